@@ -1,0 +1,78 @@
+#include "base/cpu_features.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+
+const char* isa_name(Isa isa) { return kNames[int(isa)]; }
+
+Isa best_isa() {
+#if defined(__x86_64__)
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
+    return Isa::kScalar;
+  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+    return Isa::kAvx2;
+  return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+#else
+  return Isa::kScalar;
+#endif
+}
+
+std::vector<Isa> supported_isas() {
+  std::vector<Isa> out;
+  for (int i = 0; i <= int(best_isa()); ++i) out.push_back(Isa(i));
+  return out;
+}
+
+Isa resolve_isa(const std::string& name) {
+  if (name.empty()) return best_isa();
+  for (int i = 0; i < 4; ++i) {
+    if (name != kNames[i]) continue;
+    if (Isa(i) > best_isa())
+      fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ",
+           isa_name(best_isa()));
+    return Isa(i);
+  }
+  invalid("isa", "expected scalar, avx2, avx512 or avx512bf16, got \"", name, "\"");
+}
+
+// cgroup v2 "max 100000" or "150000 100000"; v1 has the two numbers in two files. 0 = no limit.
+static double cgroup_quota() {
+  long long quota = 0, period = 0;
+  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    int n = std::fscanf(f, "%lld %lld", &quota, &period);
+    std::fclose(f);
+    return n == 2 && quota > 0 && period > 0 ? double(quota) / double(period) : 0;
+  }
+  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
+    int n = std::fscanf(f, "%lld", &quota);
+    std::fclose(f);
+    FILE* g = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
+    if (g) {
+      n += std::fscanf(g, "%lld", &period);
+      std::fclose(g);
+    }
+    return n == 2 && quota > 0 && period > 0 ? double(quota) / double(period) : 0;
+  }
+  return 0;
+}
+
+int usable_cores() {
+  cpu_set_t set;
+  int cores = 1;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
+  double quota = cgroup_quota();
+  if (quota > 0) cores = std::min(cores, std::max(1, int(std::ceil(quota))));
+  return cores;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,27 @@
+#include "base/error.h"
+
+#include <cstdio>
+
+namespace lynx_rt::detail {
+
+void append(std::string& out, std::string_view s) { out.append(s); }
+void append(std::string& out, const char* s) { out.append(s); }
+void append(std::string& out, const std::string& s) { out.append(s); }
+void append(std::string& out, bool v) { out.append(v ? "true" : "false"); }
+
+void append(std::string& out, double v) {
+  char buf[32];
+  std::snprintf(buf, sizeof buf, "%g", v);
+  out.append(buf);
+}
+
+void append(std::string& out, const std::vector<int64_t>& shape) {
+  out.push_back('[');
+  for (size_t i = 0; i < shape.size(); ++i) {
+    if (i) out.append(", ");
+    out.append(std::to_string(shape[i]));
+  }
+  out.push_back(']');
+}
+
+}  // namespace lynx_rt::detail

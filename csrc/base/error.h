@@ -1,0 +1,45 @@
+// Raising errors: fail(code, field, parts...) concatenates its parts into the message.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <vector>
+
+#include "lynx_rt/error.h"
+
+namespace lynx_rt {
+
+namespace detail {
+void append(std::string& out, std::string_view s);
+void append(std::string& out, const char* s);
+void append(std::string& out, const std::string& s);
+void append(std::string& out, double v);
+void append(std::string& out, bool v);
+void append(std::string& out, const std::vector<int64_t>& shape);  // "[8, 64]"
+template <class T>
+  requires(std::is_integral_v<T> && !std::is_same_v<T, bool>)
+void append(std::string& out, T v) {
+  out += std::to_string(v);
+}
+}  // namespace detail
+
+template <class... Parts>
+std::string str_cat(const Parts&... parts) {
+  std::string out;
+  (detail::append(out, parts), ...);
+  return out;
+}
+
+template <class... Parts>
+[[noreturn]] void fail(ErrorCode code, std::string field, const Parts&... parts) {
+  throw Error(code, std::move(field), str_cat(parts...));
+}
+
+// A caller's mistake. The message is prefixed by the field: "temperature: expected ..., got ...".
+template <class... Parts>
+[[noreturn]] void invalid(const std::string& field, const Parts&... parts) {
+  throw Error(ErrorCode::kInvalidArgument, field, str_cat(field, ": ", parts...));
+}
+
+}  // namespace lynx_rt

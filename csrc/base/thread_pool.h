@@ -1,0 +1,54 @@
+// A fixed pool of threads for data-parallel loops. One loop runs at a time.
+// Thread-safety: parallel_for may be called from one thread at a time.
+#pragma once
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace lynx_rt {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_threads);  // counts the calling thread; >= 1
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return int(workers_.size()) + 1; }
+
+  // Calls fn(task, thread) once for every task in [0, num_tasks), thread in [0, num_threads()); returns when all
+  // are done. Tasks are handed out in rising order; which thread runs one is not fixed, so fn must not let its
+  // result depend on it. fn must not throw.
+  template <class Fn>
+  void parallel_for(int64_t num_tasks, Fn&& fn) {
+    using F = std::remove_reference_t<Fn>;
+    run(num_tasks, [](void* ctx, int64_t task, int thread) { (*static_cast<F*>(ctx))(task, thread); },
+        const_cast<void*>(static_cast<const void*>(&fn)));
+  }
+
+ private:
+  using TaskFn = void (*)(void* ctx, int64_t task, int thread);
+  void run(int64_t num_tasks, TaskFn fn, void* ctx);
+  void work(int thread);
+  void worker_main(int thread);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  bool stop_ = false;
+  int sleepers_ = 0;  // guarded by mutex_
+  // The loop in progress. Written by run() before `epoch_` is raised, read by workers after they see it.
+  TaskFn fn_ = nullptr;
+  void* ctx_ = nullptr;
+  int64_t num_tasks_ = 0;
+  alignas(64) std::atomic<uint64_t> epoch_{0};
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<int> running_{0};
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,34 @@
+// The one exception type of the library. Thread-safety: immutable after construction.
+#pragma once
+#include <stdexcept>
+#include <string>
+
+namespace lynx_rt {
+
+enum class ErrorCode {
+  kInvalidArgument,  // a value passed by the caller is out of range, malformed or of the wrong shape
+  kUnsupported,      // understood, but this build or version cannot do it
+  kNotFound,         // a file, folder or request does not exist
+  kCorruptFile,      // a checkpoint file or config contradicts itself or its format
+  kOutOfMemory,      // would not fit; the text says how much is needed and what would make it fit
+  kQueueFull,        // the engine's request queue is at its limit
+  kClosed,           // the engine has been closed
+  kDevice,           // the device or its driver failed
+  kInternal,         // a broken invariant of this library: a bug
+};
+
+// what() says what was expected and what was found. field() names the argument, key, tensor or file at fault
+// ("temperature", "model.layers.0.mlp.gate.weight"), empty where there is none.
+class Error : public std::runtime_error {
+ public:
+  Error(ErrorCode code, std::string field, const std::string& text)
+      : std::runtime_error(text), code_(code), field_(std::move(field)) {}
+  ErrorCode code() const { return code_; }
+  const std::string& field() const { return field_; }
+
+ private:
+  ErrorCode code_;
+  std::string field_;
+};
+
+}  // namespace lynx_rt
