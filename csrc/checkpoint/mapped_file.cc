@@ -1,0 +1,73 @@
+#include "checkpoint/mapped_file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <system_error>
+#include <utility>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+namespace {
+
+// Closes on every way out; the mapping outlives the descriptor, so a checkpoint of many shards holds none open.
+struct Descriptor {
+  int fd;
+  ~Descriptor() {
+    if (fd >= 0) ::close(fd);
+  }
+};
+
+[[noreturn]] void fail_errno(const std::string& path, const char* what, int error) {
+  const bool missing = error == ENOENT || error == ENOTDIR;
+  fail(missing ? ErrorCode::kNotFound : ErrorCode::kCorruptFile, path, path, ": ", what, ": ",
+       std::system_category().message(error));
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
+  // The system call would stop at the NUL and open another file than the one that error texts name.
+  if (path.find('\0') != std::string::npos) fail(ErrorCode::kNotFound, path, "the path contains a NUL character");
+
+  // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer. It changes nothing for a regular file.
+  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)};
+  if (file.fd < 0) fail_errno(path, "cannot open", errno);
+  struct stat info;
+  if (::fstat(file.fd, &info) != 0) fail_errno(path, "cannot read its size", errno);
+  if (S_ISDIR(info.st_mode)) fail(ErrorCode::kCorruptFile, path, path, ": expected a file, found a folder");
+  if (!S_ISREG(info.st_mode)) fail(ErrorCode::kCorruptFile, path, path, ": expected a regular file");
+  if (info.st_size == 0) fail(ErrorCode::kCorruptFile, path, path, ": the file is empty");
+
+  // No madvise, by measurement on 2.6 GB: in the page cache first touch is 0.03 to 0.3 s without it; cold, reading in
+  // order takes 2.1 s with or without WILLNEED (the kernel cuts one call to one read-ahead window, and a loop of small
+  // calls just moves the wait here, where `inspect` would pay it too).
+  void* data = ::mmap(nullptr, size_t(info.st_size), PROT_READ, MAP_PRIVATE, file.fd, 0);
+  if (data == MAP_FAILED) fail_errno(path, "cannot map into memory", errno);
+  data_ = static_cast<const uint8_t*>(data);
+  size_ = info.st_size;
+}
+
+MappedFile::~MappedFile() {
+  if (data_) ::munmap(const_cast<uint8_t*>(data_), size_t(size_));
+}
+
+MappedFile::MappedFile(MappedFile&& other) noexcept
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+// `other` is left with what this held, and unmaps it when it dies.
+MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
+  std::swap(path_, other.path_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+}  // namespace lynx_rt
