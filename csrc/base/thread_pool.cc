@@ -15,6 +15,9 @@ namespace {
 // server must not burn a core.
 constexpr auto kSpin = std::chrono::microseconds(200);
 
+constexpr uint64_t kInside = 0x7fffffff, kClosed = 0x80000000;
+constexpr uint64_t loop_number(uint64_t gate) { return gate >> 32; }
+
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -24,17 +27,15 @@ void relax() {
 }
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
-  if (num_threads < 1 || num_threads > 4096)
-    invalid("num_threads", "expected 1..4096, got ", num_threads);
+ThreadPool::ThreadPool(int num_threads) : gate_(kClosed) {
+  if (num_threads < 1 || num_threads > 4096) invalid("num_threads", "expected 1..4096, got ", num_threads);
   for (int t = 1; t < num_threads; ++t) workers_.emplace_back([this, t] { worker_main(t); });
 }
 
 ThreadPool::~ThreadPool() {
   {
     std::lock_guard lock(mutex_);
-    stop_ = true;
-    epoch_.fetch_add(1);
+    stop_.store(true);
   }
   wake_.notify_all();
   for (auto& w : workers_) w.join();
@@ -58,17 +59,16 @@ void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
   ctx_ = ctx;
   num_tasks_ = num_tasks;
   next_.store(0, std::memory_order_relaxed);
-  running_.store(int(workers_.size()), std::memory_order_relaxed);
   bool notify;
   {
     std::lock_guard lock(mutex_);
-    epoch_.fetch_add(1, std::memory_order_release);
+    gate_.store((loop_number(gate_.load(std::memory_order_relaxed)) + 1) << 32, std::memory_order_release);
     notify = sleepers_ > 0;
   }
   if (notify) wake_.notify_all();
   work(0);
-  // Every worker must have left work() before the next loop may overwrite fn_ and next_.
-  for (int spins = 0; running_.load(std::memory_order_acquire) != 0; ++spins) {
+  gate_.fetch_or(kClosed, std::memory_order_relaxed);
+  for (int spins = 0; (gate_.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
     if (spins < 4096) relax();
     else std::this_thread::yield();
   }
@@ -76,20 +76,28 @@ void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
 
 void ThreadPool::worker_main(int thread) {
   uint64_t seen = 0;
-  for (;;) {
-    auto deadline = std::chrono::steady_clock::now() + kSpin;
-    for (int i = 0; epoch_.load(std::memory_order_acquire) == seen; ++i) {
-      relax();
-      if ((i & 63) != 63 || std::chrono::steady_clock::now() < deadline) continue;
-      std::unique_lock lock(mutex_);
-      ++sleepers_;
-      wake_.wait(lock, [&] { return epoch_.load(std::memory_order_acquire) != seen; });
-      --sleepers_;
+  auto idle_since = std::chrono::steady_clock::now();
+  for (int i = 1; !stop_.load(std::memory_order_relaxed); ++i) {
+    uint64_t gate = gate_.load(std::memory_order_acquire);
+    if (loop_number(gate) != seen) {
+      seen = loop_number(gate);
+      bool inside = false;
+      while (loop_number(gate) == seen && !(gate & kClosed) && !inside)
+        inside = gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire);
+      if (inside) {
+        work(thread);
+        gate_.fetch_sub(1, std::memory_order_release);
+      }
+      idle_since = std::chrono::steady_clock::now();
+      continue;
     }
-    ++seen;
-    if (stop_) return;
-    work(thread);
-    running_.fetch_sub(1, std::memory_order_release);
+    relax();
+    if (i % 64 != 0 || std::chrono::steady_clock::now() - idle_since < kSpin) continue;
+    std::unique_lock lock(mutex_);
+    ++sleepers_;
+    wake_.wait(lock, [&] { return stop_.load() || loop_number(gate_.load()) != seen; });
+    --sleepers_;
+    idle_since = std::chrono::steady_clock::now();
   }
 }
 

@@ -40,15 +40,17 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  bool stop_ = false;
   int sleepers_ = 0;  // guarded by mutex_
-  // The loop in progress. Written by run() before `epoch_` is raised, read by workers after they see it.
+  // The loop in progress: written while nobody is inside the gate, read by who is.
   TaskFn fn_ = nullptr;
   void* ctx_ = nullptr;
   int64_t num_tasks_ = 0;
-  alignas(64) std::atomic<uint64_t> epoch_{0};
+  // Who works on the loop: its number, whether it is closed, and how many workers are inside. The caller closes the gate when
+  // no task is left and waits for those inside only; a worker that comes late, because it slept or was not on a core,
+  // finds it closed and costs nothing.
+  alignas(64) std::atomic<uint64_t> gate_;
   alignas(64) std::atomic<int64_t> next_{0};
-  alignas(64) std::atomic<int> running_{0};
+  std::atomic<bool> stop_{false};
 };
 
 }  // namespace lynx_rt
