@@ -2,6 +2,9 @@
 #pragma once
 #include <stdexcept>
 #include <string>
+#include <utility>
+
+#include "lynx_rt/export.h"
 
 namespace lynx_rt {
 
@@ -19,7 +22,7 @@ enum class ErrorCode {
 
 // what() says what was expected and what was found. field() names the argument, key, tensor or file at fault
 // ("temperature", "model.layers.0.mlp.gate.weight"), empty where there is none.
-class Error : public std::runtime_error {
+class LYNX_RT_API Error : public std::runtime_error {
  public:
   Error(ErrorCode code, std::string field, const std::string& text)
       : std::runtime_error(text), code_(code), field_(std::move(field)) {}

@@ -1,0 +1,63 @@
+#include "backend/cpu/kernels/simd_avx512.h"
+// The simd header must come first: the kernels are written over its types.
+#include "backend/cpu/kernels/kernels_inl.h"
+
+// bf16 x bf16 dot products with vdpbf16ps: 32 elements a step, lane l taking elements 2l and 2l + 1; the tail is masked to
+// zeros. As everywhere, the order depends on K alone.
+namespace {
+
+template <int NR, int MR>
+inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int64_t k, float* out, int64_t out_stride,
+                      bool accumulate, bool first_pass) {
+  __m512 acc[NR][MR];
+  for (int i = 0; i < NR; ++i)
+    for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_setzero_ps();
+  int64_t p = 0;
+  for (; p + 32 <= k; p += 32) {
+    __m512bh xv[MR];
+    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_loadu_si512(static_cast<const uint16_t*>(x[j]) + p);
+    for (int i = 0; i < NR; ++i) {
+      const char* wp = w + i * w_stride + p * 2;
+      if (first_pass) prefetch(wp + NR * w_stride);
+      __m512bh wv = (__m512bh)_mm512_loadu_si512(wp);
+      for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], wv, xv[j]);
+    }
+  }
+  if (p < k) {
+    __mmask32 mask = (__mmask32(1) << (k - p)) - 1;
+    __m512bh xv[MR];
+    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x[j]) + p);
+    for (int i = 0; i < NR; ++i) {
+      __m512bh wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + i * w_stride + p * 2);
+      for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], wv, xv[j]);
+    }
+  }
+  for (int j = 0; j < MR; ++j)
+    for (int i = 0; i < NR; ++i) put(out + j * out_stride + i, fold(acc[i][j]), accumulate);
+}
+
+template <int NR>
+inline void bf16_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out,
+                      int64_t out_stride, bool accumulate) {
+  int64_t j = 0;
+  for (; j + 4 <= m; j += 4) bf16_tile<NR, 4>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+  switch (m - j) {
+    case 3: bf16_tile<NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 2: bf16_tile<NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 1: bf16_tile<NR, 1>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+  }
+}
+
+void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
+               int64_t out_stride, bool accumulate) {
+  const char* w = static_cast<const char*>(weights);
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) bf16_rows<4>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+  for (; i < n; ++i) bf16_rows<1>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+}
+
+}  // namespace
+
+namespace lynx_rt::cpu {
+const Kernels kAvx512Bf16Kernels = make_kernels(Isa::kAvx512Bf16, gemm_bf16);
+}

@@ -1,0 +1,279 @@
+// The kernels, written over the sixteen-lane type F16 of the simd_*.h header that the including file chose.
+//
+// Dot products: lane l accumulates elements l, l + 16, l + 32, ... in order with fused multiply-add; a short tail is padded with
+// zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on K alone, so a row's result is the same
+// bits in any batch. Elementwise loops use plain operations without contraction (-ffp-contract=off), so that the compiler
+// may vectorise them and the remainder still rounds alike.
+#pragma once
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "backend/cpu/kernels/kernels.h"
+
+namespace {
+
+using lynx_rt::DType;
+
+constexpr int kLanes = 16;
+
+template <DType D>
+inline F16 load(const void* p) {
+  if constexpr (D == DType::kF32) return load_f32(p);
+  else if constexpr (D == DType::kBF16) return load_bf16(p);
+  else return load_f16(p);
+}
+
+template <DType D>
+constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
+
+template <DType D>
+inline F16 load_partial(const void* p, int64_t count) {
+  alignas(64) unsigned char buf[64] = {};
+  std::memcpy(buf, p, size_t(count * kSize<D>));
+  return load<D>(buf);
+}
+
+inline F16 zero() { return F16{}; }
+
+inline void put(float* out, float v, bool accumulate) { *out = accumulate ? *out + v : v; }
+
+// One register tile: NR rows of w against MR rows of x.
+template <DType W, int NR, int MR>
+inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int64_t k, float* out, int64_t out_stride,
+                      bool accumulate, bool first_pass) {
+  F16 acc[NR][MR];
+  for (int i = 0; i < NR; ++i)
+    for (int j = 0; j < MR; ++j) acc[i][j] = zero();
+  int64_t p = 0;
+  for (; p + kLanes <= k; p += kLanes) {
+    F16 xv[MR];
+    for (int j = 0; j < MR; ++j) xv[j] = load_f32(static_cast<const float*>(x[j]) + p);
+    for (int i = 0; i < NR; ++i) {
+      const char* wp = w + i * w_stride + p * kSize<W>;
+      // The first pass over a tile streams it from memory: fetch the tile after it meanwhile.
+      if (first_pass) prefetch(wp + NR * w_stride);
+      F16 wv = load<W>(wp);
+      for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
+    }
+  }
+  if (p < k) {
+    F16 xv[MR];
+    for (int j = 0; j < MR; ++j) xv[j] = load_partial<DType::kF32>(static_cast<const float*>(x[j]) + p, k - p);
+    for (int i = 0; i < NR; ++i) {
+      F16 wv = load_partial<W>(w + i * w_stride + p * kSize<W>, k - p);
+      for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
+    }
+  }
+  for (int j = 0; j < MR; ++j)
+    for (int i = 0; i < NR; ++i) put(out + j * out_stride + i, fold(acc[i][j]), accumulate);
+}
+
+template <DType W, int NR>
+inline void gemm_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out,
+                      int64_t out_stride, bool accumulate) {
+  int64_t j = 0;
+  for (; j + kTileM <= m; j += kTileM)
+    gemm_tile<W, NR, kTileM>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+  switch (m - j) {
+    case 3: if constexpr (kTileM > 3) gemm_tile<W, NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 2: if constexpr (kTileM > 2) gemm_tile<W, NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 1: gemm_tile<W, NR, 1>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+  }
+}
+
+template <DType W>
+void gemm(const void* weights, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
+          int64_t out_stride, bool accumulate) {
+  const char* w = static_cast<const char*>(weights);
+  int64_t i = 0;
+  for (; i + kTileN <= n; i += kTileN) gemm_rows<W, kTileN>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+  for (; i < n; ++i) gemm_rows<W, 1>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+}
+
+template <DType D>
+void weighted_sum_of(const char* v, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
+  for (int64_t j = 0; j < m; ++j) {
+    int64_t i = 0;
+    for (; i + kLanes <= d; i += kLanes) {
+      F16 a = load_f32(acc[j] + i);
+      for (int64_t t = 0; t < tokens; ++t) {
+        float pt[kLanes];
+        for (int l = 0; l < kLanes; ++l) pt[l] = p[j][t];
+        a = fmadd(load_f32(pt), load<D>(v + (t * d + i) * kSize<D>), a);
+      }
+      std::memcpy(acc[j] + i, &a, 64);
+    }
+    if (i < d) {
+      F16 a = load_partial<DType::kF32>(acc[j] + i, d - i);
+      for (int64_t t = 0; t < tokens; ++t) {
+        float pt[kLanes];
+        for (int l = 0; l < kLanes; ++l) pt[l] = p[j][t];
+        a = fmadd(load_f32(pt), load_partial<D>(v + (t * d + i) * kSize<D>, d - i), a);
+      }
+      std::memcpy(acc[j] + i, &a, size_t(d - i) * 4);
+    }
+  }
+}
+
+void weighted_sum(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
+  const char* b = static_cast<const char*>(v);
+  switch (dtype) {
+    case DType::kF32: return weighted_sum_of<DType::kF32>(b, tokens, p, m, d, acc);
+    case DType::kBF16: return weighted_sum_of<DType::kBF16>(b, tokens, p, m, d, acc);
+    case DType::kF16: return weighted_sum_of<DType::kF16>(b, tokens, p, m, d, acc);
+  }
+}
+
+template <DType D>
+void convert_to_f32(const char* in, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    F16 v = load<D>(in + i * kSize<D>);
+    std::memcpy(out + i, &v, 64);
+  }
+  if (i < n) {
+    F16 v = load_partial<D>(in + i * kSize<D>, n - i);
+    std::memcpy(out + i, &v, size_t(n - i) * 4);
+  }
+}
+
+void to_f32(const void* in, DType dtype, int64_t n, float* out) {
+  const char* b = static_cast<const char*>(in);
+  switch (dtype) {
+    case DType::kF32: std::memcpy(out, in, size_t(n) * 4); return;
+    case DType::kBF16: return convert_to_f32<DType::kBF16>(b, n, out);
+    case DType::kF16: return convert_to_f32<DType::kF16>(b, n, out);
+  }
+}
+
+// Branch-free form of f32_to_bf16 for finite values; NaN keeps a set mantissa bit.
+inline uint16_t bf16_bits(float f) {
+  uint32_t u = std::bit_cast<uint32_t>(f);
+  uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
+  uint32_t nan = (u >> 16) | 0x40;
+  return uint16_t((u & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
+}
+
+void from_f32(const float* in, int64_t n, DType dtype, void* out) {
+  uint16_t* o = static_cast<uint16_t*>(out);
+  switch (dtype) {
+    case DType::kF32: std::memcpy(out, in, size_t(n) * 4); return;
+    case DType::kBF16:
+      for (int64_t i = 0; i < n; ++i) o[i] = bf16_bits(in[i]);
+      return;
+    case DType::kF16:
+      for (int64_t i = 0; i < n; ++i) o[i] = lynx_rt::f32_to_f16(in[i]);
+      return;
+  }
+}
+
+void round_to(const float* in, int64_t n, DType dtype, float* out) {
+  switch (dtype) {
+    case DType::kF32: std::memcpy(out, in, size_t(n) * 4); return;
+    case DType::kBF16:
+      for (int64_t i = 0; i < n; ++i) out[i] = std::bit_cast<float>(uint32_t(bf16_bits(in[i])) << 16);
+      return;
+    case DType::kF16:
+      for (int64_t i = 0; i < n; ++i) out[i] = lynx_rt::f16_to_f32(lynx_rt::f32_to_f16(in[i]));
+      return;
+  }
+}
+
+// The weight as float32, a block at a time, so that the loops below need not be repeated per dtype.
+constexpr int64_t kBlock = 256;
+
+void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out) {
+  F16 sum = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    F16 v = load_f32(x + i);
+    sum = fmadd(v, v, sum);
+  }
+  if (i < n) {
+    F16 v = load_partial<DType::kF32>(x + i, n - i);
+    sum = fmadd(v, v, sum);
+  }
+  float scale = 1.0f / std::sqrt(fold(sum) / float(n) + eps);
+  float w[kBlock];
+  for (int64_t b = 0; b < n; b += kBlock) {
+    int64_t count = n - b < kBlock ? n - b : kBlock;
+    to_f32(static_cast<const char*>(weight) + b * lynx_rt::dtype_size(dtype), dtype, count, w);
+    for (int64_t j = 0; j < count; ++j) out[b + j] = x[b + j] * scale * w[j];
+  }
+}
+
+// exp(x) with a relative error below 2^-22: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial in r, scaled by 2^n.
+// Coefficients: the Taylor series up to r^7, whose first omitted term is below 2^-24 there. Plain operations only.
+inline float exp_f32(float x) {
+  x = x < -87.0f ? -87.0f : x;
+  x = x > 88.0f ? 88.0f : x;
+  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
+  float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;   // ln 2 in two parts: n * first part is exact
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  return p * std::bit_cast<float>(uint32_t(int32_t(n) + 127) << 23);
+}
+
+void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+}
+
+void softmax(float* x, int64_t n, float scale) {
+  float lane_max[kLanes], lane_sum[kLanes] = {};
+  for (int l = 0; l < kLanes; ++l) lane_max[l] = -INFINITY;
+  int64_t whole = n / kLanes * kLanes;
+  for (int64_t i = 0; i < whole; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lane_max[l] = x[i + l] > lane_max[l] ? x[i + l] : lane_max[l];
+  for (int64_t i = whole; i < n; ++i) lane_max[i - whole] = x[i] > lane_max[i - whole] ? x[i] : lane_max[i - whole];
+  float max = -INFINITY;
+  for (int l = 0; l < kLanes; ++l) max = lane_max[l] > max ? lane_max[l] : max;
+  for (int64_t i = 0; i < n; ++i) x[i] = exp_f32((x[i] - max) * scale);
+  for (int64_t i = 0; i < whole; i += kLanes)
+    for (int l = 0; l < kLanes; ++l) lane_sum[l] += x[i + l];
+  for (int64_t i = whole; i < n; ++i) lane_sum[i - whole] += x[i];
+  float sum = 0;
+  for (int l = 0; l < kLanes; ++l) sum += lane_sum[l];
+  float inverse = 1.0f / sum;
+  for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
+}
+
+void rope(float* x, const float* cos, const float* sin, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    float a = x[i], b = x[i + half];
+    x[i] = a * cos[i] - b * sin[i];
+    x[i + half] = b * cos[i] + a * sin[i];
+  }
+}
+
+void axpy(float a, const float* x, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] = y[i] + a * x[i];
+}
+
+double read_sum(const void* p, int64_t bytes) {
+  const char* b = static_cast<const char*>(p);
+  F16 acc[8];
+  for (auto& a : acc) a = zero();
+  for (int64_t i = 0; i + 512 <= bytes; i += 512)
+    for (int j = 0; j < 8; ++j) {
+      prefetch(b + i + j * 64 + 4096);
+      acc[j] = acc[j] + load_f32(b + i + j * 64);
+    }
+  double sum = 0;
+  for (auto& a : acc) sum += fold(a);
+  return sum;
+}
+
+constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
+  return {isa,          {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
+          bf16,         weighted_sum, to_f32, from_f32, round_to, rmsnorm, silu_mul, softmax, rope, axpy, read_sum};
+}
+
+}  // namespace

@@ -1,0 +1,40 @@
+// Sixteen float lanes as one AVX-512 register. See simd_scalar.h.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "base/types.h"
+
+namespace {
+
+using F16 = __m512;
+
+constexpr int kTileN = 4, kTileM = 4;  // 16 accumulators of 32 registers
+
+inline F16 fmadd(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
+inline F16 load_f32(const void* p) { return _mm512_loadu_ps(p); }
+
+inline F16 load_bf16(const void* p) {
+  __m256i h = _mm256_loadu_si256(static_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+
+inline F16 load_f16(const void* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+
+// 4 -> 1 in the order (0 + 2) + (1 + 3).
+inline float fold4(__m128 v) {
+  __m128 pairs = _mm_add_ps(v, _mm_movehl_ps(v, v));
+  return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps(pairs, pairs, 1)));
+}
+
+inline float fold(F16 v) {
+  __m256 half = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  return fold4(_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace

@@ -1,0 +1,63 @@
+#include "engine/batch.h"
+
+#include <algorithm>
+
+namespace lynx_rt {
+
+void Batch::clear(int64_t max_blocks) {
+  token_ids_.clear();
+  positions_.clear();
+  block_tables_.clear();
+  slots_.clear();
+  exact_.clear();
+  query_start_.assign(1, 0);
+  view_ = BatchView{};
+  view_.max_blocks = max_blocks;
+}
+
+void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
+                         bool exact) {
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    int64_t p = position + int64_t(i);
+    token_ids_.push_back(tokens[i]);
+    positions_.push_back(int32_t(p));
+    slots_.push_back(int64_t(blocks[size_t(p / block_size)]) * block_size + p % block_size);
+    exact_.push_back(exact);
+  }
+  query_start_.push_back(int32_t(token_ids_.size()));
+  block_tables_.insert(block_tables_.end(), blocks.begin(), blocks.end());
+  block_tables_.resize((query_start_.size() - 1) * size_t(view_.max_blocks), 0);
+}
+
+void Batch::finish(Phase phase) {
+  view_.num_rows = int64_t(token_ids_.size());
+  view_.num_seqs = int64_t(query_start_.size()) - 1;
+  view_.token_ids = token_ids_.data();
+  view_.positions = positions_.data();
+  view_.slots = slots_.data();
+  view_.query_start = query_start_.data();
+  view_.block_tables = block_tables_.data();
+  view_.exact = exact_.data();
+  view_.phase = phase;
+}
+
+const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
+  size_t max_blocks = 0;
+  for (const ScheduledRequest& s : step.requests) max_blocks = std::max(max_blocks, s.request->blocks.size());
+  clear(int64_t(max_blocks));
+  for (const ScheduledRequest& s : step.requests) {
+    const Request& r = *s.request;
+    add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size, r.params.exact);
+  }
+  finish(step.phase);
+  return view_;
+}
+
+const BatchView& Batch::build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size) {
+  clear(int64_t(blocks.size()));
+  add_sequence(tokens, position, blocks, block_size, true);
+  finish(Phase::kPrefill);
+  return view_;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,31 @@
+// Turns a scheduled step into the flat arrays that the model reads.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "engine/scheduler.h"
+
+namespace lynx_rt {
+
+// Owns the arrays behind a BatchView; reused from step to step.
+class Batch {
+ public:
+  // The view is valid until the next call.
+  const BatchView& build(const ScheduledStep& step, int64_t block_size);
+  // A single sequence of consecutive tokens starting at `position`, whose pages are `blocks`.
+  const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size);
+  int64_t first_row(size_t request) const { return query_start_[request]; }
+
+ private:
+  void clear(int64_t max_blocks);
+  void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size, bool exact);
+  void finish(Phase phase);
+
+  std::vector<int32_t> token_ids_, positions_, query_start_, block_tables_;
+  std::vector<int64_t> slots_;
+  std::vector<uint8_t> exact_;
+  BatchView view_;
+};
+
+}  // namespace lynx_rt

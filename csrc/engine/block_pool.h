@@ -1,0 +1,75 @@
+// Fixed-size KV pages: reference counts, a free list in least-recently-used order, and the prefix cache. No tensor code.
+//
+// Prefix cache: a full page is known by the content of its predecessor and its own tokens. Every registered content has its own number,
+// so that equality is exact: there are no hash collisions to trust. A page whose references drop to zero keeps
+// its content until the free list hands it out again.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+namespace lynx_rt {
+
+using ContentId = int64_t;
+constexpr ContentId kNoContent = 0;  // the empty prefix
+
+// Thread-safety: none; the engine's lock covers it.
+class BlockPool {
+ public:
+  BlockPool(int64_t num_blocks, int64_t block_size, bool enable_prefix_caching);
+
+  int64_t block_size() const { return block_size_; }
+  int64_t num_blocks() const { return int64_t(blocks_.size()); }
+  int64_t num_free() const { return num_free_; }
+
+  // Takes `count` pages with one reference each, appended to `out`; false, and nothing taken, where fewer are free.
+  bool allocate(int64_t count, std::vector<int32_t>& out);
+  // Drops one reference of each, last page first, so that the ends of prefixes are reused before their beginnings.
+  void release(std::span<const int32_t> blocks);
+
+  struct Match {
+    std::vector<int32_t> blocks;  // referenced for the caller
+    ContentId content = kNoContent;
+  };
+  // The longest run of cached pages that holds a prefix of `tokens`, at most max_blocks.
+  Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks);
+  // Offers a full page to the cache and returns its content. Where another page has that content already, that one stays.
+  ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens);
+
+  // `held`: every reference that requests hold, one entry each. Throws kInternal saying what is inconsistent.
+  void check_integrity(std::span<const int32_t> held) const;
+
+ private:
+  struct Key {
+    ContentId parent;
+    std::vector<int32_t> tokens;
+    bool operator==(const Key&) const = default;
+  };
+  struct KeyHash {
+    size_t operator()(const Key& key) const;
+  };
+  struct Content {
+    ContentId id;
+    int32_t block;
+  };
+  using ContentMap = std::unordered_map<Key, Content, KeyHash>;
+  struct Block {
+    int32_t references = 0;
+    int32_t previous = -1, next = -1;  // free list; -1 = end
+    ContentMap::iterator content;      // cache_.end() = none
+  };
+
+  void push_free(int32_t block);
+  void remove_free(int32_t block);
+
+  int64_t block_size_;
+  bool caching_;
+  std::vector<Block> blocks_;
+  ContentMap cache_;
+  ContentId next_content_ = 1;
+  int32_t free_head_ = -1, free_tail_ = -1;
+  int64_t num_free_ = 0;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,316 @@
+// A step is schedule -> run -> postprocess.
+#include "engine/engine_core.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+namespace {
+
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+DType compute_dtype(const std::string& name, const ModelConfig& config) {
+  if (name == "auto") return config.dtype;
+  for (DType t : {DType::kF32, DType::kBF16, DType::kF16})
+    if (name == dtype_name(t)) return t;
+  invalid("dtype", "expected auto, float32, bfloat16 or float16, got \"", name, "\"");
+}
+
+void check_tokens(const char* field, const std::vector<int32_t>& tokens, int64_t vocab) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= vocab) invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
+}
+
+const EngineOptions& checked(const EngineOptions& o) {
+  auto at_least = [](const char* field, int64_t v, int64_t min) {
+    if (v < min) invalid(field, "expected at least ", min, ", got ", v);
+  };
+  at_least("max_model_len", o.max_model_len, 0);
+  at_least("max_num_seqs", o.max_num_seqs, 1);
+  at_least("max_num_queued_reqs", o.max_num_queued_reqs, 0);
+  at_least("kv_cache_memory_bytes", o.kv_cache_memory_bytes, 0);
+  at_least("block_size", o.block_size, 1);
+  at_least("num_threads", o.num_threads, 0);
+  if (o.max_num_seqs > 65536) invalid("max_num_seqs", "expected at most 65536, got ", o.max_num_seqs);
+  if (o.block_size > 4096) invalid("block_size", "expected at most 4096, got ", o.block_size);
+  if (o.max_num_batched_tokens > (1 << 20)) invalid("max_num_batched_tokens", "expected at most 1048576, got ", o.max_num_batched_tokens);
+  if (o.max_num_batched_tokens < o.max_num_seqs)
+    invalid("max_num_batched_tokens", "expected at least max_num_seqs (", o.max_num_seqs, "), got ", o.max_num_batched_tokens);
+  return o;
+}
+
+Selection checked_selection(const std::string& text, const ModelConfig& m) {
+  Selection s = parse_selection(text);
+  if (s.policy == Policy::kOea && m.num_experts > 0 && s.k0 > m.num_experts_per_tok)
+    invalid("expert_selection", "k0: expected 1..", m.num_experts_per_tok, " (the model's experts per token), got ", s.k0);
+  return s;
+}
+
+ModelWeights load(const ModelConfig& config, const Checkpoint& checkpoint) {
+  ModelWeights weights;
+  load_weights(config, checkpoint, weights);
+  return weights;
+}
+
+}  // namespace
+
+EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
+    : options_(checked(o)),
+      config_(read_model_config(path)),
+      checkpoint_(Checkpoint::open(path)),
+      weights_(load(config_, checkpoint_)),
+      backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa})),
+      plan_(plan_memory(config_, backend_->compute_dtype(), options_, free_memory_bytes())),
+      cache_(*backend_, config_, plan_.num_blocks, o.block_size),
+      decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256), plan_.max_model_len),
+      pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
+      scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
+      sampler_(config_.vocab_size),
+      selection_(checked_selection(o.expert_selection, config_)),
+      logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
+      layer_stats_(size_t(decoder_.num_moe_layers())) {
+  reset_stats();
+}
+
+void EngineCore::set_selection(const std::string& text) { selection_ = checked_selection(text, config_); }
+
+void EngineCore::reset_stats() {
+  counters_ = EngineStats{};
+  preemptions_before_ = scheduler_.num_preemptions();
+  for (int64_t l = 0; l < config_.num_layers; ++l)
+    if (config_.moe_layer[size_t(l)]) counters_.layers.emplace_back().layer = l;
+  preemptions_at_reset_ = scheduler_.num_preemptions();
+  backend_->reset_profile();
+}
+
+EngineStats EngineCore::stats() const {
+  EngineStats s = counters_;
+  s.num_running = scheduler_.num_running();
+  s.num_waiting = scheduler_.num_waiting();
+  s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
+  s.preemptions = scheduler_.num_preemptions() - preemptions_before_;
+  s.kv_blocks_total = pool_.num_blocks();
+  s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
+  for (const OpProfile& p : backend_->profile()) {
+    s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
+    s.bytes_read += p.bytes;
+  }
+  return s;
+}
+
+ModelInfo EngineCore::model_info() const {
+  ModelInfo i;
+  i.model_type = config_.model_type;
+  i.dtype = dtype_name(backend_->compute_dtype());
+  i.device = backend_->description();
+  i.hidden_size = config_.hidden_size;
+  i.num_layers = config_.num_layers;
+  i.num_heads = config_.num_heads;
+  i.num_kv_heads = config_.num_kv_heads;
+  i.head_dim = config_.head_dim;
+  i.vocab_size = config_.vocab_size;
+  i.num_experts = config_.num_experts;
+  i.num_experts_per_tok = config_.num_experts_per_tok;
+  i.moe_intermediate_size = config_.moe_intermediate_size;
+  i.num_moe_layers = decoder_.num_moe_layers();
+  i.max_model_len = plan_.max_model_len;
+  i.weight_bytes = checkpoint_.total_bytes();
+  i.kv_bytes = cache_.bytes();
+  i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
+  i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
+  i.eos_token_ids = config_.eos_token_ids;
+  return i;
+}
+
+bool EngineCore::abort(uint64_t id) {
+  if (!scheduler_.remove(id)) return false;
+  ++counters_.aborted;
+  return true;
+}
+
+// Its own pages, so that running requests are not touched.
+std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64_t chunk) {
+  if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
+  if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
+  check_tokens("token_ids", tokens, config_.vocab_size);
+  if (int64_t(tokens.size()) > plan_.max_model_len)
+    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size());
+  int64_t total = int64_t(tokens.size()), size = options_.block_size, vocab = config_.vocab_size;
+  if (chunk == 0) chunk = total;
+  chunk = std::min(chunk, decoder_.max_rows());
+  KvCache cache(*backend_, config_, ceil_div(total, size), size);
+  std::vector<int32_t> blocks(size_t(cache.num_blocks()));
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
+  std::vector<float> out(size_t(checked_mul(total, vocab, "logits")));
+  Batch batch;
+  for (int64_t begin = 0; begin < total; begin += chunk) {
+    int64_t count = std::min(chunk, total - begin);
+    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {}, {});
+    for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
+      std::vector<int32_t> rows;
+      for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
+      decoder_.logits(rows, out.data() + (begin + i) * vocab);
+    }
+  }
+  return out;
+}
+
+uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params) {
+  validate(params, config_.vocab_size);
+  if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
+  if (int64_t(prompt.size()) >= plan_.max_model_len)
+    invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len, " tokens, so that one can be generated, got ", prompt.size());
+  check_tokens("prompt_token_ids", prompt, config_.vocab_size);
+  if (options_.max_num_queued_reqs && scheduler_.num_waiting() >= options_.max_num_queued_reqs)
+    fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_waiting(), " requests are waiting, the limit is ", options_.max_num_queued_reqs);
+  auto r = std::make_unique<Request>();
+  r->id = next_id_++;
+  r->params = params;
+  r->seed = params.seed ? *params.seed : derive_seed(options_.seed, r->id);
+  r->prompt_len = int64_t(prompt.size());
+  r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + params.max_tokens);
+  r->tokens = std::move(prompt);
+  r->tokens.reserve(size_t(r->max_len));
+  r->arrival_time = now();
+  uint64_t id = r->id;
+  scheduler_.add(std::move(r));
+  return id;
+}
+
+// Logits of each prompt row of this chunk give the logprobs of the token after it.
+void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row) {
+  Request& r = *s.request;
+  if (r.params.prompt_logprobs < 0 || r.num_generated() > 0) return;
+  r.prompt_logprobs.resize(size_t(r.num_computed + 1));  // entry 0 stays empty: nothing predicts the first token
+  int64_t end = std::min(s.num_tokens, r.prompt_len - 1 - r.num_computed);
+  for (int64_t i = 0; i < end; i += decoder_.max_logit_rows()) {
+    std::vector<int32_t> rows;
+    for (int64_t j = i; j < std::min(end, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(first_row + j));
+    decoder_.logits(rows, logits_.get());
+    for (size_t j = 0; j < rows.size(); ++j) {
+      int32_t token = r.tokens[size_t(r.num_computed + i + int64_t(j) + 1)];
+      r.prompt_logprobs.push_back(sampler_.top_logprobs(logits_.get() + int64_t(j) * config_.vocab_size, token, r.params.prompt_logprobs));
+    }
+  }
+}
+
+void EngineCore::count_selection() {
+  for (size_t i = 0; i < layer_stats_.size(); ++i) {
+    const SelectionStats& s = layer_stats_[i];
+    EngineStats::Layer& l = counters_.layers[i];
+    ++l.steps;
+    l.rows += s.rows;
+    l.union_before += s.union_before;
+    l.active += s.active;
+    l.remapped_pairs += s.remapped_pairs;
+    l.guard_hits += s.guard_hit;
+    l.retained_mass += s.retained_mass;
+  }
+}
+
+// Takes the logits of every request whose last token was computed, and draws its next one. A request whose constraints
+// or logits leave nothing to draw gets an error of its own; the others go on.
+std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
+  std::vector<Drawn> drawn;
+  std::vector<int32_t> rows;
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const ScheduledRequest& s = step.requests[i];
+    if (s.request->num_computed + s.num_tokens < int64_t(s.request->tokens.size())) continue;  // in the middle of its prompt
+    drawn.push_back({s.request, {}, {}});
+    rows.push_back(int32_t(batch_.first_row(i) + s.num_tokens - 1));
+  }
+  for (size_t i = 0; i < rows.size(); i += size_t(decoder_.max_logit_rows())) {
+    size_t count = std::min(rows.size() - i, size_t(decoder_.max_logit_rows()));
+    decoder_.logits(std::span(rows).subspan(i, count), logits_.get());
+    double start = now();
+    for (size_t j = 0; j < count; ++j) {
+      Drawn& d = drawn[i + j];
+      try {
+        d.result = sampler_.sample(*d.request, config_.eos_token_ids, logits_.get() + int64_t(j) * config_.vocab_size);
+      } catch (const Error& e) {
+        d.error = e.what();
+      }
+    }
+    counters_.sampling_seconds += now() - start;
+  }
+  return drawn;
+}
+
+FinishReason EngineCore::finish_reason(const Request& r) const {
+  int32_t token = r.tokens.back();
+  auto contains = [&](const std::vector<int32_t>& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
+  bool is_stop = (!r.params.ignore_eos && contains(config_.eos_token_ids)) || contains(r.params.stop_token_ids);
+  if (is_stop && r.num_generated() >= r.params.min_tokens) return FinishReason::kStop;
+  return int64_t(r.tokens.size()) >= r.max_len ? FinishReason::kLength : FinishReason::kNone;
+}
+
+StepOutput EngineCore::postprocess(Drawn drawn) {
+  Request& r = *drawn.request;
+  StepOutput out;
+  out.request_id = r.id;
+  out.error = std::move(drawn.error);
+  if (out.error.empty()) {
+    r.tokens.push_back(drawn.result.token);
+    ++counters_.generation_tokens;
+    out.token_ids = {drawn.result.token};
+    if (r.params.logprobs >= 0) out.logprobs.push_back(std::move(drawn.result.logprobs));
+    if (r.num_generated() == 1) {
+      r.first_token_time = now();
+      counters_.prompt_tokens += r.prompt_len;
+      counters_.cached_prompt_tokens += r.num_cached_tokens;
+      out.prompt_logprobs = std::move(r.prompt_logprobs);
+    }
+    out.finish_reason = finish_reason(r);
+    if (out.finish_reason == FinishReason::kStop) out.stop_token_id = drawn.result.token;
+  } else {
+    out.finish_reason = FinishReason::kError;
+  }
+  out.num_cached_tokens = r.num_cached_tokens;
+  out.num_preemptions = r.num_preemptions;
+  out.arrival_time = r.arrival_time;
+  out.first_scheduled_time = r.first_scheduled_time;
+  out.first_token_time = r.first_token_time;
+  if (out.finish_reason != FinishReason::kNone) {
+    out.finish_time = now();
+    ++counters_.finished;
+    scheduler_.remove(r.id);
+  }
+  return out;
+}
+
+std::vector<StepOutput> EngineCore::step() {
+  double start = now();
+  ScheduledStep scheduled = scheduler_.schedule();
+  if (scheduled.requests.empty()) return {};
+  for (ScheduledRequest& s : scheduled.requests)
+    if (s.request->first_scheduled_time == 0) s.request->first_scheduled_time = start;
+
+  // Up to advance() a request changes in nothing that a second try of the step would not set anew, so that a failure in the
+  // model leaves them all as they were.
+  double model_start = now();
+  decoder_.forward(batch_.build(scheduled, pool_.block_size()), cache_, selection_, layer_stats_);
+  counters_.model_seconds += now() - model_start;
+  for (size_t i = 0; i < scheduled.requests.size(); ++i) record_prompt_logprobs(scheduled.requests[i], batch_.first_row(i));
+  std::vector<Drawn> drawn = sample(scheduled);
+
+  bool batch_aware = selection_.policy != Policy::kTopk && scheduled.phase == Phase::kDecodeOnly && scheduled.num_rows > 1;
+  for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !batch_aware || s.request->params.exact);
+  std::vector<StepOutput> outputs;
+  for (Drawn& d : drawn) outputs.push_back(postprocess(std::move(d)));
+
+  double seconds = now() - start;
+  ++counters_.steps;
+  counters_.step_seconds += seconds;
+  if (scheduled.phase == Phase::kDecodeOnly) {
+    ++counters_.decode_steps;
+    counters_.decode_seconds += seconds;
+    counters_.decode_rows += scheduled.num_rows;
+    count_selection();
+  }
+  return outputs;
+}
+
+}  // namespace lynx_rt

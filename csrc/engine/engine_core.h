@@ -1,0 +1,67 @@
+// The engine without its lock: what a step is made of.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/batch.h"
+#include "engine/memory_plan.h"
+#include "engine/sampler.h"
+#include "engine/scheduler.h"
+#include "lynx_rt/engine.h"
+#include "model/decoder.h"
+
+namespace lynx_rt {
+
+// Thread-safety: none; Engine locks around every call.
+class EngineCore {
+ public:
+  EngineCore(const std::string& path, const EngineOptions& options);
+
+  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params);
+  std::vector<StepOutput> step();
+  bool abort(uint64_t id);
+  bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
+  void set_selection(const std::string& text);
+  std::string selection() const { return to_string(selection_); }
+  EngineStats stats() const;
+  void reset_stats();
+  ModelInfo model_info() const;
+  void check_integrity() const { pool_.check_integrity(scheduler_.held_blocks()); }
+  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
+
+ private:
+  void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
+  struct Drawn {
+    Request* request;
+    Sampler::Result result;
+    std::string error;  // what went wrong for this request alone; empty = nothing
+  };
+  std::vector<Drawn> sample(const ScheduledStep& step);
+  FinishReason finish_reason(const Request& request) const;
+  StepOutput postprocess(Drawn drawn);  // may end the request
+  void count_selection();
+
+  // Order matters: later members point into earlier ones.
+  EngineOptions options_;
+  ModelConfig config_;
+  Checkpoint checkpoint_;
+  ModelWeights weights_;
+  std::unique_ptr<Backend> backend_;
+  MemoryPlan plan_;
+  KvCache cache_;
+  Decoder decoder_;
+  BlockPool pool_;
+  Scheduler scheduler_;
+  Batch batch_;
+  Sampler sampler_;
+  Selection selection_;
+  DeviceArray<float> logits_;  // [max logit rows, V]
+  std::vector<SelectionStats> layer_stats_;
+  EngineStats counters_;
+  int64_t preemptions_before_ = 0;  // the scheduler's count at the last reset_stats()
+  int64_t preemptions_at_reset_ = 0;
+  uint64_t next_id_ = 1;
+};
+
+}  // namespace lynx_rt

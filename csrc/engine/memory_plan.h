@@ -1,0 +1,23 @@
+// How much KV cache an engine gets, and whether that is enough.
+#pragma once
+#include <cstdint>
+
+#include "checkpoint/config.h"
+#include "lynx_rt/engine.h"
+
+namespace lynx_rt {
+
+struct MemoryPlan {
+  int64_t num_blocks;     // KV pages
+  int64_t max_model_len;  // tokens
+};
+
+// kv_cache_memory_bytes = 0: room for max_num_seqs contexts, at most half of the memory that is free now. max_model_len = 0: the
+// model's, cut to what the cache holds. Throws kOutOfMemory where the cache cannot hold one request of the
+// max_model_len that was asked for, with what is needed, what there is, and which arguments would fit.
+MemoryPlan plan_memory(const ModelConfig& config, DType kv_dtype, const EngineOptions& options, int64_t free_bytes);
+
+// Bytes that this process may still take: MemAvailable, capped by the cgroup's limit.
+int64_t free_memory_bytes();
+
+}  // namespace lynx_rt

@@ -1,0 +1,46 @@
+// Chooses a request's next token from its logits.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "engine/request.h"
+
+namespace lynx_rt {
+
+// Scratch for one vocabulary; reused. Thread-safety: one call at a time.
+class Sampler {
+ public:
+  explicit Sampler(int64_t vocab_size) : vocab_size_(vocab_size) {}
+
+  struct Result {
+    int32_t token;
+    TokenLogprobs logprobs;  // empty where not asked for
+  };
+  // logits [V], overwritten. Order of effects: allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens), logit_bias,
+  // repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given.
+  // The draw is a pure function of (request.seed, position = request.tokens.size(), logits).
+  // Throws kInternal naming the request where a logit is NaN; kInvalidArgument where no token is left to choose from.
+  Result sample(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
+
+  // The `count` most likely tokens and `token` itself (first), from logits [V].
+  TokenLogprobs top_logprobs(const float* logits, int32_t token, int64_t count);
+
+ private:
+  void apply_constraints(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
+  void apply_penalties(const Request& request, float* logits);
+  int32_t draw(const Request& request, const float* logits);
+
+  int64_t vocab_size_;
+  std::vector<int32_t> order_;
+  std::vector<double> probability_;
+  std::vector<int32_t> count_;     // occurrences of each token in the request; all zero between calls
+  std::vector<uint8_t> in_prompt_;
+};
+
+// Uniform in [0, 1), a pure function of its arguments.
+double counter_uniform(uint64_t seed, uint64_t position);
+// Independent seeds from an engine seed and a request number.
+uint64_t derive_seed(uint64_t engine_seed, uint64_t request);
+
+}  // namespace lynx_rt

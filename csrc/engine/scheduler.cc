@@ -1,0 +1,145 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+#include "base/types.h"
+
+namespace lynx_rt {
+
+Scheduler::Scheduler(BlockPool& pool, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk)
+    : pool_(pool), max_num_seqs_(max_num_seqs), max_num_batched_tokens_(max_num_batched_tokens), mixed_(enable_mixed_chunk) {}
+
+void Scheduler::add(std::unique_ptr<Request> request) { waiting_.push_back(std::move(request)); }
+
+bool Scheduler::reserve(Request& r, int64_t num_tokens) {
+  int64_t needed = ceil_div(r.num_computed + num_tokens, pool_.block_size()) - int64_t(r.blocks.size());
+  return needed <= 0 || pool_.allocate(needed, r.blocks);
+}
+
+void Scheduler::forget_pages(Request& r) {
+  pool_.release(r.blocks);
+  r.blocks.clear();
+  r.num_computed = r.num_reproducible = r.num_registered = 0;
+  r.last_content = kNoContent;
+}
+
+void Scheduler::preempt_last() {
+  std::unique_ptr<Request> r = std::move(running_.back());
+  running_.pop_back();
+  forget_pages(*r);
+  ++r->num_preemptions;
+  ++num_preemptions_;
+  waiting_.push_front(std::move(r));
+}
+
+void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
+  step.requests.push_back({&r, num_tokens});
+  step.num_rows += num_tokens;
+}
+
+// A row that finds no page preempts the latest request, which has not been scheduled yet, or is itself.
+void Scheduler::schedule_decode(ScheduledStep& step) {
+  for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
+    Request* r = running_[i].get();
+    if (!r->is_decoding()) continue;
+    bool ok = reserve(*r, 1);
+    while (!ok && running_.size() > i + 1) {
+      preempt_last();
+      ok = reserve(*r, 1);
+    }
+    if (ok) {
+      take(step, *r, 1);
+    } else {
+      preempt_last();  // itself; the ones before it hold the pages and go on
+    }
+  }
+}
+
+// Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was
+// preempted in this step is not let in again before the next.
+void Scheduler::schedule_prefill(ScheduledStep& step) {
+  int64_t preemptions = num_preemptions_;
+  for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
+    Request* r = running_[i].get();
+    if (r->is_decoding()) continue;
+    int64_t n = std::min(budget(step), int64_t(r->tokens.size()) - r->num_computed);
+    bool ok = reserve(*r, n);
+    bool alone = step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
+    while (!ok && alone && running_.size() > i + 1) {
+      preempt_last();
+      ok = reserve(*r, n);
+    }
+    if (ok) take(step, *r, n);
+  }
+  while (num_preemptions_ == preemptions && budget(step) > 0 && !waiting_.empty() && num_running() < max_num_seqs_)
+    if (!admit(step)) break;
+}
+
+ScheduledStep Scheduler::schedule() {
+  ScheduledStep step;
+  int64_t preemptions = num_preemptions_;
+  if (!mixed_) {
+    schedule_prefill(step);
+    if (!step.requests.empty()) return step;
+  }
+  schedule_decode(step);
+  size_t num_decode = step.requests.size();
+  if (mixed_ && num_preemptions_ == preemptions) schedule_prefill(step);
+  step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
+  return step;
+}
+
+bool Scheduler::admit(ScheduledStep& step) {
+  Request& r = *waiting_.front();
+  // The last token is always computed, for its logits; prompt logprobs need those of every token.
+  int64_t reusable = r.params.prompt_logprobs >= 0 ? 0 : (int64_t(r.tokens.size()) - 1) / pool_.block_size();
+  BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
+  int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
+  int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
+  r.blocks = std::move(match.blocks);
+  r.num_computed = r.num_reproducible = matched;
+  r.num_registered = int64_t(r.blocks.size());
+  r.last_content = match.content;
+  if (!reserve(r, n)) {
+    forget_pages(r);
+    return false;
+  }
+  if (r.num_preemptions == 0) r.num_cached_tokens = matched;
+  running_.push_back(std::move(waiting_.front()));
+  waiting_.pop_front();
+  take(step, *running_.back(), n);
+  return true;
+}
+
+void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
+  if (reproducible && r.num_reproducible == r.num_computed) r.num_reproducible += num_tokens;
+  r.num_computed += num_tokens;
+  int64_t size = pool_.block_size();
+  for (; (r.num_registered + 1) * size <= r.num_reproducible; ++r.num_registered) {
+    auto tokens = std::span<const int32_t>(r.tokens).subspan(size_t(r.num_registered * size), size_t(size));
+    r.last_content = pool_.register_block(r.blocks[size_t(r.num_registered)], r.last_content, tokens);
+  }
+}
+
+std::unique_ptr<Request> Scheduler::remove(uint64_t id) {
+  auto is_it = [id](const std::unique_ptr<Request>& r) { return r->id == id; };
+  std::unique_ptr<Request> out;
+  if (auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
+    out = std::move(*it);
+    running_.erase(it);
+  } else if (auto w = std::find_if(waiting_.begin(), waiting_.end(), is_it); w != waiting_.end()) {
+    out = std::move(*w);
+    waiting_.erase(w);
+  }
+  if (out) forget_pages(*out);
+  return out;
+}
+
+std::vector<int32_t> Scheduler::held_blocks() const {
+  std::vector<int32_t> held;
+  for (const auto& r : running_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
+  for (const auto& r : waiting_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
+  return held;
+}
+
+}  // namespace lynx_rt

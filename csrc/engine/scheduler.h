@@ -1,0 +1,64 @@
+// Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget
+// (or, without mixed chunks, prefill in steps of its own, first);
+// where pages run out, the latest request is preempted and recomputed later.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "backend/moe_types.h"
+#include "engine/block_pool.h"
+#include "engine/request.h"
+
+namespace lynx_rt {
+
+struct ScheduledRequest {
+  Request* request;
+  int64_t num_tokens;  // rows of this step: tokens [num_computed, num_computed + num_tokens)
+};
+
+struct ScheduledStep {
+  std::vector<ScheduledRequest> requests;  // decode rows first
+  int64_t num_rows = 0;
+  Phase phase = Phase::kPrefill;
+};
+
+// Thread-safety: none; the engine's lock covers it.
+class Scheduler {
+ public:
+  Scheduler(BlockPool& pool, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk);
+
+  void add(std::unique_ptr<Request> request);
+  // The next step; empty where nothing waits or runs. Takes pages for its rows.
+  ScheduledStep schedule();
+  // After the step has run: counts its rows as computed and offers full pages to the prefix cache. `reproducible` = the rows were
+  // computed under the model's own routing (per request).
+  void advance(Request& request, int64_t num_tokens, bool reproducible);
+  // Removes a request, running or waiting, and frees its pages; null where it is unknown.
+  std::unique_ptr<Request> remove(uint64_t id);
+
+  int64_t num_running() const { return int64_t(running_.size()); }
+  int64_t num_waiting() const { return int64_t(waiting_.size()); }
+  int64_t num_preemptions() const { return num_preemptions_; }
+  std::vector<int32_t> held_blocks() const;
+
+ private:
+  bool reserve(Request& request, int64_t num_tokens);  // pages for its first num_computed + num_tokens tokens
+  void forget_pages(Request& request);
+  void preempt_last();
+  void schedule_decode(ScheduledStep& step);
+  void schedule_prefill(ScheduledStep& step);  // running requests, then waiting ones
+  bool admit(ScheduledStep& step);
+  void take(ScheduledStep& step, Request& request, int64_t num_tokens);
+  int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
+
+  BlockPool& pool_;
+  int64_t max_num_seqs_, max_num_batched_tokens_;
+  bool mixed_;
+  std::vector<std::unique_ptr<Request>> running_;  // in order of admission
+  std::deque<std::unique_ptr<Request>> waiting_;
+  int64_t num_preemptions_ = 0;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,133 @@
+// The inference engine: token ids in, token ids out. Text lives in the Python package.
+//
+//   auto engine = lynx_rt::Engine::create("path/to/model", {});
+//   uint64_t id = engine->add_request({1, 20, 21}, {});
+//   while (engine->has_unfinished())
+//     for (const lynx_rt::StepOutput& out : engine->step()) use(out.token_ids);
+#pragma once
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lynx_rt/error.h"
+#include "lynx_rt/export.h"
+#include "lynx_rt/sampling_params.h"
+
+namespace lynx_rt {
+
+struct EngineOptions {
+  std::string device = "auto";          // "auto", "cpu"
+  std::string dtype = "auto";           // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
+  int64_t max_model_len = 0;            // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
+  int64_t max_num_seqs = 128;           // running requests
+  int64_t max_num_batched_tokens = 2048;// rows of one step
+  int64_t max_num_queued_reqs = 0;      // waiting requests before add_request() refuses; 0 = no limit
+  int64_t kv_cache_memory_bytes = 0;    // 0 = chosen from free memory and max_model_len
+  int64_t block_size = 16;              // tokens per KV page
+  bool enable_prefix_caching = true;
+  // Whether prefill chunks share a step with decode rows. Shared steps read the weights once for both; but batch-aware
+  // selection acts in decode-only steps, so with false, where prompts get steps of their own, it acts on every decode row.
+  bool enable_mixed_chunk = true;
+  std::string expert_selection = "topk";// "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
+  int num_threads = 0;                  // 0 = the cores that this process may use
+  std::string isa;                      // "" = best; "scalar", "avx2", "avx512", "avx512bf16"
+  uint64_t seed = 0;                    // for requests without one
+};
+
+struct TokenLogprob {
+  int32_t token_id;
+  float logprob;  // natural log, of the model's distribution before penalties and temperature
+  int32_t rank;   // 1 = most likely
+};
+using TokenLogprobs = std::vector<TokenLogprob>;  // the token itself first, then the most likely ones in order
+
+enum class FinishReason { kNone, kStop, kLength, kError };
+
+// What one step did for one request.
+struct StepOutput {
+  uint64_t request_id = 0;
+  std::vector<int32_t> token_ids;              // new tokens; a stop token is included, the text layer hides it
+  std::vector<TokenLogprobs> logprobs;         // one per new token, where asked for
+  std::vector<TokenLogprobs> prompt_logprobs;  // all at once when the prompt is done; entry 0 is empty
+  FinishReason finish_reason = FinishReason::kNone;
+  int32_t stop_token_id = -1;                  // the token that ended it; -1 = none
+  std::string error;                           // why it ended with kError; the other requests go on
+  int64_t num_cached_tokens = 0;               // prompt tokens found in the prefix cache
+  int64_t num_preemptions = 0;
+  // Seconds on the steady clock; 0 = not yet.
+  double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
+};
+
+// Counters since creation or reset_stats(), and gauges.
+struct EngineStats {
+  int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges
+  int64_t steps = 0, decode_steps = 0, prompt_tokens = 0, cached_prompt_tokens = 0, generation_tokens = 0;
+  int64_t preemptions = 0, finished = 0, aborted = 0;
+  double step_seconds = 0, decode_seconds = 0, model_seconds = 0, sampling_seconds = 0;
+  int64_t decode_rows = 0;  // rows of decode-only steps
+  int64_t bytes_read = 0;   // weights and KV that the steps had to read
+  struct Layer {            // decode-only steps, one entry per MoE layer in order
+    int64_t layer = 0, steps = 0, rows = 0, union_before = 0, active = 0, remapped_pairs = 0, guard_hits = 0;
+    double retained_mass = 0;  // summed over rows; divide by rows
+  };
+  std::vector<Layer> layers;
+  struct Op {
+    std::string name;
+    int64_t calls = 0;
+    double seconds = 0;
+    int64_t bytes = 0;
+  };
+  std::vector<Op> ops;
+};
+
+struct ModelInfo {
+  std::string model_type, dtype, device;
+  int64_t hidden_size = 0, num_layers = 0, num_heads = 0, num_kv_heads = 0, head_dim = 0, vocab_size = 0;
+  int64_t num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0, num_moe_layers = 0;
+  int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
+  std::vector<int32_t> eos_token_ids;
+};
+
+// Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
+// leaves the engine and its other requests as they were.
+class LYNX_RT_API Engine {
+ public:
+  // `path`: a Hugging Face model folder. Throws Error (kNotFound, kCorruptFile, kUnsupported, kOutOfMemory,
+  // kInvalidArgument), each naming what was wrong.
+  static std::unique_ptr<Engine> create(const std::string& path, const EngineOptions& options);
+  ~Engine();
+
+  // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
+  // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed.
+  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
+  // One step: schedule -> run -> postprocess. Empty when there is nothing to do.
+  std::vector<StepOutput> step();
+  // Ends a request and frees its pages; false where it is not known or already finished. No further output follows.
+  bool abort(uint64_t request_id);
+  bool has_unfinished() const;
+
+  // From the next step on. Throws kInvalidArgument for an unknown policy or key, or k0 > k.
+  void set_expert_selection(const std::string& selection);
+  std::string expert_selection() const;
+
+  EngineStats stats() const;
+  void reset_stats();
+  ModelInfo model_info() const;
+  // Verifies page reference counts, the free list and the prefix cache; throws kInternal saying what is inconsistent.
+  void check_integrity() const;
+
+  // Logits [tokens, vocabulary] of every position of one sequence, outside of scheduling, for tests and research.
+  // chunk = rows per pass, 0 = all at once; the result does not depend on it, bitwise.
+  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk = 0);
+
+  void close();  // frees everything; later calls throw kClosed. Idempotent.
+
+ private:
+  struct Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace lynx_rt

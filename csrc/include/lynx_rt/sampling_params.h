@@ -1,0 +1,31 @@
+// How one request is sampled. Names and meanings are vLLM's; stop strings and n live in the Python layer, which has the text.
+#pragma once
+#include <cstdint>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace lynx_rt {
+
+struct SamplingParams {
+  float temperature = 1.f;         // >= 0; below 1e-5 means greedy
+  float top_p = 1.f;               // (0, 1]
+  int32_t top_k = 0;               // 0 or -1 = all
+  float min_p = 0.f;               // [0, 1], relative to the most likely token
+  float presence_penalty = 0.f;    // [-2, 2], on generated tokens
+  float frequency_penalty = 0.f;   // [-2, 2], per occurrence in generated tokens
+  float repetition_penalty = 1.f;  // > 0, on prompt and generated tokens
+  std::optional<uint64_t> seed;    // absent = derived from the engine's seed and the request's number
+  int32_t max_tokens = 256;        // >= 1; cut to the context end
+  int32_t min_tokens = 0;          // no end of text before this many
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  int32_t logprobs = -1;           // per generated token: the n most likely and the sampled one; -1 = off
+  int32_t prompt_logprobs = -1;    // likewise for prompt tokens; -1 = off
+  std::vector<std::pair<int32_t, float>> logit_bias;  // added before the softmax
+  std::vector<int32_t> allowed_token_ids;             // empty = all
+  std::vector<std::vector<int32_t>> bad_words;        // token sequences that must not be completed
+  bool exact = false;              // the model's own routing for this request, whatever the engine's selection is
+};
+
+}  // namespace lynx_rt

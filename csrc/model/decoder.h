@@ -1,0 +1,62 @@
+// A decoder-only model over a backend: walks the layers over one step's flat rows. Knows no requests and no device.
+#pragma once
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/family.h"
+#include "model/workspace.h"
+
+namespace lynx_rt {
+
+// Per-layer K and V pages in the backend's memory.
+class KvCache {
+ public:
+  KvCache(Backend& backend, const ModelConfig& config, int64_t num_blocks, int64_t block_size);
+  const KvCacheView& layer(int64_t l) const { return views_[size_t(l)]; }
+  int64_t num_blocks() const { return num_blocks_; }
+  int64_t block_size() const { return block_size_; }
+  int64_t bytes() const;
+  static int64_t bytes_per_block(const ModelConfig& config, DType dtype, int64_t block_size);
+
+ private:
+  int64_t num_blocks_, block_size_;
+  std::vector<DeviceArray<char>> memory_;  // K, V of layer 0, K, V of layer 1, ...
+  std::vector<KvCacheView> views_;
+};
+
+// Thread-safety: one call at a time.
+class Decoder {
+ public:
+  // max_rows bounds BatchView::num_rows, max_logit_rows one logits() call, max_positions the rope table.
+  Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
+          int64_t max_positions);
+
+  // Runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `stats`, where given, has
+  // one entry per MoE layer and is overwritten.
+  void forward(const BatchView& batch, const KvCache& cache, const Selection& selection, std::span<SelectionStats> stats);
+  // Final norm and output projection of rows of the last forward(): out [rows.size(), V].
+  void logits(std::span<const int32_t> rows, float* out);
+
+  const ModelConfig& config() const { return config_; }
+  int64_t num_moe_layers() const { return num_moe_layers_; }
+  int64_t max_rows() const { return max_rows_; }
+  int64_t max_logit_rows() const { return max_logit_rows_; }
+  int64_t workspace_bytes() const { return workspace_.bytes(); }
+
+ private:
+  void attention_block(const LayerWeights& w, const BatchView& batch, const KvCacheView& cache);  // attention_block.cc
+  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, SelectionStats* stats);  // moe_block.cc
+  void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
+
+  Backend& backend_;
+  const ModelConfig& config_;
+  const ModelWeights& weights_;
+  int64_t max_rows_, max_logit_rows_, num_moe_layers_ = 0;
+  Workspace workspace_;
+  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2]
+};
+
+}  // namespace lynx_rt

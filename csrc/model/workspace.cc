@@ -1,0 +1,26 @@
+#include "model/workspace.h"
+
+#include <algorithm>
+
+namespace lynx_rt {
+
+Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l)
+    : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
+      normed(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
+      qkv(b, checked_mul(t, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, "workspace"), "workspace"),
+      attended(b, checked_mul(t, m.num_heads * m.head_dim, "workspace"), "workspace"),
+      scores(b, checked_mul(t, m.num_experts, "workspace"), "workspace"),
+      ids(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      active(b, m.num_experts, "workspace"),
+      offsets(b, m.num_experts + 1, "workspace"),
+      row_of_pair(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      pair_of_row(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      logit_rows(b, checked_mul(l, m.hidden_size, "workspace"), "workspace") {}
+
+int64_t Workspace::bytes() const {
+  return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + scores.bytes() + ids.bytes() + weights.bytes() +
+         active.bytes() + offsets.bytes() + row_of_pair.bytes() + pair_of_row.bytes() + logit_rows.bytes();
+}
+
+}  // namespace lynx_rt

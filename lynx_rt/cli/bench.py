@@ -1,0 +1,263 @@
+"""`lynx-rt bench decode`: time per decode step by batch size and expert selection, beside the memory's bandwidth.
+
+Every step decodes one token for each of B sequences of random tokens. The policies take turns within a batch size, a
+few steps at a time, so that they share the machine's noise and the growth of the context. Bytes are what the steps had
+to read: weights and KV.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from lynx_rt.cli.machine import available_memory_bytes, usable_cores
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_model,
+    format_bytes,
+    format_table,
+    positive_int,
+    positive_ints,
+    selections,
+)
+
+_TURN = 8  # steps of one policy before the next
+_WARMUP = 4  # untimed decode steps per batch size
+_BANDWIDTH_BYTES = 1 << 30  # large against any cache
+_BANDWIDTH_SECONDS = 1.0
+_ROWS_PER_STEP = 2048  # of prefill
+
+
+@dataclass
+class Row:
+    """One batch size under one policy. Means are per decode step and layer."""
+
+    batch: int
+    selection: str
+    steps: int = 0
+    median_ms: float = 0.0
+    p10_ms: float = 0.0
+    p90_ms: float = 0.0
+    tokens_per_s: float = 0.0  # at the median step
+    bytes_per_step: float = 0.0
+    gb_per_s: float = 0.0
+    percent_of_read: float = 0.0  # of the read bandwidth measured in this run
+    union_before: float = 0.0  # experts that the model's own routing would have read
+    active: float = 0.0  # experts that were read
+    retained_mass: float = 0.0
+    ops: dict[str, dict[str, float]] = field(default_factory=dict)  # name -> ms and bytes per step
+
+
+@dataclass
+class _Tally:
+    """Sums over the turns of one policy."""
+
+    times: list[float] = field(default_factory=list)
+    bytes_read: int = 0
+    layer_steps: int = 0
+    layer_rows: int = 0
+    union_before: int = 0
+    active: int = 0
+    retained_mass: float = 0.0
+    ops: dict[str, list[float]] = field(default_factory=dict)  # name -> [seconds, bytes]
+
+    def add(self, stats: dict[str, Any]) -> None:
+        self.bytes_read += stats["bytes_read"]
+        for layer in stats["layers"]:
+            self.layer_steps += layer["steps"]
+            self.layer_rows += layer["rows"]
+            self.union_before += layer["union_before"]
+            self.active += layer["active"]
+            self.retained_mass += layer["retained_mass"]
+        for op in stats["ops"]:
+            sums = self.ops.setdefault(op["name"], [0.0, 0.0])
+            sums[0] += op["seconds"]
+            sums[1] += op["bytes"]
+
+    def row(self, batch: int, selection: str) -> Row:
+        ordered, count = sorted(self.times), len(self.times)
+        median, p10, p90 = (ordered[round(q * (count - 1))] for q in (0.5, 0.1, 0.9))
+        layer_steps = max(self.layer_steps, 1)
+        return Row(
+            batch,
+            selection,
+            steps=count,
+            median_ms=median * 1e3,
+            p10_ms=p10 * 1e3,
+            p90_ms=p90 * 1e3,
+            tokens_per_s=batch / median,
+            bytes_per_step=self.bytes_read / count,
+            gb_per_s=self.bytes_read / count / median / 1e9,
+            union_before=self.union_before / layer_steps,
+            active=self.active / layer_steps,
+            retained_mass=self.retained_mass / max(self.layer_rows, 1),
+            ops={name: {"ms": s / count * 1e3, "bytes": b / count} for name, (s, b) in self.ops.items()},
+        )
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("bench", help="measure speed", description="Measure speed.")
+    kinds = parser.add_subparsers(metavar="KIND", required=True)
+    decode = kinds.add_parser(
+        "decode", help="decode steps", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model(decode)
+    decode.add_argument("--batch", type=positive_ints, default=[1, 8, 32], help="batch sizes (default: 1,8,32)")
+    decode.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
+    decode.add_argument("--steps", type=positive_int, default=64, help="timed steps per policy (default: 64)")
+    decode.add_argument("--context", type=positive_int, default=128, help="prompt tokens per sequence (default: 128)")
+    decode.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: 0)")
+    decode.add_argument("--ops", action="store_true", help="also show the time of each op")
+    add_engine_options(decode)
+    decode.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    decode.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from lynx_rt import _C, ValidationError
+
+    threads = args.num_threads or usable_cores()
+    length = args.context + _decode_tokens(args)
+    start = time.perf_counter()
+    core = _C.Engine(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        num_threads=args.num_threads or 0,
+        max_num_seqs=max(args.batch),
+        max_num_batched_tokens=max(_ROWS_PER_STEP, *args.batch),
+        max_model_len=length,
+        enable_prefix_caching=False,
+        seed=args.seed,
+    )
+    ready_s = time.perf_counter() - start
+    try:
+        info = core.model_info()
+        if info["max_model_len"] < length:
+            raise ValidationError(
+                f"--context {args.context} and the steps of all policies need {length} tokens, but the model or its KV "
+                f"cache takes {info['max_model_len']}; use fewer --steps or a shorter --context",
+                "steps",
+            )
+        read_gb_s = _read_bandwidth(threads)
+        rows = [row for batch in args.batch for row in _measure(core, batch, args, info["vocab_size"])]
+    finally:
+        core.close()
+    read_gb_s = max(read_gb_s, _read_bandwidth(threads))
+    for row in rows:
+        row.percent_of_read = 100 * row.gb_per_s / read_gb_s
+    report = {
+        "command": args.command_line,
+        "model": args.model,
+        "model_info": info,
+        "build": _C.build_info(),
+        "threads": threads,
+        "ready_s": ready_s,
+        "read_gb_per_s": read_gb_s,
+        "rows": [asdict(row) for row in rows],
+    }
+    print(json.dumps(report, indent=1) if args.json else _format(report, rows, args.ops))
+    return 0
+
+
+def _decode_tokens(args: argparse.Namespace) -> int:
+    """Tokens that the oldest sequence of a batch generates: while the others are in prefill, warming up, and timed."""
+    prefill_steps = 2 + max(args.batch) * args.context // (_ROWS_PER_STEP // 2)
+    return int(prefill_steps + _WARMUP + args.steps * len(args.selection) + 1)
+
+
+def _read_bandwidth(threads: int) -> float:
+    """GB/s of plain reading."""
+    from lynx_rt import _C
+
+    size = min(_BANDWIDTH_BYTES, available_memory_bytes() // 4)
+    return float(_C.read_bandwidth(threads, size, _BANDWIDTH_SECONDS))
+
+
+def _measure(core: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[Row]:
+    """One row per policy."""
+    ids = _start_sequences(core, batch, args, vocab_size)
+    for _ in range(_WARMUP):
+        core.step()
+    tallies = {selection: _Tally() for selection in args.selection}
+    done = 0
+    while done < args.steps:
+        turn = min(_TURN, args.steps - done)
+        for selection, tally in tallies.items():
+            core.set_expert_selection(selection)
+            core.reset_stats()
+            for _ in range(turn):
+                start = time.perf_counter()
+                core.step()
+                tally.times.append(time.perf_counter() - start)
+            stats = core.stats()
+            if stats["decode_rows"] != turn * batch:
+                raise RuntimeError(f"expected {turn} decode steps of {batch} rows, got {stats['decode_rows']} rows")
+            tally.add(stats)
+        done += turn
+    for number in ids:
+        core.abort(number)
+    return [tally.row(batch, selection) for selection, tally in tallies.items()]
+
+
+def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[int]:
+    """Adds `batch` sequences and runs their prefill, until each has a token."""
+    from lynx_rt import _C
+
+    generator = random.Random(args.seed)
+    ids = []
+    for index in range(batch):
+        params = _C.SamplingParams()
+        params.seed = args.seed + index
+        params.ignore_eos = True
+        params.max_tokens = _decode_tokens(args)
+        ids.append(core.add_request([generator.randrange(vocab_size) for _ in range(args.context)], params))
+    waiting = set(ids)
+    while waiting:
+        waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+    return ids
+
+
+def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
+    info = report["model_info"]
+    lines = [
+        f"{report['model']}: {info['model_type']}, {info['dtype']}, {info['num_experts']} experts, "
+        f"top-{info['num_experts_per_tok']}, {format_bytes(info['weight_bytes'])} of weights",
+        f"{info['device']}; ready in {report['ready_s']:.2f} s, "
+        f"read bandwidth {report['read_gb_per_s']:.1f} GB/s (measured in this run)",
+        "",
+    ]
+    header = ["selection", "batch", "ms/step", "p10", "p90", "tok/s", "bytes/step", "GB/s", "% of read", "experts"]
+    header += ["before", "mass"]
+    lines.append(format_table(header, [_cells(row) for row in rows]))
+    if with_ops:
+        for row in rows:
+            ordered = sorted(row.ops.items(), key=lambda item: -item[1]["ms"])
+            cells = [
+                (name, f"{op['ms']:.3f}", format_bytes(op["bytes"]), f"{op['bytes'] / max(op['ms'], 1e-9) / 1e6:.1f}")
+                for name, op in ordered
+            ]
+            title = f"{row.selection}, batch {row.batch}"
+            lines += ["", format_table([title, "ms/step", "bytes/step", "GB/s"], cells)]
+    return "\n".join([*lines, "", f"command: {report['command']}"])
+
+
+def _cells(row: Row) -> list[str]:
+    return [
+        row.selection,
+        str(row.batch),
+        f"{row.median_ms:.3f}",
+        f"{row.p10_ms:.3f}",
+        f"{row.p90_ms:.3f}",
+        f"{row.tokens_per_s:.1f}",
+        format_bytes(row.bytes_per_step),
+        f"{row.gb_per_s:.2f}",
+        f"{row.percent_of_read:.1f}",
+        f"{row.active:.2f}",
+        f"{row.union_before:.2f}",
+        f"{row.retained_mass:.4f}",
+    ]

@@ -1,0 +1,83 @@
+"""Options and formats that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import lynx_rt
+
+_POLICY_START = re.compile(r"[A-Za-z]\w*(:|$)")  # "lynx", "oea:k0=2"; not "beta=4"
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default=lynx_rt.shipped_model(),
+        help="model folder (default: the lynx-nano that comes with the package)",
+    )
+
+
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """--device --dtype --num-threads; see engine_options()."""
+    parser.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
+    parser.add_argument(
+        "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
+    )
+    parser.add_argument("--num-threads", type=positive_int, help="default: the cores that this process may use")
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    return {"device": args.device, "dtype": args.dtype, "num_threads": args.num_threads}
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+def positive_ints(text: str) -> list[int]:
+    """ "1,8,32" """
+    return [positive_int(piece) for piece in text.split(",")]
+
+
+def selections(text: str) -> list[str]:
+    """Policies separated by commas, which also separate the parameters of one: "topk,oea:k0=2,lynx:alpha=8,beta=4"."""
+    policies: list[str] = []
+    for piece in text.split(","):
+        if not piece:
+            raise argparse.ArgumentTypeError(f"an empty policy in {text!r}")
+        if _POLICY_START.match(piece):
+            policies.append(piece)
+        elif policies:
+            policies[-1] += f",{piece}"
+        else:
+            raise argparse.ArgumentTypeError(f"must start with a policy name, got {piece!r}")
+    return policies
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns of equal width: the first to the left, the others to the right."""
+    cells = [list(header), *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    lines = []
+    for row in cells:
+        line = [row[0].ljust(widths[0]), *[cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]]
+        lines.append("  ".join(line).rstrip())
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)
+
+
+def format_bytes(count: float) -> str:
+    """Decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"

@@ -1,0 +1,452 @@
+"""The Python surface of the engine: prompts in, RequestOutputs out. Parsing and text only; the work is done in C++."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from lynx_rt.driver import Driver
+from lynx_rt.errors import ValidationError
+from lynx_rt.generation_config import default_sampling_params, eos_token_ids
+from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
+from lynx_rt.progress import ProgressBar
+from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.request import Request
+from lynx_rt.sampling_params import SamplingParams
+from lynx_rt.stream import TokenStream
+from lynx_rt.tokenizer import Tokenizer, read_json
+
+Params = SamplingParams | Mapping[str, Any]
+ParamsPerPrompt = Params | Sequence[Params] | None
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class Engine:
+    """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
+
+    model: a Hugging Face model folder.
+    tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
+    chat_template: text or path; None = the tokenizer's.
+    device: "auto" or "cpu".  dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
+    max_num_seqs: requests running at a time.  max_num_batched_tokens: rows of one step.
+    max_num_queued_reqs: waiting requests before QueueFullError; None = no limit.
+    enable_mixed_chunk: prompts may share a step with decoding requests; False = steps of their own, so that
+    expert_selection acts on every decode row.
+    block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
+    expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
+    that only decode; results then depend on what else is in the batch, except for requests with
+    expert_selection="exact".
+    num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    seed: for requests without one.
+
+    Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        tokenizer: str | os.PathLike[str] | Any | None = None,
+        skip_tokenizer_init: bool = False,
+        chat_template: str | os.PathLike[str] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int = 128,
+        max_num_batched_tokens: int = 2048,
+        max_num_queued_reqs: int | None = None,
+        block_size: int = 16,
+        enable_prefix_caching: bool = True,
+        enable_mixed_chunk: bool = True,
+        kv_cache_memory_bytes: int | None = None,
+        expert_selection: str | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+        isa: str | None = None,
+    ) -> None:
+        from lynx_rt import _C
+
+        self._path = Path(model)
+        core = _C.Engine(
+            os.fspath(self._path),
+            device=device,
+            dtype=dtype,
+            max_model_len=max_model_len or 0,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_queued_reqs=max_num_queued_reqs or 0,
+            kv_cache_memory_bytes=kv_cache_memory_bytes or 0,
+            block_size=block_size,
+            enable_prefix_caching=enable_prefix_caching,
+            enable_mixed_chunk=enable_mixed_chunk,
+            expert_selection=_selection(expert_selection),
+            num_threads=num_threads or 0,
+            isa=isa or "",
+            seed=seed,
+        )
+        try:
+            self._core = core
+            self._driver = Driver(core)
+            self._info: dict[str, Any] = core.model_info()
+            self._tokenizer = None if skip_tokenizer_init else _as_tokenizer(tokenizer, self._path)
+            self._generation_config = read_json(self._path / "generation_config.json")
+            self._chat_template = chat_template
+            # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
+            known = frozenset(self._info["eos_token_ids"])
+            self._eos_token_ids = known | eos_token_ids(self._generation_config, self._tokenizer, self._vocab_size)
+            self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+        except BaseException:
+            core.close()
+            raise
+        self._numbers = itertools.count()
+        self._unfinished: set[Request] = set()  # those of add_request()
+        self._outbox: dict[str, Request] = {}  # those of add_request() that changed since the last step()
+
+    # Generation
+
+    def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: ParamsPerPrompt = None,
+        *,
+        use_tqdm: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[RequestOutput]:
+        """Completes every prompt; returns a list in the order of the prompts, also for a single one.
+
+        prompts: text, token ids, {"prompt": text}, {"prompt_token_ids": ids}, or several of these.
+        sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
+        use_tqdm: None = a progress bar for several prompts on a terminal.
+        timeout: seconds for the whole call; what is not finished by then comes back as it is, with finish_reason
+        "abort".
+        Raises ValidationError before anything is queued, QueueFullError with nothing left behind. Ctrl-C ends the
+        requests of this call only.
+        """
+        requests = self._make_requests(self._parse(prompts), sampling_params)
+        return self._run(requests, use_tqdm, timeout)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: ParamsPerPrompt = None,
+        *,
+        chat_template: str | os.PathLike[str] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`."""
+        from lynx_rt.chat import render_chat
+
+        tokenizer = self.get_tokenizer()
+        batch: Any = [messages] if len(messages) == 0 or isinstance(messages[0], Mapping) else messages
+        template = chat_template or self._chat_template
+        texts = [
+            render_chat(
+                conversation,
+                tokenizer,
+                chat_template=None if template is None else os.fspath(template),
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                tools=tools,
+                template_kwargs=chat_template_kwargs,
+            )
+            for conversation in batch
+        ]
+        # The template writes special tokens itself, so none are added here.
+        prompts = self._parse(tokenizer.encode_batch(texts, add_special_tokens=False))
+        for prompt, text in zip(prompts, texts, strict=True):
+            prompt.text = text
+        return self._run(self._make_requests(prompts, sampling_params), use_tqdm, timeout)
+
+    def stream(
+        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+    ) -> TokenStream:
+        """An iterator over the output of one prompt while it grows. Leaving it early aborts the request."""
+        request = self._make_one(prompt, sampling_params, request_id)
+        stream = TokenStream(request, self._wait_for_change, self._driver.abort)
+        self._driver.add([request])
+        return stream
+
+    async def agenerate(
+        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+    ) -> AsyncIterator[RequestOutput]:
+        """As `stream`, for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
+        request = self._make_one(prompt, sampling_params, request_id)
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: Request) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(changed.set)
+
+        request.notify = wake
+        finished = False
+        try:
+            # Both calls may have to wait for the step in progress, which must not hold up the event loop.
+            await asyncio.to_thread(self._driver.add, [request])
+            self._driver.run_in_background(request)
+            while not finished:
+                await changed.wait()
+                changed.clear()
+                if (output := self._take_change(request)) is not None:
+                    finished = output.finished
+                    yield output
+        finally:
+            if not finished:
+                await asyncio.to_thread(self._driver.abort, [request])
+
+    def add_request(
+        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+    ) -> str:
+        """Queues a request for a loop around `step()` and returns its id."""
+        request = self._make_one(prompt, sampling_params, request_id)
+        request.notify = self._post
+        self._unfinished.add(request)
+        try:
+            self._driver.add([request])
+        except BaseException:
+            with self._driver.locked():
+                self._unfinished.discard(request)
+                self._outbox.pop(request.request_id, None)
+            raise
+        return request.request_id
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step; returns what is new for the requests of `add_request`."""
+        with self._driver.locked():
+            pending = bool(self._outbox)
+        if not pending:
+            self._driver.step_once()
+        with self._driver.locked():
+            changed, self._outbox = self._outbox, {}
+            return [request.take_output() for request in changed.values()]
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step()` has more to return for the requests of `add_request`."""
+        self._driver.check_open()
+        return bool(self._outbox or self._unfinished)
+
+    def abort(self, request_id: str | Sequence[str]) -> int:
+        """Ends requests by id and returns how many were running; whoever waits for one gets finish_reason "abort"."""
+        ids = [request_id] if isinstance(request_id, str) else request_id
+        found = [request for name in ids if (request := self._driver.find(name)) is not None]
+        return self._driver.abort(found)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float]:
+        """Sum of log probabilities (natural) of each completion after its prompt; both are tokenized separately."""
+        heads = self._parse(prompts)
+        tails = self._parse(completions, name="completion", add_special_tokens=False)
+        if len(heads) != len(tails):
+            raise ValidationError(f"{len(heads)} prompts but {len(tails)} completions", "completions")
+        joined = [{"prompt_token_ids": h.token_ids + t.token_ids} for h, t in zip(heads, tails, strict=True)]
+        outputs = self.generate(joined, {"prompt_logprobs": 0, "max_tokens": 1, "detokenize": False}, use_tqdm=False)
+        return [sum_prompt_logprobs(out, len(head.token_ids)) for out, head in zip(outputs, heads, strict=True)]
+
+    # Text
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValidationError where the engine was made without one."""
+        if self._tokenizer is None:
+            raise ValidationError("this engine was made with skip_tokenizer_init=True", "tokenizer")
+        return self._tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return self.get_tokenizer().encode(text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return self.get_tokenizer().decode(ids, skip_special_tokens)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0."""
+        return default_sampling_params(self._generation_config)
+
+    # State
+
+    def stats(self) -> EngineStats:
+        """Gauges, and counters since the start or `reset_stats()`."""
+        return EngineStats.from_native(self._core.stats())
+
+    def reset_stats(self) -> None:
+        self._core.reset_stats()
+
+    def expert_stats(self) -> ExpertStats:
+        """How many experts the decode-only steps read, before and after selection."""
+        info = self._info
+        return ExpertStats.from_stats(
+            self.stats(), self.expert_selection, info["num_experts"], info["num_experts_per_tok"]
+        )
+
+    def set_expert_selection(self, selection: str | None) -> None:
+        """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
+        self._core.set_expert_selection(_selection(selection))
+
+    @property
+    def expert_selection(self) -> str:
+        return self._core.expert_selection()
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """Shape of the model (hidden_size, num_layers, num_experts, ...) as loaded."""
+        return dict(self._info)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and output may have together."""
+        return int(self._info["max_model_len"])
+
+    @property
+    def device(self) -> str:
+        """What the model runs on, in words; begins with "cpu"."""
+        return str(self._info["device"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self._info["dtype"])
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of weights, KV cache and workspace."""
+        return {name: self._info[f"{name}_bytes"] for name in ("weight", "kv", "workspace")}
+
+    @property
+    def is_closed(self) -> bool:
+        return self._driver.closed
+
+    def close(self) -> None:
+        """Frees all memory; later calls raise EngineClosedError, also those that are waiting. Idempotent."""
+        self._driver.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.is_closed:
+            return f"Engine({str(self._path)!r}, closed)"
+        info = self._info
+        return (
+            f"Engine({str(self._path)!r}, {info['model_type']}, dtype={info['dtype']!r}, device={info['device']!r}, "
+            f"expert_selection={self.expert_selection!r})"
+        )
+
+    # Internals
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self._info["vocab_size"])
+
+    def _parse(
+        self, prompts: Prompt | Iterable[Prompt], *, name: str = "prompt", add_special_tokens: bool = True
+    ) -> list[ParsedPrompt]:
+        self._driver.check_open()
+        return parse_prompts(
+            prompts,
+            self._tokenizer,
+            vocab_size=self._vocab_size,
+            max_model_len=self.max_model_len,
+            name=name,
+            add_special_tokens=add_special_tokens,
+        )
+
+    def _make_requests(self, prompts: list[ParsedPrompt], sampling_params: ParamsPerPrompt) -> list[Request]:
+        if sampling_params is None:
+            sampling_params = self.get_default_sampling_params()
+        if isinstance(sampling_params, (SamplingParams, Mapping)):
+            each = [SamplingParams.of(sampling_params)] * len(prompts)
+        else:
+            each = [SamplingParams.of(params) for params in sampling_params]
+            if len(each) != len(prompts):
+                raise ValidationError(
+                    f"{len(prompts)} prompts but {len(each)} sampling_params: give one for all or one per prompt",
+                    "sampling_params",
+                )
+        return [self._make_request(p, s, None) for p, s in zip(prompts, each, strict=True)]
+
+    def _make_one(self, prompt: Prompt, sampling_params: Params | None, request_id: str | None) -> Request:
+        parsed = self._parse(prompt)
+        if len(parsed) != 1:
+            raise ValidationError(f"expected one prompt, got {len(parsed)}; generate() takes several", "prompt")
+        params = self.get_default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
+        request = self._make_request(parsed[0], params, request_id)
+        request.streaming = True
+        return request
+
+    def _make_request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
+        if params.stop and self._tokenizer is None:
+            raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+
+        def make_native(index: int) -> Any:
+            return params.to_native(
+                index=index,
+                vocab_size=self._vocab_size,
+                max_model_len=self.max_model_len,
+                eos_token_ids=self._extra_eos,
+                tokenizer=self._tokenizer,
+            )
+
+        name = str(next(self._numbers)) if request_id is None else request_id
+        return Request(name, prompt, params, self._tokenizer, self._eos_token_ids, make_native)
+
+    def _run(self, requests: list[Request], use_tqdm: bool | None, timeout: float | None) -> list[RequestOutput]:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        waiting = set(requests)
+
+        def note(request: Request) -> None:
+            if request.finished:
+                waiting.discard(request)
+
+        for request in requests:
+            request.notify = note
+        with ProgressBar(requests, use_tqdm) as bar:
+
+            def ready() -> bool:
+                bar.show(len(requests) - len(waiting))
+                return not waiting
+
+            try:
+                self._driver.add(requests)
+                self._driver.run_until(ready, deadline)
+            finally:
+                self._driver.abort(requests)
+        return [request.take_output() for request in requests]
+
+    def _wait_for_change(self, request: Request) -> RequestOutput:
+        while True:
+            self._driver.run_until(lambda: request.changed)
+            if (output := self._take_change(request)) is not None:
+                return output
+
+    def _take_change(self, request: Request) -> RequestOutput | None:
+        """What is new; None if nothing is. Raises what made the request fail."""
+        with self._driver.locked():
+            if request.error is not None:
+                raise request.error
+            return request.take_output() if request.changed else None
+
+    def _post(self, request: Request) -> None:
+        self._outbox[request.request_id] = request
+        if request.finished:
+            self._unfinished.discard(request)
+
+
+def _selection(value: str | None) -> str:
+    return "topk" if value in (None, "off") else value
+
+
+def _as_tokenizer(tokenizer: Any, model: Path) -> Tokenizer:
+    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)

@@ -1,0 +1,56 @@
+"""The exceptions of lynx_rt: one class per error code of the C++ library.
+
+The compiled module raises these very classes, so one `except` covers both layers. `str(error)` says what was expected
+and what was found; `error.field` names the argument, key, tensor or file at fault, and is empty where there is none.
+"""
+
+
+class LynxError(Exception):
+    """Everything that lynx_rt raises on purpose.
+
+    message: the whole text.  field: what is at fault ("temperature", "model.layers.0.mlp.gate.weight"), or "".
+    """
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)  # one argument only: OSError would read two as errno and strerror
+        self.field = field
+
+
+class ValidationError(LynxError, ValueError):
+    """A value passed by the caller is out of range, malformed or of the wrong shape."""
+
+
+class ModelNotFoundError(LynxError, FileNotFoundError):
+    """A model folder or one of its files does not exist."""
+
+
+class UnsupportedModelError(LynxError):
+    """Understood, but this build or version cannot do it."""
+
+
+class CheckpointError(LynxError):
+    """A checkpoint file or config contradicts itself or its format."""
+
+
+class OutOfMemoryError(LynxError, MemoryError):
+    """Would not fit; the text says how much is needed and what would make it fit."""
+
+
+class QueueFullError(LynxError):
+    """`max_num_queued_reqs` requests are waiting already."""
+
+
+class RequestAborted(LynxError):
+    """A request that a result was needed from was aborted by someone else."""
+
+
+class EngineClosedError(LynxError):
+    """The engine has been closed."""
+
+
+class DeviceError(LynxError):
+    """The device or its driver failed."""
+
+
+class InternalError(LynxError):
+    """A broken invariant of this library: a bug worth reporting."""

@@ -1,0 +1,162 @@
+"""Accuracy of expert-selection policies on task sets, decoded greedily in mixed, continuously filled batches.
+
+A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lynx_rt.engine import Engine
+from lynx_rt.errors import LynxError, ValidationError
+from lynx_rt.outputs import ExpertStats
+from lynx_rt.sampling_params import SamplingParams
+
+_FINAL_MARK = "####"  # what follows it in a worked answer is the result
+
+
+@dataclass(slots=True, frozen=True)
+class Item:
+    task: str
+    prompt: str
+    answer: str  # the exact continuation, stripped
+    final: str | None  # the result after "####", where that is enough
+
+
+@dataclass(slots=True)
+class PolicyResult:
+    """One policy on one list of items."""
+
+    selection: str
+    correct: dict[str, list[bool]]  # task -> per item, in the order of the list
+    experts: ExpertStats
+    decode_only_share: float  # generated tokens that came from decode-only steps, where selection acts, 0..1
+    seconds: float
+
+    @property
+    def task_accuracy(self) -> dict[str, float]:
+        """0..1 per task."""
+        return {task: sum(marks) / len(marks) for task, marks in sorted(self.correct.items())}
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over tasks, 0..1."""
+        return _mean(list(self.task_accuracy.values()))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `accuracy`, from the items' binomial variance."""
+        return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
+
+    def difference(self, other: PolicyResult) -> tuple[float, float]:
+        """accuracy - other.accuracy, and its standard error from the items' paired differences."""
+        pairs = {
+            task: [float(a) - float(b) for a, b in zip(marks, other.correct[task], strict=True)]
+            for task, marks in self.correct.items()
+        }
+        return self.accuracy - other.accuracy, _error_of_mean(pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "selection": self.selection,
+            "accuracy": self.accuracy,
+            "standard_error": self.standard_error,
+            "task_accuracy": self.task_accuracy,
+            "items": sum(len(marks) for marks in self.correct.values()),
+            "decode_only_share": self.decode_only_share,
+            "seconds": self.seconds,
+            "experts": asdict(self.experts),
+        }
+
+
+def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> list[Item]:
+    """All tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`.
+
+    Raises ValidationError for a folder without tasks or a malformed line.
+    """
+    files = sorted(Path(folder).glob("*.jsonl"))
+    if not files:
+        raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
+    by_task: dict[str, list[Item]] = {}
+    for file in files:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if line.strip():
+                item = _parse_item(line, f"{file}:{number}")
+                by_task.setdefault(item.task, []).append(item)
+    chosen: list[Item] = []
+    for items in by_task.values():
+        random.Random(seed).shuffle(items)
+        chosen += items[:limit]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def is_correct(item: Item, completion: str) -> bool:
+    """Exact match of the stripped text with the answer, or of what follows "####" with the final result."""
+    text = completion.strip()
+    if text == item.answer:
+        return True
+    _, mark, final = text.rpartition(_FINAL_MARK)
+    return bool(mark) and item.final is not None and final.strip() == item.final
+
+
+def evaluate(
+    engine: Engine, items: Sequence[Item], selection: str, *, max_tokens: int = 64, use_tqdm: bool | None = None
+) -> PolicyResult:
+    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`.
+
+    The engine's max_num_seqs is the batch. Make it without prefix caching, so that every policy does the same work, and
+    without mixed chunks, so that selection acts on every decode row. Leaves the policy set and the statistics of this
+    run in the engine.
+    """
+    engine.set_expert_selection(selection)
+    engine.reset_stats()
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"])
+    outputs = engine.generate([item.prompt for item in items], params, use_tqdm=use_tqdm)
+    correct: dict[str, list[bool]] = {}
+    for item, output in zip(items, outputs, strict=True):
+        if output.outputs[0].error:
+            raise LynxError(f"{item.task}: {output.outputs[0].error}")
+        correct.setdefault(item.task, []).append(is_correct(item, output.text))
+    stats = engine.stats()
+    return PolicyResult(
+        selection=selection,
+        correct=correct,
+        experts=engine.expert_stats(),
+        decode_only_share=stats.decode_rows / max(stats.generation_tokens, 1),
+        seconds=stats.step_seconds,
+    )
+
+
+def _parse_item(line: str, place: str) -> Item:
+    try:
+        fields = json.loads(line)
+        final = fields.get("final")
+        return Item(
+            str(fields["task"]),
+            fields["prompt"],
+            str(fields["answer"]).strip(),
+            None if final is None else str(final).strip(),
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValidationError(f"{place}: expected an object with task, prompt and answer: {error!r}", "tasks") from None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _error_of_mean(samples: dict[str, list[float]]) -> float:
+    """Standard error of the mean over tasks of each task's mean."""
+    variance = 0.0
+    for values in samples.values():
+        mean = _mean(values)
+        variance += sum((value - mean) ** 2 for value in values) / len(values) ** 2
+    return math.sqrt(variance) / max(len(samples), 1)

@@ -1,0 +1,268 @@
+"""How a request is sampled. Field names, meanings and limits are vLLM's, except that `max_tokens` defaults to 256."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from lynx_rt.errors import ValidationError
+
+if TYPE_CHECKING:
+    from lynx_rt import _C
+    from lynx_rt.tokenizer import Tokenizer
+
+GREEDY_BELOW = 1e-5  # a temperature under this is greedy decoding
+_INT32_MAX = 2**31 - 1
+_UINT64_MAX = 2**64 - 1
+# Names of other engines, whose spelling is too far from ours for difflib.
+_ALIASES = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "sampling_seed": "seed",
+    "random_seed": "seed",
+    "stop_strings": "stop",
+    "eos_token_id": "stop_token_ids",
+    "end_id": "stop_token_ids",
+    "bad": "bad_words",
+    "num_return_sequences": "n",
+    "top_logprobs": "logprobs",
+    "top_logprobs_num": "logprobs",
+    "do_sample": "temperature",
+}
+
+
+@dataclass(kw_only=True)
+class SamplingParams:
+    """One request's sampling settings, checked when made and again when used.
+
+    Raises ValidationError that names the field and the value, also for a name that does not exist.
+    """
+
+    n: int = 1  # completions per prompt; needs temperature > 0
+    presence_penalty: float = 0.0  # [-2, 2], on tokens that were generated
+    frequency_penalty: float = 0.0  # [-2, 2], per occurrence among the generated tokens
+    repetition_penalty: float = 1.0  # > 0, on prompt and generated tokens; 1 = off
+    temperature: float = 1.0  # >= 0; below 1e-5 = greedy
+    top_p: float = 1.0  # (0, 1]
+    top_k: int = 0  # 0 or -1 = all
+    min_p: float = 0.0  # [0, 1], relative to the most likely token
+    seed: int | None = None  # None or -1 = from the engine's seed and the request's number
+    stop: str | Sequence[str] | None = None  # strings that end the text
+    stop_token_ids: Sequence[int] | None = None  # tokens that end it, besides the model's own end of text
+    ignore_eos: bool = False  # go on after the model's end of text
+    max_tokens: int | None = 256  # new tokens; None = to the end of the context
+    min_tokens: int = 0  # no end of any kind before this many
+    logprobs: int | None = None  # per new token: itself and the n most likely; -1 = the whole vocabulary
+    prompt_logprobs: int | None = None  # likewise per prompt token
+    detokenize: bool = True  # False: no text is made
+    skip_special_tokens: bool = True  # leave special tokens out of the text
+    include_stop_str_in_output: bool = False  # keep the stop string (or stop token) in the text
+    logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit, clamped to [-100, 100]
+    allowed_token_ids: Sequence[int] | None = None  # only these may be sampled
+    bad_words: Sequence[str] | None = None  # strings that must not be generated
+    expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
+
+    def __post_init__(self) -> None:
+        self.validate()
+
+    def validate(self) -> None:
+        """Checks every field and brings it to its plain form (lists, Python numbers). Raises ValidationError."""
+        self.n = _integer("n", self.n, low=1)
+        for name in ("presence_penalty", "frequency_penalty"):
+            setattr(self, name, _real(name, getattr(self, name), -2.0, 2.0))
+        self.repetition_penalty = _real("repetition_penalty", self.repetition_penalty, 0.0, low_open=True)
+        self.temperature = _real("temperature", self.temperature, 0.0)
+        self.top_p = _real("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        self.top_k = min(_integer("top_k", self.top_k, low=-1), _INT32_MAX)
+        self.min_p = _real("min_p", self.min_p, 0.0, 1.0)
+        if self.seed is not None:
+            seed = _integer("seed", self.seed, low=-1, high=_UINT64_MAX)
+            self.seed = None if seed == -1 else seed
+        self.stop = _strings("stop", self.stop)
+        self.stop_token_ids = _token_ids("stop_token_ids", self.stop_token_ids)
+        self.bad_words = _strings("bad_words", self.bad_words)
+        if self.max_tokens is not None:
+            self.max_tokens = _integer("max_tokens", self.max_tokens, low=1)
+        self.min_tokens = _integer("min_tokens", self.min_tokens, low=0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise ValidationError(
+                f"min_tokens must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}", "min_tokens"
+            )
+        for name in ("logprobs", "prompt_logprobs"):
+            if getattr(self, name) is not None:
+                setattr(self, name, _integer(name, getattr(self, name), low=-1))
+        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValidationError(f"{name} must be True or False, got {getattr(self, name)!r}", name)
+        self.logit_bias = _logit_bias(self.logit_bias)
+        if self.allowed_token_ids is not None:
+            self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
+            if not self.allowed_token_ids:
+                raise ValidationError("allowed_token_ids must name at least one token, got none", "allowed_token_ids")
+        if self.stop and not self.detokenize:
+            raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")
+        if self.n > 1 and self.greedy:
+            raise ValidationError(f"n must be 1 with temperature 0 (all would be the same), got {self.n}", "n")
+        if self.expert_selection not in (None, "topk", "exact"):
+            raise ValidationError(
+                "expert_selection of a request must be None (as the engine does) or 'topk'/'exact' (the model's own "
+                f"routing), got {self.expert_selection!r}; other policies are set on the Engine",
+                "expert_selection",
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @classmethod
+    def of(cls, value: SamplingParams | Mapping[str, Any]) -> SamplingParams:
+        """`value` itself, or made from a dict of fields."""
+        if isinstance(value, SamplingParams):
+            return value
+        if isinstance(value, Mapping):
+            return cls(**value)
+        raise ValidationError(
+            f"sampling_params must be SamplingParams or a dict, got {type(value).__name__}", "sampling_params"
+        )
+
+    def clone(self, **changes: Any) -> SamplingParams:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_native(
+        self,
+        *,
+        index: int,
+        vocab_size: int,
+        max_model_len: int,
+        eos_token_ids: Sequence[int],
+        tokenizer: Tokenizer | None,
+    ) -> _C.SamplingParams:
+        """The C++ form for completion `index` of `n`.
+
+        eos_token_ids: ends of text that the C++ engine does not know of itself; used unless ignore_eos.
+        """
+        from lynx_rt import _C
+
+        self.validate()
+        native = _C.SamplingParams()
+        for name in ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty"):
+            setattr(native, name, getattr(self, name))
+        native.repetition_penalty = self.repetition_penalty
+        native.seed = None if self.seed is None else (self.seed + index) % (_UINT64_MAX + 1)
+        native.max_tokens = max_model_len if self.max_tokens is None else min(self.max_tokens, _INT32_MAX)
+        native.min_tokens = min(self.min_tokens, _INT32_MAX)
+        native.ignore_eos = self.ignore_eos
+        native.exact = self.expert_selection is not None
+        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+            _inside_vocabulary(name, getattr(self, name) or (), vocab_size)
+        hidden = () if self.ignore_eos else eos_token_ids
+        native.stop_token_ids = list(dict.fromkeys((*(self.stop_token_ids or ()), *hidden)))
+        native.allowed_token_ids = list(self.allowed_token_ids or ())
+        native.logit_bias = list((self.logit_bias or {}).items())
+        for name in ("logprobs", "prompt_logprobs"):
+            count = getattr(self, name)
+            if count is not None and count > vocab_size:
+                raise ValidationError(f"{name} must be at most the vocabulary ({vocab_size}), got {count}", name)
+            setattr(native, name, -1 if count is None else vocab_size if count == -1 else count)
+        native.bad_words = _bad_word_sequences(self.bad_words or (), tokenizer)
+        return native
+
+
+_FIELDS = tuple(field.name for field in fields(SamplingParams))
+_generated_init = SamplingParams.__init__
+
+
+@functools.wraps(_generated_init)
+def _checked_init(self: SamplingParams, **given: Any) -> None:
+    """The dataclass's own __init__, with a ValidationError instead of a TypeError for a name that does not exist."""
+    for name in given:
+        if name not in _FIELDS:
+            near = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, _FIELDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else "fields: " + ", ".join(_FIELDS)
+            raise ValidationError(f"SamplingParams has no field {name!r}; {hint}", name)
+    _generated_init(self, **given)
+
+
+SamplingParams.__init__ = _checked_init  # type: ignore[method-assign]
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValidationError(f"{name} must be an integer, got {value!r}", name)
+    number = int(value)
+    if number < low or (high is not None and number > high):
+        limits = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValidationError(f"{name} must be {limits}, got {number}", name)
+    return number
+
+
+def _real(name: str, value: Any, low: float, high: float = math.inf, low_open: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise ValidationError(f"{name} must be a number, got {value!r}", name)
+    number = float(value)
+    if not math.isfinite(number) or number < low or number > high or (low_open and number == low):
+        limits = f"{'>' if low_open else '>='} {low:g}" + (f" and <= {high:g}" if high != math.inf else "")
+        raise ValidationError(f"{name} must be finite and {limits}, got {number}", name)
+    return number
+
+
+def _strings(name: str, value: str | Sequence[str] | None) -> list[str]:
+    if isinstance(value, str):
+        value = [value]
+    elif value is None:
+        value = []
+    elif not isinstance(value, Sequence) or isinstance(value, bytes):
+        raise ValidationError(f"{name} must be a string or a list of strings, got {value!r}", name)
+    for item in value:
+        if not isinstance(item, str) or not item:
+            raise ValidationError(f"{name} must hold non-empty strings, got {item!r}", name)
+    return list(value)
+
+
+def _token_ids(name: str, value: Sequence[int] | None) -> list[int]:
+    try:
+        items = [] if value is None else list(value)
+    except TypeError:
+        raise ValidationError(f"{name} must be a list of token ids, got {value!r}", name) from None
+    return [_integer(name, item, low=0, high=_INT32_MAX) for item in items]
+
+
+def _logit_bias(value: Mapping[int, float] | None) -> dict[int, float] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise ValidationError(f"logit_bias must map token ids to numbers, got {value!r}", "logit_bias")
+    clean: dict[int, float] = {}
+    for key, bias in value.items():
+        # JSON objects have string keys, so "42" is as good as 42.
+        token_id = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or math.isnan(bias):
+            raise ValidationError(f"logit_bias of token {key!r} must be a number, got {bias!r}", "logit_bias")
+        clean[_integer("logit_bias", token_id, low=0, high=_INT32_MAX)] = min(100.0, max(-100.0, float(bias)))
+    return clean
+
+
+def _inside_vocabulary(name: str, ids: Sequence[int] | Mapping[int, float], vocab_size: int) -> None:
+    for token_id in ids:
+        if token_id >= vocab_size:
+            raise ValidationError(f"{name}: token {token_id} is outside the vocabulary of {vocab_size}", name)
+
+
+def _bad_word_sequences(words: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:
+    """Token sequences of each word as it stands at the start of a text and after a space."""
+    if not words:
+        return []
+    if tokenizer is None:
+        raise ValidationError("bad_words needs a tokenizer, and this engine has none", "bad_words")
+    variants = [prefix + word.lstrip(" ") for word in words for prefix in ("", " ")]
+    sequences = [tokenizer.encode(text, add_special_tokens=False) for text in variants]
+    return [list(ids) for ids in dict.fromkeys(tuple(ids) for ids in sequences if ids)]

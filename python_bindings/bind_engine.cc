@@ -1,0 +1,280 @@
+// Engine, SamplingParams, StepOutput: the public C++ headers, one to one.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "base/error.h"
+#include "bindings.h"
+#include "checkpoint/safetensors.h"
+#include "lynx_rt/engine.h"
+#include "model/decoder.h"
+
+namespace py = pybind11;
+
+namespace lynx_rt {
+
+namespace {
+
+py::list to_list(const std::vector<TokenLogprobs>& tokens) {
+  py::list out;
+  for (const TokenLogprobs& token : tokens) {
+    py::list entries;
+    for (const TokenLogprob& t : token) entries.append(py::make_tuple(t.token_id, t.logprob, t.rank));
+    out.append(entries);
+  }
+  return out;
+}
+
+py::object to_object(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop: return py::str("stop");
+    case FinishReason::kLength: return py::str("length");
+    case FinishReason::kError: return py::str("error");
+    case FinishReason::kNone: break;
+  }
+  return py::none();
+}
+
+py::dict to_dict(const EngineStats& s) {
+  py::dict d;
+#define LYNX_FIELD(name) d[#name] = s.name
+  LYNX_FIELD(num_running);
+  LYNX_FIELD(num_waiting);
+  LYNX_FIELD(kv_blocks_used);
+  LYNX_FIELD(kv_blocks_total);
+  LYNX_FIELD(steps);
+  LYNX_FIELD(decode_steps);
+  LYNX_FIELD(prompt_tokens);
+  LYNX_FIELD(cached_prompt_tokens);
+  LYNX_FIELD(generation_tokens);
+  LYNX_FIELD(preemptions);
+  LYNX_FIELD(finished);
+  LYNX_FIELD(aborted);
+  LYNX_FIELD(step_seconds);
+  LYNX_FIELD(decode_seconds);
+  LYNX_FIELD(model_seconds);
+  LYNX_FIELD(sampling_seconds);
+  LYNX_FIELD(decode_rows);
+  LYNX_FIELD(bytes_read);
+#undef LYNX_FIELD
+  py::list layers, ops;
+  for (const EngineStats::Layer& l : s.layers) {
+    py::dict e;
+    e["layer"] = l.layer;
+    e["steps"] = l.steps;
+    e["rows"] = l.rows;
+    e["union_before"] = l.union_before;
+    e["active"] = l.active;
+    e["remapped_pairs"] = l.remapped_pairs;
+    e["guard_hits"] = l.guard_hits;
+    e["retained_mass"] = l.retained_mass;
+    layers.append(e);
+  }
+  for (const EngineStats::Op& o : s.ops) {
+    py::dict e;
+    e["name"] = o.name;
+    e["calls"] = o.calls;
+    e["seconds"] = o.seconds;
+    e["bytes"] = o.bytes;
+    ops.append(e);
+  }
+  d["layers"] = layers;
+  d["ops"] = ops;
+  return d;
+}
+
+py::dict to_dict(const ModelInfo& i) {
+  py::dict d;
+#define LYNX_FIELD(name) d[#name] = i.name
+  LYNX_FIELD(model_type);
+  LYNX_FIELD(dtype);
+  LYNX_FIELD(device);
+  LYNX_FIELD(hidden_size);
+  LYNX_FIELD(num_layers);
+  LYNX_FIELD(num_heads);
+  LYNX_FIELD(num_kv_heads);
+  LYNX_FIELD(head_dim);
+  LYNX_FIELD(vocab_size);
+  LYNX_FIELD(num_experts);
+  LYNX_FIELD(num_experts_per_tok);
+  LYNX_FIELD(moe_intermediate_size);
+  LYNX_FIELD(num_moe_layers);
+  LYNX_FIELD(max_model_len);
+  LYNX_FIELD(weight_bytes);
+  LYNX_FIELD(kv_bytes);
+  LYNX_FIELD(kv_bytes_per_token);
+  LYNX_FIELD(workspace_bytes);
+  LYNX_FIELD(eos_token_ids);
+#undef LYNX_FIELD
+  return d;
+}
+
+template <class T>
+T cast_option(const std::string& name, py::handle value) {
+  try {
+    return py::cast<T>(value);
+  } catch (const py::cast_error&) {
+    const char* expected = std::is_same_v<T, bool> ? "a bool" : std::is_integral_v<T> ? "an integer in range" : "a string";
+    invalid(name, "expected ", expected, ", got ", py::cast<std::string>(py::repr(value)));
+  }
+}
+
+EngineOptions to_options(const py::kwargs& kwargs) {
+  EngineOptions o;
+  for (auto [key, value] : kwargs) {
+    std::string k = py::cast<std::string>(key);
+#define LYNX_OPTION(name)                  \
+  if (k == #name) {                        \
+    o.name = cast_option<decltype(o.name)>(k, value); \
+    continue;                              \
+  }
+    LYNX_OPTION(device)
+    LYNX_OPTION(dtype)
+    LYNX_OPTION(max_model_len)
+    LYNX_OPTION(max_num_seqs)
+    LYNX_OPTION(max_num_batched_tokens)
+    LYNX_OPTION(max_num_queued_reqs)
+    LYNX_OPTION(kv_cache_memory_bytes)
+    LYNX_OPTION(block_size)
+    LYNX_OPTION(enable_prefix_caching)
+    LYNX_OPTION(enable_mixed_chunk)
+    LYNX_OPTION(expert_selection)
+    LYNX_OPTION(num_threads)
+    LYNX_OPTION(isa)
+    LYNX_OPTION(seed)
+#undef LYNX_OPTION
+    throw py::type_error("Engine: unknown option " + k);
+  }
+  return o;
+}
+
+// What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
+py::dict inspect(const std::string& path) {
+  ModelConfig c = read_model_config(path);
+  Checkpoint checkpoint = Checkpoint::open(path);
+  ModelWeights weights;
+  load_weights(c, checkpoint, weights);
+  int64_t expert_bytes = 0, experts = 0, active = 0;
+  for (const LayerWeights& layer : weights.layers) {
+    for (const ExpertWeights& e : layer.experts) expert_bytes += e.gate.bytes() + e.up.bytes() + e.down.bytes();
+    experts += int64_t(layer.experts.size());
+    active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
+  }
+  int64_t total = checkpoint.total_bytes(), per_expert = experts ? expert_bytes / experts : 0;
+  // One token reads every weight but the experts it does not use, and one row of the embedding.
+  int64_t dense = total - expert_bytes - (c.tie_word_embeddings ? 0 : weights.embed.bytes());
+  py::dict d;
+  d["model_type"] = c.model_type;
+  d["dtype"] = dtype_name(c.dtype);
+  d["hidden_size"] = c.hidden_size;
+  d["num_layers"] = c.num_layers;
+  d["num_moe_layers"] = std::count(c.moe_layer.begin(), c.moe_layer.end(), true);
+  d["num_heads"] = c.num_heads;
+  d["num_kv_heads"] = c.num_kv_heads;
+  d["head_dim"] = c.head_dim;
+  d["vocab_size"] = c.vocab_size;
+  d["max_position_embeddings"] = c.max_position_embeddings;
+  d["num_experts"] = c.num_experts;
+  d["num_experts_per_tok"] = c.num_experts_per_tok;
+  d["moe_intermediate_size"] = c.moe_intermediate_size;
+  d["intermediate_size"] = c.intermediate_size;
+  d["norm_topk_prob"] = c.norm_topk_prob;
+  d["tie_word_embeddings"] = c.tie_word_embeddings;
+  d["num_tensors"] = checkpoint.tensors().size();
+  d["num_files"] = checkpoint.files().size();
+  d["weight_bytes"] = total;
+  d["expert_bytes"] = per_expert;
+  d["active_bytes_per_token"] = dense + active * per_expert;
+  d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  return d;
+}
+
+}  // namespace
+
+void register_engine(py::module_& m) {
+  py::class_<SamplingParams>(m, "SamplingParams")
+      .def(py::init<>())
+      .def_readwrite("temperature", &SamplingParams::temperature)
+      .def_readwrite("top_p", &SamplingParams::top_p)
+      .def_readwrite("top_k", &SamplingParams::top_k)
+      .def_readwrite("min_p", &SamplingParams::min_p)
+      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
+      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
+      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
+      .def_readwrite("seed", &SamplingParams::seed)
+      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
+      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
+      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
+      .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
+      .def_readwrite("logprobs", &SamplingParams::logprobs)
+      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
+      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
+      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .def_readwrite("bad_words", &SamplingParams::bad_words)
+      .def_readwrite("exact", &SamplingParams::exact);
+
+  py::class_<StepOutput>(m, "StepOutput")
+      .def_readonly("request_id", &StepOutput::request_id)
+      .def_readonly("token_ids", &StepOutput::token_ids)
+      .def_property_readonly("logprobs", [](const StepOutput& o) { return to_list(o.logprobs); })
+      .def_property_readonly("prompt_logprobs", [](const StepOutput& o) { return to_list(o.prompt_logprobs); })
+      .def_property_readonly("finish_reason", [](const StepOutput& o) { return to_object(o.finish_reason); })
+      .def_property_readonly("stop_token_id",
+                             [](const StepOutput& o) { return o.stop_token_id < 0 ? py::object(py::none()) : py::int_(o.stop_token_id); })
+      .def_readonly("error", &StepOutput::error)
+      .def_readonly("num_cached_tokens", &StepOutput::num_cached_tokens)
+      .def_readonly("num_preemptions", &StepOutput::num_preemptions)
+      .def_readonly("arrival_time", &StepOutput::arrival_time)
+      .def_readonly("first_scheduled_time", &StepOutput::first_scheduled_time)
+      .def_readonly("first_token_time", &StepOutput::first_token_time)
+      .def_readonly("finish_time", &StepOutput::finish_time);
+
+  using release = py::call_guard<py::gil_scoped_release>;
+  py::class_<Engine>(m, "Engine")
+      .def(py::init([](const std::string& path, const py::kwargs& kwargs) {
+             EngineOptions options = to_options(kwargs);
+             py::gil_scoped_release nogil;
+             return Engine::create(path, options);
+           }),
+           py::arg("path"))
+      .def("add_request", &Engine::add_request, py::arg("prompt_token_ids"), py::arg("params"), release())
+      .def("step", &Engine::step, release())
+      .def("abort", &Engine::abort, py::arg("request_id"), release())
+      .def("has_unfinished", &Engine::has_unfinished, release())
+      .def("set_expert_selection", &Engine::set_expert_selection, py::arg("selection"), release())
+      .def("expert_selection", &Engine::expert_selection, release())
+      .def("stats", [](const Engine& e) {
+        EngineStats s;
+        {
+          py::gil_scoped_release nogil;
+          s = e.stats();
+        }
+        return to_dict(s);
+      })
+      .def("reset_stats", &Engine::reset_stats, release())
+      .def("model_info", [](const Engine& e) {
+        ModelInfo i;
+        {
+          py::gil_scoped_release nogil;
+          i = e.model_info();
+        }
+        return to_dict(i);
+      })
+      .def("check_integrity", &Engine::check_integrity, release())
+      .def("forward", [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk) {
+        std::vector<float> logits;
+        {
+          py::gil_scoped_release nogil;
+          logits = e.forward(ids, chunk);
+        }
+        py::array_t<float> out({int64_t(ids.size()), int64_t(logits.size() / ids.size())});
+        std::copy(logits.begin(), logits.end(), out.mutable_data());
+        return out;
+      }, py::arg("token_ids"), py::arg("chunk") = 0)
+      .def("close", &Engine::close, release());
+
+  m.def("inspect", &inspect, py::arg("path"));
+  m.def("supported_model_types", &supported_model_types);
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,11 @@
+// One register function per file; module.cc calls them all.
+#pragma once
+#include <pybind11/pybind11.h>
+
+namespace lynx_rt {
+void register_checkpoint(pybind11::module_& m);
+void register_engine(pybind11::module_& m);
+void register_errors(pybind11::module_& m);
+void register_ops(pybind11::module_& m);
+void register_select(pybind11::module_& m);
+}  // namespace lynx_rt

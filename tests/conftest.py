@@ -1,0 +1,32 @@
+"""Fixtures of all Python tests: the shipped model, and an engine on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from lynx_rt import Engine
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
+settings.load_profile("deterministic")
+
+
+@pytest.fixture(scope="session")
+def nano_path() -> str:
+    """Folder of lynx-nano."""
+    import lynx_rt
+
+    return lynx_rt.shipped_model()
+
+
+@pytest.fixture(scope="session")
+def nano(nano_path: str) -> Iterator[Engine]:
+    """An engine on lynx-nano with default options. Tests leave nothing running and the policy as it was."""
+    from lynx_rt import Engine
+
+    with Engine(nano_path) as engine:
+        yield engine

@@ -1,0 +1,216 @@
+"""The `lynx-rt` command: results on stdout, exit codes, and what the measuring commands report."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import lynx_rt
+from lynx_rt import ValidationError
+from lynx_rt.cli.main import main
+from lynx_rt.cli.options import format_bytes, format_table, selections
+from lynx_rt.eval import Item, is_correct, load_items
+
+SUM = "Q: 12 times 22 = ?\nA:"
+
+
+def run(*argv: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "lynx_rt", *argv], input=stdin, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, lynx_rt; print([m for m in ('numpy', 'tokenizers', 'jinja2', 'tqdm', 'rich') if m in sys.modules])"
+    )
+    start = time.perf_counter()
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "[]\n" and time.perf_counter() - start < 5
+
+
+def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "-p", SUM, "-p", SUM, "--no-stream"]) == 0
+    assert capsys.readouterr().out == " 264\n 264\n"
+    assert main(["generate", "-p", SUM, "--stream"]) == 0
+    assert capsys.readouterr().out == " 264\n"
+    assert main(["generate", "-p", SUM, "--json", "--max-tokens", "2"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["finish_reason"] == "length" and len(record["token_ids"]) == 2 and record["prompt"] == SUM
+
+
+def test_generate_from_file_and_stdin(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(SUM + "\n")
+    assert main(["generate", "-f", str(file)]) == 0
+    assert capsys.readouterr().out == " 264\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(SUM + "\n"))
+    assert main(["generate", lynx_rt.shipped_model()]) == 0
+    assert capsys.readouterr().out == " 264\n"
+
+
+def test_as_a_process() -> None:
+    done = run("generate", "--selection", "topk", stdin=SUM)
+    assert (done.returncode, done.stdout, done.stderr) == (0, " 264\n", "")
+    version = run("--version")
+    assert version.stdout == f"lynx-rt {lynx_rt.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "text"),
+    [
+        (["generate", "/no/such/model", "-p", "x"], "/no/such/model"),
+        (["generate", "-p", "x", "--selection", "nonsense"], "nonsense"),
+        (["generate", "-f", "/no/such/file"], "/no/such/file"),
+        (["inspect", "/no/such/model"], "/no/such/model"),
+        (["eval", "--tasks", "/no/such/folder"], "/no/such/folder"),
+        (["bench", "decode", "/no/such/model"], "/no/such/model"),
+    ],
+)
+def test_run_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], text: str) -> None:
+    assert main(argv) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("lynx-rt: error: ") and text in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["nonsense"],
+        ["generate", "-p", "x", "--temperature", "-1"],
+        ["generate", "-p", "x", "--max-tokens", "0"],
+        ["generate", "-p", "x", "-f", "y"],
+        ["inspect"],
+        ["bench"],
+        ["bench", "decode", "--batch", "0"],
+        ["bench", "decode", "--selection", "k0=2"],
+        ["eval"],
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    assert caught.value.code == 2 and capsys.readouterr().out == ""
+
+
+def test_ctrl_c() -> None:
+    argv = [sys.executable, "-m", "lynx_rt", "eval", "--tasks", "-", "--limit", "1"]
+    code = (
+        "import sys, time; from lynx_rt.cli import eval, main; "
+        "eval.run = lambda args: (print('go', flush=True), time.sleep(30)); sys.exit(main.main(sys.argv[1:]))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *argv[3:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "go\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == ""
+
+
+def test_inspect_and_env(capsys: pytest.CaptureFixture[str], nano_path: str) -> None:
+    assert main(["inspect", nano_path, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["num_experts"] == 32 and facts["weight_bytes"] > 40e6 and facts["fits"] is True
+    assert main(["inspect", nano_path]) == 0
+    assert f"({format_bytes(facts['weight_bytes'])})" in capsys.readouterr().out
+    assert main(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["isa"] in facts["supported_isas"] and facts["packages"]["tokenizers"]
+    assert main(["env"]) == 0
+    assert "usable_cores" in capsys.readouterr().out
+
+
+def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from lynx_rt.cli import bench
+
+    monkeypatch.setattr(bench, "_BANDWIDTH_BYTES", 1 << 24)
+    monkeypatch.setattr(bench, "_BANDWIDTH_SECONDS", 0.02)
+    argv = ["bench", "decode", "--batch", "1,4", "--selection", "topk,oea:k0=1", "--steps", "10", "--context", "16"]
+    assert main([*argv, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [(row["batch"], row["selection"]) for row in report["rows"]] == [
+        (1, "topk"),
+        (1, "oea:k0=1"),
+        (4, "topk"),
+        (4, "oea:k0=1"),
+    ]
+    for row in report["rows"]:
+        assert row["steps"] == 10 and 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
+        assert row["bytes_per_step"] > 0 and row["percent_of_read"] > 0
+        assert 1 <= row["active"] <= row["union_before"] <= 4 * row["batch"]
+    assert main([*argv, "--ops"]) == 0
+    out = capsys.readouterr().out
+    assert "% of read" in out and "expert_ffn" in out
+    assert out.splitlines()[-1] == "command: lynx-rt " + " ".join([*argv, "--ops"])
+
+
+def write_tasks(folder: Path) -> None:
+    for task, op in (("add", "+"), ("sub", "-")):
+        with (folder / f"{task}.jsonl").open("w") as file:
+            for n in range(20, 26):
+                answer = n + 11 if op == "+" else n - 11
+                prompt = f"Q: What is {n} {op} 11?\nA:"
+                print(
+                    json.dumps({"task": task, "prompt": prompt, "answer": str(answer), "final": str(answer)}), file=file
+                )
+
+
+def test_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    report_file = tmp_path / "report.json"
+    argv = ["eval", "--tasks", str(tmp_path), "--batch", "4", "--selection", "topk,oea:k0=2", "--limit", "5"]
+    assert main([*argv, "--json", str(report_file)]) == 0
+    out = capsys.readouterr().out
+    assert "10 items of 2 tasks, batch 4" in out and "oea:k0=2" in out
+    topk, oea = json.loads(report_file.read_text())["results"]
+    assert topk["selection"] == "topk" and topk["items"] == 10 and topk["accuracy"] >= 0.5
+    assert topk["experts"]["active"] == pytest.approx(topk["experts"]["union_before"])
+    assert oea["experts"]["active"] <= oea["experts"]["union_before"] and 0 <= oea["decode_only_share"] <= 1
+
+
+def test_eval_items(tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    items = load_items(tmp_path, limit=3, seed=1)
+    assert len(items) == 6 and items == load_items(tmp_path, limit=3, seed=1)
+    assert [item.task for item in items] != sorted(item.task for item in items)
+    assert len(load_items(tmp_path)) == 12
+    (tmp_path / "bad.jsonl").write_text('{"task": "x"}\n')
+    with pytest.raises(ValidationError, match=r"bad\.jsonl:1"):
+        load_items(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("completion", "good"),
+    [(" 5 + 4 = 9. #### 9", True), ("x #### 9 ", True), ("9", False), ("#### 9 #### 8", False), ("", False)],
+)
+def test_scoring(completion: str, good: bool) -> None:
+    assert is_correct(Item("gsm", "", "5 + 4 = 9. #### 9", "9"), completion) is good
+
+
+def test_selections() -> None:
+    assert selections("topk,lynx,oea:k0=2,foo=1,lynx:alpha=8,beta=4") == [
+        "topk",
+        "lynx",
+        "oea:k0=2,foo=1",
+        "lynx:alpha=8,beta=4",
+    ]
+    for bad in ("k0=2", "topk,,lynx", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            selections(bad)
+
+
+def test_formats() -> None:
+    assert format_bytes(999) == "999 B" and format_bytes(43_231_040) == "43.2 MB" and format_bytes(5e15) == "5e+03 TB"
+    assert format_table(["a", "b"], [["x", 10]]) == "a   b\n-  --\nx  10"

@@ -1,0 +1,215 @@
+"""Several threads on one engine, Ctrl-C, and requests that are left early."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lynx_rt import Engine, EngineClosedError, LynxError, SamplingParams
+from lynx_rt.interrupts import DeferInterrupts
+
+LONG = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+
+
+def idle(engine: Engine) -> bool:
+    """Whether nothing runs and every page is accounted for."""
+    stats = engine.stats()
+    engine._core.check_integrity()
+    return stats.num_running == 0 and stats.num_waiting == 0
+
+
+def params_of(seed: int) -> SamplingParams:
+    return SamplingParams(temperature=1.3, seed=seed, max_tokens=10 + seed % 7, ignore_eos=True, stop=["the"])
+
+
+def test_threads_get_their_own_results(nano: Engine) -> None:
+    prompts = [f"The number {n}" for n in range(12)]
+    alone = [nano.generate(prompt, params_of(n))[0].text for n, prompt in enumerate(prompts)]
+
+    def generate(n: int) -> str:
+        return nano.generate(prompts[n], params_of(n))[0].text
+
+    def stream(n: int) -> str:
+        return "".join(out.outputs[0].delta_text for out in nano.stream(prompts[n], params_of(n)))
+
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(stream if n % 2 else generate, n) for n in range(12)]
+        assert [job.result(timeout=60) for job in jobs] == alone
+    assert idle(nano)
+
+
+def test_step_loop_beside_other_threads(nano: Engine) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(nano.generate, ["a", "b"], params_of(3)) for _ in range(4)]
+        ids = {nano.add_request("c", params_of(n)) for n in range(5)}
+        finished = set()
+        while nano.has_unfinished_requests():
+            finished |= {output.request_id for output in nano.step() if output.finished}
+        assert finished == ids
+        assert all(len(job.result(timeout=60)) == 2 for job in others)
+    assert idle(nano)
+
+
+@pytest.mark.parametrize("how", ["close", "with", "break", "unused"])
+def test_leaving_a_stream_aborts_it(nano: Engine, how: str) -> None:
+    before = nano.stats().aborted
+    stream = nano.stream("The", LONG)
+    if how == "close":
+        next(stream)
+        stream.close()
+        stream.close()
+        assert list(stream) == []
+    elif how == "with":
+        with stream:
+            next(stream)
+    elif how == "break":
+        for _ in stream:
+            break
+    del stream
+    gc.collect()
+    assert idle(nano) and nano.stats().aborted == before + 1
+
+
+def test_abort_from_another_thread_ends_a_wait(nano: Engine) -> None:
+    stream = nano.stream("The", LONG)
+    timer = threading.Timer(0.05, nano.abort, [stream.request_id])
+    timer.start()
+    outputs = list(stream)
+    timer.join()
+    assert outputs[-1].outputs[0].finish_reason == "abort"
+    assert idle(nano)
+
+
+def test_cancelled_tasks_abort(nano: Engine) -> None:
+    async def read() -> None:
+        async for _ in nano.agenerate("The", LONG):
+            pass
+
+    async def cancel() -> None:
+        tasks = [asyncio.create_task(read()) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        for task in tasks:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(result, asyncio.CancelledError) for result in results)
+
+    async def leave() -> None:
+        outputs = nano.agenerate("The", LONG)
+        await anext(outputs)
+        await outputs.aclose()
+
+    asyncio.run(cancel())
+    asyncio.run(leave())
+    assert idle(nano)
+
+
+def test_a_request_that_is_done_needs_no_background(nano: Engine) -> None:
+    """Another thread's steps may finish a request before its own thread is started."""
+    request = nano._make_one("The", SamplingParams(max_tokens=1), None)
+    nano._driver.add([request])
+    nano._driver.run_until(lambda: request.finished)
+    nano._driver.run_in_background(request)
+    assert nano._driver._background is None and not nano._driver._background_requests
+
+
+def test_close_ends_waiting_threads(nano_path: str) -> None:
+    engine = Engine(nano_path)
+    with ThreadPoolExecutor(3) as pool:
+        jobs = [pool.submit(engine.generate, ["The"] * 16, LONG) for _ in range(3)]
+        time.sleep(0.05)
+        engine.close()
+        for job in jobs:
+            with pytest.raises(EngineClosedError):
+                job.result(timeout=30)
+
+
+class _FailingCore:
+    """The C++ engine, with steps that fail."""
+
+    def __init__(self, core: object) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._core, name)
+
+    def step(self) -> list:
+        raise LynxError("no step today")
+
+
+def test_a_failed_step_reaches_every_waiter(nano: Engine) -> None:
+    async def read() -> None:
+        async for _ in nano.agenerate("The", LONG):
+            pass
+
+    core = nano._driver._core
+    nano._driver._core = _FailingCore(core)  # type: ignore[assignment]
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for job in [pool.submit(nano.generate, "The", LONG) for _ in range(3)]:
+                with pytest.raises(LynxError, match="no step today"):
+                    job.result(timeout=30)
+        with pytest.raises(LynxError, match="no step today"):
+            asyncio.run(read())
+    finally:
+        nano._driver._core = core
+    assert idle(nano)
+    assert nano.generate("Q: 12 times 22 = ?\nA:")[0].text == " 264"
+
+
+def test_interrupts_are_deferred_and_delivered() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), DeferInterrupts() as outer:
+        with DeferInterrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached = True
+        assert outer._pending is not None
+    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+_CTRL_C = """
+import sys, threading
+import lynx_rt
+engine = lynx_rt.Engine(sys.argv[1])
+long = lynx_rt.SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+sampled = lynx_rt.SamplingParams(temperature=1.3, seed=5, max_tokens=60, ignore_eos=True)
+alone = engine.generate("The", sampled)[0].text
+other = []
+thread = threading.Thread(target=lambda: other.extend(engine.generate("The", sampled)))
+def work():
+    if sys.argv[2] == "generate":
+        engine.generate(["a"] * 64, long)
+    else:
+        while True:
+            for _ in engine.stream("a", long): pass
+thread.start()
+print("ready", flush=True)
+try:
+    work()
+    print("not interrupted")
+except KeyboardInterrupt:
+    thread.join()
+    stats = engine.stats()
+    engine._core.check_integrity()
+    after = engine.generate("Q: 12 times 22 = ?\\nA:")[0].text
+    print(stats.num_running, stats.num_waiting, other[0].text == alone, after)
+"""
+
+
+@pytest.mark.parametrize("how", ["generate", "stream"])
+def test_ctrl_c_ends_only_its_own_call(nano_path: str, how: str) -> None:
+    process = subprocess.Popen([sys.executable, "-c", _CTRL_C, nano_path, how], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert out == "0 0 True  264\n"
