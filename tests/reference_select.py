@@ -88,10 +88,11 @@ def lynx_sets(scores, k, alpha=8.0, beta=4, theta=1.0):
     return LynxSets(votes, top_vote, thresholded, confident, filled)
 
 
-def oea_floors(scores, k0):
-    """OEA: the union of every row's first k0 choices."""
+def oea_floors(scores, k, k0):
+    """OEA: the union of every row's first k0 choices, for the first k0 from the given one on whose union has k experts."""
     scores = np.asarray(scores, np.float64)
-    return {e for row in scores for e in best(row, range(scores.shape[1]), k0)}
+    unions = ({e for row in scores for e in best(row, range(scores.shape[1]), n)} for n in range(k0, k + 1))
+    return next(union for union in unions if len(union) >= k)
 
 
 def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=None, **params):
@@ -108,7 +109,7 @@ def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=
         return own
 
     stats["acted"] = True
-    admitted = lynx_sets(scores, k, **params).admitted if policy == "lynx" else oea_floors(scores, params.get("k0", 1))
+    admitted = lynx_sets(scores, k, **params).admitted if policy == "lynx" else oea_floors(scores, k, params.get("k0", 1))
     admitted |= {int(e) for t in np.flatnonzero(exact) for e in ids[t]}
     own.admitted = admitted
 

@@ -21,7 +21,7 @@ struct Selection {
   double alpha = 8;  // lynx: bins per nat of affinity gap (bin width 1 / alpha); > 0
   int beta = 4;      // lynx: number of bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
   double theta = 1;  // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
-  int k0 = 1;        // oea: choices per token that are always kept; 1..k (k = identity)
+  int k0 = 1;        // oea: choices per token that are always kept; 1..k (k = identity), raised where too few rows vote
 };
 
 // "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"; "off" and "" mean topk. Throws kInvalidArgument naming the

@@ -1,8 +1,8 @@
 """`lynx-rt bench decode`: time per decode step by batch size and expert selection, beside the memory's bandwidth.
 
-Every step decodes one token for each of B sequences of random tokens. The policies take turns within a batch size, a
-few steps at a time, so that they share the machine's noise and the growth of the context. Bytes are what the steps had
-to read: weights and KV.
+Every step decodes one token, greedily, for each of B sequences that began with random tokens. The policies take turns
+within a batch size, a few steps at a time, so that they share the machine's noise and the growth of the context. Bytes
+are what the steps had to read: weights and KV.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def add_command(commands: Any) -> None:
     decode.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
     decode.add_argument("--steps", type=positive_int, default=64, help="timed steps per policy (default: 64)")
     decode.add_argument("--context", type=positive_int, default=128, help="prompt tokens per sequence (default: 128)")
-    decode.add_argument("--seed", type=int, default=0, help="of prompts and sampling (default: 0)")
+    decode.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
     decode.add_argument("--ops", action="store_true", help="also show the time of each op")
     add_engine_options(decode)
     decode.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -210,9 +210,9 @@ def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size
 
     generator = random.Random(args.seed)
     ids = []
-    for index in range(batch):
+    for _ in range(batch):
         params = _C.SamplingParams()
-        params.seed = args.seed + index
+        params.temperature = 0.0
         params.ignore_eos = True
         params.max_tokens = _decode_tokens(args)
         ids.append(core.add_request([generator.randrange(vocab_size) for _ in range(args.context)], params))

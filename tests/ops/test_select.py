@@ -175,14 +175,20 @@ def test_oea_by_hand():
     assert got["active"].tolist() == [0, 1]
 
 
-def test_oea_gives_fewer_than_k_where_fewer_are_admitted():
-    scores = rows(6, {0: 5, 1: 4}, {0: 5, 2: 4}, {0: 5, 3: 4})
-    got = _C.select(scores, 2, norm_topk=False, selection="oea:k0=1")
-    assert got["ids"].tolist() == [[0, -1]] * 3
-    own = _C.select(scores, 2, norm_topk=False)["weights"]
-    np.testing.assert_allclose(got["weights"], [[w.sum(), 0] for w in own], atol=1e-6)
-    assert got["active"].tolist() == [0]
-    assert got["stats"]["remapped_pairs"] == 3
+def test_oea_raises_k0_where_fewer_than_k_would_be_admitted():
+    # k0 = 1 admits expert 0 alone; with k0 = 2 the rows need 0, 1, 2 and 3, which are the own choices: the guard.
+    alike = rows(6, {0: 5, 1: 4}, {0: 5, 2: 4}, {0: 5, 3: 4})
+    got = _C.select(alike, 2, selection="oea:k0=1")
+    ref.assert_same_bits(got, _C.select(alike, 2))
+    assert got["stats"]["guard_hit"]
+    # k = 3: k0 = 1 admits 0, k0 = 2 admits 0, 1, 2, which is enough; third choices move there.
+    third = rows(6, {0: 5, 1: 4, 3: 3}, {0: 5, 2: 4, 4: 3})
+    got = _C.select(third, 3, norm_topk=False, selection="oea:k0=1")
+    assert [sorted(row) for row in got["ids"].tolist()] == [[0, 1, 2]] * 2
+    own = _C.select(third, 3, norm_topk=False)["weights"]
+    np.testing.assert_allclose(got["weights"].sum(1), own.sum(1), rtol=1e-6)
+    assert got["active"].tolist() == [0, 1, 2]
+    assert got["stats"]["remapped_pairs"] == 2
 
 
 # --- all policies
@@ -246,10 +252,7 @@ def test_guard_where_the_new_set_differs_but_is_not_smaller(selection):
 def test_all_experts_chosen_is_the_identity(selection):
     scores = random_scores(6, 4)
     got = _C.select(scores, 4, selection=selection)
-    if selection == "oea:k0=1":  # fewer tops than experts: the one policy that may drop
-        assert got["active"].tolist() == sorted(set(scores.argmax(1).tolist()))
-    else:
-        ref.assert_same_bits(got, _C.select(scores, 4))
+    ref.assert_same_bits(got, _C.select(scores, 4))
 
 
 @pytest.mark.parametrize("selection", POLICIES)

@@ -178,10 +178,15 @@ void Selector::demand_lynx(const Batch& batch, const Selection& selection, const
   }
 }
 
-// Demand, oea: every row needs its first k0 choices.
+// Demand, oea: every row needs its first k0 choices, and one more of each while that is fewer than k experts.
 void Selector::demand_oea(const Batch& batch, const Selection& selection, const Routing& own) {
-  for (int64_t t = 0; t < batch.num_rows; ++t)
-    for (int j = 0; j < selection.k0; ++j) admitted_[own.ids[t * batch.top_k + j]] = 1;
+  int count = 0;
+  for (int j = 0; j < batch.top_k && (j < selection.k0 || count < batch.top_k); ++j)
+    for (int64_t t = 0; t < batch.num_rows; ++t) {
+      uint8_t& admitted = admitted_[own.ids[t * batch.top_k + j]];
+      count += !admitted;
+      admitted = 1;
+    }
 }
 
 // Admit: what rows need, what enough votes ask for, and the choices of exact rows.
@@ -219,8 +224,7 @@ void Selector::assign(const Batch& batch, const Routing& own) {
     if (std::all_of(wanted, wanted + k, [this](int32_t e) { return admitted_[e] != 0; })) {
       std::copy_n(wanted, k, ids);
     } else {
-      const int n = pick_best(batch.row(t), admitted_list_, k, ids);
-      std::fill(ids + n, ids + k, -1);
+      pick_best(batch.row(t), admitted_list_, k, ids);
     }
   }
 }
@@ -250,7 +254,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
     double mass = 0;  // relative to the best assigned expert, so that it cannot vanish
     for (int j = 0; j < k; ++j) {
       ids[j] = assigned[j];
-      weights[j] = ids[j] < 0 ? 0 : std::exp(z[ids[j]] - best);
+      weights[j] = std::exp(z[ids[j]] - best);
       mass += weights[j];
     }
     for (int j = 0; j < k; ++j) weights[j] = float(row_weight * weights[j] / mass);

@@ -7,8 +7,8 @@
 //                 the router normalises).
 //   exact rows    vote like any other row; all their choices are admitted in addition to what is admitted without them.
 //                 So making a row exact never takes an admitted expert away from the others.
-//   assignment    the k best scores of the row among the admitted experts; all of them where fewer than k are admitted,
-//                 and then the row ends with id -1, weight 0. A row whose own choice is admitted keeps its bits.
+//   assignment    the k best scores of the row among the admitted experts, which are k at least. A row whose own choice is
+//                 admitted keeps its bits.
 //   weights       W0 * softmax of the original scores over the assigned experts.
 //   guard         active experts (those assigned to some row, not all that are admitted) against the union of own choices.
 //   remapped_pairs counts own choices that a row lost, whether replaced or dropped.
@@ -19,8 +19,9 @@
 // expert in bin 0. If these are fewer than k, the best voted of the rest follow, ties to the lower expert.
 // Sums of votes are exact 64-bit integers; beta is lowered to the largest with B^beta <= 2^62.
 //
-// oea (arXiv 2511.02237, simplified form). Admitted are the first k0 own choices of every row. As published nothing is
-// filled up, so a row gets fewer than k experts where fewer than k are admitted.
+// oea (arXiv 2511.02237, simplified form). Admitted are the first k0 own choices of every row. As published, few rows
+// with a small k0 can admit fewer than k experts, and every row then runs fewer than k: plain pruning, with its loss. Here
+// k0 is raised for the call until k are admitted, so that every row keeps k and the active set is still a union of floors.
 #pragma once
 #include <cstdint>
 #include <vector>
