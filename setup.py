@@ -1,9 +1,11 @@
 """Builds lynx_rt._C by running CMake. Everything else is in pyproject.toml.
 
 Environment: LYNX_RT_CUDA=auto|on|off; CMAKE_ARGS (extra arguments); LYNX_RT_BUILD_DIR (kept between builds, so that a
-rebuild compiles only what changed).
+rebuild compiles only what changed); CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this process).
 """
+
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,17 +24,19 @@ class CMakeBuild(build_ext):
             raise RuntimeError("cmake not found: pip install cmake ninja, or apt install cmake ninja-build")
         build_dir = Path(os.environ.get("LYNX_RT_BUILD_DIR", Path(self.build_temp).resolve() / "cmake"))
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        configure = [
-            cmake, "-S", str(ROOT), "-B", str(build_dir), "-DLYNX_RT_PYTHON=ON", "-DLYNX_RT_LIBRARY=OFF",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-DPython3_EXECUTABLE={sys.executable}",
-            f"-DLYNX_RT_CUDA={os.environ.get('LYNX_RT_CUDA', 'auto')}",
-        ]
-        if shutil.which("ninja"):
-            configure += ["-G", "Ninja"]
-        configure += os.environ.get("CMAKE_ARGS", "").split()
+        configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-DLYNX_RT_PYTHON=ON", "-DLYNX_RT_LIBRARY=OFF"]
+        configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DPython3_EXECUTABLE={sys.executable}"]
+        configure += [f"-DLYNX_RT_CUDA={os.environ.get('LYNX_RT_CUDA', 'auto')}"]
+        if ninja := shutil.which("ninja"):
+            # Named, because a kept build folder remembers the ninja of an environment that pip has deleted since.
+            configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir), "--parallel"], check=True)
-        subprocess.run([cmake, "--install", str(build_dir), "--prefix", str(target), "--component", "python"], check=True)
+        subprocess.run([cmake, "--build", str(build_dir), "--parallel", jobs, "--target", "_C"], check=True)
+        subprocess.run(
+            [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", "python"], check=True
+        )
 
 
 setup(ext_modules=[Extension("lynx_rt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,7 +1,7 @@
 #include "bindings.h"
 
 #include "base/cpu_features.h"
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/bandwidth.h"
 #include "lynx_rt/version.h"
 
 #include <pybind11/stl.h>
@@ -31,7 +31,8 @@ PYBIND11_MODULE(_C, m) {
     d["cuda"] = "no: built without CUDA";
     return d;
   }, "How this build was made and what this CPU offers.");
-  m.def("read_bandwidth", &lynx_rt::read_bandwidth, py::arg("num_threads") = 0, py::arg("bytes") = int64_t(1) << 30,
-        py::arg("seconds") = 1.0, py::call_guard<py::gil_scoped_release>(),
-        "Best rate, in GB/s (1e9), at which the threads read `bytes` of memory, over passes for about `seconds`.");
+  py::class_<lynx_rt::BandwidthProbe>(m, "BandwidthProbe", "A buffer to read: the rate that decode is measured against.")
+      .def(py::init<int, int64_t>(), py::arg("num_threads") = 0, py::arg("bytes") = int64_t(1) << 29)
+      .def("measure", &lynx_rt::BandwidthProbe::measure, py::call_guard<py::gil_scoped_release>(),
+           "GB/s (1e9) of one pass of all threads over the buffer.");
 }

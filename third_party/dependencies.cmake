@@ -3,6 +3,9 @@
 
 # nlohmann-json (headers): sets LYNX_RT_JSON_INCLUDE.
 set(LYNX_RT_JSON_DIR "" CACHE PATH "folder that holds nlohmann/json.hpp")
+if(NOT EXISTS "${LYNX_RT_JSON_INCLUDE}/nlohmann/json.hpp")
+  unset(LYNX_RT_JSON_INCLUDE CACHE)  # a build folder may outlive the environment that pip built in
+endif()
 if(NOT LYNX_RT_JSON_DIR)
   find_path(LYNX_RT_JSON_INCLUDE nlohmann/json.hpp)
   if(NOT LYNX_RT_JSON_INCLUDE)

@@ -21,6 +21,19 @@ int64_t read_number(const char* path) {
   return n == 1 ? v : -1;
 }
 
+// Bytes of the cgroup that are cached files: counted as used, but given back when memory is short. A mapped model is such.
+int64_t cgroup_file_cache() {
+  int64_t sum = 0;
+  if (FILE* f = std::fopen("/sys/fs/cgroup/memory.stat", "r")) {
+    char line[256];
+    long long v;
+    while (std::fgets(line, sizeof line, f))
+      if (std::sscanf(line, "inactive_file %lld", &v) == 1 || std::sscanf(line, "active_file %lld", &v) == 1) sum += v;
+    std::fclose(f);
+  }
+  return sum;
+}
+
 }  // namespace
 
 int64_t free_memory_bytes() {
@@ -33,7 +46,7 @@ int64_t free_memory_bytes() {
     std::fclose(f);
   }
   int64_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
-  if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used));
+  if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used + cgroup_file_cache()));
   return available;
 }
 
@@ -44,6 +57,9 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   int64_t wanted_len = o.max_model_len ? o.max_model_len : m.max_position_embeddings;
   int64_t blocks_per_seq = ceil_div(wanted_len, o.block_size);
   int64_t budget = o.kv_cache_memory_bytes ? o.kv_cache_memory_bytes : free_bytes / 2;
+  if (budget > free_bytes)
+    fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ", free_bytes,
+         " bytes of memory are free; pass no more than that, or 0 to have it chosen");
   int64_t blocks = budget / block_bytes;
   int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");
   // More than every running request can use is only worth having where it was asked for by size.

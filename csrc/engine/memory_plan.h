@@ -14,10 +14,11 @@ struct MemoryPlan {
 
 // kv_cache_memory_bytes = 0: room for max_num_seqs contexts, at most half of the memory that is free now. max_model_len = 0: the
 // model's, cut to what the cache holds. Throws kOutOfMemory where the cache cannot hold one request of the
-// max_model_len that was asked for, with what is needed, what there is, and which arguments would fit.
+// max_model_len that was asked for, with what is needed, what there is, and which arguments would fit; or where more was asked
+// for than is free.
 MemoryPlan plan_memory(const ModelConfig& config, DType kv_dtype, const EngineOptions& options, int64_t free_bytes);
 
-// Bytes that this process may still take: MemAvailable, capped by the cgroup's limit.
+// Bytes that this process may still take: MemAvailable, capped by what the cgroup's limit leaves.
 int64_t free_memory_bytes();
 
 }  // namespace lynx_rt

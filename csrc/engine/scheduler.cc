@@ -69,7 +69,8 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
       preempt_last();
       ok = reserve(*r, n);
     }
-    if (ok) take(step, *r, n);
+    if (!ok) return;  // and nobody overtakes: short requests would take every page that falls free
+    take(step, *r, n);
   }
   while (num_preemptions_ == preemptions && budget(step) > 0 && !waiting_.empty() && num_running() < max_num_seqs_)
     if (!admit(step)) break;

@@ -1,5 +1,6 @@
 #include "model/decoder.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -36,23 +37,29 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       max_logit_rows_(max_logit_rows),
       workspace_(backend, config, max_rows, max_logit_rows) {
   for (bool moe : config.moe_layer) num_moe_layers_ += moe;
-  // Frequencies and angles in float32, as transformers computes them: at large positions the rounding of the angle is
-  // larger than any tolerance, so parity needs the same rounding.
   int64_t half = config.head_dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
-  for (int64_t i = 0; i < half; ++i) {
-    float inverse = 1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim));
-    for (int64_t p = 0; p < max_positions; ++p) {
-      float angle = float(p) * inverse;
-      rope_cos_.get()[p * half + i] = float(std::cos(double(angle)));
-      rope_sin_.get()[p * half + i] = float(std::sin(double(angle)));
+  for (int64_t i = 0; i < half; ++i) rope_inverse_.push_back(1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim)));
+}
+
+// Rows are computed when a position is first reached: a long context that nobody uses costs neither time nor memory.
+// Frequencies and angles in float32, as transformers computes them: at large positions the rounding of the angle is
+// larger than any tolerance, so parity needs the same rounding.
+void Decoder::extend_rope(int64_t num_positions) {
+  int64_t half = int64_t(rope_inverse_.size());
+  for (; rope_positions_ < num_positions; ++rope_positions_) {
+    for (int64_t i = 0; i < half; ++i) {
+      double angle = double(float(rope_positions_) * rope_inverse_[size_t(i)]);
+      rope_cos_.get()[rope_positions_ * half + i] = float(std::cos(angle));
+      rope_sin_.get()[rope_positions_ * half + i] = float(std::sin(angle));
     }
   }
 }
 
 void Decoder::forward(const BatchView& batch, const KvCache& cache, const Selection& selection, std::span<SelectionStats> stats) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
+  if (batch.num_rows > 0) extend_rope(1 + *std::max_element(batch.positions, batch.positions + batch.num_rows));
   backend_.embed(weights_.embed, batch.token_ids, batch.num_rows, workspace_.x.get());
   size_t moe = 0;
   for (int64_t l = 0; l < config_.num_layers; ++l) {

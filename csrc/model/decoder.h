@@ -51,12 +51,16 @@ class Decoder {
   void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, SelectionStats* stats);  // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
 
+  void extend_rope(int64_t num_positions);
+
   Backend& backend_;
   const ModelConfig& config_;
   const ModelWeights& weights_;
   int64_t max_rows_, max_logit_rows_, num_moe_layers_ = 0;
   Workspace workspace_;
-  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2]
+  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2], filled up to rope_positions_
+  std::vector<float> rope_inverse_;         // [D / 2] radians per position
+  int64_t rope_positions_ = 0;
 };
 
 }  // namespace lynx_rt

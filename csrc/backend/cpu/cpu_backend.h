@@ -65,8 +65,4 @@ class CpuBackend final : public Backend {
   std::vector<Scratch<char>> query_;     // one per thread: packed query rows
 };
 
-// Reads `bytes` of memory with all threads for about `seconds` and returns GB/s (1e9), the best of the passes: the ceiling that
-// decode is measured against.
-double read_bandwidth(int num_threads, int64_t bytes, double seconds);
-
 }  // namespace lynx_rt

@@ -21,7 +21,8 @@
 extern "C" {
 #endif
 
-typedef enum lynx_rt_status { /* 1 + the ErrorCode of error.h */
+/* 1 + the ErrorCode of error.h */
+typedef enum lynx_rt_status {
   LYNX_RT_OK = 0,
   LYNX_RT_INVALID_ARGUMENT = 1,
   LYNX_RT_UNSUPPORTED = 2,
@@ -34,16 +35,13 @@ typedef enum lynx_rt_status { /* 1 + the ErrorCode of error.h */
   LYNX_RT_INTERNAL = 9
 } lynx_rt_status;
 
-typedef enum lynx_rt_finish { /* FinishReason of engine.h */
-  LYNX_RT_RUNNING = 0,
-  LYNX_RT_STOP = 1,
-  LYNX_RT_LENGTH = 2,
-  LYNX_RT_ERROR = 3
-} lynx_rt_finish;
+/* FinishReason of engine.h */
+typedef enum lynx_rt_finish { LYNX_RT_RUNNING = 0, LYNX_RT_STOP = 1, LYNX_RT_LENGTH = 2, LYNX_RT_ERROR = 3 } lynx_rt_finish;
 
 typedef struct lynx_rt_engine lynx_rt_engine;
 
-typedef struct lynx_rt_options { /* EngineOptions of engine.h; NULL and 0 = its default */
+/* EngineOptions of engine.h; NULL and 0 = its default */
+typedef struct lynx_rt_options {
   size_t size;
   const char* device;
   const char* dtype;
@@ -54,19 +52,21 @@ typedef struct lynx_rt_options { /* EngineOptions of engine.h; NULL and 0 = its 
   uint64_t seed;
 } lynx_rt_options;
 
-typedef struct lynx_rt_params { /* SamplingParams of sampling_params.h; all zero = greedy, 256 tokens */
+/* SamplingParams of sampling_params.h; all zero = greedy, 256 tokens */
+typedef struct lynx_rt_params {
   size_t size;
-  float temperature;   /* 0 = greedy */
-  float top_p;         /* (0, 1]; 0 = 1 = off */
-  int32_t top_k;       /* 0 = all */
-  int32_t max_tokens;  /* 0 = 256 */
-  int32_t ignore_eos;  /* not 0: go on after the model's end of text */
-  int32_t exact;       /* not 0: the model's own routing, whatever the engine's selection is */
-  int32_t has_seed;    /* not 0: use `seed`; else it comes from the engine's seed and the request's number */
+  float temperature;  /* 0 = greedy */
+  float top_p;        /* (0, 1]; 0 = 1 = off */
+  int32_t top_k;      /* 0 = all */
+  int32_t max_tokens; /* 0 = 256 */
+  int32_t ignore_eos; /* not 0: go on after the model's end of text */
+  int32_t exact;      /* not 0: the model's own routing, whatever the engine's selection is */
+  int32_t has_seed;   /* not 0: use `seed`; else it comes from the engine's seed and the request's number */
   uint64_t seed;
 } lynx_rt_params;
 
-typedef struct lynx_rt_output { /* what one step did for one request; pointers end with the callback */
+/* what one step did for one request; pointers end with the callback */
+typedef struct lynx_rt_output {
   uint64_t request_id;
   const int32_t* token_ids; /* new tokens */
   size_t num_tokens;

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int64_t kMaxDim = 1 << 24;     // any single size of a model; keeps products of three within int64
 constexpr int64_t kMaxLayers = 1 << 14;
-constexpr int64_t kMaxExperts = 1 << 20;  // of all layers together: bounds what an absurd config can make us allocate
+constexpr int64_t kMaxExperts = 1 << 17;  // of all layers together: bounds what an absurd config can make us allocate
 
 // Default rope only; other kinds change every position's angles and must not be ignored.
 void read_rope(const ConfigReader& config, ModelConfig& m) {
@@ -55,9 +55,9 @@ ModelConfig read_common(const ConfigReader& c) {
   std::string act = c.string_or("hidden_act", "silu");
   if (act != "silu") fail(ErrorCode::kUnsupported, "hidden_act", c.name(), ": hidden_act \"", act, "\" is not supported; supported: silu");
   if (c.boolean_or("use_sliding_window", false) && c.has("sliding_window"))
-    fail(ErrorCode::kUnsupported, "use_sliding_window", c.name(), ": sliding window attention is not supported");
+    fail(ErrorCode::kUnsupported, "use_sliding_window", c.name(), ": use_sliding_window: sliding window attention is not supported");
   if (c.has("quantization_config"))
-    fail(ErrorCode::kUnsupported, "quantization_config", c.name(), ": quantised checkpoints are not supported; use the bf16, f16 or f32 one");
+    fail(ErrorCode::kUnsupported, "quantization_config", c.name(), ": quantization_config: quantised checkpoints are not supported; use the bf16, f16 or f32 one");
   return m;
 }
 

@@ -1,0 +1,29 @@
+// Plain reading of memory: the ceiling that decode is measured against.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/scratch.h"
+#include "base/thread_pool.h"
+
+namespace lynx_rt {
+
+// Owns a buffer that should be large against the caches. Thread-safety: one call at a time.
+class BandwidthProbe {
+ public:
+  // num_threads 0 = usable_cores(); bytes at least 1 MiB, rounded down to whole chunks.
+  BandwidthProbe(int num_threads, int64_t bytes);
+  // One pass of all threads over the buffer; GB/s (1e9).
+  double measure();
+
+ private:
+  const cpu::Kernels& kernels_;
+  ThreadPool pool_;
+  int64_t chunks_;
+  Scratch<char> memory_;
+  char* data_;
+  std::vector<double> sums_;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,42 @@
+"""Runs the C++ unit tests, and looks at the objects that they are linked from."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from build_tree import ROOT, UNIT_TESTS, build_tree, run
+
+HERE = Path(__file__).parent
+
+
+def test_cmake_builds_every_test() -> None:
+    text = (HERE / "CMakeLists.txt").read_text()
+    assert sorted(re.findall(r"\btest_\w+(?= |\))", text.split("foreach(name ")[1].splitlines()[0])) == UNIT_TESTS
+
+
+@pytest.mark.parametrize("name", UNIT_TESTS)
+def test_unit(name: str) -> None:
+    arguments = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if name in ("test_allocations", "test_c_api") else []
+    output = run([build_tree() / "tests" / "cpp" / name, *arguments], timeout=120)
+    checks, failures = map(int, re.search(r"(\d+) checks, (\d+) failures", output).groups())
+    assert checks > 0 and failures == 0
+
+
+def test_kernel_objects_define_no_shared_symbols() -> None:
+    """A weak (COMDAT) symbol of a file compiled for AVX could be the copy that the linker keeps for every file, and then end
+    a process on a CPU without AVX. So these files may define nothing that another file could define as well."""
+    if shutil.which("nm") is None:
+        pytest.skip("needs nm on PATH")
+    objects = sorted(build_tree().rglob("kernels_*.o"))
+    assert len(objects) in (1, 4)
+    for file in objects:
+        lines = subprocess.run(
+            ["nm", "-C", "--defined-only", file], capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        symbols = [line.split(maxsplit=2)[1:] for line in lines]
+        weak = [name for kind, name in symbols if kind in "WwVvu"]
+        assert not weak, f"{file.name} defines {weak[:5]}"
+        exported = [name for kind, name in symbols if kind in "TDBRG"]
+        assert all(name.startswith("lynx_rt::cpu::k") for name in exported), f"{file.name} defines {exported}"

@@ -1,0 +1,86 @@
+// csrc/base/thread_pool.h: every task once, whatever the number of threads and tasks.
+#include "base/thread_pool.h"
+
+#include <chrono>
+#include <thread>
+
+#include "check.h"
+
+using namespace lynx_rt;
+
+namespace {
+
+void test_every_task_once() {
+  for (int threads = 1; threads <= 5; ++threads) {
+    ThreadPool pool(threads);
+    CHECK_EQ(pool.num_threads(), threads);
+    for (int64_t tasks : {0, 1, 2, 3, 4, 5, 7, 64, 1000}) {
+      std::vector<std::atomic<int>> runs(size_t(tasks) + 1);
+      std::atomic<int> bad_thread = 0;
+      pool.parallel_for(tasks, [&](int64_t task, int thread) {
+        if (thread < 0 || thread >= threads) ++bad_thread;
+        ++runs[size_t(task)];
+      });
+      bool once = true;
+      for (int64_t i = 0; i < tasks; ++i) once &= runs[size_t(i)] == 1;
+      CHECK(once);
+      CHECK_EQ(runs.back().load(), 0);
+      CHECK_EQ(bad_thread.load(), 0);
+    }
+  }
+}
+
+// A thread's number is its own during a loop, so that per-thread scratch needs no lock.
+void test_thread_number_is_exclusive() {
+  ThreadPool pool(4);
+  std::vector<std::atomic<int>> inside(4);
+  std::atomic<int> clashes = 0;
+  pool.parallel_for(2000, [&](int64_t, int thread) {
+    if (inside[size_t(thread)].exchange(1) != 0) ++clashes;
+    inside[size_t(thread)] = 0;
+  });
+  CHECK_EQ(clashes.load(), 0);
+}
+
+// What a loop wrote is visible after it, and what was written before it is visible in it; no atomics here.
+void test_results_are_visible() {
+  for (int threads : {2, 5}) {
+    ThreadPool pool(threads);
+    std::vector<int64_t> values(257, 0);
+    for (int64_t round = 0; round < 10000; ++round)
+      pool.parallel_for(round % 5 == 0 ? 257 : 3, [&](int64_t task, int) { values[size_t(task)] += task + 1; });
+    bool right = true;
+    for (int64_t i = 0; i < 257; ++i) right &= values[size_t(i)] == (i + 1) * (i < 3 ? 10000 : 2000);
+    CHECK(right);
+  }
+}
+
+void test_wakes_sleepers() {
+  ThreadPool pool(3);
+  for (int i = 0; i < 5; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));  // longer than workers spin
+    std::atomic<int64_t> sum = 0;
+    pool.parallel_for(100, [&](int64_t task, int) { sum += task; });
+    CHECK_EQ(sum.load(), 4950);
+  }
+}
+
+void test_create_and_destroy() {
+  for (int i = 0; i < 200; ++i) {
+    ThreadPool pool(1 + i % 5);
+    if (i % 3 == 0) pool.parallel_for(2, [](int64_t, int) {});
+  }
+  CHECK_THROWS(ThreadPool(0), ErrorCode::kInvalidArgument, "num_threads", {"1..4096", "got 0"});
+  CHECK_THROWS(ThreadPool(5000), ErrorCode::kInvalidArgument, "num_threads", {"1..4096", "got 5000"});
+}
+
+}  // namespace
+
+int main() {
+  test_every_task_once();
+  test_thread_number_is_exclusive();
+  test_results_are_visible();
+  test_wakes_sleepers();
+  test_create_and_destroy();
+  return check::result("test_thread_pool");
+}

@@ -1,0 +1,28 @@
+"""What the op tests run over: every instruction set of this CPU, every compute dtype."""
+
+import pytest
+
+from lynx_rt import _C
+
+DTYPES = ["float32", "bfloat16", "float16"]
+
+
+@pytest.fixture(params=_C.build_info()["supported_isas"])
+def isa(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    """The compute dtype."""
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def weight_dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def backend(isa, dtype):
+    return _C.Backend(dtype=dtype, isa=isa, num_threads=2)

@@ -1,0 +1,58 @@
+"""Backend::embed() and rmsnorm() against the oracle; conversions of every 16-bit pattern; the activation over its whole range."""
+
+import numpy as np
+import pytest
+import reference as ref
+import tolerance as tol
+from tolerance import assert_within
+
+from lynx_rt import ValidationError
+
+
+@pytest.mark.parametrize("rows, width, vocab", [(0, 16, 5), (1, 1, 1), (5, 33, 9), (40, 48, 7)])
+def test_embed_is_exact(backend, weight_dtype, rows, width, vocab):
+    rng = np.random.default_rng(rows + width)
+    table, ids = ref.weight(rng.standard_normal((vocab, width)), weight_dtype), rng.integers(0, vocab, rows).astype(np.int32)
+    np.testing.assert_array_equal(backend.embed(table, ids), ref.value(table)[ids])
+
+
+def test_conversion_of_every_16_bit_number(backend):
+    """Subnormal numbers, infinities and zeros of either sign included; NaN stays NaN."""
+    bits = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    ids = np.arange(256, dtype=np.int32)
+    for table in (bits, bits.view(np.float16)):
+        with np.errstate(invalid="ignore"):  # the widening of a signalling NaN
+            got, want = backend.embed(table, ids), ref.value(table)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(np.signbit(got[~np.isnan(want)]), np.signbit(want[~np.isnan(want)]))
+
+
+@pytest.mark.parametrize("rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)])
+def test_rmsnorm(backend, weight_dtype, rows, width):
+    rng = np.random.default_rng(width)
+    x = (rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1)))).astype(np.float32)
+    w = ref.weight(rng.standard_normal(width), weight_dtype)
+    for eps in (1e-6, 0.1):
+        assert_within(backend.rmsnorm(x, w, eps), ref.rmsnorm(x, w, eps), f"eps {eps}")
+
+
+def test_rmsnorm_of_zeros(backend):
+    x = np.zeros((2, 20), np.float32)
+    np.testing.assert_array_equal(backend.rmsnorm(x, np.ones(20, np.float32), 1e-6), x)
+
+
+def test_rmsnorm_wrong_shape(backend):
+    with pytest.raises(ValidationError):
+        backend.rmsnorm(np.zeros((2, 20), np.float32), np.ones(19, np.float32), 1e-6)
+
+
+def test_silu_over_its_range(isa):
+    """One expert of width 1 whose gate passes x on: from where the exponential overflows to where it vanishes."""
+    from lynx_rt import _C
+
+    x = np.concatenate([np.linspace(-110, 110, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
+    rows = np.concatenate([x, np.ones_like(x)], 1)
+    b = _C.Backend(isa=isa)
+    gate, up, down = (np.array(w, np.float32) for w in ([[1, 0]], [[0, 1]], [[1], [0]]))
+    s = ref.silu(x[:, 0].astype(np.float64))
+    assert_within(b.mlp(rows, gate, up, down)[:, 0], (s, tol.SILU * np.abs(s) + tol.SILU_TINY + tol.U32 * np.abs(s)))

@@ -1,0 +1,101 @@
+"""Backend::expert_ffn() and mlp() against the oracle: routings of every extreme, widths that split into several tasks."""
+
+import numpy as np
+import pytest
+import reference as ref
+from tolerance import assert_within
+
+from lynx_rt import ValidationError, _C
+
+
+def make_experts(count, hidden, width, weight_dtype, down_dtype=None, seed=0):
+    rng = np.random.default_rng(seed)
+    scale = 1 / np.sqrt(hidden)
+
+    def matrices(rows, cols, dtype):
+        return [ref.weight(rng.standard_normal((rows, cols)) * scale * 2, dtype) for _ in range(count)]
+
+    return matrices(width, hidden, weight_dtype), matrices(width, hidden, weight_dtype), matrices(hidden, width, down_dtype or weight_dtype)
+
+
+def own_choices(rng, rows, k, experts):
+    return np.array([rng.permutation(experts)[:k] for _ in range(rows)], np.int32).reshape(rows, k)
+
+
+def all_to_one(rng, rows, k, experts):
+    ids = own_choices(rng, rows, k, experts)
+    ids[:] = -1
+    ids[:, 0] = experts - 1
+    return ids
+
+
+def one_gets_none(rng, rows, k, experts):
+    return own_choices(rng, rows, min(k, experts - 1), experts - 1)
+
+
+def dropped(rng, rows, k, experts):
+    ids = own_choices(rng, rows, k, experts)
+    ids[rng.random(ids.shape) < 0.5] = -1
+    return ids
+
+
+def nothing(rng, rows, k, experts):
+    return np.full((rows, k), -1, np.int32)
+
+
+ROUTINGS = [own_choices, all_to_one, one_gets_none, dropped, nothing]
+# T, k, E, H, I: rows beyond the tile of 32; I and H that are not multiples of 16; the last has several tasks per expert
+SHAPES = [(0, 2, 4, 16, 8), (1, 1, 2, 16, 16), (1, 3, 5, 33, 7), (5, 4, 4, 48, 33), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)]
+
+
+@pytest.mark.parametrize("routing", ROUTINGS, ids=lambda r: r.__name__)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_expert_ffn(backend, dtype, weight_dtype, routing, shape):
+    rows, k, experts, hidden, width = shape
+    rng = np.random.default_rng(rows + width)
+    w = make_experts(experts, hidden, width, weight_dtype)
+    x = rng.standard_normal((rows, hidden)).astype(np.float32)
+    ids = routing(rng, rows, k, experts)
+    weights = (rng.random(ids.shape) * (ids >= 0)).astype(np.float32)
+    got = backend.expert_ffn(x, *w, ids, weights)
+    assert_within(got, ref.expert_ffn(x, *w, ids, weights, dtype), f"{shape} {routing.__name__}")
+    np.testing.assert_array_equal(got[(ids < 0).all(1)], 0)
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (1, 48, 56), (7, 33, 31), (40, 64, 300)], ids=str)
+def test_mlp(backend, dtype, weight_dtype, shape):
+    rows, hidden, width = shape
+    gate, up, down = (w[0] for w in make_experts(1, hidden, width, weight_dtype, seed=1))
+    x = np.random.default_rng(rows).standard_normal((rows, hidden)).astype(np.float32)
+    assert_within(backend.mlp(x, gate, up, down), ref.mlp(x, gate, up, down, dtype), str(shape))
+
+
+@pytest.mark.parametrize("down_dtype", ["float32", "bfloat16", "float16"])
+def test_down_in_another_dtype(backend, dtype, weight_dtype, down_dtype):
+    w = make_experts(3, 40, 25, weight_dtype, down_dtype)
+    rng = np.random.default_rng(0)
+    x, ids = rng.standard_normal((6, 40)).astype(np.float32), own_choices(rng, 6, 2, 3)
+    weights = rng.random((6, 2)).astype(np.float32)
+    assert_within(backend.expert_ffn(x, *w, ids, weights), ref.expert_ffn(x, *w, ids, weights, dtype))
+
+
+def test_weight_zero_and_sign():
+    """A weight of 0 adds nothing; the order of a row's slots does not change what is chosen."""
+    b, w = _C.Backend(), make_experts(4, 16, 8, "float32")
+    x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    ids = np.array([[0, 3], [2, 1]], np.int32)
+    alone = b.expert_ffn(x, *w, ids[:, :1], np.ones((2, 1), np.float32))
+    np.testing.assert_array_equal(b.expert_ffn(x, *w, ids, np.array([[1, 0], [1, 0]], np.float32)), alone)
+
+
+def test_wrong_shapes():
+    b, (gate, up, down) = _C.Backend(), make_experts(2, 16, 8, "float32")
+    x, ids, weights = np.zeros((1, 16), np.float32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)
+    with pytest.raises(ValidationError, match="up"):
+        b.expert_ffn(x, gate, [up[0], up[1][:4]], down, ids, weights)
+    with pytest.raises(ValidationError, match="down"):
+        b.expert_ffn(x, gate, up, [down[0], down[1][:8]], ids, weights)
+    with pytest.raises(ValidationError, match="dtype"):
+        b.expert_ffn(x, gate, [up[0], up[1].astype(np.float16)], down, ids, weights)
+    with pytest.raises(ValidationError, match="top_k"):
+        b.expert_ffn(x, gate, up, down, np.zeros((1, 3), np.int32), np.ones((1, 3), np.float32))

@@ -1,0 +1,84 @@
+"""Backend::linear(), logits() and router() against the oracle, and their argument checks."""
+
+import numpy as np
+import pytest
+import reference as ref
+from tolerance import assert_within
+
+from lynx_rt import ValidationError, _C
+
+# Rows 0, 1, a tile (4) and what is left of one; K around the vector widths 16 and 32; N around the tile of 4.
+SHAPES = [
+    (0, 16, 4), (1, 1, 1), (1, 16, 4), (1, 257, 33), (2, 7, 3), (3, 31, 5), (4, 32, 4), (5, 33, 17), (7, 15, 130), (33, 48, 6),
+    (2, 64, 300), (6, 1000, 9),
+]  # fmt: skip
+
+
+def make(shape, weight_dtype, seed=0):
+    rows, k, n = shape
+    rng = np.random.default_rng(seed + 1000 * rows + k + n)
+    x = rng.standard_normal((rows, k)).astype(np.float32)
+    return x, ref.weight(rng.standard_normal((n, k)), weight_dtype), rng
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_linear(backend, dtype, weight_dtype, shape):
+    x, w, _ = make(shape, weight_dtype)
+    assert_within(backend.linear(x, w), ref.linear(x, w, dtype), str(shape))
+
+
+@pytest.mark.parametrize("bias_dtype", ["float32", "bfloat16", "float16"])
+def test_bias_and_accumulate(backend, dtype, weight_dtype, bias_dtype):
+    for shape in [(1, 33, 5), (5, 40, 70)]:
+        x, w, rng = make(shape, weight_dtype)
+        bias = ref.weight(rng.standard_normal(shape[2]), bias_dtype)
+        add_to = rng.standard_normal((shape[0], shape[2])).astype(np.float32)
+        assert_within(backend.linear(x, w, bias=bias), ref.linear(x, w, dtype, bias), "bias")
+        assert_within(backend.linear(x, w, add_to=add_to), ref.linear(x, w, dtype, add_to=add_to), "add_to")
+        assert_within(backend.linear(x, w, bias=bias, add_to=add_to), ref.linear(x, w, dtype, bias, add_to), "both")
+
+
+def test_magnitudes(backend, dtype, weight_dtype):
+    """Columns from 2^-20 to 2^12, and terms that cancel: the bound follows the sum of the absolute products."""
+    x, w, rng = make((3, 96, 8), weight_dtype)
+    x *= np.exp2(rng.integers(-20, 13, 96)).astype(np.float32)
+    x[:, 48:] = -x[:, :48]
+    w = ref.weight(np.concatenate([ref.value(w)[:, :48]] * 2, 1), weight_dtype)
+    assert_within(backend.linear(x, w), ref.linear(x, w, dtype))
+
+
+def test_rounding_where_the_contract_says(isa):
+    """x = 1 + 2^-9 is 1 in bfloat16, 1 + 2^-12 is 1 in float16; float32 and the router keep both."""
+    w = np.ones((1, 1), np.float32)
+    for dtype, small in [("bfloat16", 2.0**-9), ("float16", 2.0**-12)]:
+        x = np.array([[1 + small]], np.float32)
+        b = _C.Backend(dtype=dtype, isa=isa)
+        assert b.linear(x, w)[0, 0] == 1 and b.router(x, w)[0, 0] == x[0, 0]
+        assert _C.Backend(dtype="float32", isa=isa).linear(x, w)[0, 0] == x[0, 0]
+    # Half way between two bfloat16 numbers: to the even one.
+    b = _C.Backend(dtype="bfloat16", isa=isa)
+    x = np.array([[1 + 2.0**-8], [1 + 3 * 2.0**-8]], np.float32)
+    assert b.linear(x, w).ravel().tolist() == [1, 1 + 4 * 2.0**-8]
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 3), (1, 33, 8), (5, 48, 12), (33, 64, 130)])
+def test_router(backend, weight_dtype, shape):
+    x, w, _ = make(shape, weight_dtype)
+    assert_within(backend.router(x, w), ref.router(x, w), str(shape))
+
+
+def test_wrong_shapes():
+    b = _C.Backend()
+    x, w = np.zeros((2, 4), np.float32), np.zeros((3, 5), np.float32)
+    with pytest.raises(ValidationError, match=r"\[T, 5\]"):
+        b.linear(x, w)
+    with pytest.raises(ValidationError, match="bias"):
+        b.linear(np.zeros((2, 5), np.float32), w, bias=np.zeros(4, np.float32))
+    with pytest.raises(ValidationError):
+        b.linear(x, np.zeros((3, 4), np.float64))
+    with pytest.raises(ValidationError):
+        b.linear(x, np.zeros((4, 8), np.float32)[:, ::2])
+    with pytest.raises(ValidationError, match="dtype"):
+        _C.Backend(dtype="int8")
+    with pytest.raises(ValidationError, match="isa"):
+        _C.Backend(isa="sse2")

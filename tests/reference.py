@@ -1,0 +1,168 @@
+"""Float64 oracles of the backend's ops, written from the formulas and not from the C++ code.
+
+Each returns (value, error): `error` bounds, element by element, how far a correct float32 implementation may be from `value`; how it
+is derived is in tolerance.py. Where a contract in csrc/backend/backend.h says that an op rounds to a 16-bit dtype, the oracle rounds
+there too; a value too near to the middle between two 16-bit numbers for float32 to tell carries the step between them as error.
+
+Notation: T rows, K inputs, N outputs, H hidden, I expert width, E experts, A query and G key/value heads of size D.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tolerance as tol
+
+F64 = np.float64
+
+
+def to_bf16_bits(x):
+    """float32 -> the upper half, rounded to nearest even (IEEE 754 rule on the lower half)."""
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    return ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16_bits(bits):
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def weight(x, dtype):
+    """An array in the form in which the bindings take weights of `dtype`: bfloat16 as its bits."""
+    if dtype == "bfloat16":
+        return to_bf16_bits(x)
+    return np.ascontiguousarray(x, {"float32": np.float32, "float16": np.float16}[dtype])
+
+
+def value(w):
+    """Such an array as float64."""
+    return (from_bf16_bits(w) if w.dtype == np.uint16 else w).astype(F64)
+
+
+def rounded(x, dtype, error):
+    """x in `dtype` as float64, and the error of that where x itself may be off by `error`."""
+    if dtype == "float32":
+        return x, error + np.abs(x) * tol.U32
+
+    def to(v):
+        v = np.asarray(v, np.float32)
+        return value(weight(v, dtype))
+
+    r = to(x)
+    return r, np.maximum(np.abs(to(x + error) - r), np.abs(to(x - error) - r))
+
+
+def entering(x, dtype):
+    """A float32 row as it enters a product: rounded to the compute dtype."""
+    return value(weight(x, dtype))
+
+
+def linear(x, w, dtype, bias=None, add_to=None):
+    """dot(round(x), w) + bias (+ what was there): backend.h, linear()."""
+    x, w = entering(x, dtype), value(w)
+    y, error = x @ w.T, tol.dot(x.shape[1], np.abs(x) @ np.abs(w).T)
+    for term in (None if bias is None else value(bias), add_to):
+        if term is not None:
+            y = y + term
+            error = error + tol.U32 * (np.abs(y) + error)
+    return y, error
+
+
+def router(x, w):
+    """The rows unrounded, whatever the compute dtype: backend.h, router()."""
+    return linear(x, w, "float32")
+
+
+def rmsnorm(x, w, eps):
+    """x / sqrt(mean(x^2) + eps) * w: arXiv 1910.07467 eq. 4 with the usual eps."""
+    x = x.astype(F64)
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + float(np.float32(eps))) * value(w)
+    return y, tol.norm(x.shape[-1]) * np.abs(y)
+
+
+def silu(x):
+    """x * sigmoid(x): arXiv 1606.08415 section 2."""
+    return x / (1 + np.exp(-np.clip(x, -700, 700)))
+
+
+def mlp(x, gate, up, down, dtype):
+    """down(silu(gate(x)) * up(x)): SwiGLU, arXiv 2002.05202 eq. 6; rows and hidden values enter products rounded."""
+    g, g_error = linear(x, gate, dtype)
+    u, u_error = linear(x, up, dtype)
+    s = silu(g)
+    s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY
+    h = s * u
+    h_error = s_error * (np.abs(u) + u_error) + np.abs(s) * u_error + tol.U32 * np.abs(h)
+    h, h_error = rounded(h, dtype, h_error)
+    w = value(down)
+    y = h @ w.T
+    return y, tol.dot(h.shape[1], (np.abs(h) + h_error) @ np.abs(w).T) + h_error @ np.abs(w).T
+
+
+def expert_ffn(x, gates, ups, downs, ids, weights, dtype):
+    """sum_j weights[t, j] * expert ids[t, j] of row t, over the j whose id is not -1."""
+    y, error = np.zeros(x.shape), np.zeros(x.shape)
+    total = np.zeros(x.shape)
+    for e in range(len(gates)):
+        rows, slots = np.nonzero(ids == e)
+        part, part_error = mlp(x[rows], gates[e], ups[e], downs[e], dtype)
+        scale = weights[rows, slots].astype(F64)[:, None]
+        np.add.at(y, rows, scale * part)
+        np.add.at(error, rows, scale * part_error)
+        np.add.at(total, rows, scale * np.abs(part))
+    return y, error + tol.dot(ids.shape[1] + 1, total)
+
+
+def rope_tables(positions, head_dim, theta=10000.0):
+    """cos and sin [positions, D / 2] as float32: arXiv 2104.09864 eq. 34 with the frequencies of section 3.2.2."""
+    angle = np.arange(positions)[:, None] * theta ** (-2.0 * np.arange(head_dim // 2) / head_dim)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def rope(x, cos, sin, error):
+    """Rotates the pairs (x[i], x[i + D/2]), the half-split layout of transformers (modeling_qwen3.py, rotate_half)."""
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    ea, eb = error[..., :half], error[..., half:]
+    c, s = np.abs(cos), np.abs(sin)
+    y = np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    size = np.concatenate([np.abs(a) * c + np.abs(b) * s, np.abs(b) * c + np.abs(a) * s], -1)
+    return y, 3 * tol.U32 * size + np.concatenate([ea * c + eb * s, eb * c + ea * s], -1)
+
+
+def head_rows(x, norm, eps, cos, sin, dtype):
+    """q or k of every row [T, heads, D] after norm and rotation, rounded as it enters the product or the cache."""
+    x = x.astype(F64)
+    y, error = (x, np.zeros_like(x)) if norm is None else rmsnorm(x, norm, eps)
+    y, error = rope(y, cos[:, None].astype(F64), sin[:, None].astype(F64), error)
+    return rounded(y, dtype, error)
+
+
+def attend_row(q, k, v, dq, dk):
+    """softmax(q . k / sqrt(D)) . v of one head: arXiv 1706.03762 eq. 1. q [D], k and v [n, D] -> [D]."""
+    n, d = k.shape
+    scale = 1 / np.sqrt(d)
+    scores = k @ q * scale
+    off = (dk @ np.abs(q) + (np.abs(k) + dk) @ dq + tol.dot(d, np.abs(k) @ np.abs(q))) * scale
+    p = np.exp(scores - scores.max())
+    p /= p.sum()
+    relative = np.expm1(2 * off.max() + tol.softmax(n, scores))
+    y, size = p @ v, p @ np.abs(v)
+    return y, relative * size + tol.dot(n, size)
+
+
+def attention(sequences, num_heads, num_kv_heads, q_norm, k_norm, eps, cos, sin, dtype):
+    """Every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
+    out = []
+    for qkv in sequences:
+        n = len(qkv)
+        heads = qkv.reshape(n, num_heads + 2 * num_kv_heads, -1)
+        q, dq = head_rows(heads[:, :num_heads], q_norm, eps, cos[:n], sin[:n], dtype)
+        k, dk = head_rows(heads[:, num_heads:-num_kv_heads], k_norm, eps, cos[:n], sin[:n], dtype)
+        v = entering(heads[:, -num_kv_heads:], dtype)
+        y, error = np.empty(q.shape), np.empty(q.shape)
+        for t in range(n):
+            for a in range(num_heads):
+                g = a // (num_heads // num_kv_heads)
+                to = slice(0, t + 1)
+                y[t, a], error[t, a] = attend_row(q[t, a], k[to, g], v[to, g], dq[t, a], dk[to, g])
+        out.append((y.reshape(n, -1), error.reshape(n, -1)))
+    return out

@@ -1,0 +1,94 @@
+"""What may include what, and how long a file may be."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC = ROOT / "csrc"
+# folder -> the folders that its files may include from, beside itself and the public headers
+ABOVE = {
+    "base": set(),
+    "checkpoint": {"base"},
+    "backend": {"base"},
+    "model": {"base", "checkpoint", "backend"},
+    "engine": {"base", "checkpoint", "backend", "model"},
+    "python_bindings": {"base", "checkpoint", "backend", "model", "engine"},
+}
+MAX_LINES = 450
+INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
+CODE = {".h", ".cc", ".cu", ".cuh"}
+
+
+def sources() -> list[Path]:
+    folders = [CSRC, ROOT / "python_bindings"]
+    return sorted(file for folder in folders for file in folder.rglob("*") if file.suffix in CODE)
+
+
+def layer(file: Path) -> str:
+    return file.relative_to(CSRC).parts[0] if file.is_relative_to(CSRC) else "python_bindings"
+
+
+def includes(file: Path) -> list[tuple[str, str]]:
+    """(quote, what is included) of each #include."""
+    return INCLUDE.findall(file.read_text())
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", sources(), ids=name)
+def test_includes_point_upwards(file: Path) -> None:
+    own = layer(file)
+    for quote, target in includes(file):
+        if quote == "<":
+            continue
+        top = target.split("/")[0]
+        if own == "include":
+            assert top == "lynx_rt", f"a public header includes {target}"
+        elif top == "lynx_rt":
+            assert own in ("engine", "python_bindings") or target in ("lynx_rt/error.h", "lynx_rt/sampling_params.h"), (
+                target
+            )
+        elif "/" in target:
+            assert (CSRC / target).is_file(), f"{target} does not exist"
+            assert top == own or top in ABOVE[own], f"{own} must not include {target}"
+        else:
+            assert (file.parent / target).is_file(), f"{target} does not exist"
+
+
+@pytest.mark.parametrize("file", [file for file in sources() if "cuda" not in file.parts], ids=name)
+def test_cuda_stays_in_its_folder(file: Path) -> None:
+    if layer(file) != "backend":
+        assert not any(target.startswith(("backend/cpu/kernels", "backend/cuda")) for _, target in includes(file))
+    assert not any(re.match(r"(cuda|cublas|nvrtc|cub/|cooperative_groups)", target) for _, target in includes(file))
+
+
+def test_one_file_includes_the_json_library() -> None:
+    users = [name(file) for file in sources() if any(target.startswith("nlohmann") for _, target in includes(file))]
+    assert users == ["csrc/checkpoint/json.cc"]
+
+
+def test_library_neither_prints_nor_ends_the_process() -> None:
+    wrong = re.compile(r"std::(cout|cerr|abort|exit|terminate)|\b(printf|fprintf|puts|_exit|assert)\(")
+    for file in sources():
+        found = [line for line in file.read_text().splitlines() if wrong.search(line.split("//")[0])]
+        if layer(file) != "include":  # lynx_rt.h shows a program in its comment
+            assert not found, f"{name(file)}: {found}"
+
+
+def test_files_are_short() -> None:
+    python = [file for file in (ROOT / "lynx_rt").rglob("*.py*") if file.suffix in (".py", ".pyi")]
+    lengths = {name(file): len(file.read_text().splitlines()) for file in [*sources(), *python]}
+    assert {file: lines for file, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+def test_every_source_is_built() -> None:
+    """A .cc file that no CMakeLists names is dead code."""
+    named = (ROOT / "CMakeLists.txt").read_text() + (CSRC / "install.cmake").read_text()
+    for file in sources():
+        if file.suffix == ".cc":
+            stem = re.sub(r"kernels_(avx2|avx512|avx512bf16)\.cc", "kernels_${isa}.cc", name(file))
+            assert stem in named, f"{name(file)} is in no build file"

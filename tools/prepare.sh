@@ -1,0 +1,48 @@
+# Sourced by the scripts beside it: puts lynx_rt into a virtual environment. Needs g++ and Python >= 3.10 with headers; on Debian
+# and Ubuntu, as root, what is missing is installed. Everything else comes as wheels. Progress goes to standard error.
+# prepare EXTRAS   "" or "[test]"; sets venv and build_dir. LYNX_RT_VENV: the environment (default .venv in the repository).
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${LYNX_RT_VENV:-$root/.venv}
+
+missing_packages() {
+  command -v g++ >/dev/null || echo g++
+  command -v python3 >/dev/null || { echo python3 python3-venv python3-dev; return; }
+  python3 -c 'import ensurepip, venv' 2>/dev/null || echo python3-venv
+  python3 -c 'import os, sysconfig as s; assert os.path.exists(s.get_path("include") + "/Python.h")' 2>/dev/null || echo python3-dev
+}
+
+prepare() {
+  local packages
+  packages=$(missing_packages | tr '\n' ' ')
+  if [[ -n $packages ]]; then
+    if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+      echo "missing: $packages(names of Debian packages); install them, for example: sudo apt-get install $packages" >&2
+      exit 1
+    fi
+    echo "installing $packages" >&2
+    apt-get update -qq >&2
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages >&2
+  fi
+  python3 -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else 0'
+
+  [[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
+  local python=$venv/bin/python requirements
+  requirements=$("$python" - "$root/pyproject.toml" <<'PY'
+import sys
+try:
+    import tomllib
+except ModuleNotFoundError:
+    from pip._vendor import tomli as tomllib
+print("\n".join(tomllib.load(open(sys.argv[1], "rb"))["build-system"]["requires"]))
+PY
+  )
+  echo "building lynx_rt into $venv (about two minutes the first time)" >&2
+  mapfile -t requirements <<<"$requirements"
+  "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" >&2
+  # Without isolation, into a kept folder: a second run compiles only what changed.
+  build_dir=$root/build/$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
+  LYNX_RT_BUILD_DIR=$build_dir PATH=$venv/bin:$PATH \
+    "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation "$root$1" >&2
+}

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Builds and installs lynx_rt with what its tests need, and runs them against the installed package:
+#   tools/test.sh [pytest options]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
+prepare "[test]"
+cd "$root"
+# Safe path: neither pytest nor the processes that tests start take ./lynx_rt, which has no compiled module, for the package.
+export PYTHONSAFEPATH=1 PATH=$venv/bin:$PATH
+export LYNX_RT_TEST_BUILD_DIR=${LYNX_RT_TEST_BUILD_DIR:-$build_dir}  # its objects go into the C++ tests as well
+exec "$venv/bin/pytest" "$@"
