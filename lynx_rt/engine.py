@@ -87,7 +87,7 @@ class Engine:
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             enable_mixed_chunk=enable_mixed_chunk,
-            expert_selection=_selection(expert_selection),
+            expert_selection=expert_selection or "topk",
             num_threads=num_threads or 0,
             isa=isa or "",
             seed=seed,
@@ -289,7 +289,7 @@ class Engine:
 
     def set_expert_selection(self, selection: str | None) -> None:
         """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
-        self._core.set_expert_selection(_selection(selection))
+        self._core.set_expert_selection(selection or "topk")
 
     @property
     def expert_selection(self) -> str:
@@ -442,10 +442,6 @@ class Engine:
         self._outbox[request.request_id] = request
         if request.finished:
             self._unfinished.discard(request)
-
-
-def _selection(value: str | None) -> str:
-    return "topk" if value in (None, "off") else value
 
 
 def _as_tokenizer(tokenizer: Any, model: Path) -> Tokenizer:

@@ -43,6 +43,7 @@ PY
   "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" >&2
   # Without isolation, into a kept folder: a second run compiles only what changed.
   build_dir=$root/build/$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
+  rm -rf "$root"/build/lib*  # setuptools would pack modules that exist no more
   LYNX_RT_BUILD_DIR=$build_dir PATH=$venv/bin:$PATH \
     "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation "$root$1" >&2
 }

@@ -52,11 +52,8 @@ def test_one_expert_takes_all_and_the_others_none():
     assert plan["pair_of_row"].tolist() == list(range(9))
 
 
-def test_what_select_drops_has_no_row():
-    scores = np.zeros((3, 6), np.float32)
-    scores[:, 0] = 5
-    routed = _C.select(scores + np.eye(3, 6, 1, dtype=np.float32), 2, selection="oea:k0=1")
-    plan = _C.dispatch(routed["ids"], 6)
+def test_pairs_without_an_expert_have_no_row():
+    plan = _C.dispatch(np.array([[0, -1]] * 3, np.int32), 6)
     assert plan["offsets"].tolist() == [0, 3, 3, 3, 3, 3, 3]
     assert plan["row_of_pair"].tolist() == [0, -1, 1, -1, 2, -1]
 
