@@ -47,4 +47,5 @@ def assert_within(got, expected, what=""):
     assert np.isfinite(got).all(), f"{what}: not finite at {tuple(np.argwhere(~np.isfinite(got))[0])}"
     used = np.abs(got - value) / (error + TINY)
     worst = np.unravel_index(np.argmax(used), used.shape)
-    assert used[worst] <= 1, f"{what}: at {tuple(map(int, worst))} got {got[worst]:.9g}, expected {value[worst]:.9g}: {used[worst]:.3g} of the bound"
+    where = f"{what}: at {tuple(map(int, worst))}"
+    assert used[worst] <= 1, f"{where} got {got[worst]:.9g}, expected {value[worst]:.9g}: {used[worst]:.3g} of the bound"

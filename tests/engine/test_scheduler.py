@@ -207,7 +207,8 @@ def test_the_engine_goes_on_after_every_error(tiny_path):
         e.add_request(PROMPT[:3], params())
     wrong = [lambda p=p: e.add_request(p, params()) for p in BAD_PROMPTS]
     wrong += [lambda p=p: e.forward(p) for p in ([], [VOCAB], [-3], [3] * 65)]
-    wrong += [lambda: e.forward([3], chunk=-1), lambda: e.set_expert_selection("lynx:theta=-1"), lambda: e.add_request([3], params(top_p=0.0))]
+    wrong += [lambda: e.forward([3], chunk=-1), lambda: e.set_expert_selection("lynx:theta=-1")]
+    wrong += [lambda: e.add_request([3], params(top_p=0.0))]
     while e.has_unfinished():
         record(results, e.step())
         for call in wrong:

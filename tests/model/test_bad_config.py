@@ -186,7 +186,8 @@ Q, GATE, GATE_UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp
     ("plain", lambda t: t.update({GATE: t[GATE].astype(np.int8)}), ["1 of the wrong dtype", GATE, "I8"]),
     ("plain", lambda t: t.update({GATE: t[GATE].astype(np.float64)}), ["1 of the wrong dtype", GATE, "F64"]),
     ("plain", lambda t: [t.pop(k) for k in list(t) if ".experts.3." in k], ["6 missing", "experts.3."]),
-    ("sparse_step", lambda t: t.update({k: v.transpose(0, 2, 1).copy() for k, v in t.items() if "gate_up" in k}), ["wrong shape", "gate_up_proj"]),
+    ("sparse_step", lambda t: t.update({k: v.transpose(0, 2, 1).copy() for k, v in t.items() if "gate_up" in k}),
+     ["wrong shape", "gate_up_proj"]),
     ("no_groups", lambda t: t.pop(GATE_UP.replace("gate_up", "down")), ["missing", "experts.down_proj"]),
     ("no_groups", lambda t: t.update({"model.layers.0.mlp.experts.0.up_proj.weight": np.zeros((16, 96), np.float32)}),
      ["1 unexpected", "experts.0.up_proj"]),
@@ -243,7 +244,10 @@ def test_config_without_weights(folder):
         load(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"model_type": "qwen3_moe", "model_type": "qwen3"}', "[" * 100_000, "\x00\xff"], ids=range(7))
+NOT_CONFIGS = ["", "{", "[]", "3", '{"model_type": "qwen3_moe", "model_type": "qwen3"}', "[" * 100_000, "\x00\xff"]
+
+
+@pytest.mark.parametrize("text", NOT_CONFIGS, ids=range(7))
 def test_not_a_config(folder, text):
     path = folder()
     (path / "config.json").write_text(text, encoding="latin-1")

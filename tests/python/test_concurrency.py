@@ -206,10 +206,12 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("how", ["generate", "stream"])
 def test_ctrl_c_ends_only_its_own_call(nano_path: str, how: str) -> None:
-    process = subprocess.Popen([sys.executable, "-c", _CTRL_C, nano_path, how], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", _CTRL_C, nano_path, how], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            out, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert out == "0 0 True  264\n"
