@@ -73,6 +73,16 @@ struct ExpertWeights {
   WeightView down;  // [H, I]
 };
 
+// Something is wrong with one row of the step; the others are not to blame.
+class RowError : public Error {
+ public:
+  RowError(int64_t row, ErrorCode code, std::string field, const std::string& text) : Error(code, std::move(field), text), row_(row) {}
+  int64_t row() const { return row_; }
+
+ private:
+  int64_t row_;
+};
+
 // Time and weight/KV bytes per op since the last reset.
 struct OpProfile {
   const char* name;
@@ -128,7 +138,7 @@ class Backend {
   // Otherwise: exact rows get their own routing and all their experts are admitted; the others are assigned within the
   // admitted set; weights come from the original softmax rescaled to the row's own top-k mass; where the active set
   // would not be smaller than the union of own choices, the own routing is returned (guard).
-  // Throws kInvalidArgument naming row and expert for a NaN or infinite score. Source: LYNX arXiv 2411.08982, OEA arXiv
+  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score. Source: LYNX arXiv 2411.08982, OEA arXiv
   // 2511.02237. Tests: tests/ops/test_select.py, test_select_properties.py.
   SelectionStats select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
                         Phase phase, const uint8_t* exact, Routing& routing);

@@ -291,7 +291,15 @@ std::vector<StepOutput> EngineCore::step() {
   // Up to advance() a request changes in nothing that a second try of the step would not set anew, so that a failure in the
   // model leaves them all as they were.
   double model_start = now();
-  decoder_.forward(batch_.build(scheduled, pool_.block_size()), cache_, selection_, layer_stats_);
+  try {
+    decoder_.forward(batch_.build(scheduled, pool_.block_size()), cache_, selection_, layer_stats_);
+  } catch (const RowError& e) {
+    // One request is to blame: it ends, and the next step does this one again without it.
+    size_t i = 0;
+    while (batch_.first_row(i + 1) <= e.row()) ++i;
+    Request* request = scheduled.requests[i].request;
+    return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
+  }
   counters_.model_seconds += now() - model_start;
   for (size_t i = 0; i < scheduled.requests.size(); ++i) record_prompt_logprobs(scheduled.requests[i], batch_.first_row(i));
   std::vector<Drawn> drawn = sample(scheduled);

@@ -241,26 +241,20 @@ def test_not_a_number_in_a_dense_model_ends_one_request(tiny_path, tmp_path):
     assert len(results[0].tokens) == len(results[2].tokens) == 16
 
 
-def test_not_a_number_in_a_router_fails_the_step_and_nothing_else(tiny_path, tmp_path):
-    """The step says which row; every request is as it was, and without the poisoned one the others finish, bit for bit."""
+def test_not_a_number_in_a_router_ends_one_request(tiny_path, tmp_path):
+    """The other requests of the step go on, bit for bit as without it."""
     path = poisoned(tiny_path(NAME), tmp_path / "m", 50)
     banned = {"logit_bias": [(50, -1e9)], "logprobs": 1}
-    jobs = [Job([3, 4], banned), Job([5, 6, 7], banned)]
-    expected = [r.bits for r in alone(path, jobs)]
+    jobs = [Job([3, 4], banned), Job([8, 50, 9], arrival=2), Job([5, 6, 7], banned)]
+    expected = [r.bits for r in alone(path, [jobs[0], jobs[2]])]
     e = engine(path)
-    ids = [e.add_request(j.prompt, params(**j.options)) for j in jobs]
-    results = {i: Result() for i in ids}
-    record(results, e.step())
-    bad = e.add_request([50], params())
-    for _ in range(3):
-        with pytest.raises(ValidationError, match="row 2"):
-            e.step()
-        e.check_integrity()
-    assert e.abort(bad)
-    while e.has_unfinished():
-        record(results, e.step())
-    assert [results[i].bits for i in ids] == expected
+    results = run(e, jobs, check=True)
+    assert results[1].finish_reason == "error" and results[1].tokens == []
+    assert "request 3: router scores: row 3, expert 0: expected a finite value, got" in results[1].error
+    assert [results[i].bits for i in (0, 2)] == expected
     assert e.stats()["kv_blocks_used"] == 0
+    with pytest.raises(ValidationError, match="row 1, expert 0"):
+        e.forward([8, 50, 9])
 
 
 def test_closed(tiny_path):

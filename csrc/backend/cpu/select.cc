@@ -6,6 +6,7 @@
 #include <cmath>
 #include <span>
 
+#include "backend/backend.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -35,7 +36,8 @@ void check_scores(const float* scores, int64_t num_rows, int num_experts) {
     for (int e = 0; e < num_experts; ++e) bad |= (std::bit_cast<uint32_t>(z[e]) & kExponent) == kExponent;
     if (!bad) continue;
     const int e = int(std::find_if(z, z + num_experts, [](float v) { return !std::isfinite(v); }) - z);
-    invalid("router scores", "row ", t, ", expert ", e, ": expected a finite value, got ", double(z[e]));
+    throw RowError(t, ErrorCode::kInvalidArgument, "router scores",
+                   str_cat("router scores: row ", t, ", expert ", e, ": expected a finite value, got ", double(z[e])));
   }
 }
 
