@@ -123,10 +123,10 @@ EngineOptions to_options(const py::kwargs& kwargs) {
   EngineOptions o;
   for (auto [key, value] : kwargs) {
     std::string k = py::cast<std::string>(key);
-#define LYNX_OPTION(name)                  \
-  if (k == #name) {                        \
+#define LYNX_OPTION(name)                             \
+  if (k == #name) {                                   \
     o.name = cast_option<decltype(o.name)>(k, value); \
-    continue;                              \
+    continue;                                         \
   }
     LYNX_OPTION(device)
     LYNX_OPTION(dtype)
@@ -219,8 +219,9 @@ void register_engine(py::module_& m) {
       .def_property_readonly("logprobs", [](const StepOutput& o) { return to_list(o.logprobs); })
       .def_property_readonly("prompt_logprobs", [](const StepOutput& o) { return to_list(o.prompt_logprobs); })
       .def_property_readonly("finish_reason", [](const StepOutput& o) { return to_object(o.finish_reason); })
-      .def_property_readonly("stop_token_id",
-                             [](const StepOutput& o) { return o.stop_token_id < 0 ? py::object(py::none()) : py::int_(o.stop_token_id); })
+      .def_property_readonly(
+          "stop_token_id",
+          [](const StepOutput& o) { return o.stop_token_id < 0 ? py::object(py::none()) : py::int_(o.stop_token_id); })
       .def_readonly("error", &StepOutput::error)
       .def_readonly("num_cached_tokens", &StepOutput::num_cached_tokens)
       .def_readonly("num_preemptions", &StepOutput::num_preemptions)
@@ -243,34 +244,39 @@ void register_engine(py::module_& m) {
       .def("has_unfinished", &Engine::has_unfinished, release())
       .def("set_expert_selection", &Engine::set_expert_selection, py::arg("selection"), release())
       .def("expert_selection", &Engine::expert_selection, release())
-      .def("stats", [](const Engine& e) {
-        EngineStats s;
-        {
-          py::gil_scoped_release nogil;
-          s = e.stats();
-        }
-        return to_dict(s);
-      })
+      .def("stats",
+           [](const Engine& e) {
+             EngineStats s;
+             {
+               py::gil_scoped_release nogil;
+               s = e.stats();
+             }
+             return to_dict(s);
+           })
       .def("reset_stats", &Engine::reset_stats, release())
-      .def("model_info", [](const Engine& e) {
-        ModelInfo i;
-        {
-          py::gil_scoped_release nogil;
-          i = e.model_info();
-        }
-        return to_dict(i);
-      })
+      .def("model_info",
+           [](const Engine& e) {
+             ModelInfo i;
+             {
+               py::gil_scoped_release nogil;
+               i = e.model_info();
+             }
+             return to_dict(i);
+           })
       .def("check_integrity", &Engine::check_integrity, release())
-      .def("forward", [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk) {
-        std::vector<float> logits;
-        {
-          py::gil_scoped_release nogil;
-          logits = e.forward(ids, chunk);
-        }
-        py::array_t<float> out({int64_t(ids.size()), int64_t(logits.size() / ids.size())});
-        std::copy(logits.begin(), logits.end(), out.mutable_data());
-        return out;
-      }, py::arg("token_ids"), py::arg("chunk") = 0)
+      .def(
+          "forward",
+          [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk) {
+            std::vector<float> logits;
+            {
+              py::gil_scoped_release nogil;
+              logits = e.forward(ids, chunk);
+            }
+            py::array_t<float> out({int64_t(ids.size()), int64_t(logits.size() / ids.size())});
+            std::copy(logits.begin(), logits.end(), out.mutable_data());
+            return out;
+          },
+          py::arg("token_ids"), py::arg("chunk") = 0)
       .def("close", &Engine::close, release());
 
   m.def("inspect", &inspect, py::arg("path"));

@@ -101,13 +101,11 @@ void register_select(py::module_& m) {
       "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::select() in backend.h.",
       py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",
       py::arg("phase") = "decode_only", py::arg("exact") = py::none());
-  m.def("dispatch", &dispatch,
-        "Orders pairs by expert: dict(offsets [E + 1], row_of_pair [T * k], pair_of_row [offsets[E]]).",
+  m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], row_of_pair [T * k], pair_of_row [offsets[E]]).",
         py::arg("ids").noconvert(), py::arg("num_experts"));
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
-      "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.",
-      py::arg("text"));
+      "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));
 }
 
 }  // namespace lynx_rt

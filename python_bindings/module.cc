@@ -1,7 +1,7 @@
 #include "bindings.h"
 
-#include "base/cpu_features.h"
 #include "backend/cpu/bandwidth.h"
+#include "base/cpu_features.h"
 #include "lynx_rt/version.h"
 
 #include <pybind11/stl.h>
@@ -17,20 +17,23 @@ PYBIND11_MODULE(_C, m) {
   lynx_rt::register_checkpoint(m);
   lynx_rt::register_select(m);
 
-  m.def("build_info", [] {
-    using namespace lynx_rt;
-    std::vector<std::string> isas;
-    for (Isa isa : supported_isas()) isas.push_back(isa_name(isa));
-    const char* env = std::getenv("LYNX_RT_ISA");
-    py::dict d;
-    d["version"] = LYNX_RT_VERSION;
-    d["isa"] = isa_name(resolve_isa(env ? env : ""));
-    d["supported_isas"] = isas;
-    d["usable_cores"] = usable_cores();
-    d["compiler"] = "gcc-compatible " __VERSION__;
-    d["cuda"] = "no: built without CUDA";
-    return d;
-  }, "How this build was made and what this CPU offers.");
+  m.def(
+      "build_info",
+      [] {
+        using namespace lynx_rt;
+        std::vector<std::string> isas;
+        for (Isa isa : supported_isas()) isas.push_back(isa_name(isa));
+        const char* env = std::getenv("LYNX_RT_ISA");
+        py::dict d;
+        d["version"] = LYNX_RT_VERSION;
+        d["isa"] = isa_name(resolve_isa(env ? env : ""));
+        d["supported_isas"] = isas;
+        d["usable_cores"] = usable_cores();
+        d["compiler"] = "gcc-compatible " __VERSION__;
+        d["cuda"] = "no: built without CUDA";
+        return d;
+      },
+      "How this build was made and what this CPU offers.");
   py::class_<lynx_rt::BandwidthProbe>(m, "BandwidthProbe", "A buffer to read: the rate that decode is measured against.")
       .def(py::init<int, int64_t>(), py::arg("num_threads") = 0, py::arg("bytes") = int64_t(1) << 29)
       .def("measure", &lynx_rt::BandwidthProbe::measure, py::call_guard<py::gil_scoped_release>(),

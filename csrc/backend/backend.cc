@@ -6,8 +6,8 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr const char* kOpNames[Backend::kNumOps] = {"embed", "rmsnorm", "linear", "qkv_post", "attention", "router",
-                                                    "select", "dispatch", "expert_ffn", "mlp", "logits"};
+constexpr const char* kOpNames[Backend::kNumOps] = {"embed",  "rmsnorm",  "linear",     "qkv_post", "attention", "router",
+                                                    "select", "dispatch", "expert_ffn", "mlp",      "logits"};
 
 void require(bool ok, const char* op, const char* text) {
   if (!ok) invalid(op, text);
@@ -36,8 +36,7 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
 // Charges the time of its lifetime and `bytes` to an op.
 class Backend::Scope {
  public:
-  Scope(Backend* backend, Op op, int64_t bytes = 0)
-      : profile_(backend->profile_[op]), start_(std::chrono::steady_clock::now()) {
+  Scope(Backend* backend, Op op, int64_t bytes = 0) : profile_(backend->profile_[op]), start_(std::chrono::steady_clock::now()) {
     ++profile_.calls;
     profile_.bytes += bytes;
   }
@@ -121,8 +120,8 @@ void Backend::router(const float* x, const WeightView& weight, int64_t num_rows,
   do_router(x, weight, num_rows, scores);
 }
 
-SelectionStats Backend::select(const float* scores, int64_t num_rows, const RouterRule& rule,
-                               const Selection& selection, Phase phase, const uint8_t* exact, Routing& routing) {
+SelectionStats Backend::select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
+                               Phase phase, const uint8_t* exact, Routing& routing) {
   require_rule(rule, "select");
   require(num_rows >= 0, "select", "num_rows must not be negative");
   routing.num_active = 0;
@@ -137,8 +136,8 @@ void Backend::dispatch(const Routing& routing, int64_t num_rows, const RouterRul
   do_dispatch(routing, num_rows, rule, plan);
 }
 
-void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts,
-                         const RouterRule& rule, const Routing& routing, const DispatchPlan& plan, float* out) {
+void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
+                         const Routing& routing, const DispatchPlan& plan, float* out) {
   require_rule(rule, "expert_ffn");
   require(int64_t(experts.size()) == rule.num_experts, "expert_ffn", "one ExpertWeights per expert is needed");
   for (const ExpertWeights& w : experts) {

@@ -7,7 +7,8 @@
 // cache has: float32 (no rounding), bfloat16 or float16. Accumulation is always float32.
 //
 // Order guarantee of every op: an output row depends on its own inputs only, and each element is reduced in one fixed order,
-// whatever T, the other rows, and the number of threads are. Bitwise: tests/ops/test_batch_invariance.py. The one exception is select().
+// whatever T, the other rows, and the number of threads are. Bitwise: tests/ops/test_batch_invariance.py. The one exception is
+// select().
 #pragma once
 #include <array>
 #include <cstdint>
@@ -33,22 +34,22 @@ struct KvCacheView {
 
 // The rows of one step, flat. Rows of a sequence are consecutive and in position order.
 struct BatchView {
-  int64_t num_rows = 0;               // T
-  int64_t num_seqs = 0;               // S
-  const int32_t* token_ids = nullptr;   // [T]
-  const int32_t* positions = nullptr;   // [T] position in the sequence, 0-based
-  const int64_t* slots = nullptr;       // [T] block * block_size + offset where the row's K and V go
-  const int32_t* query_start = nullptr; // [S + 1] first row of each sequence; [S] = T
-  const int32_t* block_tables = nullptr;// [S, max_blocks] block of each page of the sequence
+  int64_t num_rows = 0;                   // T
+  int64_t num_seqs = 0;                   // S
+  const int32_t* token_ids = nullptr;     // [T]
+  const int32_t* positions = nullptr;     // [T] position in the sequence, 0-based
+  const int64_t* slots = nullptr;         // [T] block * block_size + offset where the row's K and V go
+  const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
+  const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
   int64_t max_blocks = 0;
-  const uint8_t* exact = nullptr;       // [T] 1 = the row gets the model's own routing; null = none does
+  const uint8_t* exact = nullptr;  // [T] 1 = the row gets the model's own routing; null = none does
   Phase phase = Phase::kPrefill;
 };
 
 // out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]
 struct LinearPart {
-  WeightView weight;      // [N, K]
-  WeightView bias;        // [N] or empty
+  WeightView weight;  // [N, K]
+  WeightView bias;    // [N] or empty
   int64_t out_column = 0;
 };
 
@@ -59,10 +60,10 @@ struct RopeTable {
 
 // Arguments of qkv_post(): q/k norm, rotary embedding, KV write.
 struct QkvPostArgs {
-  float* qkv;             // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
-  int64_t num_heads;      // A
-  WeightView q_norm;      // [D] or empty
-  WeightView k_norm;      // [D] or empty
+  float* qkv;         // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
+  int64_t num_heads;  // A
+  WeightView q_norm;  // [D] or empty
+  WeightView k_norm;  // [D] or empty
   float eps;
   RopeTable rope;
 };
@@ -76,7 +77,8 @@ struct ExpertWeights {
 // Something is wrong with one row of the step; the others are not to blame.
 class RowError : public Error {
  public:
-  RowError(int64_t row, ErrorCode code, std::string field, const std::string& text) : Error(code, std::move(field), text), row_(row) {}
+  RowError(int64_t row, ErrorCode code, std::string field, const std::string& text)
+      : Error(code, std::move(field), text), row_(row) {}
   int64_t row() const { return row_; }
 
  private:
@@ -134,14 +136,14 @@ class Backend {
   // Chooses experts and weights: the only op that looks across the batch. Demand -> Admit -> Assign -> Weigh.
   //   scores [T, E] in    router logits, finite; exact [T] in or null
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
-  // With policy topk, phase other than kDecodeOnly, T < 2, or every row exact: the model's own routing, whatever the other rows are.
-  // Otherwise: exact rows get their own routing and all their experts are admitted; the others are assigned within the
+  // With policy topk, phase other than kDecodeOnly, T < 2, or every row exact: the model's own routing, whatever the other rows
+  // are. Otherwise: exact rows get their own routing and all their experts are admitted; the others are assigned within the
   // admitted set; weights come from the original softmax rescaled to the row's own top-k mass; where the active set
   // would not be smaller than the union of own choices, the own routing is returned (guard).
-  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score. Source: LYNX arXiv 2411.08982, OEA arXiv
-  // 2511.02237. Tests: tests/ops/test_select.py, test_select_properties.py.
-  SelectionStats select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                        Phase phase, const uint8_t* exact, Routing& routing);
+  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score. Source: LYNX arXiv 2411.08982, OEA
+  // arXiv 2511.02237. Tests: tests/ops/test_select.py, test_select_properties.py.
+  SelectionStats select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
+                        const uint8_t* exact, Routing& routing);
 
   // Orders the pairs by expert (ascending pair inside an expert). Cost O(T k + E). Test: tests/ops/test_dispatch.py.
   void dispatch(const Routing& routing, int64_t num_rows, const RouterRule& rule, DispatchPlan& plan);

@@ -31,16 +31,16 @@ std::string to_string(const Selection& selection);  // parse_selection's canonic
 
 // The model's own routing rule (ecosystem notes 2.3: kinds S1 and S2).
 struct RouterRule {
-  int num_experts = 0;   // E
-  int top_k = 0;         // k
-  bool norm_topk = true; // divide the chosen softmax probabilities by their sum
+  int num_experts = 0;    // E
+  int top_k = 0;          // k
+  bool norm_topk = true;  // divide the chosen softmax probabilities by their sum
 };
 
 // Result of select(). All arrays are the caller's, sized for its largest batch.
 struct Routing {
-  int32_t* ids;       // [T, k] expert, -1 = no expert
-  float* weights;     // [T, k] >= 0; 0 where id = -1
-  int32_t* active;    // [E] the first num_active are the experts that some id names, ascending
+  int32_t* ids;     // [T, k] expert, -1 = no expert
+  float* weights;   // [T, k] >= 0; 0 where id = -1
+  int32_t* active;  // [E] the first num_active are the experts that some id names, ascending
   int32_t num_active;
 };
 

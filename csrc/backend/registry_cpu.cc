@@ -7,7 +7,8 @@ namespace lynx_rt {
 std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
   if (options.device == "auto" || options.device == "cpu") return std::make_unique<CpuBackend>(options);
   if (options.device == "cuda" || options.device.starts_with("cuda:"))
-    fail(ErrorCode::kUnsupported, "device", "device: \"", options.device, "\" is not in this build, which has the CPU backend only");
+    fail(ErrorCode::kUnsupported, "device", "device: \"", options.device,
+         "\" is not in this build, which has the CPU backend only");
   invalid("device", "expected \"auto\" or \"cpu\", got \"", options.device, "\"");
 }
 

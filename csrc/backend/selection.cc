@@ -95,8 +95,7 @@ std::string to_string(const Selection& selection) {
   switch (selection.policy) {
     case Policy::kTopk: return "topk";
     case Policy::kLynx:
-      return str_cat("lynx:alpha=", shortest(selection.alpha), ",beta=", selection.beta,
-                     ",theta=", shortest(selection.theta));
+      return str_cat("lynx:alpha=", shortest(selection.alpha), ",beta=", selection.beta, ",theta=", shortest(selection.theta));
     case Policy::kOea: return str_cat("oea:k0=", selection.k0);
   }
   fail(ErrorCode::kInternal, kField, "policy ", int(selection.policy), " has no name");

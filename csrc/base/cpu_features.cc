@@ -16,10 +16,9 @@ const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 Isa best_isa() {
 #if defined(__x86_64__)
-  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")))
-    return Isa::kScalar;
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")))
+  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) return Isa::kScalar;
+  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq")))
     return Isa::kAvx2;
   return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
 #else
@@ -38,8 +37,7 @@ Isa resolve_isa(const std::string& name) {
   for (int i = 0; i < 4; ++i) {
     if (name != kNames[i]) continue;
     if (Isa(i) > best_isa())
-      fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ",
-           isa_name(best_isa()));
+      fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ", isa_name(best_isa()));
     return Isa(i);
   }
   invalid("isa", "expected scalar, avx2, avx512 or avx512bf16, got \"", name, "\"");

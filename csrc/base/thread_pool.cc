@@ -69,8 +69,10 @@ void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
   work(0);
   gate_.fetch_or(kClosed, std::memory_order_relaxed);
   for (int spins = 0; (gate_.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
-    if (spins < 4096) relax();
-    else std::this_thread::yield();
+    if (spins < 4096)
+      relax();
+    else
+      std::this_thread::yield();
   }
 }
 

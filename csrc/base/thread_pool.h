@@ -27,7 +27,8 @@ class ThreadPool {
   template <class Fn>
   void parallel_for(int64_t num_tasks, Fn&& fn) {
     using F = std::remove_reference_t<Fn>;
-    run(num_tasks, [](void* ctx, int64_t task, int thread) { (*static_cast<F*>(ctx))(task, thread); },
+    run(
+        num_tasks, [](void* ctx, int64_t task, int thread) { (*static_cast<F*>(ctx))(task, thread); },
         const_cast<void*>(static_cast<const void*>(&fn)));
   }
 

@@ -11,9 +11,7 @@ namespace lynx_rt {
 enum class DType : uint8_t { kF32, kBF16, kF16 };
 
 constexpr int64_t dtype_size(DType t) { return t == DType::kF32 ? 4 : 2; }
-constexpr const char* dtype_name(DType t) {
-  return t == DType::kF32 ? "float32" : t == DType::kBF16 ? "bfloat16" : "float16";
-}
+constexpr const char* dtype_name(DType t) { return t == DType::kF32 ? "float32" : t == DType::kBF16 ? "bfloat16" : "float16"; }
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

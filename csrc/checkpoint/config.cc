@@ -168,8 +168,7 @@ DType read_config_dtype(const ConfigReader& config) {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     if (name == dtype_name(dtype)) return dtype;
   }
-  fail(ErrorCode::kUnsupported, key, config.name(), ": ", key, ": expected float32, bfloat16 or float16, got ",
-       quote(text));
+  fail(ErrorCode::kUnsupported, key, config.name(), ": ", key, ": expected float32, bfloat16 or float16, got ", quote(text));
 }
 
 }  // namespace lynx_rt

@@ -43,8 +43,8 @@ class Builder {
   bool end_object() {
     auto& members = std::get<Json::Object>(open_.back()->value);
     std::sort(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
-    const auto twice = std::adjacent_find(members.begin(), members.end(),
-                                          [](const auto& a, const auto& b) { return a.first == b.first; });
+    const auto twice =
+        std::adjacent_find(members.begin(), members.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
     if (twice != members.end()) reject("key ", quote(twice->first), " appears twice", place());
     open_.pop_back();
     return true;

@@ -29,10 +29,9 @@ struct ElementType {
   int bits;
 };
 constexpr ElementType kElementTypes[] = {
-    {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"BOOL", 8},        {"U8", 8},          {"I8", 8},
-    {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},
-    {"U16", 16},    {"F16", 16},    {"BF16", 16},   {"I32", 32},        {"U32", 32},        {"F32", 32},
-    {"C64", 64},    {"F64", 64},    {"I64", 64},    {"U64", 64},
+    {"F4", 4},      {"F6_E2M3", 6},     {"F6_E3M2", 6},     {"BOOL", 8}, {"U8", 8},   {"I8", 8},   {"F8_E5M2", 8}, {"F8_E4M3", 8},
+    {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16}, {"F16", 16}, {"BF16", 16},   {"I32", 32},
+    {"U32", 32},    {"F32", 32},        {"C64", 64},        {"F64", 64}, {"I64", 64}, {"U64", 64},
 };
 
 // One header entry, before its offsets are known to lie in the file.
@@ -51,8 +50,7 @@ template <class... Parts>
 // Reads the entry of one tensor. Every failure names file, tensor and what was found.
 class EntryReader {
  public:
-  EntryReader(const std::string& path, const std::string& name, const Json& json)
-      : path_(path), name_(name), json_(json) {}
+  EntryReader(const std::string& path, const std::string& name, const Json& json) : path_(path), name_(name), json_(json) {}
 
   Entry read() const {
     if (!json_.as<Json::Object>()) reject("expected an object, got ", describe(json_));
@@ -68,8 +66,8 @@ class EntryReader {
 
     entry.info.bytes = shape_bytes(entry.info, bits);
     if (entry.end - entry.begin != entry.info.bytes) {
-      reject("shape ", entry.info.shape, " of ", entry.info.dtype, " needs ", entry.info.bytes,
-             " bytes, but data_offsets ", offsets, " span ", entry.end - entry.begin);
+      reject("shape ", entry.info.shape, " of ", entry.info.dtype, " needs ", entry.info.bytes, " bytes, but data_offsets ",
+             offsets, " span ", entry.end - entry.begin);
     }
     return entry;
   }
@@ -148,8 +146,7 @@ std::string_view header_text(const MappedFile& file) {
               "; is this a safetensors file?");
   }
   if (int64_t(length) > file.size() - kLengthBytes) {
-    fail_file(file.path(), "truncated: the header takes ", kLengthBytes + int64_t(length), " bytes, the file has ",
-              file.size());
+    fail_file(file.path(), "truncated: the header takes ", kLengthBytes + int64_t(length), " bytes, the file has ", file.size());
   }
   const std::string_view header = text.substr(size_t(kLengthBytes), size_t(length));
   // Required by the format, so that no other kind of file is taken for this one.
@@ -170,9 +167,8 @@ void check_metadata(const std::string& path, const Json& metadata) {
 
 // The format allows neither holes nor overlaps: ordered by offset, each tensor begins where the one before it ends.
 void check_layout(const MappedFile& file, std::vector<Entry>& entries, int64_t data_bytes) {
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
-    return std::pair(a.begin, a.end) < std::pair(b.begin, b.end);
-  });
+  std::sort(entries.begin(), entries.end(),
+            [](const Entry& a, const Entry& b) { return std::pair(a.begin, a.end) < std::pair(b.begin, b.end); });
   int64_t used = 0;
   for (const Entry& entry : entries) {
     if (entry.begin != used) {
@@ -183,8 +179,8 @@ void check_layout(const MappedFile& file, std::vector<Entry>& entries, int64_t d
     used = entry.end;
   }
   if (used > data_bytes) {
-    fail_file(file.path(), "truncated: the header describes ", used, " bytes of data, the file has ", data_bytes,
-              " (", file.size(), " in all)");
+    fail_file(file.path(), "truncated: the header describes ", used, " bytes of data, the file has ", data_bytes, " (",
+              file.size(), " in all)");
   }
   if (used < data_bytes) {
     fail_file(file.path(), data_bytes - used, " bytes after the last tensor: the header describes ", used,
@@ -229,8 +225,7 @@ WeightMap read_index(const std::string& path) {
   if (file.size() > kMaxIndexBytes) {
     fail_file(path, "index of ", file.size(), " bytes is over the limit of ", kMaxIndexBytes);
   }
-  const Json index =
-      parse_json({reinterpret_cast<const char*>(file.data()), size_t(file.size())}, path, "index");
+  const Json index = parse_json({reinterpret_cast<const char*>(file.data()), size_t(file.size())}, path, "index");
   if (!index.as<Json::Object>()) fail_file(path, "expected an object, got ", describe(index));
   const Json* weight_map = index.find("weight_map");
   if (!weight_map) fail_file(path, "weight_map is missing");
@@ -280,8 +275,7 @@ Shards open_shards(const std::filesystem::path& folder, const std::string& index
       const auto it = shard_of.find(entry.name);
       if (it == shard_of.end() || it->second != name) {
         const std::string where = it == shard_of.end() ? "does not name it" : "places it in " + quote(it->second);
-        fail(ErrorCode::kCorruptFile, entry.name, file.path(), ": tensor ", quote(entry.name), ": ", index_path, " ",
-             where);
+        fail(ErrorCode::kCorruptFile, entry.name, file.path(), ": tensor ", quote(entry.name), ": ", index_path, " ", where);
       }
       out.tensors.emplace(std::move(entry.name), std::move(entry.info));
     }
@@ -300,9 +294,7 @@ Shards open_shards(const std::filesystem::path& folder, const std::string& index
 Checkpoint Checkpoint::open(const std::string& path) {
   namespace fs = std::filesystem;
   std::error_code ignored;  // what exists but cannot be examined is left to MappedFile, which says why
-  const auto missing = [&](const std::string& file) {
-    return fs::status(file, ignored).type() == fs::file_type::not_found;
-  };
+  const auto missing = [&](const std::string& file) { return fs::status(file, ignored).type() == fs::file_type::not_found; };
   Checkpoint checkpoint;
   std::string single = path;
   if (fs::is_directory(path, ignored)) {

@@ -22,12 +22,10 @@ class Problems {
   void add_missing(const std::string& name) { add(missing_, name, quote(name)); }
   void add_unexpected(const std::string& name) { add(unexpected_, name, quote(name)); }
   void add_wrong_shape(const TensorSpec& spec, const TensorInfo& found) {
-    add(wrong_shape_, spec.name,
-        str_cat(quote(spec.name), " (expected ", spec.shape, ", got ", found.shape, ")"));
+    add(wrong_shape_, spec.name, str_cat(quote(spec.name), " (expected ", spec.shape, ", got ", found.shape, ")"));
   }
   void add_wrong_dtype(const TensorSpec& spec, const TensorInfo& found) {
-    add(wrong_dtype_, spec.name,
-        str_cat(quote(spec.name), " (expected F32, BF16 or F16, got ", found.dtype, ")"));
+    add(wrong_dtype_, spec.name, str_cat(quote(spec.name), " (expected F32, BF16 or F16, got ", found.dtype, ")"));
   }
 
   // Throws where anything was added; the field is the first tensor that was.
@@ -99,8 +97,8 @@ void check_pieces(const TensorSpec& spec, int64_t rows) {
   int64_t covered = 0;
   for (const auto& [begin, count] : spans) {
     if (begin != covered || count > rows - covered) {
-      fail_table(spec, "pieces must cover its ", rows, " rows once each; one has rows [", begin, ", +", count,
-                 ") where ", covered, " are covered");
+      fail_table(spec, "pieces must cover its ", rows, " rows once each; one has rows [", begin, ", +", count, ") where ",
+                 covered, " are covered");
     }
     covered += count;
   }

@@ -47,13 +47,15 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
   clear(int64_t(max_blocks));
   for (const ScheduledRequest& s : step.requests) {
     const Request& r = *s.request;
-    add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size, r.params.exact);
+    add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size,
+                 r.params.exact);
   }
   finish(step.phase);
   return view_;
 }
 
-const BatchView& Batch::build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size) {
+const BatchView& Batch::build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
+                                     int64_t block_size) {
   clear(int64_t(blocks.size()));
   add_sequence(tokens, position, blocks, block_size, true);
   finish(Phase::kPrefill);

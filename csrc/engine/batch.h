@@ -14,12 +14,14 @@ class Batch {
   // The view is valid until the next call.
   const BatchView& build(const ScheduledStep& step, int64_t block_size);
   // A single sequence of consecutive tokens starting at `position`, whose pages are `blocks`.
-  const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size);
+  const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
+                                int64_t block_size);
   int64_t first_row(size_t request) const { return query_start_[request]; }
 
  private:
   void clear(int64_t max_blocks);
-  void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size, bool exact);
+  void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
+                    bool exact);
   void finish(Phase phase);
 
   std::vector<int32_t> token_ids_, positions_, query_start_, block_tables_;

@@ -90,11 +90,13 @@ void BlockPool::check_integrity(std::span<const int32_t> held) const {
   int64_t with_content = 0;
   for (size_t b = 0; b < blocks_.size(); ++b) {
     if (references[b] != blocks_[b].references)
-      fail(ErrorCode::kInternal, "block_pool", "block ", b, " has ", blocks_[b].references, " references, but requests hold ", references[b]);
+      fail(ErrorCode::kInternal, "block_pool", "block ", b, " has ", blocks_[b].references, " references, but requests hold ",
+           references[b]);
     auto content = blocks_[b].content;
     if (content == ContentMap::iterator() || content == const_cast<ContentMap&>(cache_).end()) continue;
     ++with_content;
-    if (content->second.block != int32_t(b)) fail(ErrorCode::kInternal, "block_pool", "block ", b, " claims the content of block ", content->second.block);
+    if (content->second.block != int32_t(b))
+      fail(ErrorCode::kInternal, "block_pool", "block ", b, " claims the content of block ", content->second.block);
   }
   if (with_content != int64_t(cache_.size()))
     fail(ErrorCode::kInternal, "block_pool", with_content, " blocks have content, but the cache lists ", cache_.size());
@@ -107,7 +109,8 @@ void BlockPool::check_integrity(std::span<const int32_t> held) const {
   int64_t unreferenced = 0;
   for (const Block& block : blocks_) unreferenced += block.references == 0;
   if (listed != num_free_ || listed != unreferenced)
-    fail(ErrorCode::kInternal, "block_pool", "free list has ", listed, " blocks, ", num_free_, " counted, ", unreferenced, " unreferenced");
+    fail(ErrorCode::kInternal, "block_pool", "free list has ", listed, " blocks, ", num_free_, " counted, ", unreferenced,
+         " unreferenced");
 }
 
 }  // namespace lynx_rt

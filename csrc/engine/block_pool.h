@@ -1,8 +1,8 @@
 // Fixed-size KV pages: reference counts, a free list in least-recently-used order, and the prefix cache. No tensor code.
 //
-// Prefix cache: a full page is known by the content of its predecessor and its own tokens. Every registered content has its own number,
-// so that equality is exact: there are no hash collisions to trust. A page whose references drop to zero keeps
-// its content until the free list hands it out again.
+// Prefix cache: a full page is known by the content of its predecessor and its own tokens. Every registered content has its own
+// number, so that equality is exact: there are no hash collisions to trust. A page whose references drop to zero keeps its
+// content until the free list hands it out again.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -21,7 +21,8 @@ DType compute_dtype(const std::string& name, const ModelConfig& config) {
 
 void check_tokens(const char* field, const std::vector<int32_t>& tokens, int64_t vocab) {
   for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i] < 0 || tokens[i] >= vocab) invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
+    if (tokens[i] < 0 || tokens[i] >= vocab)
+      invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
 }
 
 const EngineOptions& checked(const EngineOptions& o) {
@@ -36,7 +37,8 @@ const EngineOptions& checked(const EngineOptions& o) {
   at_least("num_threads", o.num_threads, 0);
   if (o.max_num_seqs > 65536) invalid("max_num_seqs", "expected at most 65536, got ", o.max_num_seqs);
   if (o.block_size > 4096) invalid("block_size", "expected at most 4096, got ", o.block_size);
-  if (o.max_num_batched_tokens > (1 << 20)) invalid("max_num_batched_tokens", "expected at most 1048576, got ", o.max_num_batched_tokens);
+  if (o.max_num_batched_tokens > (1 << 20))
+    invalid("max_num_batched_tokens", "expected at most 1048576, got ", o.max_num_batched_tokens);
   if (o.max_num_batched_tokens < o.max_num_seqs)
     invalid("max_num_batched_tokens", "expected at least max_num_seqs (", o.max_num_seqs, "), got ", o.max_num_batched_tokens);
   return o;
@@ -65,7 +67,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa})),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, free_memory_bytes())),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
-      decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256), plan_.max_model_len),
+      decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
+               plan_.max_model_len),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
@@ -148,7 +151,8 @@ std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {
     int64_t count = std::min(chunk, total - begin);
-    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {}, {});
+    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
+                     {});
     for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
       std::vector<int32_t> rows;
       for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
@@ -162,10 +166,12 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   validate(params, config_.vocab_size);
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
-    invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len, " tokens, so that one can be generated, got ", prompt.size());
+    invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
+            " tokens, so that one can be generated, got ", prompt.size());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
   if (options_.max_num_queued_reqs && scheduler_.num_waiting() >= options_.max_num_queued_reqs)
-    fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_waiting(), " requests are waiting, the limit is ", options_.max_num_queued_reqs);
+    fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_waiting(),
+         " requests are waiting, the limit is ", options_.max_num_queued_reqs);
   auto r = std::make_unique<Request>();
   r->id = next_id_++;
   r->params = params;
@@ -192,7 +198,8 @@ void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first
     decoder_.logits(rows, logits_.get());
     for (size_t j = 0; j < rows.size(); ++j) {
       int32_t token = r.tokens[size_t(r.num_computed + i + int64_t(j) + 1)];
-      r.prompt_logprobs.push_back(sampler_.top_logprobs(logits_.get() + int64_t(j) * config_.vocab_size, token, r.params.prompt_logprobs));
+      r.prompt_logprobs.push_back(
+          sampler_.top_logprobs(logits_.get() + int64_t(j) * config_.vocab_size, token, r.params.prompt_logprobs));
     }
   }
 }
@@ -305,7 +312,8 @@ std::vector<StepOutput> EngineCore::step() {
   std::vector<Drawn> drawn = sample(scheduled);
 
   bool batch_aware = selection_.policy != Policy::kTopk && scheduled.phase == Phase::kDecodeOnly && scheduled.num_rows > 1;
-  for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !batch_aware || s.request->params.exact);
+  for (ScheduledRequest& s : scheduled.requests)
+    scheduler_.advance(*s.request, s.num_tokens, !batch_aware || s.request->params.exact);
   std::vector<StepOutput> outputs;
   for (Drawn& d : drawn) outputs.push_back(postprocess(std::move(d)));
 

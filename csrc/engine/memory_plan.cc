@@ -52,14 +52,15 @@ int64_t free_memory_bytes() {
 
 MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions& o, int64_t free_bytes) {
   if (o.max_model_len > m.max_position_embeddings)
-    invalid("max_model_len", "expected at most the model's max_position_embeddings = ", m.max_position_embeddings, ", got ", o.max_model_len);
+    invalid("max_model_len", "expected at most the model's max_position_embeddings = ", m.max_position_embeddings, ", got ",
+            o.max_model_len);
   int64_t block_bytes = KvCache::bytes_per_block(m, kv_dtype, o.block_size);
   int64_t wanted_len = o.max_model_len ? o.max_model_len : m.max_position_embeddings;
   int64_t blocks_per_seq = ceil_div(wanted_len, o.block_size);
   int64_t budget = o.kv_cache_memory_bytes ? o.kv_cache_memory_bytes : free_bytes / 2;
   if (budget > free_bytes)
-    fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ", free_bytes,
-         " bytes of memory are free; pass no more than that, or 0 to have it chosen");
+    fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ",
+         free_bytes, " bytes of memory are free; pass no more than that, or 0 to have it chosen");
   int64_t blocks = budget / block_bytes;
   int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");
   // More than every running request can use is only worth having where it was asked for by size.
@@ -68,9 +69,10 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   if (blocks < 1 || (o.max_model_len && blocks < blocks_per_seq)) {
     int64_t needed = checked_mul(o.max_model_len ? blocks_per_seq : 1, block_bytes, "kv_cache_memory_bytes");
     fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: one request of ",
-         o.max_model_len ? o.max_model_len : o.block_size, " tokens needs ", needed, " bytes of KV cache (", block_bytes, " per page of ",
-         o.block_size, " tokens), but ", budget, " are ", o.kv_cache_memory_bytes ? "given" : "available (half of the free memory)",
-         "; pass kv_cache_memory_bytes=", needed, " or more, or max_model_len=", blocks * o.block_size, " or less");
+         o.max_model_len ? o.max_model_len : o.block_size, " tokens needs ", needed, " bytes of KV cache (", block_bytes,
+         " per page of ", o.block_size, " tokens), but ", budget, " are ",
+         o.kv_cache_memory_bytes ? "given" : "available (half of the free memory)", "; pass kv_cache_memory_bytes=", needed,
+         " or more, or max_model_len=", blocks * o.block_size, " or less");
   }
   int64_t len = std::min(wanted_len, blocks * o.block_size);
   return {blocks, len};

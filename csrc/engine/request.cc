@@ -20,7 +20,8 @@ void check_ids(const char* field, const std::vector<int32_t>& ids, int64_t vocab
 }  // namespace
 
 void validate(const SamplingParams& p, int64_t vocab) {
-  if (!std::isfinite(p.temperature) || p.temperature < 0) invalid("temperature", "expected a finite number >= 0, got ", double(p.temperature));
+  if (!std::isfinite(p.temperature) || p.temperature < 0)
+    invalid("temperature", "expected a finite number >= 0, got ", double(p.temperature));
   if (!(p.top_p > 0 && p.top_p <= 1)) invalid("top_p", "expected a number in (0, 1], got ", double(p.top_p));
   if (p.top_k < -1) invalid("top_k", "expected -1 or 0 (all) or a positive integer, got ", p.top_k);
   check_range("min_p", p.min_p, 0, 1);

@@ -14,14 +14,14 @@ struct Request {
   uint64_t seed = 0;            // params.seed, or derived from the engine's
   std::vector<int32_t> tokens;  // prompt, then what was generated
   int64_t prompt_len = 0;
-  int64_t max_len = 0;          // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
+  int64_t max_len = 0;  // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
 
-  int64_t num_computed = 0;         // tokens whose K and V are in `blocks`; < tokens.size() between steps
+  int64_t num_computed = 0;  // tokens whose K and V are in `blocks`; < tokens.size() between steps
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends it: pages
   // from there on depend on the batch and must never be found by another request.
   int64_t num_reproducible = 0;
-  std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
-  int64_t num_registered = 0;       // leading pages offered to the prefix cache
+  std::vector<int32_t> blocks;          // page i holds tokens [i * block_size, (i + 1) * block_size)
+  int64_t num_registered = 0;           // leading pages offered to the prefix cache
   ContentId last_content = kNoContent;  // content of the last registered page
 
   std::vector<TokenLogprobs> prompt_logprobs;

@@ -59,7 +59,8 @@ void Sampler::apply_constraints(const Request& r, std::span<const int32_t> eos, 
   }
   for (const auto& word : p.bad_words) {
     size_t prefix = word.size() - 1, generated = size_t(r.num_generated());
-    if (prefix <= generated && std::equal(word.begin(), word.end() - 1, r.tokens.end() - ptrdiff_t(prefix))) logits[word.back()] = kMasked;
+    if (prefix <= generated && std::equal(word.begin(), word.end() - 1, r.tokens.end() - ptrdiff_t(prefix)))
+      logits[word.back()] = kMasked;
   }
   if (r.num_generated() < p.min_tokens) {
     for (int32_t id : eos) logits[id] = kMasked;
@@ -76,8 +77,10 @@ void Sampler::apply_penalties(const Request& r, float* logits) {
   in_prompt_.resize(size_t(vocab_size_));
   for (int64_t i = 0; i < int64_t(r.tokens.size()); ++i) {
     size_t id = size_t(r.tokens[size_t(i)]);
-    if (i < r.prompt_len) in_prompt_[id] = 1;
-    else ++count_[id];
+    if (i < r.prompt_len)
+      in_prompt_[id] = 1;
+    else
+      ++count_[id];
   }
   for (int32_t token : r.tokens) {
     size_t id = size_t(token);

@@ -34,7 +34,7 @@ class Sampler {
   int64_t vocab_size_;
   std::vector<int32_t> order_;
   std::vector<double> probability_;
-  std::vector<int32_t> count_;     // occurrences of each token in the request; all zero between calls
+  std::vector<int32_t> count_;  // occurrences of each token in the request; all zero between calls
   std::vector<uint8_t> in_prompt_;
 };
 

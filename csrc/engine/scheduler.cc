@@ -64,7 +64,8 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
     if (r->is_decoding()) continue;
     int64_t n = std::min(budget(step), int64_t(r->tokens.size()) - r->num_computed);
     bool ok = reserve(*r, n);
-    bool alone = step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
+    bool alone =
+        step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
     while (!ok && alone && running_.size() > i + 1) {
       preempt_last();
       ok = reserve(*r, n);

@@ -18,7 +18,8 @@ KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int
   for (int64_t l = 0; l < m.num_layers; ++l) {
     memory_.emplace_back(backend, bytes, "kv_cache");
     memory_.emplace_back(backend, bytes, "kv_cache");
-    views_.push_back({memory_[size_t(2 * l)].get(), memory_[size_t(2 * l + 1)].get(), dtype, num_blocks, block_size, m.num_kv_heads, m.head_dim});
+    views_.push_back({memory_[size_t(2 * l)].get(), memory_[size_t(2 * l + 1)].get(), dtype, num_blocks, block_size,
+                      m.num_kv_heads, m.head_dim});
   }
 }
 
@@ -40,7 +41,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   int64_t half = config.head_dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
-  for (int64_t i = 0; i < half; ++i) rope_inverse_.push_back(1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim)));
+  for (int64_t i = 0; i < half; ++i)
+    rope_inverse_.push_back(1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim)));
 }
 
 // Rows are computed when a position is first reached: a long context that nobody uses costs neither time nor memory.
@@ -79,7 +81,8 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
   int64_t h = config_.hidden_size;
   for (size_t i = 0; i < rows.size(); ++i)
     std::memcpy(workspace_.logit_rows.get() + int64_t(i) * h, workspace_.x.get() + rows[i] * h, size_t(h) * 4);
-  backend_.rmsnorm(workspace_.logit_rows.get(), weights_.final_norm, config_.rms_norm_eps, int64_t(rows.size()), workspace_.logit_rows.get());
+  backend_.rmsnorm(workspace_.logit_rows.get(), weights_.final_norm, config_.rms_norm_eps, int64_t(rows.size()),
+                   workspace_.logit_rows.get());
   backend_.logits(workspace_.logit_rows.get(), weights_.lm_head, int64_t(rows.size()), out);
 }
 

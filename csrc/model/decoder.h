@@ -48,7 +48,8 @@ class Decoder {
 
  private:
   void attention_block(const LayerWeights& w, const BatchView& batch, const KvCacheView& cache);  // attention_block.cc
-  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, SelectionStats* stats);  // moe_block.cc
+  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+                 SelectionStats* stats);                          // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
 
   void extend_rope(int64_t num_positions);

@@ -23,7 +23,8 @@ const Family& find_family(const std::string& model_type) {
     if (model_type == f.model_type) return f;
     known += (known.empty() ? "" : ", ") + std::string(f.model_type);
   }
-  fail(ErrorCode::kUnsupported, "model_type", "config.json: model_type \"", model_type, "\" is not supported; supported: ", known);
+  fail(ErrorCode::kUnsupported, "model_type", "config.json: model_type \"", model_type,
+       "\" is not supported; supported: ", known);
 }
 
 ModelConfig read_model_config(const std::string& path) {

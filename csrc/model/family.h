@@ -11,12 +11,12 @@ namespace lynx_rt {
 
 // Weights of one decoder layer. H hidden, A/G query/kv heads, D head size, E experts, I expert width.
 struct LayerWeights {
-  WeightView input_norm;      // [H]
-  WeightView q_proj, q_bias;  // [A * D, H], [A * D] or empty
-  WeightView k_proj, k_bias;  // [G * D, H], [G * D] or empty
-  WeightView v_proj, v_bias;  // [G * D, H], [G * D] or empty
-  WeightView o_proj, o_bias;  // [H, A * D], [H] or empty
-  WeightView q_norm, k_norm;  // [D] or empty
+  WeightView input_norm;               // [H]
+  WeightView q_proj, q_bias;           // [A * D, H], [A * D] or empty
+  WeightView k_proj, k_bias;           // [G * D, H], [G * D] or empty
+  WeightView v_proj, v_bias;           // [G * D, H], [G * D] or empty
+  WeightView o_proj, o_bias;           // [H, A * D], [H] or empty
+  WeightView q_norm, k_norm;           // [D] or empty
   WeightView post_attention_norm;      // [H]
   WeightView router;                   // [E, H]; empty in a dense layer
   std::vector<ExpertWeights> experts;  // E; empty in a dense layer

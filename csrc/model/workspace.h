@@ -14,7 +14,9 @@ class DeviceArray {
  public:
   DeviceArray() = default;
   DeviceArray(Backend& backend, int64_t count, const char* what)
-      : backend_(&backend), bytes_(checked_mul(count, int64_t(sizeof(T)), what)), data_(static_cast<T*>(backend.allocate(bytes_, what))) {}
+      : backend_(&backend),
+        bytes_(checked_mul(count, int64_t(sizeof(T)), what)),
+        data_(static_cast<T*>(backend.allocate(bytes_, what))) {}
   ~DeviceArray() {
     if (data_) backend_->release(data_, bytes_);
   }
@@ -39,11 +41,11 @@ struct Workspace {
   Workspace(Backend& backend, const ModelConfig& config, int64_t max_rows, int64_t max_logit_rows);
   int64_t bytes() const;
 
-  DeviceArray<float> x;        // [T, H] residual stream
-  DeviceArray<float> normed;   // [T, H]
-  DeviceArray<float> qkv;      // [T, (A + 2 G) * D]
-  DeviceArray<float> attended; // [T, A * D]
-  DeviceArray<float> scores;   // [T, E] router logits
+  DeviceArray<float> x;              // [T, H] residual stream
+  DeviceArray<float> normed;         // [T, H]
+  DeviceArray<float> qkv;            // [T, (A + 2 G) * D]
+  DeviceArray<float> attended;       // [T, A * D]
+  DeviceArray<float> scores;         // [T, E] router logits
   DeviceArray<int32_t> ids;          // [T, k]
   DeviceArray<float> weights;        // [T, k]
   DeviceArray<int32_t> active;       // [E]

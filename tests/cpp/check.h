@@ -63,8 +63,8 @@ void equal(const A& a, const B& b, const char* text, const char* file, int line)
 
 // `call` must throw Error with that code and field and with every one of `parts` in its message.
 template <class Call>
-void throws(Call call, lynx_rt::ErrorCode code, const std::string& field, const std::vector<std::string>& parts,
-            const char* file, int line) {
+void throws(Call call, lynx_rt::ErrorCode code, const std::string& field, const std::vector<std::string>& parts, const char* file,
+            int line) {
   ++checks;
   try {
     call();

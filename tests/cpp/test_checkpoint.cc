@@ -55,8 +55,8 @@ const uint8_t* bytes(const WeightView& view) { return static_cast<const uint8_t*
 
 void test_whole_tensors() {
   const TempFolder folder;
-  folder.write("model.safetensors", safetensors({tensor("a", "BF16", {3, 4}), tensor("b", "F32", {2}),
-                                                 tensor("c", "F16", {5, 1}), tensor("none", "F32", {0, 4})}));
+  folder.write("model.safetensors", safetensors({tensor("a", "BF16", {3, 4}), tensor("b", "F32", {2}), tensor("c", "F16", {5, 1}),
+                                                 tensor("none", "F32", {0, 4})}));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   CHECK_EQ(checkpoint.total_bytes(), 24 + 8 + 10);
   WeightView a, b, c, none;
@@ -113,10 +113,10 @@ void test_fused_pieces() {
 
 void test_one_of_each_problem() {
   const TempFolder folder;
-  const std::string path = folder.write(
-      "model.safetensors", safetensors({tensor("fp8", "F8_E4M3", {4}), tensor("extra", "F32", {1}),
-                                        tensor("turned", "BF16", {3, 2}), tensor("fine", "BF16", {2}),
-                                        tensor("worst", "I64", {1})}));
+  const std::string path =
+      folder.write("model.safetensors",
+                   safetensors({tensor("fp8", "F8_E4M3", {4}), tensor("extra", "F32", {1}), tensor("turned", "BF16", {3, 2}),
+                                tensor("fine", "BF16", {2}), tensor("worst", "I64", {1})}));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   WeightView view;
   const std::vector<TensorSpec> specs = {whole_tensor("fine", {2}, &view), whole_tensor("absent", {2}, &view),
@@ -140,9 +140,9 @@ void test_lists_are_cut_after_ten() {
   }
   folder.write("model.safetensors", safetensors(tensors));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
-  CHECK_THROWS(bind_weights(checkpoint, specs, {}), kCorrupt, "absent.10",
-               {"12 missing: \"absent.10\", ", "\"absent.19\" and 2 more; 12 unexpected: \"extra.10\"",
-                "\"extra.19\" and 2 more"});
+  CHECK_THROWS(
+      bind_weights(checkpoint, specs, {}), kCorrupt, "absent.10",
+      {"12 missing: \"absent.10\", ", "\"absent.19\" and 2 more; 12 unexpected: \"extra.10\"", "\"extra.19\" and 2 more"});
   specs.resize(10);
   CHECK_THROWS(bind_weights(checkpoint, specs, {"*"}), kCorrupt, "absent.10", {"10 missing: ", ", \"absent.19\""});
 }
@@ -227,8 +227,8 @@ void test_checkpoint_moves() {
 // A damaged header must be refused, or describe tensors that can be read.
 void test_header_fuzz() {
   const TempFolder folder;
-  const std::string valid = safetensors({tensor("a.weight", "BF16", {3, 4}), tensor("b", "F32", {2, 1, 2}),
-                                         tensor("c", "U8", {7}), tensor("d", "F16", {0, 5})});
+  const std::string valid = safetensors(
+      {tensor("a.weight", "BF16", {3, 4}), tensor("b", "F32", {2, 1, 2}), tensor("c", "U8", {7}), tensor("d", "F16", {0, 5})});
   const size_t header_end = valid.size() - (24 + 16 + 7);
   std::mt19937 random(20260);
   const auto below = [&](size_t n) { return size_t(random() % n); };

@@ -16,8 +16,7 @@ constexpr ErrorCode kCorrupt = ErrorCode::kCorruptFile;
 ConfigReader reader(const std::string& text) { return ConfigReader::parse(text, "config.json"); }
 
 void test_json_values() {
-  const Json json =
-      parse_json(R"({"b": [1, -2, 2.5, 1e3], "a": {"x": null, "y": true}, "s": "A\u00e9"})", "f", "config");
+  const Json json = parse_json(R"({"b": [1, -2, 2.5, 1e3], "a": {"x": null, "y": true}, "s": "A\u00e9"})", "f", "config");
   CHECK(json.as<Json::Object>());
   const auto& b = *json.find("b")->as<Json::Array>();
   CHECK_EQ(*b[0].as<int64_t>(), 1);
@@ -72,24 +71,21 @@ void test_printable() {
 }
 
 void test_integers() {
-  const ConfigReader c =
-      reader(R"({"n": 8, "zero": 0, "real": 8.0, "text": "8", "none": null, "big": 1e30, "flag": true})");
+  const ConfigReader c = reader(R"({"n": 8, "zero": 0, "real": 8.0, "text": "8", "none": null, "big": 1e30, "flag": true})");
   constexpr int64_t kAny = std::numeric_limits<int64_t>::max();
   CHECK(c.has("n") && c.has("zero") && !c.has("none") && !c.has("absent"));
   CHECK_EQ(c.integer("n", 1, 8), 8);
   CHECK_EQ(c.integer_or("n", 3, 1, 8), 8);
   CHECK_EQ(c.integer_or("none", 3, 1, 8), 3);
   CHECK_EQ(c.integer_or("absent", -1, 1, 8), -1);  // the fallback is the caller's and may lie outside
-  CHECK_THROWS(c.integer("n", 1, 7), kCorrupt, "n",
-               {"config.json: n: expected an integer from 1 to 7, got the number 8"});
+  CHECK_THROWS(c.integer("n", 1, 7), kCorrupt, "n", {"config.json: n: expected an integer from 1 to 7, got the number 8"});
   CHECK_THROWS(c.integer("n", 9, kAny), kCorrupt, "n", {"of at least 9, got the number 8"});
   CHECK_THROWS(c.integer_or("zero", 3, 1, 8), kCorrupt, "zero", {"got the number 0"});
   CHECK_THROWS(c.integer("real", 1, 8), kCorrupt, "real", {"expected an integer"});
   CHECK_THROWS(c.integer("text", 1, 8), kCorrupt, "text", {"got the string \"8\""});
   CHECK_THROWS(c.integer("flag", 0, 8), kCorrupt, "flag", {"got true"});
   CHECK_THROWS(c.integer("big", 1, 8), kCorrupt, "big", {"got the number 1e+30"});
-  CHECK_THROWS(c.integer("none", 1, 8), kCorrupt, "none",
-               {"config.json: none: missing, expected an integer from 1 to 8"});
+  CHECK_THROWS(c.integer("none", 1, 8), kCorrupt, "none", {"config.json: none: missing, expected an integer from 1 to 8"});
   CHECK_THROWS(c.integer("absent", 1, 8), kCorrupt, "absent", {"missing"});
 }
 
@@ -112,14 +108,12 @@ void test_other_scalars() {
 }
 
 void test_lists() {
-  const ConfigReader c =
-      reader(R"({"eos": 2, "many": [2, 5], "empty": [], "bad": [1, "x"], "far": [1, 99], "none": null})");
+  const ConfigReader c = reader(R"({"eos": 2, "many": [2, 5], "empty": [], "bad": [1, "x"], "far": [1, 99], "none": null})");
   CHECK_EQ(c.integers_or("many", {}, 0, 9), (std::vector<int64_t>{2, 5}));
   CHECK_EQ(c.integers_or("empty", {7}, 0, 9), (std::vector<int64_t>{}));
   CHECK_EQ(c.integers_or("none", {7}, 0, 9), (std::vector<int64_t>{7}));
   CHECK_THROWS(c.integers_or("eos", {}, 0, 9), kCorrupt, "eos", {"expected a list", "got the number 2"});
-  CHECK_THROWS(c.integers_or("bad", {}, 0, 9), kCorrupt, "bad",
-               {"item 1: expected an integer", "got the string \"x\""});
+  CHECK_THROWS(c.integers_or("bad", {}, 0, 9), kCorrupt, "bad", {"item 1: expected an integer", "got the string \"x\""});
   CHECK_THROWS(c.integers_or("far", {}, 0, 9), kCorrupt, "far", {"item 1", "from 0 to 9, got the number 99"});
   CHECK_EQ(c.integer_or_list("eos", 0, 9), (std::vector<int64_t>{2}));
   CHECK_EQ(c.integer_or_list("many", 0, 9), (std::vector<int64_t>{2, 5}));
@@ -131,8 +125,7 @@ void test_lists() {
 void test_objects() {
   std::optional<ConfigReader> rope;
   {
-    const ConfigReader c =
-        reader(R"({"rope_parameters": {"rope_theta": "big", "x": {"y": 1}}, "n": 1, "none": null})");
+    const ConfigReader c = reader(R"({"rope_parameters": {"rope_theta": "big", "x": {"y": 1}}, "n": 1, "none": null})");
     rope = c.object("rope_parameters");
     CHECK(!c.object("none") && !c.object("absent"));
     CHECK_THROWS(c.object("n"), kCorrupt, "n", {"expected an object, got the number 1"});

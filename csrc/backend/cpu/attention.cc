@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kTileHeads = 16;  // query rows x heads per task: bounds the score buffer
 
 char* page(void* base, const KvCacheView& cache, int64_t block, int64_t head) {
-  return static_cast<char*>(base) + (block * cache.num_kv_heads + head) * cache.block_size * cache.head_dim * dtype_size(cache.dtype);
+  return static_cast<char*>(base) +
+         (block * cache.num_kv_heads + head) * cache.block_size * cache.head_dim * dtype_size(cache.dtype);
 }
 
 }  // namespace
@@ -90,8 +91,8 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
       for (int64_t j = 0; j < n; ++j) {
         int64_t length = batch.positions[first + (j0 + j) / group] + 1;
         for (int64_t b = whole; b * page_size < length; ++b) {
-          kernels_.weighted_sum(page(cache.v, cache, table[b], head), cache.dtype, std::min(page_size, length - b * page_size), p + j, 1,
-                                d, acc + j);
+          kernels_.weighted_sum(page(cache.v, cache, table[b], head), cache.dtype, std::min(page_size, length - b * page_size),
+                                p + j, 1, d, acc + j);
           p[j] += page_size;
         }
         int64_t row = first + (j0 + j) / group, h = head * group + (j0 + j) % group;

@@ -24,7 +24,8 @@ BandwidthProbe::BandwidthProbe(int num_threads, int64_t bytes)
 
 double BandwidthProbe::measure() {
   auto start = std::chrono::steady_clock::now();
-  pool_.parallel_for(chunks_, [&](int64_t c, int t) { sums_[size_t(t) * kApart] += kernels_.read_sum(data_ + c * kChunk, kChunk); });
+  pool_.parallel_for(chunks_,
+                     [&](int64_t c, int t) { sums_[size_t(t) * kApart] += kernels_.read_sum(data_ + c * kChunk, kChunk); });
   double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   // The sums are used, so that the reads cannot be optimised away.
   for (double s : sums_)

@@ -30,7 +30,8 @@ std::string CpuBackend::description() const {
 
 void* CpuBackend::allocate(int64_t bytes, const char* what) {
   // Anonymous pages are zero and take no memory before they are touched: a large KV cache costs what is used of it.
-  void* p = mmap(nullptr, size_t(bytes > 0 ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* p =
+      mmap(nullptr, size_t(bytes > 0 ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) fail(ErrorCode::kOutOfMemory, what, what, ": cannot allocate ", bytes, " bytes");
   if (bytes >= (4 << 20)) madvise(p, size_t(bytes), MADV_HUGEPAGE);
   return p;
@@ -52,7 +53,8 @@ const void* const* CpuBackend::pack_rows(const float* x, int64_t rows, int64_t n
   for (int64_t t = 0; t < rows; ++t) out[t] = data + t * row_bytes;
   constexpr int64_t kRows = 16;
   pool_.parallel_for(ceil_div(rows, kRows), [&](int64_t task, int) {
-    for (int64_t t = task * kRows; t < std::min(rows, (task + 1) * kRows); ++t) pack_row(x + t * n, n, weight, data + t * row_bytes);
+    for (int64_t t = task * kRows; t < std::min(rows, (task + 1) * kRows); ++t)
+      pack_row(x + t * n, n, weight, data + t * row_bytes);
   });
   return out;
 }

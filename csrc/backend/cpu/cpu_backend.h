@@ -34,17 +34,15 @@ class CpuBackend final : public Backend {
 
   // How rows enter a product with weights of a dtype: as bf16 where the bf16 kernel applies, else as float32 rounded to the
   // compute dtype.
-  bool takes_bf16(DType weight) const {
-    return kernels_.gemm_bf16 && compute_dtype_ == DType::kBF16 && weight == DType::kBF16;
-  }
-  cpu::GemmFn gemm(DType weight) const {
-    return takes_bf16(weight) ? kernels_.gemm_bf16 : kernels_.gemm_f32[int(weight)];
-  }
+  bool takes_bf16(DType weight) const { return kernels_.gemm_bf16 && compute_dtype_ == DType::kBF16 && weight == DType::kBF16; }
+  cpu::GemmFn gemm(DType weight) const { return takes_bf16(weight) ? kernels_.gemm_bf16 : kernels_.gemm_f32[int(weight)]; }
   int64_t packed_bytes(DType weight, int64_t count) const { return count * (takes_bf16(weight) ? 2 : 4); }
   // Writes one row of n values in the form that gemm(weight) takes.
   void pack_row(const float* x, int64_t n, DType weight, void* out) const {
-    if (takes_bf16(weight)) kernels_.from_f32(x, n, DType::kBF16, out);
-    else kernels_.round_to(x, n, compute_dtype_, static_cast<float*>(out));
+    if (takes_bf16(weight))
+      kernels_.from_f32(x, n, DType::kBF16, out);
+    else
+      kernels_.round_to(x, n, compute_dtype_, static_cast<float*>(out));
   }
   // Packs [rows, n] into `buffer` and returns one pointer per row, valid until the next call with the same buffers.
   const void* const* pack_rows(const float* x, int64_t rows, int64_t n, DType weight, Scratch<char>& buffer,
@@ -56,13 +54,13 @@ class CpuBackend final : public Backend {
   Selector selector_;
   Scratch<char> packed_[3];  // rows entering linear(), one form per weight dtype
   Scratch<const void*> packed_rows_[3];
-  Scratch<char> hidden_;                 // expert_ffn: activated rows, packed for the down projection
+  Scratch<char> hidden_;  // expert_ffn: activated rows, packed for the down projection
   Scratch<const void*> gathered_rows_, hidden_rows_;
-  Scratch<float> expert_out_;            // expert_ffn: [pairs, H]
-  Scratch<int32_t> mlp_rows_;            // mlp: the identity plan
+  Scratch<float> expert_out_;  // expert_ffn: [pairs, H]
+  Scratch<int32_t> mlp_rows_;  // mlp: the identity plan
   Scratch<float> mlp_weights_;
-  std::vector<Scratch<float>> tile_;     // one per thread: gate and up tiles; attention scores
-  std::vector<Scratch<char>> query_;     // one per thread: packed query rows
+  std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores
+  std::vector<Scratch<char>> query_;  // one per thread: packed query rows
 };
 
 }  // namespace lynx_rt

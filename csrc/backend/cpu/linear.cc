@@ -41,7 +41,8 @@ void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const Lin
     if (part->bias.empty()) return;
     for (int64_t i = 0; i < count; ++i) {
       float b;
-      kernels_.to_f32(static_cast<const char*>(part->bias.data) + (begin + i) * dtype_size(part->bias.dtype), part->bias.dtype, 1, &b);
+      kernels_.to_f32(static_cast<const char*>(part->bias.data) + (begin + i) * dtype_size(part->bias.dtype), part->bias.dtype, 1,
+                      &b);
       for (int64_t t = 0; t < num_rows; ++t) to[t * out_stride + i] += b;
     }
   });

@@ -37,8 +37,8 @@ class Selector {
   // `selection` as parse_selection() returns it. Throws kInvalidArgument for k0 > k and for a score that is not finite;
   // nothing is written then. Cost O(T E) time and one expf per chosen expert (per score, where the router does not
   // normalise); O(T k + E) scratch.
-  SelectionStats run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                     Phase phase, const uint8_t* exact, Routing& routing);
+  SelectionStats run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
+                     const uint8_t* exact, Routing& routing);
 
  private:
   struct Batch;

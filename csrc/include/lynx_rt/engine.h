@@ -18,22 +18,22 @@
 namespace lynx_rt {
 
 struct EngineOptions {
-  std::string device = "auto";          // "auto", "cpu"
-  std::string dtype = "auto";           // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
-  int64_t max_model_len = 0;            // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
-  int64_t max_num_seqs = 128;           // running requests
-  int64_t max_num_batched_tokens = 2048;// rows of one step
-  int64_t max_num_queued_reqs = 0;      // waiting requests before add_request() refuses; 0 = no limit
-  int64_t kv_cache_memory_bytes = 0;    // 0 = chosen from free memory and max_model_len
-  int64_t block_size = 16;              // tokens per KV page
+  std::string device = "auto";            // "auto", "cpu"
+  std::string dtype = "auto";             // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
+  int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
+  int64_t max_num_seqs = 128;             // running requests
+  int64_t max_num_batched_tokens = 2048;  // rows of one step
+  int64_t max_num_queued_reqs = 0;        // waiting requests before add_request() refuses; 0 = no limit
+  int64_t kv_cache_memory_bytes = 0;      // 0 = chosen from free memory and max_model_len
+  int64_t block_size = 16;                // tokens per KV page
   bool enable_prefix_caching = true;
   // Whether prefill chunks share a step with decode rows. Shared steps read the weights once for both; but batch-aware
   // selection acts in decode-only steps, so with false, where prompts get steps of their own, it acts on every decode row.
   bool enable_mixed_chunk = true;
-  std::string expert_selection = "topk";// "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
-  int num_threads = 0;                  // 0 = the cores that this process may use
-  std::string isa;                      // "" = best; "scalar", "avx2", "avx512", "avx512bf16"
-  uint64_t seed = 0;                    // for requests without one
+  std::string expert_selection = "topk";  // "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
+  int num_threads = 0;                    // 0 = the cores that this process may use
+  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512bf16"
+  uint64_t seed = 0;                      // for requests without one
 };
 
 struct TokenLogprob {
@@ -52,9 +52,9 @@ struct StepOutput {
   std::vector<TokenLogprobs> logprobs;         // one per new token, where asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // all at once when the prompt is done; entry 0 is empty
   FinishReason finish_reason = FinishReason::kNone;
-  int32_t stop_token_id = -1;                  // the token that ended it; -1 = none
-  std::string error;                           // why it ended with kError; the other requests go on
-  int64_t num_cached_tokens = 0;               // prompt tokens found in the prefix cache
+  int32_t stop_token_id = -1;     // the token that ended it; -1 = none
+  std::string error;              // why it ended with kError; the other requests go on
+  int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_preemptions = 0;
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;

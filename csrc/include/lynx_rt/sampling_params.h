@@ -20,12 +20,12 @@ struct SamplingParams {
   int32_t min_tokens = 0;          // no end of text before this many
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  int32_t logprobs = -1;           // per generated token: the n most likely and the sampled one; -1 = off
-  int32_t prompt_logprobs = -1;    // likewise for prompt tokens; -1 = off
+  int32_t logprobs = -1;                              // per generated token: the n most likely and the sampled one; -1 = off
+  int32_t prompt_logprobs = -1;                       // likewise for prompt tokens; -1 = off
   std::vector<std::pair<int32_t, float>> logit_bias;  // added before the softmax
   std::vector<int32_t> allowed_token_ids;             // empty = all
   std::vector<std::vector<int32_t>> bad_words;        // token sequences that must not be completed
-  bool exact = false;              // the model's own routing for this request, whatever the engine's selection is
+  bool exact = false;  // the model's own routing for this request, whatever the engine's selection is
 };
 
 }  // namespace lynx_rt

@@ -8,14 +8,14 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kMaxDim = 1 << 24;     // any single size of a model; keeps products of three within int64
+constexpr int64_t kMaxDim = 1 << 24;  // any single size of a model; keeps products of three within int64
 constexpr int64_t kMaxLayers = 1 << 14;
 constexpr int64_t kMaxExperts = 1 << 17;  // of all layers together: bounds what an absurd config can make us allocate
 
 // Default rope only; other kinds change every position's angles and must not be ignored.
 void read_rope(const ConfigReader& config, ModelConfig& m) {
-  std::optional<ConfigReader> rope = config.object("rope_parameters");     // transformers 5
-  std::optional<ConfigReader> scaling = config.object("rope_scaling");     // older
+  std::optional<ConfigReader> rope = config.object("rope_parameters");  // transformers 5
+  std::optional<ConfigReader> scaling = config.object("rope_scaling");  // older
   for (const auto& r : {rope, scaling}) {
     if (!r) continue;
     std::string type = r->string_or("rope_type", r->string_or("type", "default"));
@@ -36,9 +36,11 @@ ModelConfig read_common(const ConfigReader& c) {
   m.num_heads = c.integer("num_attention_heads", 1, kMaxDim);
   m.num_kv_heads = c.integer_or("num_key_value_heads", m.num_heads, 1, m.num_heads);
   if (m.num_heads % m.num_kv_heads != 0)
-    c.fail_key("num_key_value_heads", str_cat("expected a divisor of num_attention_heads ", m.num_heads, ", got ", m.num_kv_heads));
+    c.fail_key("num_key_value_heads",
+               str_cat("expected a divisor of num_attention_heads ", m.num_heads, ", got ", m.num_kv_heads));
   if (!c.has("head_dim") && m.hidden_size % m.num_heads != 0)
-    c.fail_key("num_attention_heads", str_cat("expected a divisor of hidden_size ", m.hidden_size, " where head_dim is absent, got ", m.num_heads));
+    c.fail_key("num_attention_heads",
+               str_cat("expected a divisor of hidden_size ", m.hidden_size, " where head_dim is absent, got ", m.num_heads));
   m.head_dim = c.integer_or("head_dim", m.hidden_size / m.num_heads, 1, 1 << 16);
   if (m.head_dim % 2 != 0) c.fail_key("head_dim", str_cat("expected an even number, got ", m.head_dim));
   m.intermediate_size = c.integer_or("intermediate_size", 0, 1, kMaxDim);
@@ -53,11 +55,14 @@ ModelConfig read_common(const ConfigReader& c) {
   m.moe_layer.assign(size_t(m.num_layers), false);
   read_rope(c, m);
   std::string act = c.string_or("hidden_act", "silu");
-  if (act != "silu") fail(ErrorCode::kUnsupported, "hidden_act", c.name(), ": hidden_act \"", act, "\" is not supported; supported: silu");
+  if (act != "silu")
+    fail(ErrorCode::kUnsupported, "hidden_act", c.name(), ": hidden_act \"", act, "\" is not supported; supported: silu");
   if (c.boolean_or("use_sliding_window", false) && c.has("sliding_window"))
-    fail(ErrorCode::kUnsupported, "use_sliding_window", c.name(), ": use_sliding_window: sliding window attention is not supported");
+    fail(ErrorCode::kUnsupported, "use_sliding_window", c.name(),
+         ": use_sliding_window: sliding window attention is not supported");
   if (c.has("quantization_config"))
-    fail(ErrorCode::kUnsupported, "quantization_config", c.name(), ": quantization_config: quantised checkpoints are not supported; use the bf16, f16 or f32 one");
+    fail(ErrorCode::kUnsupported, "quantization_config", c.name(),
+         ": quantization_config: quantised checkpoints are not supported; use the bf16, f16 or f32 one");
   return m;
 }
 
@@ -73,7 +78,8 @@ ModelConfig read_moe(const ConfigReader& c) {
   m.num_experts_per_tok = c.integer("num_experts_per_tok", 1, m.num_experts);
   m.moe_intermediate_size = c.integer("moe_intermediate_size", 1, kMaxDim);
   if (m.num_layers * m.num_experts > kMaxExperts)
-    c.fail_key("num_experts", str_cat("num_hidden_layers * num_experts = ", m.num_layers * m.num_experts, " is over the limit of ", kMaxExperts));
+    c.fail_key("num_experts", str_cat("num_hidden_layers * num_experts = ", m.num_layers * m.num_experts,
+                                      " is over the limit of ", kMaxExperts));
   m.norm_topk_prob = c.boolean_or("norm_topk_prob", false);
   int64_t sparse_step = c.integer_or("decoder_sparse_step", 1, 1, kMaxLayers);
   std::vector<int64_t> dense = c.integers_or("mlp_only_layers", {}, 0, kMaxLayers);
@@ -97,7 +103,8 @@ void add_experts(std::vector<TensorSpec>& specs, const std::string& prefix, cons
     for (int64_t e = 0; e < count; ++e) add_mlp(specs, prefix + std::to_string(e) + ".", hidden, width, experts[size_t(e)]);
     return;
   }
-  TensorSpec gate_up{prefix + "gate_up_proj", {count, 2 * width, hidden}, {}}, down{prefix + "down_proj", {count, hidden, width}, {}};
+  TensorSpec gate_up{prefix + "gate_up_proj", {count, 2 * width, hidden}, {}},
+      down{prefix + "down_proj", {count, hidden, width}, {}};
   for (int64_t e = 0; e < count; ++e) {
     ExpertWeights& w = experts[size_t(e)];
     gate_up.pieces.push_back({&w.gate, e * 2 * width, width});

@@ -10,8 +10,8 @@ namespace lynx_rt::cpu {
 
 // out[j * out_stride + i] (+)= dot(w[i], x[j]) for i < n, j < m, over k elements.
 // w: n rows of k weights, w_stride bytes apart. x: m pointers to rows of k elements, float32 or bf16.
-using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k,
-                        float* out, int64_t out_stride, bool accumulate);
+using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
+                        int64_t out_stride, bool accumulate);
 
 struct Kernels {
   Isa isa;
@@ -22,14 +22,14 @@ struct Kernels {
   void (*weighted_sum)(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                        float* const* acc);
   void (*to_f32)(const void* in, DType dtype, int64_t n, float* out);
-  void (*from_f32)(const float* in, int64_t n, DType dtype, void* out);        // round to nearest even
-  void (*round_to)(const float* in, int64_t n, DType dtype, float* out);       // from_f32 then to_f32
+  void (*from_f32)(const float* in, int64_t n, DType dtype, void* out);   // round to nearest even
+  void (*round_to)(const float* in, int64_t n, DType dtype, float* out);  // from_f32 then to_f32
   void (*rmsnorm)(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out);
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out); // out = silu(gate) * up
-  void (*softmax)(float* x, int64_t n, float scale);                           // in place, of scale * x
-  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);    // rotates (x[i], x[i + half])
-  void (*axpy)(float a, const float* x, int64_t n, float* y);                  // y += a * x
-  double (*read_sum)(const void* p, int64_t bytes);  // reads all of it; for measuring bandwidth
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
+  void (*softmax)(float* x, int64_t n, float scale);                            // in place, of scale * x
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);     // rotates (x[i], x[i + half])
+  void (*axpy)(float a, const float* x, int64_t n, float* y);                   // y += a * x
+  double (*read_sum)(const void* p, int64_t bytes);                             // reads all of it; for measuring bandwidth
 };
 
 const Kernels& kernels_for(Isa isa);

@@ -37,8 +37,8 @@ inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int
 }
 
 template <int NR>
-inline void bf16_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out,
-                      int64_t out_stride, bool accumulate) {
+inline void bf16_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out, int64_t out_stride,
+                      bool accumulate) {
   int64_t j = 0;
   for (; j + 4 <= m; j += 4) bf16_tile<NR, 4>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
   switch (m - j) {

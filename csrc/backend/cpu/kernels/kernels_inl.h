@@ -20,9 +20,12 @@ constexpr int kLanes = 16;
 
 template <DType D>
 inline F16 load(const void* p) {
-  if constexpr (D == DType::kF32) return load_f32(p);
-  else if constexpr (D == DType::kBF16) return load_bf16(p);
-  else return load_f16(p);
+  if constexpr (D == DType::kF32)
+    return load_f32(p);
+  else if constexpr (D == DType::kBF16)
+    return load_bf16(p);
+  else
+    return load_f16(p);
 }
 
 template <DType D>
@@ -71,14 +74,18 @@ inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int
 }
 
 template <DType W, int NR>
-inline void gemm_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out,
-                      int64_t out_stride, bool accumulate) {
+inline void gemm_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out, int64_t out_stride,
+                      bool accumulate) {
   int64_t j = 0;
   for (; j + kTileM <= m; j += kTileM)
     gemm_tile<W, NR, kTileM>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
   switch (m - j) {
-    case 3: if constexpr (kTileM > 3) gemm_tile<W, NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
-    case 2: if constexpr (kTileM > 2) gemm_tile<W, NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 3:
+      if constexpr (kTileM > 3) gemm_tile<W, NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
+    case 2:
+      if constexpr (kTileM > 2) gemm_tile<W, NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
     case 1: gemm_tile<W, NR, 1>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
   }
 }
@@ -272,8 +279,13 @@ double read_sum(const void* p, int64_t bytes) {
 }
 
 constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
-  return {isa,          {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
-          bf16,         weighted_sum, to_f32, from_f32, round_to, rmsnorm, silu_mul, softmax, rope, axpy, read_sum};
+  return {isa,      {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
+          bf16,     weighted_sum,
+          to_f32,   from_f32,
+          round_to, rmsnorm,
+          silu_mul, softmax,
+          rope,     axpy,
+          read_sum};
 }
 
 }  // namespace
