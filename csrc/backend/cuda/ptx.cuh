@@ -1,0 +1,133 @@
+// Every instruction that has no C++ spelling, as a function with a defined meaning. Kernels use these and nothing else, and
+// tests/simt/backend/cuda/ptx.cuh gives the same functions to a host compiler. Architecture conditionals stand here only.
+// Assembled for sm_80 and sm_90a; nothing here has run on a GPU yet: tests/simt/test_simt.cc is the conformance test to run
+// there.
+//
+// Warp collectives: every lane of `mask` calls the same function with the same mask, and the caller is in it. They order no
+// memory; only sync_warp() and the barriers do.
+#pragma once
+#include <cstdint>
+
+#define LYNX_UNROLL _Pragma("unroll")  // of the loop that follows, so that an array it indexes stays in registers
+
+namespace lynx_rt::cuda {
+
+inline constexpr uint32_t kFullWarp = 0xffffffffu;
+inline constexpr int kWarpSize = 32;
+
+__device__ __forceinline__ int lane_id() { return int(threadIdx.x % kWarpSize); }  // blocks are one-dimensional
+__device__ __forceinline__ int warp_id() { return int(threadIdx.x / kWarpSize); }
+
+// The block's dynamic shared memory, 128-byte aligned; its content at the start is undefined.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char bytes[];
+  return bytes;
+}
+
+// --- barriers: memory written before is visible to all participants after
+
+__device__ __forceinline__ void sync_block() { __syncthreads(); }
+__device__ __forceinline__ void sync_warp(uint32_t mask = kFullWarp) { __syncwarp(mask); }
+// `threads` (a multiple of 32) of the block meet at barrier `id`, 1..15.
+__device__ __forceinline__ void sync_named(int id, int threads) {
+  asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+// --- warp collectives
+
+// The value of lane `source`, which is in the mask. T: 4 or 8 bytes.
+template <class T>
+__device__ __forceinline__ T shuffle(uint32_t mask, T value, int source) {
+  return __shfl_sync(mask, value, source);
+}
+template <class T>
+__device__ __forceinline__ T shuffle_xor(uint32_t mask, T value, int lane_bits) {
+  return __shfl_xor_sync(mask, value, lane_bits);
+}
+// The value of lane - delta; the own value where there is none.
+template <class T>
+__device__ __forceinline__ T shuffle_up(uint32_t mask, T value, int delta) {
+  return __shfl_up_sync(mask, value, unsigned(delta));
+}
+template <class T>
+__device__ __forceinline__ T shuffle_down(uint32_t mask, T value, int delta) {
+  return __shfl_down_sync(mask, value, unsigned(delta));
+}
+// Bit l is set where lane l is in the mask and its condition holds.
+__device__ __forceinline__ uint32_t ballot(uint32_t mask, bool condition) { return __ballot_sync(mask, condition); }
+// The lanes of the mask that hold the same value as the caller.
+__device__ __forceinline__ uint32_t match_any(uint32_t mask, uint32_t value) { return __match_any_sync(mask, value); }
+__device__ __forceinline__ uint32_t reduce_max(uint32_t mask, uint32_t value) { return __reduce_max_sync(mask, value); }
+__device__ __forceinline__ uint32_t reduce_min(uint32_t mask, uint32_t value) { return __reduce_min_sync(mask, value); }
+__device__ __forceinline__ uint32_t reduce_add(uint32_t mask, uint32_t value) { return __reduce_add_sync(mask, value); }
+
+// --- asynchronous copies, global to shared, 16 bytes, both addresses 16-byte aligned
+
+// Copies the first `source_bytes` (0..16) and fills the rest with zeros. Lands at a copy_wait() of the same thread; other
+// threads see it after a barrier that follows this wait.
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int source_bytes = 16) {
+  const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(source_bytes) : "memory");
+}
+__device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most the newest kLeft committed groups are under way.
+template <int kLeft>
+__device__ __forceinline__ void copy_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// --- matrix fragments; g = lane / 4, q = lane % 4
+
+// Four 8x8 matrices of 16-bit elements: lane 8 m + r gives the 16-byte aligned address of row r of matrix m, in shared memory.
+// out[m] = elements 2q and 2q + 1 of row g of matrix m; the transposed form takes them from column g.
+__device__ __forceinline__ void load_matrix_x4(uint32_t (&out)[4], const void* row) {
+  const uint32_t from = uint32_t(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from)
+               : "memory");
+}
+__device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&out)[4], const void* row) {
+  const uint32_t from = uint32_t(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(from)
+               : "memory");
+}
+
+// c[16, 8] += a[16, 16] * b[16, 8], bf16 in, float32 sum. Two bf16 per register, the lower column (of b: row) in the low half:
+// a: (g, 2q) (g + 8, 2q) (g, 2q + 8) (g + 8, 2q + 8); b: (2q, g) (2q + 8, g); c: (g, 2q) (g, 2q + 1) (g + 8, 2q) (g + 8, 2q + 1).
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// --- programmatic dependent launch; no instruction before sm_90, where kernels of a stream do not overlap
+
+// Before the first read of what an earlier kernel wrote and before the first write.
+__device__ __forceinline__ void grid_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+// After grid_wait(): the next kernel of the stream may start its own prologue.
+__device__ __forceinline__ void grid_launch_dependents() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// --- single-thread helpers
+
+__device__ __forceinline__ int count_bits(uint32_t v) { return __popc(v); }
+__device__ __forceinline__ int lowest_bit(uint32_t v) { return __ffs(int(v)) - 1; }  // v != 0
+__device__ __forceinline__ uint32_t float_bits(float v) { return __float_as_uint(v); }
+__device__ __forceinline__ float bits_float(uint32_t v) { return __uint_as_float(v); }
+__device__ __forceinline__ void atomic_or(uint32_t* p, uint32_t bits) { atomicOr(p, bits); }  // relaxed
+__device__ __forceinline__ void atomic_min(uint32_t* p, uint32_t v) { atomicMin(p, v); }
+__device__ __forceinline__ void atomic_add(uint32_t* p, uint32_t v) { atomicAdd(p, v); }
+
+}  // namespace lynx_rt::cuda

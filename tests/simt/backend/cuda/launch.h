@@ -1,0 +1,29 @@
+// Stands in for csrc/backend/cuda/launch.h in host builds: launch() runs the grid at once, on fibers.
+#pragma once
+#include <cstddef>
+#include <tuple>
+
+#include "simt.h"
+
+namespace lynx_rt::cuda {
+
+using Dim3 = simt::Dim3;
+using Stream = void*;
+
+template <class... Params, class... Args>
+void launch(void (*kernel)(Params...), Dim3 grid, Dim3 block, size_t shared_bytes, Stream, const Args&... args) {
+  struct Invocation {
+    void (*kernel)(Params...);
+    std::tuple<Params...> params;
+  };
+  const Invocation invocation{kernel, {Params(args)...}};
+  simt::run_grid(
+      grid, block, shared_bytes,
+      [](const void* p) {
+        const Invocation& call = *static_cast<const Invocation*>(p);
+        std::apply(call.kernel, call.params);
+      },
+      &invocation);
+}
+
+}  // namespace lynx_rt::cuda
