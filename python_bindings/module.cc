@@ -23,10 +23,9 @@ PYBIND11_MODULE(_C, m) {
         using namespace lynx_rt;
         std::vector<std::string> isas;
         for (Isa isa : supported_isas()) isas.push_back(isa_name(isa));
-        const char* env = std::getenv("LYNX_RT_ISA");
         py::dict d;
         d["version"] = LYNX_RT_VERSION;
-        d["isa"] = isa_name(resolve_isa(env ? env : ""));
+        d["isa"] = isa_name(resolve_isa(""));
         d["supported_isas"] = isas;
         d["usable_cores"] = usable_cores();
         d["compiler"] = "gcc-compatible " __VERSION__;

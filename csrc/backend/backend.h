@@ -187,7 +187,7 @@ struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where there is one, else cpu), "cpu"
   DType compute_dtype = DType::kF32;
   int num_threads = 0;  // 0 = usable_cores()
-  std::string isa;      // "" = best of this CPU; see resolve_isa()
+  std::string isa;      // see resolve_isa()
 };
 
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 
 #include "base/error.h"
 
@@ -33,7 +34,10 @@ std::vector<Isa> supported_isas() {
 }
 
 Isa resolve_isa(const std::string& name) {
-  if (name.empty()) return best_isa();
+  if (name.empty()) {
+    const char* forced = std::getenv("LYNX_RT_ISA");
+    return forced && *forced ? resolve_isa(forced) : best_isa();
+  }
   for (int i = 0; i < 4; ++i) {
     if (name != kNames[i]) continue;
     if (Isa(i) > best_isa())

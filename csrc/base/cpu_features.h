@@ -11,7 +11,8 @@ enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
 const char* isa_name(Isa isa);      // "scalar", "avx2", "avx512", "avx512bf16"
 Isa best_isa();                     // the highest that CPU and operating system support
 std::vector<Isa> supported_isas();  // kScalar .. best_isa()
-// `name` empty: best_isa(). Throws kInvalidArgument for an unknown name, kUnsupported for one this CPU lacks.
+// `name` empty: the one that LYNX_RT_ISA forces, else best_isa(). Throws kInvalidArgument for an unknown name, kUnsupported for
+// one this CPU lacks.
 Isa resolve_isa(const std::string& name);
 
 // Cores this process may use: the affinity mask, capped by the cgroup's CPU quota. At least 1.

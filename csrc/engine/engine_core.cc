@@ -82,7 +82,6 @@ void EngineCore::set_selection(const std::string& text) { selection_ = checked_s
 
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
-  preemptions_before_ = scheduler_.num_preemptions();
   for (int64_t l = 0; l < config_.num_layers; ++l)
     if (config_.moe_layer[size_t(l)]) counters_.layers.emplace_back().layer = l;
   preemptions_at_reset_ = scheduler_.num_preemptions();
@@ -94,7 +93,6 @@ EngineStats EngineCore::stats() const {
   s.num_running = scheduler_.num_running();
   s.num_waiting = scheduler_.num_waiting();
   s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
-  s.preemptions = scheduler_.num_preemptions() - preemptions_before_;
   s.kv_blocks_total = pool_.num_blocks();
   s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
   for (const OpProfile& p : backend_->profile()) {

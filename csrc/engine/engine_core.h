@@ -59,8 +59,7 @@ class EngineCore {
   DeviceArray<float> logits_;  // [max logit rows, V]
   std::vector<SelectionStats> layer_stats_;
   EngineStats counters_;
-  int64_t preemptions_before_ = 0;  // the scheduler's count at the last reset_stats()
-  int64_t preemptions_at_reset_ = 0;
+  int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;
 };
 

@@ -3,23 +3,13 @@
 
 #include <sys/mman.h>
 
-#include <cstdlib>
-
 #include "backend/cpu/dispatch.h"
 
 namespace lynx_rt {
 
-namespace {
-std::string isa_option(const BackendOptions& options) {
-  if (!options.isa.empty()) return options.isa;
-  const char* env = std::getenv("LYNX_RT_ISA");
-  return env ? env : "";
-}
-}  // namespace
-
 CpuBackend::CpuBackend(const BackendOptions& options)
     : compute_dtype_(options.compute_dtype),
-      kernels_(cpu::kernels_for(resolve_isa(isa_option(options)))),
+      kernels_(cpu::kernels_for(resolve_isa(options.isa))),
       pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
       tile_(size_t(pool_.num_threads())),
       query_(size_t(pool_.num_threads())) {}

@@ -1,5 +1,6 @@
 // The CPU backend: one .cc per op, inner loops in kernels/, one thread pool.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "backend/backend.h"
@@ -9,6 +10,12 @@
 #include "base/thread_pool.h"
 
 namespace lynx_rt {
+
+// Weight rows that a task streams: about 64 KB, in whole register tiles, so that they stay in the second-level cache while the
+// task's rows of x pass over them.
+inline int64_t cached_rows(int64_t row_bytes) {
+  return std::max<int64_t>(4, (64 << 10) / std::max<int64_t>(1, row_bytes) / 4 * 4);
+}
 
 class CpuBackend final : public Backend {
  public:

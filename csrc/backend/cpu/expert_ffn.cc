@@ -13,11 +13,6 @@ namespace lynx_rt {
 namespace {
 
 constexpr int64_t kTileRows = 32;  // x rows per gate/up tile: the tile stays in the first-level cache
-constexpr int64_t kTaskBytes = 64 << 10;
-
-int64_t block_rows(int64_t rows, int64_t row_bytes) {
-  return std::min(rows, std::max<int64_t>(4, kTaskBytes / std::max<int64_t>(1, row_bytes) / 4 * 4));
-}
 
 }  // namespace
 
@@ -37,7 +32,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
   const void** hidden_rows = hidden_rows_.get(pairs);
   for (int64_t r = 0; r < pairs; ++r) hidden_rows[r] = hidden_data + r * hidden_bytes;
 
-  int64_t block = block_rows(width, 2 * experts[0].gate.row_bytes()), blocks = ceil_div(width, block);
+  int64_t block = std::min(width, cached_rows(2 * experts[0].gate.row_bytes())), blocks = ceil_div(width, block);
   pool_.parallel_for(active * blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / blocks];
     int64_t begin = task % blocks * block, count = std::min(block, width - begin);
@@ -56,7 +51,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
   });
 
   float* expert_out = expert_out_.get(pairs * hidden);
-  int64_t down_block = block_rows(hidden, experts[0].down.row_bytes()), down_blocks = ceil_div(hidden, down_block);
+  int64_t down_block = std::min(hidden, cached_rows(experts[0].down.row_bytes())), down_blocks = ceil_div(hidden, down_block);
   pool_.parallel_for(active * down_blocks, [&](int64_t task, int) {
     int32_t e = routing.active[task / down_blocks];
     int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);

@@ -7,11 +7,10 @@ namespace lynx_rt {
 
 namespace {
 
-// Weight rows per task: about 64 KB, but enough tasks that the last ones do not leave threads idle.
+// Weight rows per task: cached_rows(), but enough tasks that the last ones do not leave threads idle.
 int64_t rows_per_task(int64_t rows, int64_t row_bytes, int threads) {
-  int64_t by_cache = std::max<int64_t>(4, (64 << 10) / std::max<int64_t>(1, row_bytes) / 4 * 4);
   int64_t by_balance = std::max<int64_t>(4, round_up(ceil_div(rows, 8 * threads), 4));
-  return std::min(by_cache, by_balance);
+  return std::min(cached_rows(row_bytes), by_balance);
 }
 
 }  // namespace
