@@ -1,5 +1,6 @@
 """The compiled module. Mirrors csrc/include/lynx_rt one to one; errors are the classes of lynx_rt.errors."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +61,7 @@ class Engine:
         path: str,
         *,
         device: str = "auto",
+        load_format: str = "auto",
         dtype: str = "auto",
         max_model_len: int = 0,
         max_num_seqs: int = 128,
@@ -73,6 +75,8 @@ class Engine:
         num_threads: int = 0,
         isa: str = "",
         seed: int = 0,
+        disable_dependent_launch: bool = False,
+        on_load_progress: Callable[[int, int], None] | None = None,
     ) -> None: ...
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int: ...
     def step(self) -> list[StepOutput]: ...

@@ -16,7 +16,7 @@ from lynx_rt.driver import Driver
 from lynx_rt.errors import ValidationError
 from lynx_rt.generation_config import default_sampling_params, eos_token_ids
 from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
-from lynx_rt.progress import ProgressBar
+from lynx_rt.progress import LoadProgress, ProgressBar
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
 from lynx_rt.request import Request
 from lynx_rt.sampling_params import SamplingParams
@@ -34,16 +34,16 @@ class Engine:
     model: a Hugging Face model folder.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.
-    device: "auto" or "cpu".  dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    load_format: "auto", "safetensors"; "dummy" = made-up weights, for measuring speed with a config.json alone.
+    device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
+    dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
-    max_num_seqs: requests running at a time.  max_num_batched_tokens: rows of one step.
+    max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: waiting requests before QueueFullError; None = no limit.
-    enable_mixed_chunk: prompts may share a step with decoding requests; False = steps of their own, so that
-    expert_selection acts on every decode row.
+    enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
-    that only decode; results then depend on what else is in the batch, except for requests with
-    expert_selection="exact".
+    that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
     seed: for requests without one.
 
@@ -58,6 +58,7 @@ class Engine:
         skip_tokenizer_init: bool = False,
         chat_template: str | os.PathLike[str] | None = None,
         device: str = "auto",
+        load_format: str = "auto",
         dtype: str = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
@@ -78,6 +79,7 @@ class Engine:
         core = _C.Engine(
             os.fspath(self._path),
             device=device,
+            load_format=load_format,
             dtype=dtype,
             max_model_len=max_model_len or 0,
             max_num_seqs=max_num_seqs,
@@ -91,6 +93,7 @@ class Engine:
             num_threads=num_threads or 0,
             isa=isa or "",
             seed=seed,
+            on_load_progress=LoadProgress(),
         )
         try:
             self._core = core
@@ -130,8 +133,7 @@ class Engine:
         Raises ValidationError before anything is queued, QueueFullError with nothing left behind. Ctrl-C ends the
         requests of this call only.
         """
-        requests = self._make_requests(self._parse(prompts), sampling_params)
-        return self._run(requests, use_tqdm, timeout)
+        return self._run(self._make_requests(self._parse(prompts), sampling_params), use_tqdm, timeout)
 
     def chat(
         self,

@@ -1,4 +1,4 @@
-"""The progress bar of `generate` and `chat`."""
+"""The progress bars of `generate`, `chat` and of loading."""
 
 from __future__ import annotations
 
@@ -52,4 +52,22 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
+            self._bar.close()
+
+
+class LoadProgress:
+    """Bytes of weights on their way to a device, on stderr where that is a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            if not sys.stderr.isatty():
+                return
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, dynamic_ncols=True)
+        self._bar.update(done - self._bar.n)
+        if done == total:
             self._bar.close()

@@ -129,6 +129,7 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     continue;                                         \
   }
     LYNX_OPTION(device)
+    LYNX_OPTION(load_format)
     LYNX_OPTION(dtype)
     LYNX_OPTION(max_model_len)
     LYNX_OPTION(max_num_seqs)
@@ -142,7 +143,21 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     LYNX_OPTION(num_threads)
     LYNX_OPTION(isa)
     LYNX_OPTION(seed)
+    LYNX_OPTION(disable_dependent_launch)
 #undef LYNX_OPTION
+    if (k == "on_load_progress") {
+      if (value.is_none()) continue;
+      // Called without the GIL, and freed with it: the engine keeps its options.
+      std::shared_ptr<py::object> call(new py::object(py::reinterpret_borrow<py::object>(value)), [](py::object* p) {
+        py::gil_scoped_acquire gil;
+        delete p;
+      });
+      o.on_load_progress = [call](int64_t done, int64_t total) {
+        py::gil_scoped_acquire gil;
+        (*call)(done, total);
+      };
+      continue;
+    }
     throw py::type_error("Engine: unknown option " + k);
   }
   return o;

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "backend/backend.h"
+#include "backend/cpu/dispatch.h"
 #include "base/error.h"
 #include "bindings.h"
 
@@ -79,6 +80,7 @@ class PagedCache {
     QkvPostArgs args{
         work.mutable_data(),     num_heads, q_norm ? weight(*q_norm) : WeightView{}, k_norm ? weight(*k_norm) : WeightView{}, eps,
         {cos.data(), sin.data()}};
+    b = backend_.begin_step(b);
     backend_.qkv_post(args, b, view_);
     Floats out({rows, num_heads * d});
     backend_.attention(work.data(), work.shape(1), num_heads, 1.0f / std::sqrt(float(d)), b, view_, out.mutable_data());
@@ -148,7 +150,7 @@ void register_ops(py::module_& m) {
              active.resize(gate.size());
              Routing routing{const_cast<int32_t*>(ids.data()), const_cast<float*>(weights.data()), active.data(), num_active};
              DispatchPlan plan{offsets.data(), row_of_pair.data(), pair_of_row.data()};
-             b.dispatch(routing, x.shape(0), rule, plan);
+             dispatch_pairs(routing, x.shape(0), rule, plan);
              Floats out({x.shape(0), x.shape(1)});
              std::fill_n(out.mutable_data(), out.size(), 0.0f);
              b.expert_ffn(x.data(), x.shape(0), experts, rule, routing, plan, out.mutable_data());

@@ -1,5 +1,6 @@
 #include "bindings.h"
 
+#include "backend/backend.h"
 #include "backend/cpu/bandwidth.h"
 #include "base/cpu_features.h"
 #include "lynx_rt/version.h"
@@ -29,7 +30,7 @@ PYBIND11_MODULE(_C, m) {
         d["supported_isas"] = isas;
         d["usable_cores"] = usable_cores();
         d["compiler"] = "gcc-compatible " __VERSION__;
-        d["cuda"] = "no: built without CUDA";
+        d["cuda"] = describe_cuda();
         return d;
       },
       "How this build was made and what this CPU offers.");

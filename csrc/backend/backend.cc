@@ -1,13 +1,14 @@
 #include "backend/backend.h"
 
 #include <chrono>
+#include <cstring>
 
 namespace lynx_rt {
 
 namespace {
 
-constexpr const char* kOpNames[Backend::kNumOps] = {"embed",  "rmsnorm",  "linear",     "qkv_post", "attention", "router",
-                                                    "select", "dispatch", "expert_ffn", "mlp",      "logits"};
+constexpr const char* kOpNames[Backend::kNumOps] = {"embed", "rmsnorm",    "linear", "qkv_post", "attention", "router",
+                                                    "route", "expert_ffn", "mlp",    "logits",   "sample"};
 
 void require(bool ok, const char* op, const char* text) {
   if (!ok) invalid(op, text);
@@ -106,10 +107,7 @@ void Backend::attention(const float* q, int64_t q_stride, int64_t num_heads, flo
           "num_heads must be a positive multiple of num_kv_heads");
   require(q_stride >= num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
   if (batch.num_rows == 0) return;
-  int64_t tokens = 0;
-  for (int64_t s = 0; s < batch.num_seqs; ++s)
-    if (batch.query_start[s + 1] > batch.query_start[s]) tokens += batch.positions[batch.query_start[s + 1] - 1] + 1;
-  Scope scope(this, kAttention, tokens * 2 * cache.num_kv_heads * cache.head_dim * dtype_size(cache.dtype));
+  Scope scope(this, kAttention, attended_tokens_ * 2 * cache.num_kv_heads * cache.head_dim * dtype_size(cache.dtype));
   do_attention(q, q_stride, num_heads, scale, batch, cache, out);
 }
 
@@ -120,20 +118,14 @@ void Backend::router(const float* x, const WeightView& weight, int64_t num_rows,
   do_router(x, weight, num_rows, scores);
 }
 
-SelectionStats Backend::select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                               Phase phase, const uint8_t* exact, Routing& routing) {
-  require_rule(rule, "select");
-  require(num_rows >= 0, "select", "num_rows must not be negative");
+void Backend::route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
+                    Routing& routing, DispatchPlan& plan) {
+  require_rule(rule, "route");
+  require(batch.num_rows >= 0, "route", "num_rows must not be negative");
   routing.num_active = 0;
-  if (num_rows == 0) return {};
-  Scope scope(this, kSelect);
-  return do_select(scores, num_rows, rule, selection, phase, exact, routing);
-}
-
-void Backend::dispatch(const Routing& routing, int64_t num_rows, const RouterRule& rule, DispatchPlan& plan) {
-  require_rule(rule, "dispatch");
-  Scope scope(this, kDispatch);
-  do_dispatch(routing, num_rows, rule, plan);
+  if (batch.num_rows == 0) return;
+  Scope scope(this, kRoute);
+  do_route(scores, batch, rule, selection, routing, plan);
 }
 
 void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
@@ -146,12 +138,7 @@ void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const Exper
             "expert_ffn", "all experts must have the same dtypes and hidden size");
   }
   if (num_rows == 0) return;
-  int64_t bytes = 0;
-  for (int32_t i = 0; i < routing.num_active; ++i) {
-    const ExpertWeights& w = experts[size_t(routing.active[i])];
-    bytes += w.gate.bytes() + w.up.bytes() + w.down.bytes();
-  }
-  Scope scope(this, kExpertFfn, bytes);
+  Scope scope(this, kExpertFfn);  // the decoder charges the bytes, which depend on the routing
   do_expert_ffn(x, num_rows, experts, rule, routing, plan, out);
 }
 
@@ -162,5 +149,37 @@ void Backend::mlp(const float* x, int64_t num_rows, const ExpertWeights& weights
   Scope scope(this, kMlp, weights.gate.bytes() + weights.up.bytes() + weights.down.bytes());
   do_mlp(x, num_rows, weights, out);
 }
+
+void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
+  if (!rows.empty()) do_gather_rows(x, rows, hidden_size, out);
+}
+
+void Backend::sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens) {
+  require(vocab_size >= 1, "sample", "expected a vocabulary");
+  if (params.empty()) return;
+  Scope scope(this, kSample);
+  do_sample(logits, params, vocab_size, tokens);
+}
+
+void Backend::write(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+}
+
+void Backend::read(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+}
+
+BatchView Backend::begin_step(const BatchView& batch) {
+  attended_tokens_ = 0;
+  for (int64_t s = 0; s < batch.num_seqs; ++s)
+    if (batch.query_start[s + 1] > batch.query_start[s]) attended_tokens_ += batch.positions[batch.query_start[s + 1] - 1] + 1;
+  return do_begin_step(batch);
+}
+
+void Backend::run(const StepKey& key, const BatchView& batch, const std::function<void(const BatchView&)>& ops) {
+  if (batch.num_rows > 0) do_run(key, batch, ops);
+}
+
+void Backend::end_step(std::span<SelectionStats> stats) { do_end_step(stats); }
 
 }  // namespace lynx_rt

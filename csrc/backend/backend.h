@@ -8,15 +8,20 @@
 //
 // Order guarantee of every op: an output row depends on its own inputs only, and each element is reduced in one fixed order,
 // whatever T, the other rows, and the number of threads are. Bitwise: tests/ops/test_batch_invariance.py. The one exception is
-// select().
+// route().
+//
+// A backend on a device queues its ops and returns; read() and end_step() wait for them. Weights are given to ops as place() and
+// place_experts() returned them, and batches as begin_step() did.
 #pragma once
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
 
 #include "backend/moe_types.h"
+#include "backend/sampling.h"
 #include "base/tensor.h"
 
 namespace lynx_rt {
@@ -85,18 +90,47 @@ class RowError : public Error {
   int64_t row_;
 };
 
+// The sizes that a model's steps stay within; what a backend needs to set its scratch memory aside.
+struct StepLimits {
+  int64_t max_rows = 0;        // T
+  int64_t max_logit_rows = 0;  // rows of one logits() or sample() call
+  int64_t hidden_size = 0;     // H
+  int64_t num_heads = 0;       // A
+  int64_t num_kv_heads = 0;    // G
+  int64_t head_dim = 0;        // D
+  int64_t num_experts = 0;     // E; 0 = no experts
+  int64_t top_k = 0;           // k
+  int64_t expert_width = 0;    // I
+  int64_t mlp_width = 0;       // width of the dense MLP; 0 = none
+  int64_t num_moe_layers = 0;  // route() calls of one step
+  int64_t vocab_size = 0;      // V
+};
+
+// How ops use a weight.
+enum class WeightUse : uint8_t {
+  kVector,  // norm weights, biases
+  kMatrix,  // embed(), linear(), logits()
+  kRouter,  // router()
+};
+
+// What decides, beside the sizes of the batch, which ops a step runs on which memory.
+struct StepKey {
+  Selection selection;
+  const void* cache = nullptr;  // K of the first layer
+};
+
 // Time and weight/KV bytes per op since the last reset.
 struct OpProfile {
   const char* name;
   int64_t calls = 0;
-  double seconds = 0;
-  int64_t bytes = 0;  // weights (and for attention, KV) that the calls had to read
+  double seconds = 0;  // on the host; of ops that a device runs, the queueing
+  int64_t bytes = 0;   // weights (and for attention, KV) that the calls had to read
 };
 
 // Thread-safety: one op at a time; calls come from one thread at a time.
 class Backend {
  public:
-  enum Op { kEmbed, kRmsNorm, kLinear, kQkvPost, kAttention, kRouter, kSelect, kDispatch, kExpertFfn, kMlp, kLogits, kNumOps };
+  enum Op { kEmbed, kRmsNorm, kLinear, kQkvPost, kAttention, kRouter, kRoute, kExpertFfn, kMlp, kLogits, kSample, kNumOps };
 
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // "cpu avx512bf16, 2 threads, bfloat16"
@@ -105,6 +139,38 @@ class Backend {
   // Zero-filled device memory, 64-byte aligned; throws kOutOfMemory with the size. Untouched pages cost nothing on the CPU.
   virtual void* allocate(int64_t bytes, const char* what) = 0;
   virtual void release(void* p, int64_t bytes) noexcept = 0;
+  // Bytes that a KV cache whose size nobody gave may take at most, and those that one may be given.
+  struct MemoryBudget {
+    int64_t chosen, free;
+  };
+  virtual MemoryBudget memory_budget() const = 0;
+  // Whether the host may use allocate()'s memory directly.
+  virtual bool host_memory() const { return true; }
+  // Copies between the host and allocate()'s memory, in order with the ops. `from` may be reused when write() returns; read()
+  // waits for what it reads.
+  virtual void write(void* to, const void* from, int64_t bytes);
+  virtual void read(void* to, const void* from, int64_t bytes);
+
+  // Brings a weight to where and how this backend's ops read it; the view that they take, and that stays valid as long as the
+  // backend. On the CPU weights are used where they are. Throws kOutOfMemory, kUnsupported for a dtype that there is no kernel
+  // for.
+  virtual WeightView place(const WeightView& weight, WeightUse) { return weight; }
+  // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place.
+  virtual void place_experts(std::span<ExpertWeights>) {}
+  // Sets scratch memory aside; before the first step, after the weights.
+  virtual void reserve(const StepLimits&) {}
+  // The most rows of a step in which a batch-aware policy can act.
+  virtual int64_t max_selection_rows() const { return INT32_MAX; }
+
+  // Starts a step: `batch` in host memory, the view that the ops take, which may have more rows than the batch. Rows added so are
+  // inert: no K and V, no routing, zeros from attention. Both views stay valid until the next begin_step().
+  BatchView begin_step(const BatchView& batch);
+  // Calls ops(batch), which calls ops of this backend on memory that stays where it is. A backend may record the ops of a
+  // decode-only step and repeat them, instead of the call, in later steps of the same key and sizes.
+  void run(const StepKey& key, const BatchView& batch, const std::function<void(const BatchView&)>& ops);
+  // Waits for the step. The counters of its route() calls go to `stats` in order, which has as many entries or none; sample()'s
+  // tokens are there. Throws RowError for a row whose router scores were not finite, where route() has not thrown it yet.
+  void end_step(std::span<SelectionStats> stats);
 
   // out[t] = table[ids[t]] as float32, [T, H]. ids in [0, V), checked by the caller at the engine's boundary.
   // Cost: reads T rows. Test: tests/ops/test_elementwise.py.
@@ -133,23 +199,24 @@ class Backend {
   // scores[t, e] = dot(x[t], weight[e]), x unrounded; x [T, H], weight [E, H], scores [T, E]. Test: tests/ops/test_select.py.
   void router(const float* x, const WeightView& weight, int64_t num_rows, float* scores);
 
-  // Chooses experts and weights: the only op that looks across the batch. Demand -> Admit -> Assign -> Weigh.
-  //   scores [T, E] in    router logits, finite; exact [T] in or null
+  // Chooses experts and weights and orders the pairs by expert: the only op that looks across the batch.
+  // Demand -> Admit -> Assign -> Weigh -> Dispatch.
+  //   scores [T, E] in    router logits, finite; batch.phase, batch.exact
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
+  //   plan          out   pairs ordered by expert, ascending inside an expert
   // With policy topk, phase other than kDecodeOnly, T < 2, or every row exact: the model's own routing, whatever the other rows
   // are. Otherwise: exact rows get their own routing and all their experts are admitted; the others are assigned within the
   // admitted set; weights come from the original softmax rescaled to the row's own top-k mass; where the active set
   // would not be smaller than the union of own choices, the own routing is returned (guard).
-  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score. Source: LYNX arXiv 2411.08982, OEA
-  // arXiv 2511.02237. Tests: tests/ops/test_select.py, test_select_properties.py.
-  SelectionStats select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
-                        const uint8_t* exact, Routing& routing);
-
-  // Orders the pairs by expert (ascending pair inside an expert). Cost O(T k + E). Test: tests/ops/test_dispatch.py.
-  void dispatch(const Routing& routing, int64_t num_rows, const RouterRule& rule, DispatchPlan& plan);
+  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Source: LYNX
+  // arXiv 2411.08982, OEA arXiv 2511.02237. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
+  // test_dispatch.py.
+  void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
+             DispatchPlan& plan);
 
   // out[t] += sum_j weights[t, j] * down(silu(gate(x[t])) * up(x[t])) over slots j in order, skipping id -1; x, out [T, H].
-  // Each active expert's weights are read once. Source: SwiGLU, arXiv 2002.05202 eq. 6. Test: tests/ops/test_expert_ffn.py.
+  // routing and plan are those of the last route(). Each active expert's weights are read once. Source: SwiGLU, arXiv 2002.05202
+  // eq. 6. Test: tests/ops/test_expert_ffn.py.
   void expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
                   const Routing& routing, const DispatchPlan& plan, float* out);
 
@@ -159,11 +226,23 @@ class Backend {
   // logits[t, v] = dot(round(x[t]), weight[v]); [T, V]. linear() under its own label. Test: tests/ops/test_linear.py.
   void logits(const float* x, const WeightView& weight, int64_t num_rows, float* out);
 
+  // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
+  void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
+
+  // tokens[i] = draw of logits row i under params[i], as TokenDrawer::draw() says (sampling.h), or its error value; logits
+  // [params.size(), V], params and tokens in host memory, tokens to be read after end_step(). Test: tests/engine/test_sampler.py.
+  void sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens);
+
   std::span<const OpProfile> profile() const { return profile_; }
+  // Charges weight bytes that only became known at the end of a step.
+  void charge(Op op, int64_t bytes) { profile_[op].bytes += bytes; }
   void reset_profile();
 
  protected:
   Backend();
+
+  std::array<OpProfile, kNumOps> profile_;
+  int64_t attended_tokens_ = 0;  // of the step: positions that its sequences attend to
 
  private:
   virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*) = 0;
@@ -172,25 +251,31 @@ class Backend {
   virtual void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) = 0;
   virtual void do_router(const float*, const WeightView&, int64_t, float*) = 0;
-  virtual SelectionStats do_select(const float*, int64_t, const RouterRule&, const Selection&, Phase, const uint8_t*,
-                                   Routing&) = 0;
-  virtual void do_dispatch(const Routing&, int64_t, const RouterRule&, DispatchPlan&) = 0;
+  virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
   virtual void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
                              const DispatchPlan&, float*) = 0;
   virtual void do_mlp(const float*, int64_t, const ExpertWeights&, float*) = 0;
+  virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
+  virtual void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) = 0;
+  virtual BatchView do_begin_step(const BatchView& batch) { return batch; }
+  virtual void do_run(const StepKey&, const BatchView& batch, const std::function<void(const BatchView&)>& ops) { ops(batch); }
+  virtual void do_end_step(std::span<SelectionStats>) = 0;
 
   class Scope;
-  std::array<OpProfile, kNumOps> profile_;
 };
 
 struct BackendOptions {
-  std::string device = "auto";  // "auto" (cuda where there is one, else cpu), "cpu"
+  std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
   DType compute_dtype = DType::kF32;
-  int num_threads = 0;  // 0 = usable_cores()
-  std::string isa;      // see resolve_isa()
+  int num_threads = 0;           // 0 = usable_cores()
+  std::string isa;               // see resolve_isa()
+  bool dependent_launch = true;  // cuda: see cuda::Stream
 };
 
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options);
+
+// What CUDA is good for here, for people: the devices, or why there are none.
+std::string describe_cuda();
 
 }  // namespace lynx_rt

@@ -11,7 +11,7 @@ enum class Phase : uint8_t { kPrefill, kMixed, kDecodeOnly };
 
 enum class Policy : uint8_t {
   kTopk,  // the model's own routing
-  kLynx,  // LYNX AffinityBinning, threshold rule (arXiv 2411.08982; readings of the open points in docs of select())
+  kLynx,  // LYNX AffinityBinning, threshold rule (arXiv 2411.08982; readings of the open points in cpu/select.h)
   kOea,   // Opportunistic Expert Activation, simplified form (arXiv 2511.02237)
 };
 
@@ -36,15 +36,15 @@ struct RouterRule {
   bool norm_topk = true;  // divide the chosen softmax probabilities by their sum
 };
 
-// Result of select(). All arrays are the caller's, sized for its largest batch.
+// Which experts a row goes to. All arrays are the caller's, sized for its largest batch.
 struct Routing {
-  int32_t* ids;     // [T, k] expert, -1 = no expert
-  float* weights;   // [T, k] >= 0; 0 where id = -1
-  int32_t* active;  // [E] the first num_active are the experts that some id names, ascending
-  int32_t num_active;
+  int32_t* ids;        // [T, k] expert, -1 = no expert
+  float* weights;      // [T, k] >= 0; 0 where id = -1
+  int32_t* active;     // [E] the first num_active are the experts that some id names, ascending
+  int32_t num_active;  // on the host; a backend on a device keeps the count there and leaves this alone
 };
 
-// Counters of one select() call.
+// Counters of one route() call.
 struct SelectionStats {
   int32_t rows = 0;            // real rows
   int32_t union_before = 0;    // distinct experts of the model's own choices
@@ -53,9 +53,10 @@ struct SelectionStats {
   double retained_mass = 0;    // sum over rows of (gate mass of the final choice / gate mass of the own choice)
   bool acted = false;          // a batch-aware policy changed or could have changed this call (phase, rows, policy)
   bool guard_hit = false;      // never-worse guard: result discarded for the model's own routing
+  int32_t first_bad = -1;      // t * E + e of the first score that is not finite, -1 = none; else the rest is meaningless
 };
 
-// Result of dispatch(): the pairs ordered by expert.
+// The pairs ordered by expert.
 struct DispatchPlan {
   int32_t* offsets;      // [E + 1] expert e's rows are [offsets[e], offsets[e + 1]) of row_of_pair's range
   int32_t* row_of_pair;  // [T * k] row of a pair, -1 for a pair without an expert

@@ -44,17 +44,10 @@ const EngineOptions& checked(const EngineOptions& o) {
   return o;
 }
 
-Selection checked_selection(const std::string& text, const ModelConfig& m) {
-  Selection s = parse_selection(text);
-  if (s.policy == Policy::kOea && m.num_experts > 0 && s.k0 > m.num_experts_per_tok)
-    invalid("expert_selection", "k0: expected 1..", m.num_experts_per_tok, " (the model's experts per token), got ", s.k0);
-  return s;
-}
-
-ModelWeights load(const ModelConfig& config, const Checkpoint& checkpoint) {
-  ModelWeights weights;
-  load_weights(config, checkpoint, weights);
-  return weights;
+bool is_dummy(const EngineOptions& o) {
+  if (o.load_format != "auto" && o.load_format != "safetensors" && o.load_format != "dummy")
+    invalid("load_format", "expected \"auto\", \"safetensors\" or \"dummy\", got \"", o.load_format, "\"");
+  return o.load_format == "dummy";
 }
 
 }  // namespace
@@ -62,23 +55,50 @@ ModelWeights load(const ModelConfig& config, const Checkpoint& checkpoint) {
 EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
     : options_(checked(o)),
       config_(read_model_config(path)),
-      checkpoint_(Checkpoint::open(path)),
-      weights_(load(config_, checkpoint_)),
-      backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa})),
-      plan_(plan_memory(config_, backend_->compute_dtype(), options_, free_memory_bytes())),
-      cache_(*backend_, config_, plan_.num_blocks, o.block_size),
+      checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
+      backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa, !o.disable_dependent_launch})),
+      weights_(load_weights()),
       decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
-               plan_.max_model_len),
+               o.max_model_len ? o.max_model_len : config_.max_position_embeddings),
+      logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
+      plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget())),
+      cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
-      selection_(checked_selection(o.expert_selection, config_)),
-      logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
+      selection_(checked_selection(o.expert_selection)),
       layer_stats_(size_t(decoder_.num_moe_layers())) {
   reset_stats();
 }
 
-void EngineCore::set_selection(const std::string& text) { selection_ = checked_selection(text, config_); }
+ModelWeights EngineCore::load_weights() {
+  const bool copied = !backend_->host_memory();
+  ModelWeights weights;
+  if (is_dummy(options_)) {
+    load_dummy_weights(config_, copied, weights);
+  } else {
+    lynx_rt::load_weights(config_, checkpoint_, weights);
+  }
+  weight_bytes_ = weight_bytes(weights);
+  if (copied) {
+    place_weights(*backend_, weights, options_.on_load_progress);
+    weights.owned.clear();
+    checkpoint_ = Checkpoint();
+  }
+  return weights;
+}
+
+Selection EngineCore::checked_selection(const std::string& text) const {
+  Selection s = parse_selection(text);
+  if (s.policy == Policy::kOea && config_.num_experts > 0 && s.k0 > config_.num_experts_per_tok)
+    invalid("expert_selection", "k0: expected 1..", config_.num_experts_per_tok, " (the model's experts per token), got ", s.k0);
+  if (s.policy != Policy::kTopk && options_.max_num_seqs > backend_->max_selection_rows())
+    invalid("max_num_seqs", "expected at most ", backend_->max_selection_rows(), ", the rows over which ",
+            backend_->description(), " selects experts, got ", options_.max_num_seqs);
+  return s;
+}
+
+void EngineCore::set_selection(const std::string& text) { selection_ = checked_selection(text); }
 
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
@@ -118,7 +138,7 @@ ModelInfo EngineCore::model_info() const {
   i.moe_intermediate_size = config_.moe_intermediate_size;
   i.num_moe_layers = decoder_.num_moe_layers();
   i.max_model_len = plan_.max_model_len;
-  i.weight_bytes = checkpoint_.total_bytes();
+  i.weight_bytes = weight_bytes_;
   i.kv_bytes = cache_.bytes();
   i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
@@ -149,13 +169,14 @@ std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {
     int64_t count = std::min(chunk, total - begin);
-    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
-                     {});
+    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {});
     for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
       std::vector<int32_t> rows;
       for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
-      decoder_.logits(rows, out.data() + (begin + i) * vocab);
+      decoder_.logits(rows, logits_.get());
+      backend_->read(out.data() + (begin + i) * vocab, logits_.get(), int64_t(rows.size()) * vocab * int64_t(sizeof(float)));
     }
+    decoder_.end_step(layer_stats_);
   }
   return out;
 }
@@ -196,8 +217,7 @@ void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first
     decoder_.logits(rows, logits_.get());
     for (size_t j = 0; j < rows.size(); ++j) {
       int32_t token = r.tokens[size_t(r.num_computed + i + int64_t(j) + 1)];
-      r.prompt_logprobs.push_back(
-          sampler_.top_logprobs(logits_.get() + int64_t(j) * config_.vocab_size, token, r.params.prompt_logprobs));
+      r.prompt_logprobs.push_back(sampler_.top_logprobs(host_logits(int64_t(j)), token, r.params.prompt_logprobs));
     }
   }
 }
@@ -216,8 +236,17 @@ void EngineCore::count_selection() {
   }
 }
 
-// Takes the logits of every request whose last token was computed, and draws its next one. A request whose constraints
-// or logits leave nothing to draw gets an error of its own; the others go on.
+float* EngineCore::host_logits(int64_t row) {
+  float* logits = logits_.get() + row * config_.vocab_size;
+  if (backend_->host_memory()) return logits;
+  host_logits_.resize(size_t(config_.vocab_size));
+  backend_->read(host_logits_.data(), logits, config_.vocab_size * int64_t(sizeof(float)));
+  return host_logits_.data();
+}
+
+// Takes the logits of every request whose last token was computed, and draws its next one: where nothing but the draw is asked
+// for, with all the others in the backend. A request whose constraints or logits leave nothing to draw gets an error of its
+// own; the others go on.
 std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
   std::vector<Drawn> drawn;
   std::vector<int32_t> rows;
@@ -227,19 +256,40 @@ std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
     drawn.push_back({s.request, {}, {}});
     rows.push_back(int32_t(batch_.first_row(i) + s.num_tokens - 1));
   }
+  drawn_tokens_.resize(rows.size());
   for (size_t i = 0; i < rows.size(); i += size_t(decoder_.max_logit_rows())) {
     size_t count = std::min(rows.size() - i, size_t(decoder_.max_logit_rows()));
     decoder_.logits(std::span(rows).subspan(i, count), logits_.get());
     double start = now();
+    draws_.clear();
+    for (size_t j = 0; j < count; ++j) draws_.push_back(Sampler::draw_params(*drawn[i + j].request));
+    backend_->sample(logits_.get(), draws_, config_.vocab_size, drawn_tokens_.data() + i);
     for (size_t j = 0; j < count; ++j) {
       Drawn& d = drawn[i + j];
+      if (Sampler::draws_only(*d.request)) continue;
       try {
-        d.result = sampler_.sample(*d.request, config_.eos_token_ids, logits_.get() + int64_t(j) * config_.vocab_size);
+        d.result = sampler_.sample(*d.request, config_.eos_token_ids, host_logits(int64_t(j)));
       } catch (const Error& e) {
         d.error = e.what();
       }
     }
     counters_.sampling_seconds += now() - start;
+  }
+  return drawn;
+}
+
+std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
+  double start = now();
+  decoder_.forward(batch_.build(step, pool_.block_size()), cache_, selection_);
+  counters_.model_seconds += now() - start;
+  for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
+  std::vector<Drawn> drawn = sample(step);
+  decoder_.end_step(layer_stats_);
+  for (size_t i = 0; i < drawn.size(); ++i) {
+    Drawn& d = drawn[i];
+    if (!Sampler::draws_only(*d.request)) continue;
+    d.result.token = drawn_tokens_[i];
+    if (d.result.token < 0) d.error = Sampler::describe_error(*d.request, d.result.token);
   }
   return drawn;
 }
@@ -295,9 +345,9 @@ std::vector<StepOutput> EngineCore::step() {
 
   // Up to advance() a request changes in nothing that a second try of the step would not set anew, so that a failure in the
   // model leaves them all as they were.
-  double model_start = now();
+  std::vector<Drawn> drawn;
   try {
-    decoder_.forward(batch_.build(scheduled, pool_.block_size()), cache_, selection_, layer_stats_);
+    drawn = run(scheduled);
   } catch (const RowError& e) {
     // One request is to blame: it ends, and the next step does this one again without it.
     size_t i = 0;
@@ -305,9 +355,6 @@ std::vector<StepOutput> EngineCore::step() {
     Request* request = scheduled.requests[i].request;
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   }
-  counters_.model_seconds += now() - model_start;
-  for (size_t i = 0; i < scheduled.requests.size(); ++i) record_prompt_logprobs(scheduled.requests[i], batch_.first_row(i));
-  std::vector<Drawn> drawn = sample(scheduled);
 
   bool batch_aware = selection_.policy != Policy::kTopk && scheduled.phase == Phase::kDecodeOnly && scheduled.num_rows > 1;
   for (ScheduledRequest& s : scheduled.requests)

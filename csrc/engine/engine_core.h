@@ -31,13 +31,18 @@ class EngineCore {
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
 
  private:
+  ModelWeights load_weights();
+  Selection checked_selection(const std::string& text) const;
   void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
   struct Drawn {
     Request* request;
     Sampler::Result result;
     std::string error;  // what went wrong for this request alone; empty = nothing
   };
+  // What a step brings for its requests. Throws RowError.
+  std::vector<Drawn> run(const ScheduledStep& step);
   std::vector<Drawn> sample(const ScheduledStep& step);
+  float* host_logits(int64_t row);  // row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
   StepOutput postprocess(Drawn drawn);  // may end the request
   void count_selection();
@@ -45,18 +50,22 @@ class EngineCore {
   // Order matters: later members point into earlier ones.
   EngineOptions options_;
   ModelConfig config_;
-  Checkpoint checkpoint_;
-  ModelWeights weights_;
+  Checkpoint checkpoint_;  // empty where there is none, and once the weights are on a device
+  int64_t weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
-  MemoryPlan plan_;
-  KvCache cache_;
+  ModelWeights weights_;
   Decoder decoder_;
+  DeviceArray<float> logits_;  // [max logit rows, V]
+  MemoryPlan plan_;            // after what takes memory, before what is sized by what is left
+  KvCache cache_;
   BlockPool pool_;
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
   Selection selection_;
-  DeviceArray<float> logits_;  // [max logit rows, V]
+  std::vector<float> host_logits_;     // [V] where the host cannot read logits_
+  std::vector<DrawParams> draws_;      // of the rows of one logits() call
+  std::vector<int32_t> drawn_tokens_;  // of the rows of a step
   std::vector<SelectionStats> layer_stats_;
   EngineStats counters_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/backend.h"
 #include "checkpoint/config.h"
 #include "lynx_rt/engine.h"
 
@@ -12,13 +13,10 @@ struct MemoryPlan {
   int64_t max_model_len;  // tokens
 };
 
-// kv_cache_memory_bytes = 0: room for max_num_seqs contexts, at most half of the memory that is free now. max_model_len = 0: the
+// kv_cache_memory_bytes = 0: room for max_num_seqs contexts, at most what the backend gives unasked. max_model_len = 0: the
 // model's, cut to what the cache holds. Throws kOutOfMemory where the cache cannot hold one request of the
 // max_model_len that was asked for, with what is needed, what there is, and which arguments would fit; or where more was asked
 // for than is free.
-MemoryPlan plan_memory(const ModelConfig& config, DType kv_dtype, const EngineOptions& options, int64_t free_bytes);
-
-// Bytes that this process may still take: MemAvailable, capped by what the cgroup's limit leaves.
-int64_t free_memory_bytes();
+MemoryPlan plan_memory(const ModelConfig& config, DType kv_dtype, const EngineOptions& options, Backend::MemoryBudget memory);
 
 }  // namespace lynx_rt

@@ -12,15 +12,6 @@ namespace lynx_rt {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
-constexpr float kGreedyTemperature = 1e-5f;
-
-// The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection on 64 bits that mixes well.
-uint64_t mix(uint64_t z) {
-  z += 0x9e3779b97f4a7c15ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
 
 double log_sum_exp(const float* x, int64_t n, float max) {
   double sum = 0;
@@ -30,8 +21,7 @@ double log_sum_exp(const float* x, int64_t n, float max) {
 
 }  // namespace
 
-double counter_uniform(uint64_t seed, uint64_t position) { return double(mix(mix(seed) ^ position) >> 11) * 0x1p-53; }
-uint64_t derive_seed(uint64_t engine_seed, uint64_t request) { return mix(mix(engine_seed ^ 0x6c796e78ull) ^ request); }
+uint64_t derive_seed(uint64_t engine_seed, uint64_t request) { return mix_bits(mix_bits(engine_seed ^ 0x6c796e78ull) ^ request); }
 
 TokenLogprobs Sampler::top_logprobs(const float* logits, int32_t token, int64_t count) {
   float max = *std::max_element(logits, logits + vocab_size_);
@@ -94,44 +84,22 @@ void Sampler::apply_penalties(const Request& r, float* logits) {
   }
 }
 
-int32_t Sampler::draw(const Request& r, const float* logits) {
+bool Sampler::draws_only(const Request& r) {
   const SamplingParams& p = r.params;
-  const float max = *std::max_element(logits, logits + vocab_size_);
-  // Candidates in index order, or, where a filter needs it, from the most likely down, ties by index.
-  order_.clear();
-  for (int64_t i = 0; i < vocab_size_; ++i)
-    if (logits[i] != kMasked) order_.push_back(int32_t(i));
-  auto more_likely = [&](int32_t a, int32_t b) { return logits[a] > logits[b] || (logits[a] == logits[b] && a < b); };
-  size_t k = p.top_k > 0 ? std::min(size_t(p.top_k), order_.size()) : order_.size();
-  if (k < order_.size()) {
-    std::nth_element(order_.begin(), order_.begin() + ptrdiff_t(k), order_.end(), more_likely);
-    order_.resize(k);
-  }
-  if (k < size_t(vocab_size_) || p.top_p < 1.0f) std::sort(order_.begin(), order_.end(), more_likely);
+  return p.logprobs < 0 && p.allowed_token_ids.empty() && p.bad_words.empty() && p.logit_bias.empty() &&
+         r.num_generated() >= p.min_tokens && p.repetition_penalty == 1.0f && p.frequency_penalty == 0.0f &&
+         p.presence_penalty == 0.0f;
+}
 
-  probability_.resize(order_.size());
-  double sum = 0;
-  for (size_t i = 0; i < order_.size(); ++i)
-    sum += probability_[i] = std::exp((double(logits[order_[i]]) - double(max)) / double(p.temperature));
-  size_t n = order_.size();
-  if (p.top_p < 1.0f) {  // the smallest set whose mass reaches top_p: arXiv 1904.09751
-    double mass = 0;
-    for (n = 0; n < order_.size() && mass < double(p.top_p) * sum; ++n) mass += probability_[n];
-    sum = mass;
-  }
-  if (p.min_p > 0.0f) {  // arXiv 2407.01082; the most likely token has weight exp(0) = 1
-    sum = 0;
-    for (size_t i = 0; i < n; ++i) sum += probability_[i] = probability_[i] >= double(p.min_p) ? probability_[i] : 0.0;
-  }
-  double target = counter_uniform(r.seed, uint64_t(r.tokens.size())) * sum, cumulative = 0;
-  int32_t last = order_[0];
-  for (size_t i = 0; i < n; ++i) {
-    if (probability_[i] == 0.0) continue;
-    cumulative += probability_[i];
-    last = order_[i];
-    if (cumulative > target) break;
-  }
-  return last;
+DrawParams Sampler::draw_params(const Request& r) {
+  const SamplingParams& p = r.params;
+  if (!draws_only(r)) return {0.0f, 1.0f, 0.0f, 0, 0.0};
+  return {p.temperature, p.top_p, p.min_p, p.top_k, counter_uniform(r.seed, uint64_t(r.tokens.size()))};
+}
+
+std::string Sampler::describe_error(const Request& r, int32_t token) {
+  if (token == kNanLogit) return str_cat("request ", r.id, ": a logit is NaN");
+  return str_cat("request ", r.id, ": all logits are -infinity");
 }
 
 Sampler::Result Sampler::sample(const Request& r, std::span<const int32_t> eos, float* logits) {
@@ -141,9 +109,12 @@ Sampler::Result Sampler::sample(const Request& r, std::span<const int32_t> eos, 
   if (r.params.logprobs >= 0) raw.assign(logits, logits + vocab_size_);
   apply_constraints(r, eos, logits);
   apply_penalties(r, logits);
-  const float* best = std::max_element(logits, logits + vocab_size_);
-  if (*best == kMasked) invalid("allowed_token_ids", "request ", r.id, ": the constraints leave no token to choose from");
-  Result result{r.params.temperature < kGreedyTemperature ? int32_t(best - logits) : draw(r, logits), {}};
+  const SamplingParams& p = r.params;
+  const double uniform = counter_uniform(r.seed, uint64_t(r.tokens.size()));
+  const int32_t token = drawer_.draw(logits, vocab_size_, {p.temperature, p.top_p, p.min_p, p.top_k, uniform});
+  if (token == kNanLogit) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": a penalty or bias made a logit NaN");
+  if (token == kNoToken) invalid("allowed_token_ids", "request ", r.id, ": the constraints leave no token to choose from");
+  Result result{token, {}};
   if (r.params.logprobs >= 0) result.logprobs = top_logprobs(raw.data(), result.token, r.params.logprobs);
   return result;
 }

@@ -2,8 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "backend/sampling.h"
 #include "engine/request.h"
 
 namespace lynx_rt {
@@ -23,23 +25,26 @@ class Sampler {
   // Throws kInternal naming the request where a logit is NaN; kInvalidArgument where no token is left to choose from.
   Result sample(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
 
+  // Whether the next token of a request needs nothing but the draw, so that Backend::sample() can make it; the parameters of that
+  // draw (of a request that needs more: of the cheapest one); and what the error value of such a draw means.
+  static bool draws_only(const Request& request);
+  static DrawParams draw_params(const Request& request);
+  static std::string describe_error(const Request& request, int32_t token);
+
   // The `count` most likely tokens and `token` itself (first), from logits [V].
   TokenLogprobs top_logprobs(const float* logits, int32_t token, int64_t count);
 
  private:
   void apply_constraints(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
   void apply_penalties(const Request& request, float* logits);
-  int32_t draw(const Request& request, const float* logits);
 
   int64_t vocab_size_;
+  TokenDrawer drawer_;
   std::vector<int32_t> order_;
-  std::vector<double> probability_;
   std::vector<int32_t> count_;  // occurrences of each token in the request; all zero between calls
   std::vector<uint8_t> in_prompt_;
 };
 
-// Uniform in [0, 1), a pure function of its arguments.
-double counter_uniform(uint64_t seed, uint64_t position);
 // Independent seeds from an engine seed and a request number.
 uint64_t derive_seed(uint64_t engine_seed, uint64_t request);
 

@@ -2,9 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
+#include <functional>
 
 namespace lynx_rt {
+
+namespace {
+
+constexpr int64_t kRopeRows = 64;  // added at a time
+
+}  // namespace
 
 int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t block_size) {
   int64_t per_token = checked_mul(m.num_kv_heads * m.head_dim, dtype_size(dtype), "kv_cache");
@@ -36,13 +42,31 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       weights_(weights),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows),
-      workspace_(backend, config, max_rows, max_logit_rows) {
+      workspace_(backend, config, max_rows, max_logit_rows),
+      max_positions_(max_positions) {
   for (bool moe : config.moe_layer) num_moe_layers_ += moe;
   int64_t half = config.head_dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   for (int64_t i = 0; i < half; ++i)
     rope_inverse_.push_back(1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim)));
+  new_cos_.resize(size_t(kRopeRows * half));
+  new_sin_.resize(size_t(kRopeRows * half));
+
+  StepLimits limits;
+  limits.max_rows = max_rows;
+  limits.max_logit_rows = max_logit_rows;
+  limits.hidden_size = config.hidden_size;
+  limits.num_heads = config.num_heads;
+  limits.num_kv_heads = config.num_kv_heads;
+  limits.head_dim = config.head_dim;
+  limits.num_experts = config.num_experts;
+  limits.top_k = config.num_experts_per_tok;
+  limits.expert_width = num_moe_layers_ > 0 ? config.moe_intermediate_size : 0;
+  limits.mlp_width = num_moe_layers_ < config.num_layers ? config.intermediate_size : 0;
+  limits.num_moe_layers = num_moe_layers_;
+  limits.vocab_size = config.vocab_size;
+  backend.reserve(limits);
 }
 
 // Rows are computed when a position is first reached: a long context that nobody uses costs neither time nor memory.
@@ -50,40 +74,59 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
 // larger than any tolerance, so parity needs the same rounding.
 void Decoder::extend_rope(int64_t num_positions) {
   int64_t half = int64_t(rope_inverse_.size());
-  for (; rope_positions_ < num_positions; ++rope_positions_) {
-    for (int64_t i = 0; i < half; ++i) {
-      double angle = double(float(rope_positions_) * rope_inverse_[size_t(i)]);
-      rope_cos_.get()[rope_positions_ * half + i] = float(std::cos(angle));
-      rope_sin_.get()[rope_positions_ * half + i] = float(std::sin(angle));
+  while (rope_positions_ < num_positions) {
+    int64_t count = std::min(kRopeRows, max_positions_ - rope_positions_);
+    for (int64_t p = 0; p < count; ++p) {
+      for (int64_t i = 0; i < half; ++i) {
+        double angle = double(float(rope_positions_ + p) * rope_inverse_[size_t(i)]);
+        new_cos_[size_t(p * half + i)] = float(std::cos(angle));
+        new_sin_[size_t(p * half + i)] = float(std::sin(angle));
+      }
     }
+    backend_.write(rope_cos_.get() + rope_positions_ * half, new_cos_.data(), count * half * int64_t(sizeof(float)));
+    backend_.write(rope_sin_.get() + rope_positions_ * half, new_sin_.data(), count * half * int64_t(sizeof(float)));
+    rope_positions_ += count;
   }
 }
 
-void Decoder::forward(const BatchView& batch, const KvCache& cache, const Selection& selection, std::span<SelectionStats> stats) {
+void Decoder::forward(const BatchView& batch, const KvCache& cache, const Selection& selection) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
-  if (batch.num_rows > 0) extend_rope(1 + *std::max_element(batch.positions, batch.positions + batch.num_rows));
-  backend_.embed(weights_.embed, batch.token_ids, batch.num_rows, workspace_.x.get());
-  size_t moe = 0;
-  for (int64_t l = 0; l < config_.num_layers; ++l) {
-    const LayerWeights& w = weights_.layers[size_t(l)];
-    attention_block(w, batch, cache.layer(l));
-    if (config_.moe_layer[size_t(l)]) {
-      moe_block(w, batch, selection, stats.empty() ? nullptr : &stats[moe]);
-      ++moe;
-    } else {
-      mlp_block(w, batch);
-    }
+  if (batch.num_rows > 0) {
+    int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
+    if (last >= max_positions_) invalid("positions", "expected less than ", max_positions_, ", got ", last);
+    extend_rope(last + 1);
   }
+  auto layers = [&](const BatchView& rows) {
+    backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get());
+    for (int64_t l = 0; l < config_.num_layers; ++l) {
+      const LayerWeights& w = weights_.layers[size_t(l)];
+      attention_block(w, rows, cache.layer(l));
+      if (config_.moe_layer[size_t(l)])
+        moe_block(w, rows, selection);
+      else
+        mlp_block(w, rows);
+    }
+  };
+  backend_.run({selection, cache.layer(0).k}, backend_.begin_step(batch), std::ref(layers));
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {
   if (int64_t(rows.size()) > max_logit_rows_) invalid("rows", "expected at most ", max_logit_rows_, ", got ", rows.size());
-  int64_t h = config_.hidden_size;
-  for (size_t i = 0; i < rows.size(); ++i)
-    std::memcpy(workspace_.logit_rows.get() + int64_t(i) * h, workspace_.x.get() + rows[i] * h, size_t(h) * 4);
-  backend_.rmsnorm(workspace_.logit_rows.get(), weights_.final_norm, config_.rms_norm_eps, int64_t(rows.size()),
-                   workspace_.logit_rows.get());
-  backend_.logits(workspace_.logit_rows.get(), weights_.lm_head, int64_t(rows.size()), out);
+  float* gathered = workspace_.logit_rows.get();
+  backend_.gather_rows(workspace_.x.get(), rows, config_.hidden_size, gathered);
+  backend_.rmsnorm(gathered, weights_.final_norm, config_.rms_norm_eps, int64_t(rows.size()), gathered);
+  backend_.logits(gathered, weights_.lm_head, int64_t(rows.size()), out);
+}
+
+void Decoder::end_step(std::span<SelectionStats> stats) {
+  backend_.end_step(stats);
+  size_t moe = 0;
+  for (int64_t l = 0; l < config_.num_layers && !stats.empty(); ++l) {
+    if (!config_.moe_layer[size_t(l)]) continue;
+    const ExpertWeights& w = weights_.layers[size_t(l)].experts[0];
+    backend_.charge(Backend::kExpertFfn, stats[moe].active * (w.gate.bytes() + w.up.bytes() + w.down.bytes()));
+    ++moe;
+  }
 }
 
 }  // namespace lynx_rt

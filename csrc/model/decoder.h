@@ -34,11 +34,12 @@ class Decoder {
   Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
           int64_t max_positions);
 
-  // Runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `stats`, where given, has
-  // one entry per MoE layer and is overwritten.
-  void forward(const BatchView& batch, const KvCache& cache, const Selection& selection, std::span<SelectionStats> stats);
-  // Final norm and output projection of rows of the last forward(): out [rows.size(), V].
+  // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace.
+  void forward(const BatchView& batch, const KvCache& cache, const Selection& selection);
+  // Final norm and output projection of rows of the last forward(): out [rows.size(), V] in the backend's memory.
   void logits(std::span<const int32_t> rows, float* out);
+  // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
+  void end_step(std::span<SelectionStats> stats);
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return num_moe_layers_; }
@@ -48,9 +49,8 @@ class Decoder {
 
  private:
   void attention_block(const LayerWeights& w, const BatchView& batch, const KvCacheView& cache);  // attention_block.cc
-  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection,
-                 SelectionStats* stats);                          // moe_block.cc
-  void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
+  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection);      // moe_block.cc
+  void mlp_block(const LayerWeights& w, const BatchView& batch);                                  // moe_block.cc
 
   void extend_rope(int64_t num_positions);
 
@@ -61,7 +61,8 @@ class Decoder {
   Workspace workspace_;
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2], filled up to rope_positions_
   std::vector<float> rope_inverse_;         // [D / 2] radians per position
-  int64_t rope_positions_ = 0;
+  std::vector<float> new_cos_, new_sin_;    // rows on their way to the backend's memory
+  int64_t rope_positions_ = 0, max_positions_;
 };
 
 }  // namespace lynx_rt

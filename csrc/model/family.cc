@@ -1,5 +1,7 @@
 #include "model/family.h"
 
+#include "checkpoint/dummy.h"
+
 #include <functional>
 
 namespace lynx_rt {
@@ -39,6 +41,12 @@ void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Model
   std::vector<std::string> ignored = family.ignored_tensors;
   if (config.tie_word_embeddings) ignored.push_back("lm_head.weight");  // some tied checkpoints still store it
   weights.owned = bind_weights(checkpoint, specs, ignored);
+  if (config.tie_word_embeddings) weights.lm_head = weights.embed;
+}
+
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
+  weights.layers.resize(size_t(config.num_layers));
+  weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
   if (config.tie_word_embeddings) weights.lm_head = weights.embed;
 }
 

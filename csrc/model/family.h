@@ -1,5 +1,6 @@
 // What a family file provides: it translates config keys and tensor names, nothing else.
 #pragma once
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,15 @@ ModelConfig read_model_config(const std::string& path);
 
 // Binds all weights of a checkpoint in place; layers are sized from the config.
 void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
+// Makes weights up: checkpoint/dummy.h.
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights);
+
+int64_t weight_bytes(const ModelWeights& weights);  // of all weights; tied ones count once
+
+// Brings all weights to the backend, which on the CPU leaves them where they are. `progress`, where given, is called as weights
+// are done, with the bytes done and the bytes there are.
+using Progress = std::function<void(int64_t done, int64_t total)>;
+void place_weights(Backend& backend, ModelWeights& weights, const Progress& progress);
 
 // Families; one function per file under families/.
 const Family& qwen3_family();

@@ -1,9 +1,9 @@
-// norm -> router -> select -> dispatch -> expert_ffn + residual; or, in a dense layer, norm -> mlp + residual.
+// norm -> router -> route -> expert_ffn + residual; or, in a dense layer, norm -> mlp + residual.
 #include "model/decoder.h"
 
 namespace lynx_rt {
 
-void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, SelectionStats* stats) {
+void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
   RouterRule rule{int(m.num_experts), int(m.num_experts_per_tok), m.norm_topk_prob};
@@ -11,10 +11,8 @@ void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Sel
   DispatchPlan plan{ws.offsets.get(), ws.row_of_pair.get(), ws.pair_of_row.get()};
   backend_.rmsnorm(ws.x.get(), w.post_attention_norm, m.rms_norm_eps, batch.num_rows, ws.normed.get());
   backend_.router(ws.normed.get(), w.router, batch.num_rows, ws.scores.get());
-  SelectionStats counted = backend_.select(ws.scores.get(), batch.num_rows, rule, selection, batch.phase, batch.exact, routing);
-  backend_.dispatch(routing, batch.num_rows, rule, plan);
+  backend_.route(ws.scores.get(), batch, rule, selection, routing, plan);
   backend_.expert_ffn(ws.normed.get(), batch.num_rows, w.experts, rule, routing, plan, ws.x.get());
-  if (stats) *stats = counted;
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {

@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """--device --dtype --num-threads; see engine_options()."""
-    parser.add_argument("--device", default="auto", help="auto or cpu (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
     )

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include "backend/cpu/dispatch.h"
+#include "base/memory.h"
 
 namespace lynx_rt {
 
@@ -12,7 +13,8 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
       pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
       tile_(size_t(pool_.num_threads())),
-      query_(size_t(pool_.num_threads())) {}
+      query_(size_t(pool_.num_threads())),
+      drawers_(size_t(pool_.num_threads())) {}
 
 std::string CpuBackend::description() const {
   return str_cat("cpu ", isa_name(kernels_.isa), ", ", pool_.num_threads(), " threads, ", dtype_name(compute_dtype_));
@@ -29,6 +31,11 @@ void* CpuBackend::allocate(int64_t bytes, const char* what) {
 
 void CpuBackend::release(void* p, int64_t bytes) noexcept {
   if (p) munmap(p, size_t(bytes > 0 ? bytes : 1));
+}
+
+Backend::MemoryBudget CpuBackend::memory_budget() const {
+  const int64_t free = free_memory_bytes();
+  return {free / 2, free};
 }
 
 const void* const* CpuBackend::pack_rows(const float* x, int64_t rows, int64_t n, DType weight, Scratch<char>& buffer,
@@ -62,13 +69,27 @@ void CpuBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps,
   });
 }
 
-SelectionStats CpuBackend::do_select(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                                     Phase phase, const uint8_t* exact, Routing& routing) {
-  return selector_.run(scores, num_rows, rule, selection, phase, exact, routing);
+BatchView CpuBackend::do_begin_step(const BatchView& batch) {
+  stats_.clear();
+  return batch;
 }
 
-void CpuBackend::do_dispatch(const Routing& routing, int64_t num_rows, const RouterRule& rule, DispatchPlan& plan) {
-  dispatch_pairs(routing, num_rows, rule, plan);
+void CpuBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
+                          Routing& routing, DispatchPlan& plan) {
+  stats_.push_back(selector_.run(scores, batch.num_rows, rule, selection, batch.phase, batch.exact, routing));
+  dispatch_pairs(routing, batch.num_rows, rule, plan);
+}
+
+void CpuBackend::do_end_step(std::span<SelectionStats> stats) { std::copy_n(stats_.begin(), stats.size(), stats.begin()); }
+
+void CpuBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
+  for (size_t i = 0; i < rows.size(); ++i) std::copy_n(x + rows[i] * hidden_size, hidden_size, out + int64_t(i) * hidden_size);
+}
+
+void CpuBackend::do_sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens) {
+  pool_.parallel_for(int64_t(params.size()), [&](int64_t i, int thread) {
+    tokens[i] = drawers_[size_t(thread)].draw(logits + i * vocab_size, vocab_size, params[size_t(i)]);
+  });
 }
 
 }  // namespace lynx_rt

@@ -25,6 +25,7 @@ class CpuBackend final : public Backend {
   DType compute_dtype() const override { return compute_dtype_; }
   void* allocate(int64_t bytes, const char* what) override;
   void release(void* p, int64_t bytes) noexcept override;
+  MemoryBudget memory_budget() const override;
 
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*) override;
@@ -33,11 +34,14 @@ class CpuBackend final : public Backend {
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) override;
   void do_router(const float*, const WeightView&, int64_t, float*) override;
-  SelectionStats do_select(const float*, int64_t, const RouterRule&, const Selection&, Phase, const uint8_t*, Routing&) override;
-  void do_dispatch(const Routing&, int64_t, const RouterRule&, DispatchPlan&) override;
+  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
   void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
                      const DispatchPlan&, float*) override;
   void do_mlp(const float*, int64_t, const ExpertWeights&, float*) override;
+  void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
+  void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
+  BatchView do_begin_step(const BatchView& batch) override;
+  void do_end_step(std::span<SelectionStats>) override;
 
   // How rows enter a product with weights of a dtype: as bf16 where the bf16 kernel applies, else as float32 rounded to the
   // compute dtype.
@@ -59,7 +63,8 @@ class CpuBackend final : public Backend {
   const cpu::Kernels& kernels_;
   ThreadPool pool_;
   Selector selector_;
-  Scratch<char> packed_[3];  // rows entering linear(), one form per weight dtype
+  std::vector<SelectionStats> stats_;  // of the step's route() calls
+  Scratch<char> packed_[3];            // rows entering linear(), one form per weight dtype
   Scratch<const void*> packed_rows_[3];
   Scratch<char> hidden_;  // expert_ffn: activated rows, packed for the down projection
   Scratch<const void*> gathered_rows_, hidden_rows_;
@@ -68,6 +73,7 @@ class CpuBackend final : public Backend {
   Scratch<float> mlp_weights_;
   std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores
   std::vector<Scratch<char>> query_;  // one per thread: packed query rows
+  std::vector<TokenDrawer> drawers_;  // one per thread
 };
 
 }  // namespace lynx_rt

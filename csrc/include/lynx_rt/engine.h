@@ -6,6 +6,7 @@
 //     for (const lynx_rt::StepOutput& out : engine->step()) use(out.token_ids);
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -18,7 +19,10 @@
 namespace lynx_rt {
 
 struct EngineOptions {
-  std::string device = "auto";            // "auto", "cpu"
+  // "auto": CUDA where this build and machine have it and the dtype is bfloat16, else the CPU; "cpu"; "cuda", "cuda:N"
+  std::string device = "auto";
+  // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone
+  std::string load_format = "auto";
   std::string dtype = "auto";             // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
@@ -34,6 +38,10 @@ struct EngineOptions {
   int num_threads = 0;                    // 0 = the cores that this process may use
   std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512bf16"
   uint64_t seed = 0;                      // for requests without one
+  bool disable_dependent_launch = false;  // cuda: kernels of a step do not overlap; results are the same
+  // Called from create() as weights reach a device: bytes done, bytes there are. Not called on the CPU, which reads them in
+  // place.
+  std::function<void(int64_t done, int64_t total)> on_load_progress;
 };
 
 struct TokenLogprob {

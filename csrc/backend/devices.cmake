@@ -1,0 +1,127 @@
+# lynx_devices: make_backend() and the backends beside the CPU's, as objects. Sets LYNX_RT_WITH_CUDA and LYNX_RT_CUDA_LIBS, what a
+# static library of these objects has to be linked with.
+set(LYNX_RT_CUDA_SOURCES
+  csrc/backend/registry_cuda.cc
+  csrc/backend/cuda/attention_plan.cc
+  csrc/backend/cuda/cuda_backend.cc
+  csrc/backend/cuda/cuda_step.cc
+  csrc/backend/cuda/weight_loader.cc)
+set(LYNX_RT_CUDA_KERNELS
+  csrc/backend/cuda/attention.cu
+  csrc/backend/cuda/down.cu
+  csrc/backend/cuda/elementwise.cu
+  csrc/backend/cuda/gate_up.cu
+  csrc/backend/cuda/linear.cu
+  csrc/backend/cuda/pack.cu
+  csrc/backend/cuda/qkv_post.cu
+  csrc/backend/cuda/route.cu
+  csrc/backend/cuda/route_many.cu
+  csrc/backend/cuda/router.cu
+  csrc/backend/cuda/sample.cu)
+set(runtime csrc/backend/cuda/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt
+
+if(NOT LYNX_RT_CUDA MATCHES "^(auto|on|off)$")
+  message(FATAL_ERROR "LYNX_RT_CUDA: expected auto, on or off, got '${LYNX_RT_CUDA}'")
+endif()
+set(supported 80 86 89 90a 100a 120)
+string(REPLACE ";" "|" pattern "^(${supported})$")
+
+# What this build is for. Hopper and data-centre Blackwell have instructions of their own, under the names with an "a".
+set(architectures ${LYNX_RT_CUDA_ARCHITECTURES})
+list(TRANSFORM architectures REPLACE "^(90|100)$" "\\1a")
+list(REMOVE_DUPLICATES architectures)
+foreach(architecture ${architectures})
+  if(NOT architecture MATCHES "${pattern}")
+    message(FATAL_ERROR "LYNX_RT_CUDA_ARCHITECTURES: expected some of ${supported}, separated by semicolons, got '${architecture}'")
+  endif()
+endforeach()
+
+# The GPUs of this machine, as architectures that run on them; empty where there are none.
+set(gpus "")
+find_program(LYNX_RT_NVIDIA_SMI nvidia-smi)
+mark_as_advanced(LYNX_RT_NVIDIA_SMI)
+if(NOT LYNX_RT_CUDA STREQUAL "off" AND LYNX_RT_NVIDIA_SMI)
+  execute_process(COMMAND ${LYNX_RT_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE capabilities ERROR_QUIET)
+  string(REGEX MATCHALL "[0-9]+\\.[0-9]" gpus "${capabilities}")
+  list(TRANSFORM gpus REPLACE "\\." "")
+  list(TRANSFORM gpus REPLACE "^87$" "86")  # code runs on later minor versions of its major one, if without an "a"
+  list(TRANSFORM gpus REPLACE "^121$" "120")
+  list(TRANSFORM gpus REPLACE "^(90|100)$" "\\1a")
+  list(REMOVE_DUPLICATES gpus)
+  set(others ${gpus})
+  list(FILTER others EXCLUDE REGEX "${pattern}")
+  list(FILTER gpus INCLUDE REGEX "${pattern}")
+  if(others)
+    message(STATUS "lynx_rt: there is no CUDA code for this machine's GPUs of compute capability ${others}")
+  endif()
+endif()
+
+# nvcc: CMAKE_CUDA_COMPILER or CUDACXX, else on PATH, else where NVIDIA's installers put it.
+set(LYNX_RT_WITH_CUDA OFF)
+set(LYNX_RT_CUDA_LIBS "")
+set(oldest_nvcc 12.8)  # the first that knows 100a and 120
+if(LYNX_RT_CUDA STREQUAL "on" OR (LYNX_RT_CUDA STREQUAL "auto" AND gpus))
+  if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
+    find_program(LYNX_RT_NVCC nvcc PATHS /usr/local/cuda/bin)
+    mark_as_advanced(LYNX_RT_NVCC)
+    if(LYNX_RT_NVCC)
+      set(ENV{CUDACXX} ${LYNX_RT_NVCC})
+    elseif(LYNX_RT_CUDA STREQUAL "on")
+      message(FATAL_ERROR "LYNX_RT_CUDA=on: no nvcc in CUDACXX, on PATH or in /usr/local/cuda/bin. With LYNX_RT_CUDA=on in the "
+                          "environment, pip install brings one along")
+    endif()
+  endif()
+endif()
+if(LYNX_RT_CUDA STREQUAL "on")
+  set(LYNX_RT_WITH_CUDA ON)
+elseif(LYNX_RT_CUDA STREQUAL "auto" AND gpus)
+  include(CheckLanguage)
+  check_language(CUDA)
+  set(version 0)
+  if(CMAKE_CUDA_COMPILER)
+    execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE text)
+    string(REGEX REPLACE ".*release ([0-9.]+).*" "\\1" version "${text}")
+  endif()
+  if(version VERSION_LESS oldest_nvcc)
+    message(STATUS "lynx_rt: this machine has a GPU, but no nvcc ${oldest_nvcc} or newer that works: building for the CPU only "
+                   "(LYNX_RT_CUDA=on pip install brings nvcc along)")
+  else()
+    set(LYNX_RT_WITH_CUDA ON)
+  endif()
+endif()
+
+if(NOT LYNX_RT_WITH_CUDA)
+  add_library(lynx_devices OBJECT csrc/backend/registry_cpu.cc)
+  target_link_libraries(lynx_devices PUBLIC lynx_flags)
+  return()
+endif()
+
+if(NOT architectures)
+  set(architectures ${gpus})
+endif()
+if(NOT architectures)
+  set(architectures 90a)
+endif()
+list(TRANSFORM architectures APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
+if("120" IN_LIST architectures)
+  list(APPEND CMAKE_CUDA_ARCHITECTURES 120-virtual)  # for what comes after
+endif()
+
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS oldest_nvcc)
+  message(FATAL_ERROR "LYNX_RT_CUDA: nvcc ${oldest_nvcc} or newer is needed, ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
+endif()
+find_package(CUDAToolkit REQUIRED)
+set(LYNX_RT_CUDA_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+message(STATUS "lynx_rt: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${architectures}")
+set(CMAKE_CUDA_STANDARD 20)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # of whatever links these objects
+add_library(lynx_devices OBJECT ${LYNX_RT_CUDA_SOURCES} ${LYNX_RT_CUDA_KERNELS} ${runtime})
+target_link_libraries(lynx_devices PUBLIC lynx_flags)
+set_source_files_properties(${runtime} PROPERTIES COMPILE_DEFINITIONS "LYNX_RT_CUDA_ARCHITECTURES=\"${architectures}\"")
+# Without contraction, so that the bits of a result do not depend on what the compiler fuses.
+target_compile_options(lynx_devices PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --compress-mode=size>)
+if(LYNX_RT_WERROR)
+  target_compile_options(lynx_devices PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)
+endif()

@@ -1,0 +1,12 @@
+// Weights without a checkpoint, for measuring speed: a model of any config, with made-up values.
+#pragma once
+#include "checkpoint/weights.h"
+
+namespace lynx_rt {
+
+// Fills every target of the specs: vectors with 1, matrices with values of standard deviation 0.02 (the usual initializer_range)
+// that depend on nothing but their place; the same whether shared or not. shared: all tensors lie in one block of the size of the
+// largest, each at a start of its own, for callers that copy them; else each has memory of its own. Returns the memory.
+OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bool shared);
+
+}  // namespace lynx_rt

@@ -1,0 +1,62 @@
+"""Where weights come from: load_format, and the progress of bringing them to a device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import lynx_rt
+from lynx_rt import Engine, ModelNotFoundError, SamplingParams, ValidationError
+from lynx_rt.progress import LoadProgress
+
+GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
+
+
+@pytest.fixture
+def config_only(tmp_path: Path) -> Path:
+    """A model folder without weights."""
+    shutil.copy(Path(lynx_rt.shipped_model()) / "config.json", tmp_path)
+    return tmp_path
+
+
+def test_dummy_weights_need_a_config_only(config_only: Path) -> None:
+    with pytest.raises(ModelNotFoundError):
+        Engine(config_only, skip_tokenizer_init=True)
+    with Engine(lynx_rt.shipped_model()) as real, Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as made:
+        assert made._info["weight_bytes"] == real._info["weight_bytes"]
+        prompts = [{"prompt_token_ids": list(range(5, 5 + n))} for n in (1, 7, 20)]
+        first = [out.outputs[0].token_ids for out in made.generate(prompts, GREEDY)]
+        assert [len(ids) for ids in first] == [3, 3, 3]
+    with Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as again:
+        assert [out.outputs[0].token_ids for out in again.generate(prompts, GREEDY)] == first
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_dummy_weights_of_every_dtype(config_only: Path, dtype: str) -> None:
+    text = (config_only / "config.json").read_text().replace('"bfloat16"', f'"{dtype}"')
+    (config_only / "config.json").write_text(text)
+    with Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as engine:
+        (logits,) = engine._core.forward([3])
+        assert abs(logits).max() < 100 and logits.std() > 0
+
+
+def test_an_unknown_load_format() -> None:
+    with pytest.raises(ValidationError, match=r'load_format: expected "auto", "safetensors" or "dummy", got "gguf"'):
+        Engine(lynx_rt.shipped_model(), load_format="gguf")
+
+
+def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    progress = LoadProgress()
+    progress(1, 2)
+    progress(2, 2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_ends_at_the_total(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    progress = LoadProgress()
+    progress(400, 1000)
+    progress(1000, 1000)
+    assert "100%" in capfd.readouterr().err
