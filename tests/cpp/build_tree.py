@@ -29,7 +29,7 @@ def build_tree() -> Path:
     if not (tree / "CMakeCache.txt").exists():
         configure += ["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
     run(configure)
-    targets = ["lynx_rt", "lynx_rt_static", *UNIT_TESTS]
+    targets = ["lynx_rt", "lynx_rt_static", "test_engine_emulated", *UNIT_TESTS]
     run(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets])
     return tree
 

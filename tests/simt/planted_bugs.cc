@@ -44,6 +44,18 @@ __global__ void warp_update_kernel(const float* in, float* out) {
   out[t] = s[t];
 }
 
+// ThreadSanitizer forgets an atomic write when its own thread reads the word right after, unless others run in between.
+template <bool kBug>
+__global__ void atomic_kernel(const float* in, float* out) {
+  const int t = int(threadIdx.x);
+  uint32_t* word = reinterpret_cast<uint32_t*>(dynamic_shared()) + warp_id();
+  if (lane_id() == 0) *word = 0;
+  sync_warp();
+  if (lane_id() == kWarpSize - 1) atomic_or(word, 1);
+  if (!kBug) sync_warp();
+  out[t] = in[t] + float(*word);
+}
+
 template <bool kBug>
 __global__ void copy_then_read_kernel(const float* in, float* out) {
   const int t = int(threadIdx.x);
@@ -168,6 +180,8 @@ const Case kCases[] = {
     {"missing_sync_block", scatter_kernel<true>, scatter_kernel<false>, kAlways, nullptr, mirror},
     {"missing_sync_warp", warp_update_kernel<true>, warp_update_kernel<false>, kAlways, nullptr,
      [](const float* in, int t) { return in[t ^ 1] + 1; }},
+    {"missing_sync_after_atomic", atomic_kernel<true>, atomic_kernel<false>, kAlways, nullptr,
+     [](const float* in, int t) { return in[t] + 1; }},
     {"missing_barrier_after_copy", copy_then_read_kernel<true>, copy_then_read_kernel<false>, kAlways, nullptr,
      [](const float* in, int t) { return at(in, 0, kThreads - 1 - t, kWords); }},
     {"missing_barrier_before_reuse", reuse_kernel<true>, reuse_kernel<false>, kAlways, nullptr,
@@ -192,7 +206,7 @@ std::string run(const Case& c, bool bug) {
   for (int i = 0; i < kSteps * kThreads * kWords; ++i) in[i] = float((i * 37 + i / 96) % 1009);
   std::vector<float> out(kThreads, -1.0f);
   try {
-    launch(bug ? c.bug : c.correct, 1, kThreads, size_t(kSteps) * kThreads * kWords * sizeof(float), nullptr, in, out.data());
+    launch(bug ? c.bug : c.correct, 1, kThreads, size_t(kSteps) * kThreads * kWords * sizeof(float), {}, in, out.data());
   } catch (const simt::Fault& e) {
     return e.what();
   }

@@ -66,6 +66,13 @@ struct Block {
     char start;
     Barrier barriers[kMaxBarriers];
     Meeting warps[kMaxBlockThreads / kLanes][kLanes];  // per lowest lane of the mask
+    // Lanes that wait at a collective. While all of them are at the same one, which is nearly always, an arrival need not look
+    // at each of the others.
+    struct Waiting {
+      uint32_t lanes = 0, mask = 0;
+      Op op = Op::kShuffle;
+      bool alike = true;
+    } waiting[kMaxBlockThreads / kLanes];
   };
   Meetings* meetings = nullptr;
 
@@ -342,18 +349,27 @@ void collective(const Call& call) {
   t.call = call;
   t.state = State::kCollective;
 
-  const Call* lanes[kLanes] = {};
-  bool complete = true;
-  for (uint32_t left = call.mask; left; left &= left - 1) {
-    const int l = __builtin_ctz(left);
-    const Thread& other = *b.threads[warp * kLanes + l];
-    const bool waits_for_me = other.state == State::kCollective && (other.call.mask >> t.lane() & 1);
-    if (waits_for_me && (other.call.mask != call.mask || other.call.op != call.op))
-      end_grid(where(t) + " is at " + waiting_for(t) + ", lane " + std::to_string(l) + " at " + waiting_for(other));
-    if (waits_for_me) lanes[l] = &other.call;
-    complete = complete && waits_for_me;
+  auto& waiting = b.meetings->waiting[warp];
+  if (!waiting.lanes) waiting = {0, call.mask, call.op, true};
+  waiting.lanes |= 1u << t.lane();
+  waiting.alike = waiting.alike && waiting.mask == call.mask && waiting.op == call.op;
+  bool complete = waiting.lanes == call.mask;
+  if (!waiting.alike) {
+    complete = true;
+    for (uint32_t left = call.mask; left; left &= left - 1) {
+      const int l = __builtin_ctz(left);
+      const Thread& other = *b.threads[warp * kLanes + l];
+      const bool waits_for_me = other.state == State::kCollective && (other.call.mask >> t.lane() & 1);
+      if (waits_for_me && (other.call.mask != call.mask || other.call.op != call.op))
+        end_grid(where(t) + " is at " + waiting_for(t) + ", lane " + std::to_string(l) + " at " + waiting_for(other));
+      complete = complete && waits_for_me;
+    }
   }
   if (complete) {
+    const Call* lanes[kLanes] = {};
+    for (uint32_t left = call.mask; left; left &= left - 1)
+      lanes[__builtin_ctz(left)] = &b.threads[warp * kLanes + __builtin_ctz(left)]->call;
+    waiting.lanes &= ~call.mask;
     if (const char* wrong = compute(lanes)) end_grid(where(t) + ": " + waiting_for(t) + ": " + wrong);
     if (orders) ++meeting.count;
     for (int l = 0; l < kLanes; ++l)
@@ -402,6 +418,15 @@ void copy_wait(int left) {
   }
   t.num_copies = kept;
   give_way();
+}
+
+void after_atomic() {
+#if defined(SIMT_TSAN)
+  make_ready(self());
+  leave();
+#else
+  give_way();
+#endif
 }
 
 }  // namespace simt

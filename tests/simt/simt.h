@@ -11,6 +11,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <stdexcept>
 
 namespace simt {
@@ -46,6 +47,9 @@ extern Position* current;  // of the running thread
 // Runs body(arguments) as every thread of the grid and returns when all are done. Throws Fault, or what a thread threw.
 void run_grid(Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(const void*), const void* arguments);
 
+// Runs `work` now, or keeps it for a replay where a graph is being captured (runtime_simt.cc).
+void queue(std::function<void()> work);
+
 // --- calls from inside a kernel
 
 enum class Op { kShuffle, kBallot, kMatch, kMax, kMin, kAdd, kSyncWarp, kLoadMatrix, kLoadMatrixTransposed, kMma };
@@ -71,6 +75,9 @@ void sync_named(int id, int threads);
 void copy_async(void* shared, const void* global, int source_bytes);
 void copy_commit();
 void copy_wait(int left);
+// After an atomic access others get a turn: always under ThreadSanitizer, which forgets a thread's atomic write once the thread
+// itself reads the place, so that those who race with it must come before; else as the seed says.
+void after_atomic();
 
 // Computes a collective whose lanes have all arrived; lanes[l] is null for lanes outside the mask. Null, or what is wrong.
 const char* compute(const Call* const* lanes);

@@ -1,13 +1,18 @@
-// Each function of ptx.cuh against its definition, lane by lane. On a GPU the same kernels would test the hardware's side.
-#include "backend/cuda/ptx.cuh"
+// Each function of ptx.cuh and runtime.h against its definition, lane by lane: here the emulation's, and on a GPU (tests/gpu) the
+// hardware's. What only the emulation does is in test_emulator.cc.
+#include <backend/cuda/launch.h>  // in <>: not the files beside this one, but those of the include path
+#include <backend/cuda/ptx.cuh>
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
-#include <string>
+#include <limits>
 #include <vector>
 
-#include "backend/cuda/launch.h"
+#include "base/types.h"
 #include "check.h"
+#include "device_array.h"
 
 using namespace lynx_rt::cuda;
 
@@ -54,11 +59,13 @@ __global__ void collectives_kernel(const uint32_t* in, uint32_t mask, uint32_t* 
 
 void test_collectives() {
   for (const uint32_t mask : {kFullWarp, 1u, 0x80000000u, 0x0f0f00f1u}) {
-    std::vector<uint32_t> in(32), got(kFunctions * 32, 0);
+    std::vector<uint32_t> in(32);
     for (int l = 0; l < 32; ++l) in[l] = mix(l + mask);
-    launch(collectives_kernel, 1, 32, 0, nullptr, in.data(), mask, got.data());
+    const DeviceVector<uint32_t> device_in(in), out(kFunctions * 32);
+    launch(collectives_kernel, 1, 32, 0, {}, device_in.get(), mask, out.get());
+    const std::vector<uint32_t> got = out.read();
 
-    uint32_t set = 0, most = 0, least = 0xffffffff, sum = 0, first = in[lowest_bit(mask)];
+    uint32_t set = 0, most = 0, least = 0xffffffff, sum = 0, first = in[std::countr_zero(mask)];
     for (int l = 0; l < 32; ++l) {
       if (!(mask >> l & 1)) continue;
       set |= (in[l] & 1) << l;
@@ -83,7 +90,7 @@ void test_collectives() {
       CHECK_EQ(result(8), in[l >= 3 ? l - 3 : l]);
       CHECK_EQ(result(9), in[l < 29 ? l + 3 : l]);
       CHECK_EQ(result(10), in[(l + 1) % 32]);
-      CHECK_EQ(result(11), float_bits(float(l ^ 16)));
+      CHECK_EQ(result(11), std::bit_cast<uint32_t>(float(l ^ 16)));
     }
   }
 }
@@ -106,8 +113,10 @@ __global__ void load_matrix_kernel(const uint16_t* in, uint32_t* out) {
 void test_load_matrix() {
   std::vector<uint16_t> in(256);
   for (int i = 0; i < 256; ++i) in[i] = uint16_t(mix(i));
-  std::vector<uint32_t> out(8 * 32);
-  launch(load_matrix_kernel, 1, 32, 512, nullptr, in.data(), out.data());
+  const DeviceVector<uint16_t> device_in(in);
+  const DeviceVector<uint32_t> device_out(8 * 32);
+  launch(load_matrix_kernel, 1, 32, 512, {}, device_in.get(), device_out.get());
+  const std::vector<uint32_t> out = device_out.read();
   for (int m = 0; m < 4; ++m)
     for (int row = 0; row < 8; ++row)
       for (int column = 0; column < 8; ++column) {
@@ -133,22 +142,61 @@ __global__ void mma_kernel(const uint16_t* a, const uint16_t* b, float* c) {  //
   for (int i = 0; i < 4; ++i) c[(g + 8 * (i / 2)) * 8 + 2 * q + i % 2] = fc[i];
 }
 
+std::vector<float> multiply(const std::vector<uint16_t>& a, const std::vector<uint16_t>& b, const std::vector<float>& c) {
+  const DeviceVector<uint16_t> device_a(a), device_b(b);
+  const DeviceVector<float> device_c(c);
+  launch(mma_kernel, 1, 32, 0, {}, device_a.get(), device_b.get(), device_c.get());
+  return device_c.read();
+}
+
 void test_mma() {
-  // Small integers are exact in bf16 and in the sums; their bf16 is the upper half of their float32.
+  // Small integers are exact in bf16 and in the sums.
   const auto number = [](uint32_t i) { return float(int(mix(i) % 17) - 8); };
-  const auto bf16 = [](float v) { return uint16_t(float_bits(v) >> 16); };
   std::vector<uint16_t> a(256), b(128);
   std::vector<float> c(128), want(128);
-  for (int i = 0; i < 256; ++i) a[i] = bf16(number(i));
-  for (int i = 0; i < 128; ++i) b[i] = bf16(number(1000 + i)), c[i] = number(2000 + i);
+  for (int i = 0; i < 256; ++i) a[i] = lynx_rt::f32_to_bf16(number(i));
+  for (int i = 0; i < 128; ++i) b[i] = lynx_rt::f32_to_bf16(number(1000 + i)), c[i] = number(2000 + i);
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
       float sum = c[row * 8 + column];
       for (int k = 0; k < 16; ++k) sum += number(row * 16 + k) * number(1000 + k * 8 + column);
       want[row * 8 + column] = sum;
     }
-  launch(mma_kernel, 1, 32, 0, nullptr, a.data(), b.data(), c.data());
-  CHECK(c == want);
+  CHECK(multiply(a, b, c) == want);
+
+  // Of any size: products are exact. Each of the 17 terms may be cut (not rounded) to a unit in the last place of the largest,
+  // and so may sums of the two halves of K and the result: 20 * 2^-23 * sum |terms|.
+  const auto wide = [&](uint32_t i) { return std::ldexp(number(i), int(mix(7 * i + 1) % 24) - 12); };
+  for (int i = 0; i < 256; ++i) a[i] = lynx_rt::f32_to_bf16(wide(i));
+  for (int i = 0; i < 128; ++i) b[i] = lynx_rt::f32_to_bf16(wide(1000 + i)), c[i] = wide(2000 + i) / 3;
+  std::vector<float> got = multiply(a, b, c);
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      double sum = c[row * 8 + column], size = std::abs(sum);
+      for (int k = 0; k < 16; ++k) {
+        const double term = double(wide(row * 16 + k)) * wide(1000 + k * 8 + column);
+        sum += term;
+        size += std::abs(term);
+      }
+      CHECK(std::abs(got[row * 8 + column] - sum) <= 20 * std::ldexp(size, -23));
+    }
+
+  // NaN and infinity reach the elements of their row or column and no other.
+  a[3 * 16 + 5] = lynx_rt::f32_to_bf16(std::nanf(""));
+  b[2 * 8 + 6] = 0x7f80;  // infinity
+  for (int row = 0; row < 16; ++row) a[row * 16 + 2] = lynx_rt::f32_to_bf16(row == 9 ? -2.0f : 1.0f);
+  got = multiply(a, b, c);
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      const float v = got[row * 8 + column];
+      if (row == 3) {
+        CHECK(std::isnan(v));
+      } else if (column == 6) {
+        CHECK_EQ(v, (row == 9 ? -1 : 1) * std::numeric_limits<float>::infinity());
+      } else {
+        CHECK(std::isfinite(v));
+      }
+    }
 }
 
 // --- asynchronous copies, barriers, shared memory
@@ -170,102 +218,186 @@ __global__ void copies_kernel(const float* in, float* out) {
 }
 
 void test_copies() {
-  alignas(16) float in[4 * 64 * 4];
+  std::vector<float> in(4 * 64 * 4);
   for (int i = 0; i < 1024; ++i) in[i] = float(mix(i) % 1000);
-  std::vector<float> out(64 + 256);
-  launch(copies_kernel, 1, 64, sizeof in, nullptr, in, out.data());
+  const DeviceVector<float> device_in(in), device_out(64 + 256);
+  launch(copies_kernel, 1, 64, in.size() * sizeof(float), {}, device_in.get(), device_out.get());
+  const std::vector<float> out = device_out.read();
   for (int t = 0; t < 64; ++t) {
     const int from = (63 - t) * 4;
     CHECK_EQ(out[t], in[from] + in[256 + from] + in[512 + from]);
     float last[4] = {};
-    std::memcpy(last, in + 768 + 4 * t, t % 17);
+    std::memcpy(last, in.data() + 768 + 4 * t, t % 17);
     CHECK(std::memcmp(last, &out[64 + 4 * t], 16) == 0);
   }
 }
 
-// Warps 0 and 1 hand over through a named barrier; warp 2 is not in it. Blocks differ in their poisoned shared memory only.
+__global__ void loads_kernel(const Words4* in, Words4* out) {
+  const int t = int(threadIdx.x);
+  out[2 * t] = load_once(in + (t ^ 21));
+  out[2 * t + 1] = load_16(in + (t ^ 42));
+}
+
+void test_loads() {
+  std::vector<Words4> in(64);
+  for (uint32_t i = 0; i < 64; ++i) in[i] = {mix(4 * i), mix(4 * i + 1), mix(4 * i + 2), mix(4 * i + 3)};
+  const DeviceVector<Words4> device_in(in), device_out(128);
+  launch(loads_kernel, 1, 64, 0, {}, device_in.get(), device_out.get());
+  const std::vector<Words4> out = device_out.read();
+  for (int t = 0; t < 64; ++t) {
+    CHECK(std::memcmp(&out[2 * t], &in[t ^ 21], 16) == 0);
+    CHECK(std::memcmp(&out[2 * t + 1], &in[t ^ 42], 16) == 0);
+  }
+}
+
+// Warps 0 and 1 hand over through a named barrier; warp 2 is not in it. The shared memory is more than what a block gets unasked.
 __global__ void barriers_kernel(uint32_t* out) {
-  uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
+  uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared()) + blockIdx.x * 4096;
   uint32_t* mine = out + blockIdx.x * blockDim.x;
-  const uint32_t before = shared[threadIdx.x];
+  shared[threadIdx.x] = 7;
   sync_block();
   shared[threadIdx.x] = threadIdx.x + 100 * blockIdx.x;
   if (warp_id() < 2) {
     sync_named(1, 64);
-    mine[threadIdx.x] = shared[63 - threadIdx.x] + (before == 0xffffffff ? 0 : 1000000);
+    mine[threadIdx.x] = shared[63 - threadIdx.x];
   } else {
-    mine[threadIdx.x] = before;
+    mine[threadIdx.x] = shared[threadIdx.x];
   }
 }
 
 void test_barriers() {
-  for (const int resident : {1, 3}) {
-    simt::options().resident = resident;
-    std::vector<uint32_t> out(5 * 96);
-    launch(barriers_kernel, 5, 96, 96 * 4, nullptr, out.data());
-    for (uint32_t block = 0; block < 5; ++block)
-      for (uint32_t t = 0; t < 96; ++t) CHECK_EQ(out[block * 96 + t], t < 64 ? 63 - t + 100 * block : 0xffffffff);
-  }
-  simt::options().resident = 1;
+  const DeviceVector<uint32_t> device_out(5 * 96);
+  launch(barriers_kernel, 5, 96, 96 * 1024, {}, device_out.get());
+  const std::vector<uint32_t> out = device_out.read();
+  for (uint32_t block = 0; block < 5; ++block)
+    for (uint32_t t = 0; t < 96; ++t) CHECK_EQ(out[block * 96 + t], (t < 64 ? 63 - t : t) + 100 * block);
 }
 
-__global__ void atomics_kernel(uint32_t* out) {
+__global__ void atomics_kernel(uint32_t* out, uint32_t* tickets) {
   atomic_or(&out[0], 1u << lane_id());
   atomic_add(&out[1], threadIdx.x);
   atomic_min(&out[2], 1000 - threadIdx.x);
-  if (threadIdx.x == 0) out[3] = uint32_t(count_bits(0xf0f0)) + 100 * uint32_t(lowest_bit(0x80));
+  tickets[atomic_fetch_add(&out[4], 1)] = threadIdx.x + blockIdx.x * blockDim.x;
+  if (threadIdx.x == 0 && blockIdx.x == 0) out[3] = uint32_t(count_bits(0xf0f0)) + 100 * uint32_t(lowest_bit(0x80));
 }
 
 void test_atomics() {
-  std::vector<uint32_t> out = {0, 0, 0xffffffff, 0};
-  launch(atomics_kernel, 1, 256, 0, nullptr, out.data());
-  CHECK_EQ(out, (std::vector<uint32_t>{0xffffffff, 255 * 128, 745, 708}));
+  const DeviceVector<uint32_t> out(std::vector<uint32_t>{0, 0, 0xffffffff, 0, 0}), tickets(512);
+  launch(atomics_kernel, 2, 256, 0, {}, out.get(), tickets.get());
+  CHECK_EQ(out.read(), (std::vector<uint32_t>{0xffffffff, 2 * 255 * 128, 745, 708, 512}));
+  std::vector<uint32_t> drawn = tickets.read(), all(512);
+  std::sort(drawn.begin(), drawn.end());
+  for (uint32_t i = 0; i < 512; ++i) all[i] = i;
+  CHECK(drawn == all);  // each thread a number of its own
 }
 
-// --- misuse ends in a report
+// --- numbers
 
-template <class Kernel>
-void faults(Kernel kernel, const std::string& part) {
-  try {
-    launch(kernel, 1, 64, 256, nullptr);
-    CHECK(!"a fault was reported");
-  } catch (const simt::Fault& e) {
-    CHECK(std::string(e.what()).find(part) != std::string::npos);
-    if (std::string(e.what()).find(part) == std::string::npos) std::cerr << e.what() << "\n";
+struct Numbers {
+  float back, exp;
+  uint32_t pair;
+  uint16_t bf16;
+};
+
+__global__ void numbers_kernel(const float* in, int count, Numbers* out) {
+  const int i = int(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= count) return;
+  const float v = in[i];
+  Numbers n;
+  n.bf16 = to_bf16(v);
+  n.back = from_bf16(n.bf16);
+  n.pair = to_bf16x2(v, in[(i + 1) % count]);
+  n.exp = fast_exp(v);
+  out[i] = n;
+}
+
+void test_numbers() {
+  const float infinity = std::numeric_limits<float>::infinity(), most = std::numeric_limits<float>::max();
+  std::vector<float> in = {0.0f, -0.0f, 1.0f,   -1.0f,   infinity, -infinity, std::nanf(""),
+                           most, -most, 1e-40f, -1e-45f, 88.0f,    -103.0f,   -87.0f};
+  for (const uint32_t bits : {0x3f808000u, 0x3f818000u, 0x3f808001u, 0x3f807fffu, 0x7f7f8000u, 0x00008000u, 0x00018000u})
+    in.push_back(std::bit_cast<float>(bits));  // ties and their neighbours, the largest that do not round to infinity, subnormals
+  for (uint32_t i = 0; i < 4000; ++i) in.push_back(std::bit_cast<float>(mix(i)));
+  for (uint32_t i = 0; i < 4000; ++i) in.push_back((float(mix(i) % 20001) - 10000) / 115);  // -87 to 87
+  const int count = int(in.size());
+  const DeviceVector<float> device_in(in);
+  const DeviceVector<Numbers> device_out(in.size());
+  launch(numbers_kernel, unsigned(count + 127) / 128, 128, 0, {}, device_in.get(), count, device_out.get());
+  const std::vector<Numbers> out = device_out.read();
+
+  // A NaN stays one, with whatever payload.
+  const auto same = [](uint16_t got, float v) {
+    return std::isnan(v) ? std::isnan(lynx_rt::bf16_to_f32(got)) : got == lynx_rt::f32_to_bf16(v);
+  };
+  int wrong = 0, wrong_exp = 0;
+  for (int i = 0; i < count; ++i) {
+    const float v = in[i], next = in[(i + 1) % count], back = lynx_rt::bf16_to_f32(out[i].bf16);
+    wrong += !same(out[i].bf16, v) || !same(uint16_t(out[i].pair), v) || !same(uint16_t(out[i].pair >> 16), next) ||
+             std::memcmp(&out[i].back, &back, 4) != 0;
+    // __expf: 2 + 1.173 |v| units in the last place (CUDA programming guide, "intrinsic functions"). Results below the least
+    // normal number may be flushed to 0.
+    const double want = std::exp(double(v)), least = std::numeric_limits<float>::min();
+    if (std::isnan(v) || !(want <= most)) {
+      wrong_exp += std::isnan(v) ? !std::isnan(out[i].exp) : out[i].exp < most / 2;
+    } else {
+      wrong_exp +=
+          !(std::abs(out[i].exp - want) <= want * std::ldexp(2 + 1.173 * std::min(200.0, std::abs(double(v))), -23) + least);
+    }
+  }
+  CHECK_EQ(wrong, 0);
+  CHECK_EQ(wrong_exp, 0);
+}
+
+// --- runtime.h: order of what is queued, overlapping launches, graphs
+
+__global__ void chain_kernel(uint32_t* values, int count) {
+  grid_wait();
+  grid_launch_dependents();
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
+    const int from = count - 1 - i;  // of another thread of the launch before
+    values[count + i] = values[from] + 1;
   }
 }
+__global__ void chain_back_kernel(uint32_t* values, int count) {
+  grid_wait();
+  grid_launch_dependents();
+  for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) values[i] = values[2 * count - 1 - i];
+}
 
-__global__ void wrong_mask_kernel() { ballot(0xffff0000, true); }
-__global__ void different_masks_kernel() { ballot(lane_id() < 16 ? kFullWarp : kFullWarp ^ 1u, true); }
-__global__ void different_calls_kernel() {
-  if (lane_id() < 16) {
-    ballot(kFullWarp, true);
-  } else {
-    reduce_add(kFullWarp, 1);
+// Two launches add 1 to `count` numbers twice over, each reading what other threads of the one before wrote.
+void test_order() {
+  const DeviceProperties device = device_properties(0);
+  const int count = 5000;
+  const auto steps = [&](uint32_t n) { return std::vector<uint32_t>(2 * count, n); };
+  for (const bool dependent : {false, true}) {
+    if (dependent && device.major < 9) continue;
+    const OwnedStream owned = make_stream();
+    const Stream stream{owned.get(), dependent};
+    const DeviceVector<uint32_t> values(2 * count);
+    const auto chain = [&] {
+      for (int i = 0; i < 20; ++i) {
+        launch(chain_kernel, 1, 256, 0, stream, values.get(), count);
+        launch(chain_back_kernel, 1, 256, 0, stream, values.get(), count);
+      }
+    };
+    Event begin, end;
+    begin.record(stream);
+    chain();
+    end.record(stream);
+    end.wait();
+    CHECK(Event::elapsed(begin, end) >= 0);
+    CHECK_EQ(values.read(), steps(20));
+
+    const Graph graph = Graph::capture(stream, chain);
+    CHECK_EQ(values.read(), steps(20));  // recorded, not run
+    for (int i = 0; i < 3; ++i) graph.launch(stream);
+    synchronize(stream);
+    CHECK_EQ(values.read(), steps(80));
+    fill_async(values.get(), 0, 2 * count * sizeof(uint32_t), stream);
+    graph.launch(stream);
+    synchronize(stream);
+    CHECK_EQ(values.read(), steps(20));
   }
-}
-__global__ void outside_mask_kernel() {
-  if (lane_id() < 8) shuffle(0xffu, 1, 8);
-}
-__global__ void misaligned_kernel() { copy_async_16(dynamic_shared() + 4, dynamic_shared() + 16); }
-__global__ void misaligned_row_kernel() {
-  uint32_t out[4];
-  load_matrix_x4(out, dynamic_shared() + 2 * lane_id());
-}
-__global__ void throwing_kernel() {
-  if (threadIdx.x == 40) throw simt::Fault("thrown by thread 40");
-  sync_block();
-}
-
-void test_faults() {
-  faults(wrong_mask_kernel, "the lane is not in its mask 0xffff0000");
-  faults(different_masks_kernel, "mask 0xfffffffe");
-  faults(different_calls_kernel, "reduce_add of mask 0xffffffff");
-  faults(outside_mask_kernel, "a lane reads a lane outside the mask");
-  faults(misaligned_kernel, "not 16-byte aligned");
-  faults(misaligned_row_kernel, "a row is not 16-byte aligned");
-  faults(throwing_kernel, "thrown by thread 40");
-  test_barriers();  // a launch after a fault is as any other
 }
 
 }  // namespace
@@ -275,8 +407,10 @@ int main() {
   test_load_matrix();
   test_mma();
   test_copies();
+  test_loads();
   test_barriers();
   test_atomics();
-  test_faults();
+  test_numbers();
+  test_order();
   return check::result("test_simt");
 }

@@ -1,4 +1,4 @@
-"""Runs the CUDA kernels on the CPU, plain and under sanitizers, and compiles them with nvcc where there is one.
+"""Runs the CUDA kernels on the CPU, plain and under sanitizers.
 
 The trees are LYNX_RT_SIMT_BUILD_DIR (or build/simt in the repository), one folder per build: kept, so that a second run
 compiles only what changed. None of this has run on a GPU.
@@ -12,12 +12,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from build_tree import build_tree
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-CUDA = ROOT / "csrc" / "backend" / "cuda"
 SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 MODES = [(copy, seed) for copy in ("lazy", "eager") for seed in (0, 1, 2, 3)]  # seed 0 is FIFO
+# Test programs of the kernels, and which cases they run where: every n-th. The first of MODES runs all.
+KERNELS = {
+    "test_route": {"plain": 16, "asan": 30, "tsan": 60},
+    "test_elementwise": {"plain": 2, "asan": 6, "tsan": 12},
+    "test_gemm": {"plain": 2, "asan": 4, "tsan": 12},
+    "test_attention": {"plain": 3, "asan": 6, "tsan": 8},
+    "test_sample": {"plain": 3, "asan": 4, "tsan": 16},
+}
 BUGS = re.findall(r'^    \{"(\w+)", \w+<true>', (HERE / "planted_bugs.cc").read_text(), re.MULTILINE)
 # What ThreadSanitizer must report, in which copy mode.
 RACES = [
@@ -88,22 +96,27 @@ def test_wrappers(copy: str, seed: int) -> None:
     holds("plain", "test_simt", copy=copy, seed=seed)
 
 
+@pytest.mark.parametrize("kind", ["plain", "asan", "tsan"])
+def test_emulator(kind: str) -> None:
+    holds(kind, "test_emulator")
+
+
 def test_planted_bugs_are_found() -> None:
     holds("plain", "planted_bugs")
 
 
 @pytest.mark.parametrize("copy, seed", MODES)
-def test_route(copy: str, seed: int) -> None:
-    """All cases once, every eighth in the other orders of threads."""
-    holds("plain", "test_route", "1" if (copy, seed) == MODES[0] else "8", copy=copy, seed=seed)
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels(name: str, copy: str, seed: int) -> None:
+    holds("plain", name, "1" if (copy, seed) == MODES[0] else str(KERNELS[name]["plain"]), copy=copy, seed=seed)
 
 
 # --- AddressSanitizer and UndefinedBehaviorSanitizer
 
 
-@pytest.mark.parametrize("name, arguments", [("test_simt", []), ("test_route", ["6"])])
-def test_under_address_sanitizer(name: str, arguments: list[str]) -> None:
-    holds("asan", name, *arguments)
+@pytest.mark.parametrize("name", ["test_simt", *KERNELS])
+def test_under_address_sanitizer(name: str) -> None:
+    holds("asan", name, *([str(KERNELS[name]["asan"])] if name in KERNELS else []))
 
 
 def test_address_sanitizer_finds_an_overrun() -> None:
@@ -121,9 +134,9 @@ def test_address_sanitizer_is_silent_about_the_correct_twin(bug: str) -> None:
 
 
 @pytest.mark.parametrize("copy", ["lazy", "eager"])
-@pytest.mark.parametrize("name, arguments", [("test_simt", []), ("test_route", ["24"])])
-def test_under_thread_sanitizer(name: str, arguments: list[str], copy: str) -> None:
-    holds("tsan", name, *arguments, copy=copy, seed=copy == "eager")
+@pytest.mark.parametrize("name", ["test_simt", *KERNELS])
+def test_under_thread_sanitizer(name: str, copy: str) -> None:
+    holds("tsan", name, *([str(KERNELS[name]["tsan"])] if name in KERNELS else []), copy=copy, seed=copy == "eager")
 
 
 @pytest.mark.parametrize("bug, copy", RACES)
@@ -139,62 +152,12 @@ def test_thread_sanitizer_is_silent_about_the_correct_twin(bug: str, copy: str) 
     assert (done.returncode, done.stdout) == (0, "ok\n")
 
 
-# --- nvcc
+# --- the engine
 
 
-def nvcc(file: Path, output: Path) -> str:
-    """What nvcc prints when it compiles a file for two architectures with warnings as errors."""
-    if shutil.which("nvcc") is None:
-        pytest.skip("needs nvcc on PATH")
-    flags = ["-std=c++20", "-Werror", "all-warnings", "-Xptxas", "-v"]
-    flags += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
-    targets = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in ("80", "90a")]
-    return passes(["nvcc", *flags, *targets, "-c", file, "-o", output])
-
-
-@pytest.mark.parametrize("file", sorted(CUDA.glob("*.cu")), ids=lambda file: file.name)
-def test_nvcc_compiles_without_spills(file: Path, tmp_path: Path) -> None:
-    output = nvcc(file, tmp_path / "kernel.o")
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", output)
-    assert spills, output
-    assert all(counts == ("0", "0") for counts in spills), output
-
-
-def test_nvcc_compiles_every_wrapper(tmp_path: Path) -> None:
-    """PTX that no kernel uses yet is assembled as well."""
-    source = tmp_path / "wrappers.cu"
-    source.write_text(WRAPPERS)
-    nvcc(source, tmp_path / "wrappers.o")
-
-
-WRAPPERS = """
-#include "backend/cuda/launch.h"
-#include "backend/cuda/ptx.cuh"
-using namespace lynx_rt::cuda;
-__global__ void use(const uint4* in, float* out, uint32_t* counts) {
-  grid_wait();
-  grid_launch_dependents();
-  copy_async_16(dynamic_shared() + 16 * threadIdx.x, in + threadIdx.x);
-  copy_commit();
-  copy_wait<0>();
-  sync_block();
-  sync_named(1, 64);
-  uint32_t a[4], b[4];
-  load_matrix_x4(a, dynamic_shared() + 16 * lane_id());
-  load_matrix_x4_transposed(b, dynamic_shared() + 16 * lane_id());
-  float c[4] = {};
-  const uint32_t half[2] = {b[0], b[1]};
-  mma_bf16(c, a, half);
-  sync_warp();
-  uint32_t v = match_any(kFullWarp, a[0]) + reduce_add(kFullWarp, a[1]) + reduce_max(kFullWarp, a[2]);
-  v += ballot(kFullWarp, a[3] & 1);
-  v += reduce_min(kFullWarp, shuffle(kFullWarp, v, 3)) + shuffle_up(kFullWarp, v, 1) + shuffle_down(kFullWarp, v, 1);
-  atomic_or(counts, v);
-  atomic_min(counts + 1, uint32_t(count_bits(v)));
-  atomic_add(counts + 2, uint32_t(lowest_bit(v | 1)));
-  out[threadIdx.x] = bits_float(float_bits(c[0])) + c[1] + c[2] + float(shuffle_xor(kFullWarp, double(c[3]), 1));
-}
-void go(const uint4* in, float* out, uint32_t* counts, Stream stream) {
-  launch(use, 1, 64, 64 * 1024, stream, in, out, counts);
-}
-"""
+@pytest.mark.parametrize("copy, seed", [("lazy", 0), ("eager", 2)])
+def test_engine(copy: str, seed: int) -> None:
+    """The engine on the emulated backend gives what it gives on the CPU."""
+    environment = {**os.environ, "SIMT_COPY": copy, "SIMT_SEED": str(seed)}
+    program = build_tree() / "tests" / "cpp" / "test_engine_emulated"
+    passes([program, HERE / "tiny", "12"], env=environment, timeout=300)

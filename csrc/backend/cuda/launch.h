@@ -5,12 +5,12 @@
 
 #include <cstddef>
 
+#include "backend/cuda/runtime.h"
 #include "base/error.h"
 
 namespace lynx_rt::cuda {
 
 using Dim3 = dim3;
-using Stream = cudaStream_t;
 
 // Shared memory that a block gets without asking (CUDA programming guide, "shared memory": 48 KB on every architecture).
 inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
@@ -26,11 +26,16 @@ template <class... Params, class... Args>
 void launch(void (*kernel)(Params...), Dim3 grid, Dim3 block, size_t shared_bytes, Stream stream, const Args&... args) {
   if (shared_bytes > kDefaultSharedBytes)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes)), "shared memory");
+  cudaLaunchAttribute dependent = {};
+  dependent.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  dependent.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  config.stream = stream.handle;
+  config.attrs = &dependent;
+  config.numAttrs = stream.dependent_launch ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, Params(args)...), "kernel launch");
 }
 

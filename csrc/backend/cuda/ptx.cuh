@@ -61,6 +61,23 @@ __device__ __forceinline__ uint32_t reduce_max(uint32_t mask, uint32_t value) { 
 __device__ __forceinline__ uint32_t reduce_min(uint32_t mask, uint32_t value) { return __reduce_min_sync(mask, value); }
 __device__ __forceinline__ uint32_t reduce_add(uint32_t mask, uint32_t value) { return __reduce_add_sync(mask, value); }
 
+// --- global memory
+
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+
+// 16 bytes that are read once and by nobody else: past the first-level cache. The memory is constant while the kernel runs.
+__device__ __forceinline__ Words4 load_once(const void* p) {
+  Words4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+// 16 bytes that other threads of the block read too.
+__device__ __forceinline__ Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
+
 // --- asynchronous copies, global to shared, 16 bytes, both addresses 16-byte aligned
 
 // Copies the first `source_bytes` (0..16) and fills the rest with zeros. Lands at a copy_wait() of the same thread; other
@@ -122,6 +139,16 @@ __device__ __forceinline__ void grid_launch_dependents() {
 
 // --- single-thread helpers
 
+// Two floats to bf16, round to nearest even; `low` in the low half.
+__device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
+  uint32_t v;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+__device__ __forceinline__ uint16_t to_bf16(float v) { return uint16_t(to_bf16x2(v, 0.0f)); }
+__device__ __forceinline__ float from_bf16(uint16_t v) { return __uint_as_float(uint32_t(v) << 16); }
+__device__ __forceinline__ float fast_exp(float v) { return __expf(v); }  // about 2 ulp + 1e-7 |v|; exp(-inf) = 0
+
 __device__ __forceinline__ int count_bits(uint32_t v) { return __popc(v); }
 __device__ __forceinline__ int lowest_bit(uint32_t v) { return __ffs(int(v)) - 1; }  // v != 0
 __device__ __forceinline__ uint32_t float_bits(float v) { return __float_as_uint(v); }
@@ -129,5 +156,6 @@ __device__ __forceinline__ float bits_float(uint32_t v) { return __uint_as_float
 __device__ __forceinline__ void atomic_or(uint32_t* p, uint32_t bits) { atomicOr(p, bits); }  // relaxed
 __device__ __forceinline__ void atomic_min(uint32_t* p, uint32_t v) { atomicMin(p, v); }
 __device__ __forceinline__ void atomic_add(uint32_t* p, uint32_t v) { atomicAdd(p, v); }
+__device__ __forceinline__ uint32_t atomic_fetch_add(uint32_t* p, uint32_t v) { return atomicAdd(p, v); }  // the old value
 
 }  // namespace lynx_rt::cuda

@@ -1,17 +1,22 @@
-// Selector and dispatch, one launch of one block; route.h says what comes out, cpu/select.h how the policies are read.
+// Selector and dispatch of up to 256 rows, one launch of one block; route.h says what comes out, cpu/select.h how the policies
+// are read. route_many.cu has more rows.
 //
 // Work split. A row belongs to one warp, in which lane l holds experts l, l + 32, ..; pairs of a row belong to lanes 0..k-1.
 // Sets of experts are E / 32 words of bits. Votes: a thread sums the votes of one expert from every (threads / E)-th row, as
 // integers, so that no order changes them. Lists: a warp owns a range of pairs; a histogram per warp keeps their order.
 // Memory traffic: scores are read once, once more for the votes and once more for rows whose choice is not admitted: at most
-// 12 T E bytes, from L2 after the first; 16 T k bytes are written.
-// Limits: T <= 256, E <= 512, k <= 16. One block: at T = 256 a cluster or a second launch may be faster (TODO measure on a GPU).
+// 12 T E bytes, from L2 after the first; 16 T k bytes are written, and 12 per tile.
+// Limits: T <= 256, E <= 512, k <= 16. A block has a warp per row, up to 32, and a thread per expert. One block: at T = 256 a
+// cluster or a second launch may be faster (TODO measure on a GPU).
 #include "backend/cuda/route.h"
 
 #include <algorithm>
 #include <cmath>
 
+#include "backend/cuda/launch.h"
 #include "backend/cuda/ptx.cuh"
+#include "backend/cuda/route_lists.cuh"
+#include "backend/cuda/route_many.h"
 #include "backend/cuda/route_state.cuh"
 #include "base/error.h"
 
@@ -63,53 +68,27 @@ __device__ void initialise(const RouteParams& p, int num_rows) {
   }
 }
 
-// The model's own routing of row t, by one warp; a row that only pads gets none.
+// The own choice of row t, by one warp; a row that only pads gets none.
 template <int kPerLane>
 __device__ void route_own(const RouteParams& p, int t, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
-  const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
-  int16_t* chosen = shared_array<int16_t>(p.layout.chosen) + t * k;
+  const int k = a.rule.top_k, lane = lane_id(), pair = t * k + lane;
+  int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
   if (t >= num_rows) {
-    if (lane < k) chosen[lane] = -1, a.ids[t * k + lane] = -1, a.weights[t * k + lane] = 0;
+    if (lane < k) chosen[pair] = -1, a.ids[pair] = -1, a.weights[pair] = 0;
     return;
   }
-  uint32_t key[kPerLane], best_key = 0;
-  LYNX_UNROLL
-  for (int i = 0; i < kPerLane; ++i) {
-    const int e = i * 32 + lane;
-    const float score = e < num_experts ? a.scores[t * num_experts + e] : 0;
-    key[i] = e < num_experts ? to_key(score) : 0;
-    if (key[i] > best_key) best_key = key[i];
-    if ((float_bits(score) & 0x7f800000u) == 0x7f800000u) atomic_min(&s.first_bad, uint32_t(t * num_experts + e));
-  }
-  const float best = from_key(reduce_max(kFullWarp, best_key));
-
-  uint32_t in_bin_0 = 0;
-  double denominator = 0;  // softmax over all experts
-  LYNX_UNROLL
-  for (int i = 0; i < kPerLane; ++i) {
-    if (i * 32 + lane >= num_experts) continue;
-    const float score = from_key(key[i]);
-    if (a.selection.policy == Policy::kLynx) in_bin_0 += a.selection.alpha * (double(best) - score) < 1;
-    if (!a.rule.norm_topk) denominator += expf(score - best);
-  }
-  in_bin_0 = reduce_add(kFullWarp, in_bin_0);
-
-  int expert = 0;
-  uint32_t expert_key = 0;
-  pick_best(key, k, expert, expert_key);
-  const float weight = lane < k ? expf(from_key(expert_key) - best) : 0;
-  denominator = warp_sum(a.rule.norm_topk ? double(weight) : denominator);
+  const OwnRoute own = own_route<kPerLane>(a, t, &s.first_bad);
   if (lane < k) {
-    chosen[lane] = int16_t(expert);
-    a.ids[t * k + lane] = expert;
-    a.weights[t * k + lane] = float(weight / denominator);
-    set_bit(s.wanted[lane], expert);
+    chosen[pair] = int16_t(own.expert);
+    a.ids[pair] = own.expert;
+    a.weights[pair] = own.weight;
+    set_bit(s.wanted[lane], own.expert);
   }
   if (lane == 0) {
-    shared_array<float>(p.layout.best)[t] = best;
-    shared_array<uint8_t>(p.layout.confident)[t] = in_bin_0 == 1;
+    shared_array<float>(p.layout.best)[t] = own.best;
+    shared_array<uint8_t>(p.layout.confident)[t] = own.confident;
     if (a.exact && a.exact[t]) atomic_add(&s.num_exact, 1);
   }
 }
@@ -216,10 +195,10 @@ __device__ void weigh(const RouteParams& p, int t) {
     const float* scores = a.scores + t * a.rule.num_experts;
     const float best = shuffle(kFullWarp, scores[expert], 0), own_best = shuffle(kFullWarp, scores[own], 0);
     const float weight = lane < k ? expf(scores[expert] - best) : 0;
-    const double mass = warp_sum(weight);
-    const double own_mass = warp_sum(lane < k ? expf(scores[own] - own_best) : 0);
+    const double mass = warp_sum(weight, k);
+    const double own_mass = warp_sum(lane < k ? expf(scores[own] - own_best) : 0, k);
     double row_weight = 1;
-    if (!a.rule.norm_topk) row_weight = warp_sum(lane < k ? a.weights[pair] : 0);
+    if (!a.rule.norm_topk) row_weight = warp_sum(lane < k ? a.weights[pair] : 0, k);
     if (lane < k) {
       chosen[pair] = int16_t(expert);
       a.ids[pair] = expert;
@@ -230,78 +209,30 @@ __device__ void weigh(const RouteParams& p, int t) {
   if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
 }
 
-// Visits the warp's pairs in order: visit(pair, expert, pairs of the expert before it in what `seen` counts).
-template <class Visit>
-__device__ void visit_pairs(const RouteParams& p, uint16_t* seen, Visit visit) {
-  const int num_pairs = p.args.max_rows * p.args.rule.top_k, warps = int(blockDim.x) / 32;
-  const int range = (num_pairs + 32 * warps - 1) / (32 * warps) * 32;
-  const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
-  for (int i = 0; i < range; i += 32) {
-    const int pair = warp_id() * range + i + lane_id();
-    const int e = pair < num_pairs ? chosen[pair] : -1;
-    const uint32_t peers = match_any(kFullWarp, uint32_t(e));
-    const int rank = count_bits(peers & ((1u << lane_id()) - 1));
-    const int before = e >= 0 ? seen[e] : 0;
-    sync_warp();  // all have read seen
-    if (e >= 0 && rank == 0) seen[e] = uint16_t(before + count_bits(peers));
-    sync_warp();  // seen
-    if (pair < num_pairs) visit(pair, e, before + rank);
-  }
-}
-
-// Pairs ordered by expert, and the list of active experts. By the whole block.
+// Pairs ordered by expert, active experts, tiles. By the whole block.
 template <int kPerLane>
 __device__ void list_pairs(const RouteParams& p) {
   const RouteArgs& a = p.args;
-  const int num_experts = a.rule.num_experts, thread = int(threadIdx.x), warps = int(blockDim.x) / 32;
+  const int num_experts = a.rule.num_experts;
+  const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
+  const auto expert_of = [chosen](int pair) { return int(chosen[pair]); };
   uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
   uint16_t* mine = histogram + warp_id() * num_experts;
   uint32_t* count = shared_array<uint32_t>(p.layout.count);
-  visit_pairs(p, mine, [](int, int, int) {});
+  uint32_t* tile = shared_array<uint32_t>(p.layout.tile);
+  const Range range = range_of_warp(a.max_rows * a.rule.top_k);
+  visit_pairs(range, mine, expert_of, [](int, int, int) {});
   sync_block();  // histogram
-
-  if (thread < num_experts) {
-    uint32_t sum = 0;
-    for (int warp = 0; warp < warps; ++warp) {
-      uint16_t& entry = histogram[warp * num_experts + thread];
-      const uint32_t n = entry;
-      entry = uint16_t(sum);
-      sum += n;
-    }
-    count[thread] = sum;
-  }
+  sum_warps(histogram, num_experts, [count](int e, uint32_t sum) { count[e] = sum; });
   sync_block();  // histogram, count
-
-  if (warp_id() == 0) {
-    // One scan for both lists: pairs in the lower half, active experts in the upper; at most 4096 and 512.
-    const int first = lane_id() * kPerLane;
-    uint32_t total = 0;
-    for (int e = first; e < first + kPerLane && e < num_experts; ++e) total += count[e] + (count[e] ? 0x10000u : 0);
-    uint32_t sum = total;
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const uint32_t other = shuffle_up(kFullWarp, sum, delta);
-      if (lane_id() >= delta) sum += other;
-    }
-    uint32_t at = sum - total;
-    for (int e = first; e < first + kPerLane && e < num_experts; ++e) {
-      const uint32_t n = count[e];
-      if (n) a.active[at >> 16] = e;
-      count[e] = at & 0xffff;
-      a.offsets[e] = int(at & 0xffff);
-      at += n + (n ? 0x10000u : 0);
-    }
-    if (lane_id() == 31) {
-      a.offsets[num_experts] = int(sum & 0xffff);
-      *a.num_active = int(sum >> 16);
-    }
-  }
-  sync_block();  // count
-
-  visit_pairs(p, mine, [&](int pair, int e, int before) {
+  if (warp_id() == 0) list_experts<kPerLane>(a, p.tile_rows, count, tile);
+  sync_block();  // count, tile
+  visit_pairs(range, mine, expert_of, [&](int pair, int e, int before) {
     const int row = e >= 0 ? int(count[e]) + before : -1;
     a.row_of_pair[pair] = row;
     if (row >= 0) a.pair_of_row[row] = pair;
   });
+  write_tiles(a, p.tile_rows, count, tile);
 }
 
 // kPerLane: experts per lane, a power of two >= E / 32.
@@ -362,8 +293,7 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
     stats.retained_mass = retained;
     stats.acted = acted;
     stats.guard_hit = guard_hit;
-    a.stats->selection = stats;
-    a.stats->first_bad = int(s.first_bad);
+    write_stats(a, stats, s.first_bad);
   }
 }
 
@@ -371,8 +301,8 @@ __global__ void __launch_bounds__(1024, 1) route_kernel(const __grid_constant__ 
 
 void route(const RouteArgs& args, Stream stream) {
   const int num_experts = args.rule.num_experts, k = args.rule.top_k;
-  if (args.max_rows < 0 || args.max_rows > kMaxRouteRows)
-    invalid("route", "rows: expected 0..", kMaxRouteRows, ", got ", args.max_rows);
+  if (args.max_rows < 0 || args.max_rows > kMaxStepRows)
+    invalid("route", "rows: expected 0..", kMaxStepRows, ", got ", args.max_rows);
   if (num_experts < 1 || num_experts > kMaxRouteExperts)
     invalid("route", "experts: expected 1..", kMaxRouteExperts, ", got ", num_experts);
   if (k < 1 || k > kMaxRouteTopK || k > num_experts)
@@ -382,10 +312,16 @@ void route(const RouteArgs& args, Stream stream) {
     invalid("selection", "k0: expected 1..", k, " (experts per token of this model), got ", selection.k0);
   if (selection.policy == Policy::kLynx && (selection.beta < 1 || selection.beta > kMaxBins))
     invalid("selection", "beta: expected 1..", kMaxBins, ", got ", selection.beta);
+  if (args.max_rows > kMaxRouteRows) {
+    if (selection.policy != Policy::kTopk && args.phase == Phase::kDecodeOnly)
+      invalid("route", "rows of a decode step in which a policy acts: expected 0..", kMaxRouteRows, ", got ", args.max_rows);
+    route_many(args, stream);
+    return;
+  }
 
   const int words = (num_experts + 31) / 32;
-  const int threads = 32 * std::clamp(std::max(args.max_rows, words), 4, 32);
-  RouteParams params{args, route_layout(args.max_rows, num_experts, k, threads), 0, 0, 0};
+  const int threads = 32 * std::clamp(std::max(args.max_rows, words), 1, 32);
+  RouteParams params{args, route_layout(args.max_rows, num_experts, k, threads), 0, 0, tile_rows(args.max_rows), 0};
   params.theta_fraction = uint64_t(std::ldexp(std::frexp(selection.theta, &params.theta_exponent), 53));
   // 1e-5 covers the roundings of the float product; outside this range of alpha they are not bounded so, and nothing is skipped.
   if (selection.alpha > 1e-30 && selection.alpha < 1e30) params.filter = float(selection.alpha * (1 - 1e-5));

@@ -1,24 +1,20 @@
-// Selector and dispatch as one launch: own routing, demand, admit, assign, weigh, active list, pairs ordered by expert.
-// The meaning is that of Backend::select() and Backend::dispatch() (backend.h, cpu/select.h): ids, lists and integer counters
-// equal the CPU's, weights to 1e-6. Not run on a GPU yet; tests/simt/test_route.cc runs it on the CPU.
+// Selector and dispatch as one launch, or as three where there are many rows: own routing, demand, admit, assign, weigh, active
+// list, pairs ordered by expert. The meaning is that of Backend::select() and Backend::dispatch() (backend.h, cpu/select.h): ids,
+// lists and integer counters equal the CPU's, weights to 1e-6. Not run on a GPU yet; tests/simt/test_route.cc runs it on the CPU.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-#include "backend/cuda/launch.h"
+#include "backend/cuda/expert_ffn.h"
+#include "backend/cuda/runtime.h"
 #include "backend/moe_types.h"
 
 namespace lynx_rt::cuda {
 
-inline constexpr int kMaxRouteRows = 256;
+inline constexpr int kMaxRouteRows = 256;  // of one block, and of steps in which a policy may act
+inline constexpr int kMaxStepRows = 65536;
 inline constexpr int kMaxRouteExperts = 512;
 inline constexpr int kMaxRouteTopK = 16;
-
-// SelectionStats as the device writes them.
-struct RouteStats {
-  SelectionStats selection;
-  int32_t first_bad;  // t * E + e of the first score that is not finite, -1 = none; all else is then in range but meaningless
-};
 
 // All pointers are device memory. T is max_rows, the rows of the launch; the first *num_rows are real. The others, which pad the
 // batch to the size of a captured graph, do not vote and get id -1, weight 0 and no row.
@@ -33,14 +29,18 @@ struct RouteArgs {
   int32_t* offsets;         // [E + 1]
   int32_t* row_of_pair;     // [T * k]
   int32_t* pair_of_row;     // [T * k]
-  RouteStats* stats;        // [1]
+  SelectionStats* stats;    // [1]
+  Tile* tiles;              // [max_tiles(T * k, E, tile_rows(T))] ascending by expert, then by place; or null
+  int32_t* num_tiles;       // [1], or null
   int32_t max_rows = 0;     // T
   RouterRule rule;
   Selection selection;
   Phase phase = Phase::kPrefill;
 };
 
-// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E) and for k0 outside 1..k. T = 0 writes the empty lists.
+// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), for k0 outside 1..k, and for more than kMaxRouteRows rows
+// of phase kDecodeOnly with a policy other than topk. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch
+// memory while it runs.
 void route(const RouteArgs& args, Stream stream);
 
 }  // namespace lynx_rt::cuda

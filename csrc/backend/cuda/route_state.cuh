@@ -1,7 +1,9 @@
-// What the steps of route.cu share: the kernel's parameters, its shared memory, sets of experts, and the k best of a row.
+// What the steps of route.cu share: the kernel's parameters, its shared memory, sets of experts. route_own.cuh and
+// route_lists.cuh have what it shares with route_many.cu.
 #pragma once
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/route.h"
+#include "backend/cuda/route_own.cuh"
 
 namespace lynx_rt::cuda::route_state {
 
@@ -14,7 +16,8 @@ struct RouteLayout {
   int partial;    // uint64 [threads / E, E] sums of the votes of some rows
   int retained;   // double [T]
   int best;       // float [T] best score
-  int count;      // uint32 [E] pairs of an expert, then its first row
+  int count;      // uint32 [E + 1] see list_experts()
+  int tile;       // uint32 [E]
   int histogram;  // uint16 [warps, E] pairs of an expert in a warp's range, then those in ranges before
   int chosen;     // int16 [T, k] own choice, then the final one
   int assigned;   // int16 [T, k]
@@ -27,6 +30,7 @@ struct RouteParams {
   RouteLayout layout;
   uint64_t theta_fraction;  // theta = theta_fraction * 2^(theta_exponent - 53)
   int theta_exponent;
+  int tile_rows;
   float filter;  // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
 };
 
@@ -55,7 +59,8 @@ constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int
   at.partial = take(threads / num_experts * num_experts, 8);
   at.retained = take(num_rows, 8);
   at.best = take(num_rows, 4);
-  at.count = take(num_experts, 4);
+  at.count = take(num_experts + 1, 4);
+  at.tile = take(num_experts, 4);
   at.histogram = take(threads / 32 * num_experts, 2);
   at.chosen = take(num_rows * top_k, 2);
   at.assigned = take(num_rows * top_k, 2);
@@ -65,46 +70,12 @@ constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int
 }
 static_assert(route_layout(kMaxRouteRows, kMaxRouteExperts, kMaxRouteTopK, 1024).bytes < 96 * 1024, "fits every architecture");
 
-template <class T>
-__device__ T* shared_array(int offset) {
-  return reinterpret_cast<T*>(dynamic_shared() + offset);
-}
 __device__ inline Shared& shared_state() { return *shared_array<Shared>(0); }
 
 __device__ inline bool has_bit(const uint32_t* words, int e) { return words[e / 32] >> (e % 32) & 1; }
 __device__ inline void set_bit(uint32_t* words, int e) { atomic_or(&words[e / 32], 1u << (e % 32)); }
 __device__ inline int count_set(const uint32_t* words) {  // by a whole warp
   return int(reduce_add(kFullWarp, lane_id() < kWords ? uint32_t(count_bits(words[lane_id()])) : 0));
-}
-
-__device__ inline double warp_sum(double v) {
-  for (int bit = 16; bit > 0; bit /= 2) v += shuffle_xor(kFullWarp, v, bit);
-  return v;
-}
-
-// Integers in the order of the scores; both zeros are one value; 0 stands for no expert.
-__device__ inline uint32_t to_key(float score) {
-  const uint32_t bits = score == 0 ? 0 : float_bits(score);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float from_key(uint32_t key) { return bits_float(key >> 31 ? key ^ 0x80000000u : ~key); }
-
-// The j-th best expert goes to lane j < k, with its key: rising rank, ties to the lower expert. Uses up `key`.
-template <int kPerLane>
-__device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_t& expert_key) {
-  for (int j = 0; j < k; ++j) {
-    uint32_t mine = key[0];
-    int at = 0;
-    LYNX_UNROLL
-    for (int i = 1; i < kPerLane; ++i)
-      if (key[i] > mine) mine = key[i], at = i;
-    const uint32_t top = reduce_max(kFullWarp, mine);
-    const int winner = int(reduce_min(kFullWarp, mine == top ? uint32_t(at * 32 + lane_id()) : 0xffffffffu));
-    if (lane_id() == j) expert = winner, expert_key = top;
-    LYNX_UNROLL
-    for (int i = 0; i < kPerLane; ++i)
-      if (i * 32 + lane_id() == winner) key[i] = 0;
-  }
 }
 
 }  // namespace lynx_rt::cuda::route_state

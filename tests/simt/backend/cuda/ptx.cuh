@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "base/types.h"
 #include "simt.h"
 
 #define LYNX_UNROLL
@@ -62,6 +63,12 @@ inline uint32_t reduce_max(uint32_t mask, uint32_t value) { return collective_u3
 inline uint32_t reduce_min(uint32_t mask, uint32_t value) { return collective_u32(simt::Op::kMin, mask, value); }
 inline uint32_t reduce_add(uint32_t mask, uint32_t value) { return collective_u32(simt::Op::kAdd, mask, value); }
 
+struct alignas(16) Words4 {
+  uint32_t x, y, z, w;
+};
+inline Words4 load_once(const void* p) { return *static_cast<const Words4*>(p); }
+inline Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
+
 inline void copy_async_16(void* shared, const void* global, int source_bytes = 16) {
   simt::copy_async(shared, global, source_bytes);
 }
@@ -85,16 +92,33 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
 inline void grid_wait() {}  // a grid runs when all before it are done
 inline void grid_launch_dependents() {}
 
+inline uint16_t to_bf16(float v) { return f32_to_bf16(v); }
+inline uint32_t to_bf16x2(float low, float high) { return f32_to_bf16(low) | uint32_t(f32_to_bf16(high)) << 16; }
+inline float from_bf16(uint16_t v) { return bf16_to_f32(v); }
+inline float fast_exp(float v) { return std::exp(v); }
+
 inline int count_bits(uint32_t v) { return std::popcount(v); }
 inline int lowest_bit(uint32_t v) { return std::countr_zero(v); }
 inline uint32_t float_bits(float v) { return std::bit_cast<uint32_t>(v); }
 inline float bits_float(uint32_t v) { return std::bit_cast<float>(v); }
-inline void atomic_or(uint32_t* p, uint32_t bits) { __atomic_fetch_or(p, bits, __ATOMIC_RELAXED); }
-inline void atomic_add(uint32_t* p, uint32_t v) { __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
+inline void atomic_or(uint32_t* p, uint32_t bits) {
+  __atomic_fetch_or(p, bits, __ATOMIC_RELAXED);
+  simt::after_atomic();
+}
+inline uint32_t atomic_fetch_add(uint32_t* p, uint32_t v) {
+  const uint32_t old = __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+  simt::after_atomic();
+  return old;
+}
+inline void atomic_add(uint32_t* p, uint32_t v) {
+  __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+  simt::after_atomic();
+}
 inline void atomic_min(uint32_t* p, uint32_t v) {
   uint32_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
   while (v < old && !__atomic_compare_exchange_n(p, &old, v, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
+  simt::after_atomic();
 }
 
 }  // namespace lynx_rt::cuda

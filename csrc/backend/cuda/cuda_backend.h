@@ -1,0 +1,133 @@
+// The CUDA backend: queues kernels on one stream. Matrix weights are packed bfloat16 (packed.h), products take bfloat16 rows.
+//
+// Three things happen between ops, all within a step:
+//   rounded rows   rmsnorm() and attention() leave a bfloat16 copy of their output, which the next product takes; other inputs
+//                  are rounded by a launch of their own
+//   combine        expert_ffn() leaves the weighted sum over a row's experts to the rmsnorm() that follows
+//   graphs         a decode-only step of at most kMaxGraphRows rows is padded to a power of two, recorded at the second use of
+//                  its sizes, and repeated from then on
+// Not run on a GPU yet; tests/simt runs it on the CPU.
+#pragma once
+#include <map>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "backend/cuda/attention.h"
+#include "backend/cuda/elementwise.h"
+#include "backend/cuda/route.h"
+#include "backend/cuda/runtime.h"
+#include "backend/cuda/weight_loader.h"
+
+namespace lynx_rt {
+
+class CudaBackend final : public Backend {
+ public:
+  static constexpr int64_t kMaxGraphRows = 256;
+  static constexpr int kMaxPartials = 8192;  // splits of all rows of a step; rows beyond that are not split
+
+  // device "cuda" or "cuda:N". Throws kUnsupported where there is no such device (saying why), where the build has no code for
+  // it, and for a compute dtype other than bfloat16.
+  explicit CudaBackend(const BackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  DType compute_dtype() const override { return DType::kBF16; }
+  void* allocate(int64_t bytes, const char* what) override;
+  void release(void* p, int64_t bytes) noexcept override;
+  MemoryBudget memory_budget() const override;
+  bool host_memory() const override { return false; }
+  void write(void* to, const void* from, int64_t bytes) override;
+  void read(void* to, const void* from, int64_t bytes) override;
+  WeightView place(const WeightView& weight, WeightUse use) override;
+  void place_experts(std::span<ExpertWeights> experts) override;
+  void reserve(const StepLimits& limits) override;
+  int64_t max_selection_rows() const override { return cuda::kMaxRouteRows; }
+
+ private:
+  void do_embed(const WeightView&, const int32_t*, int64_t, float*) override;
+  void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) override;
+  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t) override;
+  void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
+  void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) override;
+  void do_router(const float*, const WeightView&, int64_t, float*) override;
+  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
+  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
+                     const DispatchPlan&, float*) override;
+  void do_mlp(const float*, int64_t, const ExpertWeights&, float*) override;
+  void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
+  void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
+  BatchView do_begin_step(const BatchView& batch) override;
+  void do_run(const StepKey&, const BatchView&, const std::function<void(const BatchView&)>& ops) override;
+  void do_end_step(std::span<SelectionStats>) override;
+
+  // The bfloat16 copy of x [num_rows, num_columns], made now where no op has left it.
+  const uint16_t* rounded(const float* x, int64_t num_rows, int64_t num_columns);
+  // Ends what is left between ops, before an op that reads or writes `out` arrays as the caller sees them.
+  void flush();
+  void wrote(const float* p) {
+    if (p == rounded_of_) rounded_of_ = nullptr;
+  }
+  void wait();  // for the stream, after which the staging memory is free again
+  // `bytes` of pinned memory that stays as it is until the next wait().
+  void* stage(int64_t bytes);
+  template <class T>
+  T* stage_copy(std::span<const T> values);
+
+  // The arrays of a step, in one block that is copied at once.
+  struct StepArrays {
+    int64_t rows = 0, sequences = 0, table_stride = 0, tiles = 0;  // as the kernels see them, padding included
+    bool split = false;                                            // some row's keys are split over blocks
+    bool graph = false;                                            // may be repeated as a graph
+    const int32_t* num_rows = nullptr;                             // all on the device
+    const int32_t* positions = nullptr;
+    const int64_t* slots = nullptr;
+    const int32_t* block_tables = nullptr;
+    const uint8_t* exact = nullptr;
+    const cuda::AttentionTile* attention_tiles = nullptr;
+    const int32_t* first_partial = nullptr;
+  };
+  struct RecordedStep {
+    int uses = 0;
+    cuda::Graph graph;
+    int route_calls = 0;
+    std::array<int64_t, kNumOps> calls{}, bytes{};  // what one run charges; attention's bytes per attended token
+  };
+
+  int device_ = 0;
+  cuda::DeviceProperties properties_;
+  cuda::OwnedStream owned_stream_;
+  cuda::Stream stream_;
+  StepLimits limits_;
+
+  // Weights
+  std::unique_ptr<cuda::WeightLoader> loader_;  // until reserve()
+  std::vector<cuda::DeviceMemory> weights_;
+  std::map<const void*, WeightView> placed_;  // matrices by their host data: a tied embedding is placed once
+
+  // Step
+  cuda::PinnedMemory staging_, step_host_;
+  cuda::DeviceMemory step_device_;
+  int64_t staged_ = 0, step_bytes_ = 0;
+  StepArrays step_;
+  cuda::AttentionPlan plan_;
+  std::map<std::string, RecordedStep> recorded_;
+
+  // Scratch, sized by reserve()
+  cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, tiles_, counts_, stats_, sample_scratch_, params_, tokens_,
+      rows_;
+  cuda::PinnedMemory host_stats_, host_tokens_;
+  const float* rounded_of_ = nullptr;
+  cuda::Combine combine_;  // pending where partial is not null
+  float* combine_out_ = nullptr;
+  int64_t combine_rows_ = 0;
+  int route_calls_ = 0;
+  bool in_step_ = false;
+  struct PendingTokens {
+    int32_t* to;
+    int64_t first, count;
+  };
+  std::vector<PendingTokens> pending_tokens_;
+};
+
+}  // namespace lynx_rt

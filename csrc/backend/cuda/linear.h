@@ -1,0 +1,30 @@
+// Matrix products with packed weights (packed.h): bf16 operands, float32 sums. An output element is summed in one fixed order
+// that depends on K alone, so its bits do not depend on the number of rows, on the other rows, or on the tile size.
+#pragma once
+#include <cstdint>
+
+#include "backend/cuda/packed.h"
+#include "backend/cuda/runtime.h"
+
+namespace lynx_rt::cuda {
+
+struct LinearArgs {
+  static constexpr int kMaxParts = 4;
+  struct Part {
+    const void* weight;  // packed [rows, K]
+    const float* bias;   // [rows] or null
+    int rows;
+    int out_column;
+  };
+  const uint16_t* x;  // [T, padded_columns(K)] rounded activations
+  int num_rows;       // T
+  int num_columns;    // K
+  Part parts[kMaxParts];
+  int num_parts;
+  float* out;  // [T, out_stride]; out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]
+  int64_t out_stride;
+  bool accumulate;
+};
+void linear(const LinearArgs& args, int num_sms, Stream stream);
+
+}  // namespace lynx_rt::cuda

@@ -1,0 +1,121 @@
+// Sequences for test_attention.cc and the steps that are made of them: pages are shuffled, whatever no row may read is NaN, and
+// table entries behind a sequence are garbage.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "backend/cuda/attention.h"
+#include "base/types.h"
+
+constexpr uint16_t kNaN16 = 0x7fff;
+const float kNaN = std::nanf("");
+
+enum Kind {
+  kRandom,
+  // V of integers below 256 and all scores alike, so that the result is a mean of V to the last bit:
+  kUniform,  // q = 0
+  kOneKey,   // and one key of each sequence and kv head outweighs the others by e^300
+  kNumKinds
+};
+
+// Sequences with their K, V and q at every position; K and V as they are in the cache, [sequence][position][head][D].
+struct Model {
+  int num_heads, num_kv_heads, head_dim, block_size;
+  Kind kind;
+  std::vector<int> lengths;
+  std::vector<std::vector<float>> q;
+  std::vector<std::vector<uint16_t>> k, v;
+
+  int group() const { return num_heads / num_kv_heads; }
+  int columns() const { return num_heads * head_dim; }
+  float scale() const { return float(1 / std::sqrt(double(head_dim))); }
+  std::string text() const {
+    return "A=" + std::to_string(num_heads) + " G=" + std::to_string(num_kv_heads) + " D=" + std::to_string(head_dim) + " page " +
+           std::to_string(block_size) + " kind " + std::to_string(kind);
+  }
+};
+
+inline Model make_model(int num_heads, int num_kv_heads, int head_dim, int block_size, Kind kind, std::vector<int> lengths,
+                        unsigned seed) {
+  Model m{num_heads, num_kv_heads, head_dim, block_size, kind, std::move(lengths), {}, {}, {}};
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal(0, 1);
+  const int d = head_dim, row = num_kv_heads * d;
+  for (const int length : m.lengths) {
+    std::vector<float> q(size_t(length) * m.columns());
+    std::vector<uint16_t> k(size_t(length) * row), v(k.size());
+    for (float& x : q) x = kind == kRandom ? 1.5f * normal(random) : kind == kUniform ? 0.0f : 1.0f;
+    for (uint16_t& x : k) x = kind == kOneKey ? 0 : lynx_rt::f32_to_bf16(normal(random));
+    for (uint16_t& x : v) x = lynx_rt::f32_to_bf16(kind == kRandom ? normal(random) : float(random() % 256));
+    for (int g = 0; kind == kOneKey && g < num_kv_heads; ++g) {
+      const size_t key = random() % unsigned(length), column = random() % unsigned(d);
+      k[key * row + g * d + column] = lynx_rt::f32_to_bf16(float(304 * std::sqrt(d)));  // 300 even where bf16 rounds it down
+    }
+    m.q.push_back(q), m.k.push_back(k), m.v.push_back(v);
+  }
+  return m;
+}
+
+// Consecutive positions of a sequence as rows of a step; sequence -1 is a row that only pads.
+struct Piece {
+  int sequence, first, rows;
+};
+
+// A step's arguments on the device. `room` is what a captured graph would have left for other steps.
+struct Step {
+  std::vector<int32_t> positions, query_start = {0}, tables;
+  int64_t max_blocks = 1, num_blocks = 0;
+  std::vector<uint16_t> k, v;
+  std::vector<float> q;
+  int64_t q_stride = 0;
+  lynx_rt::cuda::AttentionPlan plan;
+
+  Step(const Model& m, const std::vector<Piece>& pieces, unsigned seed) {
+    std::mt19937 random(seed);
+    const int d = m.head_dim, bs = m.block_size, g = m.num_kv_heads;
+    std::vector<int> pages, order;
+    for (const Piece& p : pieces) {
+      pages.push_back(p.sequence < 0 ? 0 : int(lynx_rt::ceil_div(p.first + p.rows, bs)));
+      max_blocks = std::max<int64_t>(max_blocks, pages.back() + 1);
+      num_blocks += pages.back();
+    }
+    num_blocks += 2;  // that nobody owns
+    for (int i = 0; i < num_blocks; ++i) order.push_back(i);
+    std::shuffle(order.begin(), order.end(), random);
+    k.assign(size_t(num_blocks) * g * bs * d, kNaN16), v = k;
+    q_stride = m.columns() + 2 * g * d + 2;
+    for (const Piece& p : pieces) {
+      const size_t table = tables.size();
+      for (int i = 0; i < max_blocks; ++i) {
+        const int garbage[] = {0, -1, std::numeric_limits<int32_t>::max(), int(num_blocks)};
+        tables.push_back(garbage[random() % 4]);
+        if (i < pages[query_start.size() - 1]) tables.back() = order.back(), order.pop_back();
+      }
+      for (int i = 0; i < p.rows; ++i) {
+        positions.push_back(p.sequence < 0 ? -1 : p.first + i);
+        q.resize(q.size() + size_t(q_stride), kNaN);
+        if (p.sequence >= 0) std::copy_n(&m.q[p.sequence][size_t(p.first + i) * m.columns()], m.columns(), q.end() - q_stride);
+      }
+      query_start.push_back(int32_t(positions.size()));
+      for (int key = 0; p.sequence >= 0 && key < p.first + p.rows; ++key)
+        for (int h = 0; h < g; ++h) {
+          const size_t to = ((size_t(tables[table + key / bs]) * g + h) * bs + key % bs) * d, from = (size_t(key) * g + h) * d;
+          std::copy_n(&m.k[p.sequence][from], d, &k[to]);
+          std::copy_n(&m.v[p.sequence][from], d, &v[to]);
+        }
+    }
+    lynx_rt::BatchView batch;
+    batch.num_rows = int64_t(positions.size());
+    batch.num_seqs = int64_t(pieces.size());
+    batch.positions = positions.data();
+    batch.query_start = query_start.data();
+    lynx_rt::cuda::plan_attention(batch, m.group(), INT32_MAX, plan);
+  }
+  int num_rows() const { return int(positions.size()); }
+  int num_partials() const { return plan.first_partial.back(); }
+};

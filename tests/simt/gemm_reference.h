@@ -1,0 +1,221 @@
+// What test_gemm.cc runs and compares with: weights, inputs and outputs of the products in device memory, and float64 sums.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "backend/cuda/expert_ffn.h"
+#include "backend/cuda/linear.h"
+#include "backend/cuda/packed.h"
+#include "check.h"
+#include "device_array.h"
+
+namespace gemm {
+
+using namespace lynx_rt;
+using cuda::padded_columns;
+using cuda::padded_rows;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kUntouched = -77.0f;
+constexpr size_t kGuard = 64;  // elements behind an output that must stay as they are
+
+inline std::mt19937 generator(31);
+inline int random_below(int n) { return int(generator() % unsigned(n)); }
+
+// Values that bf16 has.
+inline std::vector<float> random_values(size_t count, float scale = 1) {
+  std::normal_distribution<float> normal(0, scale);
+  std::vector<float> values(count);
+  for (float& v : values) v = bf16_to_f32(f32_to_bf16(normal(generator)));
+  return values;
+}
+
+inline std::vector<uint16_t> to_bf16(const std::vector<float>& values) {
+  std::vector<uint16_t> out(values.size());
+  std::transform(values.begin(), values.end(), out.begin(), f32_to_bf16);
+  return out;
+}
+
+// Rows of `columns` floats as rounded activations.
+inline std::vector<uint16_t> rounded_rows(const std::vector<float>& x, int columns) {
+  const size_t rows = x.size() / columns, stride = size_t(padded_columns(columns));
+  std::vector<uint16_t> out(rows * stride);
+  for (size_t r = 0; r < rows; ++r)
+    for (int c = 0; c < columns; ++c) out[r * stride + c] = f32_to_bf16(x[r * columns + c]);
+  return out;
+}
+
+inline void pack_values(const std::vector<float>& values, int rows, int columns, void* to, int parts = 1, int part = 0) {
+  const DeviceVector<uint16_t> source(to_bf16(values));
+  cuda::pack(source.get(), DType::kBF16, 0, rows, columns, {to, parts, part}, {});
+  cuda::synchronize({});
+}
+
+// What a sum of `terms` float32 products may be off by, given the sum of their magnitudes: every addition rounds by at most 2^-23
+// of the magnitude so far (tensor cores truncate where the emulation rounds), and there are terms + warps + 2 of them.
+inline double sum_error(int terms, double magnitude) { return (terms + 10) * std::ldexp(magnitude, -23); }
+
+struct Dot {
+  double value = 0, error = 0;
+};
+inline Dot dot(const float* a, const float* b, int n) {
+  Dot d;
+  double magnitude = 0;
+  for (int i = 0; i < n; ++i) {
+    d.value += double(a[i]) * b[i];
+    magnitude += std::abs(double(a[i]) * b[i]);
+  }
+  d.error = sum_error(n, magnitude);
+  return d;
+}
+
+template <class T>
+bool same_bits(const T* a, const T* b, size_t count) {
+  return std::memcmp(a, b, count * sizeof(T)) == 0;
+}
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && same_bits(a.data(), b.data(), a.size());
+}
+
+struct Linear {
+  int columns;
+  std::vector<int> part_rows;
+  std::vector<std::vector<float>> weights, biases;  // a part's bias may be empty
+  std::vector<DeviceVector<uint8_t>> packed;
+  std::vector<DeviceVector<float>> device_biases;
+  int out_stride = 3;  // columns 0 .. 2 and those between the parts belong to nobody
+
+  Linear(int num_columns, const std::vector<int>& rows, bool bias) : columns(num_columns), part_rows(rows) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      weights.push_back(random_values(size_t(rows[i]) * columns));
+      biases.push_back(bias && i % 2 == 0 ? random_values(size_t(rows[i])) : std::vector<float>{});
+      packed.emplace_back(size_t(cuda::packed_bytes(rows[i], columns)));
+      device_biases.emplace_back(biases.back());
+      pack_values(weights.back(), rows[i], columns, packed.back().get());
+      out_stride += rows[i] + 2;
+    }
+  }
+  // out_column of the parts, the last part first.
+  int column_of(size_t part) const {
+    int column = 3;
+    for (size_t i = part_rows.size() - 1; i > part; --i) column += part_rows[i] + 2;
+    return column;
+  }
+  std::vector<float> run(const std::vector<float>& x, int num_sms, bool accumulate, const std::vector<float>& out) const {
+    const DeviceVector<uint16_t> rounded(rounded_rows(x, columns));
+    DeviceVector<float> result(out);
+    cuda::LinearArgs args = {};
+    args.x = rounded.get();
+    args.num_rows = int(x.size()) / columns;
+    args.num_columns = columns;
+    args.num_parts = int(part_rows.size());
+    for (size_t i = 0; i < part_rows.size(); ++i)
+      args.parts[i] = {packed[i].get(), biases[i].empty() ? nullptr : device_biases[i].get(), part_rows[i], column_of(i)};
+    args.out = result.get();
+    args.out_stride = out_stride;
+    args.accumulate = accumulate;
+    cuda::linear(args, num_sms, {});
+    return result.read();
+  }
+};
+
+// --- experts
+
+struct Experts {
+  int num_experts, hidden, width;
+  int64_t gate_up_bytes, down_bytes;
+  std::vector<std::vector<float>> gate, up, down;
+  DeviceVector<uint8_t> gate_up_packed, down_packed;
+
+  Experts(int experts, int hidden_size, int expert_width) : num_experts(experts), hidden(hidden_size), width(expert_width) {
+    gate_up_bytes = 2 * cuda::packed_bytes(width, hidden) + 256;  // a gap, as alignment makes them
+    down_bytes = cuda::packed_bytes(hidden, width) + 512;
+    // What lies between the experts must not count.
+    gate_up_packed = DeviceVector<uint8_t>(std::vector<uint8_t>(size_t(experts * gate_up_bytes), 0xff));
+    down_packed = DeviceVector<uint8_t>(std::vector<uint8_t>(size_t(experts * down_bytes), 0xff));
+    const float scale = 2 / std::sqrt(float(hidden));
+    for (int e = 0; e < experts; ++e) {
+      gate.push_back(random_values(size_t(width) * hidden, scale));
+      up.push_back(random_values(size_t(width) * hidden, scale));
+      down.push_back(random_values(size_t(hidden) * width));
+      pack_values(gate.back(), width, hidden, gate_up_packed.get() + e * gate_up_bytes, 2, 0);
+      pack_values(up.back(), width, hidden, gate_up_packed.get() + e * gate_up_bytes, 2, 1);
+      pack_values(down.back(), hidden, width, down_packed.get() + e * down_bytes);
+    }
+  }
+};
+
+// Pairs ordered by expert, and their tiles, as route() makes them.
+struct Plan {
+  std::vector<int32_t> pair_of_row, expert_of_place;
+  std::vector<cuda::Tile> tiles;
+
+  Plan(const std::vector<int32_t>& ids, int num_rows, int num_experts) {
+    const int tile_rows = cuda::tile_rows(num_rows);
+    for (int e = 0; e < num_experts; ++e) {
+      const int first = int(pair_of_row.size());
+      for (size_t pair = 0; pair < ids.size(); ++pair)
+        if (ids[pair] == e) pair_of_row.push_back(int32_t(pair)), expert_of_place.push_back(e);
+      for (int at = first; at < int(pair_of_row.size()); at += tile_rows)
+        tiles.push_back({e, at, std::min(tile_rows, int(pair_of_row.size()) - at)});
+    }
+    CHECK(int64_t(tiles.size()) <= cuda::max_tiles(int64_t(ids.size()), num_experts, tile_rows));
+  }
+};
+
+struct Result {
+  std::vector<uint16_t> hidden;  // by place
+  std::vector<float> partial;    // by pair
+  int hidden_stride;
+};
+
+// ids empty: the dense MLP.
+inline Result run_experts(const Experts& experts, const std::vector<float>& x, const std::vector<int32_t>& ids, int top_k,
+                          int num_sms) {
+  const int num_rows = int(x.size()) / experts.hidden, stride = int(padded_columns(experts.width));
+  Plan plan(ids, num_rows, experts.num_experts);
+  const size_t num_pairs = size_t(num_rows) * top_k;
+  plan.pair_of_row.resize(std::max(num_pairs, size_t{1}), 1 << 30);  // behind the last place: nothing to be used
+  DeviceVector<uint16_t> rounded(rounded_rows(x, experts.hidden));
+  DeviceVector<int32_t> pair_of_row(plan.pair_of_row), num_tiles(std::vector<int32_t>{int32_t(plan.tiles.size())});
+  plan.tiles.resize(plan.tiles.size() + 5, {1 << 30, 1 << 30, 1 << 30});
+  DeviceVector<cuda::Tile> tiles(plan.tiles);
+  DeviceVector<uint16_t> hidden(std::vector<uint16_t>(num_pairs * stride + kGuard, 0xabcd));
+  DeviceVector<float> partial(std::vector<float>(num_pairs * experts.hidden + kGuard, kUntouched));
+
+  cuda::GateUpArgs first = {};
+  first.x = rounded.get();
+  first.weights = experts.gate_up_packed.get();
+  first.expert_bytes = experts.gate_up_bytes;
+  first.num_rows = num_rows;
+  first.hidden_size = experts.hidden;
+  first.width = experts.width;
+  first.top_k = top_k;
+  first.pair_of_row = ids.empty() ? nullptr : pair_of_row.get();
+  first.tiles = ids.empty() ? nullptr : tiles.get();
+  first.num_tiles = ids.empty() ? nullptr : num_tiles.get();
+  first.hidden = hidden.get();
+  cuda::gate_up(first, num_sms, {});
+  cuda::DownArgs second = {};
+  second.hidden = hidden.get();
+  second.weights = experts.down_packed.get();
+  second.expert_bytes = experts.down_bytes;
+  second.num_rows = num_rows;
+  second.hidden_size = experts.hidden;
+  second.width = experts.width;
+  second.top_k = top_k;
+  second.pair_of_row = first.pair_of_row;
+  second.tiles = first.tiles;
+  second.num_tiles = first.num_tiles;
+  second.partial = partial.get();
+  cuda::down(second, num_sms, {});
+  return {hidden.read(), partial.read(), stride};
+}
+
+}  // namespace gemm

@@ -1,0 +1,295 @@
+// The engine on the CUDA backend, against the engine on the CPU: the same source runs emulated (the CUDA runtime being
+// runtime_simt.cc) and on a GPU.
+//   test_engine MODEL_FOLDER [tokens per request]   a folder that has a config.json alone gets dummy weights
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <memory>
+
+#include "backend/backend.h"
+#include "check.h"
+#include "lynx_rt/engine.h"
+
+using namespace lynx_rt;
+
+namespace {
+
+std::string model, load_format = "auto";
+int32_t num_tokens = 12;
+
+EngineOptions options(const std::string& device, const std::string& dtype = "bfloat16") {
+  EngineOptions o;
+  o.device = device;
+  o.dtype = dtype;
+  o.load_format = load_format;
+  o.max_num_seqs = 11;  // no power of two: the largest batch is padded to fewer rows than the next one
+  o.max_num_batched_tokens = 48;
+  o.max_model_len = 96;
+  o.num_threads = 2;
+  o.enable_prefix_caching = false;
+  return o;
+}
+
+SamplingParams greedy(int32_t tokens = num_tokens) {
+  SamplingParams p;
+  p.temperature = 0;
+  p.max_tokens = tokens;
+  p.ignore_eos = true;
+  return p;
+}
+
+std::vector<int32_t> prompt(int number, int64_t vocab, int length) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < length; ++i) ids.push_back(int32_t((7919 * (number + 1) + 104729 * i + i * i) % vocab));
+  return ids;
+}
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;  // of the tokens, where asked for
+  FinishReason reason = FinishReason::kNone;
+  bool operator==(const Answer&) const = default;
+};
+
+struct Ask {
+  std::vector<int32_t> prompt;
+  SamplingParams params;
+};
+
+std::vector<Answer> generate(Engine& engine, const std::vector<Ask>& asks) {
+  std::vector<uint64_t> ids;
+  for (const Ask& a : asks) ids.push_back(engine.add_request(a.prompt, a.params));
+  std::vector<Answer> answers(asks.size());
+  while (engine.has_unfinished()) {
+    for (const StepOutput& out : engine.step()) {
+      Answer& a = answers[size_t(std::find(ids.begin(), ids.end(), out.request_id) - ids.begin())];
+      a.tokens.insert(a.tokens.end(), out.token_ids.begin(), out.token_ids.end());
+      for (const TokenLogprobs& l : out.logprobs) a.logprobs.push_back(l[0].logprob);
+      if (out.finish_reason != FinishReason::kNone) a.reason = out.finish_reason;
+    }
+  }
+  engine.check_integrity();
+  return answers;
+}
+
+std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = greedy()) {
+  std::vector<Ask> asks;
+  for (int i = 0; i < count; ++i) {
+    asks.push_back({prompt(i, vocab, 1 + 9 * i % 37), params});
+    asks.back().params.max_tokens = params.max_tokens - i % 3;  // they end at different steps: batches of many sizes
+  }
+  return asks;
+}
+
+double row_error(const float* got, const float* want, int64_t vocab) {
+  double square = 0;
+  for (int64_t v = 0; v < vocab; ++v) square += (double(got[v]) - want[v]) * (double(got[v]) - want[v]);
+  return std::sqrt(square / double(vocab));
+}
+
+// Both backends round to bfloat16 at the same places but for attention's probabilities, which the tensor cores take rounded. So
+// the CUDA backend must be about as close to float32 as the CPU's bfloat16 is. Medians over rows: a score that flips an expert in
+// one of them moves single rows by much more.
+void test_logits() {
+  auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
+       exact = Engine::create(model, options("cpu", "float32"));
+  const int64_t vocab = exact->model_info().vocab_size;
+  CHECK(cuda->model_info().device.starts_with("cuda:0"));
+  CHECK_EQ(cuda->model_info().weight_bytes, cpu->model_info().weight_bytes);
+  std::vector<double> ours, theirs;
+  double largest = 0;
+  for (int i = 0; i < 2; ++i) {
+    const auto ids = prompt(i, vocab, 45);
+    const auto a = cuda->forward(ids), b = cpu->forward(ids), want = exact->forward(ids);
+    CHECK_EQ(a.size(), want.size());
+    for (size_t t = 0; t < ids.size(); ++t) {
+      ours.push_back(row_error(&a[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
+      theirs.push_back(row_error(&b[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
+      for (int64_t v = 0; v < vocab; ++v) largest = std::max(largest, double(std::abs(want[t * size_t(vocab) + size_t(v)])));
+    }
+    // Chunks of any size: the same bits.
+    for (int64_t chunk : {1, 5, 32}) CHECK(cuda->forward(ids, chunk) == a);
+  }
+  std::sort(ours.begin(), ours.end());
+  std::sort(theirs.begin(), theirs.end());
+  const double mine = ours[ours.size() / 2], other = theirs[theirs.size() / 2];
+  std::cerr << "median rms error of a row: cuda " << mine << ", cpu " << other << ", largest logit " << largest << "\n";
+  CHECK(mine <= 1.25 * other);
+  CHECK(mine > 0);  // not the float32 engine by mistake
+
+  // Greedy tokens are float32's wherever float32's margin exceeds what the rounding can move: twice the largest error of a row.
+  const auto ids = prompt(1, vocab, 20);
+  const auto answer = generate(*cuda, {{ids, greedy()}})[0];
+  auto all = ids;
+  all.insert(all.end(), answer.tokens.begin(), answer.tokens.end());
+  const auto want = exact->forward(all), got = cuda->forward(all);
+  for (size_t i = 0; i < answer.tokens.size(); ++i) {
+    const float *row = &want[(ids.size() - 1 + i) * size_t(vocab)], *mine_row = &got[(ids.size() - 1 + i) * size_t(vocab)];
+    double error = 0;
+    for (int64_t v = 0; v < vocab; ++v) error = std::max(error, double(std::abs(row[v] - mine_row[v])));
+    CHECK(row[answer.tokens[i]] >= *std::max_element(row, row + vocab) - 2 * error);
+    CHECK_EQ(answer.tokens[i], std::max_element(mine_row, mine_row + vocab) - mine_row);  // generation = forward, bitwise
+  }
+}
+
+// A request has the same bits alone, in any batch, with any chunking, with and without overlapping launches; its batches pass
+// through many sizes, recorded and replayed.
+void test_batch_invariance() {
+  EngineOptions o = options("cuda");
+  auto engine = Engine::create(model, o);
+  const int64_t vocab = engine->model_info().vocab_size;
+  SamplingParams drawn = greedy();
+  drawn.temperature = 0.9f;
+  drawn.top_p = 0.9f;
+  drawn.top_k = 40;
+  drawn.logprobs = 2;
+  std::vector<Ask> asks = batch(vocab, 7);
+  for (const Ask& a : batch(vocab, 6, drawn)) asks.push_back(a);
+  for (size_t i = 0; i < asks.size(); ++i) {
+    asks[i].params.seed = 100 + i;
+    if (i % 4 == 1) asks[i].params.logprobs = 0;
+  }
+  const std::vector<Answer> together = generate(*engine, asks);
+  for (const Answer& a : together) CHECK_EQ(int(a.reason), int(FinishReason::kLength));
+  for (size_t i : {size_t{0}, size_t{3}, asks.size() - 1}) CHECK(generate(*engine, {asks[i]})[0] == together[i]);
+  CHECK(generate(*engine, asks) == together);  // all sizes are recorded by now
+
+  o.max_num_batched_tokens = 16;
+  o.disable_dependent_launch = true;
+  o.block_size = 5;
+  o.enable_prefix_caching = true;
+  CHECK(generate(*Engine::create(model, o), asks) == together);
+
+  // Few pages: requests are preempted, computed again, and end the same.
+  EngineOptions tight = options("cuda");
+  tight.max_model_len = 64;
+  tight.kv_cache_memory_bytes = 9 * 16 * engine->model_info().kv_bytes_per_token;
+  auto small = Engine::create(model, tight);
+  const std::vector<Ask> few(asks.begin(), asks.begin() + 7);
+  const std::vector<Answer> preempted = generate(*small, few);
+  CHECK(std::equal(preempted.begin(), preempted.end(), together.begin()));
+  CHECK(small->stats().preemptions > 0);
+}
+
+void test_selection() {
+  EngineOptions o = options("cuda");
+  auto engine = Engine::create(model, o);
+  if (engine->model_info().num_experts == 0) return;
+  const int64_t vocab = engine->model_info().vocab_size;
+  std::vector<Ask> asks = batch(vocab, 6);
+  const auto own = generate(*engine, asks);
+  asks[2].params.exact = true;
+  for (const char* selection : {"lynx:alpha=8,beta=4,theta=1", "oea:k0=1"}) {
+    engine->set_expert_selection(selection);
+    engine->reset_stats();
+    CHECK(generate(*engine, asks)[2] == own[2]);
+    const EngineStats stats = engine->stats();
+    int64_t before = 0, active = 0;
+    for (const auto& l : stats.layers) before += l.union_before, active += l.active;
+    CHECK(active < before);
+    CHECK(active > 0);
+    CHECK_EQ(int64_t(stats.layers.size()), engine->model_info().num_moe_layers);
+  }
+  engine->set_expert_selection("topk");
+  asks[2].params.exact = false;
+  CHECK(generate(*engine, asks) == own);  // a recorded step of another policy is not taken
+}
+
+void test_requests_of_their_own_kind() {
+  auto engine = Engine::create(model, options("cuda"));
+  const int64_t vocab = engine->model_info().vocab_size;
+  std::vector<Ask> asks = batch(vocab, 4);
+  const auto plain = generate(*engine, asks);
+  asks[1].params.logit_bias = {{5, 1000.0f}};
+  asks[2].params.allowed_token_ids = {7};
+  asks[2].params.bad_words = {{7}};  // nothing is left: its own error
+  asks[3].params.prompt_logprobs = 1;
+  const auto got = generate(*engine, asks);
+  CHECK(got[0] == plain[0]);
+  CHECK(got[1].tokens == std::vector<int32_t>(got[1].tokens.size(), 5));
+  CHECK_EQ(int(got[2].reason), int(FinishReason::kError));
+  CHECK(got[3] == plain[3]);
+}
+
+void test_errors() {
+  CHECK_THROWS(Engine::create(model, options("cuda:7")), ErrorCode::kUnsupported, "device", {"cuda:7"});
+  CHECK_THROWS(Engine::create(model, options("cudax")), ErrorCode::kInvalidArgument, "device", {"cudax"});
+  CHECK_THROWS(Engine::create(model, options("cuda", "float32")), ErrorCode::kUnsupported, "dtype", {"float32", "bfloat16"});
+  EngineOptions o = options("cuda");
+  o.max_num_seqs = 300;
+  o.max_num_batched_tokens = 300;
+  o.expert_selection = "lynx";
+  CHECK_THROWS(Engine::create(model, o), ErrorCode::kInvalidArgument, "max_num_seqs", {"256", "300"});
+#ifdef LYNX_RT_EMULATED
+  setenv("SIMT_DEVICES", "0", 1);
+  CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kUnsupported, "device", {"no CUDA-capable device"});
+  CHECK(Engine::create(model, options("auto"))->model_info().device.starts_with("cpu"));
+  unsetenv("SIMT_DEVICES");
+  setenv("SIMT_DEVICE_BYTES", "300000", 1);
+  CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kOutOfMemory, "weights", {"needs", "of 300000 are free"});
+  unsetenv("SIMT_DEVICE_BYTES");
+#endif
+  CHECK(Engine::create(model, options("auto"))->model_info().device.starts_with("cuda"));
+  CHECK(Engine::create(model, options("auto", "float32"))->model_info().device.starts_with("cpu"));
+}
+
+// A row whose router scores are not finite is named, and the backend goes on.
+void test_bad_scores() {
+  auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
+  StepLimits limits;
+  limits.max_rows = limits.max_logit_rows = 4;
+  limits.hidden_size = limits.num_heads = limits.num_kv_heads = 1;
+  limits.head_dim = 16;
+  limits.num_experts = 4;
+  limits.top_k = 2;
+  limits.expert_width = limits.vocab_size = limits.num_moe_layers = 1;
+  backend->reserve(limits);
+  void* memory = backend->allocate(4096, "test");
+  auto* scores = static_cast<float*>(memory);
+  auto* ints = static_cast<int32_t*>(memory) + 64;
+  Routing routing{ints, scores + 32, ints + 16, 0};
+  DispatchPlan plan{ints + 32, ints + 64, ints + 96};
+  const int32_t positions[3] = {0, 0, 0}, starts[4] = {0, 1, 2, 3}, tables[3] = {0, 0, 0};
+  const int64_t slots[3] = {-1, -1, -1};
+  BatchView batch;
+  batch.num_rows = batch.num_seqs = 3;
+  batch.positions = positions;
+  batch.slots = slots;
+  batch.query_start = starts;
+  batch.block_tables = tables;
+  batch.max_blocks = 1;
+  for (const bool bad : {true, false}) {
+    const std::vector<float> values = {1, 2, 3, 4, 4, 3, bad ? std::nanf("") : 2.0f, 1, 0, 0, 0, 0};
+    backend->write(scores, values.data(), int64_t(values.size()) * 4);
+    const BatchView step = backend->begin_step(batch);
+    backend->route(scores, step, RouterRule{4, 2, true}, {}, routing, plan);
+    SelectionStats stats[1];
+    if (bad) {
+      CHECK_THROWS(backend->end_step(stats), ErrorCode::kInvalidArgument, "router scores", {"row 1, expert 2"});
+      continue;
+    }
+    backend->end_step(stats);
+    CHECK_EQ(stats[0].active, 4);
+    std::vector<int32_t> ids(6);
+    backend->read(ids.data(), routing.ids, 24);
+    CHECK_EQ(ids, (std::vector<int32_t>{3, 2, 0, 1, 0, 1}));
+  }
+  backend->release(memory, 4096);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) return 2;
+  model = argv[1];
+  if (argc > 2) num_tokens = std::atoi(argv[2]);
+  if (!std::filesystem::exists(model + "/model.safetensors")) load_format = "dummy";
+  test_bad_scores();
+  test_errors();
+  test_logits();
+  test_batch_invariance();
+  test_selection();
+  test_requests_of_their_own_kind();
+  return check::result("test_engine");
+}
