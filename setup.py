@@ -1,7 +1,8 @@
 """Builds lynx_rt._C by running CMake. Everything else is in pyproject.toml.
 
-Environment: LYNX_RT_CUDA=auto|on|off; CMAKE_ARGS (extra arguments); LYNX_RT_BUILD_DIR (kept between builds, so that a
-rebuild compiles only what changed); CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this process).
+Environment: LYNX_RT_CUDA=auto|on|off; LYNX_RT_CUDA_ARCHITECTURES ("80;90a"; default: the GPUs of this machine); CUDACXX;
+CMAKE_ARGS (extra arguments); LYNX_RT_BUILD_DIR (kept between builds, so that a rebuild compiles only what changed);
+CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this process).
 """
 
 import os
@@ -15,6 +16,9 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "tools"))  # for whoever runs this file without the build backend
+
+from build_backend import cuda_environment, cuda_mode, forget_lost_compiler  # noqa: E402
 
 
 class CMakeBuild(build_ext):
@@ -26,14 +30,18 @@ class CMakeBuild(build_ext):
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-DLYNX_RT_PYTHON=ON", "-DLYNX_RT_LIBRARY=OFF"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DPython3_EXECUTABLE={sys.executable}"]
-        configure += [f"-DLYNX_RT_CUDA={os.environ.get('LYNX_RT_CUDA', 'auto')}"]
+        environment = {**os.environ, **cuda_environment()}
+        configure += [f"-DLYNX_RT_CUDA={cuda_mode()}"]
+        configure += [f"-DLYNX_RT_CUDA_ARCHITECTURES={os.environ.get('LYNX_RT_CUDA_ARCHITECTURES', '')}"]
         if ninja := shutil.which("ninja"):
             # Named, because a kept build folder remembers the ninja of an environment that pip has deleted since.
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
-        subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build_dir), "--parallel", jobs, "--target", "_C"], check=True)
+        forget_lost_compiler(build_dir)
+        build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", "_C"]
+        subprocess.run(configure, check=True, env=environment)
+        subprocess.run(build, check=True, env=environment)
         subprocess.run(
             [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", "python"], check=True
         )

@@ -41,6 +41,12 @@ PY
   echo "building lynx_rt into $venv (about two minutes the first time)" >&2
   mapfile -t requirements <<<"$requirements"
   "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" >&2
+  # LYNX_RT_CUDA=on without an nvcc: the compiler's wheels as well.
+  requirements=$(PYTHONPATH=$root/tools "$python" -c 'import build_backend; print("\n".join(build_backend.cuda_requirements()))')
+  if [[ -n $requirements ]]; then
+    mapfile -t requirements <<<"$requirements"
+    "$python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" >&2
+  fi
   # Without isolation, into a kept folder: a second run compiles only what changed.
   build_dir=$root/build/$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
   rm -rf "$root"/build/lib*  # setuptools would pack modules that exist no more

@@ -107,18 +107,29 @@ if("120" IN_LIST architectures)
   list(APPEND CMAKE_CUDA_ARCHITECTURES 120-virtual)  # for what comes after
 endif()
 
+if(CMAKE_VERSION VERSION_LESS 3.26)
+  message(FATAL_ERROR "LYNX_RT_CUDA: CMake 3.26 or newer is needed, which knows C++20 of nvcc; this is ${CMAKE_VERSION} "
+                      "(pip install cmake)")
+endif()
 enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS oldest_nvcc)
   message(FATAL_ERROR "LYNX_RT_CUDA: nvcc ${oldest_nvcc} or newer is needed, ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
 endif()
-find_package(CUDAToolkit REQUIRED)
-set(LYNX_RT_CUDA_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt")
+# Not find_package(CUDAToolkit), which wants a shared runtime beside the static one; nor the linker's own search alone, because the
+# nvcc 13.0 of the wheels looks in lib64 and its libraries are in lib.
+cmake_path(GET CMAKE_CUDA_COMPILER PARENT_PATH toolkit)
+find_library(cudart_static cudart_static NO_CACHE REQUIRED
+  HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${toolkit}/../lib ${toolkit}/../lib64 ENV LIBRARY_PATH)
+cmake_path(GET cudart_static PARENT_PATH cuda_libraries)
+add_link_options(-L${cuda_libraries})  # no run path, as link_directories() would give
+set(LYNX_RT_CUDA_LIBS " ${cudart_static} -ldl -lrt")
 message(STATUS "lynx_rt: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${architectures}")
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # of whatever links these objects
 add_library(lynx_devices OBJECT ${LYNX_RT_CUDA_SOURCES} ${LYNX_RT_CUDA_KERNELS} ${runtime})
 target_link_libraries(lynx_devices PUBLIC lynx_flags)
+target_link_options(lynx_devices INTERFACE -L${cuda_libraries})
 set_source_files_properties(${runtime} PROPERTIES COMPILE_DEFINITIONS "LYNX_RT_CUDA_ARCHITECTURES=\"${architectures}\"")
 # Without contraction, so that the bits of a result do not depend on what the compiler fuses.
 target_compile_options(lynx_devices PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --compress-mode=size>)

@@ -1,7 +1,7 @@
 // Every instruction that has no C++ spelling, as a function with a defined meaning. Kernels use these and nothing else, and
 // tests/simt/backend/cuda/ptx.cuh gives the same functions to a host compiler. Architecture conditionals stand here only.
-// Assembled for sm_80 and sm_90a; nothing here has run on a GPU yet: tests/simt/test_simt.cc is the conformance test to run
-// there.
+// Assembled for every supported architecture (tests/simt/test_nvcc.py). Nothing here has run on a GPU yet: tests/simt/test_simt.cc
+// is the conformance test to run there.
 //
 // Warp collectives: every lane of `mask` calls the same function with the same mask, and the caller is in it. They order no
 // memory; only sync_warp() and the barriers do.
