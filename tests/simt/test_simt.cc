@@ -364,20 +364,24 @@ __global__ void chain_back_kernel(uint32_t* values, int count) {
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) values[i] = values[2 * count - 1 - i];
 }
 
-// Two launches add 1 to `count` numbers twice over, each reading what other threads of the one before wrote.
+// Pairs of launches that add 1 to each of `count` numbers, each launch reading what other threads of the one before wrote.
 void test_order() {
   const DeviceProperties device = device_properties(0);
-  const int count = 5000;
-  const auto steps = [&](uint32_t n) { return std::vector<uint32_t>(2 * count, n); };
+  const uint32_t count = 5000;
+  const auto numbers = [&](uint32_t slope, uint32_t pairs) {  // the numbers, and what the first launch of a pair leaves
+    std::vector<uint32_t> v(2 * count);
+    for (uint32_t i = 0; i < count; ++i) v[i] = v[2 * count - 1 - i] = slope * i + pairs;
+    return v;
+  };
   for (const bool dependent : {false, true}) {
     if (dependent && device.major < 9) continue;
     const OwnedStream owned = make_stream();
     const Stream stream{owned.get(), dependent};
-    const DeviceVector<uint32_t> values(2 * count);
+    const DeviceVector<uint32_t> values(numbers(3, 0));
     const auto chain = [&] {
-      for (int i = 0; i < 20; ++i) {
-        launch(chain_kernel, 1, 256, 0, stream, values.get(), count);
-        launch(chain_back_kernel, 1, 256, 0, stream, values.get(), count);
+      for (int i = 0; i < 21; ++i) {
+        launch(chain_kernel, 1, 256, 0, stream, values.get(), int(count));
+        launch(chain_back_kernel, 1, 256, 0, stream, values.get(), int(count));
       }
     };
     Event begin, end;
@@ -386,17 +390,17 @@ void test_order() {
     end.record(stream);
     end.wait();
     CHECK(Event::elapsed(begin, end) >= 0);
-    CHECK_EQ(values.read(), steps(20));
+    CHECK(values.read() == numbers(3, 21));
 
     const Graph graph = Graph::capture(stream, chain);
-    CHECK_EQ(values.read(), steps(20));  // recorded, not run
+    CHECK(values.read() == numbers(3, 21));  // recorded, not run
     for (int i = 0; i < 3; ++i) graph.launch(stream);
     synchronize(stream);
-    CHECK_EQ(values.read(), steps(80));
+    CHECK(values.read() == numbers(3, 84));
     fill_async(values.get(), 0, 2 * count * sizeof(uint32_t), stream);
     graph.launch(stream);
     synchronize(stream);
-    CHECK_EQ(values.read(), steps(20));
+    CHECK(values.read() == numbers(0, 21));
   }
 }
 

@@ -1,0 +1,72 @@
+// What the measurements of the experts share: a layer's weights, in several copies, and a step's routing and buffers.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "backend/cuda/elementwise.h"
+#include "backend/cuda/expert_ffn.h"
+#include "backend/cuda/route.h"
+#include "measure.h"
+
+namespace bench {
+
+struct Shape {
+  const char* name;
+  int num_experts, top_k, hidden_size, width;
+};
+// The models that decode steps are planned for, bfloat16.
+inline constexpr Shape kShapes[] = {{"E128 k8 H2048 I768", 128, 8, 2048, 768},
+                                    {"E64 k8 H2048 I1024", 64, 8, 2048, 1024},
+                                    {"E64 k6 H2048 I1408", 64, 6, 2048, 1408},
+                                    {"E256 k8 H2048 I512", 256, 8, 2048, 512},
+                                    {"E128 k8 H4096 I1536", 128, 8, 4096, 1536}};
+
+inline constexpr int kDistinct = 8;  // routings that take turns
+
+// The experts of one layer, several times over, so that a repeated step finds none of them in the second-level cache.
+struct ExpertCopies {
+  ExpertCopies(const Context& context, const Shape& shape);
+
+  int64_t gate_up_bytes, down_bytes;  // of one expert
+  int num_copies;
+  DeviceVector<uint16_t> gate_up, down;
+  int64_t expert_bytes() const { return gate_up_bytes + down_bytes; }
+};
+
+// One step's routing: scores, and the lists that route() makes of them.
+class Routed {
+ public:
+  Routed(const Context& context, int num_rows, int num_experts, int top_k, uint32_t seed);
+  void route(const lynx_rt::Selection& selection, Stream stream) const;
+  int num_active() const { return num_active_.read()[0]; }
+
+  int num_rows, num_experts, top_k;
+  DeviceVector<float> scores, weights;
+  DeviceVector<int32_t> ids, offsets, pair_of_row, num_tiles;
+  DeviceVector<lynx_rt::cuda::Tile> tiles;
+
+ private:
+  DeviceVector<int32_t> count_, active_, num_active_, row_of_pair_;
+  DeviceVector<lynx_rt::SelectionStats> stats_;
+};
+
+// Buffers of a step, and the two products over them.
+struct ExpertStep {
+  ExpertStep(const Context& context, const Shape& shape, int num_rows, const ExpertCopies& experts);
+  // The arguments for `routed`, with weights of copy number `turn`.
+  lynx_rt::cuda::GateUpArgs gate_up(const Routed& routed, int turn) const;
+  lynx_rt::cuda::DownArgs down(const Routed& routed, int turn) const;
+  lynx_rt::cuda::Combine combine(const Routed& routed) const {
+    return {partial.get(), routed.ids.get(), routed.weights.get(), shape.top_k};
+  }
+  double mean_active() const;  // after route()
+
+  Shape shape;
+  int num_rows;
+  const ExpertCopies& experts;
+  std::vector<std::unique_ptr<Routed>> routings;
+  DeviceVector<uint16_t> rounded, hidden;
+  DeviceVector<float> x, sum, partial;  // x: the input that `rounded` is the bfloat16 of; sum: what the experts add to
+};
+
+}  // namespace bench
