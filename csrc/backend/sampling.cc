@@ -55,7 +55,8 @@ int32_t TokenDrawer::draw(const float* logits, int64_t vocab_size, const DrawPar
   const auto [min, max, nan] = range_of(logits, vocab_size);
   if (nan) return kNanLogit;
   if (max == kExcluded) return kNoToken;
-  if (p.temperature < kGreedyTemperature) return int32_t(std::find(logits, logits + vocab_size, max) - logits);
+  if (p.temperature < kGreedyTemperature || max == -kExcluded)
+    return int32_t(std::find(logits, logits + vocab_size, max) - logits);
 
   // Candidates in index order, or, where one is left out or top_p needs it, from the most likely down, ties by index.
   const bool by_token = min != kExcluded && (p.top_k <= 0 || p.top_k >= vocab_size) && !(p.top_p < 1.0f);

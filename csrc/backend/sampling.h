@@ -21,9 +21,10 @@ inline constexpr int32_t kNanLogit = -1, kNoToken = -2;
 // Scratch that grows to the vocabulary and is then reused. Thread-safety: one draw at a time per object.
 class TokenDrawer {
  public:
-  // logits [V], -inf = excluded. The token; kNanLogit where a logit is NaN, kNoToken where all are excluded.
-  // Order: top_k, then temperature, then top_p, then min_p. Where top_k or top_p filters or a logit is -inf, candidates are
-  // walked from the most likely down (ties by token), else by token; the token is the first whose cumulative mass exceeds uniform
+  // logits [V], -inf = excluded, +inf = certain (the first of them). The token; kNanLogit where a logit is NaN, kNoToken where
+  // all are excluded. Order: top_k, then temperature, then top_p, then min_p. Where top_k or top_p filters or a logit is -inf,
+  // candidates are walked from the most likely down (ties by token), else by token; the token is the first whose cumulative mass
+  // exceeds uniform
   // * mass, in double precision.
   int32_t draw(const float* logits, int64_t vocab_size, const DrawParams& params);
 

@@ -81,6 +81,10 @@ ModelWeights EngineCore::load_weights() {
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
+    const int64_t free = backend_->memory_budget().free;
+    if (weight_bytes_ > free)
+      fail(ErrorCode::kOutOfMemory, "device", "device: the weights take ", weight_bytes_, " bytes, but ", free, " are free on ",
+           backend_->description(), "; use a larger device, or device=\"cpu\"");
     place_weights(*backend_, weights, options_.on_load_progress);
     weights.owned.clear();
     checkpoint_ = Checkpoint();

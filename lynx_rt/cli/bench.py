@@ -45,8 +45,8 @@ class Row:
     tokens_per_s: float = 0.0  # at the median step
     bytes_per_step: float = 0.0
     gb_per_s: float = 0.0
-    read_gb_per_s: float = 0.0  # median rate of plain reading, measured between the turns
-    percent_of_read: float = 0.0
+    read_gb_per_s: float | None = None  # median rate of plain reading, measured between the turns; None on a device
+    percent_of_read: float | None = None
     union_before: float = 0.0  # experts that the model's own routing would have read
     active: float = 0.0  # experts that were read
     retained_mass: float = 0.0
@@ -94,8 +94,8 @@ class _Tally:
             tokens_per_s=batch / median,
             bytes_per_step=self.bytes_read / count,
             gb_per_s=(gb_per_s := self.bytes_read / count / median / 1e9),
-            read_gb_per_s=(read_gb_per_s := statistics.median(self.read_gb_s)),
-            percent_of_read=100 * gb_per_s / read_gb_per_s,
+            read_gb_per_s=(read := statistics.median(self.read_gb_s) if self.read_gb_s else None),
+            percent_of_read=100 * gb_per_s / read if read else None,
             union_before=self.union_before / layer_steps,
             active=self.active / layer_steps,
             retained_mass=self.retained_mass / max(self.layer_rows, 1),
@@ -147,7 +147,9 @@ def run(args: argparse.Namespace) -> int:
                 f"cache takes {info['max_model_len']}; use fewer --steps or a shorter --context",
                 "steps",
             )
-        probe = _C.BandwidthProbe(threads, min(_BANDWIDTH_BYTES, available_memory_bytes() // 4))
+        # The probe reads the host's memory; what a device's gives, bench/gpu measures.
+        on_host = info["device"].startswith("cpu")
+        probe = _C.BandwidthProbe(threads, min(_BANDWIDTH_BYTES, available_memory_bytes() // 4)) if on_host else None
         rows = [row for batch in args.batch for row in _measure(core, probe, batch, args, info["vocab_size"])]
     finally:
         core.close()
@@ -187,7 +189,8 @@ def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_
                 core.step()
                 tally.times.append(time.perf_counter() - start)
             stats = core.stats()
-            tally.read_gb_s.append(probe.measure())
+            if probe is not None:
+                tally.read_gb_s.append(probe.measure())
             if stats["decode_rows"] != turn * batch:
                 raise RuntimeError(f"expected {turn} decode steps of {batch} rows, got {stats['decode_rows']} rows")
             tally.add(stats)
@@ -226,7 +229,7 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     header = ["selection", "batch", "ms/step", "p10", "p90", "tok/s", "bytes/step", "GB/s", "read", "%", "experts"]
     header += ["before", "mass"]
     lines.append(format_table(header, [_cells(row) for row in rows]))
-    if with_ops:
+    if with_ops and info["device"].startswith("cpu"):  # a device's ops are only queued when they return
         for row in rows:
             ordered = sorted(row.ops.items(), key=lambda item: -item[1]["ms"])
             cells = [
@@ -248,8 +251,8 @@ def _cells(row: Row) -> list[str]:
         f"{row.tokens_per_s:.1f}",
         format_bytes(row.bytes_per_step),
         f"{row.gb_per_s:.2f}",
-        f"{row.read_gb_per_s:.2f}",
-        f"{row.percent_of_read:.1f}",
+        "-" if row.read_gb_per_s is None else f"{row.read_gb_per_s:.2f}",
+        "-" if row.percent_of_read is None else f"{row.percent_of_read:.1f}",
         f"{row.active:.2f}",
         f"{row.union_before:.2f}",
         f"{row.retained_mass:.4f}",

@@ -81,8 +81,9 @@ void test_decode(const std::string& model, int num_threads, const std::string& s
   for (int32_t position = 0; position < kContext + 2; ++position) {
     BatchView view = batch.at(position);
     int64_t before = allocations;
-    decoder.forward(view, cache, selection, stats);
+    decoder.forward(view, cache, selection);
     decoder.logits(rows, logits.data());
+    decoder.end_step(stats);
     if (position >= kContext) counted += allocations - before;
   }
   CHECK_EQ(counted, 0);

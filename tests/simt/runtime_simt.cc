@@ -47,6 +47,8 @@ int64_t device_bytes() {
 
 namespace simt {
 
+int captures = 0;
+
 void queue(std::function<void()> work) {
   if (capturing) {
     capturing->work.push_back(std::move(work));
@@ -130,6 +132,7 @@ Graph Graph::capture(Stream, const std::function<void()>& record) {
     throw;
   }
   capturing = nullptr;
+  ++simt::captures;
   return graph;
 }
 void Graph::launch(Stream) const {

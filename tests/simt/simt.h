@@ -49,6 +49,7 @@ void run_grid(Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(const voi
 
 // Runs `work` now, or keeps it for a replay where a graph is being captured (runtime_simt.cc).
 void queue(std::function<void()> work);
+extern int captures;  // graphs so far
 
 // --- calls from inside a kernel
 

@@ -10,6 +10,9 @@
 #include "backend/backend.h"
 #include "check.h"
 #include "lynx_rt/engine.h"
+#ifdef LYNX_RT_EMULATED
+#include "simt.h"
+#endif
 
 using namespace lynx_rt;
 
@@ -154,6 +157,16 @@ void test_batch_invariance() {
   for (const Answer& a : together) CHECK_EQ(int(a.reason), int(FinishReason::kLength));
   for (size_t i : {size_t{0}, size_t{3}, asks.size() - 1}) CHECK(generate(*engine, {asks[i]})[0] == together[i]);
   CHECK(generate(*engine, asks) == together);  // all sizes are recorded by now
+#ifdef LYNX_RT_EMULATED
+  const int captures = simt::captures;
+  CHECK(captures > 2);
+  std::vector<Ask> others = batch(vocab, 9);
+  for (Ask& a : others) a.prompt[0] = 3;
+  const auto first = generate(*engine, others);
+  CHECK(generate(*engine, asks) == together);
+  CHECK(generate(*engine, others) == first);
+  CHECK_EQ(simt::captures, captures);  // other numbers of rows, other tokens: nothing is recorded again
+#endif
 
   o.max_num_batched_tokens = 16;
   o.disable_dependent_launch = true;
@@ -226,8 +239,19 @@ void test_errors() {
   CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kUnsupported, "device", {"no CUDA-capable device"});
   CHECK(Engine::create(model, options("auto"))->model_info().device.starts_with("cpu"));
   unsetenv("SIMT_DEVICES");
-  setenv("SIMT_DEVICE_BYTES", "300000", 1);
-  CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kOutOfMemory, "weights", {"needs", "of 300000 are free"});
+  // Too small for the weights, for what a step needs, and for the KV cache that was asked for.
+  const int64_t weights = Engine::create(model, options("cuda"))->model_info().weight_bytes;
+  setenv("SIMT_DEVICE_BYTES", std::to_string(weights / 2).c_str(), 1);
+  CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kOutOfMemory, "device",
+               {std::to_string(weights), "are free", "device=\"cpu\""});
+  setenv("SIMT_DEVICE_BYTES", std::to_string(2 * weights).c_str(), 1);
+  o = options("cuda");
+  o.max_num_batched_tokens = 65536;
+  CHECK_THROWS(Engine::create(model, o), ErrorCode::kOutOfMemory, "workspace", {"needs", "are free", "max_num_batched_tokens"});
+  setenv("SIMT_DEVICE_BYTES", "200000000", 1);
+  o = options("cuda");
+  o.kv_cache_memory_bytes = 300000000;
+  CHECK_THROWS(Engine::create(model, o), ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", {"300000000", "are free"});
   unsetenv("SIMT_DEVICE_BYTES");
 #endif
   CHECK(Engine::create(model, options("auto"))->model_info().device.starts_with("cuda"));

@@ -66,10 +66,19 @@ std::string CudaBackend::description() const { return str_cat("cuda:", device_, 
 
 void* CudaBackend::allocate(int64_t bytes, const char* what) {
   set_device(device_);
-  DeviceMemory memory = allocate_device(bytes, what);
-  return memory.release();
+  return allocate_step_memory(bytes, what).release();
 }
 void CudaBackend::release(void* p, int64_t) noexcept { const DeviceMemory freed(p); }
+
+DeviceMemory CudaBackend::allocate_step_memory(int64_t bytes, const char* what) {
+  try {
+    return allocate_device(bytes, what);
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kOutOfMemory) throw;
+    throw Error(e.code(), e.field(),
+                str_cat(e.what(), "; a smaller max_num_batched_tokens, max_model_len or kv_cache_memory_bytes needs less"));
+  }
+}
 
 Backend::MemoryBudget CudaBackend::memory_budget() const {
   set_device(device_);

@@ -61,6 +61,8 @@ class CudaBackend final : public Backend {
   void do_run(const StepKey&, const BatchView&, const std::function<void(const BatchView&)>& ops) override;
   void do_end_step(std::span<SelectionStats>) override;
 
+  // As allocate_device(), for what the size of steps decides: an error says which arguments would need less.
+  static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
   // The bfloat16 copy of x [num_rows, num_columns], made now where no op has left it.
   const uint16_t* rounded(const float* x, int64_t num_rows, int64_t num_columns);
   // Ends what is left between ops, before an op that reads or writes `out` arrays as the caller sees them.

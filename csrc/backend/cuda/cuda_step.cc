@@ -43,28 +43,31 @@ T* at(void* base, int64_t offset) {
 
 void CudaBackend::reserve(const StepLimits& l) {
   set_device(device_);
+  synchronize(stream_);  // the last weights leave the loader's buffers
   loader_.reset();
   limits_ = l;
   const int64_t t = l.max_rows, attention_columns = l.num_heads * l.head_dim;
-  rounded_ = allocate_device(t * std::max(padded_columns(l.hidden_size), padded_columns(attention_columns)) * 2, "workspace");
+  rounded_ =
+      allocate_step_memory(t * std::max(padded_columns(l.hidden_size), padded_columns(attention_columns)) * 2, "workspace");
   const int64_t pairs = t * l.top_k;
-  hidden_ = allocate_device(std::max(pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width)) * 2, "workspace");
-  partial_ = allocate_device(checked_mul(pairs, l.hidden_size, "workspace") * 4, "workspace");
-  attention_partial_ = allocate_device(kMaxPartials * l.num_heads * (l.head_dim + 2) * 4, "workspace");
+  hidden_ =
+      allocate_step_memory(std::max(pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width)) * 2, "workspace");
+  partial_ = allocate_step_memory(checked_mul(pairs, l.hidden_size, "workspace") * 4, "workspace");
+  attention_partial_ = allocate_step_memory(kMaxPartials * l.num_heads * (l.head_dim + 2) * 4, "workspace");
   int64_t tiles = 0;  // the list is longest for the smallest tiles
   for (int64_t rows = t; rows > 0; rows /= 2)
     tiles = std::max(tiles, max_tiles(rows * l.top_k, std::max<int64_t>(l.num_experts, 1), tile_rows(int(rows))));
   for (int64_t rows : {32, 128, 512})
     if (rows <= t) tiles = std::max(tiles, max_tiles(rows * l.top_k, std::max<int64_t>(l.num_experts, 1), tile_rows(int(rows))));
-  tiles_ = allocate_device(tiles * int64_t(sizeof(Tile)), "workspace");
-  counts_ = allocate_device(2 * sizeof(int32_t), "workspace");
-  stats_ = allocate_device(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
+  tiles_ = allocate_step_memory(tiles * int64_t(sizeof(Tile)), "workspace");
+  counts_ = allocate_step_memory(2 * sizeof(int32_t), "workspace");
+  stats_ = allocate_step_memory(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
   host_stats_ = allocate_pinned(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
-  sample_scratch_ = allocate_device(int64_t(sample_scratch_bytes(int(l.max_logit_rows), int(l.vocab_size))), "workspace");
-  params_ = allocate_device(l.max_logit_rows * int64_t(sizeof(DrawParams)), "workspace");
-  tokens_ = allocate_device(t * int64_t(sizeof(int32_t)), "workspace");
+  sample_scratch_ = allocate_step_memory(int64_t(sample_scratch_bytes(int(l.max_logit_rows), int(l.vocab_size))), "workspace");
+  params_ = allocate_step_memory(l.max_logit_rows * int64_t(sizeof(DrawParams)), "workspace");
+  tokens_ = allocate_step_memory(t * int64_t(sizeof(int32_t)), "workspace");
   host_tokens_ = allocate_pinned(t * int64_t(sizeof(int32_t)), "workspace");
-  rows_ = allocate_device(t * int64_t(sizeof(int32_t)), "workspace");
+  rows_ = allocate_step_memory(t * int64_t(sizeof(int32_t)), "workspace");
 }
 
 // --- transfers

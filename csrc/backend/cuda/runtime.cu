@@ -23,7 +23,12 @@ int device_count(std::string* why) {
   int count = 0;  // left alone where there is no driver
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;
-  if (why) *why = status == cudaSuccess ? "no CUDA-capable device is detected" : cudaGetErrorString(status);
+  if (why && status == cudaErrorInsufficientDriver) {  // also where there is no driver at all
+    *why = str_cat("no NVIDIA driver was found, or one older than CUDA ", CUDART_VERSION / 1000, ".", CUDART_VERSION % 1000 / 10,
+                   " needs");
+  } else if (why) {
+    *why = status == cudaSuccess ? "no CUDA-capable device is detected" : cudaGetErrorString(status);
+  }
   cudaGetLastError();
   return 0;
 }

@@ -315,15 +315,6 @@ __device__ int draw_by_likelihood(const Row& row, const DrawParams& p, int most_
       row, [&](float logit) { return uint64_t(to_key(logit) == drawn.key); }, [&](uint64_t) { return drawn.rank; });
 }
 
-// A logit is +inf: what the arithmetic of TokenDrawer::draw() comes to, where all other weights are 0 and these are NaN.
-__device__ int draw_infinite(const Row& row, const DrawParams& p, bool by_token, int first_infinite) {
-  if (p.top_p < 1.0f || (p.min_p > 0.0f && !by_token)) return first_infinite;
-  if (p.min_p > 0.0f) return 0;
-  const auto measure = [](float logit) { return uint64_t(float_bits(logit) == kInfinityBits); };
-  return walk_tokens(row, measure,
-                     [&](uint64_t n) { return p.top_k > 0 && uint64_t(p.top_k) < n ? uint64_t(p.top_k) - 1 : n - 1; });
-}
-
 __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(const __grid_constant__ SampleArgs a) {
   grid_wait();  // logits and parameters are there, and no earlier kernel reads the tokens any more
   grid_launch_dependents();
@@ -357,16 +348,12 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(const __grid_con
     drawn = kNanLogit;
   } else if (key == kLowestKey) {
     drawn = kNoToken;
-  } else if (!(p.temperature < kGreedyTemperature)) {
+  } else if (!(p.temperature < kGreedyTemperature) && float_bits(from_key(key)) != kInfinityBits) {
     const bool by_token = !(row_flags & 2) && (p.top_k <= 0 || p.top_k >= a.vocab_size) && !(p.top_p < 1.0f);
     row.largest = from_key(key);
     row.inverse_temperature = 1 / double(p.temperature);
     row.bin_scale = float(kBins / kLargestGap * row.inverse_temperature);
-    if (float_bits(row.largest) == kInfinityBits) {
-      drawn = draw_infinite(row, p, by_token, int(token));
-    } else {
-      drawn = by_token ? draw_by_token(row, p) : draw_by_likelihood(row, p, int(token));
-    }
+    drawn = by_token ? draw_by_token(row, p) : draw_by_likelihood(row, p, int(token));
   }
   if (threadIdx.x == 0) a.tokens[blockIdx.x] = drawn;
 }
