@@ -169,7 +169,7 @@ void test_batch_invariance() {
   CHECK_EQ(simt::captures, captures);  // other numbers of rows, other tokens: nothing is recorded again
 #endif
 
-  o.max_num_batched_tokens = 16;
+  o.max_num_batched_tokens = 11;  // a batch of 9 cannot be padded to 16
   o.disable_dependent_launch = true;
   o.block_size = 5;
   o.enable_prefix_caching = true;
@@ -372,6 +372,20 @@ void test_products() {
       }
       CHECK_EQ(double(out[size_t(t * kStride + c)]), want);  // small multiples of 1/32: exact in float32
     }
+
+  // Two draws in one step, each with tokens of its own.
+  const std::vector<float> logits = {0, 3, 1, 2, 5, 4, std::nanf(""), 1};
+  backend->write(device_x, logits.data(), int64_t(logits.size()) * 4);
+  backend->begin_step({});
+  const std::vector<DrawParams> draws(1, DrawParams{0, 1, 0, 0, 0});
+  int32_t tokens[3] = {-9, -9, -9};
+  backend->sample(device_x, draws, 4, tokens);
+  backend->sample(device_x + 4, draws, 2, tokens + 1);
+  backend->sample(device_x + 6, draws, 2, tokens + 2);
+  backend->end_step({});
+  CHECK_EQ(tokens[0], 1);
+  CHECK_EQ(tokens[1], 0);
+  CHECK_EQ(tokens[2], kNanLogit);
   backend->release(memory, bytes);
 }
 
