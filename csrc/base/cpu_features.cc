@@ -1,6 +1,11 @@
 #include "base/cpu_features.h"
 
 #include <sched.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -11,9 +16,26 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16"};
+static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amxbf16"};
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
+
+#if defined(__x86_64__)
+// Linux gives the tile registers to processes that ask (Documentation/arch/x86/xstate.rst). The answer holds for every thread,
+// those started before included; it is no where a signal stack is too small for the registers, under a seccomp filter, or before
+// Linux 5.16.
+static bool has_amx_bf16() {
+  unsigned a, b, c, d;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 Isa best_isa() {
 #if defined(__x86_64__)
@@ -21,7 +43,9 @@ Isa best_isa() {
   if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")))
     return Isa::kAvx2;
-  return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+  static const bool amx = has_amx_bf16();
+  return amx ? Isa::kAmxBf16 : Isa::kAvx512Bf16;
 #else
   return Isa::kScalar;
 #endif
@@ -38,13 +62,13 @@ Isa resolve_isa(const std::string& name) {
     const char* forced = std::getenv("LYNX_RT_ISA");
     return forced && *forced ? resolve_isa(forced) : best_isa();
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i <= int(Isa::kAmxBf16); ++i) {
     if (name != kNames[i]) continue;
     if (Isa(i) > best_isa())
       fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ", isa_name(best_isa()));
     return Isa(i);
   }
-  invalid("isa", "expected scalar, avx2, avx512 or avx512bf16, got \"", name, "\"");
+  invalid("isa", "expected scalar, avx2, avx512, avx512bf16 or amxbf16, got \"", name, "\"");
 }
 
 // cgroup v2 "max 100000" or "150000 100000"; v1 has the two numbers in two files. 0 = no limit.

@@ -12,6 +12,7 @@ import tiny_models as tm
 from driving import Job, alone, engine, params, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isas import ISAS
 
 from lynx_rt import ValidationError, _C
 
@@ -125,7 +126,7 @@ def test_block_size_and_prefix_cache(case, model, block_size):
     assert [r.num_cached_tokens for r in again] == expected
 
 
-@pytest.mark.parametrize("isa", _C.build_info()["supported_isas"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_every_isa(tiny_path, isa):
     path = tiny_path("bf16")
     jobs = mixed_jobs(tm.ALL["bf16"].vocab)

@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models as tm
+from isas import ISAS
 
 from lynx_rt import _C
 
 F32_BOUND = 1e-4  # of the row's largest absolute logit
 FLIP_FACTOR = 2.0
-ISAS = _C.build_info()["supported_isas"]
 TASKS = Path(__file__).parents[2] / "bench" / "tasks"
 
 

@@ -1,13 +1,14 @@
 """What the op tests run over: every instruction set of this CPU, every compute dtype."""
 
 import pytest
+from isas import ISAS
 
 from lynx_rt import _C
 
 DTYPES = ["float32", "bfloat16", "float16"]
 
 
-@pytest.fixture(params=_C.build_info()["supported_isas"])
+@pytest.fixture(params=ISAS)
 def isa(request):
     return request.param
 

@@ -70,6 +70,23 @@ def test_mlp(backend, dtype, weight_dtype, shape):
     assert_within(backend.mlp(x, gate, up, down), ref.mlp(x, gate, up, down, dtype), str(shape))
 
 
+# Widths and row counts around the tiles, as in test_linear.py.
+@pytest.mark.parametrize("hidden, width", [(1, 33), (31, 17), (32, 16), (33, 15), (63, 1), (100, 33), (100, 100)])
+@pytest.mark.parametrize("down_dtype", ["float32", "bfloat16"])
+def test_tails(backend, dtype, weight_dtype, down_dtype, hidden, width):
+    """Experts with 1, 2, 15, 16, 17, 33 and 70 rows give each row the bits that it gets alone."""
+    counts = (1, 2, 15, 16, 17, 33, 70)
+    w = make_experts(len(counts), hidden, width, weight_dtype, down_dtype)
+    rng = np.random.default_rng(hidden + width)
+    ids = rng.permutation(np.repeat(np.arange(len(counts), dtype=np.int32), counts))[:, None].copy()
+    x, weights = rng.standard_normal((len(ids), hidden)).astype(np.float32), np.ones(ids.shape, np.float32)
+    whole = backend.expert_ffn(x, *w, ids, weights)
+    assert_within(whole, ref.expert_ffn(x, *w, ids, weights, dtype), f"{hidden} {width}")
+    for t in range(0, len(ids), 7):
+        alone = backend.expert_ffn(x[t : t + 1], *w, ids[t : t + 1], weights[:1])
+        np.testing.assert_array_equal(alone.view(np.uint32), whole[t : t + 1].view(np.uint32))
+
+
 @pytest.mark.parametrize("down_dtype", ["float32", "bfloat16", "float16"])
 def test_down_in_another_dtype(backend, dtype, weight_dtype, down_dtype):
     w = make_experts(3, 40, 25, weight_dtype, down_dtype)

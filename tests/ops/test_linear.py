@@ -27,6 +27,25 @@ def test_linear(backend, dtype, weight_dtype, shape):
     assert_within(backend.linear(x, w), ref.linear(x, w, dtype), str(shape))
 
 
+# Around tiles of 16 weight rows, 32 columns and 16 or 32 rows of x: beyond them, short of them, and far short.
+TAILS_N, TAILS_K, TAILS_M = (1, 15, 16, 17, 33), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 70)
+
+
+@pytest.mark.parametrize("k", TAILS_K)
+def test_tails(backend, dtype, weight_dtype, k):
+    """Fewer rows or fewer weights give the same bits of what is left, with and without an output to add to."""
+    x, w, rng = make((max(TAILS_M), k, max(TAILS_N)), weight_dtype)
+    add_to = rng.standard_normal((len(x), len(w))).astype(np.float32)
+    whole, added = backend.linear(x, w), backend.linear(x, w, add_to=add_to)
+    assert_within(whole, ref.linear(x, w, dtype), str(k))
+    assert_within(added, ref.linear(x, w, dtype, add_to=add_to), str(k))
+    for n in TAILS_N:
+        for m in TAILS_M:
+            got = backend.linear(x[:m], w[:n]), backend.linear(x[-m:], w[-n:], add_to=add_to[-m:, -n:].copy())
+            np.testing.assert_array_equal(got[0].view(np.uint32), whole[:m, :n].copy().view(np.uint32), f"{m} {n}")
+            np.testing.assert_array_equal(got[1].view(np.uint32), added[-m:, -n:].copy().view(np.uint32), f"{m} {n}")
+
+
 @pytest.mark.parametrize("bias_dtype", ["float32", "bfloat16", "float16"])
 def test_bias_and_accumulate(backend, dtype, weight_dtype, bias_dtype):
     for shape in [(1, 33, 5), (5, 40, 70)]:

@@ -44,7 +44,6 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
                               const KvCacheView& cache, float* out) {
   int64_t d = cache.head_dim, group = num_heads / cache.num_kv_heads, page_size = cache.block_size;
   int64_t tile = std::max<int64_t>(1, kTileHeads / group);  // query rows per task
-  int64_t row_bytes = d * dtype_size(cache.dtype), packed_row = round_up(packed_bytes(cache.dtype, d), 64);
   int64_t tasks = 0;
   for (int64_t s = 0; s < batch.num_seqs; ++s) tasks += ceil_div(batch.query_start[s + 1] - batch.query_start[s], tile);
 
@@ -61,10 +60,10 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
     int64_t shortest = batch.positions[first] + 1, longest = batch.positions[first + rows - 1] + 1;
     int64_t stride = round_up(longest, page_size);
 
-    char* packed = query_[size_t(thread)].get(m * packed_row);
+    RowGroup x{nullptr, key_product_.row_bytes(d)};
+    x.data = query_[size_t(thread)].get(std::min<int64_t>(64, m) * x.row_bytes);
     float* scores = tile_[size_t(thread)].get(m * (stride + d));
     float* sums = scores + m * stride;
-    const void* x[64];
     const float* p[64];
     float* acc[64];
     // Wide groups are walked in slices, so that the arrays above have a fixed size.
@@ -72,14 +71,16 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
       int64_t n = std::min<int64_t>(64, m - j0);
       for (int64_t j = 0; j < n; ++j) {
         int64_t row = first + (j0 + j) / group, h = head * group + (j0 + j) % group;
-        pack_row(q + row * q_stride + h * d, d, cache.dtype, packed + (j0 + j) * packed_row);
-        x[j] = packed + (j0 + j) * packed_row;
+        const float* query = q + row * q_stride + h * d;
+        key_product_.pack(&query, 1, 0, d, x.from(j));
         p[j] = scores + (j0 + j) * stride;
         acc[j] = sums + (j0 + j) * d;
       }
-      for (int64_t b = 0; b * page_size < longest; ++b)
-        gemm(cache.dtype)(page(cache.k, cache, table[b], head), row_bytes, std::min(page_size, longest - b * page_size), x, n, d,
-                          scores + j0 * stride + b * page_size, stride, false);
+      for (int64_t b = 0; b * page_size < longest; ++b) {
+        const WeightView keys{page(cache.k, cache, table[b], head), cache.dtype, page_size, d};
+        key_product_.run(keys, 0, std::min(page_size, longest - b * page_size), x, n, scores + j0 * stride + b * page_size,
+                         stride, false);
+      }
       for (int64_t j = 0; j < n; ++j)
         kernels_.softmax(scores + (j0 + j) * stride, batch.positions[first + (j0 + j) / group] + 1, scale);
       std::memset(acc[0], 0, size_t(n * d) * 4);

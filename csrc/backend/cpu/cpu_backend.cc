@@ -11,6 +11,10 @@ namespace lynx_rt {
 CpuBackend::CpuBackend(const BackendOptions& options)
     : compute_dtype_(options.compute_dtype),
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
+      products_{{kernels_, compute_dtype_, DType::kF32, Product::Use::kWeights},
+                {kernels_, compute_dtype_, DType::kBF16, Product::Use::kWeights},
+                {kernels_, compute_dtype_, DType::kF16, Product::Use::kWeights}},
+      key_product_(kernels_, compute_dtype_, compute_dtype_, Product::Use::kPages),
       pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
       tile_(size_t(pool_.num_threads())),
       query_(size_t(pool_.num_threads())),
@@ -38,20 +42,15 @@ Backend::MemoryBudget CpuBackend::memory_budget() const {
   return {free / 2, free};
 }
 
-const void* const* CpuBackend::pack_rows(const float* x, int64_t rows, int64_t n, DType weight, Scratch<char>& buffer,
-                                         Scratch<const void*>& pointers) {
-  const void** out = pointers.get(rows);
-  if (!takes_bf16(weight) && compute_dtype_ == DType::kF32) {
-    for (int64_t t = 0; t < rows; ++t) out[t] = x + t * n;
-    return out;
-  }
-  int64_t row_bytes = round_up(packed_bytes(weight, n), 64);
-  char* data = buffer.get(rows * row_bytes);
-  for (int64_t t = 0; t < rows; ++t) out[t] = data + t * row_bytes;
-  constexpr int64_t kRows = 16;
-  pool_.parallel_for(ceil_div(rows, kRows), [&](int64_t task, int) {
-    for (int64_t t = task * kRows; t < std::min(rows, (task + 1) * kRows); ++t)
-      pack_row(x + t * n, n, weight, data + t * row_bytes);
+RowGroup CpuBackend::pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer) {
+  if (product.takes_any_row()) return {const_cast<char*>(reinterpret_cast<const char*>(x)), n * 4};
+  RowGroup out{nullptr, product.row_bytes(n)};
+  out.data = buffer.get(num_rows * out.row_bytes);
+  pool_.parallel_for(ceil_div(num_rows, RowGroup::kRows), [&](int64_t task, int) {
+    const int64_t first = task * RowGroup::kRows, m = std::min(RowGroup::kRows, num_rows - first);
+    const float* rows[RowGroup::kRows];
+    for (int64_t j = 0; j < m; ++j) rows[j] = x + (first + j) * n;
+    product.pack(rows, m, 0, n, out.from(first));
   });
   return out;
 }

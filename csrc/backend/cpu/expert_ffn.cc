@@ -1,8 +1,9 @@
-// expert_ffn(): the grouped expert GEMM over the active experts, in three passes.
+// expert_ffn(): the grouped expert GEMM over the active experts, in four passes.
+//   0. gather   the rows of each expert, packed as one group                  task: (active expert, block of H)
 //   1. gate_up  hidden[row] = silu(x . gate) * (x . up)   task: (active expert, block of I)
 //   2. down     expert_out[row] = hidden[row] . down      task: (active expert, block of H)
 //   3. combine  out[t] += sum_j weights[t, j] * expert_out[row of (t, j)], j ascending: a gather, so the same bits always
-// Rows are the dispatch plan's: an expert's rows are consecutive, so its weights are read once for all of them.
+// Rows are the dispatch plan's: an expert's rows are a group, so its weights are read once for all of them.
 // Bytes: gate, up and down of the active experts. Limit: memory bandwidth while experts have few rows.
 #include <cstring>
 
@@ -12,27 +13,38 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kTileRows = 32;  // x rows per gate/up tile: the tile stays in the first-level cache
+constexpr int64_t kTileRows = 32;      // x rows per gate/up tile: the tile stays in the first-level cache
+constexpr int64_t kPackColumns = 512;  // of the rows of an expert that one task packs
 
 }  // namespace
 
 void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
                                const Routing& routing, const DispatchPlan& plan, float* out) {
   int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows, k = rule.top_k;
-  DType w_dtype = experts[0].gate.dtype, down_dtype = experts[0].down.dtype;
   int64_t pairs = plan.offsets[rule.num_experts], active = routing.num_active;
   if (pairs == 0) return;
 
-  const void* const* x_rows = pack_rows(x, num_rows, hidden, w_dtype, packed_[int(w_dtype)], packed_rows_[int(w_dtype)]);
-  const void** gathered = gathered_rows_.get(pairs);
-  for (int64_t r = 0; r < pairs; ++r) gathered[r] = x_rows[plan.pair_of_row[r] / k];
+  const Product &into = product(experts[0].gate.dtype), &down = product(experts[0].down.dtype);
 
-  int64_t hidden_bytes = round_up(packed_bytes(down_dtype, width), 64);
-  char* hidden_data = hidden_.get(pairs * hidden_bytes);
-  const void** hidden_rows = hidden_rows_.get(pairs);
-  for (int64_t r = 0; r < pairs; ++r) hidden_rows[r] = hidden_data + r * hidden_bytes;
+  RowGroup gathered{nullptr, into.row_bytes(hidden)}, activated{nullptr, down.row_bytes(width)};
+  gathered.data = gathered_.get(pairs * gathered.row_bytes);
+  activated.data = hidden_.get(pairs * activated.row_bytes);
 
-  int64_t block = std::min(width, cached_rows(2 * experts[0].gate.row_bytes())), blocks = ceil_div(width, block);
+  const int64_t pieces = ceil_div(hidden, kPackColumns);
+  pool_.parallel_for(active * pieces, [&](int64_t task, int) {
+    const int32_t e = routing.active[task / pieces];
+    const int64_t begin = task % pieces * kPackColumns, count = std::min(kPackColumns, hidden - begin);
+    for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += RowGroup::kRows) {
+      const int64_t m = std::min<int64_t>(RowGroup::kRows, plan.offsets[e + 1] - r);
+      const float* rows[RowGroup::kRows];
+      for (int64_t j = 0; j < m; ++j) rows[j] = x + plan.pair_of_row[r + j] / k * hidden + begin;
+      into.pack(rows, m, begin, count, gathered.from(r));
+    }
+  });
+
+  int64_t block = round_up(into.rows_per_task(2 * experts[0].gate.row_bytes(), std::min(width, balanced_rows(active * width))),
+                           down.pack_step());
+  int64_t blocks = ceil_div(width, block);
   pool_.parallel_for(active * blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / blocks];
     int64_t begin = task % blocks * block, count = std::min(block, width - begin);
@@ -41,24 +53,26 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     float* up = gate + kTileRows * block;
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += kTileRows) {
       int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
-      gemm(w_dtype)(w.gate.row(begin), w.gate.row_bytes(), count, gathered + r, m, hidden, gate, block, false);
-      gemm(w_dtype)(w.up.row(begin), w.up.row_bytes(), count, gathered + r, m, hidden, up, block, false);
+      into.run(w.gate, begin, count, gathered.from(r), m, gate, block, false);
+      into.run(w.up, begin, count, gathered.from(r), m, up, block, false);
+      const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         kernels_.silu_mul(gate + j * block, up + j * block, count, gate + j * block);
-        pack_row(gate + j * block, count, down_dtype, hidden_data + (r + j) * hidden_bytes + packed_bytes(down_dtype, begin));
+        rows[j] = gate + j * block;
       }
+      down.pack(rows, m, begin, count, activated.from(r));
     }
   });
 
   float* expert_out = expert_out_.get(pairs * hidden);
-  int64_t down_block = std::min(hidden, cached_rows(experts[0].down.row_bytes())), down_blocks = ceil_div(hidden, down_block);
+  int64_t down_block = down.rows_per_task(experts[0].down.row_bytes(), std::min(hidden, balanced_rows(active * hidden))),
+          down_blocks = ceil_div(hidden, down_block);
   pool_.parallel_for(active * down_blocks, [&](int64_t task, int) {
     int32_t e = routing.active[task / down_blocks];
     int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);
-    const WeightView& w = experts[size_t(e)].down;
     int64_t first = plan.offsets[e];
-    gemm(down_dtype)(w.row(begin), w.row_bytes(), count, hidden_rows + first, plan.offsets[e + 1] - first, width,
-                     expert_out + first * hidden + begin, hidden, false);
+    down.run(experts[size_t(e)].down, begin, count, activated.from(first), plan.offsets[e + 1] - first,
+             expert_out + first * hidden + begin, hidden, false);
   });
 
   pool_.parallel_for(num_rows, [&](int64_t t, int thread) {

@@ -36,7 +36,7 @@ struct EngineOptions {
   bool enable_mixed_chunk = true;
   std::string expert_selection = "topk";  // "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
   int num_threads = 0;                    // 0 = the cores that this process may use
-  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512bf16"
+  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512bf16", "amxbf16"
   uint64_t seed = 0;                      // for requests without one
   bool disable_dependent_launch = false;  // cuda: kernels of a step do not overlap; results are the same
   // Called from create() as weights reach a device: bytes done, bytes there are. Not called on the CPU, which reads them in

@@ -2,12 +2,27 @@
 
 namespace lynx_rt::cpu {
 
+#if defined(__x86_64__)
+// Everything but the products with bf16 weights is that of AVX-512.
+static Kernels amx_kernels() {
+  Kernels kernels = kAvx512Bf16Kernels;
+  kernels.isa = Isa::kAmxBf16;
+  kernels.gemm_bf16_tiles = amx_gemm_bf16_tiles;
+  kernels.pack_bf16_tiles = amx_pack_bf16_tiles;
+  return kernels;
+}
+#endif
+
 const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
     case Isa::kAvx2: return kAvx2Kernels;
     case Isa::kAvx512: return kAvx512Kernels;
     case Isa::kAvx512Bf16: return kAvx512Bf16Kernels;
+    case Isa::kAmxBf16: {
+      static const Kernels kernels = amx_kernels();
+      return kernels;
+    }
     case Isa::kScalar: break;
   }
 #endif

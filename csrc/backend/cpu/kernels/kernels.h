@@ -9,14 +9,20 @@
 namespace lynx_rt::cpu {
 
 // out[j * out_stride + i] (+)= dot(w[i], x[j]) for i < n, j < m, over k elements.
-// w: n rows of k weights, w_stride bytes apart. x: m pointers to rows of k elements, float32 or bf16.
-using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
-                        int64_t out_stride, bool accumulate);
+// w: n rows of k weights, w_stride bytes apart. x: m rows of k elements, x_stride bytes each, in the kernel's own form.
+using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
+                        float* out, int64_t out_stride, bool accumulate);
+
+// The tile form of m bf16 rows: rows 16 b .. 16 b + 15 are block b, at x + 16 b * x_stride; a block of r rows (16, or what is
+// left) is [k / 2][r][2], the pairs of columns one after the other, and k padded with zeros to a multiple of 32. So a block takes
+// the memory that its rows would take one by one: x_stride = 2 * round_up(k, 32). Packs columns [begin, begin + n) of m float32
+// rows; x points at their first column, begin is a multiple of 32, and the last 32 columns are completed with zeros.
+using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 
 struct Kernels {
   Isa isa;
-  GemmFn gemm_f32[3];  // x float32; indexed by the weights' DType
-  GemmFn gemm_bf16;    // x bf16 and weights bf16; null where the instruction set has no bf16 dot product
+  GemmFn gemm_f32[3];  // x: rows of float32; indexed by the weights' DType
+  GemmFn gemm_bf16;    // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
 
   // acc[j][i] += sum_t p[j][t] * v[t][i]: v is `tokens` rows of d values (dtype); t ascending; j < m, i < d.
   void (*weighted_sum)(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
@@ -30,6 +36,9 @@ struct Kernels {
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);     // rotates (x[i], x[i + half])
   void (*axpy)(float a, const float* x, int64_t n, float* y);                   // y += a * x
   double (*read_sum)(const void* p, int64_t bytes);                             // reads all of it; for measuring bandwidth
+
+  GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles
+  PackTilesFn pack_bf16_tiles = nullptr;
 };
 
 const Kernels& kernels_for(Isa isa);
@@ -39,6 +48,9 @@ extern const Kernels kScalarKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
+                         float* out, int64_t out_stride, bool accumulate);
+void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 #endif
 
 }  // namespace lynx_rt::cpu

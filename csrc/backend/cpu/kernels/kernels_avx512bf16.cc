@@ -7,7 +7,7 @@
 namespace {
 
 template <int NR, int MR>
-inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int64_t k, float* out, int64_t out_stride,
+inline void bf16_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, float* out, int64_t out_stride,
                       bool accumulate, bool first_pass) {
   __m512 acc[NR][MR];
   for (int i = 0; i < NR; ++i)
@@ -15,7 +15,7 @@ inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int
   int64_t p = 0;
   for (; p + 32 <= k; p += 32) {
     __m512bh xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_loadu_si512(static_cast<const uint16_t*>(x[j]) + p);
+    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_loadu_si512(x + j * x_stride + p * 2);
     for (int i = 0; i < NR; ++i) {
       const char* wp = w + i * w_stride + p * 2;
       if (first_pass) prefetch(wp + NR * w_stride);
@@ -26,7 +26,7 @@ inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int
   if (p < k) {
     __mmask32 mask = (__mmask32(1) << (k - p)) - 1;
     __m512bh xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(x[j]) + p);
+    for (int j = 0; j < MR; ++j) xv[j] = (__m512bh)_mm512_maskz_loadu_epi16(mask, x + j * x_stride + p * 2);
     for (int i = 0; i < NR; ++i) {
       __m512bh wv = (__m512bh)_mm512_maskz_loadu_epi16(mask, w + i * w_stride + p * 2);
       for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], wv, xv[j]);
@@ -37,23 +37,32 @@ inline void bf16_tile(const char* w, int64_t w_stride, const void* const* x, int
 }
 
 template <int NR>
-inline void bf16_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out, int64_t out_stride,
-                      bool accumulate) {
+inline void bf16_rows(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
+                      int64_t out_stride, bool accumulate) {
   int64_t j = 0;
-  for (; j + 4 <= m; j += 4) bf16_tile<NR, 4>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+  for (; j + 4 <= m; j += 4)
+    bf16_tile<NR, 4>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
   switch (m - j) {
-    case 3: bf16_tile<NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
-    case 2: bf16_tile<NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
-    case 1: bf16_tile<NR, 1>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 3:
+      bf16_tile<NR, 3>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
+    case 2:
+      bf16_tile<NR, 2>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
+    case 1:
+      bf16_tile<NR, 1>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
   }
 }
 
-void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
-               int64_t out_stride, bool accumulate) {
+void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
+               float* out, int64_t out_stride, bool accumulate) {
   const char* w = static_cast<const char*>(weights);
   int64_t i = 0;
-  for (; i + 4 <= n; i += 4) bf16_rows<4>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
-  for (; i < n; ++i) bf16_rows<1>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+  for (; i + 4 <= n; i += 4)
+    bf16_rows<4>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
+  for (; i < n; ++i)
+    bf16_rows<1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
 }
 
 }  // namespace

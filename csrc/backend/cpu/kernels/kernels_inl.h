@@ -44,7 +44,7 @@ inline void put(float* out, float v, bool accumulate) { *out = accumulate ? *out
 
 // One register tile: NR rows of w against MR rows of x.
 template <DType W, int NR, int MR>
-inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int64_t k, float* out, int64_t out_stride,
+inline void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, float* out, int64_t out_stride,
                       bool accumulate, bool first_pass) {
   F16 acc[NR][MR];
   for (int i = 0; i < NR; ++i)
@@ -52,7 +52,7 @@ inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int
   int64_t p = 0;
   for (; p + kLanes <= k; p += kLanes) {
     F16 xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = load_f32(static_cast<const float*>(x[j]) + p);
+    for (int j = 0; j < MR; ++j) xv[j] = load_f32(x + j * x_stride + p * 4);
     for (int i = 0; i < NR; ++i) {
       const char* wp = w + i * w_stride + p * kSize<W>;
       // The first pass over a tile streams it from memory: fetch the tile after it meanwhile.
@@ -63,7 +63,7 @@ inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int
   }
   if (p < k) {
     F16 xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = load_partial<DType::kF32>(static_cast<const float*>(x[j]) + p, k - p);
+    for (int j = 0; j < MR; ++j) xv[j] = load_partial<DType::kF32>(x + j * x_stride + p * 4, k - p);
     for (int i = 0; i < NR; ++i) {
       F16 wv = load_partial<W>(w + i * w_stride + p * kSize<W>, k - p);
       for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
@@ -74,29 +74,36 @@ inline void gemm_tile(const char* w, int64_t w_stride, const void* const* x, int
 }
 
 template <DType W, int NR>
-inline void gemm_rows(const char* w, int64_t w_stride, const void* const* x, int64_t m, int64_t k, float* out, int64_t out_stride,
-                      bool accumulate) {
+inline void gemm_rows(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
+                      int64_t out_stride, bool accumulate) {
   int64_t j = 0;
   for (; j + kTileM <= m; j += kTileM)
-    gemm_tile<W, NR, kTileM>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+    gemm_tile<W, NR, kTileM>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
   switch (m - j) {
     case 3:
-      if constexpr (kTileM > 3) gemm_tile<W, NR, 3>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      if constexpr (kTileM > 3)
+        gemm_tile<W, NR, 3>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
       break;
     case 2:
-      if constexpr (kTileM > 2) gemm_tile<W, NR, 2>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      if constexpr (kTileM > 2)
+        gemm_tile<W, NR, 2>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
       break;
-    case 1: gemm_tile<W, NR, 1>(w, w_stride, x + j, k, out + j * out_stride, out_stride, accumulate, j == 0); break;
+    case 1:
+      gemm_tile<W, NR, 1>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
+      break;
   }
 }
 
 template <DType W>
-void gemm(const void* weights, int64_t w_stride, int64_t n, const void* const* x, int64_t m, int64_t k, float* out,
+void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
           int64_t out_stride, bool accumulate) {
   const char* w = static_cast<const char*>(weights);
   int64_t i = 0;
-  for (; i + kTileN <= n; i += kTileN) gemm_rows<W, kTileN>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
-  for (; i < n; ++i) gemm_rows<W, 1>(w + i * w_stride, w_stride, x, m, k, out + i, out_stride, accumulate);
+  for (; i + kTileN <= n; i += kTileN)
+    gemm_rows<W, kTileN>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride,
+                         accumulate);
+  for (; i < n; ++i)
+    gemm_rows<W, 1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
 }
 
 template <DType D>

@@ -1,0 +1,202 @@
+// bf16 products with the tile registers of AMX (Intel Architecture Instruction Set Extensions Reference, chapter 3).
+//
+// The weights are the left operand, in place: a tile is 16 weight rows x 32 columns, loaded with the stride of the weight matrix.
+// The right operand is 16 column pairs of up to 16 rows of x (tile form, kernels.h), the result 16 weight rows x 16 rows of x in
+// float32. So one tdpbf16ps serves up to 16 rows of x, and decode is bound by reading the weights, not by arithmetic.
+//
+// Arithmetic: in each step of 32 columns an element sums the products of the even columns, those of the odd columns, and adds
+// both sums to the accumulator: float32, round to nearest even, at most k + k / 16 roundings on any path, within the 4 k of
+// tests/tolerance.py. Inputs and results below 2^-126 count as zero, as in the bf16 dot product of AVX-512: next to the roundings
+// that is nothing unless the whole sum is that small. What enters an element's sum depends on k alone: not on the other rows of a
+// tile, nor on whether they exist, nor on the tile's place; columns beyond k are zeros on both sides.
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "backend/cpu/kernels/kernels.h"
+
+namespace {
+
+constexpr int64_t kRows = 16;     // rows of a tile: weight rows, or pairs of columns of x
+constexpr int64_t kColumns = 32;  // bf16 values in a row of a tile
+constexpr int64_t kBytes = 64;    // of a row of a tile
+
+// Steps of 32 columns between the prefetch of a piece of the weights and its use. The CPU's own prefetchers stop at the end of a
+// page, which is one row of weights or two.
+constexpr int64_t kAhead = 4;
+
+// Assembly rather than the intrinsics of gcc 12, which do not tell the compiler that a load reads memory.
+template <int T>
+inline void load_tile(const void* p, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
+}
+
+template <int T>
+inline void store_tile(void* p, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");
+}
+
+template <int T>
+inline void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+
+template <int C, int A, int B>
+inline void multiply_add() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
+
+// Which tile holds what: the results of block b of x in b, weights in 4, block b of x in 6 + b.
+constexpr int kWeights = 4, kBlocks = 6;
+
+// Sets the tiles up for two blocks of x of these many rows, the second possibly none.
+void configure(int64_t rows0, int64_t rows1) {
+  struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  for (int t = 0; t < 8; ++t) {
+    bool second = rows1 > 0 && t % 2 == 1;
+    config.rows[t] = uint8_t(kRows);
+    config.row_bytes[t] = uint16_t(t == kWeights ? kBytes : 4 * (second ? rows1 : rows0));
+  }
+  asm volatile("ldtilecfg %0" ::"m"(config));
+}
+
+// Rows to columns of a 16 x 16 matrix of 32-bit values.
+inline void transpose(__m512i (&r)[16]) {
+  __m512i t[16];
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+    r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+  }
+}
+
+inline __mmask16 first(int64_t lanes) { return lanes >= 16 ? __mmask16(0xffff) : __mmask16((1u << (lanes > 0 ? lanes : 0)) - 1); }
+
+// 16 weight rows x 32 columns, of which only `rows` and `columns` may exist: what does not is zero, and is not touched in memory.
+template <int T>
+inline void load_weights(const char* w, int64_t w_stride, int64_t rows, int64_t columns) {
+  if (rows >= kRows && columns >= kColumns) return load_tile<T>(w, w_stride);
+  alignas(64) char part[kRows * kBytes] = {};
+  for (int64_t i = 0; i < rows && i < kRows; ++i)
+    std::memcpy(part + i * kBytes, w + i * w_stride, size_t(2 * (columns < kColumns ? columns : kColumns)));
+  load_tile<T>(part, kBytes);
+}
+
+// Stores a tile of results: out[j * out_stride + i] for `rows` weight rows i and m rows j of x.
+template <int T>
+inline void put_tile(float* out, int64_t out_stride, int64_t rows, int64_t m, bool accumulate) {
+  alignas(64) float tile[kRows * kRows] = {};
+  store_tile<T>(tile, kBytes);
+  __m512i r[16];
+  for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(tile + i * kRows);
+  transpose(r);
+  for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i * kRows, r[i]);
+  __mmask16 mask = first(rows);
+  for (int64_t j = 0; j < m; ++j) {
+    __m512 v = _mm512_load_ps(tile + j * kRows);
+    if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out + j * out_stride), v);
+    _mm512_mask_storeu_ps(out + j * out_stride, mask, v);
+  }
+}
+
+// Up to 16 weight rows times one or two blocks of x. `next`: the weights to prefetch after these, or null; `fetch`: prefetch at
+// all.
+template <int Blocks>
+inline void product(const char* w, int64_t w_stride, int64_t n, const char* next, bool fetch, const char* x, int64_t x_stride,
+                    int64_t m, int64_t k, float* out, int64_t out_stride, bool accumulate) {
+  const int64_t rows0 = m < kRows ? m : kRows, rows1 = m - kRows;
+  zero_tile<0>();
+  if constexpr (Blocks == 2) zero_tile<1>();
+  for (int64_t p = 0; p < k; p += kColumns) {
+    if (fetch) {
+      const int64_t ahead = p + kAhead * kColumns;
+      const char* to = ahead < k ? w + ahead * 2 : next ? next + (ahead - k) * 2 : nullptr;
+      if (to)
+        for (int i = 0; i < kRows; ++i) _mm_prefetch(to + i * w_stride, _MM_HINT_T0);
+    }
+    load_tile<kBlocks>(x + p * 2 * rows0, 4 * rows0);
+    load_weights<kWeights>(w + p * 2, w_stride, n, k - p);
+    multiply_add<0, kWeights, kBlocks>();
+    if constexpr (Blocks == 2) {
+      load_tile<kBlocks + 1>(x + kRows * x_stride + p * 2 * rows1, 4 * rows1);
+      multiply_add<1, kWeights, kBlocks + 1>();
+    }
+  }
+  put_tile<0>(out, out_stride, n, rows0, accumulate);
+  if constexpr (Blocks == 2) put_tile<1>(out + kRows * out_stride, out_stride, n, rows1, accumulate);
+}
+
+template <int Blocks>
+void all_weights(const char* w, int64_t w_stride, int64_t n, bool fetch, const char* x, int64_t x_stride, int64_t m, int64_t k,
+                 float* out, int64_t out_stride, bool accumulate) {
+  for (int64_t i = 0; i < n; i += kRows, w += kRows * w_stride) {
+    const char* next = i + 2 * kRows <= n ? w + kRows * w_stride : nullptr;
+    product<Blocks>(w, w_stride, n - i, next, fetch, x, x_stride, m, k, out + i, out_stride, accumulate);
+  }
+}
+
+}  // namespace
+
+namespace lynx_rt::cpu {
+
+void amx_gemm_bf16_tiles(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m,
+                         int64_t k, float* out, int64_t out_stride, bool accumulate) {
+  const char* w = static_cast<const char*>(weights);
+  const char* x = static_cast<const char*>(rows);
+  int64_t configured = 0;
+  for (int64_t j = 0; j < m; j += 2 * kRows) {
+    int64_t count = m - j < 2 * kRows ? m - j : 2 * kRows;
+    if (count != configured) configure(count < kRows ? count : kRows, count - kRows);
+    configured = count;
+    const bool fetch = j == 0;  // only the first pass streams the weights from memory
+    auto pass = count > kRows ? all_weights<2> : all_weights<1>;
+    pass(w, w_stride, n, fetch, x + j * x_stride, x_stride, count, k, out + j * out_stride, out_stride, accumulate);
+  }
+  asm volatile("tilerelease");
+}
+
+void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
+  for (int64_t b = 0; b < m; b += kRows) {
+    int64_t rows = m - b < kRows ? m - b : kRows;
+    uint32_t* block = reinterpret_cast<uint32_t*>(static_cast<char*>(out) + b * x_stride + begin * 2 * rows);
+    __mmask16 mask = first(rows);
+    for (int64_t p = 0; p < n; p += kColumns, block += kRows * rows) {
+      __m512i r[16];
+      for (int64_t j = 0; j < 16; ++j) {
+        r[j] = _mm512_setzero_si512();
+        if (j >= rows) continue;
+        __m512 low = _mm512_maskz_loadu_ps(first(n - p), x[b + j] + p);
+        __m512 high = _mm512_maskz_loadu_ps(first(n - p - 16), x[b + j] + p + 16);
+        r[j] = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+      }
+      if (rows == 1) {
+        _mm512_storeu_si512(block, r[0]);
+        continue;
+      }
+      transpose(r);
+      for (int64_t i = 0; i < kRows; ++i) _mm512_mask_storeu_epi32(block + i * rows, mask, r[i]);
+    }
+  }
+}
+
+}  // namespace lynx_rt::cpu

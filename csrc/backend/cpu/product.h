@@ -1,0 +1,55 @@
+// A matrix product with weights of one dtype, and the form in which rows enter it.
+#pragma once
+#include <cstdint>
+
+#include "backend/cpu/kernels/kernels.h"
+#include "base/tensor.h"
+
+namespace lynx_rt {
+
+// The packed rows of one product: one piece of memory, `row_bytes` for each row. How rows lie within sixteen is the product's
+// own, so a part of a group begins at a multiple of 16 rows.
+struct RowGroup {
+  static constexpr int64_t kRows = 16;
+
+  char* data = nullptr;
+  int64_t row_bytes = 0;
+
+  RowGroup from(int64_t row) const { return {data + row * row_bytes, row_bytes}; }
+};
+
+class Product {
+ public:
+  enum class Use {
+    kWeights,  // few large matrices: rows are packed for them once
+    kPages,    // many small matrices, the pages of the KV cache
+  };
+  // Rows enter as bf16 where the kernels take them so, else as float32 rounded to the compute dtype.
+  Product(const cpu::Kernels& kernels, DType compute, DType weight, Use use);
+
+  int64_t row_bytes(int64_t k) const;  // of a packed row
+  // Whether a float32 row is its own packed form.
+  bool takes_any_row() const { return form_ == Form::kF32 && compute_ == DType::kF32; }
+  // Packs columns [begin, begin + n) of m rows into a group; rows[j] points at their first one. `begin` is a multiple of
+  // pack_step().
+  int64_t pack_step() const { return form_ == Form::kBF16Tiles ? 32 : 1; }
+  void pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const;
+  // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m.
+  void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride,
+           bool accumulate) const {
+    gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate);
+  }
+  // Weight rows for one task, `row_bytes` each: in whole register tiles, and so few that they stay in the second-level cache
+  // while the task's rows of x pass over them. `most` bounds them as far as whole tiles allow.
+  int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
+
+ private:
+  enum class Form { kF32, kBF16, kBF16Tiles };
+
+  const cpu::Kernels* kernels_;
+  DType compute_;
+  Form form_;
+  cpu::GemmFn gemm_;
+};
+
+}  // namespace lynx_rt
