@@ -59,7 +59,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa, !o.disable_dependent_launch})),
       weights_(load_weights()),
       decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
-               o.max_model_len ? o.max_model_len : config_.max_position_embeddings),
+               o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget())),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),

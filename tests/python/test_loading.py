@@ -47,6 +47,12 @@ def test_an_unknown_load_format() -> None:
         Engine(lynx_rt.shipped_model(), load_format="gguf")
 
 
+@pytest.mark.parametrize("length", [1025, 10**12])
+def test_a_context_longer_than_the_models_is_named_before_memory_is_taken(length: int) -> None:
+    with pytest.raises(ValidationError, match="max_model_len: expected at most the model's max_position_embeddings = 1024"):
+        Engine(lynx_rt.shipped_model(), max_model_len=length)
+
+
 def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     progress = LoadProgress()
     progress(1, 2)
