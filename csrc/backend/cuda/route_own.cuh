@@ -2,6 +2,7 @@
 #pragma once
 #include <cmath>
 
+#include "backend/cuda/ordered_key.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/route.h"
 
@@ -19,14 +20,8 @@ __device__ inline double warp_sum(double v, int count = 32) {
   return v;
 }
 
-// Integers in the order of the scores; both zeros are one value; 0 stands for no expert.
-__device__ inline uint32_t to_key(float score) {
-  const uint32_t bits = score == 0 ? 0 : float_bits(score);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-__device__ inline float from_key(uint32_t key) { return bits_float(key >> 31 ? key ^ 0x80000000u : ~key); }
-
-// The j-th best expert goes to lane j < k, with its key: rising rank, ties to the lower expert. Uses up `key`.
+// The j-th best expert goes to lane j < k, with its key (0 stands for no expert): rising rank, ties to the lower expert. Uses up
+// `key`.
 template <int kPerLane>
 __device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_t& expert_key) {
   for (int j = 0; j < k; ++j) {

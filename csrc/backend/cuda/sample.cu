@@ -19,6 +19,7 @@
 #include <cmath>
 
 #include "backend/cuda/launch.h"
+#include "backend/cuda/ordered_key.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "base/error.h"
 
@@ -55,13 +56,6 @@ struct Shared {
 static_assert(sizeof(Shared) <= 48 * 1024, "what a block gets without asking");
 
 __device__ Shared& shared_state() { return *reinterpret_cast<Shared*>(dynamic_shared()); }
-
-// Integers in the order of the logits; both zeros are one value.
-__device__ uint32_t to_key(float logit) {
-  const uint32_t bits = logit == 0 ? 0 : float_bits(logit);
-  return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-__device__ float from_key(uint32_t key) { return bits_float(key >> 31 ? key ^ 0x80000000u : ~key); }
 
 struct Row {
   const float* logits;
