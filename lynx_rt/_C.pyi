@@ -62,6 +62,8 @@ class Engine:
         *,
         device: str = "auto",
         load_format: str = "auto",
+        quantization: str = "none",
+        quantization_cache: str = "",
         dtype: str = "auto",
         max_model_len: int = 0,
         max_num_seqs: int = 128,

@@ -31,12 +31,13 @@ Conversation = Sequence[Mapping[str, Any]]
 class Engine:
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
-    model: a Hugging Face model folder.
+    model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
-    chat_template: text or path; None = the tokenizer's.
-    load_format: "auto", "safetensors"; "dummy" = made-up weights, for measuring speed with a config.json alone.
+    chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
+    quantization_cache: a folder that keeps the quantised weights for the next time; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: waiting requests before QueueFullError; None = no limit.
@@ -45,7 +46,6 @@ class Engine:
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
-    seed: for requests without one.
 
     Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
     """
@@ -60,6 +60,8 @@ class Engine:
         device: str = "auto",
         load_format: str = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
+        quantization_cache: str | os.PathLike[str] | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,
@@ -81,6 +83,8 @@ class Engine:
             device=device,
             load_format=load_format,
             dtype=dtype,
+            quantization=quantization or "none",
+            quantization_cache=os.fspath(quantization_cache or ""),
             max_model_len=max_model_len or 0,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -99,7 +103,7 @@ class Engine:
             self._core = core
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
-            self._tokenizer = None if skip_tokenizer_init else _as_tokenizer(tokenizer, self._path)
+            self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
             self._generation_config = read_json(self._path / "generation_config.json")
             self._chat_template = chat_template
             # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
@@ -444,7 +448,3 @@ class Engine:
         self._outbox[request.request_id] = request
         if request.finished:
             self._unfinished.discard(request)
-
-
-def _as_tokenizer(tokenizer: Any, model: Path) -> Tokenizer:
-    return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)

@@ -1,4 +1,4 @@
-"""Accuracy of expert-selection policies on task sets, decoded greedily in mixed, continuously filled batches.
+"""Accuracy of expert-selection policies and of quantised weights on task sets, decoded greedily in mixed, continuously filled batches.
 
 A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`.
 """
@@ -33,11 +33,19 @@ class Item:
 class PolicyResult:
     """One policy on one list of items."""
 
+    quantization: str  # of the engine's weights
     selection: str
     correct: dict[str, list[bool]]  # task -> per item, in the order of the list
     experts: ExpertStats
     decode_only_share: float  # generated tokens that came from decode-only steps, where selection acts, 0..1
     seconds: float
+    perplexity: float  # of the expected answers, under the model's own routing
+
+    @property
+    def name(self) -> str:
+        """What is not the model as it is: "lynx", "int4", "int4 lynx"; "topk" where nothing is."""
+        parts = [self.quantization] * (self.quantization != "none") + [self.selection] * (self.selection != "topk")
+        return " ".join(parts) or "topk"
 
     @property
     def task_accuracy(self) -> dict[str, float]:
@@ -65,7 +73,9 @@ class PolicyResult:
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
+            "quantization": self.quantization,
             "selection": self.selection,
+            "perplexity": self.perplexity,
             "accuracy": self.accuracy,
             "standard_error": self.standard_error,
             "task_accuracy": self.task_accuracy,
@@ -107,10 +117,35 @@ def is_correct(item: Item, completion: str) -> bool:
     return bool(mark) and item.final is not None and final.strip() == item.final
 
 
+def answer_perplexity(engine: Engine, items: Sequence[Item], *, use_tqdm: bool | None = None) -> float:
+    """exp of the mean negative log-probability of a token of the expected answers, each after its own question.
+
+    Answers enter as prompts, where every policy leaves the routing as it is: this is about the weights.
+    """
+    encode = engine.get_tokenizer().encode
+    starts = [len(encode(item.prompt)) for item in items]
+    prompts = [encode(f"{item.prompt} {item.answer}") for item in items]
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=use_tqdm)
+    logprobs = []
+    for ids, start, output in zip(prompts, starts, outputs, strict=True):
+        entries = output.prompt_logprobs or []
+        logprobs += [entry[token].logprob for token, entry in zip(ids[start:], entries[start:], strict=True) if entry]
+    return math.exp(-_mean(logprobs))
+
+
 def evaluate(
-    engine: Engine, items: Sequence[Item], selection: str, *, max_tokens: int = 64, use_tqdm: bool | None = None
+    engine: Engine,
+    items: Sequence[Item],
+    selection: str,
+    *,
+    max_tokens: int = 64,
+    perplexity: float = math.nan,
+    quantization: str = "none",
+    use_tqdm: bool | None = None,
 ) -> PolicyResult:
-    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`.
+    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`. `quantization`, which the engine
+    was made with, and answer_perplexity() are noted in the result.
 
     The engine's max_num_seqs is the batch. Make it without prefix caching, so that every policy does the same work, and
     without mixed chunks, so that selection acts on every decode row. Leaves the policy set and the statistics of this
@@ -127,11 +162,13 @@ def evaluate(
         correct.setdefault(item.task, []).append(is_correct(item, output.text))
     stats = engine.stats()
     return PolicyResult(
+        quantization=quantization,
         selection=selection,
         correct=correct,
         experts=engine.expert_stats(),
         decode_only_share=stats.decode_rows / max(stats.generation_tokens, 1),
         seconds=stats.step_seconds,
+        perplexity=perplexity,
     )
 
 

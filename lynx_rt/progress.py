@@ -56,7 +56,7 @@ class ProgressBar:
 
 
 class LoadProgress:
-    """Bytes of weights on their way to a device, on stderr where that is a terminal."""
+    """Bytes of weights on their way to a device, or being quantised, on stderr where that is a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None

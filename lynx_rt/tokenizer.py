@@ -36,6 +36,11 @@ class Tokenizer:
     source: a model folder, the path of a tokenizer.json, a `tokenizers.Tokenizer`, or a fast tokenizer of transformers.
     """
 
+    @staticmethod
+    def of(tokenizer: Any, model: Path) -> Tokenizer:
+        """`tokenizer` as one; None = the model's."""
+        return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)
+
     def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
         folder: Path | None = None
         chat_template: Any = None

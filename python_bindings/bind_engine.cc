@@ -131,6 +131,8 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     LYNX_OPTION(device)
     LYNX_OPTION(load_format)
     LYNX_OPTION(dtype)
+    LYNX_OPTION(quantization)
+    LYNX_OPTION(quantization_cache)
     LYNX_OPTION(max_model_len)
     LYNX_OPTION(max_num_seqs)
     LYNX_OPTION(max_num_batched_tokens)

@@ -7,6 +7,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/dispatch.h"
+#include "backend/cpu/quantize.h"
 #include "base/error.h"
 #include "bindings.h"
 
@@ -31,6 +32,25 @@ WeightView weight(const py::array& a) {
   DType t = a.dtype().kind() == 'u' ? DType::kBF16 : a.itemsize() == 2 ? DType::kF16 : DType::kF32;
   if (a.itemsize() != dtype_size(t)) invalid("weight", "expected float32, float16 or uint16 (bf16 bits)");
   return {a.data(), t, a.ndim() == 2 ? a.shape(0) : 1, a.shape(a.ndim() - 1)};
+}
+
+// A weight as a backend placed it, and what keeps its memory alive.
+struct PlacedWeight {
+  WeightView view;
+  py::object backend, array;
+};
+
+WeightView weight(const py::object& w) {
+  if (py::isinstance<PlacedWeight>(w)) return w.cast<PlacedWeight&>().view;
+  return weight(w.cast<py::array>());
+}
+
+// Of a quantised weight: the integers [N, K] and the scales [N, groups of K].
+py::tuple quantized_values(const PlacedWeight& w) {
+  py::array_t<int8_t> values({w.view.rows, w.view.cols});
+  Floats scales({w.view.rows, quantized_groups(w.view)});
+  read_quantized(w.view, values.mutable_data(), scales.mutable_data());
+  return py::make_tuple(values, scales);
 }
 
 void require_columns(const Floats& x, int64_t columns) {
@@ -97,10 +117,20 @@ class PagedCache {
 
 void register_ops(py::module_& m) {
   py::class_<Backend>(m, "Backend")
-      .def(py::init([](const std::string& device, const std::string& dtype, int num_threads, const std::string& isa) {
-             return make_backend({device, dtype_of(dtype), num_threads, isa});
+      .def(py::init([](const std::string& device, const std::string& dtype, int num_threads, const std::string& isa,
+                       const std::string& quantization) {
+             BackendOptions o{device, dtype_of(dtype), num_threads, isa};
+             o.quantization = quantization == "int8" ? Scheme::kInt8 : quantization == "int4" ? Scheme::kInt4 : Scheme::kPlain;
+             return make_backend(o);
            }),
-           py::arg("device") = "cpu", py::arg("dtype") = "float32", py::arg("num_threads") = 1, py::arg("isa") = "")
+           py::arg("device") = "cpu", py::arg("dtype") = "float32", py::arg("num_threads") = 1, py::arg("isa") = "",
+           py::arg("quantization") = "none")
+      .def("place",
+           [](py::object self, const py::array& w) {
+             ExpertWeights one{weight(w), {}, {}};  // not place(), by which "int4" is int8
+             self.cast<Backend&>().place_experts({&one, 1});
+             return PlacedWeight{one.gate, self, w};
+           })
       .def("description", &Backend::description)
       .def("embed",
            [](Backend& b, const py::array& table, const Ints& ids) {
@@ -118,7 +148,7 @@ void register_ops(py::module_& m) {
            })
       .def(
           "linear",
-          [](Backend& b, const Floats& x, const py::array& w, std::optional<py::array> bias, std::optional<Floats> add_to) {
+          [](Backend& b, const Floats& x, const py::object& w, std::optional<py::array> bias, std::optional<Floats> add_to) {
             LinearPart part{weight(w), bias ? weight(*bias) : WeightView{}, 0};
             require_columns(x, part.weight.cols);
             Floats out({x.shape(0), part.weight.rows});
@@ -135,8 +165,8 @@ void register_ops(py::module_& m) {
              return out;
            })
       .def("expert_ffn",
-           [](Backend& b, const Floats& x, const std::vector<py::array>& gate, const std::vector<py::array>& up,
-              const std::vector<py::array>& down, const Ints& ids, const Floats& weights) {
+           [](Backend& b, const Floats& x, const std::vector<py::object>& gate, const std::vector<py::object>& up,
+              const std::vector<py::object>& down, const Ints& ids, const Floats& weights) {
              // routing ids [T, k] with -1 = none, weights [T, k]; returns [T, H]
              std::vector<ExpertWeights> experts;
              for (size_t e = 0; e < gate.size(); ++e) experts.push_back({weight(gate[e]), weight(up[e]), weight(down[e])});
@@ -156,7 +186,7 @@ void register_ops(py::module_& m) {
              b.expert_ffn(x.data(), x.shape(0), experts, rule, routing, plan, out.mutable_data());
              return out;
            })
-      .def("mlp", [](Backend& b, const Floats& x, const py::array& gate, const py::array& up, const py::array& down) {
+      .def("mlp", [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down) {
         ExpertWeights w{weight(gate), weight(up), weight(down)};
         require_columns(x, w.gate.cols);
         Floats out({x.shape(0), x.shape(1)});
@@ -164,6 +194,10 @@ void register_ops(py::module_& m) {
         b.mlp(x.data(), x.shape(0), w, out.mutable_data());
         return out;
       });
+
+  py::class_<PlacedWeight>(m, "PlacedWeight")
+      .def_property_readonly("bytes", [](const PlacedWeight& w) { return w.view.bytes(); })
+      .def("quantized_values", &quantized_values);
 
   py::class_<PagedCache>(m, "PagedCache")
       .def(py::init<Backend&, int64_t, int64_t, int64_t, int64_t>(), py::keep_alive<1, 2>(), py::arg("backend"),

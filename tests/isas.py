@@ -6,7 +6,7 @@ import pytest
 
 from lynx_rt import _C
 
-NAMES = ["scalar", "avx2", "avx512", "avx512bf16", "amxbf16"]
+NAMES = ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"]
 SUPPORTED = _C.build_info()["supported_isas"]
 ISAS = [
     pytest.param(name, marks=pytest.mark.skipif(name not in SUPPORTED, reason=f"{name}: not on this machine")) for name in NAMES

@@ -28,7 +28,7 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
   int64_t hidden = w.gate.cols;
   require_shape(w.gate, op, "gate", width, hidden);
   require_shape(w.up, op, "up", width, hidden);
-  require(w.up.dtype == w.gate.dtype, op, "gate and up must have the same dtype");
+  require(w.up.dtype == w.gate.dtype && w.up.scheme == w.gate.scheme, op, "gate and up must have the same dtype");
   require_shape(w.down, op, "down", hidden, width);
 }
 
@@ -134,7 +134,9 @@ void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const Exper
   require(int64_t(experts.size()) == rule.num_experts, "expert_ffn", "one ExpertWeights per expert is needed");
   for (const ExpertWeights& w : experts) {
     require_expert(w, "expert_ffn", experts[0].gate.rows);
-    require(w.gate.dtype == experts[0].gate.dtype && w.down.dtype == experts[0].down.dtype && w.gate.cols == experts[0].gate.cols,
+    require(w.gate.dtype == experts[0].gate.dtype && w.down.dtype == experts[0].down.dtype &&
+                w.gate.scheme == experts[0].gate.scheme && w.down.scheme == experts[0].down.scheme &&
+                w.gate.cols == experts[0].gate.cols,
             "expert_ffn", "all experts must have the same dtypes and hidden size");
   }
   if (num_rows == 0) return;

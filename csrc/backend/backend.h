@@ -109,7 +109,9 @@ struct StepLimits {
 // How ops use a weight.
 enum class WeightUse : uint8_t {
   kVector,  // norm weights, biases
-  kMatrix,  // embed(), linear(), logits()
+  kEmbed,   // embed()
+  kMatrix,  // linear()
+  kHead,    // logits()
   kRouter,  // router()
 };
 
@@ -270,6 +272,10 @@ struct BackendOptions {
   int num_threads = 0;           // 0 = usable_cores()
   std::string isa;               // see resolve_isa()
   bool dependent_launch = true;  // cuda: see cuda::Stream
+  // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8 where
+  // it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same weights.
+  Scheme quantization = Scheme::kPlain;
+  std::string quantization_cache = "";
 };
 
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.

@@ -16,7 +16,7 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512bf16", "amxbf16"};
+static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
@@ -24,10 +24,10 @@ const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 // Linux gives the tile registers to processes that ask (Documentation/arch/x86/xstate.rst). The answer holds for every thread,
 // those started before included; it is no where a signal stack is too small for the registers, under a seccomp filter, or before
 // Linux 5.16.
-static bool has_amx_bf16() {
+static bool has_amx() {
   unsigned a, b, c, d;
-  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kBf16 | kTile)) != (kBf16 | kTile)) return false;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
 #if defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -43,8 +43,9 @@ Isa best_isa() {
   if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")))
     return Isa::kAvx2;
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
-  static const bool amx = has_amx_bf16();
+  if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Vnni;
+  static const bool amx = has_amx();
   return amx ? Isa::kAmxBf16 : Isa::kAvx512Bf16;
 #else
   return Isa::kScalar;
@@ -68,7 +69,7 @@ Isa resolve_isa(const std::string& name) {
       fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ", isa_name(best_isa()));
     return Isa(i);
   }
-  invalid("isa", "expected scalar, avx2, avx512, avx512bf16 or amxbf16, got \"", name, "\"");
+  invalid("isa", "expected scalar, avx2, avx512, avx512vnni, avx512bf16 or amxbf16, got \"", name, "\"");
 }
 
 // cgroup v2 "max 100000" or "150000 100000"; v1 has the two numbers in two files. 0 = no limit.

@@ -6,9 +6,9 @@
 namespace lynx_rt {
 
 // In rising order: each needs all features of the ones before it.
-enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
 
-const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512bf16", "amxbf16"
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
 Isa best_isa();                 // the highest that CPU and operating system support; asks the system for the tile registers once
 std::vector<Isa> supported_isas();  // kScalar .. best_isa()
 // `name` empty: the one that LYNX_RT_ISA forces, else best_isa(). Throws kInvalidArgument for an unknown name, kUnsupported for

@@ -6,15 +6,26 @@
 
 namespace lynx_rt {
 
+// How the values of a weight lie in memory.
+enum class Scheme : uint8_t {
+  kPlain,  // as in the checkpoint: row-major, of the weight's dtype
+  kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
+  kInt4,
+};
+
+constexpr const char* scheme_name(Scheme s) { return s == Scheme::kPlain ? "none" : s == Scheme::kInt8 ? "int8" : "int4"; }
+
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
 struct WeightView {
   const void* data = nullptr;
-  DType dtype = DType::kF32;
+  DType dtype = DType::kF32;  // of the checkpoint's values where the scheme is not kPlain
   int64_t rows = 0;
   int64_t cols = 0;
+  Scheme scheme = Scheme::kPlain;
+  int64_t quantized_row_bytes = 0;  // where the scheme is not kPlain
 
   bool empty() const { return data == nullptr; }
-  int64_t row_bytes() const { return cols * dtype_size(dtype); }
+  int64_t row_bytes() const { return scheme == Scheme::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }
   int64_t bytes() const { return rows * row_bytes(); }
   const void* row(int64_t r) const { return static_cast<const char*>(data) + r * row_bytes(); }
 };

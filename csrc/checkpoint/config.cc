@@ -6,7 +6,7 @@
 
 #include "base/error.h"
 #include "checkpoint/json.h"
-#include "checkpoint/mapped_file.h"
+#include "base/mapped_file.h"
 
 namespace lynx_rt {
 

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "base/tensor.h"
-#include "checkpoint/mapped_file.h"
+#include "base/mapped_file.h"
 
 namespace lynx_rt {
 
@@ -38,6 +38,10 @@ class Checkpoint {
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::vector<MappedFile>& files() const { return files_; }
   int64_t total_bytes() const;  // of all tensors
+  // What changes when a file is replaced: a hash, in hexadecimal, of the files' names, sizes and times of change.
+  std::string fingerprint() const;
+  // Lets the files' pages go from this process's memory; a later access brings them back.
+  void drop_pages() const;
 
  private:
   std::map<std::string, TensorInfo> tensors_;

@@ -50,13 +50,40 @@ bool is_dummy(const EngineOptions& o) {
   return o.load_format == "dummy";
 }
 
+Scheme quantization(const EngineOptions& o) {
+  for (Scheme s : {Scheme::kPlain, Scheme::kInt8, Scheme::kInt4})
+    if (o.quantization == scheme_name(s)) return s;
+  invalid("quantization", "expected none, int8 or int4, got \"", o.quantization, "\"");
+}
+
+// The file that keeps the quantised weights of a checkpoint; "" where none is asked for.
+std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
+  if (o.quantization_cache.empty()) return "";
+  if (quantization(o) == Scheme::kPlain)
+    invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
+  if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
+  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), ".bin");
+}
+
+BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
+  BackendOptions b;
+  b.device = o.device;
+  b.compute_dtype = compute_dtype(o.dtype, config);
+  b.num_threads = o.num_threads;
+  b.isa = o.isa;
+  b.dependent_launch = !o.disable_dependent_launch;
+  b.quantization = quantization(o);
+  b.quantization_cache = quantization_file(o, config, checkpoint);
+  return b;
+}
+
 }  // namespace
 
 EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
     : options_(checked(o)),
       config_(read_model_config(path)),
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
-      backend_(make_backend({o.device, compute_dtype(o.dtype, config_), o.num_threads, o.isa, !o.disable_dependent_launch})),
+      backend_(make_backend(backend_options(o, config_, checkpoint_))),
       weights_(load_weights()),
       decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings),
@@ -88,6 +115,10 @@ ModelWeights EngineCore::load_weights() {
     place_weights(*backend_, weights, options_.on_load_progress);
     weights.owned.clear();
     checkpoint_ = Checkpoint();
+  } else if (quantization(options_) != Scheme::kPlain) {
+    place_weights(*backend_, weights, options_.on_load_progress);
+    weight_bytes_ = weight_bytes(weights);
+    checkpoint_.drop_pages();
   }
   return weights;
 }

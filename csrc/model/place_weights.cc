@@ -11,7 +11,7 @@ int64_t bytes_of(const ExpertWeights& e) { return e.gate.bytes() + e.up.bytes() 
 // Calls visit(view, use) for every weight that is not an expert's or a dense MLP's, and visit_experts(span) for those.
 template <class Visit, class VisitExperts>
 void visit_weights(ModelWeights& w, Visit visit, VisitExperts visit_experts) {
-  visit(w.embed, WeightUse::kMatrix);
+  visit(w.embed, WeightUse::kEmbed);
   for (LayerWeights& l : w.layers) {
     for (WeightView* v :
          {&l.input_norm, &l.post_attention_norm, &l.q_norm, &l.k_norm, &l.q_bias, &l.k_bias, &l.v_bias, &l.o_bias})
@@ -22,7 +22,7 @@ void visit_weights(ModelWeights& w, Visit visit, VisitExperts visit_experts) {
     if (!l.mlp.gate.empty()) visit_experts(std::span(&l.mlp, 1));
   }
   visit(w.final_norm, WeightUse::kVector);
-  visit(w.lm_head, WeightUse::kMatrix);
+  visit(w.lm_head, WeightUse::kHead);
 }
 
 }  // namespace

@@ -131,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        quantization=args.quantization,
+        quantization_cache=args.quantization_cache or "",
         num_threads=args.num_threads or 0,
         max_num_seqs=max(args.batch),
         max_num_batched_tokens=max(_ROWS_PER_STEP, *args.batch),

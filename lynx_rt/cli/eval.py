@@ -1,4 +1,4 @@
-"""`lynx-rt eval`: accuracy of expert-selection policies on task sets, in mixed batches."""
+"""`lynx-rt eval`: accuracy of expert-selection policies and of quantised weights on task sets, in mixed batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, format_table, positive_int, selections
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_model,
+    engine_options,
+    format_table,
+    positive_int,
+    quantizations,
+    selections,
+)
 
 if TYPE_CHECKING:
     from lynx_rt.eval import PolicyResult
@@ -22,23 +30,29 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--limit", type=positive_int, help="items per task (default: all)")
     parser.add_argument("--max-tokens", type=positive_int, default=64, help="per answer (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice and order of items (default: 0)")
-    add_engine_options(parser)
+    add_engine_options(parser, quantization=quantizations)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from lynx_rt.engine import Engine
-    from lynx_rt.eval import evaluate, load_items
+    from lynx_rt.eval import answer_perplexity, evaluate, load_items
 
     items = load_items(args.tasks, args.limit, args.seed)
     results = []
     # Without prefix caching, so that a later policy does not find the prompts of an earlier one; without mixed steps, so
     # that selection acts on every decode row although the answers are short and prompts arrive all the time.
     fixed = {"max_num_seqs": args.batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
-    with Engine(args.model, **fixed, **engine_options(args)) as engine:
-        for selection in args.selection:
-            results.append(evaluate(engine, items, selection, max_tokens=args.max_tokens))
+    for quantization in args.quantization:
+        options = {**fixed, **engine_options(args), "quantization": quantization}
+        if quantization == "none":
+            options["quantization_cache"] = None
+        with Engine(args.model, **options) as engine:
+            perplexity = answer_perplexity(engine, items)
+            for selection in args.selection:
+                noted = {"quantization": quantization, "perplexity": perplexity, "max_tokens": args.max_tokens}
+                results.append(evaluate(engine, items, selection, **noted))
     print(_format(results, args.batch))
     if args.json:
         report = {
@@ -54,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _format(results: list[PolicyResult], batch: int) -> str:
     base = results[0]
-    header = ["selection", "accuracy %", "+-", "difference", "+-", "rows/step", "experts before", "after", "mass"]
+    header = ["", "accuracy %", "+-", "difference", "+-", "perplexity", "rows/step", "experts before", "after", "mass"]
     header += ["decode-only %"]
     rows = []
     for result in results:
@@ -62,11 +76,12 @@ def _format(results: list[PolicyResult], batch: int) -> str:
         experts = result.experts
         rows.append(
             [
-                result.selection,
+                result.name,
                 f"{100 * result.accuracy:.2f}",
                 f"{100 * result.standard_error:.2f}",
                 "" if result is base else f"{100 * change:+.2f}",
                 "" if result is base else f"{100 * change_error:.2f}",
+                f"{result.perplexity:.4f}",
                 f"{experts.rows_per_step:.1f}",
                 f"{experts.union_before:.2f}",
                 f"{experts.active:.2f}",
@@ -79,10 +94,11 @@ def _format(results: list[PolicyResult], batch: int) -> str:
     return "\n".join(
         [
             f"{count} items of {len(base.correct)} tasks, batch {batch}; +- is one standard error, "
-            f"differences are to {base.selection}, item by item;",
+            f"differences are to {base.name}, item by item;",
+            "perplexity of a token of the expected answers;",
             "decode-only % = share of the generated tokens from decode-only steps: selection acts on these alone",
             format_table(header, rows),
             "",
-            format_table(["accuracy % by task", *[result.selection for result in results]], tasks),
+            format_table(["accuracy % by task", *[result.name for result in results]], tasks),
         ]
     )

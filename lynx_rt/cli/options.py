@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lynx_rt
@@ -22,17 +22,44 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """--device --dtype --num-threads; see engine_options()."""
+QUANTIZATIONS = ("none", "int8", "int4")
+
+
+def quantization(text: str) -> str:
+    if text not in QUANTIZATIONS:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(QUANTIZATIONS)}, got {text!r}")
+    return text
+
+
+def quantizations(text: str) -> list[str]:
+    """ "none,int8" """
+    return [quantization(piece) for piece in text.split(",")]
+
+
+def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
+    """--device --dtype --quantization --quantization-cache --num-threads; see engine_options()."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
     )
+    parser.add_argument(
+        "--quantization",
+        type=quantization,
+        default=quantization("none"),
+        help="what weights become when they are loaded: none, int8, int4 (default: none)",
+    )
+    parser.add_argument("--quantization-cache", metavar="DIR", help="folder that keeps the quantised weights")
     parser.add_argument("--num-threads", type=positive_int, help="default: the cores that this process may use")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    return {"device": args.device, "dtype": args.dtype, "num_threads": args.num_threads}
+    return {
+        "device": args.device,
+        "dtype": args.dtype,
+        "quantization": args.quantization,
+        "quantization_cache": args.quantization_cache,
+        "num_threads": args.num_threads,
+    }
 
 
 def positive_int(text: str) -> int:

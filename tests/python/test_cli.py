@@ -177,6 +177,21 @@ def test_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert topk["selection"] == "topk" and topk["items"] == 10 and topk["accuracy"] >= 0.5
     assert topk["experts"]["active"] == pytest.approx(topk["experts"]["union_before"])
     assert oea["experts"]["active"] <= oea["experts"]["union_before"] and 0 <= oea["decode_only_share"] <= 1
+    assert 1 < topk["perplexity"] < 2 and topk["perplexity"] == oea["perplexity"]
+
+
+def test_eval_of_quantized_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    argv = ["eval", "--tasks", str(tmp_path), "--limit", "3", "--selection", "topk,lynx", "--quantization", "none,int8,int4"]
+    assert main([*argv, "--json", str(tmp_path / "report.json")]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n{name} " in out for name in ("topk", "lynx", "int8", "int8 lynx", "int4", "int4 lynx"))
+    results = json.loads((tmp_path / "report.json").read_text())["results"]
+    assert [r["quantization"] for r in results] == ["none", "none", "int8", "int8", "int4", "int4"]
+    assert len({r["perplexity"] for r in results}) == 3 and all(r["accuracy"] >= 0.5 for r in results)
+    with pytest.raises(SystemExit):
+        main([*argv[:-1], "int8,int3"])
+    assert "must be one of none, int8, int4, got 'int3'" in capsys.readouterr().err
 
 
 def test_eval_items(tmp_path: Path) -> None:

@@ -11,11 +11,16 @@ namespace lynx_rt {
 CpuBackend::CpuBackend(const BackendOptions& options)
     : compute_dtype_(options.compute_dtype),
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
+      quant_kernels_(cpu::quant_kernels_for(kernels_.isa)),
       products_{{kernels_, compute_dtype_, DType::kF32, Product::Use::kWeights},
                 {kernels_, compute_dtype_, DType::kBF16, Product::Use::kWeights},
-                {kernels_, compute_dtype_, DType::kF16, Product::Use::kWeights}},
+                {kernels_, compute_dtype_, DType::kF16, Product::Use::kWeights},
+                {quant_kernels_, Scheme::kInt8},
+                {quant_kernels_, Scheme::kInt4}},
       key_product_(kernels_, compute_dtype_, compute_dtype_, Product::Use::kPages),
       pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
+      quantization_(options.quantization),
+      store_(options.quantization_cache),
       tile_(size_t(pool_.num_threads())),
       query_(size_t(pool_.num_threads())),
       drawers_(size_t(pool_.num_threads())) {}

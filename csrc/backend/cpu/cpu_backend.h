@@ -7,6 +7,7 @@
 #include "backend/cpu/product.h"
 #include "backend/cpu/scratch.h"
 #include "backend/cpu/select.h"
+#include "backend/cpu/weight_store.h"
 #include "base/thread_pool.h"
 
 namespace lynx_rt {
@@ -20,6 +21,9 @@ class CpuBackend final : public Backend {
   void* allocate(int64_t bytes, const char* what) override;
   void release(void* p, int64_t bytes) noexcept override;
   MemoryBudget memory_budget() const override;
+  WeightView place(const WeightView& weight, WeightUse use) override;
+  void place_experts(std::span<ExpertWeights> experts) override;
+  void reserve(const StepLimits& limits) override;
 
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*) override;
@@ -39,18 +43,23 @@ class CpuBackend final : public Backend {
 
   // Weight rows per task with which the last tasks do not leave threads idle.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
-  const Product& product(DType weight) const { return products_[int(weight)]; }
+  static int form(const WeightView& w) { return w.scheme == Scheme::kPlain ? int(w.dtype) : 2 + int(w.scheme); }
+  const Product& product(const WeightView& w) const { return products_[form(w)]; }
+  void quantize(std::span<WeightView* const> weights, Scheme scheme);
   // Packs `num_rows` rows of n values; the group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
 
   DType compute_dtype_;
   const cpu::Kernels& kernels_;
-  const Product products_[3];  // with weights, by their dtype
+  const cpu::QuantKernels& quant_kernels_;
+  const Product products_[5];  // with weights, by their form()
   const Product key_product_;  // with the K pages, which have the compute dtype
   ThreadPool pool_;
+  const Scheme quantization_;
+  WeightStore store_;
   Selector selector_;
   std::vector<SelectionStats> stats_;  // of the step's route() calls
-  Scratch<char> packed_[3];            // rows entering linear(), by the weights' dtype
+  Scratch<char> packed_[5];            // rows entering linear(), by the weights' form()
   Scratch<char> gathered_, hidden_;    // expert_ffn: rows entering gate and up, and down, by expert
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan

@@ -24,7 +24,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
   int64_t pairs = plan.offsets[rule.num_experts], active = routing.num_active;
   if (pairs == 0) return;
 
-  const Product &into = product(experts[0].gate.dtype), &down = product(experts[0].down.dtype);
+  const Product &into = product(experts[0].gate), &down = product(experts[0].down);
 
   RowGroup gathered{nullptr, into.row_bytes(hidden)}, activated{nullptr, down.row_bytes(width)};
   gathered.data = gathered_.get(pairs * gathered.row_bytes);

@@ -8,16 +8,16 @@ namespace lynx_rt {
 void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
                            int64_t out_stride) {
   int64_t k = parts[0].weight.cols;
-  RowGroup rows[3];
+  RowGroup rows[5];
   int64_t total = 0;
   for (const LinearPart& p : parts) {
-    const DType d = p.weight.dtype;
-    if (!rows[int(d)].data) rows[int(d)] = pack_rows(product(d), x, num_rows, k, packed_[int(d)]);
+    const int f = form(p.weight);
+    if (!rows[f].data) rows[f] = pack_rows(product(p.weight), x, num_rows, k, packed_[f]);
     total += p.weight.rows;
   }
   int64_t block = INT64_MAX;
   for (const LinearPart& p : parts)
-    block = std::min(block, product(p.weight.dtype).rows_per_task(p.weight.row_bytes(), balanced_rows(total)));
+    block = std::min(block, product(p.weight).rows_per_task(p.weight.row_bytes(), balanced_rows(total)));
   int64_t tasks = 0;
   for (const LinearPart& p : parts) tasks += ceil_div(p.weight.rows, block);
 
@@ -27,7 +27,7 @@ void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const Lin
     const WeightView& w = part->weight;
     int64_t begin = task * block, count = std::min(block, w.rows - begin);
     float* to = out + part->out_column + begin;
-    product(w.dtype).run(w, begin, count, rows[int(w.dtype)], num_rows, to, out_stride, accumulate);
+    product(w).run(w, begin, count, rows[form(w)], num_rows, to, out_stride, accumulate);
     if (part->bias.empty()) return;
     for (int64_t i = 0; i < count; ++i) {
       float b;

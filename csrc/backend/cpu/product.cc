@@ -11,6 +11,7 @@ Product::Product(const cpu::Kernels& kernels, DType compute, DType weight, Use u
   if (compute != DType::kBF16 || weight != DType::kBF16) return;
   if (kernels.gemm_bf16_tiles && use == Use::kWeights) {
     form_ = Form::kBF16Tiles;
+    pack_ = kernels.pack_bf16_tiles;
     gemm_ = kernels.gemm_bf16_tiles;
   } else if (kernels.gemm_bf16) {
     form_ = Form::kBF16;
@@ -18,10 +19,16 @@ Product::Product(const cpu::Kernels& kernels, DType compute, DType weight, Use u
   }
 }
 
-int64_t Product::row_bytes(int64_t k) const { return round_up(k * (form_ == Form::kF32 ? 4 : 2), 64); }
+Product::Product(const cpu::QuantKernels& kernels, Scheme weight)
+    : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == Scheme::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
+
+int64_t Product::row_bytes(int64_t k) const {
+  if (form_ == Form::kQuantized) return cpu::Quant::x_bytes(k);
+  return round_up(k * (form_ == Form::kF32 ? 4 : 2), 64);
+}
 
 void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const {
-  if (form_ == Form::kBF16Tiles) return kernels_->pack_bf16_tiles(rows, m, begin, n, out.data, out.row_bytes);
+  if (pack_) return pack_(rows, m, begin, n, out.data, out.row_bytes);
   for (int64_t j = 0; j < m; ++j) {
     char* to = out.from(j).data;
     if (form_ == Form::kBF16)
@@ -33,7 +40,7 @@ void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n
 
 int64_t Product::rows_per_task(int64_t row_bytes, int64_t most) const {
   // A task of the tile kernel begins with rows that nobody has prefetched: it gets more of them.
-  const int64_t tile = form_ == Form::kBF16Tiles ? 16 : 4, bytes = form_ == Form::kBF16Tiles ? 256 << 10 : 64 << 10;
+  const int64_t tile = pack_ ? 16 : 4, bytes = pack_ ? 256 << 10 : 64 << 10;
   const int64_t by_bytes = std::max(tile, bytes / std::max<int64_t>(1, row_bytes) / tile * tile);
   return std::min(by_bytes, std::max(tile, round_up(most, tile)));
 }

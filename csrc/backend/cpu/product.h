@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/kernels/quant.h"
 #include "base/tensor.h"
 
 namespace lynx_rt {
@@ -26,13 +27,15 @@ class Product {
   };
   // Rows enter as bf16 where the kernels take them so, else as float32 rounded to the compute dtype.
   Product(const cpu::Kernels& kernels, DType compute, DType weight, Use use);
+  // With quantised weights; rows enter quantised as well (kernels/quant.h).
+  Product(const cpu::QuantKernels& kernels, Scheme weight);
 
   int64_t row_bytes(int64_t k) const;  // of a packed row
   // Whether a float32 row is its own packed form.
   bool takes_any_row() const { return form_ == Form::kF32 && compute_ == DType::kF32; }
   // Packs columns [begin, begin + n) of m rows into a group; rows[j] points at their first one. `begin` is a multiple of
   // pack_step().
-  int64_t pack_step() const { return form_ == Form::kBF16Tiles ? 32 : 1; }
+  int64_t pack_step() const { return form_ == Form::kBF16Tiles ? 32 : form_ == Form::kQuantized ? cpu::Quant::kGroup : 1; }
   void pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const;
   // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m.
   void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride,
@@ -44,10 +47,11 @@ class Product {
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
 
  private:
-  enum class Form { kF32, kBF16, kBF16Tiles };
+  enum class Form { kF32, kBF16, kBF16Tiles, kQuantized };
 
-  const cpu::Kernels* kernels_;
-  DType compute_;
+  const cpu::Kernels* kernels_ = nullptr;
+  cpu::PackTilesFn pack_ = nullptr;  // of the forms in which rows are not packed one by one
+  DType compute_ = DType::kF32;
   Form form_;
   cpu::GemmFn gemm_;
 };

@@ -93,9 +93,10 @@ Backend::MemoryBudget CudaBackend::memory_budget() const {
 WeightView CudaBackend::place(const WeightView& weight, WeightUse use) {
   if (weight.empty()) return weight;
   set_device(device_);
-  if (const auto found = placed_.find(weight.data); found != placed_.end() && use == WeightUse::kMatrix) return found->second;
+  const bool matrix = use == WeightUse::kEmbed || use == WeightUse::kMatrix || use == WeightUse::kHead;
+  if (const auto found = placed_.find(weight.data); found != placed_.end() && matrix) return found->second;
   WeightView placed = weight;
-  if (use == WeightUse::kMatrix) {
+  if (matrix) {
     placed.dtype = DType::kBF16;
     weights_.push_back(allocate_device(packed_bytes(weight.rows, weight.cols), "weights"));
     placed.data = weights_.back().get();

@@ -24,6 +24,12 @@ struct EngineOptions {
   // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone
   std::string load_format = "auto";
   std::string dtype = "auto";             // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
+  // How weights are quantised when they are loaded: "none", "int8" (linear layers and experts), "int4" (experts and dense MLPs int4,
+  // attention and the output projection int8). CPU only.
+  std::string quantization = "none";
+  // A folder for the quantised weights, where the next run finds them; "" = none. Whatever the checkpoint's files say about their
+  // sizes and times of change is part of the file's name.
+  std::string quantization_cache;
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
@@ -36,11 +42,11 @@ struct EngineOptions {
   bool enable_mixed_chunk = true;
   std::string expert_selection = "topk";  // "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
   int num_threads = 0;                    // 0 = the cores that this process may use
-  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512bf16", "amxbf16"
+  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   uint64_t seed = 0;                      // for requests without one
   bool disable_dependent_launch = false;  // cuda: kernels of a step do not overlap; results are the same
-  // Called from create() as weights reach a device: bytes done, bytes there are. Not called on the CPU, which reads them in
-  // place.
+  // Called from create() as weights reach a device or are quantised: bytes done, bytes there are. Not called where the CPU reads
+  // them in place.
   std::function<void(int64_t done, int64_t total)> on_load_progress;
 };
 

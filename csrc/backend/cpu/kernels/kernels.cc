@@ -3,6 +3,13 @@
 namespace lynx_rt::cpu {
 
 #if defined(__x86_64__)
+// VNNI is for quantised products alone.
+static Kernels vnni_kernels() {
+  Kernels kernels = kAvx512Kernels;
+  kernels.isa = Isa::kAvx512Vnni;
+  return kernels;
+}
+
 // Everything but the products with bf16 weights is that of AVX-512.
 static Kernels amx_kernels() {
   Kernels kernels = kAvx512Bf16Kernels;
@@ -18,6 +25,10 @@ const Kernels& kernels_for(Isa isa) {
   switch (isa) {
     case Isa::kAvx2: return kAvx2Kernels;
     case Isa::kAvx512: return kAvx512Kernels;
+    case Isa::kAvx512Vnni: {
+      static const Kernels kernels = vnni_kernels();
+      return kernels;
+    }
     case Isa::kAvx512Bf16: return kAvx512Bf16Kernels;
     case Isa::kAmxBf16: {
       static const Kernels kernels = amx_kernels();
@@ -28,6 +39,21 @@ const Kernels& kernels_for(Isa isa) {
 #endif
   (void)isa;
   return kScalarKernels;
+}
+
+const QuantKernels& quant_kernels_for(Isa isa) {
+#if defined(__x86_64__)
+  switch (isa) {
+    case Isa::kAvx2:
+    case Isa::kAvx512: return kAvx2QuantKernels;
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Bf16: return kAvx512VnniQuantKernels;
+    case Isa::kAmxBf16: return kAmxInt8QuantKernels;
+    case Isa::kScalar: break;
+  }
+#endif
+  (void)isa;
+  return kScalarQuantKernels;
 }
 
 }  // namespace lynx_rt::cpu

@@ -43,11 +43,27 @@ struct Kernels {
 
 const Kernels& kernels_for(Isa isa);
 
+// Products with quantised weights (quant.h). Rows of x and weights are in their packed forms, w_stride is WeightView::row_bytes():
+// a panel is 16 of it, and w is the first of a panel. k is not padded.
+struct QuantKernels {
+  GemmFn gemm_int8, gemm_int4;
+  PackTilesFn pack;  // columns [begin, begin + n) of m float32 rows; begin is a multiple of Quant::kGroup
+  // A group of a panel from its values [16, Quant::kGroup], row-major.
+  void (*quantize_int8)(const float* values, char* group);
+  void (*quantize_int4)(const float* values, char* group);
+};
+
+const QuantKernels& quant_kernels_for(Isa isa);
+
 extern const Kernels kScalarKernels;
+extern const QuantKernels kScalarQuantKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
+extern const QuantKernels kAvx2QuantKernels;
+extern const QuantKernels kAvx512VnniQuantKernels;
+extern const QuantKernels kAmxInt8QuantKernels;
 void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
                          float* out, int64_t out_stride, bool accumulate);
 void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);

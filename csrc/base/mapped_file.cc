@@ -1,4 +1,4 @@
-#include "checkpoint/mapped_file.h"
+#include "base/mapped_file.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -51,20 +51,26 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (data == MAP_FAILED) fail_errno(path, "cannot map into memory", errno);
   data_ = static_cast<const uint8_t*>(data);
   size_ = info.st_size;
+  time_ = int64_t(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec;
 }
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<uint8_t*>(data_), size_t(size_));
 }
 
+void MappedFile::drop_pages() const {
+  if (data_) ::madvise(const_cast<uint8_t*>(data_), size_t(size_), MADV_DONTNEED);
+}
+
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), time_(other.time_) {}
 
 // `other` is left with what this held, and unmaps it when it dies.
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(time_, other.time_);
   return *this;
 }
 

@@ -16,12 +16,15 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }
+  int64_t time() const { return time_; }  // of the last change, nanoseconds since 1970
   const std::string& path() const { return path_; }
+  // Lets its pages go from this process's memory; a later access brings them back.
+  void drop_pages() const;
 
  private:
   std::string path_;
   const uint8_t* data_ = nullptr;
-  int64_t size_ = 0;
+  int64_t size_ = 0, time_ = 0;
 };
 
 }  // namespace lynx_rt

@@ -1,0 +1,111 @@
+// What the quantised products of all instruction sets share. quant.h says what is computed.
+#pragma once
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "backend/cpu/kernels/quant.h"
+
+namespace {
+
+using lynx_rt::cpu::Quant;
+
+constexpr int64_t kMaxRows = 64;  // rows of x that pass over a panel together; their sums stay in the first-level cache
+// Bytes between the prefetch of a line of weights and its use.
+constexpr int64_t kAheadBytes = 4096;
+
+template <int Bits>
+constexpr int kZero = 1 << (Bits - 1);
+template <int Bits>
+constexpr int64_t kGroupLines = Quant::kGroup * Quant::kPanel * Bits / 8 / Quant::kLine;
+template <int Bits>
+constexpr int64_t kGroupBytes = Quant::group_bytes(Bits);
+
+// The packed rows of x as a kernel sees them.
+struct QuantRows {
+  const char* data;
+  int64_t stride, groups;
+
+  const char* bytes(int64_t j, int64_t g) const { return data + j * stride + g * Quant::kGroup; }
+  float scale(int64_t j, int64_t g) const { return Quant::x_scales(data + j * stride, groups)[g]; }
+  int32_t sum(int64_t j, int64_t g) const { return Quant::x_sums(data + j * stride, groups)[g]; }
+  QuantRows from(int64_t j) const { return {data + j * stride, stride, groups}; }
+};
+
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties
+
+// The scale of n values, and its inverse: the largest becomes `most`, or -most; see quant.h for the sign, zeros and what is not
+// finite.
+struct QuantScale {
+  float scale, inverse;
+
+  QuantScale(const float* v, int64_t n, float most, bool lowest_is_largest) {
+    uint32_t bits = 0;  // as bits, infinity and NaN are above every number
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t b = std::bit_cast<uint32_t>(v[i]) & 0x7fffffffu;
+      bits = b > bits ? b : bits;
+    }
+    const float amax = std::bit_cast<float>(bits);
+    const bool finite = bits < 0x7f800000u, zero = finite && amax < 1e-30f;
+    scale = !finite ? std::bit_cast<float>(0x7fc00000u) : zero ? 0.0f : amax / most;
+    inverse = finite && !zero ? most / amax : 0.0f;
+    if (!lowest_is_largest) return;
+    int negative = 0;
+    for (int64_t i = 0; i < n; ++i) negative |= v[i] == -amax;
+    if (!negative) scale = -scale, inverse = -inverse;
+  }
+  bool finite() const { return scale == scale; }
+};
+
+// Columns [begin, begin + n) of m rows; plain operations, so that all instruction sets agree.
+void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
+  const int64_t groups = Quant::x_groups(x_stride);
+  for (int64_t j = 0; j < m; ++j) {
+    char* row = static_cast<char*>(out) + j * x_stride;
+    float* scales = const_cast<float*>(Quant::x_scales(row, groups));
+    int32_t* sums = const_cast<int32_t*>(Quant::x_sums(row, groups));
+    for (int64_t p = 0; p < n; p += Quant::kGroup) {
+      const int64_t g = (begin + p) / Quant::kGroup;
+      alignas(64) float v[Quant::kGroup] = {};
+      std::memcpy(v, x[j] + p, size_t(4 * (n - p < Quant::kGroup ? n - p : Quant::kGroup)));
+      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
+      scales[g] = scale.scale;
+      int8_t q[Quant::kGroup];
+      int32_t sum = 0;
+      for (int64_t i = 0; i < Quant::kGroup; ++i) {
+        const int32_t r = scale.finite() ? int32_t((v[i] * scale.inverse + kRound) - kRound) : 0;
+        q[i] = int8_t(r);
+        sum += r;
+      }
+      std::memcpy(row + g * Quant::kGroup, q, sizeof q);
+      sums[g] = sum;
+    }
+  }
+}
+
+// values [16, Quant::kGroup] -> a group of a panel.
+template <int Bits>
+void quantize_group(const float* values, char* group) {
+  for (int64_t r = 0; r < Quant::kPanel; ++r) {
+    const float* v = values + r * Quant::kGroup;
+    const QuantScale scale(v, Quant::kGroup, Bits == 8 ? 127.0f : 8.0f, Bits == 4);
+    std::memcpy(group + 4 * r, &scale.scale, 4);
+    uint8_t u[Quant::kGroup];
+    for (int64_t i = 0; i < Quant::kGroup; ++i) {
+      const int32_t q = scale.finite() ? int32_t((v[i] * scale.inverse + kRound) - kRound) : 0;
+      u[i] = uint8_t((q < kZero<Bits> ? q : kZero<Bits> - 1) + kZero<Bits>);
+    }
+    char* to = group + Quant::kLine + 4 * r;
+    for (int64_t l = 0; l < kGroupLines<Bits>; ++l) {
+      const uint8_t* from = u + Quant::kGroup / kGroupLines<Bits> * l;
+      if constexpr (Bits == 8) {
+        std::memcpy(to + l * Quant::kLine, from, 4);
+      } else {
+        for (int64_t c = 0; c < 4; ++c) to[l * Quant::kLine + c] = char(from[c] | from[4 + c] << 4);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,109 @@
+// Quantising weights as they are placed: task = a few panels of one matrix. What is made is in kernels/quant.h.
+#include "backend/cpu/quantize.h"
+
+#include <cstring>
+
+#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/kernels/quant.h"
+#include "base/memory.h"
+
+namespace lynx_rt {
+
+using cpu::Quant;
+
+namespace {
+
+constexpr int64_t kPanelsPerTask = 4;
+
+int bits(Scheme scheme) { return scheme == Scheme::kInt8 ? 8 : 4; }
+
+int64_t row_bytes(const WeightView& w, Scheme scheme) {
+  return Quant::groups(w.cols) * Quant::group_bytes(bits(scheme)) / Quant::kPanel;
+}
+
+}  // namespace
+
+// Replaces the weights by quantised ones, in one piece of memory.
+void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
+  struct Task {
+    WeightView from;
+    int64_t first, panels;
+    char* to;
+  };
+  int64_t bytes = 0;
+  for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, scheme);
+  const int64_t free = free_memory_bytes();
+  if (!store_.filled() && bytes > free)
+    fail(ErrorCode::kOutOfMemory, "quantization", "quantization: the next weights take ", bytes, " bytes, but ", free, " are free");
+  char* to = store_.next(bytes);
+  std::vector<Task> tasks;
+  for (WeightView* w : weights) {
+    const WeightView from = *w;
+    *w = {to, from.dtype, from.rows, from.cols, scheme, row_bytes(from, scheme)};
+    const int64_t panels = ceil_div(from.rows, Quant::kPanel), panel_bytes = Quant::kPanel * w->row_bytes();
+    for (int64_t p = 0; p < panels; p += kPanelsPerTask)
+      tasks.push_back({from, p, std::min(kPanelsPerTask, panels - p), to + p * panel_bytes});
+    to += panels * panel_bytes;
+  }
+  if (store_.filled()) return;
+
+  const auto quantize_group = scheme == Scheme::kInt8 ? quant_kernels_.quantize_int8 : quant_kernels_.quantize_int4;
+  const int64_t group_bytes = Quant::group_bytes(bits(scheme));
+  pool_.parallel_for(int64_t(tasks.size()), [&](int64_t i, int) {
+    const Task& task = tasks[size_t(i)];
+    const WeightView& w = task.from;
+    char* group = task.to;
+    for (int64_t p = task.first; p < task.first + task.panels; ++p)
+      for (int64_t column = 0; column < w.cols; column += Quant::kGroup, group += group_bytes) {
+        alignas(64) float values[Quant::kPanel][Quant::kGroup] = {};
+        const int64_t count = std::min(Quant::kGroup, w.cols - column);
+        for (int64_t r = 0; r < Quant::kPanel && p * Quant::kPanel + r < w.rows; ++r) {
+          const char* row = static_cast<const char*>(w.row(p * Quant::kPanel + r));
+          kernels_.to_f32(row + column * dtype_size(w.dtype), w.dtype, count, values[r]);
+        }
+        quantize_group(values[0], group);
+      }
+  });
+}
+
+WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
+  const bool product = use == WeightUse::kMatrix || use == WeightUse::kHead;
+  if (quantization_ == Scheme::kPlain || !product || weight.empty()) return weight;
+  WeightView placed = weight;
+  WeightView* one = &placed;
+  // With int4, too: attention and the output projection are a small part of an MoE model's bytes, and their error weighs more than
+  // the experts' (bench/results/eval-lynx-nano-quantization.md).
+  quantize({&one, 1}, Scheme::kInt8);
+  return placed;
+}
+
+void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
+  if (quantization_ == Scheme::kPlain) return;
+  std::vector<WeightView*> all;
+  for (ExpertWeights& e : experts)
+    for (WeightView* w : {&e.gate, &e.up, &e.down})
+      if (!w->empty()) all.push_back(w);
+  if (!all.empty()) quantize(all, quantization_);
+}
+
+void CpuBackend::reserve(const StepLimits&) { store_.save(); }
+
+int64_t quantized_groups(const WeightView& weight) { return Quant::groups(weight.cols); }
+
+void read_quantized(const WeightView& w, int8_t* values, float* scales) {
+  if (w.scheme == Scheme::kPlain) invalid("weight", "expected a quantised one");
+  const int b = bits(w.scheme);
+  for (int64_t n = 0; n < w.rows; ++n) {
+    const int64_t r = n % Quant::kPanel;
+    const char* group = static_cast<const char*>(w.row(n - r));
+    for (int64_t column = 0; column < w.cols; column += Quant::kGroup, group += Quant::group_bytes(b)) {
+      std::memcpy(scales++, group + 4 * r, 4);
+      for (int64_t c = 0; c < Quant::kGroup && column + c < w.cols; ++c) {
+        const uint8_t u = uint8_t(group[Quant::kLine + c / 4 * b / 8 * Quant::kLine + 4 * r + c % 4]);
+        *values++ = int8_t(b == 8 ? u - 128 : (c / 4 % 2 ? u >> 4 : u & 15) - 8);
+      }
+    }
+  }
+}
+
+}  // namespace lynx_rt
