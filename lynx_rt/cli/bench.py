@@ -42,6 +42,7 @@ class Row:
     median_ms: float = 0.0
     p10_ms: float = 0.0
     p90_ms: float = 0.0
+    mean_ms: float = 0.0  # what the ops and the time outside of them add up to
     tokens_per_s: float = 0.0  # at the median step
     bytes_per_step: float = 0.0
     gb_per_s: float = 0.0
@@ -91,6 +92,7 @@ class _Tally:
             median_ms=median * 1e3,
             p10_ms=p10 * 1e3,
             p90_ms=p90 * 1e3,
+            mean_ms=statistics.fmean(self.times) * 1e3,
             tokens_per_s=batch / median,
             bytes_per_step=self.bytes_read / count,
             gb_per_s=(gb_per_s := self.bytes_read / count / median / 1e9),
@@ -233,14 +235,24 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     lines.append(format_table(header, [_cells(row) for row in rows]))
     if with_ops and info["device"].startswith("cpu"):  # a device's ops are only queued when they return
         for row in rows:
-            ordered = sorted(row.ops.items(), key=lambda item: -item[1]["ms"])
-            cells = [
-                (name, f"{op['ms']:.3f}", format_bytes(op["bytes"]), f"{op['bytes'] / max(op['ms'], 1e-9) / 1e6:.1f}")
-                for name, op in ordered
-            ]
             title = f"{row.selection}, batch {row.batch}"
-            lines += ["", format_table([title, "ms/step", "bytes/step", "GB/s"], cells)]
+            lines += ["", format_table([title, "ms/step", "% of step", "bytes/step", "GB/s", "% of read"], _op_cells(row))]
     return "\n".join([*lines, "", f"command: {report['command']}"])
+
+
+def _op_cells(row: Row) -> list[tuple[str, ...]]:
+    """Where a mean step goes, the longest first; what no op took is the scheduler's, the batch's and Python's."""
+    outside = row.mean_ms - sum(op["ms"] for op in row.ops.values())
+    ops = {**row.ops, "outside the ops": {"ms": outside, "bytes": 0.0}}
+    cells = []
+    for name, op in sorted(ops.items(), key=lambda item: -item[1]["ms"]):
+        if op["ms"] == 0:
+            continue
+        rate = op["bytes"] / op["ms"] / 1e6 if op["ms"] > 0 else 0.0
+        of_read = f"{100 * rate / row.read_gb_per_s:.0f}" if row.read_gb_per_s and op["bytes"] else "-"
+        share = f"{100 * op['ms'] / row.mean_ms:.1f}"
+        cells.append((name, f"{op['ms']:.3f}", share, format_bytes(op["bytes"]), f"{rate:.1f}" if rate else "-", of_read))
+    return cells
 
 
 def _cells(row: Row) -> list[str]:

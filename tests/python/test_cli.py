@@ -151,7 +151,12 @@ def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         assert 1 <= row["active"] <= row["union_before"] <= 4 * row["batch"]
     assert main([*argv, "--ops"]) == 0
     out = capsys.readouterr().out
-    assert "plain reading" in out and "expert_ffn" in out
+    assert "plain reading" in out and "expert_ffn" in out and " mlp " not in out
+    _, *tables = out.split("% of step")
+    for table in tables:
+        rows = [line.split("  ") for line in table.split("\n\n")[0].splitlines()[2:]]
+        shares = {row[0]: float([cell for cell in row[1:] if cell][1]) for row in rows}
+        assert shares["outside the ops"] >= 0 and sum(shares.values()) == pytest.approx(100, abs=0.1 * len(shares))
     assert out.splitlines()[-1] == "command: lynx-rt " + " ".join([*argv, "--ops"])
 
 
