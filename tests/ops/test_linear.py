@@ -1,5 +1,8 @@
 """Backend::linear(), logits() and router() against the oracle, and their argument checks."""
 
+import ctypes
+import mmap
+
 import numpy as np
 import pytest
 import reference as ref
@@ -28,7 +31,7 @@ def test_linear(backend, dtype, weight_dtype, shape):
 
 
 # Around tiles of 16 weight rows, 32 columns and 16 or 32 rows of x: beyond them, short of them, and far short.
-TAILS_N, TAILS_K, TAILS_M = (1, 15, 16, 17, 33), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 70)
+TAILS_N, TAILS_K, TAILS_M = (1, 15, 16, 17, 33, 47), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 55, 70)
 
 
 @pytest.mark.parametrize("k", TAILS_K)
@@ -44,6 +47,34 @@ def test_tails(backend, dtype, weight_dtype, k):
             got = backend.linear(x[:m], w[:n]), backend.linear(x[-m:], w[-n:], add_to=add_to[-m:, -n:].copy())
             np.testing.assert_array_equal(got[0].view(np.uint32), whole[:m, :n].copy().view(np.uint32), f"{m} {n}")
             np.testing.assert_array_equal(got[1].view(np.uint32), added[-m:, -n:].copy().view(np.uint32), f"{m} {n}")
+
+
+@pytest.mark.parametrize("m", [33, 55, 70])
+def test_several_tiles_of_weights(isa, dtype, weight_dtype, m):
+    """One thread and 600 weight rows: tasks of 80, the last of 40. Each row has the bits that it has alone."""
+    backend = _C.Backend(dtype=dtype, isa=isa, num_threads=1)
+    x, w, rng = make((m, 68, 600), weight_dtype)
+    add_to = rng.standard_normal((m, len(w))).astype(np.float32)
+    whole, added = backend.linear(x, w), backend.linear(x, w, add_to=add_to)
+    assert_within(whole, ref.linear(x, w, dtype))
+    assert_within(added, ref.linear(x, w, dtype, add_to=add_to))
+    for t in range(m):
+        np.testing.assert_array_equal(backend.linear(x[t : t + 1], w).view(np.uint32), whole[t : t + 1].view(np.uint32))
+
+
+@pytest.mark.parametrize("n, k", [(600, 68), (600, 64), (17, 33)])
+def test_reads_nothing_behind_the_weights(isa, dtype, weight_dtype, n, k):
+    """The last weight row ends where memory that may not be read begins; reading on would end this process."""
+    x, w, _ = make((55, k, n), weight_dtype)
+    page = mmap.PAGESIZE
+    room = (w.nbytes + page - 1) // page * page
+    memory = mmap.mmap(-1, room + page)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + room), ctypes.c_size_t(page), 0) == 0
+    at_the_end = np.frombuffer(memory, w.dtype, w.size, room - w.nbytes).reshape(w.shape)
+    at_the_end[:] = w
+    backend = _C.Backend(dtype=dtype, isa=isa, num_threads=1)
+    np.testing.assert_array_equal(backend.linear(x, at_the_end), backend.linear(x, w))
 
 
 @pytest.mark.parametrize("bias_dtype", ["float32", "bfloat16", "float16"])

@@ -13,7 +13,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kTileRows = 32;      // x rows per gate/up tile: the tile stays in the first-level cache
+constexpr int64_t kTileRows = 64;      // x rows per gate/up tile: the tile stays in cache
 constexpr int64_t kPackColumns = 512;  // of the rows of an expert that one task packs
 
 }  // namespace

@@ -26,10 +26,14 @@ constexpr int64_t kBytes = 64;    // of a row of a tile
 // page, which is one row of weights or two.
 constexpr int64_t kAhead = 4;
 
+// Follows every load and product. Where two hardware threads of a core use tiles at once, instructions on tiles that come densely
+// cost a third more than those with others between them; where one does, the tile unit is busy for longer than these take.
+#define LYNX_RT_SPACE "\n\t.rept 8\n\tnop\n\t.endr"
+
 // Assembly rather than the intrinsics of gcc 12, which do not tell the compiler that a load reads memory.
 template <int T>
 inline void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" LYNX_RT_SPACE ::"r"(p), "r"(stride), "i"(T) : "memory");
 }
 
 template <int T>
@@ -44,10 +48,10 @@ inline void zero_tile() {
 
 template <int C, int A, int B>
 inline void multiply_add() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" LYNX_RT_SPACE ::"i"(C), "i"(A), "i"(B));
 }
 
-// Which tile holds what: the results of block b of x in b, weights in 4, block b of x in 6 + b.
+// Which tile holds what: the results of weight tile a and block b of x in 2 a + b, weight tile a in 4 + a, block b of x in 6 + b.
 constexpr int kWeights = 4, kBlocks = 6;
 
 // Sets the tiles up for two blocks of x of these many rows, the second possibly none.
@@ -60,7 +64,7 @@ void configure(int64_t rows0, int64_t rows1) {
   for (int t = 0; t < 8; ++t) {
     bool second = rows1 > 0 && t % 2 == 1;
     config.rows[t] = uint8_t(kRows);
-    config.row_bytes[t] = uint16_t(t == kWeights ? kBytes : 4 * (second ? rows1 : rows0));
+    config.row_bytes[t] = uint16_t(t / 2 == kWeights / 2 ? kBytes : 4 * (second ? rows1 : rows0));
   }
   asm volatile("ldtilecfg %0" ::"m"(config));
 }
@@ -92,66 +96,95 @@ inline void transpose(__m512i (&r)[16]) {
 
 inline __mmask16 first(int64_t lanes) { return lanes >= 16 ? __mmask16(0xffff) : __mmask16((1u << (lanes > 0 ? lanes : 0)) - 1); }
 
-// 16 weight rows x 32 columns, of which only `rows` and `columns` may exist: what does not is zero, and is not touched in memory.
+// 16 weight rows x 32 columns, of which only `rows` and `columns` exist: what does not is zero, and is not touched in memory.
 template <int T>
-inline void load_weights(const char* w, int64_t w_stride, int64_t rows, int64_t columns) {
-  if (rows >= kRows && columns >= kColumns) return load_tile<T>(w, w_stride);
+[[gnu::noinline]] void load_part(const char* w, int64_t w_stride, int64_t rows, int64_t columns) {
   alignas(64) char part[kRows * kBytes] = {};
   for (int64_t i = 0; i < rows && i < kRows; ++i)
     std::memcpy(part + i * kBytes, w + i * w_stride, size_t(2 * (columns < kColumns ? columns : kColumns)));
   load_tile<T>(part, kBytes);
 }
 
+template <int T>
+inline void load_weights(const char* w, int64_t w_stride, int64_t rows, int64_t columns) {
+  if (rows >= kRows && columns >= kColumns)
+    load_tile<T>(w, w_stride);
+  else
+    load_part<T>(w, w_stride, rows, columns);
+}
+
 // Stores a tile of results: out[j * out_stride + i] for `rows` weight rows i and m rows j of x.
 template <int T>
 inline void put_tile(float* out, int64_t out_stride, int64_t rows, int64_t m, bool accumulate) {
-  alignas(64) float tile[kRows * kRows] = {};
+  alignas(64) float tile[kRows * kRows];
   store_tile<T>(tile, kBytes);
   __m512i r[16];
   for (int i = 0; i < 16; ++i) r[i] = _mm512_load_si512(tile + i * kRows);
   transpose(r);
-  for (int i = 0; i < 16; ++i) _mm512_store_si512(tile + i * kRows, r[i]);
-  __mmask16 mask = first(rows);
-  for (int64_t j = 0; j < m; ++j) {
-    __m512 v = _mm512_load_ps(tile + j * kRows);
-    if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out + j * out_stride), v);
-    _mm512_mask_storeu_ps(out + j * out_stride, mask, v);
+  const __mmask16 mask = first(rows);
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; ++j, out += out_stride) {
+    if (j >= m) break;
+    __m512 v = _mm512_castsi512_ps(r[j]);
+    if (accumulate) v = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, out), v);
+    _mm512_mask_storeu_ps(out, mask, v);
   }
 }
 
-// Up to 16 weight rows times one or two blocks of x. `next`: the weights to prefetch after these, or null; `fetch`: prefetch at
-// all.
-template <int Blocks>
-inline void product(const char* w, int64_t w_stride, int64_t n, const char* next, bool fetch, const char* x, int64_t x_stride,
-                    int64_t m, int64_t k, float* out, int64_t out_stride, bool accumulate) {
+// Weight tiles that a product takes at a time. Two need fewer loads for each tdpbf16ps; one asks memory for fewer rows at a time,
+// which is better while the weights come from there.
+constexpr int tiles(bool stream) { return stream ? 1 : 2; }
+
+// The first tiles(Stream) tiles of weight rows from w on, of which n rows exist, times B blocks of x. Stream: prefetches the
+// weights, and at their end those at `next`, unless it is null.
+template <bool Stream, int B>
+inline void product(const char* w, int64_t w_stride, int64_t n, const char* next, const char* x, int64_t x_stride, int64_t m,
+                    int64_t k, float* out, int64_t out_stride, bool accumulate) {
+  constexpr int A = tiles(Stream);
   const int64_t rows0 = m < kRows ? m : kRows, rows1 = m - kRows;
+  const float* result = out;
+  int64_t results = m;  // rows of `out` that are not yet on their way to this core
   zero_tile<0>();
-  if constexpr (Blocks == 2) zero_tile<1>();
+  if constexpr (B == 2) zero_tile<1>();
+  if constexpr (A == 2) zero_tile<2>();
+  if constexpr (A == 2 && B == 2) zero_tile<3>();
   for (int64_t p = 0; p < k; p += kColumns) {
-    if (fetch) {
+    for (int i = 0; i < 2 && results > 0; ++i, --results, result += out_stride) {
+      asm volatile("prefetchw (%0)" ::"r"(result));
+      if constexpr (A == 2) asm volatile("prefetchw 64(%0)" ::"r"(result));
+    }
+    if constexpr (Stream) {
       const int64_t ahead = p + kAhead * kColumns;
       const char* to = ahead < k ? w + ahead * 2 : next ? next + (ahead - k) * 2 : nullptr;
       if (to)
-        for (int i = 0; i < kRows; ++i) _mm_prefetch(to + i * w_stride, _MM_HINT_T0);
+        for (int i = 0; i < A * kRows; ++i) _mm_prefetch(to + i * w_stride, _MM_HINT_T0);
     }
     load_tile<kBlocks>(x + p * 2 * rows0, 4 * rows0);
     load_weights<kWeights>(w + p * 2, w_stride, n, k - p);
     multiply_add<0, kWeights, kBlocks>();
-    if constexpr (Blocks == 2) {
+    if constexpr (B == 2) {
       load_tile<kBlocks + 1>(x + kRows * x_stride + p * 2 * rows1, 4 * rows1);
       multiply_add<1, kWeights, kBlocks + 1>();
     }
+    if constexpr (A == 2) {
+      load_weights<kWeights + 1>(w + kRows * w_stride + p * 2, w_stride, n - kRows, k - p);
+      multiply_add<2, kWeights + 1, kBlocks>();
+      if constexpr (B == 2) multiply_add<3, kWeights + 1, kBlocks + 1>();
+    }
   }
   put_tile<0>(out, out_stride, n, rows0, accumulate);
-  if constexpr (Blocks == 2) put_tile<1>(out + kRows * out_stride, out_stride, n, rows1, accumulate);
+  if constexpr (B == 2) put_tile<1>(out + kRows * out_stride, out_stride, n, rows1, accumulate);
+  if constexpr (A == 2) put_tile<2>(out + kRows, out_stride, n - kRows, rows0, accumulate);
+  if constexpr (A == 2 && B == 2) put_tile<3>(out + kRows * out_stride + kRows, out_stride, n - kRows, rows1, accumulate);
 }
 
-template <int Blocks>
-void all_weights(const char* w, int64_t w_stride, int64_t n, bool fetch, const char* x, int64_t x_stride, int64_t m, int64_t k,
-                 float* out, int64_t out_stride, bool accumulate) {
-  for (int64_t i = 0; i < n; i += kRows, w += kRows * w_stride) {
-    const char* next = i + 2 * kRows <= n ? w + kRows * w_stride : nullptr;
-    product<Blocks>(w, w_stride, n - i, next, fetch, x, x_stride, m, k, out + i, out_stride, accumulate);
+template <bool Stream, int B>
+void all_weights(const char* w, int64_t w_stride, int64_t n, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
+                 int64_t out_stride, bool accumulate) {
+  constexpr int64_t step = tiles(Stream) * kRows;
+  for (int64_t i = 0; i < n; i += step, w += step * w_stride) {
+    const char* next = i + 2 * step <= n ? w + step * w_stride : nullptr;
+    product<Stream, B>(w, w_stride, n - i, next, x, x_stride, m, k, out + i, out_stride, accumulate);
   }
 }
 
@@ -168,9 +201,10 @@ void amx_gemm_bf16_tiles(const void* weights, int64_t w_stride, int64_t n, const
     int64_t count = m - j < 2 * kRows ? m - j : 2 * kRows;
     if (count != configured) configure(count < kRows ? count : kRows, count - kRows);
     configured = count;
-    const bool fetch = j == 0;  // only the first pass streams the weights from memory
-    auto pass = count > kRows ? all_weights<2> : all_weights<1>;
-    pass(w, w_stride, n, fetch, x + j * x_stride, x_stride, count, k, out + j * out_stride, out_stride, accumulate);
+    // The first pass streams the weights from memory, the others find them in cache.
+    auto pass = j == 0 ? (count > kRows ? all_weights<true, 2> : all_weights<true, 1>)
+                       : (count > kRows ? all_weights<false, 2> : all_weights<false, 1>);
+    pass(w, w_stride, n, x + j * x_stride, x_stride, count, k, out + j * out_stride, out_stride, accumulate);
   }
   asm volatile("tilerelease");
 }
