@@ -333,7 +333,8 @@ int64_t Checkpoint::total_bytes() const {
 std::string Checkpoint::fingerprint() const {
   uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, draft-eastlake-fnv
   for (const MappedFile& file : files_)
-    for (unsigned char c : str_cat(std::filesystem::path(file.path()).filename().string(), " ", file.size(), " ", file.time(), "\n"))
+    for (unsigned char c :
+         str_cat(std::filesystem::path(file.path()).filename().string(), " ", file.size(), " ", file.time(), "\n"))
       hash = (hash ^ c) * 0x100000001b3u;
   char text[17];
   std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(hash));

@@ -34,7 +34,8 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
   for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, scheme);
   const int64_t free = free_memory_bytes();
   if (!store_.filled() && bytes > free)
-    fail(ErrorCode::kOutOfMemory, "quantization", "quantization: the next weights take ", bytes, " bytes, but ", free, " are free");
+    fail(ErrorCode::kOutOfMemory, "quantization", "quantization: the next weights take ", bytes, " bytes, but ", free,
+         " are free");
   char* to = store_.next(bytes);
   std::vector<Task> tasks;
   for (WeightView* w : weights) {
@@ -71,8 +72,8 @@ WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
   if (quantization_ == Scheme::kPlain || !product || weight.empty()) return weight;
   WeightView placed = weight;
   WeightView* one = &placed;
-  // With int4, too: attention and the output projection are a small part of an MoE model's bytes, and their error weighs more than
-  // the experts' (bench/results/eval-lynx-nano-quantization.md).
+  // With int4, too: attention and the output projection are a small part of an MoE model's bytes, and their error weighs more
+  // than the experts' (bench/results/eval-lynx-nano-quantization.md).
   quantize({&one, 1}, Scheme::kInt8);
   return placed;
 }

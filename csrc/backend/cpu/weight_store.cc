@@ -76,7 +76,8 @@ WeightStore::~WeightStore() {
 char* WeightStore::next(int64_t bytes) {
   bytes = round_up(bytes, kAlignment);
   if (file_) {
-    if (offset_ + bytes > file_->size()) fail(ErrorCode::kCorruptFile, path_, path_, ": has fewer weights than the model; remove it");
+    if (offset_ + bytes > file_->size())
+      fail(ErrorCode::kCorruptFile, path_, path_, ": has fewer weights than the model; remove it");
     // What is read from the file is never written to.
     char* at = const_cast<char*>(reinterpret_cast<const char*>(file_->data())) + offset_;
     offset_ += bytes;

@@ -9,8 +9,8 @@
 
 namespace lynx_rt {
 
-// A sequence of pieces of memory: to be filled, or, where an earlier run left them in the file, filled already. The file holds the
-// pieces in the order in which they were asked for; its name says whose they are (BackendOptions::quantization_cache).
+// A sequence of pieces of memory: to be filled, or, where an earlier run left them in the file, filled already. The file holds
+// the pieces in the order in which they were asked for; its name says whose they are (BackendOptions::quantization_cache).
 class WeightStore {
  public:
   // `path`: the file, empty for none; its folder is made. Throws kCorruptFile where it is there and not one of ours.

@@ -36,33 +36,35 @@ inline void bf16_tile(const char* w, int64_t w_stride, const char* x, int64_t x_
     for (int i = 0; i < NR; ++i) put(out + j * out_stride + i, fold(acc[i][j]), accumulate);
 }
 
-template <int NR>
-inline void bf16_rows(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-                      int64_t out_stride, bool accumulate) {
-  int64_t j = 0;
-  for (; j + 4 <= m; j += 4)
-    bf16_tile<NR, 4>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-  switch (m - j) {
-    case 3:
-      bf16_tile<NR, 3>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-    case 2:
-      bf16_tile<NR, 2>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-    case 1:
-      bf16_tile<NR, 1>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-  }
+// Weight rows against M rows of x at once; each loaded weight vector serves them all, so weights pass once through the registers.
+template <int NR, int MR>
+void bf16_weights(const char* w, int64_t w_stride, int64_t n, const char* x, int64_t x_stride, int64_t k, float* out,
+                  int64_t out_stride, bool accumulate, bool first_pass) {
+  int64_t i = 0;
+  for (; i + NR <= n; i += NR)
+    bf16_tile<NR, MR>(w + i * w_stride, w_stride, x, x_stride, k, out + i, out_stride, accumulate, first_pass);
+  for (; i < n; ++i) bf16_tile<1, MR>(w + i * w_stride, w_stride, x, x_stride, k, out + i, out_stride, accumulate, first_pass);
+}
+
+// The tile for m rows of x: 16 accumulators at most.
+template <int M>
+constexpr int weight_rows() {
+  return M <= 4 ? 4 : M <= 8 ? 2 : 1;
+}
+
+template <int M = 16>
+void bf16_rows(const char* w, int64_t w_stride, int64_t n, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
+               int64_t out_stride, bool accumulate, bool first_pass) {
+  if (m == M) return bf16_weights<weight_rows<M>(), M>(w, w_stride, n, x, x_stride, k, out, out_stride, accumulate, first_pass);
+  if constexpr (M > 1) bf16_rows<M - 1>(w, w_stride, n, x, x_stride, m, k, out, out_stride, accumulate, first_pass);
 }
 
 void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
                float* out, int64_t out_stride, bool accumulate) {
-  const char* w = static_cast<const char*>(weights);
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4)
-    bf16_rows<4>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
-  for (; i < n; ++i)
-    bf16_rows<1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
+  constexpr int64_t kRows = 16;
+  for (int64_t j = 0; j < m; j += kRows)
+    bf16_rows(static_cast<const char*>(weights), w_stride, n, static_cast<const char*>(x) + j * x_stride, x_stride,
+              m - j < kRows ? m - j : kRows, k, out + j * out_stride, out_stride, accumulate, j == 0);
 }
 
 }  // namespace

@@ -3,18 +3,19 @@
 // bits, in any batch.
 //
 // A weight [N, K] is symmetric: value = (u - zero) * scale, u unsigned of 8 bits (zero 128) or 4 bits (zero 8), one float32 scale
-// per row and group of kGroup columns. It lies in panels of 16 rows, one after the other, so that a panel is one stream of memory;
-// N is padded to 16 and K to kGroup with zeros. A panel is, group by group:
+// per row and group of kGroup columns. It lies in panels of 16 rows, one after the other, so that a panel is one stream of
+// memory; N is padded to 16 and K to kGroup with zeros. A panel is, group by group:
 //   16 scales, float32, one per row
 //   8 bits: 32 lines of 64 bytes; line q holds columns 4 q .. 4 q + 3 of each row: byte 4 r + c is row r, column 4 q + c
 //   4 bits: 16 lines; the low halves of line l are line 2 l of the 8 bits, the high halves line 2 l + 1
 //
-// 8 bits: scale = amax / 127, amax being the largest |value| of the group. 4 bits use the lowest step too, which is one further from
-// zero than the highest: scale = amax / 8 where -amax is a value of the group, else -amax / 8; what rounds to 8 becomes 7.
+// 8 bits: scale = amax / 127, amax being the largest |value| of the group. 4 bits use the lowest step too, which is one further
+// from zero than the highest: scale = amax / 8 where -amax is a value of the group, else -amax / 8; what rounds to 8 becomes 7.
 //
 // A row of x enters as signed bytes with a scale per group: amax = the largest |x| of the group, scale = amax / 127,
 // q = rint(x * (127 / amax)), to even at ties. A group with amax below 1e-30 is zeros; one with a value that is not finite has a
-// scale of NaN. The packed row is: its bytes, K padded to kGroup; the scales, float32; for each group the sum of its bytes, int32.
+// scale of NaN. The packed row is: its bytes, K padded to kGroup; the scales, float32; for each group the sum of its bytes,
+// int32.
 //
 //   out[j, n] = sum over groups g, ascending, float32: float(sum (u - zero) * q) * (weight scale * row scale)
 //

@@ -1,5 +1,5 @@
-// Quantised products with the tile registers of AMX: rows of x on the left, in place, 64 columns of a panel on the right, so that a
-// row of a tile of results is a row of x and its columns are the rows of the weights.
+// Quantised products with the tile registers of AMX: rows of x on the left, in place, 64 columns of a panel on the right, so that
+// a row of a tile of results is a row of x and its columns are the rows of the weights.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant_avx512_inl.h"
 
@@ -90,8 +90,7 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
                    [](const char* w, QuantRows x, int64_t count, int64_t g, QuantSums* acc) {
                      load_weights<Bits>(w + Quant::kLine);
                      int64_t j = 0;
-                     for (; j + kTileRows <= count; j += kTileRows)
-                       rows_of_group<Bits, 0>(w, x.from(j), kTileRows, g, acc + j);
+                     for (; j + kTileRows <= count; j += kTileRows) rows_of_group<Bits, 0>(w, x.from(j), kTileRows, g, acc + j);
                      if (j < count) rows_of_group<Bits, 1>(w, x.from(j), count - j, g, acc + j);
                    });
   asm volatile("tilerelease");

@@ -30,8 +30,7 @@ inline void dot_group(const uint8_t* w, QuantRows x, int64_t g, __m256i (&sums)[
     }
   }
   for (int j = 0; j < MR; ++j)
-    for (int h = 0; h < 2; ++h)
-      sums[j][h] = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[j][2 * h], acc[j][2 * h + 1]), 0xd8);
+    for (int h = 0; h < 2; ++h) sums[j][h] = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[j][2 * h], acc[j][2 * h + 1]), 0xd8);
 }
 
 template <int Bits, int MR>

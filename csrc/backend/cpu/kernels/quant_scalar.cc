@@ -27,7 +27,7 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
         }
         for (int64_t r = 0; r < Quant::kPanel; ++r) {
           const float scale = scales[r] * x.scale(j, g);
-          acc[r] += float(sum[r] - x.sum(j, g) * kZero<Bits>)*scale;
+          acc[r] += float(sum[r] - x.sum(j, g) * kZero<Bits>) * scale;
         }
       }
       for (int64_t r = 0; r < Quant::kPanel && i + r < n; ++r) {
