@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "backend/draw_kernels.h"
+
 namespace lynx_rt {
 
 struct DrawParams {
@@ -18,23 +20,41 @@ inline constexpr float kGreedyTemperature = 1e-5f;
 
 inline constexpr int32_t kNanLogit = -1, kNoToken = -2;
 
+extern const DrawKernels kPortableDrawKernels;
+
+// The unit of mass for V tokens: 2^-45, or larger, so that the mass of all stays below 2^63.
+double mass_of_one(int64_t vocab_size);
+
 // Scratch that grows to the vocabulary and is then reused. Thread-safety: one draw at a time per object.
 class TokenDrawer {
  public:
+  explicit TokenDrawer(const DrawKernels& kernels = kPortableDrawKernels) : kernels_(kernels) {}
+
   // logits [V], -inf = excluded, +inf = certain (the first of them). The token; kNanLogit where a logit is NaN, kNoToken where
   // all are excluded. Order: top_k, then temperature, then top_p, then min_p. Where top_k or top_p filters or a logit is -inf,
   // candidates are walked from the most likely down (ties by token), else by token; the token is the first whose cumulative mass
-  // exceeds uniform
-  // * mass, in double precision.
+  // exceeds uniform * mass. Masses are weights relative to the largest token's, rounded to multiples of 2^-45: sums of such
+  // integers do not depend on their order, so the token is the same however the walk is made.
   int32_t draw(const float* logits, int64_t vocab_size, const DrawParams& params);
 
  private:
-  // The draw from candidate(0), .., candidate(count - 1), in that order.
-  template <class Candidate>
-  int32_t walk(const float* logits, float max, size_t count, const DrawParams& params, Candidate candidate);
+  struct Row;
+  struct Crossing;
+  int32_t draw_by_token(const Row& row, double uniform);
+  int32_t draw_by_likelihood(const Row& row, uint64_t min_p_mass, const DrawParams& params);
+  void find_bins(const Row& row);
+  Row keep_top(const Row& row, int32_t k);
+  Crossing descend(const Row& row, uint64_t target);
 
-  std::vector<int32_t> order_;
-  std::vector<double> probability_;
+  DrawKernels kernels_;
+  std::vector<uint64_t> block_sum_;
+  // From the most likely down: bins of equal width in the logit, which of them each token of a row is in, and what they hold.
+  std::vector<int16_t> bin_;
+  std::vector<uint32_t> bin_count_;
+  std::vector<uint64_t> bin_mass_, fine_mass_;
+  std::vector<int32_t> top_token_, order_;  // that top_k left; of one bin
+  std::vector<float> top_logit_, logit_;
+  std::vector<uint64_t> mass_;
 };
 
 // The finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014): a bijection on 64 bits that mixes well.

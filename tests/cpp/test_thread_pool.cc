@@ -1,9 +1,13 @@
 // csrc/base/thread_pool.h: every task once, whatever the number of threads and tasks.
 #include "base/thread_pool.h"
 
+#include <sched.h>
+
 #include <chrono>
+#include <ctime>
 #include <thread>
 
+#include "base/cpu_features.h"
 #include "check.h"
 
 using namespace lynx_rt;
@@ -65,6 +69,33 @@ void test_wakes_sleepers() {
   }
 }
 
+double process_cpu_seconds() {
+  timespec t;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
+}
+
+// Workers spin for 200 us after a loop, then sleep until the next.
+void test_idle_pool_uses_no_cpu() {
+  ThreadPool pool(4);
+  pool.parallel_for(100, [](int64_t, int) {});
+  const double before = process_cpu_seconds();
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  CHECK(process_cpu_seconds() - before < 0.02);
+}
+
+void test_usable_cores_respects_affinity() {
+  cpu_set_t all, one;
+  CHECK_EQ(sched_getaffinity(0, sizeof all, &all), 0);
+  CHECK(usable_cores() >= 1 && usable_cores() <= CPU_COUNT(&all));
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  CHECK_EQ(sched_setaffinity(0, sizeof one, &one), 0);
+  CHECK_EQ(usable_cores(), 1);
+  sched_setaffinity(0, sizeof all, &all);
+}
+
 void test_create_and_destroy() {
   for (int i = 0; i < 200; ++i) {
     ThreadPool pool(1 + i % 5);
@@ -81,6 +112,8 @@ int main() {
   test_thread_number_is_exclusive();
   test_results_are_visible();
   test_wakes_sleepers();
+  test_idle_pool_uses_no_cpu();
+  test_usable_cores_respects_affinity();
   test_create_and_destroy();
   return check::result("test_thread_pool");
 }

@@ -73,11 +73,10 @@ struct Reference {
 
 // Rows without NaN and +inf that are not all -inf, temperature from kGreedyTemperature on.
 //
-// Roundings, in units of the largest weight. sample() takes the weight exp(-x) as a multiple of 2^-45: off by 2^-46; x <= 32 is
-// off by three relative roundings, 3 * 2^-53 x < 2^-46.4, exp() by an ulp, 2^-52; exp(-x) of larger x counts as 0 and is < 2^-46.
-// Together less than 2^-45 per token. TokenDrawer sums n weights in double, each off by less than 2^-51 of itself (x exp(-x) <
-// 1): n 2^-52 of the sum. `slack` is both together, twice: a target is a share of a sum that is off, compared with a sum that is
-// off.
+// Roundings, in units of the largest weight. Both take the weight exp(-x) as a multiple of 2^-45: off by 2^-46. In sample(), x is
+// off by three relative roundings, which change exp(-x) by 3 * 2^-53 x exp(-x) < 2^-52, and exp() by an ulp, 2^-52; exp(-x) of x
+// above 32 counts as 0 and is < 2^-46. TokenDrawer: draw_kernels.h. Together less than 2^-45 per token in either. `slack` is that
+// of a row, twice: a target is a share of a sum that is off, compared with a sum that is off.
 Reference reference(const float* logits, int vocab_size, const DrawParams& p) {
   std::vector<int32_t> order;
   for (int32_t i = 0; i < vocab_size; ++i)
@@ -97,7 +96,7 @@ Reference reference(const float* logits, int vocab_size, const DrawParams& p) {
     exact = exact && (gap == 0 || gap > 800);
   }
   long double sum = std::accumulate(weight.begin(), weight.end(), 0.0L);
-  const long double slack = exact ? 0 : 2 * (0x1p-45L + sum * 0x1p-51L) * static_cast<long double>(n);
+  const long double slack = exact ? 0 : 2 * 0x1p-45L * static_cast<long double>(n);
   bool decided = true;
 
   if (p.top_p < 1) {
