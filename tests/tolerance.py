@@ -33,9 +33,11 @@ SILU_TINY = 1e-34  # the exponential is clamped at e^88: |x| / e^88 where the tr
 
 def softmax(n, scores):
     """Relative error of a probability: of the exponent's argument (one subtraction, one product), the exponential, the sum and its
-    reciprocal."""
-    spread = float(np.max(scores) - np.min(scores))
-    return 4 * U32 * (spread + np.abs(scores).max()) + 2.0**-22 + (n + 4) * U32
+    reciprocal. Spans of 512 keys (csrc/backend/cpu/attention.cc) are merged one after the other: each merge is one more exponential and
+    three roundings, and the arguments of all merges together are at most the spread."""
+    spread, merges = float(np.max(scores) - np.min(scores)), (n - 1) // 512
+    arguments = 4 * U32 * (spread + np.abs(scores).max())
+    return (1 + (merges > 0)) * arguments + (1 + merges) * 2.0**-22 + (n + 4 + 3 * merges) * U32
 
 
 def assert_within(got, expected, what=""):

@@ -63,6 +63,14 @@ def test_prefill(backend, dtype, heads, lengths, block_size):
         assert_within(got, expected, f"sequence {s}")
 
 
+def test_many_keys(backend, dtype):
+    """Several spans of 512 keys, with ends before, at and after their bounds."""
+    for lengths in ([511, 512, 513], [1025]):
+        layer = Layer(backend, dtype, (2, 1, 8), lengths, 16, seed=1)
+        for s, (got, expected) in enumerate(zip(layer.whole(), layer.expected())):
+            assert_within(got, expected, f"sequence {s}")
+
+
 def test_norm_weights(backend, dtype, weight_dtype):
     for norm in (True, False):
         layer = Layer(backend, dtype, (4, 2, 24), [11], 4, norm, weight_dtype)

@@ -54,6 +54,21 @@ def test_expert_ffn(backends, weight_dtype, hidden, width):
     check(backends, lambda b, r: b.mlp(x[r], w[0][0], w[1][0], w[2][0]))
 
 
+def test_attention_over_many_keys(backends, dtype):
+    """Spans of 512 keys are tasks of their own where their results fit 4 MiB (the pieces), else a task walks them (the whole)."""
+    lengths, heads = [2700, 40], (2, 2, 64)
+    whole = [x.view(np.uint32) for x in Layer(backends[0], dtype, heads, lengths, 16).whole()]
+    for b in backends[1:]:
+        for block_size, ends in ((16, [500, 512, 513, 1535, 1536, 1540, 2699, 2700]), (7, [900, 2690, 2700])):
+            layer, begin = Layer(b, dtype, heads, lengths, block_size), 0
+            for piece, end in enumerate(ends):
+                short = [(1, 5 * piece, 5 * piece + 5)]
+                got = layer.feed([*short, (0, begin, end)])
+                np.testing.assert_array_equal(got[0].view(np.uint32), whole[1][5 * piece : 5 * piece + 5])
+                np.testing.assert_array_equal(got[1].view(np.uint32), whole[0][begin:end])
+                begin = end
+
+
 @pytest.mark.parametrize("heads", [(4, 2, 16), (3, 1, 26), (17, 1, 8)], ids=str)
 def test_attention(backends, dtype, heads):
     """The same sequence in pieces of any size, in pages of any size, beside others."""

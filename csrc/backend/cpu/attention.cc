@@ -1,8 +1,10 @@
 // qkv_post() and attention() over the paged KV cache.
-// Attention work split: a task is (sequence, kv head, tile of query rows); all query heads of the kv head share each page that
-// is read. Per row: all scores, then one softmax over them, then the weighted sum of V page by page. Each step's order
-// depends on the row's own length alone, so a row gets the same bits in a prefill chunk of any size and in decode.
-// Bytes: K and V of the sequence, once per tile. Limit: memory bandwidth in decode.
+// Attention work split: (sequence, tile of query rows, kv head, span of kSpan keys); all query heads of the kv head share each
+// page that is read. Per row and span: all scores, then their exponentials relative to the span's largest, then the weighted sum
+// of V page by page; then the spans are merged in rising order. Spans begin at multiples of kSpan keys, so each step's order
+// depends on the row's own length alone, and a row gets the same bits in a prefill chunk of any size and in decode, on any number
+// of threads. Bytes: K and V of the sequence, once per tile. Limit: memory bandwidth in decode.
+#include <algorithm>
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
@@ -11,7 +13,11 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kTileHeads = 16;  // query rows x heads per task: bounds the score buffer
+constexpr int64_t kTileHeads = 16;        // query rows x heads of a tile: bounds the score buffer
+constexpr int64_t kSlice = 64;            // of a tile of wide groups: bounds the arrays of pointers
+constexpr int64_t kSpan = 512;            // keys
+constexpr int64_t kAtOnce = 8;            // keys of a page between two prefetches
+constexpr int64_t kApartBytes = 4 << 20;  // results that spans may wait in to be merged
 
 char* page(void* base, const KvCacheView& cache, int64_t block, int64_t head) {
   return static_cast<char*>(base) +
@@ -40,66 +46,137 @@ void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, co
   });
 }
 
+struct CpuBackend::AttentionCall {
+  const float* q;
+  int64_t q_stride, num_heads;
+  float scale;
+  const BatchView& batch;
+  const KvCacheView& cache;
+
+  int64_t group() const { return num_heads / cache.num_kv_heads; }
+  int64_t keys_of(int64_t row) const { return batch.positions[row] + 1; }
+};
+
+// What is known of one query row and head after some spans: [0, D) weighted sum of V, [D] largest score, [D + 1] sum of
+// exponentials.
+static int64_t state_size(const KvCacheView& cache) { return cache.head_dim + 2; }
+
+// Fills the states of the tile's rows and heads; those of rows that end before the span stay as they are.
+void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, int64_t head, int64_t span, int thread,
+                             float* states) {
+  const KvCacheView& cache = c.cache;
+  const int64_t d = cache.head_dim, group = c.group(), page_size = cache.block_size, m = tile.rows * group;
+  const int64_t begin = span * kSpan, end = std::min(begin + kSpan, c.keys_of(tile.first + tile.rows - 1));
+  const int32_t* table = c.batch.block_tables + tile.seq * c.batch.max_blocks;
+  const int64_t row_bytes = d * dtype_size(cache.dtype);
+  // visit(key, count, block, offset): the parts of pages that hold keys [from, to), `of` K or V. Pages lie anywhere,
+  // so the CPU's own prefetchers do not see the next one: each part fetches its counterpart there.
+  const auto for_each_part = [&](void* of, int64_t from, int64_t to, auto visit) {
+    for (int64_t key = from; key < to;) {
+      const int64_t offset = key % page_size, count = std::min({kAtOnce, page_size - offset, to - key});
+      if (key - offset + page_size < to) {
+        const char* next = page(of, cache, table[key / page_size + 1], head) + offset * row_bytes;
+        for (int64_t i = 0; i < count * row_bytes; i += 64) __builtin_prefetch(next + i);
+      }
+      visit(key, count, table[key / page_size], offset);
+      key += count;
+    }
+  };
+  RowGroup x{nullptr, key_product_.row_bytes(d)};
+  x.data = query_[size_t(thread)].get(std::min(kSlice, m) * x.row_bytes);
+  float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);
+  for (int64_t j0 = 0; j0 < m; j0 += kSlice) {
+    const int64_t n = std::min(kSlice, m - j0);
+    const float* p[kSlice];
+    float* sums[kSlice];
+    int64_t length[kSlice];
+    for (int64_t j = 0; j < n; ++j) {
+      const int64_t row = tile.first + (j0 + j) / group, h = head * group + (j0 + j) % group;
+      p[j] = c.q + row * c.q_stride + h * d;
+      sums[j] = states + (j0 + j) * state_size(cache);
+      length[j] = std::min(c.keys_of(row), end) - begin;
+    }
+    key_product_.pack(p, n, 0, d, x);
+    for_each_part(cache.k, begin, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
+      const WeightView keys{page(cache.k, cache, block, head), cache.dtype, page_size, d};
+      key_product_.run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
+    });
+    for (int64_t j = 0; j < n; ++j) {
+      p[j] = scores + j * kSpan;
+      if (length[j] <= 0) continue;
+      std::memset(sums[j], 0, size_t(d) * 4);
+      kernels_.exponentials(scores + j * kSpan, length[j], c.scale, sums[j] + d);
+    }
+    const auto add_values = [&](int64_t from, int64_t to, int64_t first, int64_t rows) {
+      for_each_part(cache.v, begin + from, begin + to, [&](int64_t, int64_t count, int64_t block, int64_t offset) {
+        const char* v = page(cache.v, cache, block, head) + offset * row_bytes;
+        kernels_.weighted_sum(v, cache.dtype, count, p + first, rows, d, sums + first);
+        for (int64_t j = first; j < first + rows; ++j) p[j] += count;
+      });
+    };
+    const int64_t shared = std::max<int64_t>(0, length[0]);  // keys that every row of the tile attends to
+    add_values(0, shared, 0, n);
+    for (int64_t j = 0; j < n; ++j) add_values(shared, length[j], j, 1);
+  }
+}
+
+void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, int64_t span, const float* states, float* merged) {
+  const int64_t d = c.cache.head_dim, size = state_size(c.cache);
+  for (int64_t j = 0; j < tile.rows * c.group(); ++j) {
+    if (c.keys_of(tile.first + j / c.group()) <= span * kSpan) continue;  // the row ends before the span
+    kernels_.merge(states + j * size, d, c.scale, merged + j * size);
+  }
+}
+
 void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_heads, float scale, const BatchView& batch,
                               const KvCacheView& cache, float* out) {
-  int64_t d = cache.head_dim, group = num_heads / cache.num_kv_heads, page_size = cache.block_size;
-  int64_t tile = std::max<int64_t>(1, kTileHeads / group);  // query rows per task
-  int64_t tasks = 0;
-  for (int64_t s = 0; s < batch.num_seqs; ++s) tasks += ceil_div(batch.query_start[s + 1] - batch.query_start[s], tile);
-
-  pool_.parallel_for(tasks * cache.num_kv_heads, [&](int64_t task, int thread) {
-    int64_t head = task % cache.num_kv_heads, index = task / cache.num_kv_heads, s = 0;
-    for (;; ++s) {
-      int64_t tiles = ceil_div(batch.query_start[s + 1] - batch.query_start[s], tile);
-      if (index < tiles) break;
-      index -= tiles;
+  const AttentionCall call{q, q_stride, num_heads, scale, batch, cache};
+  const int64_t d = cache.head_dim, g = cache.num_kv_heads, size = state_size(cache);
+  const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile
+  tiles_.clear();
+  int64_t spans = 0;
+  for (int64_t s = 0; s < batch.num_seqs; ++s)
+    for (int64_t row = batch.query_start[s]; row < batch.query_start[s + 1]; row += most_rows) {
+      const int64_t rows = std::min<int64_t>(most_rows, batch.query_start[s + 1] - row);
+      tiles_.push_back({s, row, rows, spans});
+      spans += ceil_div(call.keys_of(row + rows - 1), kSpan);
     }
-    int64_t first = batch.query_start[s] + index * tile;
-    int64_t rows = std::min<int64_t>(tile, batch.query_start[s + 1] - first), m = rows * group;
-    const int32_t* table = batch.block_tables + s * batch.max_blocks;
-    int64_t shortest = batch.positions[first] + 1, longest = batch.positions[first + rows - 1] + 1;
-    int64_t stride = round_up(longest, page_size);
-
-    RowGroup x{nullptr, key_product_.row_bytes(d)};
-    x.data = query_[size_t(thread)].get(std::min<int64_t>(64, m) * x.row_bytes);
-    float* scores = tile_[size_t(thread)].get(m * (stride + d));
-    float* sums = scores + m * stride;
-    const float* p[64];
-    float* acc[64];
-    // Wide groups are walked in slices, so that the arrays above have a fixed size.
-    for (int64_t j0 = 0; j0 < m; j0 += 64) {
-      int64_t n = std::min<int64_t>(64, m - j0);
-      for (int64_t j = 0; j < n; ++j) {
-        int64_t row = first + (j0 + j) / group, h = head * group + (j0 + j) % group;
-        const float* query = q + row * q_stride + h * d;
-        key_product_.pack(&query, 1, 0, d, x.from(j));
-        p[j] = scores + (j0 + j) * stride;
-        acc[j] = sums + (j0 + j) * d;
-      }
-      for (int64_t b = 0; b * page_size < longest; ++b) {
-        const WeightView keys{page(cache.k, cache, table[b], head), cache.dtype, page_size, d};
-        key_product_.run(keys, 0, std::min(page_size, longest - b * page_size), x, n, scores + j0 * stride + b * page_size,
-                         stride, false);
-      }
-      for (int64_t j = 0; j < n; ++j)
-        kernels_.softmax(scores + (j0 + j) * stride, batch.positions[first + (j0 + j) / group] + 1, scale);
-      std::memset(acc[0], 0, size_t(n * d) * 4);
-      int64_t whole = shortest / page_size;  // pages that every row of the tile attends to in full
-      for (int64_t b = 0; b < whole; ++b) {
-        kernels_.weighted_sum(page(cache.v, cache, table[b], head), cache.dtype, page_size, p, n, d, acc);
-        for (int64_t j = 0; j < n; ++j) p[j] += page_size;
-      }
-      for (int64_t j = 0; j < n; ++j) {
-        int64_t length = batch.positions[first + (j0 + j) / group] + 1;
-        for (int64_t b = whole; b * page_size < length; ++b) {
-          kernels_.weighted_sum(page(cache.v, cache, table[b], head), cache.dtype, std::min(page_size, length - b * page_size),
-                                p + j, 1, d, acc + j);
-          p[j] += page_size;
-        }
-        int64_t row = first + (j0 + j) / group, h = head * group + (j0 + j) % group;
-        std::memcpy(out + (row * num_heads + h) * d, acc[j], size_t(d) * 4);
-      }
+  const auto spans_of = [&](const AttentionTile& tile) { return ceil_div(call.keys_of(tile.first + tile.rows - 1), kSpan); };
+  const auto finish = [&](const AttentionTile& tile, int64_t head, const float* merged) {
+    for (int64_t j = 0; j < tile.rows * call.group(); ++j) {
+      const int64_t row = tile.first + j / call.group(), h = head * call.group() + j % call.group();
+      const float inverse = 1.0f / merged[j * size + d + 1];
+      for (int64_t i = 0; i < d; ++i) out[(row * num_heads + h) * d + i] = merged[j * size + i] * inverse;
     }
+  };
+
+  const int64_t tile_size = most_rows * call.group() * size;
+  if (spans * g * tile_size * 4 <= kApartBytes) {  // each span is a task
+    float* states = spans_.get(spans * g * tile_size);
+    pool_.parallel_for(spans * g, [&](int64_t task, int thread) {
+      const int64_t index = task / g;
+      const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), index,
+                                          [](int64_t i, const AttentionTile& t) { return i < t.first_span; });
+      const AttentionTile& tile = *(after - 1);
+      attend_span(call, tile, task % g, index - tile.first_span, thread, states + task * tile_size);
+    });
+    pool_.parallel_for(int64_t(tiles_.size()) * g, [&](int64_t task, int) {
+      const AttentionTile& tile = tiles_[size_t(task / g)];
+      float* first = states + (tile.first_span * g + task % g) * tile_size;
+      for (int64_t span = 1; span < spans_of(tile); ++span) merge_span(call, tile, span, first + span * g * tile_size, first);
+      finish(tile, task % g, first);
+    });
+    return;
+  }
+  float* states = spans_.get(2 * pool_.num_threads() * tile_size);
+  pool_.parallel_for(int64_t(tiles_.size()) * g, [&](int64_t task, int thread) {
+    const AttentionTile& tile = tiles_[size_t(task / g)];
+    float *merged = states + 2 * thread * tile_size, *next = merged + tile_size;
+    for (int64_t span = 0; span < spans_of(tile); ++span) {
+      attend_span(call, tile, task % g, span, thread, span == 0 ? merged : next);
+      if (span > 0) merge_span(call, tile, span, next, merged);
+    }
+    finish(tile, task % g, merged);
   });
 }
 

@@ -23,7 +23,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
       store_(options.quantization_cache),
       tile_(size_t(pool_.num_threads())),
       query_(size_t(pool_.num_threads())),
-      drawers_(size_t(pool_.num_threads())) {}
+      drawers_(size_t(pool_.num_threads()), TokenDrawer(kernels_.draw)) {}
 
 std::string CpuBackend::description() const {
   return str_cat("cpu ", isa_name(kernels_.isa), ", ", pool_.num_threads(), " threads, ", dtype_name(compute_dtype_));

@@ -41,6 +41,14 @@ class CpuBackend final : public Backend {
   BatchView do_begin_step(const BatchView& batch) override;
   void do_end_step(std::span<SelectionStats>) override;
 
+  // Query rows of one sequence that walk its pages together; number of their first span of keys among those of the call.
+  struct AttentionTile {
+    int64_t seq, first, rows, first_span;
+  };
+  struct AttentionCall;
+  void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
+  void merge_span(const AttentionCall&, const AttentionTile&, int64_t span, const float* states, float* merged);
+
   // Weight rows per task with which the last tasks do not leave threads idle.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
   static int form(const WeightView& w) { return w.scheme == Scheme::kPlain ? int(w.dtype) : 2 + int(w.scheme); }
@@ -66,6 +74,8 @@ class CpuBackend final : public Backend {
   Scratch<float> mlp_weights_;
   std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores
   std::vector<Scratch<char>> query_;  // one per thread: packed query rows
+  std::vector<AttentionTile> tiles_;
+  Scratch<float> spans_;              // attention: states of spans that are to be merged
   std::vector<TokenDrawer> drawers_;  // one per thread
 };
 

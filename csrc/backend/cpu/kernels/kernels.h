@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 
+#include "backend/draw_kernels.h"
 #include "base/cpu_features.h"
 #include "base/types.h"
 
@@ -32,10 +33,14 @@ struct Kernels {
   void (*round_to)(const float* in, int64_t n, DType dtype, float* out);  // from_f32 then to_f32
   void (*rmsnorm)(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out);
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
-  void (*softmax)(float* x, int64_t n, float scale);                            // in place, of scale * x
-  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);     // rotates (x[i], x[i + half])
-  void (*axpy)(float a, const float* x, int64_t n, float* y);                   // y += a * x
-  double (*read_sum)(const void* p, int64_t bytes);                             // reads all of it; for measuring bandwidth
+  // x = exp(scale * (x - max)) in place; state = {max, sum of the exponentials}; n > 0.
+  void (*exponentials)(float* x, int64_t n, float scale, float* state);
+  // Adds the weighted sums of another part of the keys: both {sums [d], max, sum of the exponentials}.
+  void (*merge)(const float* part, int64_t d, float scale, float* state);
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);  // rotates (x[i], x[i + half])
+  void (*axpy)(float a, const float* x, int64_t n, float* y);                // y += a * x
+  double (*read_sum)(const void* p, int64_t bytes);                          // reads all of it; for measuring bandwidth
+  DrawKernels draw;
 
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles
   PackTilesFn pack_bf16_tiles = nullptr;

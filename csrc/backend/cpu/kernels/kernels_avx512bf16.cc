@@ -32,8 +32,7 @@ inline void bf16_tile(const char* w, int64_t w_stride, const char* x, int64_t x_
       for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_dpbf16_ps(acc[i][j], wv, xv[j]);
     }
   }
-  for (int j = 0; j < MR; ++j)
-    for (int i = 0; i < NR; ++i) put(out + j * out_stride + i, fold(acc[i][j]), accumulate);
+  put_tile(acc, out, out_stride, accumulate);
 }
 
 // Weight rows against M rows of x at once; each loaded weight vector serves them all, so weights pass once through the registers.

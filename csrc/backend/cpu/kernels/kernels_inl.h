@@ -40,7 +40,16 @@ inline F16 load_partial(const void* p, int64_t count) {
 
 inline F16 zero() { return F16{}; }
 
-inline void put(float* out, float v, bool accumulate) { *out = accumulate ? *out + v : v; }
+// out[j * out_stride + i] (+)= fold(acc[i][j])
+template <int NR, int MR>
+inline void put_tile(const F16 (&acc)[NR][MR], float* out, int64_t out_stride, bool accumulate) {
+  for (int j = 0; j < MR; ++j)
+    for (int i = 0; i < NR; ++i) {
+      const float v = fold(acc[i][j]);
+      float* to = out + j * out_stride + i;
+      *to = accumulate ? *to + v : v;
+    }
+}
 
 // One register tile: NR rows of w against MR rows of x.
 template <DType W, int NR, int MR>
@@ -69,8 +78,7 @@ inline void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_
       for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
     }
   }
-  for (int j = 0; j < MR; ++j)
-    for (int i = 0; i < NR; ++i) put(out + j * out_stride + i, fold(acc[i][j]), accumulate);
+  put_tile(acc, out, out_stride, accumulate);
 }
 
 template <DType W, int NR>
@@ -106,29 +114,42 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64
     gemm_rows<W, 1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
 }
 
-template <DType D>
-void weighted_sum_of(const char* v, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
-  for (int64_t j = 0; j < m; ++j) {
-    int64_t i = 0;
-    for (; i + kLanes <= d; i += kLanes) {
-      F16 a = load_f32(acc[j] + i);
-      for (int64_t t = 0; t < tokens; ++t) {
-        float pt[kLanes];
-        for (int l = 0; l < kLanes; ++l) pt[l] = p[j][t];
-        a = fmadd(load_f32(pt), load<D>(v + (t * d + i) * kSize<D>), a);
-      }
-      std::memcpy(acc[j] + i, &a, 64);
-    }
-    if (i < d) {
-      F16 a = load_partial<DType::kF32>(acc[j] + i, d - i);
-      for (int64_t t = 0; t < tokens; ++t) {
-        float pt[kLanes];
-        for (int l = 0; l < kLanes; ++l) pt[l] = p[j][t];
-        a = fmadd(load_f32(pt), load_partial<D>(v + (t * d + i) * kSize<D>, d - i), a);
-      }
-      std::memcpy(acc[j] + i, &a, size_t(d - i) * 4);
+// One register tile of weighted_sum(): NV times 16 columns of MJ sums.
+template <DType D, int NV, int MJ>
+inline void weighted_tile(const char* v, int64_t tokens, const float* const* p, int64_t d, float* const* acc, int64_t i) {
+  F16 sum[MJ][NV];
+  for (int j = 0; j < MJ; ++j)
+    for (int c = 0; c < NV; ++c) sum[j][c] = load_f32(acc[j] + i + c * kLanes);
+  for (int64_t t = 0; t < tokens; ++t) {
+    F16 row[NV];
+    for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * d + i + c * kLanes) * kSize<D>);
+    for (int j = 0; j < MJ; ++j) {
+      const F16 weight = broadcast(p[j][t]);
+      for (int c = 0; c < NV; ++c) sum[j][c] = fmadd(weight, row[c], sum[j][c]);
     }
   }
+  for (int j = 0; j < MJ; ++j)
+    for (int c = 0; c < NV; ++c) std::memcpy(acc[j] + i + c * kLanes, &sum[j][c], 64);
+}
+
+template <DType D, int MJ>
+void weighted_rows(const char* v, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
+  int64_t i = 0;
+  for (; i + kTileN * kLanes <= d; i += kTileN * kLanes) weighted_tile<D, kTileN, MJ>(v, tokens, p, d, acc, i);
+  for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, tokens, p, d, acc, i);
+  if (i == d) return;
+  for (int j = 0; j < MJ; ++j) {
+    F16 sum = load_partial<DType::kF32>(acc[j] + i, d - i);
+    for (int64_t t = 0; t < tokens; ++t) sum = fmadd(broadcast(p[j][t]), load_partial<D>(v + (t * d + i) * kSize<D>, d - i), sum);
+    std::memcpy(acc[j] + i, &sum, size_t(d - i) * 4);
+  }
+}
+
+template <DType D>
+void weighted_sum_of(const char* v, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
+  int64_t j = 0;
+  for (; j + kTileM <= m; j += kTileM) weighted_rows<D, kTileM>(v, tokens, p + j, d, acc + j);
+  for (; j < m; ++j) weighted_rows<D, 1>(v, tokens, p + j, d, acc + j);
 }
 
 void weighted_sum(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
@@ -247,7 +268,7 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
-void softmax(float* x, int64_t n, float scale) {
+void exponentials(float* x, int64_t n, float scale, float* state) {
   float lane_max[kLanes], lane_sum[kLanes] = {};
   for (int l = 0; l < kLanes; ++l) lane_max[l] = -INFINITY;
   int64_t whole = n / kLanes * kLanes;
@@ -262,8 +283,16 @@ void softmax(float* x, int64_t n, float scale) {
   for (int64_t i = whole; i < n; ++i) lane_sum[i - whole] += x[i];
   float sum = 0;
   for (int l = 0; l < kLanes; ++l) sum += lane_sum[l];
-  float inverse = 1.0f / sum;
-  for (int64_t i = 0; i < n; ++i) x[i] *= inverse;
+  state[0] = max;
+  state[1] = sum;
+}
+
+void merge(const float* part, int64_t d, float scale, float* state) {
+  const float max = part[d] > state[d] ? part[d] : state[d];
+  const float by = exp_f32((state[d] - max) * scale), part_by = exp_f32((part[d] - max) * scale);
+  for (int64_t i = 0; i < d; ++i) state[i] = state[i] * by + part[i] * part_by;
+  state[d + 1] = state[d + 1] * by + part[d + 1] * part_by;
+  state[d] = max;
 }
 
 void rope(float* x, const float* cos, const float* sin, int64_t half) {
@@ -293,13 +322,21 @@ double read_sum(const void* p, int64_t bytes) {
 }
 
 constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
-  return {isa,      {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
-          bf16,     weighted_sum,
-          to_f32,   from_f32,
-          round_to, rmsnorm,
-          silu_mul, softmax,
-          rope,     axpy,
-          read_sum};
+  return {isa,
+          {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
+          bf16,
+          weighted_sum,
+          to_f32,
+          from_f32,
+          round_to,
+          rmsnorm,
+          silu_mul,
+          exponentials,
+          merge,
+          rope,
+          axpy,
+          read_sum,
+          lynx_rt::kDrawKernels};
 }
 
 }  // namespace

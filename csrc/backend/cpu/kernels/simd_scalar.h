@@ -15,6 +15,12 @@ constexpr int kTileN = 2, kTileM = 2;  // rows of w and x per register tile: 4 a
 
 inline F16 fmadd(F16 a, F16 b, F16 c) { return a * b + c; }
 
+inline F16 broadcast(float v) {
+  F16 out;
+  for (int i = 0; i < 16; ++i) out[i] = v;
+  return out;
+}
+
 inline F16 load_f32(const void* p) {
   F16 v;
   std::memcpy(&v, p, 64);
