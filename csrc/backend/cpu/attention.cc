@@ -97,10 +97,22 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
       length[j] = std::min(c.keys_of(row), end) - begin;
     }
     key_product_.pack(p, n, 0, d, x);
-    for_each_part(cache.k, begin, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
-      const WeightView keys{page(cache.k, cache, block, head), cache.dtype, page_size, d};
-      key_product_.run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
-    });
+    if (key_product_.takes_pieces()) {
+      const void* keys[kSpan];
+      int32_t counts[kSpan];
+      int64_t pieces = 0;
+      for (int64_t key = begin; key < end; key += counts[pieces++]) {
+        const int64_t offset = key % page_size;
+        keys[pieces] = page(cache.k, cache, table[key / page_size], head) + offset * row_bytes;
+        counts[pieces] = int32_t(std::min({RowGroup::kRows, page_size - offset, end - key}));
+      }
+      key_product_.run_pieces(keys, counts, pieces, d, x, n, scores, kSpan);
+    } else {
+      for_each_part(cache.k, begin, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
+        const WeightView keys{page(cache.k, cache, block, head), cache.dtype, page_size, d};
+        key_product_.run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
+      });
+    }
     for (int64_t j = 0; j < n; ++j) {
       p[j] = scores + j * kSpan;
       if (length[j] <= 0) continue;

@@ -42,6 +42,12 @@ class Product {
            bool accumulate) const {
     gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate);
   }
+  // The same without adding, with weights [.., k] in pieces of up to 16 rows that lie anywhere; only where takes_pieces().
+  bool takes_pieces() const { return pieces_ != nullptr; }
+  void run_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t k, RowGroup x, int64_t m, float* out,
+                  int64_t out_stride) const {
+    pieces_(w, n, pieces, 2 * k, x.data, x.row_bytes, m, k, out, out_stride);
+  }
   // Weight rows for one task, `row_bytes` each: in whole register tiles, and so few that they stay in the second-level cache
   // while the task's rows of x pass over them. `most` bounds them as far as whole tiles allow.
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
@@ -54,6 +60,7 @@ class Product {
   DType compute_ = DType::kF32;
   Form form_;
   cpu::GemmFn gemm_;
+  cpu::GemmPiecesFn pieces_ = nullptr;
 };
 
 }  // namespace lynx_rt

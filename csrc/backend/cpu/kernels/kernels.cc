@@ -16,6 +16,7 @@ static Kernels amx_kernels() {
   kernels.isa = Isa::kAmxBf16;
   kernels.gemm_bf16_tiles = amx_gemm_bf16_tiles;
   kernels.pack_bf16_tiles = amx_pack_bf16_tiles;
+  kernels.gemm_bf16_pieces = amx_gemm_bf16_pieces;
   return kernels;
 }
 #endif

@@ -20,6 +20,11 @@ using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* 
 // rows; x points at their first column, begin is a multiple of 32, and the last 32 columns are completed with zeros.
 using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 
+// The same with rows of w in pieces that lie anywhere: n[i] <= 16 rows at w[i], w_stride bytes apart; their results follow each
+// other.
+using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
+                              int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
+
 struct Kernels {
   Isa isa;
   GemmFn gemm_f32[3];  // x: rows of float32; indexed by the weights' DType
@@ -44,12 +49,13 @@ struct Kernels {
 
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles
   PackTilesFn pack_bf16_tiles = nullptr;
+  GemmPiecesFn gemm_bf16_pieces = nullptr;
 };
 
 const Kernels& kernels_for(Isa isa);
 
-// Products with quantised weights (quant.h). Rows of x and weights are in their packed forms, w_stride is WeightView::row_bytes():
-// a panel is 16 of it, and w is the first of a panel. k is not padded.
+// Products with quantised weights (quant.h). Rows of x and weights are in their packed forms, w_stride is
+// WeightView::row_bytes(): a panel is 16 of it, and w is the first of a panel. k is not padded.
 struct QuantKernels {
   GemmFn gemm_int8, gemm_int4;
   PackTilesFn pack;  // columns [begin, begin + n) of m float32 rows; begin is a multiple of Quant::kGroup
@@ -71,6 +77,8 @@ extern const QuantKernels kAvx512VnniQuantKernels;
 extern const QuantKernels kAmxInt8QuantKernels;
 void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
                          float* out, int64_t out_stride, bool accumulate);
+void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
+                          int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 #endif
 

@@ -154,7 +154,7 @@ inline void product(const char* w, int64_t w_stride, int64_t n, const char* next
       if constexpr (A == 2) asm volatile("prefetchw 64(%0)" ::"r"(result));
     }
     if constexpr (Stream) {
-      const int64_t ahead = p + kAhead * kColumns;
+      const int64_t ahead = p + (kAhead * kColumns < k ? kAhead * kColumns : k);
       const char* to = ahead < k ? w + ahead * 2 : next ? next + (ahead - k) * 2 : nullptr;
       if (to)
         for (int i = 0; i < A * kRows; ++i) _mm_prefetch(to + i * w_stride, _MM_HINT_T0);
@@ -205,6 +205,21 @@ void amx_gemm_bf16_tiles(const void* weights, int64_t w_stride, int64_t n, const
     auto pass = j == 0 ? (count > kRows ? all_weights<true, 2> : all_weights<true, 1>)
                        : (count > kRows ? all_weights<false, 2> : all_weights<false, 1>);
     pass(w, w_stride, n, x + j * x_stride, x_stride, count, k, out + j * out_stride, out_stride, accumulate);
+  }
+  asm volatile("tilerelease");
+}
+
+void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* rows,
+                          int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride) {
+  const char* x = static_cast<const char*>(rows);
+  for (int64_t j = 0; j < m; j += 2 * kRows) {
+    const int64_t count = m - j < 2 * kRows ? m - j : 2 * kRows;
+    configure(count < kRows ? count : kRows, count - kRows);
+    auto of_piece = count > kRows ? product<true, 2> : product<true, 1>;
+    float* to = out + j * out_stride;
+    for (int64_t i = 0; i < pieces; to += n[i++])
+      of_piece(static_cast<const char*>(w[i]), w_stride, n[i], i + 1 < pieces ? static_cast<const char*>(w[i + 1]) : nullptr,
+               x + j * x_stride, x_stride, count, k, to, out_stride, false);
   }
   asm volatile("tilerelease");
 }
