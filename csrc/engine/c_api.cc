@@ -68,6 +68,8 @@ lynx_rt::EngineOptions to_options(const lynx_rt_options* from) {
   out.max_num_batched_tokens = std::max(out.max_num_batched_tokens, out.max_num_seqs);
   out.num_threads = given.num_threads;
   out.seed = given.seed;
+  if (given.quantization) out.quantization = given.quantization;
+  if (given.quantization_cache) out.quantization_cache = given.quantization_cache;
   return out;
 }
 

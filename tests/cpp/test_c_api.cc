@@ -104,6 +104,14 @@ void test_errors(lynx_rt_engine* engine, const char* model) {
   options.expert_selection = "best";
   CHECK(lynx_rt_create(model, &options) == nullptr);
   CHECK(last_error_has("best"));
+  options.expert_selection = nullptr;
+  options.quantization = "int3";
+  CHECK(lynx_rt_create(model, &options) == nullptr);
+  CHECK(last_error_has("int3"));
+  options.size = offsetof(lynx_rt_options, quantization);  // of a caller who does not know the field: not read
+  lynx_rt_engine* unquantized = lynx_rt_create(model, &options);
+  CHECK(unquantized != nullptr);
+  lynx_rt_destroy(unquantized);
 }
 
 // A caller compiled against a header with fewer or more fields.

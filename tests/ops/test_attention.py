@@ -44,7 +44,7 @@ class Layer:
         return ref.attention(self.qkv, self.a, self.g, *self.norms, EPS, self.cos, self.sin, self.dtype)
 
 
-# heads (A, G, D), lengths, page size: groups of 1, 2, 3, 17 and 70 (more than one slice of 64); head sizes off the vector width
+# heads (A, G, D), lengths, page size: groups of 1, 2, 3, 17 and 70 (more than one slice of 64); head sizes off the vector width and around 64 columns
 CASES = [
     ((1, 1, 2), [1], 16),
     ((4, 4, 16), [5, 1, 17], 16),
@@ -53,6 +53,9 @@ CASES = [
     ((3, 1, 48), [20], 256),
     ((17, 1, 8), [19, 3], 4),
     ((70, 1, 6), [9], 16),
+    ((8, 1, 80), [70, 33], 16),
+    ((2, 2, 98), [40], 3),
+    ((4, 2, 128), [37], 16),
 ]
 
 

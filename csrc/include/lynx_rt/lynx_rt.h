@@ -50,6 +50,8 @@ typedef struct lynx_rt_options {
   int64_t max_num_seqs;
   int32_t num_threads;
   uint64_t seed;
+  const char* quantization;
+  const char* quantization_cache;
 } lynx_rt_options;
 
 /* SamplingParams of sampling_params.h; all zero = greedy, 256 tokens */
