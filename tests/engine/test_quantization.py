@@ -152,7 +152,14 @@ def test_a_damaged_cache_is_named(nano_path, tmp_path):
     _C.Engine(nano_path, **options)
     (file,) = tmp_path.iterdir()
     whole = file.read_bytes()
-    for content in (b"", b"something else" * 1000, whole[:-64], whole[: len(whole) // 2]):
+    size = whole.index(len(whole).to_bytes(8, "little"))  # where the header says how long the file is
+
+    def of_length(n):
+        return whole[:size] + n.to_bytes(8, "little") + (whole[size + 8 :] + bytes(64))[: n - size - 8]
+
+    assert of_length(len(whole)) == whole
+    shorter, longer = of_length(len(whole) - 64), of_length(len(whole) + 64)
+    for content in (b"", b"something else" * 1000, whole[:-64], whole[: len(whole) // 2], shorter, longer):
         file.write_bytes(content)
         with pytest.raises(CheckpointError, match=file.name):
             _C.Engine(nano_path, **options)

@@ -91,6 +91,8 @@ char* WeightStore::next(int64_t bytes) {
 }
 
 void WeightStore::save() {
+  if (file_ && offset_ != file_->size())
+    fail(ErrorCode::kCorruptFile, path_, path_, ": has more weights than the model; remove it");
   if (path_.empty() || file_) return;
   char header[kHeader] = {};
   int64_t total = kHeader;

@@ -22,7 +22,8 @@ class WeightStore {
   // The next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file is shorter.
   char* next(int64_t bytes);
   // Writes the pieces to the file, unless they came from it: to a temporary file first, so that a file is whole or not there.
-  // Throws kInvalidArgument (field quantization_cache) where it cannot be written.
+  // Throws kInvalidArgument (field quantization_cache) where it cannot be written; kCorruptFile where the file that they came
+  // from has more.
   void save();
 
  private:
