@@ -129,7 +129,8 @@ def worker_command(name: str, args: argparse.Namespace) -> list[str]:
 def _require_package(kind: str, python: str) -> None:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({PACKAGE[kind]!r}) is None)"
     try:
-        done = subprocess.run([python, "-c", code], capture_output=True, check=False, env=_environment(kind))
+        # Among the workers, as they will run: a source tree in the working directory would hide the package that is installed.
+        done = subprocess.run([python, "-c", code], capture_output=True, check=False, env=_environment(kind), cwd=HERE)
     except OSError as error:
         raise Unavailable(f"cannot run {python} ({error.strerror}). To get it: {GET[kind]}") from error
     if done.returncode:
