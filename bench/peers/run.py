@@ -179,10 +179,11 @@ def measure(
 
 def _environment(name: str) -> dict[str, str]:
     """That of this process; for lynx_rt with the one of this source tree, where it has been built."""
-    if not name.startswith("lynx_rt") or not any((TREE / "lynx_rt").glob("_C.*.so")):
-        return dict(os.environ)
-    paths = [str(TREE), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    # A worker finds its modules beside it.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    if name.startswith("lynx_rt") and any((TREE / "lynx_rt").glob("_C.*.so")):
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TREE), os.environ.get("PYTHONPATH", "")]))
+    return environment
 
 
 def _warm_page_cache(command: list[str]) -> None:

@@ -17,6 +17,12 @@ import pytest
 PEERS = Path(__file__).resolve().parents[2] / "bench" / "peers"
 
 
+@pytest.fixture(autouse=True)
+def scripts_find_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tools/test.sh sets what keeps Python from looking beside a script."""
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+
+
 @pytest.fixture(scope="module")
 def peers() -> Any:
     """The modules of bench/peers, which are scripts and not a package."""
