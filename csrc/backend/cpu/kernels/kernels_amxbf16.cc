@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/kernels/tiles.h"
 
 namespace {
 
@@ -26,26 +27,6 @@ constexpr int64_t kBytes = 64;    // of a row of a tile
 // page, which is one row of weights or two.
 constexpr int64_t kAhead = 4;
 
-// Follows every load and product. Where two hardware threads of a core use tiles at once, instructions on tiles that come densely
-// cost a third more than those with others between them; where one does, the tile unit is busy for longer than these take.
-#define LYNX_RT_SPACE "\n\t.rept 8\n\tnop\n\t.endr"
-
-// Assembly rather than the intrinsics of gcc 12, which do not tell the compiler that a load reads memory.
-template <int T>
-inline void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" LYNX_RT_SPACE ::"r"(p), "r"(stride), "i"(T) : "memory");
-}
-
-template <int T>
-inline void store_tile(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");
-}
-
-template <int T>
-inline void zero_tile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-
 template <int C, int A, int B>
 inline void multiply_add() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" LYNX_RT_SPACE ::"i"(C), "i"(A), "i"(B));
@@ -56,17 +37,12 @@ constexpr int kWeights = 4, kBlocks = 6;
 
 // Sets the tiles up for two blocks of x of these many rows, the second possibly none.
 void configure(int64_t rows0, int64_t rows1) {
-  struct {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
+  TileConfig config;
   for (int t = 0; t < 8; ++t) {
-    bool second = rows1 > 0 && t % 2 == 1;
-    config.rows[t] = uint8_t(kRows);
-    config.row_bytes[t] = uint16_t(t / 2 == kWeights / 2 ? kBytes : 4 * (second ? rows1 : rows0));
+    const bool second = rows1 > 0 && t % 2 == 1;
+    config.set(t, kRows, t / 2 == kWeights / 2 ? kBytes : 4 * (second ? rows1 : rows0));
   }
-  asm volatile("ldtilecfg %0" ::"m"(config));
+  config.load();
 }
 
 // Rows to columns of a 16 x 16 matrix of 32-bit values.
@@ -206,7 +182,7 @@ void amx_gemm_bf16_tiles(const void* weights, int64_t w_stride, int64_t n, const
                        : (count > kRows ? all_weights<false, 2> : all_weights<false, 1>);
     pass(w, w_stride, n, x + j * x_stride, x_stride, count, k, out + j * out_stride, out_stride, accumulate);
   }
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* rows,
@@ -221,7 +197,7 @@ void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces
       of_piece(static_cast<const char*>(w[i]), w_stride, n[i], i + 1 < pieces ? static_cast<const char*>(w[i + 1]) : nullptr,
                x + j * x_stride, x_stride, count, k, to, out_stride, false);
   }
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {

@@ -2,47 +2,26 @@
 // a row of a tile of results is a row of x and its columns are the rows of the weights.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant_avx512_inl.h"
+#include "backend/cpu/kernels/tiles.h"
 
 namespace {
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kFewRows = 2;  // up to which vpdpbusd, with the same result, is faster than tiles
 
-template <int T>
-inline void load_tile(const void* p, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(p), "r"(stride), "i"(T) : "memory");
-}
-
-template <int T>
-inline void store_tile(void* p, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(p), "r"(stride), "i"(T) : "memory");
-}
-
-template <int T>
-inline void zero_tile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(T));
-}
-
 // C += A * B, A signed and B unsigned.
 template <int C, int A, int B>
 inline void multiply_add() {
-  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+  asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" LYNX_RT_SPACE ::"i"(C), "i"(A), "i"(B));
 }
 
 // Which tile holds what: results, both halves of a group of x, and of the weights. Even: 16 rows of x; odd: what is left of them.
 constexpr int kDots = 0, kX = 2, kWeights = 6;
 
 void configure(int64_t rest) {
-  struct {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } config;
-  for (int t = 0; t < 8; ++t) {
-    config.rows[t] = uint8_t(t < kWeights && t % 2 && rest ? rest : kTileRows);
-    config.row_bytes[t] = uint16_t(Quant::kLine);
-  }
-  asm volatile("ldtilecfg %0" ::"m"(config));
+  TileConfig config;
+  for (int t = 0; t < 8; ++t) config.set(t, t < kWeights && t % 2 && rest ? rest : kTileRows, Quant::kLine);
+  config.load();
 }
 
 // Rows of x against a group, whose weights are in their tiles. Tail: 0 for 16 rows, 1 for the rest.
@@ -93,7 +72,7 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
                      for (; j + kTileRows <= count; j += kTileRows) rows_of_group<Bits, 0>(w, x.from(j), kTileRows, g, acc + j);
                      if (j < count) rows_of_group<Bits, 1>(w, x.from(j), count - j, g, acc + j);
                    });
-  asm volatile("tilerelease");
+  release_tiles();
 }
 
 }  // namespace
