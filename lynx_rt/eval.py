@@ -15,7 +15,7 @@ from typing import Any
 
 from lynx_rt.engine import Engine
 from lynx_rt.errors import LynxError, ValidationError
-from lynx_rt.outputs import ExpertStats
+from lynx_rt.outputs import ExpertStats, sum_prompt_logprobs
 from lynx_rt.sampling_params import SamplingParams
 
 _FINAL_MARK = "####"  # what follows it in a worked answer is the result
@@ -127,11 +127,8 @@ def answer_perplexity(engine: Engine, items: Sequence[Item], *, use_tqdm: bool |
     prompts = [encode(f"{item.prompt} {item.answer}") for item in items]
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
     outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=use_tqdm)
-    logprobs = []
-    for ids, start, output in zip(prompts, starts, outputs, strict=True):
-        entries = output.prompt_logprobs or []
-        logprobs += [entry[token].logprob for token, entry in zip(ids[start:], entries[start:], strict=True) if entry]
-    return math.exp(-_mean(logprobs))
+    total = sum(sum_prompt_logprobs(output, start) for output, start in zip(outputs, starts, strict=True))
+    return math.exp(-total / sum(len(ids) - start for ids, start in zip(prompts, starts, strict=True)))
 
 
 def evaluate(

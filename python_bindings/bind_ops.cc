@@ -120,7 +120,7 @@ void register_ops(py::module_& m) {
       .def(py::init([](const std::string& device, const std::string& dtype, int num_threads, const std::string& isa,
                        const std::string& quantization) {
              BackendOptions o{device, dtype_of(dtype), num_threads, isa};
-             o.quantization = quantization == "int8" ? Scheme::kInt8 : quantization == "int4" ? Scheme::kInt4 : Scheme::kPlain;
+             o.quantization = parse_quantization(quantization);
              return make_backend(o);
            }),
            py::arg("device") = "cpu", py::arg("dtype") = "float32", py::arg("num_threads") = 1, py::arg("isa") = "",

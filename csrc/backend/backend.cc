@@ -48,6 +48,12 @@ class Backend::Scope {
   std::chrono::steady_clock::time_point start_;
 };
 
+Scheme parse_quantization(const std::string& text) {
+  for (Scheme s : {Scheme::kPlain, Scheme::kInt8, Scheme::kInt4})
+    if (text == scheme_name(s)) return s;
+  invalid("quantization", "expected none, int8 or int4, got \"", text, "\"");
+}
+
 Backend::Backend() { reset_profile(); }
 
 void Backend::reset_profile() {

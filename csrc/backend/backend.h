@@ -266,14 +266,18 @@ class Backend {
   class Scope;
 };
 
+// "none", "int8" or "int4"; throws kInvalidArgument (field quantization).
+Scheme parse_quantization(const std::string& text);
+
 struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
   DType compute_dtype = DType::kF32;
   int num_threads = 0;           // 0 = usable_cores()
   std::string isa;               // see resolve_isa()
   bool dependent_launch = true;  // cuda: see cuda::Stream
-  // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8 where
-  // it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same weights.
+  // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8
+  // where it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same
+  // weights.
   Scheme quantization = Scheme::kPlain;
   std::string quantization_cache = "";
 };

@@ -1,7 +1,11 @@
 #include "base/memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdio>
+
+#include "base/error.h"
 
 namespace lynx_rt {
 
@@ -43,6 +47,18 @@ int64_t free_memory_bytes() {
   int64_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
   if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used + cgroup_file_cache()));
   return available;
+}
+
+void* allocate_pages(int64_t bytes, const char* what) {
+  void* p =
+      mmap(nullptr, size_t(bytes > 0 ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) fail(ErrorCode::kOutOfMemory, what, what, ": cannot allocate ", bytes, " bytes");
+  if (bytes >= (4 << 20)) madvise(p, size_t(bytes), MADV_HUGEPAGE);
+  return p;
+}
+
+void release_pages(void* p, int64_t bytes) noexcept {
+  if (p) munmap(p, size_t(bytes > 0 ? bytes : 1));
 }
 
 }  // namespace lynx_rt

@@ -7,4 +7,8 @@ namespace lynx_rt {
 // MemAvailable, capped by what the cgroup's limit leaves; bytes.
 int64_t free_memory_bytes();
 
+// Zero-filled pages, which take no memory before they are touched. Throws kOutOfMemory naming `what`.
+void* allocate_pages(int64_t bytes, const char* what);
+void release_pages(void* p, int64_t bytes) noexcept;  // p may be null
+
 }  // namespace lynx_rt

@@ -50,16 +50,10 @@ bool is_dummy(const EngineOptions& o) {
   return o.load_format == "dummy";
 }
 
-Scheme quantization(const EngineOptions& o) {
-  for (Scheme s : {Scheme::kPlain, Scheme::kInt8, Scheme::kInt4})
-    if (o.quantization == scheme_name(s)) return s;
-  invalid("quantization", "expected none, int8 or int4, got \"", o.quantization, "\"");
-}
-
 // The file that keeps the quantised weights of a checkpoint; "" where none is asked for.
 std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
   if (o.quantization_cache.empty()) return "";
-  if (quantization(o) == Scheme::kPlain)
+  if (parse_quantization(o.quantization) == Scheme::kPlain)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), ".bin");
@@ -72,7 +66,7 @@ BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config
   b.num_threads = o.num_threads;
   b.isa = o.isa;
   b.dependent_launch = !o.disable_dependent_launch;
-  b.quantization = quantization(o);
+  b.quantization = parse_quantization(o.quantization);
   b.quantization_cache = quantization_file(o, config, checkpoint);
   return b;
 }
@@ -115,7 +109,7 @@ ModelWeights EngineCore::load_weights() {
     place_weights(*backend_, weights, options_.on_load_progress);
     weights.owned.clear();
     checkpoint_ = Checkpoint();
-  } else if (quantization(options_) != Scheme::kPlain) {
+  } else if (parse_quantization(options_.quantization) != Scheme::kPlain) {
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
     checkpoint_.drop_pages();

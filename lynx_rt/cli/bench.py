@@ -248,7 +248,7 @@ def _op_cells(row: Row) -> list[tuple[str, ...]]:
     for name, op in sorted(ops.items(), key=lambda item: -item[1]["ms"]):
         if op["ms"] == 0:
             continue
-        rate = op["bytes"] / op["ms"] / 1e6 if op["ms"] > 0 else 0.0
+        rate = op["bytes"] / op["ms"] / 1e6
         of_read = f"{100 * rate / row.read_gb_per_s:.0f}" if row.read_gb_per_s and op["bytes"] else "-"
         share = f"{100 * op['ms'] / row.mean_ms:.1f}"
         cells.append((name, f"{op['ms']:.3f}", share, format_bytes(op["bytes"]), f"{rate:.1f}" if rate else "-", of_read))

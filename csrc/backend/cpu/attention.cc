@@ -82,7 +82,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
       key += count;
     }
   };
-  RowGroup x{nullptr, key_product_.row_bytes(d)};
+  RowGroup x{nullptr, key_product().row_bytes(d)};
   x.data = query_[size_t(thread)].get(std::min(kSlice, m) * x.row_bytes);
   float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);
   for (int64_t j0 = 0; j0 < m; j0 += kSlice) {
@@ -96,8 +96,8 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
       sums[j] = states + (j0 + j) * state_size(cache);
       length[j] = std::min(c.keys_of(row), end) - begin;
     }
-    key_product_.pack(p, n, 0, d, x);
-    if (key_product_.takes_pieces()) {
+    key_product().pack(p, n, 0, d, x);
+    if (key_product().takes_pieces()) {
       const void* keys[kSpan];
       int32_t counts[kSpan];
       int64_t pieces = 0;
@@ -106,11 +106,11 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
         keys[pieces] = page(cache.k, cache, table[key / page_size], head) + offset * row_bytes;
         counts[pieces] = int32_t(std::min({RowGroup::kRows, page_size - offset, end - key}));
       }
-      key_product_.run_pieces(keys, counts, pieces, d, x, n, scores, kSpan);
+      key_product().run_pieces(keys, counts, pieces, d, x, n, scores, kSpan);
     } else {
       for_each_part(cache.k, begin, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
         const WeightView keys{page(cache.k, cache, block, head), cache.dtype, page_size, d};
-        key_product_.run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
+        key_product().run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
       });
     }
     for (int64_t j = 0; j < n; ++j) {

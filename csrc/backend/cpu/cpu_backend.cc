@@ -1,8 +1,6 @@
 // Construction, memory, and the ops that are a loop over rows.
 #include "backend/cpu/cpu_backend.h"
 
-#include <sys/mman.h>
-
 #include "backend/cpu/dispatch.h"
 #include "base/memory.h"
 
@@ -12,12 +10,11 @@ CpuBackend::CpuBackend(const BackendOptions& options)
     : compute_dtype_(options.compute_dtype),
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
       quant_kernels_(cpu::quant_kernels_for(kernels_.isa)),
-      products_{{kernels_, compute_dtype_, DType::kF32, Product::Use::kWeights},
-                {kernels_, compute_dtype_, DType::kBF16, Product::Use::kWeights},
-                {kernels_, compute_dtype_, DType::kF16, Product::Use::kWeights},
+      products_{{kernels_, compute_dtype_, DType::kF32},
+                {kernels_, compute_dtype_, DType::kBF16},
+                {kernels_, compute_dtype_, DType::kF16},
                 {quant_kernels_, Scheme::kInt8},
                 {quant_kernels_, Scheme::kInt4}},
-      key_product_(kernels_, compute_dtype_, compute_dtype_, Product::Use::kPages),
       pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
       quantization_(options.quantization),
       store_(options.quantization_cache),
@@ -29,18 +26,10 @@ std::string CpuBackend::description() const {
   return str_cat("cpu ", isa_name(kernels_.isa), ", ", pool_.num_threads(), " threads, ", dtype_name(compute_dtype_));
 }
 
-void* CpuBackend::allocate(int64_t bytes, const char* what) {
-  // Anonymous pages are zero and take no memory before they are touched: a large KV cache costs what is used of it.
-  void* p =
-      mmap(nullptr, size_t(bytes > 0 ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) fail(ErrorCode::kOutOfMemory, what, what, ": cannot allocate ", bytes, " bytes");
-  if (bytes >= (4 << 20)) madvise(p, size_t(bytes), MADV_HUGEPAGE);
-  return p;
-}
+// A large KV cache costs what is used of it.
+void* CpuBackend::allocate(int64_t bytes, const char* what) { return allocate_pages(bytes, what); }
 
-void CpuBackend::release(void* p, int64_t bytes) noexcept {
-  if (p) munmap(p, size_t(bytes > 0 ? bytes : 1));
-}
+void CpuBackend::release(void* p, int64_t bytes) noexcept { release_pages(p, bytes); }
 
 Backend::MemoryBudget CpuBackend::memory_budget() const {
   const int64_t free = free_memory_bytes();

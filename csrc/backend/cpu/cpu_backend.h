@@ -53,6 +53,7 @@ class CpuBackend final : public Backend {
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
   static int form(const WeightView& w) { return w.scheme == Scheme::kPlain ? int(w.dtype) : 2 + int(w.scheme); }
   const Product& product(const WeightView& w) const { return products_[form(w)]; }
+  const Product& key_product() const { return products_[int(compute_dtype_)]; }  // with the K pages, which have that dtype
   void quantize(std::span<WeightView* const> weights, Scheme scheme);
   // Packs `num_rows` rows of n values; the group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
@@ -61,7 +62,6 @@ class CpuBackend final : public Backend {
   const cpu::Kernels& kernels_;
   const cpu::QuantKernels& quant_kernels_;
   const Product products_[5];  // with weights, by their form()
-  const Product key_product_;  // with the K pages, which have the compute dtype
   ThreadPool pool_;
   const Scheme quantization_;
   WeightStore store_;

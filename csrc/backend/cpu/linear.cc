@@ -40,7 +40,7 @@ void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const Lin
 
 void CpuBackend::do_router(const float* x, const WeightView& weight, int64_t num_rows, float* scores) {
   // float32 rows whatever the compute dtype: the choice of experts is the least forgiving product of the model.
-  const Product exact(kernels_, DType::kF32, weight.dtype, Product::Use::kWeights);
+  const Product exact(kernels_, DType::kF32, weight.dtype);
   const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[0]);
   int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows));
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {

@@ -6,14 +6,14 @@
 
 namespace lynx_rt {
 
-Product::Product(const cpu::Kernels& kernels, DType compute, DType weight, Use use)
+Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
     : kernels_(&kernels), compute_(compute), form_(Form::kF32), gemm_(kernels.gemm_f32[int(weight)]) {
   if (compute != DType::kBF16 || weight != DType::kBF16) return;
   if (kernels.gemm_bf16_tiles) {
     form_ = Form::kBF16Tiles;
-    if (use == Use::kPages) pieces_ = kernels.gemm_bf16_pieces;
     pack_ = kernels.pack_bf16_tiles;
     gemm_ = kernels.gemm_bf16_tiles;
+    pieces_ = kernels.gemm_bf16_pieces;
   } else if (kernels.gemm_bf16) {
     form_ = Form::kBF16;
     gemm_ = kernels.gemm_bf16;

@@ -21,12 +21,8 @@ struct RowGroup {
 
 class Product {
  public:
-  enum class Use {
-    kWeights,  // few large matrices: rows are packed for them once
-    kPages,    // many small matrices, the pages of the KV cache
-  };
   // Rows enter as bf16 where the kernels take them so, else as float32 rounded to the compute dtype.
-  Product(const cpu::Kernels& kernels, DType compute, DType weight, Use use);
+  Product(const cpu::Kernels& kernels, DType compute, DType weight);
   // With quantised weights; rows enter quantised as well (kernels/quant.h).
   Product(const cpu::QuantKernels& kernels, Scheme weight);
 

@@ -32,10 +32,12 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
   };
   int64_t bytes = 0;
   for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, scheme);
-  const int64_t free = free_memory_bytes();
-  if (!store_.filled() && bytes > free)
-    fail(ErrorCode::kOutOfMemory, "quantization", "quantization: the next weights take ", bytes, " bytes, but ", free,
-         " are free");
+  if (!store_.filled()) {
+    const int64_t free = free_memory_bytes();
+    if (bytes > free)
+      fail(ErrorCode::kOutOfMemory, "quantization", "quantization: the next weights take ", bytes, " bytes, but ", free,
+           " are free");
+  }
   char* to = store_.next(bytes);
   std::vector<Task> tasks;
   for (WeightView* w : weights) {

@@ -1,6 +1,5 @@
 #include "backend/cpu/weight_store.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,6 +9,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/memory.h"
 #include "base/types.h"
 
 namespace lynx_rt {
@@ -70,7 +70,7 @@ WeightStore::WeightStore(std::string path) : path_(std::move(path)), offset_(kHe
 }
 
 WeightStore::~WeightStore() {
-  for (const Piece& p : pieces_) ::munmap(p.data, size_t(p.bytes));
+  for (const Piece& p : pieces_) release_pages(p.data, p.bytes);
 }
 
 char* WeightStore::next(int64_t bytes) {
@@ -83,9 +83,7 @@ char* WeightStore::next(int64_t bytes) {
     offset_ += bytes;
     return at;
   }
-  void* p = ::mmap(nullptr, size_t(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) fail(ErrorCode::kOutOfMemory, "quantization", "quantized weights: cannot allocate ", bytes, " bytes");
-  ::madvise(p, size_t(bytes), MADV_HUGEPAGE);
+  void* p = allocate_pages(bytes, "quantization");
   pieces_.push_back({static_cast<char*>(p), bytes});
   return pieces_.back().data;
 }

@@ -55,7 +55,7 @@ struct QuantScale {
     for (int64_t i = 0; i < n; ++i) negative |= v[i] == -amax;
     if (!negative) scale = -scale, inverse = -inverse;
   }
-  bool finite() const { return scale == scale; }
+  int32_t steps(float v) const { return scale == scale ? int32_t((v * inverse + kRound) - kRound) : 0; }
 };
 
 // Columns [begin, begin + n) of m rows; plain operations, so that all instruction sets agree.
@@ -74,7 +74,7 @@ void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void
       int8_t q[Quant::kGroup];
       int32_t sum = 0;
       for (int64_t i = 0; i < Quant::kGroup; ++i) {
-        const int32_t r = scale.finite() ? int32_t((v[i] * scale.inverse + kRound) - kRound) : 0;
+        const int32_t r = scale.steps(v[i]);
         q[i] = int8_t(r);
         sum += r;
       }
@@ -93,7 +93,7 @@ void quantize_group(const float* values, char* group) {
     std::memcpy(group + 4 * r, &scale.scale, 4);
     uint8_t u[Quant::kGroup];
     for (int64_t i = 0; i < Quant::kGroup; ++i) {
-      const int32_t q = scale.finite() ? int32_t((v[i] * scale.inverse + kRound) - kRound) : 0;
+      const int32_t q = scale.steps(v[i]);
       u[i] = uint8_t((q < kZero<Bits> ? q : kZero<Bits> - 1) + kZero<Bits>);
     }
     char* to = group + Quant::kLine + 4 * r;
