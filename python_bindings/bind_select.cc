@@ -39,21 +39,53 @@ py::dict stats_dict(const SelectionStats& stats) {
   return d;
 }
 
-py::dict select(Selector& selector, const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
-                const std::string& phase, const std::optional<Array<uint8_t>>& exact) {
-  if (scores.ndim() != 2 || scores.shape(1) < 1) invalid("scores", "expected [T, E] with E >= 1");
-  const int64_t num_rows = scores.shape(0);
-  const int num_experts = int(scores.shape(1));
-  if (top_k < 1 || top_k > num_experts) invalid("top_k", "expected 1..", num_experts, ", got ", top_k);
-  if (exact && (exact->ndim() != 1 || exact->shape(0) != num_rows)) invalid("exact", "expected [T=", num_rows, "]");
+// A table for one layer, of `shape`; its data, or null where it is not given.
+template <class T>
+const T* table(const std::optional<Array<T>>& given, const char* name, const std::vector<int64_t>& shape) {
+  if (!given) return nullptr;
+  const std::vector<int64_t> found(given->shape(), given->shape() + given->ndim());
+  if (found != shape) invalid(name, "expected ", shape, ", got ", found);
+  return given->data();
+}
 
-  Array<int32_t> ids({num_rows, int64_t(top_k)});
-  Array<float> weights({num_rows, int64_t(top_k)});
-  std::vector<int32_t> active(num_experts);
+void check_ids(const char* name, const int32_t* ids, int64_t count, int least, int num_experts) {
+  for (int64_t i = 0; ids && i < count; ++i)
+    if (ids[i] < least || ids[i] >= num_experts)
+      invalid(name, "entry ", i, ": expected ", least, "..", num_experts - 1, ", got ", ids[i]);
+}
+
+struct SelectArgs {
+  Array<float> scores;
+  int top_k;
+  bool norm_topk;
+  std::string selection, phase;
+  std::optional<Array<uint8_t>> exact;
+  std::optional<Array<float>> similarity;
+  std::optional<Array<int32_t>> alias, replay;
+};
+
+py::dict select(Selector& selector, const SelectArgs& a) {
+  if (a.scores.ndim() != 2 || a.scores.shape(1) < 1) invalid("scores", "expected [T, E] with E >= 1");
+  const int64_t num_rows = a.scores.shape(0), top_k = a.top_k;
+  const int num_experts = int(a.scores.shape(1));
+  if (top_k < 1 || top_k > num_experts) invalid("top_k", "expected 1..", num_experts, ", got ", top_k);
+  const uint8_t* exact = table(a.exact, "exact", {num_rows});
+  Selection selection = parse_policy(a.selection);
+  selection.similarity = table(a.similarity, "similarity", {num_experts, num_experts});
+  selection.alias = table(a.alias, "alias", {num_experts});
+  selection.replay = table(a.replay, "replay", {num_rows, top_k});
+  check_ids("alias", selection.alias, num_experts, 0, num_experts);
+  check_ids("replay", selection.replay, num_rows * top_k, -1, num_experts);
+  if ((selection.policy == Policy::kSere && !selection.similarity) || (selection.policy == Policy::kAlias && !selection.alias) ||
+      (selection.policy == Policy::kReplay && !selection.replay))
+    invalid("selection", a.selection, " needs its table");
+
+  Array<int32_t> ids({num_rows, top_k});
+  Array<float> weights({num_rows, top_k});
+  std::vector<int32_t> active(static_cast<size_t>(num_experts));
   Routing routing{ids.mutable_data(), weights.mutable_data(), active.data(), 0};
-  const SelectionStats stats =
-      selector.run(scores.data(), num_rows, RouterRule{num_experts, top_k, norm_topk}, parse_selection(selection),
-                   parse_phase(phase), exact ? exact->data() : nullptr, routing);
+  const SelectionStats stats = selector.run(a.scores.data(), num_rows, RouterRule{num_experts, a.top_k, a.norm_topk}, selection,
+                                            parse_phase(a.phase), exact, routing);
   py::dict result;
   result["ids"] = ids;
   result["weights"] = weights;
@@ -87,20 +119,30 @@ py::dict dispatch(const Array<int32_t>& ids, int num_experts) {
 
 void register_select(py::module_& m) {
   // An object keeps its scratch memory between calls, as the engine does; the function starts with none.
-  py::class_<Selector>(m, "Selector")
-      .def(py::init<>())
-      .def("select", &select, py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true,
-           py::arg("selection") = "topk", py::arg("phase") = "decode_only", py::arg("exact") = py::none());
-  m.def(
-      "select",
-      [](const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection, const std::string& phase,
-         const std::optional<Array<uint8_t>>& exact) {
-        Selector selector;
-        return select(selector, scores, top_k, norm_topk, selection, phase, exact);
-      },
-      "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::select() in backend.h.",
-      py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",
-      py::arg("phase") = "decode_only", py::arg("exact") = py::none());
+  const auto method = [](Selector& selector, const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
+                         const std::string& phase, const std::optional<Array<uint8_t>>& exact,
+                         const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
+                         const std::optional<Array<int32_t>>& replay) {
+    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay});
+  };
+  const auto function = [method](const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
+                                 const std::string& phase, const std::optional<Array<uint8_t>>& exact,
+                                 const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
+                                 const std::optional<Array<int32_t>>& replay) {
+    Selector selector;
+    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay);
+  };
+#define LYNX_SELECT_ARGS                                                                                              \
+  py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",        \
+                                                   py::arg("phase") = "decode_only", py::arg("exact") = py::none(),   \
+                                                   py::arg("similarity") = py::none(), py::arg("alias") = py::none(), \
+                                                   py::arg("replay") = py::none()
+  py::class_<Selector>(m, "Selector").def(py::init<>()).def("select", method, LYNX_SELECT_ARGS);
+  m.def("select", function,
+        "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::route() in backend.h. similarity "
+        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay.",
+        LYNX_SELECT_ARGS);
+#undef LYNX_SELECT_ARGS
   m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], row_of_pair [T * k], pair_of_row [offsets[E]]).",
         py::arg("ids").noconvert(), py::arg("num_experts"));
   m.def(

@@ -128,6 +128,10 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
                     Routing& routing, DispatchPlan& plan) {
   require_rule(rule, "route");
   require(batch.num_rows >= 0, "route", "num_rows must not be negative");
+  require(selection.policy != Policy::kSere || selection.similarity, "route", "sere needs a similarity table");
+  require(selection.policy != Policy::kAlias || selection.alias, "route", "alias needs a table");
+  require(selection.policy != Policy::kReplay || selection.replay || !acts(selection, batch.phase, batch.num_rows), "route",
+          "replay needs recorded ids");
   routing.num_active = 0;
   if (batch.num_rows == 0) return;
   Scope scope(this, kRoute);

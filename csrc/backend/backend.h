@@ -49,6 +49,8 @@ struct BatchView {
   int64_t max_blocks = 0;
   const uint8_t* exact = nullptr;  // [T] 1 = the row gets the model's own routing; null = none does
   Phase phase = Phase::kPrefill;
+  // [MoE layers, T, k] recorded ids, where a layer's policy is replay; those of a layer are Selection::replay.
+  const int32_t* replayed = nullptr;
 };
 
 // out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]
@@ -117,8 +119,8 @@ enum class WeightUse : uint8_t {
 
 // What decides, beside the sizes of the batch, which ops a step runs on which memory.
 struct StepKey {
-  Selection selection;
-  const void* cache = nullptr;  // K of the first layer
+  const std::string& selection;  // names the selections of all layers, tables included
+  const void* cache = nullptr;   // K of the first layer
 };
 
 // Time and weight/KV bytes per op since the last reset.
@@ -204,15 +206,15 @@ class Backend {
   // Chooses experts and weights and orders the pairs by expert: the only op that looks across the batch.
   // Demand -> Admit -> Assign -> Weigh -> Dispatch.
   //   scores [T, E] in    router logits, finite; batch.phase, batch.exact
+  //   selection     in    the layer's policy, as check_selection() passes it, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
-  // With policy topk, phase other than kDecodeOnly, T < 2, or every row exact: the model's own routing, whatever the other rows
-  // are. Otherwise: exact rows get their own routing and all their experts are admitted; the others are assigned within the
-  // admitted set; weights come from the original softmax rescaled to the row's own top-k mass; where the active set
-  // would not be smaller than the union of own choices, the own routing is returned (guard).
-  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Source: LYNX
-  // arXiv 2411.08982, OEA arXiv 2511.02237. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
-  // test_dispatch.py.
+  // Where acts() says no, or every row is exact: the model's own routing, whatever the other rows are. Otherwise as cpu/select.h
+  // says for each policy: exact rows get their own routing; where the active set would not be smaller than the union of own
+  // choices, the own routing is returned (guard).
+  // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
+  // the policies in moe_types.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
+  // test_policies.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
              DispatchPlan& plan);
 

@@ -3,31 +3,94 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <utility>
+#include <vector>
 
 namespace lynx_rt {
 
 // What a step's rows are, as the scheduler states it; never guessed from shapes.
 enum class Phase : uint8_t { kPrefill, kMixed, kDecodeOnly };
 
+// What a layer does with a batch's own choices; cpu/select.h defines each policy.
 enum class Policy : uint8_t {
-  kTopk,  // the model's own routing
-  kLynx,  // LYNX AffinityBinning, threshold rule (arXiv 2411.08982; readings of the open points in cpu/select.h)
-  kOea,   // Opportunistic Expert Activation, simplified form (arXiv 2511.02237)
+  kTopk,         // the model's own routing
+  kLynx,         // LYNX AffinityBinning, threshold rule (arXiv 2411.08982)
+  kLynxLiteral,  // the same votes, added to the row's scores
+  kOea,          // Opportunistic Expert Activation, simplified form (arXiv 2511.02237)
+  kXshare,       // XShare: a budget, filled by summed gates (arXiv 2602.07265)
+  kDesVote,      // DES-Vote: a budget, filled by gates summed over own choices (arXiv 2602.00879)
+  kSere,         // SERE: secondary choices move to the most similar primary expert (arXiv 2602.07616)
+  kSkip,         // NAEE's dynamic skipping: choices far below the first are dropped (arXiv 2402.14800)
+  kTopJ,         // the first j choices
+  kDenyRank,     // the choice of one rank is denied, for measuring what it is worth
+  kCapacity,     // a cap on the rows of an expert, overflow to the row's next choice (GShard, arXiv 2006.16668)
+  kAlias,        // merged experts: a table says which expert stands in for which (MC-SMoE, arXiv 2310.01334)
+  kReplay,       // recorded ids
 };
+inline constexpr int kNumPolicies = int(Policy::kReplay) + 1;
 
-// Parameters of the batch-aware policies.
+// Whether a row's result depends on that row alone. Such policies act on single rows too and have no guard.
+constexpr bool is_per_row(Policy p) {
+  return p == Policy::kTopk || p == Policy::kSkip || p == Policy::kTopJ || p == Policy::kDenyRank || p == Policy::kAlias ||
+         p == Policy::kReplay;
+}
+// Whether a result that reads no fewer experts than the own choices is discarded for them.
+constexpr bool has_guard(Policy p) { return !is_per_row(p) && p != Policy::kCapacity; }
+
+// One layer's policy and its parameters. Plain data: kernels take it by value.
 struct Selection {
   Policy policy = Policy::kTopk;
-  double alpha = 8;  // lynx: bins per nat of affinity gap (bin width 1 / alpha); > 0
-  int beta = 4;      // lynx: number of bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
-  double theta = 1;  // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
-  int k0 = 1;        // oea: choices per token that are always kept; 1..k (k = identity), raised where too few rows vote
+  double alpha = 8;         // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
+  int beta = 4;             // lynx, lynx_literal: bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
+  double theta = 1;         // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
+  double lambda = 1;        // lynx_literal: nats that one undisputed bin-0 vote adds to a score; >= 0; 0 = identity
+  int k0 = 1;               // oea, xshare: choices per row that are always kept; oea 1..k (k = identity), xshare 0..k
+  double budget = 0.5;      // xshare, des_vote (key m): admitted experts; below 1 the share of E, else a whole number
+  int primary = 1;          // sere (key s): choices per row that stay; 1..k (k = identity)
+  double rho = 0;           // sere: an expert moves only to one of at least this similarity; > 1 = identity
+  double ratio = 0.5;       // skip: a choice stays while its gate is at least ratio * the first one's; 0 (identity) .. 1
+  int j = 1;                // top_j: choices that stay; 1..k (k = identity)
+  int rank = 0;             // deny_rank: 0..k-1
+  double factor = 1;        // capacity: an expert takes ceil(factor * B * k / E) rows; > 0
+  bool all_phases = false;  // acts in prefill and mixed steps too (key phase: decode, all)
+  // The layer's tables, in the backend's memory.
+  const float* similarity = nullptr;  // sere: [E, E]
+  const int32_t* alias = nullptr;     // alias: [E] 0..E-1
+  const int32_t* replay = nullptr;    // replay: [T, k] 0..E-1, each once in a row, or -1
 };
 
-// "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"; "off" and "" mean topk. Throws kInvalidArgument naming the
-// unknown policy or key and those that exist.
-Selection parse_selection(const std::string& text);
-std::string to_string(const Selection& selection);  // parse_selection's canonical form
+// Whether `s` may change the routing of a step.
+constexpr bool acts(const Selection& s, Phase phase, int64_t rows) {
+  return s.policy != Policy::kTopk && (s.all_phases || phase == Phase::kDecodeOnly) && (rows >= 2 || is_per_row(s.policy));
+}
+// Experts that `budget` allows.
+constexpr int budget_experts(const Selection& s, int num_experts) {
+  const double m = s.budget < 1 ? s.budget * num_experts : s.budget;
+  return m >= num_experts ? num_experts : m < 1 ? 1 : int(m);
+}
+
+// A policy's text, "name:key=value,...": "topk" (also "off", ""), "lynx:alpha=8,beta=4,theta=1", "oea:k0=2", "top1" (=
+// top_j:j=1). `file` gets the value of the key of that name ("" = none given), of policies that read a table: sere, alias,
+// replay. Throws kInvalidArgument naming the unknown policy or key and those that exist.
+Selection parse_policy(const std::string& text, std::string* file = nullptr);
+std::string to_string(const Selection& selection, const std::string& file = "");  // parse_policy's canonical form
+// Throws kInvalidArgument naming the parameter that does not fit a model with E experts, k per token.
+void check_selection(const Selection& selection, int num_experts, int top_k);
+
+// What all layers of a model do: "POLICY" or "POLICY@LAYERS=POLICY@...", as in "lynx:alpha=4@0-1+7=topk@5=oea:k0=2". LAYERS are
+// numbers and ranges of the model's layers (from 0), joined by "+".
+struct SelectionPlan {
+  struct Part {
+    std::vector<std::pair<int, int>> layers;  // ranges with both ends; of the first part empty: all layers that no other names
+    Selection selection;
+    std::string file;
+  };
+  std::vector<Part> parts{Part{}};
+
+  const Part& of_layer(int layer) const;  // of the last part that names it
+};
+SelectionPlan parse_selection(const std::string& text);  // throws as parse_policy()
+std::string to_string(const SelectionPlan& plan);
 
 // The model's own routing rule (ecosystem notes 2.3: kinds S1 and S2).
 struct RouterRule {
@@ -51,7 +114,7 @@ struct SelectionStats {
   int32_t active = 0;          // distinct experts after selection
   int32_t remapped_pairs = 0;  // chosen experts that differ from the model's own choice (as sets, per row, summed)
   double retained_mass = 0;    // sum over rows of (gate mass of the final choice / gate mass of the own choice)
-  bool acted = false;          // a batch-aware policy changed or could have changed this call (phase, rows, policy)
+  bool acted = false;          // a policy changed or could have changed this call (phase, rows, policy)
   bool guard_hit = false;      // never-worse guard: result discarded for the model's own routing
   int32_t first_bad = -1;      // t * E + e of the first score that is not finite, -1 = none; else the rest is meaningless
 };

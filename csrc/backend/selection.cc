@@ -1,7 +1,9 @@
+// The text form of policies and plans, and which values a model allows.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "backend/moe_types.h"
@@ -11,20 +13,70 @@ namespace lynx_rt {
 namespace {
 
 constexpr const char* kField = "selection";
-constexpr int kMaxBeta = 16;
 
-// "alpha=8" -> {"alpha", "8"}
-struct Setting {
-  std::string_view key;
-  std::string_view value;
+// A parameter of a policy: its key, where it is kept, what it may be.
+struct Parameter {
+  const char* key;
+  std::variant<double Selection::*, int Selection::*> member;
+  double least = 0, most = INFINITY;
+  bool above_least = false;  // `least` itself is not allowed
 };
 
-// What follows the colon of "policy:key=value,key=value"; nothing where there is no colon.
+struct PolicyText {
+  Policy policy;
+  const char* name;
+  std::vector<Parameter> parameters;
+  bool reads_file = false;
+};
+
+const std::vector<PolicyText>& policies() {
+  static const Parameter alpha{"alpha", &Selection::alpha, 0, INFINITY, true}, beta{"beta", &Selection::beta, 1, 16},
+      k0{"k0", &Selection::k0, 1}, budget{"m", &Selection::budget, 0, INFINITY, true};
+  static const std::vector<PolicyText> table = {
+      {Policy::kTopk, "topk", {}},
+      {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}}},
+      {Policy::kLynxLiteral, "lynx_literal", {alpha, beta, {"lambda", &Selection::lambda}}},
+      {Policy::kOea, "oea", {k0}},
+      {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}}},
+      {Policy::kDesVote, "des_vote", {budget}},
+      {Policy::kSere, "sere", {{"s", &Selection::primary, 1}, {"rho", &Selection::rho}}, true},
+      {Policy::kSkip, "skip", {{"ratio", &Selection::ratio, 0, 1}}},
+      {Policy::kTopJ, "top_j", {{"j", &Selection::j, 1}}},
+      {Policy::kDenyRank, "deny_rank", {{"rank", &Selection::rank}}},
+      {Policy::kCapacity, "capacity", {{"factor", &Selection::factor, 0, INFINITY, true}}},
+      {Policy::kAlias, "alias", {}, true},
+      {Policy::kReplay, "replay", {}, true},
+  };
+  return table;
+}
+
+const PolicyText& text_of(Policy policy) {
+  for (const PolicyText& p : policies())
+    if (p.policy == policy) return p;
+  fail(ErrorCode::kInternal, kField, "policy ", int(policy), " has no name");
+}
+
+template <class Range, class Name>
+std::string joined(const Range& range, Name name) {
+  std::string text;
+  for (const auto& item : range) text += (text.empty() ? "" : ", ") + std::string(name(item));
+  return text;
+}
+
+// The shortest text that reads back as the same number.
+std::string shortest(double value) {
+  char buffer[32];
+  return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
+}
+
+struct Setting {
+  std::string_view key, value;
+};
+
+// "key=value,key=value"
 std::vector<Setting> parse_settings(std::string_view text) {
   std::vector<Setting> settings;
-  const size_t colon = text.find(':');
-  if (colon == std::string_view::npos) return settings;
-  for (size_t begin = colon + 1; begin <= text.size();) {
+  for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(',', begin), text.size());
     const std::string_view item = text.substr(begin, end - begin);
     const size_t equals = item.find('=');
@@ -38,67 +90,157 @@ std::vector<Setting> parse_settings(std::string_view text) {
   return settings;
 }
 
-// Parses the whole of `setting.value` and checks it with `in_range`; `expected` says in words what that accepts.
-template <class Number, class InRange>
-Number number(const Setting& setting, const char* expected, InRange in_range) {
-  Number value{};
-  const char* const end = setting.value.data() + setting.value.size();
-  const auto [stop, error] = std::from_chars(setting.value.data(), end, value);
-  if (error != std::errc() || stop != end || !in_range(value))
-    invalid(kField, setting.key, ": expected ", expected, ", got \"", setting.value, "\"");
-  return value;
+template <class Number>
+bool parse_number(std::string_view text, Number& value) {
+  const char* const end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && stop == end;
 }
 
-void set_lynx(Selection& selection, const Setting& setting) {
-  if (setting.key == "alpha")
-    selection.alpha = number<double>(setting, "a finite number > 0", [](double v) { return std::isfinite(v) && v > 0; });
-  else if (setting.key == "beta")
-    selection.beta = number<int>(setting, "an integer from 1 to 16", [](int v) { return v >= 1 && v <= kMaxBeta; });
-  else if (setting.key == "theta")
-    selection.theta = number<double>(setting, "a finite number >= 0", [](double v) { return std::isfinite(v) && v >= 0; });
-  else
-    invalid(kField, "lynx has no key \"", setting.key, "\"; its keys are alpha, beta, theta");
+std::string range_text(const Parameter& p) {
+  const bool whole = std::holds_alternative<int Selection::*>(p.member);
+  const std::string kind = whole ? "an integer" : "a finite number";
+  if (p.most < INFINITY) return str_cat(kind, " from ", shortest(p.least), " to ", shortest(p.most));
+  return str_cat(kind, p.above_least ? " > " : " >= ", shortest(p.least));
 }
 
-void set_oea(Selection& selection, const Setting& setting) {
-  if (setting.key != "k0") invalid(kField, "oea has no key \"", setting.key, "\"; its key is k0");
-  selection.k0 = number<int>(setting, "an integer >= 1", [](int v) { return v >= 1; });
+bool in_range(const Parameter& p, double v) {
+  return std::isfinite(v) && v <= p.most && (p.above_least ? v > p.least : v >= p.least);
 }
 
-// The shortest text that reads back as the same number.
-std::string shortest(double value) {
-  char buffer[32];
-  return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
+void set(Selection& selection, const Parameter& p, const Setting& setting) {
+  const auto store = [&](auto Selection::* member) {
+    auto value = selection.*member;
+    if (!parse_number(setting.value, value) || !in_range(p, double(value)))
+      invalid(kField, setting.key, ": expected ", range_text(p), ", got \"", setting.value, "\"");
+    selection.*member = value;
+  };
+  std::visit(store, p.member);
+}
+
+bool set_phase(Selection& selection, const Setting& setting) {
+  if (setting.key != "phase") return false;
+  if (setting.value != "decode" && setting.value != "all")
+    invalid(kField, "phase: expected decode or all, got \"", setting.value, "\"");
+  selection.all_phases = setting.value == "all";
+  return true;
+}
+
+// "0-1+7"
+std::vector<std::pair<int, int>> parse_layers(std::string_view text) {
+  std::vector<std::pair<int, int>> layers;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find('+', begin), text.size());
+    const std::string_view item = text.substr(begin, end - begin);
+    const size_t dash = std::min(item.find('-'), item.size());
+    int first = 0, last = 0;
+    const bool ok = parse_number(item.substr(0, dash), first) && first >= 0 &&
+                    (dash == item.size() ? (last = first, true) : parse_number(item.substr(dash + 1), last)) && last >= first;
+    if (!ok) invalid(kField, "layers: expected numbers and ranges like \"0-2+7\", got \"", text, "\"");
+    layers.push_back({first, last});
+    begin = end + 1;
+  }
+  return layers;
 }
 
 }  // namespace
 
-Selection parse_selection(const std::string& text) {
-  const std::string name = text.substr(0, text.find(':'));
+Selection parse_policy(const std::string& text, std::string* file) {
+  const size_t colon = std::min(text.find(':'), text.size());
+  std::string name = text.substr(0, colon);
   Selection selection;
-  if (text.empty() || name == "topk" || name == "off") {
-    if (name != text) invalid(kField, name, " has no keys, got \"", text, "\"");
-    selection.policy = Policy::kTopk;
-  } else if (name == "lynx") {
-    selection.policy = Policy::kLynx;
-    for (const Setting& setting : parse_settings(text)) set_lynx(selection, setting);
-  } else if (name == "oea") {
-    selection.policy = Policy::kOea;
-    for (const Setting& setting : parse_settings(text)) set_oea(selection, setting);
-  } else {
-    invalid(kField, "unknown policy \"", name, "\"; the policies are topk, lynx, oea");
+  if (text.empty() || name == "off") name = "topk";
+  if (name == "top1") name = "top_j";
+  const auto found = std::find_if(policies().begin(), policies().end(), [&](const PolicyText& p) { return name == p.name; });
+  if (found == policies().end())
+    invalid(kField, "unknown policy \"", name, "\"; the policies are ", joined(policies(), [](auto& p) { return p.name; }));
+  selection.policy = found->policy;
+  const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
+  if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
+  if (file) file->clear();
+  if (colon == text.size()) return selection;
+  for (const Setting& setting : parse_settings(std::string_view(text).substr(colon + 1))) {
+    const auto parameter = std::find_if(found->parameters.begin(), found->parameters.end(),
+                                        [&](const Parameter& p) { return setting.key == p.key; });
+    if (parameter != found->parameters.end()) {
+      set(selection, *parameter, setting);
+    } else if (found->reads_file && setting.key == "file") {
+      if (file) *file = setting.value;
+    } else if (!set_phase(selection, setting)) {
+      std::string keys = joined(found->parameters, [](auto& p) { return p.key; });
+      for (const char* key : {found->reads_file ? "file" : "", "phase"})
+        if (*key) keys += (keys.empty() ? "" : ", ") + std::string(key);
+      invalid(kField, name, " has no key \"", setting.key, "\"; its keys are ", keys);
+    }
   }
+  if (selection.budget >= 1 && selection.budget != std::floor(selection.budget))
+    invalid(kField, "m: expected a share of the experts below 1, or a whole number, got ", shortest(selection.budget));
   return selection;
 }
 
-std::string to_string(const Selection& selection) {
-  switch (selection.policy) {
-    case Policy::kTopk: return "topk";
-    case Policy::kLynx:
-      return str_cat("lynx:alpha=", shortest(selection.alpha), ",beta=", selection.beta, ",theta=", shortest(selection.theta));
-    case Policy::kOea: return str_cat("oea:k0=", selection.k0);
+std::string to_string(const Selection& selection, const std::string& file) {
+  const PolicyText& policy = text_of(selection.policy);
+  std::string text = policy.name;
+  auto add = [&, separator = ":"](std::string_view key, const std::string& value) mutable {
+    text += str_cat(separator, key, "=", value);
+    separator = ",";
+  };
+  for (const Parameter& p : policy.parameters)
+    std::visit([&](auto member) { add(p.key, shortest(double(selection.*member))); }, p.member);
+  if (!file.empty()) add("file", file);
+  if (selection.all_phases) add("phase", "all");
+  return text;
+}
+
+void check_selection(const Selection& s, int num_experts, int top_k) {
+  const auto check = [&](const char* key, int64_t value, int64_t least, int64_t most, const char* what) {
+    if (value < least || value > most) invalid(kField, key, ": expected ", least, "..", most, " (", what, "), got ", value);
+  };
+  constexpr const char* kPerToken = "experts per token of this model";
+  const Policy p = s.policy;
+  if (p == Policy::kOea || p == Policy::kXshare) check("k0", s.k0, p == Policy::kOea, top_k, kPerToken);
+  if (p == Policy::kSere) check("s", s.primary, 1, top_k, kPerToken);
+  if (p == Policy::kTopJ) check("j", s.j, 1, top_k, kPerToken);
+  if (p == Policy::kDenyRank) check("rank", s.rank, 0, top_k - 1, "ranks of this model's choices");
+  if (p == Policy::kXshare || p == Policy::kDesVote)
+    check("m", s.budget < 1 ? 1 : int64_t(std::min(s.budget, 1e9)), 1, num_experts, "experts of this model");
+  if (p == Policy::kLynx || p == Policy::kLynxLiteral) check("beta", s.beta, 1, 16, "bins that vote");
+}
+
+const SelectionPlan::Part& SelectionPlan::of_layer(int layer) const {
+  for (size_t i = parts.size() - 1; i > 0; --i)
+    for (const auto& [first, last] : parts[i].layers)
+      if (layer >= first && layer <= last) return parts[i];
+  return parts[0];
+}
+
+SelectionPlan parse_selection(const std::string& text) {
+  SelectionPlan plan;
+  size_t begin = 0;
+  for (size_t i = 0; begin <= text.size(); ++i) {
+    const size_t end = std::min(text.find('@', begin), text.size());
+    std::string part = text.substr(begin, end - begin);
+    if (i > 0) {
+      const size_t equals = part.find('=');
+      if (equals == std::string::npos) invalid(kField, "expected LAYERS=POLICY after \"@\", got \"", part, "\"");
+      plan.parts.push_back({parse_layers(std::string_view(part).substr(0, equals)), {}, ""});
+      part.erase(0, equals + 1);
+    }
+    plan.parts.back().selection = parse_policy(part, &plan.parts.back().file);
+    begin = end + 1;
   }
-  fail(ErrorCode::kInternal, kField, "policy ", int(selection.policy), " has no name");
+  return plan;
+}
+
+std::string to_string(const SelectionPlan& plan) {
+  std::string text;
+  for (const SelectionPlan::Part& part : plan.parts) {
+    std::string layers;
+    for (const auto& [first, last] : part.layers)
+      layers += (layers.empty() ? "@" : "+") + (first == last ? str_cat(first) : str_cat(first, "-", last));
+    text += layers + (layers.empty() ? "" : "=") + to_string(part.selection, part.file);
+  }
+  return text;
 }
 
 }  // namespace lynx_rt

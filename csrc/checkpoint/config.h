@@ -1,5 +1,6 @@
 // Typed reading of config.json with errors that name the key, and the model description that it becomes.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -35,6 +36,8 @@ struct ModelConfig {
   bool norm_topk_prob = false;         // divide the top-k weights by their sum; norm_topk_prob
   std::vector<bool> moe_layer;         // [num_layers] true where the layer has experts instead of a dense MLP
   std::vector<int32_t> eos_token_ids;  // eos_token_id: a number, a list, or absent
+
+  int64_t num_moe_layers() const { return std::count(moe_layer.begin(), moe_layer.end(), true); }
 };
 
 // A JSON object with typed access. Every getter throws kCorruptFile naming file, key, what was expected and what was

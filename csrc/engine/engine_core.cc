@@ -87,7 +87,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
-      selection_(checked_selection(o.expert_selection)),
+      selection_tables_(*backend_, config_),
+      selections_(checked_selection(o.expert_selection)),
       layer_stats_(size_t(decoder_.num_moe_layers())) {
   reset_stats();
 }
@@ -117,17 +118,25 @@ ModelWeights EngineCore::load_weights() {
   return weights;
 }
 
-Selection EngineCore::checked_selection(const std::string& text) const {
-  Selection s = parse_selection(text);
-  if (s.policy == Policy::kOea && config_.num_experts > 0 && s.k0 > config_.num_experts_per_tok)
-    invalid("expert_selection", "k0: expected 1..", config_.num_experts_per_tok, " (the model's experts per token), got ", s.k0);
-  if (s.policy != Policy::kTopk && options_.max_num_seqs > backend_->max_selection_rows())
-    invalid("max_num_seqs", "expected at most ", backend_->max_selection_rows(), ", the rows over which ",
-            backend_->description(), " selects experts, got ", options_.max_num_seqs);
+LayerSelections EngineCore::checked_selection(const std::string& text) {
+  LayerSelections s = selection_tables_.resolve(text);
+  const int64_t rows = backend_->max_selection_rows();
+  for (const Selection& layer : s.layers) {
+    if (layer.policy == Policy::kTopk) continue;
+    if (options_.max_num_seqs > rows)
+      invalid("max_num_seqs", "expected at most ", rows, ", the rows over which ", backend_->description(),
+              " selects experts, got ", options_.max_num_seqs);
+    if (layer.all_phases && options_.max_num_batched_tokens > rows)
+      invalid("max_num_batched_tokens", "expected at most ", rows, ", the rows over which ", backend_->description(),
+              " selects experts (phase=all), got ", options_.max_num_batched_tokens);
+  }
   return s;
 }
 
-void EngineCore::set_selection(const std::string& text) { selection_ = checked_selection(text); }
+void EngineCore::set_selection(const std::string& text) {
+  selections_ = checked_selection(text);
+  selection_tables_.rewind();
+}
 
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
@@ -309,7 +318,10 @@ std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
 
 std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   double start = now();
-  decoder_.forward(batch_.build(step, pool_.block_size()), cache_, selection_);
+  BatchView batch = batch_.build(step, pool_.block_size());
+  if (selections_.acts(batch.phase, batch.num_rows))
+    batch.replayed = selection_tables_.next_replayed(selections_, batch.num_rows);
+  decoder_.forward(batch, cache_, selections_);
   counters_.model_seconds += now() - start;
   for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
   std::vector<Drawn> drawn = sample(step);
@@ -385,9 +397,8 @@ std::vector<StepOutput> EngineCore::step() {
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   }
 
-  bool batch_aware = selection_.policy != Policy::kTopk && scheduled.phase == Phase::kDecodeOnly && scheduled.num_rows > 1;
-  for (ScheduledRequest& s : scheduled.requests)
-    scheduler_.advance(*s.request, s.num_tokens, !batch_aware || s.request->params.exact);
+  const bool acted = selections_.acts(scheduled.phase, scheduled.num_rows);
+  for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !acted || s.request->params.exact);
   std::vector<StepOutput> outputs;
   for (Drawn& d : drawn) outputs.push_back(postprocess(std::move(d)));
 

@@ -8,6 +8,7 @@
 #include "engine/memory_plan.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
+#include "engine/selection_tables.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
 
@@ -23,7 +24,7 @@ class EngineCore {
   bool abort(uint64_t id);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
   void set_selection(const std::string& text);
-  std::string selection() const { return to_string(selection_); }
+  std::string selection() const { return selections_.text; }
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
@@ -32,7 +33,7 @@ class EngineCore {
 
  private:
   ModelWeights load_weights();
-  Selection checked_selection(const std::string& text) const;
+  LayerSelections checked_selection(const std::string& text);
   void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
   struct Drawn {
     Request* request;
@@ -62,7 +63,8 @@ class EngineCore {
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
-  Selection selection_;
+  SelectionTables selection_tables_;
+  LayerSelections selections_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
   std::vector<int32_t> drawn_tokens_;  // of the rows of a step

@@ -89,7 +89,7 @@ void Decoder::extend_rope(int64_t num_positions) {
   }
 }
 
-void Decoder::forward(const BatchView& batch, const KvCache& cache, const Selection& selection) {
+void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
@@ -98,16 +98,21 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const Select
   }
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get());
+    size_t moe = 0;
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       attention_block(w, rows, cache.layer(l));
-      if (config_.moe_layer[size_t(l)])
-        moe_block(w, rows, selection);
-      else
+      if (!config_.moe_layer[size_t(l)]) {
         mlp_block(w, rows);
+        continue;
+      }
+      Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
+      if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
+      moe_block(w, rows, selection);
+      ++moe;
     }
   };
-  backend_.run({selection, cache.layer(0).k}, backend_.begin_step(batch), std::ref(layers));
+  backend_.run({selections.text, cache.layer(0).k}, backend_.begin_step(batch), std::ref(layers));
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {

@@ -1,5 +1,6 @@
 // A decoder-only model over a backend: walks the layers over one step's flat rows. Knows no requests and no device.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <span>
 #include <string>
@@ -27,6 +28,17 @@ class KvCache {
   std::vector<KvCacheView> views_;
 };
 
+// What each MoE layer's route() does.
+struct LayerSelections {
+  std::string text = "topk";      // names it, tables included
+  std::vector<Selection> layers;  // one per MoE layer; empty: the model's own routing everywhere
+
+  // Whether a layer may change the routing of a step.
+  bool acts(Phase phase, int64_t rows) const {
+    return std::any_of(layers.begin(), layers.end(), [&](const Selection& s) { return lynx_rt::acts(s, phase, rows); });
+  }
+};
+
 // Thread-safety: one call at a time.
 class Decoder {
  public:
@@ -35,7 +47,7 @@ class Decoder {
           int64_t max_positions);
 
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace.
-  void forward(const BatchView& batch, const KvCache& cache, const Selection& selection);
+  void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections);
   // Final norm and output projection of rows of the last forward(): out [rows.size(), V] in the backend's memory.
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "check.h"
+#include "engine/selection_tables.h"
 #include "model/decoder.h"
 
 namespace {
@@ -70,7 +71,7 @@ void test_decode(const std::string& model, int num_threads, const std::string& s
   constexpr int64_t kRows = 16;
   Decoder decoder(*backend, config, weights, kRows, kRows, 64);
   KvCache cache(*backend, config, 2 * kRows, kBlockSize);
-  Selection selection = parse_selection(selection_text);
+  const LayerSelections selections = SelectionTables(*backend, config).resolve(selection_text);
   std::vector<SelectionStats> stats(size_t(decoder.num_moe_layers()));
   std::vector<float> logits(size_t(kRows * config.vocab_size));
   DecodeBatch batch(kRows);
@@ -81,13 +82,13 @@ void test_decode(const std::string& model, int num_threads, const std::string& s
   for (int32_t position = 0; position < kContext + 2; ++position) {
     BatchView view = batch.at(position);
     int64_t before = allocations;
-    decoder.forward(view, cache, selection);
+    decoder.forward(view, cache, selections);
     decoder.logits(rows, logits.data());
     decoder.end_step(stats);
     if (position >= kContext) counted += allocations - before;
   }
   CHECK_EQ(counted, 0);
-  CHECK(selection.policy == Policy::kTopk || stats[0].acted);  // else nothing of the policy was counted
+  CHECK(selections.text == "topk" || stats[0].acted);  // else nothing of the policy was counted
 }
 
 }  // namespace
@@ -98,6 +99,8 @@ int main(int argc, char** argv) {
   std::vector<int> some(100);
   CHECK(!some.empty() && allocations > before);  // the counter counts
   for (int threads : {1, 2})
-    for (const char* selection : {"topk", "lynx", "oea:k0=2"}) test_decode(argv[1], threads, selection);
+    for (const char* selection : {"topk", "lynx", "oea:k0=2", "lynx_literal", "xshare", "des_vote", "skip", "top1", "deny_rank",
+                                  "capacity", "lynx@1=topk"})
+      test_decode(argv[1], threads, selection);
   return check::result("test_allocations");
 }

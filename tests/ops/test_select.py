@@ -364,7 +364,7 @@ def test_selection_text(given, canonical):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ("lynks", 'unknown policy "lynks"; the policies are topk, lynx, oea'),
+        ("lynks", 'unknown policy "lynks"; the policies are topk, lynx, lynx_literal, oea,'),
         ("LYNX", 'unknown policy "LYNX"'),
         (" lynx", 'unknown policy " lynx"'),
         ("topk:k0=1", "topk has no keys"),
@@ -374,8 +374,8 @@ def test_selection_text(given, canonical):
         ("lynx:", 'expected key=value, got ""'),
         ("lynx:alpha", 'expected key=value, got "alpha"'),
         ("lynx:alpha=1,", 'expected key=value, got ""'),
-        ("lynx:gamma=1", 'lynx has no key "gamma"; its keys are alpha, beta, theta'),
-        ("oea:k=1", 'oea has no key "k"; its key is k0'),
+        ("lynx:gamma=1", 'lynx has no key "gamma"; its keys are alpha, beta, theta, phase'),
+        ("oea:k=1", 'oea has no key "k"; its keys are k0, phase'),
         ("lynx:alpha=1,alpha=2", 'key "alpha" is given twice'),
         ("lynx:alpha=", "alpha: expected a finite number > 0"),
         ("lynx:alpha=0", "alpha: expected a finite number > 0"),

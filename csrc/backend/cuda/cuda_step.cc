@@ -204,7 +204,7 @@ void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::
   };
   if (!step_.graph) return run_ops();
   if (recorded_.size() >= kMaxRecordedSteps) recorded_.clear();
-  RecordedStep& recorded = recorded_[str_cat(to_string(key.selection), " ", step_.rows, " ", step_.table_stride, " ", step_.tiles,
+  RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles,
                                              " ", step_.split, " ", uintptr_t(key.cache))];
   // The first time the ops run as they are: what a launch sets up once must not happen while recording.
   if (recorded.uses++ == 0) return run_ops();

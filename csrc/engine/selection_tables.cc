@@ -1,0 +1,122 @@
+#include "engine/selection_tables.h"
+
+#include <cstring>
+
+#include "base/error.h"
+#include "checkpoint/safetensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+constexpr const char* kField = "expert_selection";
+
+// The values of one tensor of a file, of the given type and shape; -1 in `shape` = any size.
+template <class T>
+std::vector<T> read_table(const std::string& file, const char* name, const char* dtype, std::vector<int64_t> shape) {
+  if (file.empty()) invalid(kField, "expected file=PATH, a safetensors file with the table \"", name, "\"");
+  const Checkpoint opened = Checkpoint::open(file);
+  const TensorInfo& table = opened.at(name);
+  if (table.shape.size() == shape.size())
+    for (size_t i = 0; i < shape.size(); ++i)
+      if (shape[i] < 0) shape[i] = table.shape[i];
+  if (table.dtype != dtype || table.shape != shape)
+    invalid(kField, file, ": ", name, ": expected ", dtype, " ", shape, ", got ", table.dtype, " ", table.shape);
+  std::vector<T> values(size_t(table.bytes) / sizeof(T));
+  std::memcpy(values.data(), table.data, values.size() * sizeof(T));
+  return values;
+}
+
+void check_range(const std::string& file, const char* name, const std::vector<int32_t>& ids, int64_t least, int64_t end) {
+  for (size_t i = 0; i < ids.size(); ++i)
+    if (ids[i] < least || ids[i] >= end)
+      invalid(kField, file, ": ", name, "[", i, "]: expected ", least, "..", end - 1, ", got ", ids[i]);
+}
+
+template <class T>
+DeviceArray<T> to_backend(Backend& backend, const std::vector<T>& values) {
+  DeviceArray<T> array(backend, int64_t(values.size()), "selection tables");
+  backend.write(array.get(), values.data(), int64_t(values.size() * sizeof(T)));
+  return array;
+}
+
+}  // namespace
+
+LayerSelections SelectionTables::resolve(const std::string& text) {
+  SelectionPlan plan;
+  try {
+    plan = parse_selection(text);
+    for (const SelectionPlan::Part& part : plan.parts) {
+      if (config_.num_experts > 0) check_selection(part.selection, int(config_.num_experts), int(config_.num_experts_per_tok));
+      for (const auto& [first, last] : part.layers)
+        if (last >= config_.num_layers) invalid(kField, "layers: expected 0..", config_.num_layers - 1, ", got ", last);
+    }
+  } catch (const Error& e) {
+    throw Error(e.code(), kField, str_cat(kField, std::string_view(e.what()).substr(std::string_view(e.what()).find(':'))));
+  }
+
+  LayerSelections out;
+  out.text = to_string(plan);
+  for (int64_t l = 0; l < config_.num_layers; ++l) {
+    if (!config_.moe_layer[size_t(l)]) continue;
+    const SelectionPlan::Part& part = plan.of_layer(int(l));
+    const int64_t moe = int64_t(out.layers.size());
+    out.layers.push_back(part.selection);
+    Selection& s = out.layers.back();
+    if (s.policy == Policy::kSere) s.similarity = similarity(part.file, moe);
+    if (s.policy == Policy::kAlias) s.alias = alias(part.file, moe);
+    if (s.policy == Policy::kReplay) open_replay(part.file);
+  }
+  return out;
+}
+
+const float* SelectionTables::similarity(const std::string& file, int64_t moe_layer) {
+  const int64_t experts = config_.num_experts, layers = config_.num_moe_layers();
+  auto found = similarities_.find(file);
+  if (found == similarities_.end())
+    found = similarities_
+                .emplace(file, to_backend(backend_, read_table<float>(file, "similarity", "F32", {layers, experts, experts})))
+                .first;
+  return found->second.get() + moe_layer * experts * experts;
+}
+
+const int32_t* SelectionTables::alias(const std::string& file, int64_t moe_layer) {
+  auto found = aliases_.find(file);
+  if (found == aliases_.end()) {
+    const auto ids = read_table<int32_t>(file, "alias", "I32", {config_.num_moe_layers(), config_.num_experts});
+    check_range(file, "alias", ids, 0, config_.num_experts);
+    found = aliases_.emplace(file, to_backend(backend_, ids)).first;
+  }
+  return found->second.get() + moe_layer * config_.num_experts;
+}
+
+void SelectionTables::open_replay(const std::string& file) {
+  if (!replay_file_.empty() && replay_file_ == file) return;
+  const int64_t k = config_.num_experts_per_tok;
+  auto ids = read_table<int32_t>(file, "routed_experts", "I32", {-1, config_.num_moe_layers(), k});
+  check_range(file, "routed_experts", ids, -1, config_.num_experts);
+  if (ids.empty()) invalid(kField, file, ": routed_experts: expected at least one row, got none");
+  for (size_t row = 0; row < ids.size(); row += size_t(k))
+    for (int64_t j = 0; j < k; ++j)
+      for (int64_t i = 0; i < j; ++i)
+        if (ids[row + size_t(i)] >= 0 && ids[row + size_t(i)] == ids[row + size_t(j)])
+          invalid(kField, file, ": routed_experts[", row + size_t(j), "]: expected each expert once in a row, got ",
+                  ids[row + size_t(j)], " again");
+  replay_ = std::move(ids);
+  replay_file_ = file;
+  rewind();
+}
+
+const int32_t* SelectionTables::next_replayed(const LayerSelections& selections, int64_t rows) {
+  const auto replays = [](const Selection& s) { return s.policy == Policy::kReplay; };
+  if (std::none_of(selections.layers.begin(), selections.layers.end(), replays)) return nullptr;
+  const int64_t k = config_.num_experts_per_tok, layers = config_.num_moe_layers();
+  const int64_t recorded = int64_t(replay_.size()) / (layers * k);
+  replayed_.resize(size_t(layers * rows * k));
+  for (int64_t t = 0; t < rows; ++t, replay_row_ = (replay_row_ + 1) % recorded)
+    for (int64_t l = 0; l < layers; ++l)
+      std::copy_n(replay_.data() + (replay_row_ * layers + l) * k, k, replayed_.data() + (l * rows + t) * k);
+  return replayed_.data();
+}
+
+}  // namespace lynx_rt
