@@ -150,6 +150,18 @@ class OpStats:
 
 
 @dataclass(slots=True)
+class SloStats:
+    """What a governor ("slo:tpot_ms=20") did. What it cost is the retained mass of the layers."""
+
+    target_seconds: float  # of a decode-only step
+    fixed_seconds: float  # the measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers
+    seconds_per_expert: float
+    steps_over_target: int
+    level: int  # in force, index into levels
+    levels: list[tuple[str, int]]  # the selection of each level, weakest first, and the decode-only steps under it
+
+
+@dataclass(slots=True)
 class EngineStats:
     """Gauges, and counters since the engine was made or `reset_stats()`. Times are seconds."""
 
@@ -173,6 +185,7 @@ class EngineStats:
     bytes_read: int  # weights and KV that the steps had to read
     layers: list[LayerStats] = field(default_factory=list)
     ops: list[OpStats] = field(default_factory=list)
+    slo: SloStats | None = None  # where expert_selection is "slo:..."
 
     @classmethod
     def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
@@ -180,6 +193,7 @@ class EngineStats:
         values = {item.name: raw[item.name] for item in fields(cls)}
         values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
         values["ops"] = [OpStats(**op) for op in raw["ops"]]
+        values["slo"] = None if raw["slo"] is None else SloStats(**raw["slo"])
         return cls(**values)
 
     @property

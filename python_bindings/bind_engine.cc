@@ -78,6 +78,14 @@ py::dict to_dict(const EngineStats& s) {
     e["bytes"] = o.bytes;
     ops.append(e);
   }
+  py::dict slo;
+  slo["target_seconds"] = s.slo.target_seconds;
+  slo["fixed_seconds"] = s.slo.fixed_seconds;
+  slo["seconds_per_expert"] = s.slo.seconds_per_expert;
+  slo["steps_over_target"] = s.slo.steps_over_target;
+  slo["level"] = s.slo.level;
+  slo["levels"] = s.slo.levels;
+  d["slo"] = s.slo.levels.empty() ? py::object(py::none()) : slo;
   d["layers"] = layers;
   d["ops"] = ops;
   return d;

@@ -87,8 +87,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
-      selection_tables_(*backend_, config_),
-      selections_(checked_selection(o.expert_selection)),
+      selection_(*backend_, config_, options_, o.expert_selection),
       layer_stats_(size_t(decoder_.num_moe_layers())) {
   reset_stats();
 }
@@ -118,32 +117,13 @@ ModelWeights EngineCore::load_weights() {
   return weights;
 }
 
-LayerSelections EngineCore::checked_selection(const std::string& text) {
-  LayerSelections s = selection_tables_.resolve(text);
-  const int64_t rows = backend_->max_selection_rows();
-  for (const Selection& layer : s.layers) {
-    if (layer.policy == Policy::kTopk) continue;
-    if (options_.max_num_seqs > rows)
-      invalid("max_num_seqs", "expected at most ", rows, ", the rows over which ", backend_->description(),
-              " selects experts, got ", options_.max_num_seqs);
-    if (layer.all_phases && options_.max_num_batched_tokens > rows)
-      invalid("max_num_batched_tokens", "expected at most ", rows, ", the rows over which ", backend_->description(),
-              " selects experts (phase=all), got ", options_.max_num_batched_tokens);
-  }
-  return s;
-}
-
-void EngineCore::set_selection(const std::string& text) {
-  selections_ = checked_selection(text);
-  selection_tables_.rewind();
-}
-
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
   for (int64_t l = 0; l < config_.num_layers; ++l)
     if (config_.moe_layer[size_t(l)]) counters_.layers.emplace_back().layer = l;
   preemptions_at_reset_ = scheduler_.num_preemptions();
   backend_->reset_profile();
+  selection_.reset_report();
 }
 
 EngineStats EngineCore::stats() const {
@@ -157,6 +137,7 @@ EngineStats EngineCore::stats() const {
     s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
     s.bytes_read += p.bytes;
   }
+  selection_.report(s);
   return s;
 }
 
@@ -182,6 +163,13 @@ ModelInfo EngineCore::model_info() const {
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
   return i;
+}
+
+EngineCore::BytesRead EngineCore::bytes_read() const {
+  BytesRead read;
+  for (const OpProfile& p : backend_->profile()) read.all += p.bytes;
+  read.experts = backend_->profile()[Backend::kExpertFfn].bytes;
+  return read;
 }
 
 bool EngineCore::abort(uint64_t id) {
@@ -319,9 +307,8 @@ std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
 std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   double start = now();
   BatchView batch = batch_.build(step, pool_.block_size());
-  if (selections_.acts(batch.phase, batch.num_rows))
-    batch.replayed = selection_tables_.next_replayed(selections_, batch.num_rows);
-  decoder_.forward(batch, cache_, selections_);
+  selection_.prepare(batch);
+  decoder_.forward(batch, cache_, selection_.current());
   counters_.model_seconds += now() - start;
   for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
   std::vector<Drawn> drawn = sample(step);
@@ -379,6 +366,7 @@ StepOutput EngineCore::postprocess(Drawn drawn) {
 
 std::vector<StepOutput> EngineCore::step() {
   double start = now();
+  const BytesRead before = bytes_read();
   ScheduledStep scheduled = scheduler_.schedule();
   if (scheduled.requests.empty()) return {};
   for (ScheduledRequest& s : scheduled.requests)
@@ -397,7 +385,7 @@ std::vector<StepOutput> EngineCore::step() {
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   }
 
-  const bool acted = selections_.acts(scheduled.phase, scheduled.num_rows);
+  const bool acted = selection_.current().acts(scheduled.phase, scheduled.num_rows);
   for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !acted || s.request->params.exact);
   std::vector<StepOutput> outputs;
   for (Drawn& d : drawn) outputs.push_back(postprocess(std::move(d)));
@@ -410,6 +398,8 @@ std::vector<StepOutput> EngineCore::step() {
     counters_.decode_seconds += seconds;
     counters_.decode_rows += scheduled.num_rows;
     count_selection();
+    const BytesRead after = bytes_read();
+    selection_.observe(seconds, layer_stats_, after.all - before.all, after.experts - before.experts);
   }
   return outputs;
 }

@@ -8,7 +8,7 @@
 #include "engine/memory_plan.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
-#include "engine/selection_tables.h"
+#include "engine/selection_control.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
 
@@ -23,8 +23,8 @@ class EngineCore {
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
-  void set_selection(const std::string& text);
-  std::string selection() const { return selections_.text; }
+  void set_selection(const std::string& text) { selection_.set(text); }
+  std::string selection() const { return selection_.text(); }
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
@@ -33,7 +33,6 @@ class EngineCore {
 
  private:
   ModelWeights load_weights();
-  LayerSelections checked_selection(const std::string& text);
   void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
   struct Drawn {
     Request* request;
@@ -47,6 +46,10 @@ class EngineCore {
   FinishReason finish_reason(const Request& request) const;
   StepOutput postprocess(Drawn drawn);  // may end the request
   void count_selection();
+  struct BytesRead {
+    int64_t all = 0, experts = 0;
+  };
+  BytesRead bytes_read() const;  // since reset_stats()
 
   // Order matters: later members point into earlier ones.
   EngineOptions options_;
@@ -63,8 +66,7 @@ class EngineCore {
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
-  SelectionTables selection_tables_;
-  LayerSelections selections_;
+  SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
   std::vector<int32_t> drawn_tokens_;  // of the rows of a step

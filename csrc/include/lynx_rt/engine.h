@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "lynx_rt/error.h"
@@ -23,9 +24,9 @@ struct EngineOptions {
   std::string device = "auto";
   // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone
   std::string load_format = "auto";
-  std::string dtype = "auto";             // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
-  // How weights are quantised when they are loaded: "none", "int8" (linear layers and experts), "int4" (experts and dense MLPs int4,
-  // attention and the output projection int8). CPU only.
+  std::string dtype = "auto";  // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
+  // How weights are quantised when they are loaded: "none", "int8" (linear layers and experts), "int4" (experts and dense MLPs
+  // int4, attention and the output projection int8). CPU only.
   std::string quantization = "none";
   // A folder for the quantised weights, where the next run finds them; "" = none. Whatever the checkpoint's files say about their
   // sizes and times of change is part of the file's name.
@@ -40,7 +41,9 @@ struct EngineOptions {
   // Whether prefill chunks share a step with decode rows. Shared steps read the weights once for both; but batch-aware
   // selection acts in decode-only steps, so with false, where prompts get steps of their own, it acts on every decode row.
   bool enable_mixed_chunk = true;
-  std::string expert_selection = "topk";  // "topk", "lynx", "lynx:alpha=8,beta=4,theta=1", "oea:k0=2"
+  // "topk", "lynx", "oea:k0=2", ...: the policies, their keys and parts for single layers are listed in the README.
+  // "slo:tpot_ms=20" turns one up while steps take longer.
+  std::string expert_selection = "topk";
   int num_threads = 0;                    // 0 = the cores that this process may use
   std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   uint64_t seed = 0;                      // for requests without one
@@ -94,6 +97,13 @@ struct EngineStats {
     int64_t bytes = 0;
   };
   std::vector<Op> ops;
+  struct Slo {                                         // expert selection "slo:..."; no levels otherwise
+    double target_seconds = 0;                         // of a decode-only step
+    double fixed_seconds = 0, seconds_per_expert = 0;  // the measured cost model of a step, experts summed over layers
+    int64_t steps_over_target = 0;
+    int64_t level = 0;                                    // in force
+    std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it
+  } slo;
 };
 
 struct ModelInfo {

@@ -1,0 +1,67 @@
+// Selection under a latency target: "slo:tpot_ms=20,policy=lynx" turns a policy up only while steps would take longer than asked.
+//
+// The cost model is that of decoding bound by memory (arXiv 2511.02237, section 3): a step takes c0 + b * n, n = experts read,
+// summed over layers. c0 and b are least squares over recent decode-only steps, with b pulled towards what one expert's share of
+// the step's bytes would take. The model's own union of experts is counted at every level, so that what a level reads can be told
+// for the next step as its usual share of that union; the weakest level that is expected to meet the target is the next step's.
+// Levels depend on the clock: with a governor, two runs of the same requests may differ.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lynx_rt {
+
+// What a text "slo:..." asks for.
+struct SloPlan {
+  double target_seconds = 0;        // per decode-only step, which gives every running request a token
+  std::string text;                 // canonical
+  std::vector<std::string> levels;  // selection texts, from "topk" to the strongest
+};
+
+bool is_slo(const std::string& text);
+// Keys: tpot_ms (> 0, needed), policy (lynx, oea). Parts for layers ("@0=topk") follow and hold on all levels. Throws
+// kInvalidArgument.
+SloPlan parse_slo(const std::string& text, int top_k);
+
+class Governor {
+ public:
+  Governor(double target_seconds, int num_levels);
+
+  int level() const { return level_; }
+
+  struct Step {
+    double seconds = 0;
+    double union_before = 0, active = 0;  // experts, summed over layers
+    double expert_share = 1;              // of the step's bytes: those of experts
+  };
+  // What the step at level() took; chooses the next level.
+  void observe(const Step& step);
+
+  struct Report {
+    double target_seconds = 0;
+    double fixed_seconds = 0, seconds_per_expert = 0;  // c0 and b
+    int level = 0;
+    std::vector<int64_t> steps_at_level;
+    int64_t steps_over_target = 0;
+  };
+  Report report() const;
+  void reset_report();
+
+ private:
+  void fit(const Step& step);
+  void guess_shares();
+  double expected_seconds(int level) const;
+
+  double target_;
+  int level_ = 0;
+  std::vector<double> share_;                            // of the union that a level reads
+  std::vector<bool> measured_;                           // whether share_ comes from steps
+  double union_ = 0;                                     // recent mean of union_before
+  double weight_ = 0, n_ = 0, t_ = 0, nn_ = 0, nt_ = 0;  // recent sums
+  double prior_ = 0;                                     // b from the step's bytes
+  double c0_ = 0, b_ = 0;
+  Report report_;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,74 @@
+#include "engine/selection_control.h"
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+SelectionControl::SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options,
+                                   const std::string& text)
+    : backend_(backend), config_(config), options_(options), tables_(backend, config) {
+  set(text);
+}
+
+LayerSelections SelectionControl::resolve(const std::string& text) {
+  LayerSelections selections = tables_.resolve(text);
+  const int64_t rows = backend_.max_selection_rows();
+  for (const Selection& layer : selections.layers) {
+    if (layer.policy == Policy::kTopk) continue;
+    if (options_.max_num_seqs > rows)
+      invalid("max_num_seqs", "expected at most ", rows, ", the rows over which ", backend_.description(),
+              " selects experts, got ", options_.max_num_seqs);
+    if (layer.all_phases && options_.max_num_batched_tokens > rows)
+      invalid("max_num_batched_tokens", "expected at most ", rows, ", the rows over which ", backend_.description(),
+              " selects experts (phase=all), got ", options_.max_num_batched_tokens);
+  }
+  return selections;
+}
+
+void SelectionControl::set(const std::string& text) {
+  std::vector<LayerSelections> levels;
+  std::optional<Governor> governor;
+  std::string canonical;
+  if (is_slo(text)) {
+    const SloPlan plan = parse_slo(text, int(config_.num_experts_per_tok));
+    for (const std::string& level : plan.levels) levels.push_back(resolve(level));
+    governor.emplace(plan.target_seconds, int(levels.size()));
+    canonical = plan.text;
+  } else {
+    levels.push_back(resolve(text));
+    canonical = levels[0].text;
+  }
+  levels_ = std::move(levels);
+  governor_ = std::move(governor);
+  text_ = std::move(canonical);
+  tables_.rewind();
+}
+
+void SelectionControl::prepare(BatchView& batch) {
+  if (current().acts(batch.phase, batch.num_rows)) batch.replayed = tables_.next_replayed(current(), batch.num_rows);
+}
+
+void SelectionControl::observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes) {
+  if (!governor_) return;
+  Governor::Step step;
+  step.seconds = seconds;
+  for (const SelectionStats& s : layers) {
+    step.union_before += s.union_before;
+    step.active += s.active;
+  }
+  if (bytes > 0) step.expert_share = double(expert_bytes) / double(bytes);
+  governor_->observe(step);
+}
+
+void SelectionControl::report(EngineStats& stats) const {
+  if (!governor_) return;
+  const Governor::Report r = governor_->report();
+  stats.slo.target_seconds = r.target_seconds;
+  stats.slo.fixed_seconds = r.fixed_seconds;
+  stats.slo.seconds_per_expert = r.seconds_per_expert;
+  stats.slo.steps_over_target = r.steps_over_target;
+  stats.slo.level = r.level;
+  for (size_t i = 0; i < levels_.size(); ++i) stats.slo.levels.push_back({levels_[i].text, r.steps_at_level[i]});
+}
+
+}  // namespace lynx_rt

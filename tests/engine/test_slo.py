@@ -1,0 +1,61 @@
+"""The governor in the engine; tests/cpp/test_governor.cc has its choices in numbers."""
+
+import pytest
+
+import lynx_rt
+
+TEXTS = ("Q: 12 times 22 = ?", "Q: 345 + 678 = ?", "The sea", "def add(a, b):", "In the beginning", "1, 2, 4, 8,", "zebra", "A:")
+PROMPTS = [f"{text}\n" for text in TEXTS]
+PARAMS = lynx_rt.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    with lynx_rt.Engine(lynx_rt.shipped_model(), max_num_seqs=8, enable_mixed_chunk=False, enable_prefix_caching=False) as made:
+        yield made
+
+
+def run(engine, selection):
+    engine.set_expert_selection(selection)
+    engine.reset_stats()
+    return [output.outputs[0].token_ids for output in engine.generate(PROMPTS, PARAMS)], engine.stats()
+
+
+def test_target_that_every_step_meets_leaves_the_model_alone(engine):
+    want, plain = run(engine, None)
+    assert plain.slo is None
+    got, stats = run(engine, "slo:tpot_ms=1000000")
+    assert got == want
+    assert stats.slo.level == 0 and stats.slo.steps_over_target == 0
+    assert [steps for _, steps in stats.slo.levels] == [stats.decode_steps] + [0] * (len(stats.slo.levels) - 1)
+    assert all(layer.active == layer.union_before for layer in stats.layers)
+
+
+@pytest.mark.parametrize("policy", ["lynx", "oea"])
+def test_target_that_no_step_meets_takes_the_strongest_level(engine, policy):
+    _, stats = run(engine, f"slo:tpot_ms=0.000001,policy={policy}@0=topk")
+    slo = stats.slo
+    assert slo.steps_over_target == stats.decode_steps > 5
+    assert slo.levels[0] == ("topk@0=topk", 1), "only the first step, of which nothing was known"
+    assert slo.levels[-1][1] == stats.decode_steps - 1
+    assert slo.levels[-1][0].startswith(policy) and slo.levels[-1][0].endswith("@0=topk")
+    assert slo.seconds_per_expert >= 0
+    first, *others = stats.layers
+    assert first.active == first.union_before
+    assert sum(layer.active for layer in others) < 0.9 * sum(layer.union_before for layer in others)
+
+
+def test_text(engine):
+    engine.set_expert_selection("slo:policy=oea,tpot_ms=12.50@7=topk")
+    assert engine.expert_selection == "slo:tpot_ms=12.5,policy=oea@7=topk"
+    for text, says in {
+        "slo": "expected tpot_ms",
+        "slo:tpot_ms=0": 'milliseconds > 0, got "0"',
+        "slo:target=3": 'no key "target"; its keys are tpot_ms, policy',
+        "slo:tpot_ms=3,policy=skip": 'expected lynx or oea, got "skip"',
+        "slo:tpot_ms=3@8=topk": "layers: expected 0..7, got 8",
+    }.items():
+        with pytest.raises(lynx_rt.ValidationError) as error:
+            engine.set_expert_selection(text)
+        assert error.value.field == "expert_selection" and says in str(error.value)
+    assert engine.expert_selection == "slo:tpot_ms=12.5,policy=oea@7=topk", "a text that is refused changes nothing"
