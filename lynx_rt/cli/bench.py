@@ -117,6 +117,12 @@ def add_command(commands: Any) -> None:
     decode.add_argument("--steps", type=positive_int, default=64, help="timed steps per policy (default: 64)")
     decode.add_argument("--context", type=positive_int, default=128, help="prompt tokens per sequence (default: 128)")
     decode.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    decode.add_argument(
+        "--load-format",
+        choices=("auto", "safetensors", "dummy"),
+        default="auto",
+        help="dummy = made-up weights; MODEL then needs a config.json alone (default: auto)",
+    )
     decode.add_argument("--ops", action="store_true", help="also show the time of each op")
     add_engine_options(decode)
     decode.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -133,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         device=args.device,
         dtype=args.dtype,
+        load_format=args.load_format,
         quantization=args.quantization,
         quantization_cache=args.quantization_cache or "",
         num_threads=args.num_threads or 0,
