@@ -29,16 +29,19 @@ struct PolicyText {
   bool reads_file = false;
 };
 
+const Parameter refill{"refill", &Selection::refill, 0, 1}, damp{"damp", &Selection::damp, 0, 1};
+
 const std::vector<PolicyText>& policies() {
   static const Parameter alpha{"alpha", &Selection::alpha, 0, INFINITY, true}, beta{"beta", &Selection::beta, 1, 16},
       k0{"k0", &Selection::k0, 1}, budget{"m", &Selection::budget, 0, INFINITY, true};
   static const std::vector<PolicyText> table = {
       {Policy::kTopk, "topk", {}},
-      {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}}},
+      {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}, refill, damp}},
       {Policy::kLynxLiteral, "lynx_literal", {alpha, beta, {"lambda", &Selection::lambda}}},
-      {Policy::kOea, "oea", {k0}},
-      {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}}},
-      {Policy::kDesVote, "des_vote", {budget}},
+      {Policy::kOea, "oea", {k0, refill, damp}},
+      {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}, refill, damp}},
+      {Policy::kDesVote, "des_vote", {budget, refill, damp}},
+      {Policy::kCover, "cover", {{"delta", &Selection::delta}, refill, damp}},
       {Policy::kSere, "sere", {{"s", &Selection::primary, 1}, {"rho", &Selection::rho}}, true},
       {Policy::kSkip, "skip", {{"ratio", &Selection::ratio, 0, 1}}},
       {Policy::kTopJ, "top_j", {{"j", &Selection::j, 1}}},
@@ -155,6 +158,7 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (found == policies().end())
     invalid(kField, "unknown policy \"", name, "\"; the policies are ", joined(policies(), [](auto& p) { return p.name; }));
   selection.policy = found->policy;
+  if (selection.policy == Policy::kCover) selection.refill = 0.25, selection.damp = 0.5;
   const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
   if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
@@ -185,8 +189,11 @@ std::string to_string(const Selection& selection, const std::string& file) {
     text += str_cat(separator, key, "=", value);
     separator = ",";
   };
-  for (const Parameter& p : policy.parameters)
-    std::visit([&](auto member) { add(p.key, shortest(double(selection.*member))); }, p.member);
+  for (const Parameter& p : policy.parameters) {
+    const double value = std::visit([&](auto member) { return double(selection.*member); }, p.member);
+    const bool weighs = p.member == refill.member || p.member == damp.member;
+    if (!weighs || value != 0 || selection.policy == Policy::kCover) add(p.key, shortest(value));
+  }
   if (!file.empty()) add("file", file);
   if (selection.all_phases) add("phase", "all");
   return text;

@@ -71,6 +71,8 @@ void Selector::reserve(const Batch& batch) {
   for (int e = int(all_experts_.size()); e < num_experts; ++e) all_experts_.push_back(e);
   grow(own_mass_, batch.num_rows);
   grow(confident_, batch.num_rows);
+  grow(served_, batch.num_rows);
+  grow(serves_, num_experts);
   grow(votes_, num_experts);
   grow(masses_, num_experts);
   grow(admitted_, num_experts);
@@ -142,8 +144,11 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
       if (!moves) weights[j] = gate;
     }
     if (mass == 0) continue;  // replay: a row of no experts
+    const double retained = mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)];
+    stats.retained_mass += retained;
+    const double damp = admits(batch.selection.policy) ? batch.selection.damp : 0;
+    if (damp > 0) row_weight *= std::pow(retained, damp);
     for (int j = 0; j < k && !moves; ++j) weights[j] = float(row_weight * weights[j] / mass);
-    stats.retained_mass += mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)];
   }
 }
 

@@ -7,16 +7,17 @@
 //                 the router normalises).
 //   exact rows    vote like any other row; all their choices are admitted in addition to what is admitted without them.
 //                 So making a row exact never takes an admitted expert away from the others.
-//   weights       W0 * softmax of the original scores over the experts that the row ends with. A row that ends with its own
-//                 choice keeps its bits. sere and alias: the own weight of each choice moves with it, weights that meet are
-//                 added.
+//   weights       W0 * softmax of the original scores over the experts that the row ends with, times (kept gate mass / own gate
+//                 mass)^damp. A row that ends with its own choice keeps its bits. sere and alias: the own weight of each choice
+//                 moves with it, weights that meet are added.
 //   guard         (not for policies that look at single rows, nor for capacity) active experts, those that some row ends with,
 //                 against the union of own choices: where they are no fewer, the own routing is the result.
 //   remapped_pairs counts own choices that a row lost, whether replaced or dropped.
 //   dropped       a slot without an expert has id -1 and weight 0.
 //   sums          of votes are exact 64-bit integers, those of gates are of gate_mass() (gate_mass.h).
 //
-// Policies that admit experts. Every row ends with the k best of its scores among the admitted, which are k at least.
+// Policies that admit experts. Every row ends with the k best of its scores among the admitted, which are k at least; but those
+// that it did not choose itself and whose gate is below refill * that of its best admitted expert are dropped.
 //   lynx          (threshold rule) Row t puts every expert e, not only its own k, into bin floor(alpha * (max z[t] - z[t, e])) in
 //                 double precision; experts of bins 0 .. beta-1 get a vote, one of bin j being worth B^(beta-1-j). Admitted are
 //                 experts with at least theta * B^(beta-1), and the first choice of every row that has no other expert in bin 0.
@@ -31,6 +32,10 @@
 //                 which stay where they alone are more.
 //   des_vote      The max(m, k) experts with the largest sum of gates over the rows that chose them; ties to the lower expert.
 //                 Experts that nobody chose are never admitted.
+//   cover         An expert serves a row if its score is within delta of the row's best, in double precision. Again and again,
+//                 the expert that serves the most rows which nothing admitted serves is admitted; ties to the larger sum of gates
+//                 (as of xshare), then to the lower expert; until all rows are served. If these are fewer than k, the largest
+//                 sums of gates follow. So every row keeps an expert with at least exp(-delta) of its best gate.
 //
 // Other batch-aware policies.
 //   lynx_literal  Votes as of lynx, in units of one bin-0 vote: S[e] = votes / B^(beta-1). A row ends with the k best of
@@ -83,7 +88,9 @@ class Selector {
   void count_votes(const Batch& batch, const Routing& own);
   void admit_lynx(const Batch& batch, const Routing& own);
   void admit_oea(const Batch& batch, const Routing& own);
+  void sum_gates(const Batch& batch, const Routing& own);
   void admit_by_gates(const Batch& batch, const Routing& own);
+  void admit_cover(const Batch& batch, const Routing& own);
   void fill(const Batch& batch, int count, const uint8_t* allowed);
   void assign_admitted(const Batch& batch, const Routing& own);
 
@@ -101,6 +108,8 @@ class Selector {
   uint64_t vote_value_[64];           // of a vote in each bin; [0] is B^(beta - 1)
   int num_bins_ = 0;
   std::vector<uint8_t> confident_;      // [T] 1 = one expert alone is in bin 0
+  std::vector<int32_t> serves_;         // [E] cover: rows that the expert would serve and nothing admitted does
+  std::vector<uint8_t> served_;         // [T] cover
   std::vector<uint8_t> admitted_;       // [E] 1 = admitted; sere: primary
   std::vector<int32_t> admitted_list_;  // the admitted experts, ascending
   std::vector<float> keys_;             // [E] lynx_literal: what a row chooses by

@@ -64,6 +64,7 @@ void Selector::admit(const Batch& batch, const Routing& own) {
       admit_lynx(batch, own);
       break;
     case Policy::kOea: admit_oea(batch, own); break;
+    case Policy::kCover: admit_cover(batch, own); break;
     default: admit_by_gates(batch, own);
   }
   // After the filling, so that an exact row only ever adds experts.
@@ -92,8 +93,8 @@ void Selector::admit_oea(const Batch& batch, const Routing& own) {
     }
 }
 
-// xshare and des_vote: a budget of experts, by their sums of gates.
-void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
+// votes_: the sums of gates over all rows; of des_vote, over the rows that chose the expert.
+void Selector::sum_gates(const Batch& batch, const Routing& own) {
   const bool own_only = batch.selection.policy == Policy::kDesVote;
   std::fill_n(votes_.begin(), batch.num_experts, 0);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
@@ -106,11 +107,47 @@ void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
       for (int j = 0; j < batch.top_k; ++j) votes_[size_t(ids[j])] += gate_mass(masses_[size_t(ids[j])], sum);
     } else {
       for (int e = 0; e < batch.num_experts; ++e) votes_[size_t(e)] += gate_mass(masses_[size_t(e)], sum);
-      for (int j = 0; j < batch.selection.k0; ++j) admitted_[size_t(ids[j])] = 1;
     }
   }
+}
+
+// xshare and des_vote: a budget of experts, by their sums of gates.
+void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
+  const bool own_only = batch.selection.policy == Policy::kDesVote;
+  sum_gates(batch, own);
+  for (int64_t t = 0; t < batch.num_rows && !own_only; ++t)
+    for (int j = 0; j < batch.selection.k0; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
   count_used(batch, own.ids);  // used_: what some row chose
   fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), own_only ? used_.data() : nullptr);
+}
+
+// A greedy cover of the rows by the experts that serve them.
+void Selector::admit_cover(const Batch& batch, const Routing& own) {
+  const double delta = batch.selection.delta;
+  const auto serves = [&](int64_t t, int e) {
+    const float* z = batch.row(t);
+    return double(z[own.ids[t * batch.top_k]]) - z[e] <= delta;
+  };
+  sum_gates(batch, own);
+  std::fill_n(serves_.begin(), batch.num_experts, 0);
+  std::fill_n(served_.begin(), batch.num_rows, 0);
+  for (int64_t t = 0; t < batch.num_rows; ++t)
+    for (int e = 0; e < batch.num_experts; ++e) serves_[size_t(e)] += serves(t, e);
+  for (int64_t left = batch.num_rows; left > 0;) {
+    int best = 0;
+    for (int e = 1; e < batch.num_experts; ++e)
+      if (serves_[size_t(e)] > serves_[size_t(best)] ||
+          (serves_[size_t(e)] == serves_[size_t(best)] && votes_[size_t(e)] > votes_[size_t(best)]))
+        best = e;
+    admitted_[size_t(best)] = 1;
+    for (int64_t t = 0; t < batch.num_rows; ++t) {
+      if (served_[size_t(t)] || !serves(t, best)) continue;
+      served_[size_t(t)] = 1;
+      --left;
+      for (int e = 0; e < batch.num_experts; ++e) serves_[size_t(e)] -= serves(t, e);
+    }
+  }
+  fill(batch, batch.top_k, nullptr);
 }
 
 // Admits the best voted of the others, where `allowed` (null: all) says so, until there are `count`; ties to the lower expert.
@@ -127,6 +164,7 @@ void Selector::fill(const Batch& batch, int count, const uint8_t* allowed) {
 // The best admitted experts of each row. Exact rows need no case of their own: all they want is admitted.
 void Selector::assign_admitted(const Batch& batch, const Routing& own) {
   const int k = batch.top_k;
+  const double limit = -std::log(batch.selection.refill);
   admitted_list_.clear();
   for (int e = 0; e < batch.num_experts; ++e)
     if (admitted_[size_t(e)]) admitted_list_.push_back(e);
@@ -136,7 +174,11 @@ void Selector::assign_admitted(const Batch& batch, const Routing& own) {
     if (std::all_of(wanted, wanted + k, [this](int32_t e) { return admitted_[size_t(e)] != 0; })) {
       std::copy_n(wanted, k, ids);
     } else {
-      pick_best(batch.row(t), admitted_list_, k, ids);
+      const float* z = batch.row(t);
+      pick_best(z, admitted_list_, k, ids);
+      // Own choices have better scores than others, so that what is dropped is the end.
+      for (int j = 1; j < k; ++j)
+        if (double(z[ids[0]]) - z[ids[j]] > limit && std::find(wanted, wanted + k, ids[j]) == wanted + k) ids[j] = -1;
     }
   }
 }

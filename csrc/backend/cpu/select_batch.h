@@ -20,10 +20,6 @@ struct Selector::Batch {
   bool is_exact(int64_t t) const { return exact && exact[t]; }
 };
 
-// Whether rows choose among admitted experts, or each by a rule of its own.
-constexpr bool admits(Policy p) {
-  return p == Policy::kLynx || p == Policy::kOea || p == Policy::kXshare || p == Policy::kDesVote;
-}
 // Whether the weights of own choices move with them.
 constexpr bool moves_weights(Policy p) { return p == Policy::kSere || p == Policy::kAlias; }
 
