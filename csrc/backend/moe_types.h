@@ -70,7 +70,7 @@ struct Selection {
 
 // Whether `s` may change the routing of a step.
 constexpr bool acts(const Selection& s, Phase phase, int64_t rows) {
-  return s.policy != Policy::kTopk && (s.all_phases || phase == Phase::kDecodeOnly) && (rows >= 2 || is_per_row(s.policy));
+  return s.policy != Policy::kTopk && (s.all_phases || phase == Phase::kDecodeOnly) && rows >= (is_per_row(s.policy) ? 1 : 2);
 }
 // Experts that `budget` allows.
 constexpr int budget_experts(const Selection& s, int num_experts) {

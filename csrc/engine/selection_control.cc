@@ -45,7 +45,7 @@ void SelectionControl::set(const std::string& text) {
 }
 
 void SelectionControl::prepare(BatchView& batch) {
-  if (current().acts(batch.phase, batch.num_rows)) batch.replayed = tables_.next_replayed(current(), batch.num_rows);
+  batch.replayed = tables_.next_replayed(current(), batch.phase, batch.num_rows);
 }
 
 void SelectionControl::observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes) {

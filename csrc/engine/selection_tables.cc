@@ -1,5 +1,7 @@
 #include "engine/selection_tables.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "base/error.h"
@@ -57,6 +59,7 @@ LayerSelections SelectionTables::resolve(const std::string& text) {
 
   LayerSelections out;
   out.text = to_string(plan);
+  const std::string* recording = nullptr;
   for (int64_t l = 0; l < config_.num_layers; ++l) {
     if (!config_.moe_layer[size_t(l)]) continue;
     const SelectionPlan::Part& part = plan.of_layer(int(l));
@@ -65,18 +68,25 @@ LayerSelections SelectionTables::resolve(const std::string& text) {
     Selection& s = out.layers.back();
     if (s.policy == Policy::kSere) s.similarity = similarity(part.file, moe);
     if (s.policy == Policy::kAlias) s.alias = alias(part.file, moe);
-    if (s.policy == Policy::kReplay) open_replay(part.file);
+    if (s.policy != Policy::kReplay) continue;
+    if (recording && *recording != part.file)
+      invalid(kField, "replay: expected the same file in all layers, got ", *recording, " and ", part.file);
+    recording = &part.file;
   }
+  if (recording) open_replay(*recording);  // last: what fails leaves the recording in use alone
   return out;
 }
 
 const float* SelectionTables::similarity(const std::string& file, int64_t moe_layer) {
   const int64_t experts = config_.num_experts, layers = config_.num_moe_layers();
   auto found = similarities_.find(file);
-  if (found == similarities_.end())
-    found = similarities_
-                .emplace(file, to_backend(backend_, read_table<float>(file, "similarity", "F32", {layers, experts, experts})))
-                .first;
+  if (found == similarities_.end()) {
+    const auto values = read_table<float>(file, "similarity", "F32", {layers, experts, experts});
+    const auto bad = std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
+    if (bad != values.end())
+      invalid(kField, file, ": similarity[", bad - values.begin(), "]: expected a finite number, got ", double(*bad));
+    found = similarities_.emplace(file, to_backend(backend_, values)).first;
+  }
   return found->second.get() + moe_layer * experts * experts;
 }
 
@@ -107,8 +117,8 @@ void SelectionTables::open_replay(const std::string& file) {
   rewind();
 }
 
-const int32_t* SelectionTables::next_replayed(const LayerSelections& selections, int64_t rows) {
-  const auto replays = [](const Selection& s) { return s.policy == Policy::kReplay; };
+const int32_t* SelectionTables::next_replayed(const LayerSelections& selections, Phase phase, int64_t rows) {
+  const auto replays = [&](const Selection& s) { return s.policy == Policy::kReplay && acts(s, phase, rows); };
   if (std::none_of(selections.layers.begin(), selections.layers.end(), replays)) return nullptr;
   const int64_t k = config_.num_experts_per_tok, layers = config_.num_moe_layers();
   const int64_t recorded = int64_t(replay_.size()) / (layers * k);

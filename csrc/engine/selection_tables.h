@@ -22,9 +22,9 @@ class SelectionTables {
   // the model, and kNotFound, kCorruptFile for a table.
   LayerSelections resolve(const std::string& text);
 
-  // For a step of `rows` rows of a plan that replays: the recorded ids [L, rows, k] of the next rows of the recording, which
-  // starts again after its last row; null where no layer replays. Valid until the next call.
-  const int32_t* next_replayed(const LayerSelections& selections, int64_t rows);
+  // For a step of `rows` rows in which some layer replays: the recorded ids [L, rows, k] of the next rows of the recording, which
+  // starts again after its last row; null in other steps. Valid until the next call.
+  const int32_t* next_replayed(const LayerSelections& selections, Phase phase, int64_t rows);
   void rewind() { replay_row_ = 0; }
 
  private:

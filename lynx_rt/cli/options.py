@@ -9,7 +9,7 @@ from typing import Any
 
 import lynx_rt
 
-_POLICY_START = re.compile(r"[A-Za-z]\w*(:|$)")  # "lynx", "oea:k0=2"; not "beta=4"
+_POLICY_START = re.compile(r"[A-Za-z]\w*(:|@|$)")  # "lynx", "oea:k0=2", "lynx@0=topk"; not "beta=4"
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

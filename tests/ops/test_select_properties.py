@@ -2,86 +2,40 @@
 return, it is checked on the oracle; test_matches_the_oracle ties the two together.
 """
 
+from functools import partial
+
 import numpy as np
 import pytest
+import reference_policies as policies
 import reference_select as ref
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from reference_policies import ADMITTING, GUARDED, PER_ROW, POLICIES
+from selection_cases import STEP, cases, row_sets
 
 from lynx_rt import _C
 
-STEP = 2.0**-10  # scores are multiples of this and small, so that shifts and differences are exact
-
 examples = settings(derandomize=True, deadline=None, max_examples=100)
+more_examples = partial(settings, examples)
 
-
-class Case:
-    """A batch whose rows have no ties, and a policy."""
-
-    def __init__(self, seed, num_rows, num_experts, k, spread, skew, norm_topk, policy, params):
-        self.rng = np.random.default_rng(seed)
-        self.k, self.norm_topk, self.policy, self.params = k, norm_topk, policy, params
-        wish = spread * (self.rng.normal(size=(num_rows, num_experts)) + skew * self.rng.normal(size=num_experts))
-        order = np.array([self.rng.permutation(num_experts) for _ in range(num_rows)])  # makes a row's scores distinct
-        self.scores = ((np.round(wish / STEP / num_experts) * num_experts + order) * STEP).astype(np.float32)
-        self.exact = (self.rng.random(num_rows) < 0.25).astype(np.uint8) if self.rng.random() < 0.5 else None
-
-    def __repr__(self):
-        return f"Case({self.policy} {self.params}, k={self.k}, norm={self.norm_topk}, exact={self.exact}, scores=\n{self.scores})"
-
-    def select(self, scores=None, exact="same", phase="decode_only", select=_C.select, **params):
-        return select(
-            self.scores if scores is None else scores, self.k, self.norm_topk, ref.text(self.policy, **{**self.params, **params}),
-            phase, self.exact if isinstance(exact, str) else exact,
-        )  # fmt: skip
-
-    def own(self, scores=None):
-        return _C.select(self.scores if scores is None else scores, self.k, self.norm_topk)
-
-    def oracle(self, **params):
-        return ref.select(
-            self.scores, self.k, self.norm_topk, self.policy, exact=self.exact, **{**self.params, **params}
-        )  # fmt: skip
-
-    def lynx_sets(self, scores=None, **params):
-        return ref.lynx_sets(self.scores if scores is None else scores, self.k, **{**self.params, **params})
-
-
-@st.composite
-def cases(draw, policies=("lynx", "oea"), min_rows=1):
-    num_experts = draw(st.integers(1, 24))
-    k = draw(st.integers(1, min(num_experts, 8)))
-    policy = draw(st.sampled_from(policies))
-    if policy == "lynx":
-        params = dict(
-            alpha=draw(st.sampled_from([0.25, 0.5, 1.0, 2.0, 3.3, 8.0])), beta=draw(st.integers(1, 16)),
-            theta=draw(st.sampled_from([0.0, 0.5, 1.0, 1.5, 2.0, 3.1])),
-        )  # fmt: skip
-    else:
-        params = dict(k0=draw(st.integers(1, k)))
-    return Case(
-        draw(st.integers(0, 2**32 - 1)), draw(st.integers(min_rows, 14)), num_experts, k, draw(st.sampled_from([0.3, 1.0, 3.0])),
-        draw(st.sampled_from([0.0, 0.7, 2.0])), draw(st.booleans()), policy, params,
-    )  # fmt: skip
-
-
-def row_sets(ids):
-    return [{int(e) for e in row} for row in ids]
+# A row that ends with fewer than k experts may come of these.
+DROPPING = ("sere", "skip", "top_j", "deny_rank", "capacity", "alias", "replay")
 
 
 # --- every policy
 
 
-@examples
+@more_examples(max_examples=400)
 @given(cases())
 def test_matches_the_oracle(case):
     ref.assert_matches(case.select(), case.oracle())
 
 
-@examples
+@more_examples(max_examples=400)
 @given(cases(), st.integers(1, 4))
 def test_matches_the_oracle_with_many_ties(case, levels):
     case.scores = case.rng.integers(0, levels, case.scores.shape).astype(np.float32)
+    case.tables["similarity"] = np.round(case.tables["similarity"] * 4) / 4
     ref.assert_matches(case.select(), case.oracle())
 
 
@@ -92,8 +46,8 @@ def test_where_no_policy_acts_the_bits_are_the_own_routing(case):
     for phase in ("prefill", "mixed"):
         ref.assert_same_bits(case.select(phase=phase), own)
     ref.assert_same_bits(case.select(exact=np.ones(len(case.scores), np.uint8)), own)
-    first = case.scores[:1]
-    ref.assert_same_bits(case.select(first, exact=None), case.own(first))
+    if case.policy not in PER_ROW:
+        ref.assert_same_bits(case.select(rows=[0], exact=None), case.own(case.scores[:1]))
     got = case.select()
     if got["stats"]["guard_hit"]:
         ref.assert_same_bits(got, own)
@@ -101,43 +55,68 @@ def test_where_no_policy_acts_the_bits_are_the_own_routing(case):
 
 @examples
 @given(cases())
+def test_phase_all_does_in_prefill_what_the_policy_does_in_decode(case):
+    for phase in ("prefill", "mixed", "decode_only"):
+        ref.assert_same_bits(case.select(phase=phase, all_phases=True), case.select())
+
+
+@examples
+@given(cases())
 def test_result_is_well_formed(case):
     got, own = case.select(), case.own()
     ids, weights = got["ids"], got["weights"]
-    num_experts = case.scores.shape[1]
     assert ids.shape == weights.shape == (len(case.scores), case.k)
-    assert ((ids >= 0) & (ids < num_experts)).all()
-    for row, scores in zip(ids, case.scores):
-        assert (np.diff(scores[row]) < 0).all()  # rank order, hence distinct
-    assert np.isfinite(weights).all() and (weights >= 0).all()
-    np.testing.assert_allclose(weights.sum(1), own["weights"].sum(1), rtol=0, atol=1e-6)  # W0
+    assert ((ids >= -1) & (ids < case.num_experts)).all()
+    assert case.policy in DROPPING or (ids >= 0).all()
+    assert all(len(experts) == (row >= 0).sum() for experts, row in zip(row_sets(ids), ids))  # distinct
+    if case.policy in ADMITTING:
+        for row, scores in zip(ids, case.scores):
+            assert (np.diff(scores[row]) < 0).all()  # rank order
+    assert np.isfinite(weights).all() and (weights >= 0).all() and (weights[ids < 0] == 0).all()
+    own_sums = own["weights"].sum(1) * (ids >= 0).any(1)
+    np.testing.assert_allclose(weights.sum(1), own_sums, rtol=0, atol=1e-6)  # W0
     assert got["active"].tolist() == sorted(set().union(*row_sets(ids)))
-    assert len(got["active"]) == got["stats"]["active"] <= got["stats"]["union_before"] == len(own["active"])
+    assert len(got["active"]) == got["stats"]["active"]
+    assert got["stats"]["union_before"] == len(own["active"])
+    assert case.policy not in GUARDED or len(got["active"]) <= len(own["active"])
     for t in range(len(ids)):
         if np.array_equal(ids[t], own["ids"][t]):
             assert weights[t].tobytes() == own["weights"][t].tobytes()
 
 
 @examples
-@given(cases(min_rows=2))
+@given(cases([p for p in POLICIES if p != "capacity"], min_rows=2))  # capacity serves rows in their order
 def test_permuting_rows_permutes_the_result(case):
     order = case.rng.permutation(len(case.scores))
-    got, permuted = case.select(), case.select(case.scores[order], exact=None if case.exact is None else case.exact[order])
+    got, permuted = case.select(), case.select(rows=order)
     assert got["ids"][order].tobytes() == permuted["ids"].tobytes()
     assert got["weights"][order].tobytes() == permuted["weights"].tobytes()
     assert got["active"].tobytes() == permuted["active"].tobytes()
 
 
-@examples
+def has_equals(case):
+    """Whether a policy has to choose between experts that its own values do not tell apart."""
+    if case.policy == "lynx":
+        return bool(case.lynx_sets().filled)
+    if case.policy == "lynx_literal":
+        keys, _ = policies.literal_keys(case.scores, **case.params)
+        return any(len(set(row)) < len(row) for row in keys.tolist())
+    values = [sum(column) for column in zip(*(policies.gate_masses(row) for row in case.scores))]
+    return case.policy in ("xshare", "des_vote") and len(set(values)) < len(values)
+
+
+@more_examples(max_examples=200)
 @given(cases(min_rows=2))
 def test_relabelling_experts_relabels_the_result(case):
-    if case.policy == "lynx":
-        assume(not case.lynx_sets().filled)  # equal votes are filled by index
-    label = case.rng.permutation(case.scores.shape[1])  # expert e becomes label[e]
-    relabelled = np.empty_like(case.scores)
+    assume(not has_equals(case))
+    label = case.rng.permutation(case.num_experts)  # expert e becomes label[e]
+    relabelled, tables = np.empty_like(case.scores), {name: np.empty_like(table) for name, table in case.tables.items()}
     relabelled[:, label] = case.scores
-    got, want = case.select(relabelled), case.select()
-    np.testing.assert_array_equal(got["ids"], label[want["ids"]])
+    tables["similarity"][np.ix_(label, label)] = case.tables["similarity"]
+    tables["alias"][label] = label[case.tables["alias"]]
+    tables["replay"] = np.where(case.tables["replay"] < 0, -1, label[case.tables["replay"]]).astype(np.int32)
+    got, want = case.select(relabelled, tables=tables), case.select()
+    np.testing.assert_array_equal(got["ids"], np.where(want["ids"] < 0, -1, label[want["ids"]]))
     if case.norm_topk:  # otherwise the softmax is summed in another order
         assert got["weights"].tobytes() == want["weights"].tobytes()
 
@@ -145,13 +124,13 @@ def test_relabelling_experts_relabels_the_result(case):
 @examples
 @given(cases())
 def test_what_lies_behind_the_last_row_is_not_read(case):
-    padded = np.full((len(case.scores) + 3, case.scores.shape[1]), np.nan, np.float32)
+    padded = np.full((len(case.scores) + 3, case.num_experts), np.nan, np.float32)
     padded[: len(case.scores)] = case.scores
     ref.assert_same_bits(case.select(padded[: len(case.scores)]), case.select())
 
 
 @examples
-@given(cases(), st.integers(-4000, 4000))
+@given(cases([p for p in POLICIES if p != "lynx_literal"]), st.integers(-4000, 4000))  # lynx_literal rounds score + votes
 def test_adding_a_constant_to_a_row_changes_nothing(case, steps):
     shifted = case.scores.copy()
     shifted[0] += np.float32(steps * STEP)
@@ -180,19 +159,49 @@ def test_exact_rows_get_their_own_routing(case):
 
 
 @examples
-@given(cases(min_rows=3))
+@given(cases(ADMITTING, min_rows=3))
 def test_making_a_row_exact_never_removes_an_admitted_expert(case):
     case.exact = np.zeros(len(case.scores), np.uint8)
-    before = case.oracle().admitted
+    before, was = case.oracle().admitted, case.select()
     case.exact[case.rng.integers(len(case.scores))] = 1
     assert before <= case.oracle().admitted
+    got = case.select()
+    if not got["stats"]["guard_hit"] and not was["stats"]["guard_hit"]:  # what rows kept of their own choices, they keep
+        for own, less, more in zip(row_sets(case.own()["ids"]), row_sets(was["ids"]), row_sets(got["ids"])):
+            assert own & less <= more
 
 
 @examples
-@given(cases())
+@given(cases(PER_ROW), st.data())
+def test_what_a_policy_of_single_rows_gives_a_row_does_not_depend_on_the_others(case, data):
+    together = case.select()
+    rows = data.draw(st.lists(st.integers(0, len(case.scores) - 1), min_size=1, max_size=5))
+    for part in ([rows[0]], rows):
+        alone = case.select(rows=part)
+        assert alone["ids"].tobytes() == together["ids"][part].tobytes()
+        assert alone["weights"].tobytes() == together["weights"][part].tobytes()
+
+
+def identity_limits(case):
+    """Parameters with which each policy changes nothing."""
+    k, num_experts = case.k, case.num_experts
+    return {
+        "lynx": [dict(theta=0.0)], "lynx_literal": [{"lambda": 0.0}], "oea": [dict(k0=k)], "xshare": [dict(m=float(num_experts))],
+        "des_vote": [dict(m=float(num_experts))], "sere": [dict(s=k, rho=0.0), dict(rho=1.0000001)], "skip": [dict(ratio=0.0)],
+        "top_j": [dict(j=k)], "capacity": [dict(factor=float(num_experts)), dict(factor=1e300)], "alias": [{}], "replay": [{}],
+    }[case.policy]  # fmt: skip
+
+
+@more_examples(max_examples=200)
+@given(cases([p for p in POLICIES if p not in ("deny_rank", "cover")]))  # which have none
 def test_identity_limits(case):
-    limit = dict(theta=0.0) if case.policy == "lynx" else dict(k0=case.k)
-    ref.assert_same_bits(case.select(**limit), case.own())
+    case.tables["alias"] = np.arange(case.num_experts, dtype=np.int32)
+    case.tables["replay"] = case.own()["ids"]
+    for params in identity_limits(case):
+        got = case.select(**params)
+        ref.assert_same_bits(got, case.own())
+        assert got["stats"]["remapped_pairs"] == 0
+        assert got["stats"]["retained_mass"] == len(case.scores)
 
 
 # --- lynx
@@ -281,20 +290,33 @@ def test_oea_k0_is_monotone(case):
         assert smaller <= larger
 
 
-@pytest.mark.parametrize("policy", ["lynx", "oea"])
+# What each policy's batches must have shown besides acting on some row and not on all.
+BRANCHES = {
+    "lynx": {"filled"}, "oea": {"raised"}, "xshare": {"over", "more"}, "sere": {"dropped", "kept"}, "skip": {"dropped"},
+    "top_j": {"dropped"}, "capacity": {"dropped", "more"}, "alias": {"dropped"}, "replay": {"empty"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("policy", POLICIES)
 def test_generated_cases_reach_the_interesting_branches(policy):
-    """Guards the generator: policies act, the guard fires, sets shrink, lynx fills up, oea raises k0."""
+    """Guards the generator: policies act, the guard fires, sets shrink, lynx fills up, oea raises k0, choices are dropped."""
     seen = set()
 
-    @settings(examples, max_examples=200)
+    @more_examples(max_examples=200)
     @given(cases([policy], min_rows=2))
     def collect(case):
-        got = case.select()
-        seen.update(key for key in ("acted", "guard_hit") if got["stats"][key])
-        seen.update({"remapped"} if got["stats"]["remapped_pairs"] else ())
-        own_ids = case.own()["ids"]
-        seen.update({"raised"} if policy == "oea" and len(set(own_ids[:, : case.params["k0"]].ravel())) < case.k else ())
-        seen.update({"filled"} if policy == "lynx" and case.lynx_sets().filled else ())
+        got, own = case.select(), case.own()
+        stats, ids, own_ids = got["stats"], got["ids"], own["ids"]
+        marks = dict(
+            acted=stats["acted"], guard_hit=stats["guard_hit"], remapped=stats["remapped_pairs"] > 0,
+            raised=policy == "oea" and len(set(own_ids[:, : case.params["k0"]].ravel())) < case.k,
+            filled=policy == "lynx" and case.lynx_sets().filled, dropped=(ids < 0).any(), empty=(ids < 0).all(1).any(),
+            kept=not stats["guard_hit"] and (ids == own_ids).any() and (ids != own_ids).any(),
+            more=not set(got["active"]) <= set(own["active"]),
+            over=policy == "xshare" and len(set(own_ids[:, : case.params["k0"]].ravel())) > case.params["m"] > case.k,
+        )  # fmt: skip
+        seen.update(name for name, holds in marks.items() if holds)
 
     collect()
-    assert seen == {"acted", "guard_hit", "remapped", "filled" if policy == "lynx" else "raised"}
+    assert seen >= {"acted", "remapped"} | ({"guard_hit"} if policy in GUARDED else set()) | BRANCHES.get(policy, set())
+    assert ("guard_hit" in seen) == (policy in GUARDED)

@@ -87,7 +87,7 @@ void Selector::map_to_primary(const Batch& batch, const Routing& own) {
 void Selector::assign_capacity(const Batch& batch, const Routing& own) {
   const int k = batch.top_k, num_experts = batch.num_experts;
   const double share = batch.selection.factor * double(batch.num_pairs()) / num_experts;
-  const int32_t capacity = int32_t(std::ceil(std::min(share, double(batch.num_rows))));
+  const int32_t capacity = int32_t(std::max(1.0, std::ceil(std::min(share, double(batch.num_rows)))));  // share may underflow
   std::fill_n(load_.begin(), num_experts, 0);
   for (int64_t t = 0; t < batch.num_rows; ++t)
     for (int j = 0; j < k; ++j) {
