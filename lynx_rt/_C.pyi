@@ -23,6 +23,7 @@ class SamplingParams:
     prompt_logprobs: int
     logit_bias: list[tuple[int, float]]
     allowed_token_ids: list[int]
+    forced_token_ids: list[int]
     bad_words: list[list[int]]
     exact: bool
     def __init__(self) -> None: ...

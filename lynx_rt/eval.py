@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ class Item:
     prompt: str
     answer: str  # the exact continuation, stripped
     final: str | None  # the result after "####", where that is enough
+    number: int = 0  # which of its task's items, in the order of the files
 
 
 @dataclass(slots=True)
@@ -86,11 +87,8 @@ class PolicyResult:
         }
 
 
-def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> list[Item]:
-    """All tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`.
-
-    Raises ValidationError for a folder without tasks or a malformed line.
-    """
+def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
+    """Every task's items in the order of the files. Raises ValidationError for a folder without tasks or a malformed line."""
     files = sorted(Path(folder).glob("*.jsonl"))
     if not files:
         raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
@@ -99,9 +97,15 @@ def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> l
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
             if line.strip():
                 item = _parse_item(line, f"{file}:{number}")
-                by_task.setdefault(item.task, []).append(item)
+                items = by_task.setdefault(item.task, [])
+                items.append(replace(item, number=len(items)))
+    return by_task
+
+
+def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> list[Item]:
+    """All tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`."""
     chosen: list[Item] = []
-    for items in by_task.values():
+    for items in load_tasks(folder).values():
         random.Random(seed).shuffle(items)
         chosen += items[:limit]
     random.Random(seed).shuffle(chosen)

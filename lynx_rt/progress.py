@@ -1,4 +1,4 @@
-"""The progress bars of `generate`, `chat` and of loading."""
+"""The progress bars of `generate`, `chat`, of loading and of long series of runs."""
 
 from __future__ import annotations
 
@@ -71,3 +71,55 @@ class LoadProgress:
         self._bar.update(done - self._bar.n)
         if done == total:
             self._bar.close()
+
+
+class WorkBar:
+    """Jobs of unequal size on stderr, with the time left: a bar on a terminal, else one line per finished job."""
+
+    _FORMAT = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}{postfix}"
+
+    def __init__(self, count: int, work: float) -> None:
+        """count: jobs.  work: of all of them, in the unit of add(); time left takes it to pass at a constant rate."""
+        self._count, self._work = count, work
+        self._jobs, self._done, self._start = 0, 0.0, time.monotonic()
+        self._bar: Any = None
+        if count and sys.stderr.isatty():
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=work, bar_format=self._FORMAT, dynamic_ncols=True, smoothing=0.02)
+
+    def begin(self, name: str) -> None:
+        """Says which job is next."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{self._jobs + 1}/{self._count} {name}")
+
+    def add(self, work: float) -> None:
+        self._done += work
+        if self._bar is not None:
+            self._bar.update(work)
+
+    def finish(self, result: str) -> None:
+        """The job of the last begin() is done."""
+        self._jobs += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(result, refresh=False)
+        else:
+            left = (self._work - self._done) * (time.monotonic() - self._start) / max(self._done, 1e-9)
+            print(f"{self._jobs}/{self._count} {result}; about {_duration(left)} left", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> WorkBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _duration(seconds: float) -> str:
+    """ "2 h 05 min", "7 min", "40 s" """
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02} min"
+    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

@@ -67,6 +67,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit, clamped to [-100, 100]
     allowed_token_ids: Sequence[int] | None = None  # only these may be sampled
     bad_words: Sequence[str] | None = None  # strings that must not be generated
+    # Teacher forcing: exactly these are generated, whatever their likelihood (which logprobs tell), max_tokens and constraints.
+    forced_token_ids: Sequence[int] | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
 
     def __post_init__(self) -> None:
@@ -106,6 +108,12 @@ class SamplingParams:
             self.allowed_token_ids = _token_ids("allowed_token_ids", self.allowed_token_ids)
             if not self.allowed_token_ids:
                 raise ValidationError("allowed_token_ids must name at least one token, got none", "allowed_token_ids")
+        if self.forced_token_ids is not None:
+            self.forced_token_ids = _token_ids("forced_token_ids", self.forced_token_ids)
+            if not self.forced_token_ids:
+                raise ValidationError("forced_token_ids must name at least one token, got none", "forced_token_ids")
+            if self.stop:
+                raise ValidationError("stop would end forced_token_ids early: give one of the two", "stop")
         if self.stop and not self.detokenize:
             raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")
         if self.n > 1 and self.greedy:
@@ -162,11 +170,12 @@ class SamplingParams:
         native.min_tokens = min(self.min_tokens, _INT32_MAX)
         native.ignore_eos = self.ignore_eos
         native.exact = self.expert_selection is not None
-        for name in ("stop_token_ids", "allowed_token_ids", "logit_bias"):
+        for name in ("stop_token_ids", "allowed_token_ids", "forced_token_ids", "logit_bias"):
             _inside_vocabulary(name, getattr(self, name) or (), vocab_size)
         hidden = () if self.ignore_eos else eos_token_ids
         native.stop_token_ids = list(dict.fromkeys((*(self.stop_token_ids or ()), *hidden)))
         native.allowed_token_ids = list(self.allowed_token_ids or ())
+        native.forced_token_ids = list(self.forced_token_ids or ())
         native.logit_bias = list((self.logit_bias or {}).items())
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(self, name)

@@ -235,6 +235,7 @@ void register_engine(py::module_& m) {
       .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
       .def_readwrite("logit_bias", &SamplingParams::logit_bias)
       .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
+      .def_readwrite("forced_token_ids", &SamplingParams::forced_token_ids)
       .def_readwrite("bad_words", &SamplingParams::bad_words)
       .def_readwrite("exact", &SamplingParams::exact);
 

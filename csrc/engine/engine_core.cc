@@ -214,6 +214,10 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
             " tokens, so that one can be generated, got ", prompt.size());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
+  const int64_t num_forced = int64_t(params.forced_token_ids.size());
+  if (int64_t(prompt.size()) + num_forced > plan_.max_model_len)
+    invalid("forced_token_ids", "expected at most ", plan_.max_model_len - int64_t(prompt.size()), " tokens after a prompt of ",
+            prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced);
   if (options_.max_num_queued_reqs && scheduler_.num_waiting() >= options_.max_num_queued_reqs)
     fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_waiting(),
          " requests are waiting, the limit is ", options_.max_num_queued_reqs);
@@ -222,7 +226,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   r->params = params;
   r->seed = params.seed ? *params.seed : derive_seed(options_.seed, r->id);
   r->prompt_len = int64_t(prompt.size());
-  r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + params.max_tokens);
+  r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + (num_forced ? num_forced : params.max_tokens));
   r->tokens = std::move(prompt);
   r->tokens.reserve(size_t(r->max_len));
   r->arrival_time = now();
@@ -326,7 +330,7 @@ FinishReason EngineCore::finish_reason(const Request& r) const {
   int32_t token = r.tokens.back();
   auto contains = [&](const std::vector<int32_t>& ids) { return std::find(ids.begin(), ids.end(), token) != ids.end(); };
   bool is_stop = (!r.params.ignore_eos && contains(config_.eos_token_ids)) || contains(r.params.stop_token_ids);
-  if (is_stop && r.num_generated() >= r.params.min_tokens) return FinishReason::kStop;
+  if (is_stop && r.num_generated() >= r.params.min_tokens && r.params.forced_token_ids.empty()) return FinishReason::kStop;
   return int64_t(r.tokens.size()) >= r.max_len ? FinishReason::kLength : FinishReason::kNone;
 }
 

@@ -37,6 +37,7 @@ void validate(const SamplingParams& p, int64_t vocab) {
     invalid("prompt_logprobs", "expected -1 (off) to ", vocab, ", got ", p.prompt_logprobs);
   check_ids("stop_token_ids", p.stop_token_ids, vocab);
   check_ids("allowed_token_ids", p.allowed_token_ids, vocab);
+  check_ids("forced_token_ids", p.forced_token_ids, vocab);
   for (const auto& word : p.bad_words) {
     if (word.empty()) invalid("bad_words", "expected non-empty token sequences, got an empty one");
     check_ids("bad_words", word, vocab);

@@ -90,9 +90,9 @@ void Sampler::apply_penalties(const Request& r, float* logits) {
 
 bool Sampler::draws_only(const Request& r) {
   const SamplingParams& p = r.params;
-  return p.logprobs < 0 && p.allowed_token_ids.empty() && p.bad_words.empty() && p.logit_bias.empty() &&
-         r.num_generated() >= p.min_tokens && p.repetition_penalty == 1.0f && p.frequency_penalty == 0.0f &&
-         p.presence_penalty == 0.0f;
+  return p.logprobs < 0 && p.allowed_token_ids.empty() && p.forced_token_ids.empty() && p.bad_words.empty() &&
+         p.logit_bias.empty() && r.num_generated() >= p.min_tokens && p.repetition_penalty == 1.0f &&
+         p.frequency_penalty == 0.0f && p.presence_penalty == 0.0f;
 }
 
 DrawParams Sampler::draw_params(const Request& r) {
@@ -109,17 +109,21 @@ std::string Sampler::describe_error(const Request& r, int32_t token) {
 Sampler::Result Sampler::sample(const Request& r, std::span<const int32_t> eos, float* logits) {
   for (int64_t i = 0; i < vocab_size_; ++i)
     if (std::isnan(logits[i])) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": the logit of token ", i, " is NaN");
+  const SamplingParams& p = r.params;
+  if (!p.forced_token_ids.empty()) {
+    const int32_t token = p.forced_token_ids[size_t(r.num_generated())];
+    return {token, p.logprobs < 0 ? TokenLogprobs{} : top_logprobs(logits, token, p.logprobs)};
+  }
   std::vector<float> raw;
-  if (r.params.logprobs >= 0) raw.assign(logits, logits + vocab_size_);
+  if (p.logprobs >= 0) raw.assign(logits, logits + vocab_size_);
   apply_constraints(r, eos, logits);
   apply_penalties(r, logits);
-  const SamplingParams& p = r.params;
   const double uniform = counter_uniform(r.seed, uint64_t(r.tokens.size()));
   const int32_t token = drawer_.draw(logits, vocab_size_, {p.temperature, p.top_p, p.min_p, p.top_k, uniform});
   if (token == kNanLogit) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": a penalty or bias made a logit NaN");
   if (token == kNoToken) invalid("allowed_token_ids", "request ", r.id, ": the constraints leave no token to choose from");
   Result result{token, {}};
-  if (r.params.logprobs >= 0) result.logprobs = top_logprobs(raw.data(), result.token, r.params.logprobs);
+  if (p.logprobs >= 0) result.logprobs = top_logprobs(raw.data(), result.token, p.logprobs);
   return result;
 }
 

@@ -22,6 +22,7 @@ class Sampler {
   // logits [V], overwritten. Order of effects: allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens), logit_bias,
   // repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given.
   // The draw is a pure function of (request.seed, position = request.tokens.size(), logits).
+  // forced_token_ids takes the place of all of it.
   // Throws kInternal naming the request where a logit is NaN; kInvalidArgument where no token is left to choose from.
   Result sample(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
 

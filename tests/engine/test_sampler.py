@@ -249,6 +249,47 @@ def test_logprobs(e, count):
             assert r_ == rank[token] and abs(logprob - row[token]) < 1e-5
 
 
+def test_forced_token_ids(e):
+    forced = [9, EOS, 88, 9, 1, 40]
+    against = {"max_tokens": 2, "ignore_eos": False, "stop_token_ids": [88], "allowed_token_ids": [3], "bad_words": [[9]]}
+    against |= {"logit_bias": [(5, 100.0)], "repetition_penalty": 5.0, "temperature": 1.0}
+    tokens = PROMPT + forced
+    lp = log_softmax(e.forward(tokens).astype(np.float64))[len(PROMPT) - 1 :]
+    for options in ({}, against):
+        r = greedy(e, logprobs=2, forced_token_ids=forced, **options)
+        assert (r.tokens, r.finish_reason, r.stop_token_id) == (forced, "length", None)
+        for n, (token, entries) in enumerate(zip(forced, r.logprobs)):
+            order = np.argsort(-lp[n], kind="stable")
+            best = [int(t) for t in order[:2] if t != token]
+            assert [t for t, _, _ in entries] == [token, *best]
+            assert abs(entries[0][1] - lp[n][token]) < 1e-5 and entries[0][2] == 1 + list(order).index(token)
+    assert greedy(e, forced_token_ids=forced).tokens == forced  # also where no logits are asked for
+    # What follows is the same as after these tokens in a prompt, and others in the batch draw as they would alone.
+    jobs = [Job(PROMPT, {"forced_token_ids": forced, "logprobs": 0}), Job(PROMPT, {"max_tokens": 9})]
+    both = run(e, jobs)
+    assert both[0].tokens == forced and both[1].tokens == greedy(e, max_tokens=9).tokens
+
+
+def test_forced_tokens_fit_the_context_or_are_refused(e):
+    room = tm.CONTEXT - len(PROMPT)
+    assert len(greedy(e, forced_token_ids=[7] * room).tokens) == room
+    with pytest.raises(ValidationError, match=f"expected at most {room} tokens after a prompt of 4") as caught:
+        e.add_request(PROMPT, params(forced_token_ids=[7] * (room + 1)))
+    assert caught.value.field == "forced_token_ids"
+
+
+def test_forced_tokens_are_routed_by_the_policy(tiny_path):
+    """Decode rows, so that batch-aware selection acts on them; the first token comes from the prompt and is not touched."""
+    e = engine(tiny_path(NAME), dtype="float32", enable_mixed_chunk=False)
+    jobs = [Job([7 + i, 30, 5 * i], {"forced_token_ids": [9 + i, 40, 41 + i, 12], "logprobs": 0}) for i in range(4)]
+    results = {}
+    for policy in ("topk", "oea:k0=1"):
+        e.set_expert_selection(policy)
+        results[policy] = [[entries[0][1] for entries in r.logprobs] for r in run(e, jobs)]
+    plain, selected = np.array(results["topk"]), np.array(results["oea:k0=1"])
+    assert (plain[:, 0] == selected[:, 0]).all() and (plain[:, 1:] != selected[:, 1:]).any(0).all()
+
+
 def test_a_request_without_a_choice_ends_alone(e):
     ids = [e.add_request(PROMPT, params(max_tokens=10, allowed_token_ids=a, bad_words=b)) for a, b in
            [([], []), ([4, 9], [[4], [9]]), ([], [])]]  # fmt: skip
@@ -274,7 +315,7 @@ WRONG = [
     *[("max_tokens", v) for v in (0, -5)],
     *[("min_tokens", v) for v in (-1, 17)],
     *[(p, v) for p in ("logprobs", "prompt_logprobs") for v in (-2, VOCAB + 1)],
-    *[(p, v) for p in ("stop_token_ids", "allowed_token_ids") for v in ([VOCAB], [3, -1])],
+    *[(p, v) for p in ("stop_token_ids", "allowed_token_ids", "forced_token_ids") for v in ([VOCAB], [3, -1])],
     *[("bad_words", v) for v in ([[]], [[1], [VOCAB]])],
     *[("logit_bias", v) for v in ([(VOCAB, 1.0)], [(-1, 1.0)], [(3, NAN)], [(3, INF)])],
 ]

@@ -56,6 +56,8 @@ def test_defaults() -> None:
         ("logit_bias", {"x": 1.0}),
         ("logit_bias", [1]),
         ("allowed_token_ids", []),
+        ("forced_token_ids", []),
+        ("forced_token_ids", [-1]),
         ("bad_words", [""]),
         ("expert_selection", "lynx"),
         ("ignore_eos", 1),
@@ -88,6 +90,8 @@ def test_combinations() -> None:
         SamplingParams(n=2, temperature=0)
     with pytest.raises(ValidationError, match="detokenize"):
         SamplingParams(stop="x", detokenize=False)
+    with pytest.raises(ValidationError, match="forced_token_ids"):
+        SamplingParams(stop="x", forced_token_ids=[1])
     SamplingParams(max_tokens=None, min_tokens=10**6)
 
 
@@ -118,13 +122,14 @@ def test_native_form() -> None:
     assert native.max_tokens == 1024 and native.seed == 0 and native.logprobs == 4096 and native.prompt_logprobs == -1
     assert list(native.stop_token_ids) == [5, 2] and list(native.logit_bias) == [(3, 2.0)] and native.exact
     assert not SamplingParams().to_native(index=0, **LIMITS).exact
+    assert SamplingParams(forced_token_ids=np.array([7, 0])).to_native(index=0, **LIMITS).forced_token_ids == [7, 0]
     ignoring = params.clone(ignore_eos=True).to_native(index=0, **{**LIMITS, "eos_token_ids": (2,)})
     assert list(ignoring.stop_token_ids) == [5]
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"stop_token_ids": [4096]}, {"allowed_token_ids": [9999]}, {"logit_bias": {4096: 1.0}}, {"logprobs": 5000}],
+    [{"stop_token_ids": [4096]}, {"allowed_token_ids": [9999]}, {"forced_token_ids": [4096]}, {"logit_bias": {4096: 1.0}}, {"logprobs": 5000}],
 )
 def test_the_vocabulary_is_a_limit(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="vocabulary") as caught:

@@ -25,7 +25,10 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;  // added before the softmax
   std::vector<int32_t> allowed_token_ids;             // empty = all
   std::vector<std::vector<int32_t>> bad_words;        // token sequences that must not be completed
-  bool exact = false;  // the model's own routing for this request, whatever the engine's selection is
+  // Teacher forcing: the i-th generated token is forced_token_ids[i] whatever its likelihood, which logprobs tell. Nothing ends
+  // the request before the last of them, and it ends with kLength there; max_tokens and every constraint are without effect.
+  std::vector<int32_t> forced_token_ids;  // empty = tokens are drawn
+  bool exact = false;                     // the model's own routing for this request, whatever the engine's selection is
 };
 
 }  // namespace lynx_rt
