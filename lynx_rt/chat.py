@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,20 @@ def render_chat(
     except (jinja2.TemplateError, TypeError, KeyError) as error:
         raise ValidationError(f"the chat template rejects these messages: {error}", "messages") from None
     return _cut_at_mark(rendered) if continue_final_message else rendered
+
+
+def render_chats(
+    conversations: Sequence[Message] | Sequence[Sequence[Message]],
+    tokenizer: Tokenizer,
+    *,
+    chat_template: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> list[str]:
+    """render_chat() of one conversation or of several."""
+    template = None if chat_template is None else os.fspath(chat_template)
+    single = len(conversations) == 0 or isinstance(conversations[0], Mapping)
+    batch: Any = [conversations] if single else conversations
+    return [render_chat(messages, tokenizer, chat_template=template, **options) for messages in batch]
 
 
 def _cut_at_mark(rendered: str) -> str:

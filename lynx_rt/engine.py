@@ -46,6 +46,7 @@ class Engine:
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.recording.
 
     Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
     """
@@ -74,6 +75,8 @@ class Engine:
         num_threads: int | None = None,
         seed: int = 0,
         isa: str | None = None,
+        enable_return_routed_experts: bool = False,
+        record_router_logits: bool = False,
     ) -> None:
         from lynx_rt import _C
 
@@ -97,6 +100,8 @@ class Engine:
             num_threads=num_threads or 0,
             isa=isa or "",
             seed=seed,
+            enable_return_routed_experts=enable_return_routed_experts,
+            record_router_logits=record_router_logits,
             on_load_progress=LoadProgress(),
         )
         try:
@@ -153,23 +158,18 @@ class Engine:
         timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`."""
-        from lynx_rt.chat import render_chat
+        from lynx_rt.chat import render_chats
 
         tokenizer = self.get_tokenizer()
-        batch: Any = [messages] if len(messages) == 0 or isinstance(messages[0], Mapping) else messages
-        template = chat_template or self._chat_template
-        texts = [
-            render_chat(
-                conversation,
-                tokenizer,
-                chat_template=None if template is None else os.fspath(template),
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                tools=tools,
-                template_kwargs=chat_template_kwargs,
-            )
-            for conversation in batch
-        ]
+        texts = render_chats(
+            messages,
+            tokenizer,
+            chat_template=chat_template or self._chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            template_kwargs=chat_template_kwargs,
+        )
         # The template writes special tokens itself, so none are added here.
         prompts = self._parse(tokenizer.encode_batch(texts, add_special_tokens=False))
         for prompt, text in zip(prompts, texts, strict=True):

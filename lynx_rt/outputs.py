@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lynx_rt.errors import RequestAborted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(slots=True)
@@ -34,6 +38,9 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop token or stop string; None for end of text
     delta_text: str = ""  # what `text` grew by since the previous output of this request
     error: str | None = None  # why it ended with "error"
+    # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts that each went to, -1 = none. None until it has
+    # finished, and for an engine without enable_return_routed_experts.
+    routed_experts: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
 
     @property
     def finished(self) -> bool:

@@ -10,6 +10,9 @@ from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOu
 from lynx_rt.stop_strings import StopFilter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from lynx_rt import _C
     from lynx_rt.prompts import ParsedPrompt
     from lynx_rt.sampling_params import SamplingParams
@@ -27,6 +30,7 @@ class Completion:
         self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._out = CompletionOutput(index, "", [])
+        self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
@@ -46,6 +50,10 @@ class Completion:
 
     def apply(self, step: _C.StepOutput) -> bool:
         """Takes in what a step did. True where a stop string ended the completion, so that C++ must be told."""
+        if (routed_experts := step.routed_experts) is not None:
+            if step.num_preemptions > self.metrics.num_preemptions:  # all positions were computed again
+                self._routed_experts.clear()
+            self._routed_experts.append(routed_experts)
         self._update_metrics(step)
         if prompt_logprobs := step.prompt_logprobs:
             self.prompt_logprobs = [self._logprobs(entry) if entry else None for entry in prompt_logprobs]
@@ -83,6 +91,7 @@ class Completion:
             stop_reason=out.stop_reason,
             delta_text=delta,
             error=out.error,
+            routed_experts=out.routed_experts,
         )
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
@@ -101,6 +110,10 @@ class Completion:
         if self._detokenizer is not None and self._text.stopped_by is None:
             self._text.add(self._detokenizer.finish(), armed=False)
             self._text.finish()
+        if self._routed_experts:
+            import numpy as np
+
+            self._out.routed_experts = np.concatenate(self._routed_experts)
         self._out.finish_reason = reason
         self._out.stop_reason = stop_reason
         if not self.metrics.finish_time:  # ended on this side

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
+#include "engine/simulation.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
 
@@ -35,6 +36,48 @@ py::object to_object(FinishReason reason) {
   return py::none();
 }
 
+// Takes the values over.
+template <class T>
+py::array_t<T> to_array(std::vector<T>&& values, const std::vector<int64_t>& shape) {
+  auto* kept = new std::vector<T>(std::move(values));
+  const py::capsule owner(kept, [](void* p) { delete static_cast<std::vector<T>*>(p); });
+  return py::array_t<T>(shape, kept->data(), owner);
+}
+
+py::object to_object(const RoutedExperts& r) {
+  if (r.num_layers == 0) return py::none();
+  return to_array(std::vector<int16_t>(r.ids), {r.num_rows, r.num_layers, r.num_experts_per_tok});
+}
+
+py::dict to_dict(RouterLogits&& r) {
+  const int64_t rows = int64_t(r.step.size()), layers = int64_t(r.layers.size());
+  py::dict d;
+  d["num_model_layers"] = r.num_model_layers;
+  d["num_experts_per_tok"] = r.num_experts_per_tok;
+  d["norm_topk_prob"] = r.norm_topk_prob;
+  d["layers"] = to_array(std::move(r.layers), {layers});
+  d["scores"] = to_array(std::move(r.scores), {rows, layers, r.num_experts});
+  d["routed_experts"] = to_array(std::move(r.routed_experts), {rows, layers, r.num_experts_per_tok});
+  d["step"] = to_array(std::move(r.step), {rows});
+  d["request"] = to_array(std::move(r.request), {rows});
+  d["position"] = to_array(std::move(r.position), {rows});
+  d["exact"] = to_array(std::move(r.exact), {rows});
+  return d;
+}
+
+py::dict to_dict(const EngineStats::Layer& l) {
+  py::dict d;
+  d["layer"] = l.layer;
+  d["steps"] = l.steps;
+  d["rows"] = l.rows;
+  d["union_before"] = l.union_before;
+  d["active"] = l.active;
+  d["remapped_pairs"] = l.remapped_pairs;
+  d["guard_hits"] = l.guard_hits;
+  d["retained_mass"] = l.retained_mass;
+  return d;
+}
+
 py::dict to_dict(const EngineStats& s) {
   py::dict d;
 #define LYNX_FIELD(name) d[#name] = s.name
@@ -58,18 +101,7 @@ py::dict to_dict(const EngineStats& s) {
   LYNX_FIELD(bytes_read);
 #undef LYNX_FIELD
   py::list layers, ops;
-  for (const EngineStats::Layer& l : s.layers) {
-    py::dict e;
-    e["layer"] = l.layer;
-    e["steps"] = l.steps;
-    e["rows"] = l.rows;
-    e["union_before"] = l.union_before;
-    e["active"] = l.active;
-    e["remapped_pairs"] = l.remapped_pairs;
-    e["guard_hits"] = l.guard_hits;
-    e["retained_mass"] = l.retained_mass;
-    layers.append(e);
-  }
+  for (const EngineStats::Layer& l : s.layers) layers.append(to_dict(l));
   for (const EngineStats::Op& o : s.ops) {
     py::dict e;
     e["name"] = o.name;
@@ -154,6 +186,8 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     LYNX_OPTION(isa)
     LYNX_OPTION(seed)
     LYNX_OPTION(disable_dependent_launch)
+    LYNX_OPTION(enable_return_routed_experts)
+    LYNX_OPTION(record_router_logits)
 #undef LYNX_OPTION
     if (k == "on_load_progress") {
       if (value.is_none()) continue;
@@ -171,6 +205,52 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     throw py::type_error("Engine: unknown option " + k);
   }
   return o;
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
+template <class T>
+Array<T> array_of(const py::dict& recorded, const char* key, const std::vector<int64_t>& shape) {
+  const py::object value = recorded[key];
+  if (!py::isinstance<Array<T>>(value)) invalid(key, "expected a contiguous array of another type");
+  Array<T> array = py::reinterpret_borrow<Array<T>>(value);
+  const std::vector<int64_t> found(array.shape(), array.shape() + array.ndim());
+  bool same = found.size() == shape.size();
+  for (size_t i = 0; same && i < shape.size(); ++i) same = shape[i] < 0 || shape[i] == found[i];
+  if (!same) invalid(key, "expected ", shape, " (-1 = any), got ", found);
+  return array;
+}
+
+py::dict simulate_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
+                           const Array<int64_t>& offsets) {
+  const auto layers = array_of<int32_t>(recorded, "layers", {-1});
+  const auto scores = array_of<float>(recorded, "scores", {-1, layers.size(), -1});
+  const auto exact = array_of<uint8_t>(recorded, "exact", {scores.shape(0)});
+  RecordedRows rows{};
+  rows.scores = scores.data();
+  rows.exact = exact.data();
+  rows.num_rows = scores.shape(0);
+  rows.num_model_layers = py::cast<int64_t>(recorded["num_model_layers"]);
+  rows.layers = {layers.data(), size_t(layers.size())};
+  rows.num_experts = scores.shape(2);
+  rows.num_experts_per_tok = py::cast<int64_t>(recorded["num_experts_per_tok"]);
+  rows.norm_topk_prob = py::cast<bool>(recorded["norm_topk_prob"]);
+  Array<int16_t> ids({int64_t(order.size()), int64_t(layers.size()), rows.num_experts_per_tok});
+  const std::span<const int64_t> order_span(order.data(), size_t(order.size())),
+      offsets_span(offsets.data(), size_t(offsets.size()));
+  int16_t* const to = ids.mutable_data();
+  std::vector<EngineStats::Layer> sums;
+  {
+    py::gil_scoped_release nogil;
+    sums = simulate(rows, selection, order_span, offsets_span, to);
+  }
+  py::list list;
+  for (const EngineStats::Layer& l : sums) list.append(to_dict(l));
+  py::dict d;
+  d["layers"] = list;
+  d["routed_experts"] = ids;
+  return d;
 }
 
 // What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
@@ -244,6 +324,7 @@ void register_engine(py::module_& m) {
       .def_readonly("token_ids", &StepOutput::token_ids)
       .def_property_readonly("logprobs", [](const StepOutput& o) { return to_list(o.logprobs); })
       .def_property_readonly("prompt_logprobs", [](const StepOutput& o) { return to_list(o.prompt_logprobs); })
+      .def_property_readonly("routed_experts", [](const StepOutput& o) { return to_object(o.routed_experts); })
       .def_property_readonly("finish_reason", [](const StepOutput& o) { return to_object(o.finish_reason); })
       .def_property_readonly(
           "stop_token_id",
@@ -303,9 +384,40 @@ void register_engine(py::module_& m) {
             return out;
           },
           py::arg("token_ids"), py::arg("chunk") = 0)
+      .def("take_router_logits",
+           [](Engine& e) {
+             RouterLogits logits;
+             {
+               py::gil_scoped_release nogil;
+               logits = e.take_router_logits();
+             }
+             return to_dict(std::move(logits));
+           })
+      .def(
+          "compare_experts",
+          [](Engine& e, const std::vector<int32_t>& ids, const std::string& metric) {
+            if (metric != "frobenius" && metric != "cosine")
+              invalid("metric", "expected \"frobenius\" or \"cosine\", got \"", metric, "\"");
+            ExpertComparison c;
+            {
+              py::gil_scoped_release nogil;
+              c = e.compare_experts(ids, metric == "cosine" ? ExpertMetric::kCosine : ExpertMetric::kFrobenius);
+            }
+            py::dict d;
+            d["num_tokens"] = c.num_tokens;
+            d["sums"] = to_array(std::move(c.sums), {c.num_layers, c.num_experts, c.num_experts});
+            d["usage"] = to_array(std::move(c.usage), {c.num_layers, c.num_experts});
+            return d;
+          },
+          py::arg("token_ids"), py::arg("metric") = "frobenius")
       .def("close", &Engine::close, release());
 
   m.def("inspect", &inspect, py::arg("path"));
+  m.def("simulate", &simulate_recorded,
+        "An expert selection on recorded router logits: dict(layers, routed_experts [order.size, L, k]). `recorded` is a dict as "
+        "of "
+        "Engine.take_router_logits(); step s has rows order[offsets[s]:offsets[s + 1]] of it. See csrc/engine/simulation.h.",
+        py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert());
   m.def("supported_model_types", &supported_model_types);
 }
 

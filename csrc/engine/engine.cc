@@ -81,6 +81,16 @@ std::vector<float> Engine::forward(const std::vector<int32_t>& token_ids, int64_
   return impl_->open().forward(token_ids, chunk);
 }
 
+RouterLogits Engine::take_router_logits() {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->open().take_router_logits();
+}
+
+ExpertComparison Engine::compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric) {
+  std::lock_guard lock(impl_->mutex);
+  return impl_->open().compare_experts(token_ids, metric);
+}
+
 void Engine::close() {
   std::lock_guard lock(impl_->mutex);
   impl_->core.reset();

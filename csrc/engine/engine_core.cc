@@ -80,7 +80,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
       weights_(load_weights()),
       decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
-               o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings),
+               o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
+               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget())),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
@@ -88,7 +89,11 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
       selection_(*backend_, config_, options_, o.expert_selection),
-      layer_stats_(size_t(decoder_.num_moe_layers())) {
+      layer_stats_(size_t(decoder_.num_moe_layers())),
+      routed_experts_(plan_.num_blocks, o.block_size, decoder_.num_moe_layers(), config_.num_experts_per_tok) {
+  if (records_routed_experts() && config_.num_experts > INT16_MAX)
+    fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
+         " experts, got ", config_.num_experts);
   reset_stats();
 }
 
@@ -179,31 +184,41 @@ bool EngineCore::abort(uint64_t id) {
 }
 
 // Its own pages, so that running requests are not touched.
-std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64_t chunk) {
+void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
+                            const std::function<void(int64_t, int64_t)>& done) {
   if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
   if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
   check_tokens("token_ids", tokens, config_.vocab_size);
   if (int64_t(tokens.size()) > plan_.max_model_len)
     invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size());
-  int64_t total = int64_t(tokens.size()), size = options_.block_size, vocab = config_.vocab_size;
+  int64_t total = int64_t(tokens.size()), size = options_.block_size;
   if (chunk == 0) chunk = total;
   chunk = std::min(chunk, decoder_.max_rows());
   KvCache cache(*backend_, config_, ceil_div(total, size), size);
   std::vector<int32_t> blocks(size_t(cache.num_blocks()));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
-  std::vector<float> out(size_t(checked_mul(total, vocab, "logits")));
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {
     int64_t count = std::min(chunk, total - begin);
-    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {});
+    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
+                     observe);
+    done(begin, count);
+    decoder_.end_step(layer_stats_);
+  }
+}
+
+std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64_t chunk) {
+  const int64_t vocab = config_.vocab_size;
+  std::vector<float> out;
+  run_single(tokens, chunk, {}, [&](int64_t begin, int64_t count) {
+    out.resize(size_t(checked_mul(int64_t(tokens.size()), vocab, "logits")));
     for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
       std::vector<int32_t> rows;
       for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
       decoder_.logits(rows, logits_.get());
       backend_->read(out.data() + (begin + i) * vocab, logits_.get(), int64_t(rows.size()) * vocab * int64_t(sizeof(float)));
     }
-    decoder_.end_step(layer_stats_);
-  }
+  });
   return out;
 }
 
@@ -253,17 +268,7 @@ void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first
 }
 
 void EngineCore::count_selection() {
-  for (size_t i = 0; i < layer_stats_.size(); ++i) {
-    const SelectionStats& s = layer_stats_[i];
-    EngineStats::Layer& l = counters_.layers[i];
-    ++l.steps;
-    l.rows += s.rows;
-    l.union_before += s.union_before;
-    l.active += s.active;
-    l.remapped_pairs += s.remapped_pairs;
-    l.guard_hits += s.guard_hit;
-    l.retained_mass += s.retained_mass;
-  }
+  for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
 }
 
 float* EngineCore::host_logits(int64_t row) {
@@ -317,6 +322,7 @@ std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
   std::vector<Drawn> drawn = sample(step);
   decoder_.end_step(layer_stats_);
+  record(step, batch);
   for (size_t i = 0; i < drawn.size(); ++i) {
     Drawn& d = drawn[i];
     if (!Sampler::draws_only(*d.request)) continue;
@@ -355,6 +361,7 @@ StepOutput EngineCore::postprocess(Drawn drawn) {
   } else {
     out.finish_reason = FinishReason::kError;
   }
+  out.routed_experts = take_routed_experts(r);
   out.num_cached_tokens = r.num_cached_tokens;
   out.num_preemptions = r.num_preemptions;
   out.arrival_time = r.arrival_time;

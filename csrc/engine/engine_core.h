@@ -6,6 +6,7 @@
 
 #include "engine/batch.h"
 #include "engine/memory_plan.h"
+#include "engine/recording.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_control.h"
@@ -30,9 +31,17 @@ class EngineCore {
   ModelInfo model_info() const;
   void check_integrity() const { pool_.check_integrity(scheduler_.held_blocks()); }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
+  RouterLogits take_router_logits();                                                             // recording.cc
+  ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // calibration.cc
 
  private:
   ModelWeights load_weights();
+  // Runs a sequence on pages of its own, under the model's own routing; done(begin, count) after each chunk (0 = all at once).
+  void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
+                  const std::function<void(int64_t, int64_t)>& done);
+  bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
+  void record(const ScheduledStep& step, const BatchView& batch);  // recording.cc
+  RoutedExperts take_routed_experts(Request& request);             // recording.cc
   void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
   struct Drawn {
     Request* request;
@@ -71,6 +80,10 @@ class EngineCore {
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
   std::vector<int32_t> drawn_tokens_;  // of the rows of a step
   std::vector<SelectionStats> layer_stats_;
+  RoutedExpertsTable routed_experts_;
+  std::vector<int32_t> routed_ids_;  // of the last step, [rows, L, k]
+  RouterLogits router_logits_;
+  int64_t recorded_steps_ = 0;
   EngineStats counters_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;

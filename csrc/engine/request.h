@@ -25,6 +25,7 @@ struct Request {
   ContentId last_content = kNoContent;  // content of the last registered page
 
   std::vector<TokenLogprobs> prompt_logprobs;
+  int64_t num_routed_returned = 0;  // leading tokens whose routed experts the caller has
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
 

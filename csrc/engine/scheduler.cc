@@ -19,7 +19,7 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
 void Scheduler::forget_pages(Request& r) {
   pool_.release(r.blocks);
   r.blocks.clear();
-  r.num_computed = r.num_reproducible = r.num_registered = 0;
+  r.num_computed = r.num_reproducible = r.num_registered = r.num_routed_returned = 0;
   r.last_content = kNoContent;
 }
 

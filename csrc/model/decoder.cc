@@ -36,13 +36,14 @@ int64_t KvCache::bytes() const {
 }
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
-                 int64_t max_logit_rows, int64_t max_positions)
+                 int64_t max_logit_rows, int64_t max_positions, StepRecording recording)
     : backend_(backend),
       config_(config),
       weights_(weights),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows),
-      workspace_(backend, config, max_rows, max_logit_rows),
+      recording_(recording),
+      workspace_(backend, config, max_rows, max_logit_rows, recording),
       max_positions_(max_positions) {
   for (bool moe : config.moe_layer) num_moe_layers_ += moe;
   int64_t half = config.head_dim / 2;
@@ -89,7 +90,8 @@ void Decoder::extend_rope(int64_t num_positions) {
   }
 }
 
-void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections) {
+void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections,
+                      const MoeObserver& observe) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
@@ -108,11 +110,14 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
-      moe_block(w, rows, selection);
+      moe_block(w, rows, selection, int64_t(moe), observe);
       ++moe;
     }
   };
-  backend_.run({selections.text, cache.layer(0).k}, backend_.begin_step(batch), std::ref(layers));
+  const BatchView rows = backend_.begin_step(batch);
+  num_rows_ = batch.num_rows;
+  padded_rows_ = rows.num_rows;
+  backend_.run({selections.text, cache.layer(0).k}, rows, std::ref(layers));
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {
@@ -132,6 +137,27 @@ void Decoder::end_step(std::span<SelectionStats> stats) {
     backend_.charge(Backend::kExpertFfn, stats[moe].active * (w.gate.bytes() + w.up.bytes() + w.down.bytes()));
     ++moe;
   }
+}
+
+// From [MoE layers, padded rows, width] to [rows, MoE layers, width].
+template <class T>
+void Decoder::read_layers(const T* from, int64_t width, std::vector<T>& out) {
+  std::vector<T> read(size_t(num_moe_layers_ * padded_rows_ * width));
+  backend_.read(read.data(), from, int64_t(read.size() * sizeof(T)));
+  out.resize(size_t(num_rows_ * num_moe_layers_ * width));
+  for (int64_t l = 0; l < num_moe_layers_; ++l)
+    for (int64_t t = 0; t < num_rows_; ++t)
+      std::copy_n(read.data() + (l * padded_rows_ + t) * width, width, out.data() + (t * num_moe_layers_ + l) * width);
+}
+
+void Decoder::read_routed_experts(std::vector<int32_t>& out) {
+  if (!recording_.routed_experts) fail(ErrorCode::kInternal, "", "routed experts are not recorded");
+  read_layers(workspace_.ids.get(), config_.num_experts_per_tok, out);
+}
+
+void Decoder::read_router_logits(std::vector<float>& out) {
+  if (!recording_.router_logits) fail(ErrorCode::kInternal, "", "router logits are not recorded");
+  read_layers(workspace_.scores.get(), config_.num_experts, out);
 }
 
 }  // namespace lynx_rt

@@ -1,6 +1,7 @@
 // A decoder-only model over a backend: walks the layers over one step's flat rows. Knows no requests and no device.
 #pragma once
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -39,19 +40,35 @@ struct LayerSelections {
   }
 };
 
+// What the experts of an MoE layer are about to work on, in the backend's memory.
+struct MoeInput {
+  int64_t layer;  // among the MoE layers
+  int64_t num_rows;
+  const float* x;      // [T, H]
+  const int32_t* ids;  // [T, k]
+  std::span<const ExpertWeights> experts;
+};
+// May call ops on memory of its own.
+using MoeObserver = std::function<void(const MoeInput&)>;
+
 // Thread-safety: one call at a time.
 class Decoder {
  public:
   // max_rows bounds BatchView::num_rows, max_logit_rows one logits() call, max_positions the rope table.
   Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
-          int64_t max_positions);
+          int64_t max_positions, StepRecording recording = {});
 
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace.
-  void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections);
+  // `observe` is called in each MoE layer, in steps that no backend repeats (prefill).
+  void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
   // Final norm and output projection of rows of the last forward(): out [rows.size(), V] in the backend's memory.
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
   void end_step(std::span<SelectionStats> stats);
+  // Of the step that ended last, in host memory, where it is recorded: the experts that rows went to [rows, MoE layers, k], and
+  // their router logits [rows, MoE layers, E].
+  void read_routed_experts(std::vector<int32_t>& out);
+  void read_router_logits(std::vector<float>& out);
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return num_moe_layers_; }
@@ -61,15 +78,20 @@ class Decoder {
 
  private:
   void attention_block(const LayerWeights& w, const BatchView& batch, const KvCacheView& cache);  // attention_block.cc
-  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection);      // moe_block.cc
-  void mlp_block(const LayerWeights& w, const BatchView& batch);                                  // moe_block.cc
+  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                 const MoeObserver& observe);                     // moe_block.cc
+  void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
 
+  template <class T>
+  void read_layers(const T* from, int64_t width, std::vector<T>& out);
   void extend_rope(int64_t num_positions);
 
   Backend& backend_;
   const ModelConfig& config_;
   const ModelWeights& weights_;
   int64_t max_rows_, max_logit_rows_, num_moe_layers_ = 0;
+  StepRecording recording_;
+  int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and what the backend made of them
   Workspace workspace_;
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2], filled up to rope_positions_
   std::vector<float> rope_inverse_;         // [D / 2] radians per position

@@ -3,15 +3,19 @@
 
 namespace lynx_rt {
 
-void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection) {
+void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                        const MoeObserver& observe) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
   RouterRule rule{int(m.num_experts), int(m.num_experts_per_tok), m.norm_topk_prob};
-  Routing routing{ws.ids.get(), ws.weights.get(), ws.active.get(), 0};
+  float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
+  int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
+  Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
   DispatchPlan plan{ws.offsets.get(), ws.row_of_pair.get(), ws.pair_of_row.get()};
   backend_.rmsnorm(ws.x.get(), w.post_attention_norm, m.rms_norm_eps, batch.num_rows, ws.normed.get());
-  backend_.router(ws.normed.get(), w.router, batch.num_rows, ws.scores.get());
-  backend_.route(ws.scores.get(), batch, rule, selection, routing, plan);
+  backend_.router(ws.normed.get(), w.router, batch.num_rows, scores);
+  backend_.route(scores, batch, rule, selection, routing, plan);
+  if (observe) observe({moe_layer, batch.num_rows, ws.normed.get(), ids, w.experts});
   backend_.expert_ffn(ws.normed.get(), batch.num_rows, w.experts, rule, routing, plan, ws.x.get());
 }
 

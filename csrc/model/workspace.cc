@@ -4,13 +4,19 @@
 
 namespace lynx_rt {
 
-Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l)
+namespace {
+
+int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std::max<int64_t>(m.num_moe_layers(), 1) : 1; }
+
+}  // namespace
+
+Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       normed(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       qkv(b, checked_mul(t, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, "workspace"), "workspace"),
       attended(b, checked_mul(t, m.num_heads * m.head_dim, "workspace"), "workspace"),
-      scores(b, checked_mul(t, m.num_experts, "workspace"), "workspace"),
-      ids(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      scores(b, checked_mul(t, m.num_experts * kept_layers(m, recording.router_logits), "workspace"), "workspace"),
+      ids(b, checked_mul(t, m.num_experts_per_tok * kept_layers(m, recording.routed_experts), "workspace"), "workspace"),
       weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
       active(b, m.num_experts, "workspace"),
       offsets(b, m.num_experts + 1, "workspace"),

@@ -36,17 +36,24 @@ class DeviceArray {
   T* data_ = nullptr;
 };
 
-// T = max_rows, L = max_logit_rows; sizes in elements.
+// What a step leaves of every MoE layer, not just of the last.
+struct StepRecording {
+  bool routed_experts = false;
+  bool router_logits = false;
+};
+
+// T = max_rows, L = max_logit_rows; sizes in elements. M = MoE layers where they are recorded, else 1: every layer has a part of
+// its own, which begins at layer * the rows of the step.
 struct Workspace {
-  Workspace(Backend& backend, const ModelConfig& config, int64_t max_rows, int64_t max_logit_rows);
+  Workspace(Backend& backend, const ModelConfig& config, int64_t max_rows, int64_t max_logit_rows, StepRecording recording);
   int64_t bytes() const;
 
   DeviceArray<float> x;              // [T, H] residual stream
   DeviceArray<float> normed;         // [T, H]
   DeviceArray<float> qkv;            // [T, (A + 2 G) * D]
   DeviceArray<float> attended;       // [T, A * D]
-  DeviceArray<float> scores;         // [T, E] router logits
-  DeviceArray<int32_t> ids;          // [T, k]
+  DeviceArray<float> scores;         // [M, T, E] router logits
+  DeviceArray<int32_t> ids;          // [M, T, k]
   DeviceArray<float> weights;        // [T, k]
   DeviceArray<int32_t> active;       // [E]
   DeviceArray<int32_t> offsets;      // [E + 1]

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from lynx_rt.cli import bench, env, eval, generate, inspect, study
+from lynx_rt.cli import bench, calibrate, env, eval, generate, inspect, record, simulate, study
 from lynx_rt.errors import LynxError
 
 
@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("-v", "--verbose", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, inspect, env, bench, eval, study):
+    for module in (generate, inspect, env, bench, eval, study, record, simulate, calibrate):
         module.add_command(commands)
     return parser
 

@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "check.h"
+#include "engine/simulation.h"
 #include "lynx_rt/engine.h"
 #ifdef LYNX_RT_EMULATED
 #include "simt.h"
@@ -337,6 +338,47 @@ void test_bad_scores() {
   backend->release(memory, 4096);
 }
 
+// What is recorded of steps of many sizes, padded and repeated ones: a simulation of the recorded scores counts what the engine
+// counted and ends with the experts that were recorded, which are also those that each request is told.
+void test_recording() {
+  for (const char* selection : {"topk", "oea:k0=1"}) {
+    EngineOptions o = options("cuda");
+    o.expert_selection = selection;
+    o.enable_mixed_chunk = false;
+    o.enable_return_routed_experts = o.record_router_logits = true;
+    auto engine = Engine::create(model, o);
+    if (engine->model_info().num_experts == 0) return;
+    std::vector<std::vector<int16_t>> told(8);
+    for (const Ask& a : batch(engine->model_info().vocab_size, 7)) engine->add_request(a.prompt, a.params);
+    while (engine->has_unfinished())
+      for (const StepOutput& out : engine->step()) {
+        std::vector<int16_t>& ids = told[out.request_id];
+        ids.insert(ids.end(), out.routed_experts.ids.begin(), out.routed_experts.ids.end());
+      }
+    const RouterLogits r = engine->take_router_logits();
+    const int64_t rows = int64_t(r.step.size()), width = int64_t(r.layers.size()) * r.num_experts_per_tok;
+    std::vector<int64_t> order, offsets;
+    for (int64_t t = 0; t < rows; ++t) {
+      order.push_back(t);
+      if (t == 0 || r.step[size_t(t)] != r.step[size_t(t - 1)]) offsets.push_back(t);
+      const int16_t* ids = &r.routed_experts[size_t(t * width)];
+      CHECK(std::equal(ids, ids + width, &told[r.request[size_t(t)]][size_t(r.position[size_t(t)] * width)]));
+    }
+    offsets.push_back(rows);
+    std::vector<int16_t> simulated(size_t(rows * width));
+    const auto counted = simulate({r.scores.data(), r.exact.data(), rows, r.num_model_layers, r.layers, r.num_experts,
+                                   r.num_experts_per_tok, r.norm_topk_prob},
+                                  selection, order, offsets, simulated.data());
+    CHECK(simulated == r.routed_experts);
+    const EngineStats stats = engine->stats();
+    CHECK_EQ(rows, stats.decode_rows);
+    for (size_t l = 0; l < counted.size(); ++l) {
+      CHECK_EQ(counted[l].active, stats.layers[l].active);
+      CHECK_EQ(counted[l].remapped_pairs, stats.layers[l].remapped_pairs);
+    }
+  }
+}
+
 // A product of rows that no op has left rounded, after one that has; into columns of a wider array, with a bias, and added to.
 void test_products() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
@@ -402,6 +444,7 @@ int main(int argc, char** argv) {
   test_logits();
   test_batch_invariance();
   test_selection();
+  test_recording();
   if (argc <= 3) test_long_contexts();
   test_requests_of_their_own_kind();
   return check::result("test_engine");

@@ -44,10 +44,12 @@ struct EngineOptions {
   // "topk", "lynx", "oea:k0=2", ...: the policies, their keys and parts for single layers are listed in the README.
   // "slo:tpot_ms=20" turns one up while steps take longer.
   std::string expert_selection = "topk";
-  int num_threads = 0;                    // 0 = the cores that this process may use
-  std::string isa;                        // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
-  uint64_t seed = 0;                      // for requests without one
-  bool disable_dependent_launch = false;  // cuda: kernels of a step do not overlap; results are the same
+  int num_threads = 0;                        // 0 = the cores that this process may use
+  std::string isa;                            // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
+  uint64_t seed = 0;                          // for requests without one
+  bool disable_dependent_launch = false;      // cuda: kernels of a step do not overlap; results are the same
+  bool enable_return_routed_experts = false;  // StepOutput::routed_experts
+  bool record_router_logits = false;          // for take_router_logits(), which should then be called now and then
   // Called from create() as weights reach a device or are quantised: bytes done, bytes there are. Not called where the CPU reads
   // them in place.
   std::function<void(int64_t done, int64_t total)> on_load_progress;
@@ -60,6 +62,12 @@ struct TokenLogprob {
 };
 using TokenLogprobs = std::vector<TokenLogprob>;  // the token itself first, then the most likely ones in order
 
+// The experts that positions of a sequence were computed with, after selection.
+struct RoutedExperts {
+  int64_t num_rows = 0, num_layers = 0, num_experts_per_tok = 0;
+  std::vector<int16_t> ids;  // [rows, MoE layers, k], best first; -1 = none
+};
+
 enum class FinishReason { kNone, kStop, kLength, kError };
 
 // What one step did for one request.
@@ -68,6 +76,9 @@ struct StepOutput {
   std::vector<int32_t> token_ids;              // new tokens; a stop token is included, the text layer hides it
   std::vector<TokenLogprobs> logprobs;         // one per new token, where asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // all at once when the prompt is done; entry 0 is empty
+  // Of the positions computed since the request's last output, those of the prompt and of the prefix cache included; where
+  // num_preemptions has grown, from position 0 on again. The last token of a sequence is never computed.
+  RoutedExperts routed_experts;
   FinishReason finish_reason = FinishReason::kNone;
   int32_t stop_token_id = -1;     // the token that ended it; -1 = none
   std::string error;              // why it ended with kError; the other requests go on
@@ -104,6 +115,31 @@ struct EngineStats {
     int64_t level = 0;                                    // in force
     std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it
   } slo;
+};
+
+// Rows of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route them again.
+struct RouterLogits {
+  int64_t num_model_layers = 0, num_experts = 0, num_experts_per_tok = 0;
+  bool norm_topk_prob = false;
+  std::vector<int32_t> layers;          // [L] the model's numbers of its MoE layers
+  std::vector<float> scores;            // [N, L, E]
+  std::vector<int16_t> routed_experts;  // [N, L, k] as RoutedExperts::ids
+  std::vector<int64_t> step;            // [N] rising, counted from the engine's first decode-only step
+  std::vector<uint64_t> request;        // [N] number of the request
+  std::vector<int32_t> position;        // [N] in its sequence
+  std::vector<uint8_t> exact;           // [N] SamplingParams::exact
+};
+
+// How the outputs of two experts (without gate weight) for the same layer inputs are compared.
+enum class ExpertMetric { kFrobenius, kCosine };
+
+// Every expert on the same tokens; L MoE layers, E experts.
+struct ExpertComparison {
+  int64_t num_tokens = 0, num_layers = 0, num_experts = 0;
+  // [L, E, E] sums over tokens: kFrobenius squared distances of the two outputs, kCosine their cosines (0 where one is zero,
+  // 1 of an expert with itself)
+  std::vector<double> sums;
+  std::vector<int64_t> usage;  // [L, E] tokens that the model's own routing sends there
 };
 
 struct ModelInfo {
@@ -145,6 +181,12 @@ class LYNX_RT_API Engine {
   // Logits [tokens, vocabulary] of every position of one sequence, outside of scheduling, for tests and research.
   // chunk = rows per pass, 0 = all at once; the result does not depend on it, bitwise.
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk = 0);
+
+  // The router logits of the decode-only steps since the last call. Throws kInvalidArgument without record_router_logits.
+  RouterLogits take_router_logits();
+  // Runs every expert on every token of one sequence, under the model's own routing and outside of scheduling; for calibration.
+  // Throws kUnsupported on a device other than the CPU and for a model without experts.
+  ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);
 
   void close();  // frees everything; later calls throw kClosed. Idempotent.
 

@@ -1,0 +1,40 @@
+// What an engine records of its routing, beside its results.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "backend/moe_types.h"
+#include "engine/request.h"
+
+namespace lynx_rt {
+
+// The experts that every computed token went to, by KV slot: as long as a page holds a token, also when the prefix cache brings
+// it back, its experts are known. Pages take memory when they are first written.
+class RoutedExpertsTable {
+ public:
+  RoutedExpertsTable(int64_t num_blocks, int64_t block_size, int64_t num_layers, int64_t top_k)
+      : block_size_(block_size), num_layers_(num_layers), top_k_(top_k), pages_(size_t(num_blocks)) {}
+
+  // ids [slots.size(), L, k], -1 or below 2^15.
+  void store(const std::vector<int32_t>& ids, std::span<const int64_t> slots);
+  // Of tokens [begin, end) of a request.
+  RoutedExperts gather(const Request& request, int64_t begin, int64_t end) const;
+
+ private:
+  int64_t block_size_, num_layers_, top_k_;
+  std::vector<std::vector<int16_t>> pages_;  // [block_size, L, k] each, or empty
+};
+
+// One step of one layer, added to the sums.
+inline void add_step(EngineStats::Layer& sums, const SelectionStats& step) {
+  ++sums.steps;
+  sums.rows += step.rows;
+  sums.union_before += step.union_before;
+  sums.active += step.active;
+  sums.remapped_pairs += step.remapped_pairs;
+  sums.guard_hits += step.guard_hit;
+  sums.retained_mass += step.retained_mass;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,32 @@
+// Expert selection on recorded router logits, without the model.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "lynx_rt/engine.h"
+
+namespace lynx_rt {
+
+// Rows of decode steps, as RouterLogits has them.
+struct RecordedRows {
+  const float* scores;              // [N, L, E]
+  const uint8_t* exact;             // [N]
+  int64_t num_rows;                 // N
+  int64_t num_model_layers;         // of the model, dense ones too
+  std::span<const int32_t> layers;  // [L] those of the experts
+  int64_t num_experts;              // E
+  int64_t num_experts_per_tok;      // k
+  bool norm_topk_prob;
+};
+
+// Runs `selection` (any text that an engine takes) on decode steps made of recorded rows: step s has rows
+// order[offsets[s]] .. order[offsets[s + 1] - 1]. What an engine under that policy counts in such steps, bit for bit; and in
+// `routed_experts` [order.size(), L, k], unless null, the experts that each row ends with.
+// Throws as Engine::set_expert_selection(), and kInvalidArgument for a row or an offset out of range and scores that are not
+// finite.
+std::vector<EngineStats::Layer> simulate(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,
+                                         std::span<const int64_t> offsets, int16_t* routed_experts);
+
+}  // namespace lynx_rt

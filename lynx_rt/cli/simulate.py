@@ -1,0 +1,101 @@
+"""`lynx-rt simulate`: expert-selection policies on recorded router logits, without the model.
+
+Batches are formed anew from the recorded requests, by continuous batching, for every --batch; "steps" takes the steps as
+they were recorded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lynx_rt.cli.options import format_table, positive_int, selections
+
+if TYPE_CHECKING:
+    from lynx_rt.simulate import Simulation
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "simulate",
+        help="run policies on recorded logits",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recording", type=Path, metavar="FILE.npz", help="what `lynx-rt record` wrote")
+    parser.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
+    parser.add_argument(
+        "--batch", type=_batches, default=[None], help='batch sizes, or "steps" (default), as in "steps,1,4,16"'
+    )
+    parser.add_argument("--seed", type=int, help="of the order of requests (default: as recorded)")
+    parser.add_argument("--layers", action="store_true", help="also show the experts read in each layer")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from lynx_rt.recording import Recording
+    from lynx_rt.simulate import simulate
+
+    recording = Recording.load(args.recording)
+    results = [
+        simulate(recording, selection, batch=batch, seed=args.seed)
+        for batch in args.batch
+        for selection in args.selection
+    ]
+    print(_format(results))
+    if args.layers:
+        print(f"\nexperts read per step, by layer\n{_format_layers(results)}")
+    if args.json:
+        report = {
+            "command": args.command_line,
+            "recording": str(args.recording),
+            "model": recording.model,
+            "recorded_under": recording.selection,
+            "rows": len(recording),
+            "results": [result.to_dict() for result in results],
+        }
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _batches(text: str) -> list[int | None]:
+    """ "steps,1,4" """
+    return [None if piece == "steps" else positive_int(piece) for piece in text.split(",")]
+
+
+def _name(result: Simulation) -> str:
+    return "steps" if result.batch is None else str(result.batch)
+
+
+def _format(results: list[Simulation]) -> str:
+    header = ["selection", "batch", "steps", "rows/step", "experts before", "after", "fewer %", "mass", "remapped %"]
+    header += ["guard %", "steps/s"]
+    rows = [
+        [
+            result.selection,
+            _name(result),
+            result.num_steps,
+            f"{result.rows_per_step:.1f}",
+            f"{result.union_before:.2f}",
+            f"{result.active:.2f}",
+            f"{100 * (1 - result.active / result.union_before) if result.union_before else 0:.1f}",
+            f"{result.retained_mass:.4f}",
+            f"{100 * result.remapped_share:.1f}",
+            f"{100 * result.guard_share:.1f}",
+            f"{result.num_steps / result.seconds:.0f}",
+        ]
+        for result in results
+    ]
+    return format_table(header, rows)
+
+
+def _format_layers(results: list[Simulation]) -> str:
+    header = ["selection", "batch", *[str(layer.layer) for layer in results[0].layers]]
+    rows = [
+        [result.selection, _name(result), *[f"{layer.active / max(layer.steps, 1):.2f}" for layer in result.layers]]
+        for result in results
+    ]
+    return format_table(header, rows)
