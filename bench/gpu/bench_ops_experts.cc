@@ -13,12 +13,10 @@ namespace {
 
 constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128};
 
-struct NamedSelection {
-  const char* name;
-  Selection selection;
-};
-const NamedSelection kSelections[] = {
-    {"topk", {}}, {"lynx", {Policy::kLynx, 8, 4, 1, 1}}, {"oea:k0=2", {Policy::kOea, 8, 4, 1, 2}}};
+constexpr const char* kLayerSelections[] = {"topk", "lynx", "oea:k0=2", "xshare:k0=1"};
+// alias and replay are as long as top1 but for one read.
+constexpr const char* kSelections[] = {"topk", "lynx", "oea:k0=2",         "xshare:k0=1", "des_vote", "lynx_literal",
+                                       "sere", "top1", "deny_rank:rank=0", "skip",        "capacity"};
 
 int calls_per_graph(const Context& context) { return context.quick ? 16 : 32; }
 
@@ -220,16 +218,17 @@ void bench_moe_layer(Context& context) {
     const ExpertStep step(context, shape, rows, experts);
     const DeviceVector<float> normed(step.x.size());
     const DeviceVector<uint16_t> rounded(step.rounded.size());  // not read: the routing must not drift with the replays
-    for (const NamedSelection& s : kSelections)
+    for (const char* name : kLayerSelections)
       for (const bool dependent : {true, false}) {
         const Stream stream = context.stream(dependent);
         if (dependent && !stream.dependent_launch) continue;
+        const Selection selection = parse_policy(name);
         const Times times = time_graph(context, stream, calls, [&](int i) {
           const Routed& r = *step.routings[size_t(i % kDistinct)];
           const uint16_t* weight = router_weight.get() + size_t(i % kDistinct) * size_t(shape.num_experts * shape.hidden_size);
           router(step.x.get(), WeightView{weight, DType::kBF16, shape.num_experts, shape.hidden_size}, rows, r.scores.get(),
                  stream);
-          r.route(s.selection, stream);
+          r.route(selection, stream);
           gate_up(step.gate_up(r, i), num_sms, stream);
           down(step.down(r, i), num_sms, stream);
           rmsnorm(step.sum.get(), step.combine(r), norm_weight.get(), 1e-6f, rows, shape.hidden_size, normed.get(), rounded.get(),
@@ -237,7 +236,7 @@ void bench_moe_layer(Context& context) {
         });
         const double active = step.mean_active();
         Line line(context, "moe_layer");
-        line.add("shape", shape.name).add("selection", s.name).add("rows", rows).add("dependent_launch", stream.dependent_launch);
+        line.add("shape", shape.name).add("selection", name).add("rows", rows).add("dependent_launch", stream.dependent_launch);
         line.add("active", active).add(times);
         add_rate(line, context, active * double(experts.expert_bytes()), times);
       }
@@ -250,18 +249,22 @@ void bench_moe_layer(Context& context) {
 void bench_route(Context& context) {
   for (const int num_experts : {64, 128, 256, 512}) {
     if (context.quick && num_experts != 128) continue;
+    const DeviceVector<float> similarity(size_t(num_experts) * num_experts);
+    fill_random_float(similarity.get(), int64_t(similarity.size()), 190, 1.0f, context.stream());
     for (int rows = 1; rows <= kMaxRouteRows; rows *= 2) {
       std::vector<std::unique_ptr<Routed>> routings;
       for (uint32_t i = 0; i < kDistinct; ++i)
         routings.push_back(std::make_unique<Routed>(context, rows, num_experts, 8, 200 + i));
-      for (const NamedSelection& s : kSelections)
+      for (const char* name : kSelections)
         for (const bool dependent : {true, false}) {
           const Stream stream = context.stream(dependent);
           if (dependent && !stream.dependent_launch) continue;
+          Selection selection = parse_policy(name);
+          selection.similarity = similarity.get();
           const Times times =
-              time_graph(context, stream, 64, [&](int i) { routings[size_t(i % kDistinct)]->route(s.selection, stream); });
+              time_graph(context, stream, 64, [&](int i) { routings[size_t(i % kDistinct)]->route(selection, stream); });
           Line line(context, "route");
-          line.add("experts", num_experts).add("top_k", 8).add("rows", rows).add("selection", s.name);
+          line.add("experts", num_experts).add("top_k", 8).add("rows", rows).add("selection", name);
           line.add("dependent_launch", stream.dependent_launch).add("active", routings[0]->num_active()).add(times);
         }
     }

@@ -15,7 +15,9 @@ set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/pack.cu
   csrc/backend/cuda/qkv_post.cu
   csrc/backend/cuda/route.cu
+  csrc/backend/cuda/route_gates.cu
   csrc/backend/cuda/route_many.cu
+  csrc/backend/cuda/route_rows.cu
   csrc/backend/cuda/router.cu
   csrc/backend/cuda/sample.cu)
 set(runtime csrc/backend/cuda/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt

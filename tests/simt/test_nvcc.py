@@ -80,10 +80,16 @@ CEILINGS: dict[str, dict[str, int]] = {
         "qkv_post_kernel": 56,
     },
     "route": {
-        "route_kernel<16>": 71,
-        "route_kernel<2>": 64,
-        "route_kernel<4>": 68,
-        "route_kernel<8>": 64,
+        "route_state::route_kernel<16, Admit>": 68,
+        "route_state::route_kernel<2, Admit>": 66,
+        "route_state::route_kernel<4, Admit>": 68,
+        "route_state::route_kernel<8, Admit>": 66,
+    },
+    "route_gates": {
+        "route_state::route_kernel<16, route_state::AdmitByGates>": 68,
+        "route_state::route_kernel<2, route_state::AdmitByGates>": 65,
+        "route_state::route_kernel<4, route_state::AdmitByGates>": 66,
+        "route_state::route_kernel<8, route_state::AdmitByGates>": 68,
     },
     "route_many": {
         "lists_kernel<16>": 59,
@@ -95,6 +101,12 @@ CEILINGS: dict[str, dict[str, int]] = {
         "rows_kernel<2>": 48,
         "rows_kernel<4>": 48,
         "rows_kernel<8>": 49,
+    },
+    "route_rows": {
+        "route_state::route_kernel<16, route_state::ChooseByRow>": 96,
+        "route_state::route_kernel<2, route_state::ChooseByRow>": 69,
+        "route_state::route_kernel<4, route_state::ChooseByRow>": 70,
+        "route_state::route_kernel<8, route_state::ChooseByRow>": 84,
     },
     "router": {
         "router_kernel<float, 4, 2>": 56,

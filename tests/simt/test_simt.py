@@ -24,6 +24,7 @@ MODES = [(copy, seed) for copy in ("lazy", "eager") for seed in (0, 1, 2, 3)]  #
 # Test programs of the kernels, and which cases they run where: every n-th. The first of MODES runs all.
 KERNELS = {
     "test_route": {"plain": 16, "asan": 30, "tsan": 60},
+    "test_route_policies": {"plain": 16, "asan": 30, "tsan": 60},
     "test_elementwise": {"plain": 2, "asan": 6, "tsan": 12},
     "test_gemm": {"plain": 2, "asan": 4, "tsan": 12},
     "test_attention": {"plain": 3, "asan": 6, "tsan": 8},

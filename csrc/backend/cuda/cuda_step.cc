@@ -145,6 +145,9 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
                 positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(s.rows),
                 tables_at = layout.take<int32_t>(s.sequences * s.table_stride), exact_at = layout.take<uint8_t>(s.rows),
                 tiles_at = layout.take<AttentionTile>(s.tiles), partials_at = layout.take<int32_t>(s.rows + 1);
+  // Last, so that the other arrays lie alike with and without it.
+  const int64_t replay_layers = b.replayed ? limits_.num_moe_layers : 0, row_ids = s.rows * limits_.top_k,
+                replayed_at = layout.take<int32_t>(replay_layers * row_ids);
   if (layout.bytes() > step_bytes_) {
     wait();
     recorded_.clear();  // they name the old memory
@@ -177,6 +180,9 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   for (int64_t t = b.num_rows; t < s.rows; ++t) *tiles++ = {int32_t(t), 1, int32_t(t), -1, 0};
   std::fill(tiles, at<AttentionTile>(host, tiles_at) + s.tiles, AttentionTile{0, 0, 0, -1, 0});
   fill(partials_at, plan_.first_partial.data(), b.num_rows + 1, s.rows + 1, plan_.first_partial.back());
+  for (int64_t l = 0; l < replay_layers; ++l)
+    fill(replayed_at + l * row_ids * int64_t(sizeof(int32_t)), b.replayed + l * b.num_rows * limits_.top_k,
+         b.num_rows * limits_.top_k, row_ids, int32_t{-1});
 
   void* device = step_device_.get();
   copy_async(device, host, size_t(layout.bytes()), stream_);
@@ -194,6 +200,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   view.block_tables = at<int32_t>(device, tables_at);
   view.max_blocks = s.table_stride;
   view.exact = at<uint8_t>(device, exact_at);
+  view.replayed = b.replayed ? at<int32_t>(device, replayed_at) : nullptr;
   return view;
 }
 

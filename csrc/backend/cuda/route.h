@@ -1,6 +1,7 @@
 // Selector and dispatch as one launch, or as three where there are many rows: own routing, demand, admit, assign, weigh, active
-// list, pairs ordered by expert. The meaning is that of Backend::select() and Backend::dispatch() (backend.h, cpu/select.h): ids,
-// lists and integer counters equal the CPU's, weights to 1e-6. Not run on a GPU yet; tests/simt/test_route.cc runs it on the CPU.
+// list, pairs ordered by expert. The meaning is that of Backend::route() (backend.h, cpu/select.h): ids, lists and integer
+// counters equal the CPU's, weights to 1e-6. Not run on a GPU yet; tests/simt/test_route.cc and test_route_policies.cc run it on
+// the CPU.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -38,9 +39,9 @@ struct RouteArgs {
   Phase phase = Phase::kPrefill;
 };
 
-// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), for k0 outside 1..k, and for more than kMaxRouteRows rows
-// of phase kDecodeOnly with a policy other than topk. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch
-// memory while it runs.
+// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), where check_selection() does, and for more than kMaxRouteRows
+// rows where a policy acts. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch memory while it runs. The
+// tables of args.selection are device memory; of replayed ids only those of real rows are read.
 void route(const RouteArgs& args, Stream stream);
 
 }  // namespace lynx_rt::cuda

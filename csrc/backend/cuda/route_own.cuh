@@ -43,7 +43,7 @@ struct OwnRoute {
   int expert;  // of lane j < k: the j-th choice, and its weight
   float weight;
   float best;      // the best score
-  bool confident;  // lynx: one expert alone is in bin 0
+  bool confident;  // lynx, lynx_literal: one expert alone is in bin 0
 };
 
 // Row t of the launch. Lowers *first_bad to the index of the first score that is not finite.
@@ -63,7 +63,7 @@ __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
   OwnRoute own = {};
   own.best = from_key(reduce_max(kFullWarp, best_key));
 
-  const bool lynx = a.selection.policy == Policy::kLynx;
+  const bool lynx = a.selection.policy == Policy::kLynx || a.selection.policy == Policy::kLynxLiteral;
   uint32_t in_bin_0 = 0;
   double denominator = 0;  // softmax over all experts
   LYNX_UNROLL

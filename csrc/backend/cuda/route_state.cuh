@@ -1,4 +1,4 @@
-// What the steps of route.cu share: the kernel's parameters, its shared memory, sets of experts. route_own.cuh and
+// What the steps of the one-block kernel share: its parameters, its shared memory, sets of experts. route_own.cuh and
 // route_lists.cuh have what it shares with route_many.cu.
 #pragma once
 #include "backend/cuda/ptx.cuh"
@@ -13,7 +13,7 @@ constexpr int kMaxBins = 16;  // the largest beta
 // Offsets of the arrays that follow Shared in shared memory.
 struct RouteLayout {
   int votes;      // uint64 [E]
-  int partial;    // uint64 [threads / E, E] sums of the votes of some rows
+  int partial;    // uint64 [threads / E, E] sums of the votes of some rows; threads >= E
   int retained;   // double [T]
   int best;       // float [T] best score
   int count;      // uint32 [E + 1] see list_experts()
@@ -21,6 +21,7 @@ struct RouteLayout {
   int histogram;  // uint16 [warps, E] pairs of an expert in a warp's range, then those in ranges before
   int chosen;     // int16 [T, k] own choice, then the final one
   int assigned;   // int16 [T, k]
+  int target;     // int16 [E] sere, alias: what a choice becomes
   int confident;  // uint8 [T] one expert alone is in bin 0
   int bytes;
 };
@@ -31,15 +32,20 @@ struct RouteParams {
   uint64_t theta_fraction;  // theta = theta_fraction * 2^(theta_exponent - 53)
   int theta_exponent;
   int tile_rows;
-  float filter;  // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
+  int least_rows;     // real rows from which on the policy acts
+  int least_experts;  // xshare, des_vote: admitted experts
+  bool guard;
+  double skip_limit;  // skip: the largest gap to the best score that stays
+  float filter;       // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
 };
 
 struct Shared {
   uint64_t value[kMaxBins];                // of a vote in each bin; [0] is the top vote
   uint64_t needed;                         // votes that admit
   uint32_t wanted[kMaxRouteTopK][kWords];  // own choices by rank
-  uint32_t admitted[kWords];
-  uint32_t used[kWords];  // by the assignment
+  uint32_t admitted[kWords];               // sere: primary
+  uint32_t open[kWords];                   // xshare, des_vote: not admitted yet, but may be
+  uint32_t used[kWords];                   // by the assignment
   uint32_t first_bad;
   uint32_t remapped;
   uint32_t num_exact;
@@ -64,6 +70,7 @@ constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int
   at.histogram = take(threads / 32 * num_experts, 2);
   at.chosen = take(num_rows * top_k, 2);
   at.assigned = take(num_rows * top_k, 2);
+  at.target = take(num_experts, 2);
   at.confident = take(num_rows, 1);
   at.bytes = end;
   return at;

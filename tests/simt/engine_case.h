@@ -1,0 +1,84 @@
+// What the parts of the engine's test share.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "lynx_rt/engine.h"
+
+namespace engine_case {
+
+using namespace lynx_rt;
+
+inline std::string model, load_format = "auto";
+inline int32_t num_tokens = 12;
+
+inline EngineOptions options(const std::string& device, const std::string& dtype = "bfloat16") {
+  EngineOptions o;
+  o.device = device;
+  o.dtype = dtype;
+  o.load_format = load_format;
+  o.max_num_seqs = 11;  // no power of two: the largest batch is padded to fewer rows than the next one
+  o.max_num_batched_tokens = 48;
+  o.max_model_len = 96;
+  o.num_threads = 2;
+  o.enable_prefix_caching = false;
+  return o;
+}
+
+inline SamplingParams greedy(int32_t tokens = num_tokens) {
+  SamplingParams p;
+  p.temperature = 0;
+  p.max_tokens = tokens;
+  p.ignore_eos = true;
+  return p;
+}
+
+inline std::vector<int32_t> prompt(int number, int64_t vocab, int length) {
+  std::vector<int32_t> ids;
+  for (int i = 0; i < length; ++i) ids.push_back(int32_t((7919 * (number + 1) + 104729 * i + i * i) % vocab));
+  return ids;
+}
+
+struct Answer {
+  std::vector<int32_t> tokens;
+  std::vector<float> logprobs;  // of the tokens, where asked for
+  FinishReason reason = FinishReason::kNone;
+  bool operator==(const Answer&) const = default;
+};
+
+struct Ask {
+  std::vector<int32_t> prompt;
+  SamplingParams params;
+};
+
+inline std::vector<Answer> generate(Engine& engine, const std::vector<Ask>& asks) {
+  std::vector<uint64_t> ids;
+  for (const Ask& a : asks) ids.push_back(engine.add_request(a.prompt, a.params));
+  std::vector<Answer> answers(asks.size());
+  while (engine.has_unfinished()) {
+    for (const StepOutput& out : engine.step()) {
+      Answer& a = answers[size_t(std::find(ids.begin(), ids.end(), out.request_id) - ids.begin())];
+      a.tokens.insert(a.tokens.end(), out.token_ids.begin(), out.token_ids.end());
+      for (const TokenLogprobs& l : out.logprobs) a.logprobs.push_back(l[0].logprob);
+      if (out.finish_reason != FinishReason::kNone) a.reason = out.finish_reason;
+    }
+  }
+  engine.check_integrity();
+  return answers;
+}
+
+inline std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = greedy()) {
+  std::vector<Ask> asks;
+  for (int i = 0; i < count; ++i) {
+    asks.push_back({prompt(i, vocab, 1 + 9 * i % 37), params});
+    asks.back().params.max_tokens = std::max(1, params.max_tokens - 2 * (i % 5));  // batches of many sizes
+  }
+  return asks;
+}
+
+void test_policies();  // test_engine_policies.cc
+
+}  // namespace engine_case

@@ -1,0 +1,155 @@
+// Every selection policy through the engine: the CUDA backend against the CPU's, tables read from files, recorded steps.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "base/types.h"
+#include "engine_case.h"
+#include "temp_folder.h"
+
+namespace engine_case {
+
+namespace {
+
+// A safetensors file of one tensor.
+template <class T>
+std::string safetensors(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
+                        const std::vector<T>& values) {
+  const size_t bytes = values.size() * sizeof(T);
+  std::string header =
+      str_cat("{\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape, ",\"data_offsets\":[0,", bytes, "]}}");
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = header.size();
+  std::string file(sizeof length + header.size() + bytes, ' ');
+  std::memcpy(file.data(), &length, sizeof length);
+  std::memcpy(file.data() + sizeof length, header.data(), header.size());
+  std::memcpy(file.data() + sizeof length + header.size(), values.data(), bytes);
+  return file;
+}
+
+std::vector<std::string> selections(const ModelInfo& info, const TempFolder& folder) {
+  const int64_t layers = info.num_moe_layers, experts = info.num_experts, k = info.num_experts_per_tok;
+  constexpr int64_t kRecorded = 7;
+  std::vector<float> similarity;
+  std::vector<int32_t> alias, recorded;
+  for (int64_t i = 0; i < layers * experts * experts; ++i) similarity.push_back(float(i * 37 % 101) / 101);
+  for (int64_t i = 0; i < layers * experts; ++i) alias.push_back(int32_t(i % experts / 2 + i / experts % 2));
+  for (int64_t row = 0; row < kRecorded * layers; ++row)
+    for (int64_t j = 0; j < k; ++j) recorded.push_back((row + j) % 5 == 4 ? -1 : int32_t((row * row + j * 2) % experts));
+  const std::string sere = folder.write("sere.safetensors",
+                                        safetensors("similarity", "F32", {layers, experts, experts}, similarity)),
+                    aliases = folder.write("alias.safetensors", safetensors("alias", "I32", {layers, experts}, alias)),
+                    replay = folder.write("replay.safetensors",
+                                          safetensors("routed_experts", "I32", {kRecorded, layers, k}, recorded));
+  const std::string last = std::to_string(info.num_layers - 1);
+  return {"lynx",
+          "oea:k0=1",
+          "lynx_literal",
+          "xshare:m=0.4,k0=1",
+          "des_vote:m=0.4",
+          "skip:ratio=0.95",
+          "top1",
+          "deny_rank:rank=0",
+          "capacity:factor=0.75",
+          "sere:s=1,rho=0.3,file=" + sere,
+          "alias:file=" + aliases,
+          "replay:file=" + replay,
+          "topk@" + last + "=replay:file=" + replay,
+          "lynx:phase=all@" + last + "=skip:ratio=0.95,phase=all"};
+}
+
+struct Run {
+  std::vector<Answer> answers;
+  EngineStats stats;
+};
+
+Run run(Engine& engine, const std::string& selection, const std::vector<Ask>& asks) {
+  engine.set_expert_selection(selection);
+  engine.reset_stats();
+  Run r;
+  r.answers = generate(engine, asks);
+  r.stats = engine.stats();
+  return r;
+}
+
+// What the step counters of all layers add up to.
+struct Counts {
+  int64_t union_before = 0, active = 0, remapped = 0;
+
+  explicit Counts(const EngineStats& stats) {
+    for (const EngineStats::Layer& l : stats.layers) {
+      union_before += l.union_before;
+      active += l.active;
+      remapped += l.remapped_pairs;
+    }
+  }
+};
+
+// Of the answers' log probabilities to those of `want`.
+std::vector<double> errors(const std::vector<Answer>& got, const std::vector<Answer>& want) {
+  std::vector<double> e;
+  for (size_t i = 0; i < got.size(); ++i) {
+    CHECK_EQ(got[i].logprobs.size(), want[i].logprobs.size());
+    for (size_t n = 0; n < got[i].logprobs.size(); ++n) e.push_back(std::abs(double(got[i].logprobs[n]) - want[i].logprobs[n]));
+  }
+  return e;
+}
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace
+
+// All engines are made to generate the same tokens, so that a score that flips an expert in one of them stays a matter of one
+// row. As for logits, the CUDA backend must be about as close to float32 as the CPU's bfloat16 is.
+void test_policies() {
+  auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
+       exact = Engine::create(model, options("cpu", "float32"));
+  const ModelInfo info = cuda->model_info();
+  if (info.num_experts == 0) return;
+  std::vector<Ask> asks;
+  for (int i = 0; i < 7; ++i) {
+    asks.push_back({prompt(i, info.vocab_size, 1 + 2 * i), greedy(std::max(1, std::min(num_tokens, 8) - 2 * (i % 4)))});
+    asks.back().params.logprobs = 0;
+    asks.back().params.allowed_token_ids = {int32_t(3 + 11 * i)};
+  }
+  asks[4].params.exact = true;
+  const TempFolder folder;
+  const std::vector<Answer> own = generate(*cuda, asks);
+  std::vector<double> all, all_of_cpu;
+  for (const std::string& selection : selections(info, folder)) {
+    const int failures_before = check::failures;
+    const Run a = run(*cuda, selection, asks), again = run(*cuda, selection, asks), b = run(*cpu, selection, asks),
+              want = run(*exact, selection, asks);
+    CHECK(again.answers == a.answers);  // recorded steps, and a recording from its start
+    CHECK(a.answers[4] == own[4]);
+    CHECK(!(a.answers == own));
+
+    // Where two scores are as close as the rounding, the backends may choose otherwise: a pair in 50 at most.
+    const Counts got(a.stats), expected(b.stats);
+    const int64_t pairs = a.stats.decode_rows * info.num_moe_layers * info.num_experts_per_tok;
+    CHECK_EQ(a.stats.decode_rows, b.stats.decode_rows);
+    CHECK(expected.remapped > 0);
+    for (const auto count : {&Counts::union_before, &Counts::active, &Counts::remapped})
+      CHECK(50 * std::abs(got.*count - expected.*count) <= pairs);
+    if (selection.starts_with("replay")) CHECK_EQ(got.active, expected.active);  // no score decides
+
+    const auto mine = errors(a.answers, want.answers), other = errors(b.answers, want.answers);
+    // The median of so few values scatters by a fifth: 2 is three deviations of the ratio of two.
+    CHECK(median(mine) <= 2 * median(other));
+    all.insert(all.end(), mine.begin(), mine.end());
+    all_of_cpu.insert(all_of_cpu.end(), other.begin(), other.end());
+    if (check::failures != failures_before)
+      std::cerr << "  in " << selection << ": cuda, cpu: median errors " << median(mine) << ", " << median(other) << ", union "
+                << got.union_before << ", " << expected.union_before << ", active " << got.active << ", " << expected.active
+                << ", remapped " << got.remapped << ", " << expected.remapped << "\n";
+  }
+  std::cerr << "policies, median error of a log probability: cuda " << median(all) << ", cpu " << median(all_of_cpu) << "\n";
+  CHECK(median(all) <= 1.25 * median(all_of_cpu));
+}
+
+}  // namespace engine_case

@@ -1,0 +1,226 @@
+// route() against the CPU's Selector: the policies that test_route.cc does not have, and what all of them share.
+//   test_route_policies [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "route_case.h"
+
+using namespace lynx_rt;
+using namespace route_case;
+
+namespace {
+
+constexpr Policy kPolicies[] = {Policy::kXshare, Policy::kDesVote,  Policy::kLynxLiteral, Policy::kSere,  Policy::kSkip,
+                                Policy::kTopJ,   Policy::kDenyRank, Policy::kCapacity,    Policy::kAlias, Policy::kReplay};
+
+template <class T>
+T any(std::mt19937& random, std::initializer_list<T> values) {
+  return values.begin()[random() % values.size()];
+}
+
+Selection make_selection(Policy policy, int num_experts, int k, std::mt19937& random) {
+  Selection s;
+  s.policy = policy;
+  s.alpha = any(random, {8.0, 1.0, 1.1, 0.25, 1e-35});
+  s.beta = 1 + int(random() % 16);
+  s.lambda = any(random, {1.0, 0.0, 0.25, 8.0, 1e39});
+  s.k0 = int(random() % unsigned(k + 1));
+  s.budget = any(random, {0.5, 0.1, 0.9, 1.0, 1.0 + random() % unsigned(num_experts)});
+  s.primary = 1 + int(random() % unsigned(k));
+  s.rho = any(random, {0.0, 0.3, 0.75, 1.5});
+  s.ratio = any(random, {0.5, 0.0, 0.1, std::exp(-0.25), 1.0});
+  s.j = 1 + int(random() % unsigned(k));
+  s.rank = int(random() % unsigned(k));
+  s.factor = any(random, {1.0, 0.1, 0.5, 1.25, 3.0, 1e300});
+  s.all_phases = random() % 3 == 0;
+  return s;
+}
+
+// Ids of rows that only pad are poison.
+std::vector<int32_t> make_replay(const Case& c, int num_rows, std::mt19937& random) {
+  std::vector<int32_t> experts(size_t(c.num_experts)), ids(size_t(c.max_rows) * size_t(c.top_k), 30000);
+  std::iota(experts.begin(), experts.end(), 0);
+  for (int t = 0; t < num_rows; ++t) {
+    std::shuffle(experts.begin(), experts.end(), random);
+    const unsigned keep = random() % 4;  // 0: a row of no experts
+    for (int j = 0; j < c.top_k; ++j) ids[size_t(t * c.top_k + j)] = random() % 4 < keep ? experts[size_t(j)] : -1;
+  }
+  return ids;
+}
+
+Case make_case(Policy policy, int max_rows, int num_rows, int num_experts, std::mt19937& random) {
+  Case c{max_rows, num_experts, 1 + int(random() % unsigned(std::min(8, num_experts))), {}, true, Phase::kDecodeOnly, {}, {}};
+  c.selection = make_selection(policy, num_experts, c.top_k, random);
+  c.norm_topk = random() % 2;
+  if (random() % 6 == 0) c.phase = any(random, {Phase::kPrefill, Phase::kMixed});
+  if (random() % 3 == 0) {
+    c.exact.resize(size_t(max_rows));
+    const unsigned every = 1 + random() % 4;
+    for (uint8_t& flag : c.exact) flag = random() % every == 0;
+  }
+  c.scores = make_scores(any(random, {0, 0, 0, 1, 1, 2, 3, 4}), size_t(max_rows) * size_t(num_experts), num_experts, random);
+  if (policy == Policy::kSere)
+    for (int i = 0; i < num_experts * num_experts; ++i) c.similarity.push_back(float(int(random() % 9) - 4) / 4);
+  if (policy == Policy::kAlias)
+    for (int e = 0; e < num_experts; ++e) c.alias.push_back(int32_t(random() % unsigned(1 + num_experts / 3)));
+  if (policy == Policy::kReplay) c.replay = make_replay(c, num_rows, random);
+  return c;
+}
+
+void test_cases(int every) {
+  std::mt19937 random(30);
+  Selector selector;
+  for (const int num_experts : {1, 8, 31, 32, 100, 256, 512})
+    for (const int max_rows : {0, 1, 2, 5, 16, 33, 64, 256})
+      for (const Policy policy : kPolicies) {
+        if (num_experts * max_rows > 40000 && random() % 8) continue;
+        const Case c = make_case(policy, max_rows, max_rows, num_experts, random);
+        if (random() % unsigned(every)) continue;  // no fixed step, which might leave policies out
+        Device device(c);
+        compare(c, max_rows, device, selector);
+        // The same launch again with another count: a captured graph's replay.
+        if (max_rows <= 33) compare(c, int(random() % unsigned(max_rows + 1)), device, selector);
+      }
+}
+
+// Many small cases, some with rows that only pad: with scores like others, or none.
+void test_random_cases(int every) {
+  std::mt19937 random(31);
+  Selector selector;
+  for (int number = 0; number < 8000; ++number) {
+    const int max_rows = int(random() % (random() % 8 ? 10 : 41)), num_experts = 1 + int(random() % (random() % 2 ? 24 : 160));
+    const int num_rows = random() % 2 ? max_rows : int(random() % unsigned(max_rows + 1));
+    Case c = make_case(kPolicies[random() % std::size(kPolicies)], max_rows, num_rows, num_experts, random);
+    if (random() % 2) std::fill(c.scores.begin() + num_rows * num_experts, c.scores.end(), std::nanf(""));
+    if (random() % unsigned(every)) continue;
+    Device device(c);
+    compare(c, num_rows, device, selector);
+  }
+}
+
+// Run whatever every n-th case is: the largest k, several steps of a warp's pairs, many ties.
+void test_most_choices() {
+  std::mt19937 random(32);
+  Selector selector;
+  for (const Policy policy : kPolicies)
+    for (const int kind : {0, 1}) {
+      Case c = make_case(policy, 36, 36, 60, random);
+      c.top_k = 16;
+      c.phase = Phase::kDecodeOnly;
+      if (kind == 0) c.exact.clear();
+      c.scores = make_scores(kind, c.scores.size(), 60, random);
+      if (policy == Policy::kReplay) c.replay = make_replay(c, 36, random);
+      Device device(c);
+      compare(c, 36, device, selector);
+      compare(c, 3, device, selector);
+    }
+}
+
+// Gates that are zero: des_vote still admits only experts that some row chose.
+void test_vanishing_gates() {
+  Selector selector;
+  for (const Policy policy : {Policy::kDesVote, Policy::kXshare}) {
+    Case c{4, 10, 2, {}, true, Phase::kDecodeOnly, std::vector<float>(40), {}};
+    c.selection.policy = policy;
+    c.selection.budget = 2;
+    c.selection.k0 = 0;
+    for (int t = 0; t < 4; ++t) c.scores[size_t(t * 10 + 9)] = 100, c.scores[size_t(t * 10 + 5 + t % 2)] = 1;
+    Device device(c);
+    const Output out = compare(c, 4, device, selector);
+    CHECK_EQ(out.active[0], policy == Policy::kDesVote ? 5 : 0);
+  }
+}
+
+// The bits of a row under a policy that looks at single rows are those that it has alone.
+void test_rows_alone() {
+  std::mt19937 random(33);
+  for (const Policy policy : kPolicies) {
+    if (!is_per_row(policy)) continue;
+    Case c = make_case(policy, 9, 9, 70, random);
+    c.phase = Phase::kDecodeOnly;
+    c.exact.clear();
+    Device device(c);
+    const Output together = device.run(c, 9);
+    CHECK(together.stats.acted);
+    for (int t = 0; t < 9; ++t) {
+      Case one = c;
+      one.max_rows = 1;
+      one.scores.assign(c.scores.begin() + t * 70, c.scores.begin() + (t + 1) * 70);
+      if (policy == Policy::kReplay) one.replay.assign(c.replay.begin() + t * c.top_k, c.replay.begin() + (t + 1) * c.top_k);
+      Device small(one);
+      const Output alone = small.run(one, 1);
+      CHECK(alone.stats.acted);
+      CHECK(std::memcmp(alone.ids.data(), &together.ids[size_t(t * c.top_k)], size_t(c.top_k) * 4) == 0);
+      CHECK(std::memcmp(alone.weights.data(), &together.weights[size_t(t * c.top_k)], size_t(c.top_k) * 4) == 0);
+    }
+  }
+}
+
+// A score that is not finite is reported; the lists stay in range, whatever the policy makes of it.
+void test_bad_scores() {
+  std::mt19937 random(34);
+  std::vector<Policy> policies(std::begin(kPolicies), std::end(kPolicies));
+  policies.insert(policies.end(), {Policy::kLynx, Policy::kOea});
+  for (const Policy policy : policies)
+    for (const float bad : {std::nanf(""), -std::nanf(""), std::numeric_limits<float>::infinity()}) {
+      Case c = make_case(policy, 7, 7, 40, random);
+      c.selection.k0 = 1;
+      c.phase = Phase::kDecodeOnly;
+      c.scores = make_scores(0, c.scores.size(), 40, random);
+      std::fill(c.scores.begin() + 4 * 40, c.scores.end(), bad);
+      c.scores[3 * 40 + 7] = bad;
+      Device device(c);
+      const Output out = device.run(c, 7);
+      CHECK_EQ(out.first_bad, 3 * 40 + 7);
+      for (const int32_t id : out.ids) CHECK(id >= -1 && id < 40);
+      for (const int32_t row : out.row_of_pair) CHECK(row >= -1 && row < 7 * c.top_k);
+    }
+}
+
+void test_arguments() {
+  std::mt19937 random(35);
+  for (const Policy policy : kPolicies) {
+    Case c = make_case(policy, 300, 300, 8, random);
+    c.selection.k0 = c.selection.rank = 0;
+    c.phase = Phase::kPrefill;
+    c.selection.all_phases = true;
+    Device device(c);
+    CHECK_THROWS(device.run(c, 300), ErrorCode::kInvalidArgument, "route", {"rows", "policy", "0..256", "300"});
+    c.selection.all_phases = false;  // a policy that does not act is no obstacle
+    Case own = c;
+    own.selection = {};
+    const Output got = device.run(c, 300), want = device.run(own, 300);
+    CHECK(got.ids == want.ids && got.weights == want.weights);
+    CHECK(!got.stats.acted);
+  }
+  Case c = make_case(Policy::kTopJ, 4, 4, 8, random);
+  c.selection.j = c.top_k + 1;
+  Device device(c);
+  CHECK_THROWS(device.run(c, 4), ErrorCode::kInvalidArgument, "selection", {"j: expected 1.."});
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int every = argc > 1 ? std::atoi(argv[1]) : 1;
+  test_cases(every);
+  test_random_cases(every);
+  test_most_choices();
+  test_vanishing_gates();
+  test_rows_alone();
+  test_bad_scores();
+  test_arguments();
+  if (every == 1)
+    for (const Policy policy : kPolicies) {
+      CHECK(coverage[int(policy)].acted > 300);
+      CHECK(coverage[int(policy)].changed > 150);
+      CHECK(!has_guard(policy) || coverage[int(policy)].guard_hits > 20);
+    }
+  return check::result("test_route_policies");
+}
