@@ -20,7 +20,8 @@ DIGITS = Context(prec=400)  # float32 scores of any size are subtracted without 
 
 # Rows choose among admitted experts; of all policies that look at the whole batch, all but capacity have the guard.
 ADMITTING = ("lynx", "oea", "xshare", "des_vote", "cover")
-GUARDED = (*ADMITTING, "lynx_literal", "sere")
+REFILLS = (*ADMITTING, "lynx_literal")  # they know refill and damp
+GUARDED = (*REFILLS, "sere")
 PER_ROW = ("skip", "top_j", "deny_rank", "alias", "replay")
 POLICIES = (*GUARDED, "capacity", *PER_ROW)
 MOVES_WEIGHTS = ("sere", "alias")
@@ -139,8 +140,8 @@ def des_admitted(scores, ids, m=0.5):
     return fill(set(), value, value, max(budget(m, scores.shape[1]), ids.shape[1]))
 
 
-def cover_admitted(scores, ids, delta=0.05):
-    """Greedy set cover: an expert covers the rows whose best score is at most delta above its own; then up to k by sums of gates."""
+def cover_admitted(scores, ids, delta=0.05, m=1):
+    """Greedy set cover: an expert covers the rows whose best score is at most delta above its own; then sums of gates."""
     num_experts = scores.shape[1]
     value = [sum(column) for column in zip(*(gate_masses(row) for row in scores))]
     covers = [{t for t, row in enumerate(scores) if row.max() - row[e] <= delta} for e in range(num_experts)]
@@ -149,13 +150,12 @@ def cover_admitted(scores, ids, delta=0.05):
         e = max(range(num_experts), key=lambda e: (len(covers[e] & left), value[e], -e))
         chosen.add(e)
         left -= covers[e]
-    return fill(chosen, range(num_experts), value, ids.shape[1])
+    return fill(chosen, range(num_experts), value, max(budget(m, num_experts), ids.shape[1]))
 
 
 def admitted(policy, scores, ids, exact, **params):
     """The admitted experts of a batch; exact rows add theirs after everything else."""
     k = ids.shape[1]
-    params = {key: value for key, value in params.items() if key not in ("refill", "damp")}
     chosen = {
         "lynx": lambda: lynx_sets(scores, k, **params).admitted,
         "oea": lambda: oea_floors(scores, k, params.get("k0", 1)),
@@ -241,20 +241,26 @@ def assign_capacity(scores, ids, exact, factor=1.0):
     return out
 
 
+def drop_refills(row, taken, own, refill):
+    """-1 for what a row did not choose itself and has less than `refill` of the gate of the best that it got."""
+    gap = -math.log(refill) if refill > 0 else math.inf
+    most = max(row[e] for e in taken)
+    return [e if e in own or most - row[e] <= gap else -1 for e in taken]
+
+
 def assign(policy, scores, ids, exact, tables, **params):
-    """A policy's choices for each row [T][up to k], of sere and alias those that met twice; of exact rows without meaning.
-    `tables`: similarity, alias, replay."""
-    if policy in ADMITTING:
-        chosen = admitted(policy, scores, ids, exact, **params)
-        refill = params.get("refill", 0.25 if policy == "cover" else 0.0)
-        gap = -math.log(refill) if refill > 0 else math.inf
-        taken = [best(row, chosen, ids.shape[1]) for row in scores]
-        return [
-            [e for e in experts if e in own or row[experts[0]] - row[e] <= gap] or experts[:1]
-            for row, experts, own in zip(scores, taken, ids)
-        ]
+    """A policy's choices for each row [T][up to k], -1 where one was dropped, of sere and alias those that met twice; of exact rows
+    without meaning. `tables`: similarity, alias, replay."""
+    if policy in REFILLS:
+        refill = params.pop("refill", 0.25 if policy == "cover" else 0.0)
+        params.pop("damp", None)
+        if policy == "lynx_literal":
+            taken = assign_literal(scores, ids, exact, **params)
+        else:
+            chosen = admitted(policy, scores, ids, exact, **params)
+            taken = [best(row, chosen, ids.shape[1]) for row in scores]
+        return [drop_refills(*row, refill) for row in zip(scores, taken, ids)]
     return list({
-        "lynx_literal": lambda: assign_literal(scores, ids, exact, **params),
         "sere": lambda: substitute(ids, sere_targets(ids, exact, tables["similarity"], **params)),
         "alias": lambda: substitute(ids, tables["alias"]),
         "skip": lambda: assign_skip(scores, ids, exact, **params),

@@ -8,7 +8,7 @@ W0[t] = sum of its own weights. reference_policies.py says which experts a polic
 from dataclasses import dataclass
 
 import numpy as np
-from reference_policies import ADMITTING, GUARDED, MOVES_WEIGHTS, PER_ROW, admitted, assign, best
+from reference_policies import ADMITTING, GUARDED, MOVES_WEIGHTS, PER_ROW, REFILLS, admitted, assign, best
 
 
 @dataclass
@@ -72,7 +72,7 @@ def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=
 
     stats["acted"] = True
     if policy in ADMITTING:
-        own.admitted = admitted(policy, scores, ids, exact, **params)
+        own.admitted = admitted(policy, scores, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")})
     new_ids, new_weights = ids.copy(), weights.copy()
     retained, remapped = 0.0, 0
     for t, chosen in enumerate(assign(policy, scores, ids, exact, tables, **params)):
@@ -80,7 +80,7 @@ def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=
             new_ids[t], new_weights[t] = settle(policy, scores[t], chosen, weights[t])
         gates = softmax(scores[t])
         kept = gates[new_ids[t][new_ids[t] >= 0]].sum() / gates[ids[t]].sum()
-        if policy in ADMITTING:
+        if policy in REFILLS:
             new_weights[t] *= min(kept, 1.0) ** params.get("damp", 0.5 if policy == "cover" else 0.0)
         retained += kept
         remapped += len(set(ids[t]) - set(new_ids[t]))

@@ -39,28 +39,30 @@ constexpr bool is_per_row(Policy p) {
 constexpr bool admits(Policy p) {
   return p == Policy::kLynx || p == Policy::kOea || p == Policy::kXshare || p == Policy::kDesVote || p == Policy::kCover;
 }
+// Whether the policy knows `refill` and `damp`.
+constexpr bool has_refill(Policy p) { return admits(p) || p == Policy::kLynxLiteral; }
 // Whether a result that reads no fewer experts than the own choices is discarded for them.
 constexpr bool has_guard(Policy p) { return !is_per_row(p) && p != Policy::kCapacity; }
 
 // One layer's policy and its parameters. Plain data: kernels take it by value.
 struct Selection {
   Policy policy = Policy::kTopk;
-  double alpha = 8;     // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
-  int beta = 4;         // lynx, lynx_literal: bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
-  double theta = 1;     // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
-  double lambda = 1;    // lynx_literal: nats that one undisputed bin-0 vote adds to a score; >= 0; 0 = identity
-  int k0 = 1;           // oea, xshare: choices per row that are always kept; oea 1..k (k = identity), xshare 0..k
-  double budget = 0.5;  // xshare, des_vote (key m): admitted experts; below 1 the share of E, else a whole number
-  double delta = 0.05;  // cover: nats from a row's best score within which an expert serves the row; >= 0
-  double refill = 0;    // policies that admit: the share of the row's best gate from which on an expert that it did not choose is
-                        // worth running; 0 (always) .. 1
-  double damp = 0;      // policies that admit: weights sum to W0 * (kept gate mass / own gate mass)^damp; 0 (W0) .. 1 (the gates)
-  int primary = 1;      // sere (key s): choices per row that stay; 1..k (k = identity)
-  double rho = 0;       // sere: an expert moves only to one of at least this similarity; > 1 = identity
-  double ratio = 0.5;   // skip: a choice stays while its gate is at least ratio * the first one's; 0 (identity) .. 1
-  int j = 1;            // top_j: choices that stay; 1..k (k = identity)
-  int rank = 0;         // deny_rank: 0..k-1
-  double factor = 1;    // capacity: an expert takes ceil(factor * B * k / E) rows; > 0
+  double alpha = 8;         // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
+  int beta = 4;             // lynx, lynx_literal: bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
+  double theta = 1;         // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
+  double lambda = 1;        // lynx_literal: nats that one undisputed bin-0 vote adds to a score; >= 0; 0 = identity
+  int k0 = 1;               // oea, xshare: choices per row that are always kept; oea 1..k (k = identity), xshare 0..k
+  double budget = 0.5;      // xshare, des_vote, cover (key m): admitted experts; below 1 the share of E, else a whole number
+  double delta = 0.05;      // cover: nats from a row's best score within which an expert serves the row; >= 0
+  double refill = 0;        // has_refill(): the share of the row's best gate from which on an expert that it did not choose is
+                            // worth running; 0 (always) .. 1
+  double damp = 0;          // has_refill(): weights sum to W0 * (kept gate mass / own gate mass)^damp; 0 (W0) .. 1 (the gates)
+  int primary = 1;          // sere (key s): choices per row that stay; 1..k (k = identity)
+  double rho = 0;           // sere: an expert moves only to one of at least this similarity; > 1 = identity
+  double ratio = 0.5;       // skip: a choice stays while its gate is at least ratio * the first one's; 0 (identity) .. 1
+  int j = 1;                // top_j: choices that stay; 1..k (k = identity)
+  int rank = 0;             // deny_rank: 0..k-1
+  double factor = 1;        // capacity: an expert takes ceil(factor * B * k / E) rows; > 0
   bool all_phases = false;  // acts in prefill and mixed steps too (key phase: decode, all)
   // The layer's tables, in the backend's memory.
   const float* similarity = nullptr;  // sere: [E, E]

@@ -37,11 +37,11 @@ const std::vector<PolicyText>& policies() {
   static const std::vector<PolicyText> table = {
       {Policy::kTopk, "topk", {}},
       {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}, refill, damp}},
-      {Policy::kLynxLiteral, "lynx_literal", {alpha, beta, {"lambda", &Selection::lambda}}},
+      {Policy::kLynxLiteral, "lynx_literal", {alpha, beta, {"lambda", &Selection::lambda}, refill, damp}},
       {Policy::kOea, "oea", {k0, refill, damp}},
       {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}, refill, damp}},
       {Policy::kDesVote, "des_vote", {budget, refill, damp}},
-      {Policy::kCover, "cover", {{"delta", &Selection::delta}, refill, damp}},
+      {Policy::kCover, "cover", {{"delta", &Selection::delta}, budget, refill, damp}},
       {Policy::kSere, "sere", {{"s", &Selection::primary, 1}, {"rho", &Selection::rho}}, true},
       {Policy::kSkip, "skip", {{"ratio", &Selection::ratio, 0, 1}}},
       {Policy::kTopJ, "top_j", {{"j", &Selection::j, 1}}},
@@ -158,7 +158,7 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (found == policies().end())
     invalid(kField, "unknown policy \"", name, "\"; the policies are ", joined(policies(), [](auto& p) { return p.name; }));
   selection.policy = found->policy;
-  if (selection.policy == Policy::kCover) selection.refill = 0.25, selection.damp = 0.5;
+  if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 0.25, selection.damp = 0.5;
   const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
   if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
@@ -209,7 +209,7 @@ void check_selection(const Selection& s, int num_experts, int top_k) {
   if (p == Policy::kSere) check("s", s.primary, 1, top_k, kPerToken);
   if (p == Policy::kTopJ) check("j", s.j, 1, top_k, kPerToken);
   if (p == Policy::kDenyRank) check("rank", s.rank, 0, top_k - 1, "ranks of this model's choices");
-  if (p == Policy::kXshare || p == Policy::kDesVote)
+  if (p == Policy::kXshare || p == Policy::kDesVote || p == Policy::kCover)
     check("m", s.budget < 1 ? 1 : int64_t(std::min(s.budget, 1e9)), 1, num_experts, "experts of this model");
   if (p == Policy::kLynx || p == Policy::kLynxLiteral) check("beta", s.beta, 1, 16, "bins that vote");
 }

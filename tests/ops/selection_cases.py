@@ -23,7 +23,7 @@ def draw_params(choose, policy, num_experts, k):
         "xshare": lambda: dict(m=choose(m), k0=choose(range(k + 1))),
         "des_vote": lambda: dict(m=choose(m)),
         "cover": lambda: dict(
-            delta=choose([0.0, 0.05, 0.3, 1.0, 1e300]), refill=choose([0.0, 0.25, 1.0]), damp=choose([0.0, 0.5, 1.0])
+            delta=choose([0.0, 0.05, 0.3, 1.0, 1e300]), m=choose(m), refill=choose([0.0, 0.25, 1.0]), damp=choose([0.0, 0.5, 1.0])
         ),
         "sere": lambda: dict(s=choose(range(1, k + 1)), rho=choose([0.0, 0.25, 0.5, 0.75, 1.0, 1.5])),
         "skip": lambda: dict(ratio=choose([0.0, 1e-3, 0.1, 0.5, 0.9, 1.0])),
@@ -86,6 +86,12 @@ class Case:
             scores, exact, tables["replay"] = scores[rows], None if exact is None else exact[rows], tables["replay"][rows]
         text = ref.text(self.policy, **{**self.params, **params})
         return select(scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables))
+
+    def kept_mass(self, ids):
+        """Gate mass of each row's `ids` relative to its own choice. [T]"""
+        gates = np.exp(self.scores.astype(np.float64) - self.scores.max(1, keepdims=True))
+        kept = np.where(ids >= 0, np.take_along_axis(gates, np.maximum(ids, 0), 1), 0).sum(1)
+        return kept / np.take_along_axis(gates, self.own()["ids"], 1).sum(1)
 
     def own(self, scores=None):
         return _C.select(self.scores if scores is None else scores, self.k, self.norm_topk)

@@ -13,7 +13,7 @@ import reference_policies as policies
 import reference_select as ref
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from reference_policies import POLICIES, exp_mass
+from reference_policies import POLICIES, REFILLS, exp_mass
 from selection_cases import cases, draw_exact, draw_params, draw_tables, row_sets, tables_for
 
 from lynx_rt import _C
@@ -47,6 +47,8 @@ def test_matches_the_oracle(policy, num_experts):
                 scores, norm_topk = draw_scores(rng, num_rows, num_experts), bool(rng.integers(2))
                 tables = draw_tables(rng, num_rows, num_experts, k, coarse=rng.random() < 0.5)
                 params = draw_params(lambda items: items[rng.integers(len(items))], policy, num_experts, k)
+                if policy in REFILLS and rng.integers(2):
+                    params |= dict(refill=float(rng.choice([0, 0.1, 0.25, 1])), damp=float(rng.choice([0, 0.5, 0.7, 1])))
                 exact, phase, all_phases = draw_exact(rng, num_rows), PHASES[rng.integers(4)], bool(rng.integers(2))
                 text = ref.text(policy, all_phases, **params)
                 got = _C.select(scores, k, norm_topk, text, phase, exact, **tables_for(policy, tables))

@@ -67,13 +67,13 @@ def test_result_is_well_formed(case):
     ids, weights = got["ids"], got["weights"]
     assert ids.shape == weights.shape == (len(case.scores), case.k)
     assert ((ids >= -1) & (ids < case.num_experts)).all()
-    assert case.policy in DROPPING or (ids >= 0).all()
+    assert case.policy in DROPPING or case.params.get("refill") or (ids >= 0).all()
     assert all(len(experts) == (row >= 0).sum() for experts, row in zip(row_sets(ids), ids))  # distinct
     if case.policy in ADMITTING:
         for row, scores in zip(ids, case.scores):
-            assert (np.diff(scores[row]) < 0).all()  # rank order
+            assert (np.diff(scores[row[row >= 0]]) < 0).all()  # rank order
     assert np.isfinite(weights).all() and (weights >= 0).all() and (weights[ids < 0] == 0).all()
-    own_sums = own["weights"].sum(1) * (ids >= 0).any(1)
+    own_sums = own["weights"].sum(1) * (ids >= 0).any(1) * case.kept_mass(ids) ** case.params.get("damp", 0.0)
     np.testing.assert_allclose(weights.sum(1), own_sums, rtol=0, atol=1e-6)  # W0
     assert got["active"].tolist() == sorted(set().union(*row_sets(ids)))
     assert len(got["active"]) == got["stats"]["active"]
@@ -320,3 +320,20 @@ def test_generated_cases_reach_the_interesting_branches(policy):
     collect()
     assert seen >= {"acted", "remapped"} | ({"guard_hit"} if policy in GUARDED else set()) | BRANCHES.get(policy, set())
     assert ("guard_hit" in seen) == (policy in GUARDED)
+
+
+# --- cover
+
+
+@examples
+@given(cases(["cover"], min_rows=2))
+def test_cover_keeps_an_expert_near_the_best_of_every_row(case):
+    """At least exp(-delta) of the row's best gate, whatever the rest of the batch is."""
+    for row, scores in zip(case.select()["ids"], case.scores.astype(np.float64)):
+        assert scores.max() - scores[row[row >= 0]].max() <= case.params["delta"]
+
+
+def test_cover_needs_fewer_experts_than_there_are_first_choices():
+    scores = np.array([[5, 4.9, 0, 0], [0, 4.9, 5, 0], [0, 4.9, 0, 5]], np.float32)
+    for delta, active in ((0.0, [0, 2, 3]), (0.2, [1])):
+        assert _C.select(scores, 1, selection=f"cover:delta={delta}")["active"].tolist() == active

@@ -25,8 +25,8 @@ SCORES = np.zeros((2, 4), np.float32)
         ("oea", "oea:k0=1"),
         ("oea:k0=12", "oea:k0=12"),
         ("oea:damp=0.5,refill=0", "oea:k0=1,damp=0.5"),
-        ("cover", "cover:delta=0.05,refill=0.25,damp=0.5"),
-        ("cover:damp=0,delta=0,refill=0", "cover:delta=0,refill=0,damp=0"),
+        ("cover", "cover:delta=0.05,m=1,refill=0.25,damp=0.5"),
+        ("cover:damp=0,delta=0,refill=0", "cover:delta=0,m=1,refill=0,damp=0"),
         ("top1", "top_j:j=1"),
         ("top_j", "top_j:j=1"),
         ("skip", "skip:ratio=0.5"),
@@ -95,7 +95,7 @@ def test_selection_text(given, canonical):
         ("sere:s=0", "s: expected an integer >= 1"),
         ("sere:rho=-0.1", "rho: expected a finite number >= 0"),
         ("lynx_literal:lambda=-1", "lambda: expected a finite number >= 0"),
-        ("lynx_literal:theta=1", 'lynx_literal has no key "theta"; its keys are alpha, beta, lambda, phase'),
+        ("lynx_literal:theta=1", 'lynx_literal has no key "theta"; its keys are alpha, beta, lambda, refill, damp, phase'),
         ("xshare:m=0", "m: expected a finite number > 0"),
         ("xshare:m=1.5", "m: expected a share of the experts below 1, or a whole number, got 1.5"),
         ("des_vote:k0=1", 'des_vote has no key "k0"; its keys are m, refill, damp, phase'),
@@ -159,10 +159,10 @@ KEYS = {
     "xshare": dict(m=BUDGETS, k0=st.integers(0, 2**31 - 1)), "des_vote": dict(m=BUDGETS), "sere": dict(s=COUNTS, rho=FINITE),
     "skip": dict(ratio=st.floats(0, 1)), "top_j": dict(j=COUNTS), "deny_rank": dict(rank=st.integers(0, 2**31 - 1)),
     "capacity": dict(factor=POSITIVE), "alias": {}, "replay": {},
-    "cover": dict(delta=FINITE, refill=SHARES, damp=SHARES),
+    "cover": dict(delta=FINITE, m=BUDGETS, refill=SHARES, damp=SHARES),
 }  # fmt: skip
 READS_FILE = ("sere", "alias", "replay")
-WEIGHS = ("lynx", "oea", "xshare", "des_vote")  # they know refill and damp too, and show them where they are not 0
+WEIGHS = ("lynx", "lynx_literal", "oea", "xshare", "des_vote")  # they know refill and damp too, and show them where they are not 0
 
 
 @st.composite

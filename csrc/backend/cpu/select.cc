@@ -146,7 +146,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
     if (mass == 0) continue;  // replay: a row of no experts
     const double retained = mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)];
     stats.retained_mass += retained;
-    const double damp = admits(batch.selection.policy) ? batch.selection.damp : 0;
+    const double damp = has_refill(batch.selection.policy) ? batch.selection.damp : 0;
     if (damp > 0) row_weight *= std::pow(retained, damp);
     for (int j = 0; j < k && !moves; ++j) weights[j] = float(row_weight * weights[j] / mass);
   }

@@ -34,14 +34,14 @@
 //                 Experts that nobody chose are never admitted.
 //   cover         An expert serves a row if its score is within delta of the row's best, in double precision. Again and again,
 //                 the expert that serves the most rows which nothing admitted serves is admitted; ties to the larger sum of gates
-//                 (as of xshare), then to the lower expert; until all rows are served. If these are fewer than k, the largest
-//                 sums of gates follow. So every row keeps an expert with at least exp(-delta) of its best gate.
+//                 (as of xshare), then to the lower expert; until all rows are served. If these are fewer than max(m, k), the
+//                 largest sums of gates follow. So every row keeps an expert with at least exp(-delta) of its best gate.
 //
 // Other batch-aware policies.
 //   lynx_literal  Votes as of lynx, in units of one bin-0 vote: S[e] = votes / B^(beta-1). A row ends with the k best of
 //                 z[t, e] + lambda * (S[e] - its own vote), computed in double precision and rounded to float32, ties to the
 //                 lower expert; where the row has no other expert in bin 0 and lost its first choice, that replaces the last of
-//                 the k.
+//                 the k. refill as above.
 //   sere          Experts among the first s own choices of any row are primary. In the slots from s on, a choice u that is not
 //                 primary becomes the primary v with the largest similarity[u, v] (ties to the lower expert), unless that is
 //                 below rho. A row's choices that meet become one, in the first slot; the others are dropped.

@@ -147,7 +147,7 @@ void Selector::admit_cover(const Batch& batch, const Routing& own) {
       for (int e = 0; e < batch.num_experts; ++e) serves_[size_t(e)] -= serves(t, e);
     }
   }
-  fill(batch, batch.top_k, nullptr);
+  fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), nullptr);
 }
 
 // Admits the best voted of the others, where `allowed` (null: all) says so, until there are `count`; ties to the lower expert.
