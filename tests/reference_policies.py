@@ -21,6 +21,7 @@ DIGITS = Context(prec=400)  # float32 scores of any size are subtracted without 
 # Rows choose among admitted experts; of all policies that look at the whole batch, all but capacity have the guard.
 ADMITTING = ("lynx", "oea", "xshare", "des_vote", "cover")
 REFILLS = (*ADMITTING, "lynx_literal")  # they know refill and damp
+WEIGHING = {"lynx": dict(refill=0.25, damp=0.5), "cover": dict(refill=1.0, damp=0.7)}  # where these are not 0 unless given
 GUARDED = (*REFILLS, "sere")
 PER_ROW = ("skip", "top_j", "deny_rank", "alias", "replay")
 POLICIES = (*GUARDED, "capacity", *PER_ROW)
@@ -43,7 +44,7 @@ class Votes:
     confident: list  # [T] the one expert in bin 0, or None
 
 
-def lynx_votes(scores, alpha=8.0, beta=4):
+def lynx_votes(scores, alpha=6.0, beta=4):
     """S[e] = sum_j n_j[e] * B**(beta-1-j), where n_j[e] rows have expert e in bin j = floor(alpha * (max z - z[e]))."""
     scores = np.asarray(scores, np.float64)
     num_rows, num_experts = scores.shape
@@ -70,7 +71,7 @@ class LynxSets:
         return self.thresholded | self.confident | self.filled
 
 
-def lynx_sets(scores, k, alpha=8.0, beta=4, theta=1.0):
+def lynx_sets(scores, k, alpha=6.0, beta=4, theta=1.0):
     """LYNX threshold rule: admitted are S >= theta * B**(beta-1) and the first choices of confident rows, those with one expert
     in bin 0. The rest up to k is filled by best S, then lower expert."""
     v = lynx_votes(scores, alpha, beta)
@@ -140,7 +141,7 @@ def des_admitted(scores, ids, m=0.5):
     return fill(set(), value, value, max(budget(m, scores.shape[1]), ids.shape[1]))
 
 
-def cover_admitted(scores, ids, delta=0.05, m=1):
+def cover_admitted(scores, ids, delta=0.1, m=1):
     """Greedy set cover: an expert covers the rows whose best score is at most delta above its own; then sums of gates."""
     num_experts = scores.shape[1]
     value = [sum(column) for column in zip(*(gate_masses(row) for row in scores))]
@@ -169,7 +170,7 @@ def admitted(policy, scores, ids, exact, **params):
 # --- policies that choose for each row
 
 
-def literal_keys(scores, alpha=8.0, beta=4, **params):
+def literal_keys(scores, alpha=16.0, beta=4, **params):
     """z + lambda * (votes of the other rows, in units of a bin-0 vote): double precision, then float32. [T, E]"""
     v = lynx_votes(scores, alpha, beta)
     factor = Fraction(params.get("lambda", 1.0))
@@ -252,7 +253,7 @@ def assign(policy, scores, ids, exact, tables, **params):
     """A policy's choices for each row [T][up to k], -1 where one was dropped, of sere and alias those that met twice; of exact rows
     without meaning. `tables`: similarity, alias, replay."""
     if policy in REFILLS:
-        refill = params.pop("refill", 0.25 if policy == "cover" else 0.0)
+        refill = params.pop("refill", WEIGHING.get(policy, {}).get("refill", 0.0))
         params.pop("damp", None)
         if policy == "lynx_literal":
             taken = assign_literal(scores, ids, exact, **params)

@@ -8,7 +8,7 @@ W0[t] = sum of its own weights. reference_policies.py says which experts a polic
 from dataclasses import dataclass
 
 import numpy as np
-from reference_policies import ADMITTING, GUARDED, MOVES_WEIGHTS, PER_ROW, REFILLS, admitted, assign, best
+from reference_policies import ADMITTING, GUARDED, MOVES_WEIGHTS, PER_ROW, REFILLS, WEIGHING, admitted, assign, best
 
 
 @dataclass
@@ -81,7 +81,7 @@ def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=
         gates = softmax(scores[t])
         kept = gates[new_ids[t][new_ids[t] >= 0]].sum() / gates[ids[t]].sum()
         if policy in REFILLS:
-            new_weights[t] *= min(kept, 1.0) ** params.get("damp", 0.5 if policy == "cover" else 0.0)
+            new_weights[t] *= min(kept, 1.0) ** params.get("damp", WEIGHING.get(policy, {}).get("damp", 0.0))
         retained += kept
         remapped += len(set(ids[t]) - set(new_ids[t]))
     active = used(new_ids)

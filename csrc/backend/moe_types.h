@@ -47,13 +47,13 @@ constexpr bool has_guard(Policy p) { return !is_per_row(p) && p != Policy::kCapa
 // One layer's policy and its parameters. Plain data: kernels take it by value.
 struct Selection {
   Policy policy = Policy::kTopk;
-  double alpha = 8;         // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
+  double alpha = 6;         // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
   int beta = 4;             // lynx, lynx_literal: bins that vote; 1..16, and lowered where beta * log2(B) + 1 would pass 63
   double theta = 1;         // lynx: votes that admit an expert, in units of one undisputed bin-0 vote; >= 0; 0 = identity
   double lambda = 1;        // lynx_literal: nats that one undisputed bin-0 vote adds to a score; >= 0; 0 = identity
   int k0 = 1;               // oea, xshare: choices per row that are always kept; oea 1..k (k = identity), xshare 0..k
   double budget = 0.5;      // xshare, des_vote, cover (key m): admitted experts; below 1 the share of E, else a whole number
-  double delta = 0.05;      // cover: nats from a row's best score within which an expert serves the row; >= 0
+  double delta = 0.1;       // cover: nats from a row's best score within which an expert serves the row; >= 0
   double refill = 0;        // has_refill(): the share of the row's best gate from which on an expert that it did not choose is
                             // worth running; 0 (always) .. 1
   double damp = 0;          // has_refill(): weights sum to W0 * (kept gate mass / own gate mass)^damp; 0 (W0) .. 1 (the gates)

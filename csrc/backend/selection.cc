@@ -158,7 +158,10 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (found == policies().end())
     invalid(kField, "unknown policy \"", name, "\"; the policies are ", joined(policies(), [](auto& p) { return p.name; }));
   selection.policy = found->policy;
-  if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 0.25, selection.damp = 0.5;
+  // Defaults that differ from those of Selection, which are the published rules; docs/study.md says where they come from.
+  if (selection.policy == Policy::kLynx) selection.alpha = 6, selection.refill = 0.25, selection.damp = 0.5;
+  if (selection.policy == Policy::kLynxLiteral) selection.alpha = 16;
+  if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 1, selection.damp = 0.7;
   const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
   if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
@@ -192,7 +195,8 @@ std::string to_string(const Selection& selection, const std::string& file) {
   for (const Parameter& p : policy.parameters) {
     const double value = std::visit([&](auto member) { return double(selection.*member); }, p.member);
     const bool weighs = p.member == refill.member || p.member == damp.member;
-    if (!weighs || value != 0 || selection.policy == Policy::kCover) add(p.key, shortest(value));
+    if (!weighs || value != 0 || selection.policy == Policy::kCover || selection.policy == Policy::kLynx)
+      add(p.key, shortest(value));
   }
   if (!file.empty()) add("file", file);
   if (selection.all_phases) add("phase", "all");

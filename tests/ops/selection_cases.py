@@ -15,7 +15,8 @@ def draw_params(choose, policy, num_experts, k):
     if policy in ("lynx", "lynx_literal"):
         params = dict(alpha=choose([0.25, 0.5, 1.0, 2.0, 3.3, 8.0]), beta=choose(range(1, 17)))
         if policy == "lynx":
-            return params | dict(theta=choose([0.0, 0.5, 1.0, 1.5, 2.0, 3.1]))
+            weighing = dict(refill=choose([0.0, 0.25, 1.0]), damp=choose([0.0, 0.5, 1.0]))
+            return params | dict(theta=choose([0.0, 0.5, 1.0, 1.5, 2.0, 3.1])) | weighing
         return params | {"lambda": choose([0.0, 0.25, 1.0, 2.7, 1e300])}
     m = [1e-9, 0.25, 0.5, 0.75, 1 - 2.0**-20, 1.0, float(-(-num_experts // 2)), float(num_experts)]
     return {
@@ -102,7 +103,10 @@ class Case:
         )
 
     def lynx_sets(self, scores=None, **params):
-        return lynx_sets(self.scores if scores is None else scores, self.k, **{**self.params, **params})
+        params = {**self.params, **params}
+        return lynx_sets(
+            self.scores if scores is None else scores, self.k, params["alpha"], params["beta"], params["theta"]
+        )
 
 
 @st.composite

@@ -74,7 +74,7 @@ def test_a_row_does_not_depend_on_the_others(norm_topk):
         assert alone["weights"].tobytes() == together["weights"][t].tobytes()
 
 
-@pytest.mark.parametrize("selection", ["topk", "lynx", "lynx:theta=100", "oea:k0=1"])
+@pytest.mark.parametrize("selection", ["topk", "lynx", "lynx:theta=100,refill=0,damp=0", "oea:k0=1"])
 @pytest.mark.parametrize("norm_topk", [True, False])
 def test_extreme_scores_give_finite_weights(selection, norm_topk):
     scores = rows(6, {0: FLOAT32_MAX, 1: -FLOAT32_MAX}, {1: FLOAT32_MAX, 0: FLOAT32_MAX}, {2: -FLOAT32_MAX}, {3: 500})
@@ -88,7 +88,7 @@ def test_extreme_scores_give_finite_weights(selection, norm_topk):
 
 
 def test_lynx_by_hand():
-    got = _C.select(SHARED, 2, selection="lynx:alpha=1,beta=2,theta=1")
+    got = _C.select(SHARED, 2, selection="lynx:alpha=1,beta=2,theta=1,refill=0,damp=0")
     assert got["ids"].tolist() == [[0, 1], [0, 1], [1, 0]]
     np.testing.assert_allclose(got["weights"], [softmax(5, 4.5), softmax(5, 0), softmax(5, 3)], atol=1e-7)
     assert got["active"].tolist() == [0, 1]
@@ -106,32 +106,32 @@ def test_lynx_as_many_votes_as_rows_in_one_bin_equal_one_vote_in_the_bin_above(v
     entries = [{t: 5, 8: 3.5, 4 + t: 1} for t in range(4)]
     for entry in entries[votes_in_bin_1:]:
         entry[8] = 2.5
-    got = _C.select(rows(9, *entries), 3, selection="lynx:alpha=1,beta=2,theta=1")
+    got = _C.select(rows(9, *entries), 3, selection="lynx:alpha=1,beta=2,theta=1,refill=0,damp=0")
     assert got["active"].tolist() == [0, 1, 2, 3] + [8] * admitted
 
 
 def test_lynx_above_theta_1_only_a_confident_row_keeps_its_first_choice():
     # Expert 1 has three votes. Row 0 has nothing near its choice 0 and keeps it; row 3 has, and loses its choice 3.
     scores = rows(4, {0: 9}, {1: 5, 2: 4.5}, {1: 5}, {3: 5, 1: 4.5})
-    got = _C.select(scores, 1, selection="lynx:alpha=1,beta=4,theta=2")
+    got = _C.select(scores, 1, selection="lynx:alpha=1,beta=4,theta=2,refill=0,damp=0")
     assert got["ids"].tolist() == [[0], [1], [1], [1]]
     assert got["weights"].tolist() == [[1], [1], [1], [1]]
 
 
 def test_lynx_fills_up_to_k_by_votes():
     scores = rows(5, {0: 5, 1: 4.5, 2: 4.25}, {3: 5, 1: 4.5, 2: 4.25})
-    assert _C.select(scores, 2, selection="lynx:alpha=1,theta=100")["ids"].tolist() == [[1, 2], [1, 2]]
+    assert _C.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [[1, 2], [1, 2]]
 
 
 def test_lynx_fills_ties_by_the_lower_expert():
     scores = rows(6, {1: 5, 2: 4.5}, {3: 5, 4: 4.5})
-    assert _C.select(scores, 2, selection="lynx:alpha=1,theta=100")["ids"].tolist() == [[1, 2], [1, 2]]
+    assert _C.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [[1, 2], [1, 2]]
 
 
 def test_lynx_bin_edges_belong_to_the_lower_bin():
     # With alpha = 1 a gap of exactly 1 is bin 1: with beta = 1 it has no vote, and row 0 counts as confident.
     scores = rows(4, {0: 5, 1: 4}, {0: 5, 2: 4})
-    assert _C.select(scores, 2, selection="lynx:alpha=1,beta=1,theta=1")["active"].tolist() == [0, 1]
+    assert _C.select(scores, 2, selection="lynx:alpha=1,beta=1,theta=1,refill=0,damp=0")["active"].tolist() == [0, 1]
 
 
 def test_lynx_bins_are_found_in_double_precision():
@@ -139,7 +139,7 @@ def test_lynx_bins_are_found_in_double_precision():
     scores = np.full((2, 4), -9, np.float32)
     scores[:, 0] = 0
     scores[0, 1] = scores[1, 2] = -0.9090909
-    assert _C.select(scores, 2, selection="lynx:alpha=1.1,beta=1")["active"].tolist() == [0, 1, 2]
+    assert _C.select(scores, 2, selection="lynx:alpha=1.1,beta=1,refill=0,damp=0")["active"].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("num_rows, sixteenth_bin_votes", [(14, True), (15, False), (16, False)])
@@ -147,7 +147,7 @@ def test_lynx_lowers_beta_to_the_last_that_fits(num_rows, sixteenth_bin_votes):
     # All rows want expert 0 and nothing else; only a vote in bin 15 tells expert 5 from expert 1. 14^16 < 2^62 < 15^16.
     scores = rows(6, *[{0: 100}] * num_rows)
     scores[0, 5] = 100 - 15.5
-    got = _C.select(scores, 2, selection="lynx:alpha=1,beta=16")
+    got = _C.select(scores, 2, selection="lynx:alpha=1,beta=16,refill=0,damp=0")
     assert got["ids"].tolist() == [[0, 5 if sixteenth_bin_votes else 1]] * num_rows
 
 
@@ -193,7 +193,7 @@ def test_oea_raises_k0_where_fewer_than_k_would_be_admitted():
 
 # --- all policies
 
-POLICIES = ["lynx:alpha=1,beta=2,theta=1", "oea:k0=1"]
+POLICIES = ["lynx:alpha=1,beta=2,theta=1,refill=0,damp=0", "oea:k0=1"]
 
 
 @pytest.mark.parametrize("selection", POLICIES)
@@ -230,7 +230,7 @@ def test_all_rows_exact_is_the_own_routing(selection):
     assert not got["stats"]["acted"]
 
 
-@pytest.mark.parametrize("selection", ["oea:k0=2", "lynx:theta=0"])
+@pytest.mark.parametrize("selection", ["oea:k0=2", "lynx:theta=0,refill=0,damp=0"])
 def test_guard_returns_the_own_routing_where_nothing_is_saved(selection):
     got = _C.select(SHARED, 2, selection=selection)
     ref.assert_same_bits(got, _C.select(SHARED, 2))
@@ -298,7 +298,7 @@ def test_scratch_memory_carries_nothing_from_call_to_call():
     selector = _C.Selector()
     for num_rows, num_experts, k in [(9, 32, 4), (2, 8, 2), (33, 64, 8), (3, 32, 4), (0, 4, 1), (9, 32, 4)]:
         scores = random_scores(num_rows, num_experts, seed=num_rows)
-        for selection in ("lynx", "oea:k0=1", "topk", "lynx:theta=3"):
+        for selection in ("lynx", "oea:k0=1", "topk", "lynx:theta=3,refill=0,damp=0"):
             again, fresh = (select(scores, k, selection=selection) for select in (selector.select, _C.select))
             ref.assert_same_bits(again, fresh)
             assert again["stats"] == fresh["stats"]

@@ -222,13 +222,13 @@ def test_lynx_confident_rows_keep_their_first_choice(case):
 @given(cases(["lynx"], min_rows=2))
 def test_lynx_keeps_what_is_admitted_and_gives_k_experts(case):
     got, own, oracle = case.select(), case.own(), case.oracle()
-    assert (got["ids"] >= 0).all()
+    assert case.params["refill"] or (got["ids"] >= 0).all()
     if oracle.admitted is None:  # all rows are exact
         return
     assert len(oracle.admitted) >= case.k
     if not got["stats"]["guard_hit"]:
         for kept, wanted in zip(row_sets(got["ids"]), row_sets(own["ids"])):
-            assert wanted & oracle.admitted <= kept <= oracle.admitted
+            assert wanted & oracle.admitted <= kept <= oracle.admitted  # refill drops nothing that the row chose
 
 
 @examples

@@ -18,14 +18,14 @@ SCORES = np.zeros((2, 4), np.float32)
         ("", "topk"),
         ("off", "topk"),
         ("topk", "topk"),
-        ("lynx", "lynx:alpha=8,beta=4,theta=1"),
-        ("lynx:theta=1.5", "lynx:alpha=8,beta=4,theta=1.5"),
-        ("lynx:beta=16,alpha=0.1,theta=0", "lynx:alpha=0.1,beta=16,theta=0"),
-        ("lynx:alpha=1e-3", "lynx:alpha=0.001,beta=4,theta=1"),
+        ("lynx", "lynx:alpha=6,beta=4,theta=1,refill=0.25,damp=0.5"),
+        ("lynx:theta=1.5", "lynx:alpha=6,beta=4,theta=1.5,refill=0.25,damp=0.5"),
+        ("lynx:beta=16,alpha=0.1,theta=0", "lynx:alpha=0.1,beta=16,theta=0,refill=0.25,damp=0.5"),
+        ("lynx:alpha=1e-3", "lynx:alpha=0.001,beta=4,theta=1,refill=0.25,damp=0.5"),
         ("oea", "oea:k0=1"),
         ("oea:k0=12", "oea:k0=12"),
         ("oea:damp=0.5,refill=0", "oea:k0=1,damp=0.5"),
-        ("cover", "cover:delta=0.05,m=1,refill=0.25,damp=0.5"),
+        ("cover", "cover:delta=0.1,m=1,refill=1,damp=0.7"),
         ("cover:damp=0,delta=0,refill=0", "cover:delta=0,m=1,refill=0,damp=0"),
         ("top1", "top_j:j=1"),
         ("top_j", "top_j:j=1"),
@@ -34,8 +34,8 @@ SCORES = np.zeros((2, 4), np.float32)
         ("capacity", "capacity:factor=1"),
         ("xshare:k0=0", "xshare:m=0.5,k0=0"),
         ("des_vote:m=12", "des_vote:m=12"),
-        ("lynx_literal:lambda=0", "lynx_literal:alpha=8,beta=4,lambda=0"),
-        ("lynx:phase=all", "lynx:alpha=8,beta=4,theta=1,phase=all"),
+        ("lynx_literal:lambda=0", "lynx_literal:alpha=16,beta=4,lambda=0"),
+        ("lynx:phase=all", "lynx:alpha=6,beta=4,theta=1,refill=0.25,damp=0.5,phase=all"),
         ("top_j:phase=all,j=2", "top_j:j=2,phase=all"),
         ("oea:phase=decode", "oea:k0=1"),
         ("sere", "sere:s=1,rho=0"),
@@ -155,14 +155,14 @@ FILES = st.text(st.characters(exclude_characters=",@\0", exclude_categories=("Cs
 LYNX = dict(alpha=POSITIVE, beta=st.integers(1, 16))
 SHARES = st.floats(0, 1)
 KEYS = {
-    "topk": {}, "lynx": LYNX | dict(theta=FINITE), "lynx_literal": LYNX | {"lambda": FINITE}, "oea": dict(k0=COUNTS),
+    "topk": {}, "lynx": LYNX | dict(theta=FINITE, refill=SHARES, damp=SHARES), "lynx_literal": LYNX | {"lambda": FINITE}, "oea": dict(k0=COUNTS),
     "xshare": dict(m=BUDGETS, k0=st.integers(0, 2**31 - 1)), "des_vote": dict(m=BUDGETS), "sere": dict(s=COUNTS, rho=FINITE),
     "skip": dict(ratio=st.floats(0, 1)), "top_j": dict(j=COUNTS), "deny_rank": dict(rank=st.integers(0, 2**31 - 1)),
     "capacity": dict(factor=POSITIVE), "alias": {}, "replay": {},
     "cover": dict(delta=FINITE, m=BUDGETS, refill=SHARES, damp=SHARES),
 }  # fmt: skip
 READS_FILE = ("sere", "alias", "replay")
-WEIGHS = ("lynx", "lynx_literal", "oea", "xshare", "des_vote")  # they know refill and damp too, and show them where they are not 0
+WEIGHS = ("lynx_literal", "oea", "xshare", "des_vote")  # they know refill and damp too, and show them where they are not 0
 
 
 @st.composite
