@@ -15,8 +15,8 @@ constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128};
 
 constexpr const char* kLayerSelections[] = {"topk", "lynx", "oea:k0=2", "xshare:k0=1"};
 // alias and replay are as long as top1 but for one read.
-constexpr const char* kSelections[] = {"topk", "lynx", "oea:k0=2",         "xshare:k0=1", "des_vote", "lynx_literal",
-                                       "sere", "top1", "deny_rank:rank=0", "skip",        "capacity"};
+constexpr const char* kSelections[] = {"topk",         "lynx", "oea:k0=2", "xshare:k0=1",      "des_vote", "cover",
+                                       "lynx_literal", "sere", "top1",     "deny_rank:rank=0", "skip",     "capacity"};
 
 int calls_per_graph(const Context& context) { return context.quick ? 16 : 32; }
 

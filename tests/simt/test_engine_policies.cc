@@ -49,6 +49,8 @@ std::vector<std::string> selections(const ModelInfo& info, const TempFolder& fol
           "lynx_literal",
           "xshare:m=0.4,k0=1",
           "des_vote:m=0.4",
+          "cover:delta=0.3",
+          "oea:k0=1,refill=0.8,damp=0.5",
           "skip:ratio=0.95",
           "top1",
           "deny_rank:rank=0",

@@ -86,10 +86,14 @@ CEILINGS: dict[str, dict[str, int]] = {
         "route_state::route_kernel<8, Admit>": 66,
     },
     "route_gates": {
-        "route_state::route_kernel<16, route_state::AdmitByGates>": 68,
-        "route_state::route_kernel<2, route_state::AdmitByGates>": 65,
+        "route_state::route_kernel<16, route_state::AdmitByGates>": 71,
+        "route_state::route_kernel<16, route_state::AdmitCover>": 72,
+        "route_state::route_kernel<2, route_state::AdmitByGates>": 64,
+        "route_state::route_kernel<2, route_state::AdmitCover>": 64,
         "route_state::route_kernel<4, route_state::AdmitByGates>": 66,
-        "route_state::route_kernel<8, route_state::AdmitByGates>": 68,
+        "route_state::route_kernel<4, route_state::AdmitCover>": 64,
+        "route_state::route_kernel<8, route_state::AdmitByGates>": 64,
+        "route_state::route_kernel<8, route_state::AdmitCover>": 66,
     },
     "route_many": {
         "lists_kernel<16>": 59,

@@ -16,8 +16,11 @@ using namespace route_case;
 
 namespace {
 
-constexpr Policy kPolicies[] = {Policy::kXshare, Policy::kDesVote,  Policy::kLynxLiteral, Policy::kSere,  Policy::kSkip,
-                                Policy::kTopJ,   Policy::kDenyRank, Policy::kCapacity,    Policy::kAlias, Policy::kReplay};
+constexpr Policy kPolicies[] = {Policy::kXshare,   Policy::kDesVote, Policy::kCover, Policy::kLynxLiteral,
+                                Policy::kSere,     Policy::kSkip,    Policy::kTopJ,  Policy::kDenyRank,
+                                Policy::kCapacity, Policy::kAlias,   Policy::kReplay};
+constexpr Policy kRefilling[] = {Policy::kLynx,    Policy::kOea,   Policy::kXshare,
+                                 Policy::kDesVote, Policy::kCover, Policy::kLynxLiteral};
 
 template <class T>
 T any(std::mt19937& random, std::initializer_list<T> values) {
@@ -38,6 +41,10 @@ Selection make_selection(Policy policy, int num_experts, int k, std::mt19937& ra
   s.j = 1 + int(random() % unsigned(k));
   s.rank = int(random() % unsigned(k));
   s.factor = any(random, {1.0, 0.1, 0.5, 1.25, 3.0, 1e300});
+  s.delta = any(random, {0.05, 0.0, 0.25, 0.3, 1.0, 1e300});
+  // The other policies ignore these.
+  s.refill = any(random, {0.0, 0.0, 0.1, 0.5, std::exp(-0.25), 1.0});
+  s.damp = any(random, {0.0, 0.0, 0.01, 0.5, 1.0});
   s.all_phases = random() % 3 == 0;
   return s;
 }
@@ -137,6 +144,93 @@ void test_vanishing_gates() {
   }
 }
 
+// One slot per row; row t scores 0 where serves[t] names the expert, and -100 elsewhere.
+Case cover_case(int num_experts, const std::vector<std::vector<int>>& serves) {
+  const int rows = int(serves.size());
+  Case c{rows, num_experts, 1, {}, true, Phase::kDecodeOnly, std::vector<float>(size_t(rows * num_experts), -100.0f), {}};
+  c.selection = parse_policy("cover:delta=0");
+  for (int t = 0; t < rows; ++t)
+    for (const int e : serves[size_t(t)]) c.scores[size_t(t * num_experts + e)] = 0;
+  return c;
+}
+
+// Covers that are known.
+void test_cover() {
+  Selector selector;
+  const auto covers = [&](const Case& c, const std::vector<int32_t>& want) {
+    Device device(c);
+    const Output out = compare(c, c.max_rows, device, selector);
+    CHECK(!out.stats.guard_hit);
+    CHECK(std::vector(out.active.begin(), out.active.begin() + out.num_active) == want);
+  };
+  // Expert 5 serves four rows, among them all three of 6; then 7 serves two of those left.
+  covers(cover_case(8, {{0, 5, 6}, {1, 5, 6}, {2, 5, 6}, {3, 5}, {0, 7}, {1, 7}, {2}}), {2, 5, 7});
+  // After 5, expert 2 and 4 serve the row that is left; 4 has a gate in a served row too. Then a tie: the lower expert.
+  covers(cover_case(6, {{1, 4, 5}, {4, 2}, {1, 3, 5}, {0, 3, 5}}), {4, 5});
+  covers(cover_case(6, {{0, 2, 3}, {1, 2, 3}}), {2});
+  covers(cover_case(80, {{0, 35, 67}, {1, 35, 67}}), {35});  // which one lane holds
+  Case close = cover_case(6, {{2, 3}, {2, 3}, {0}});         // expert 2, which is delta away, serves as many rows as 3
+  close.selection.delta = 0.25;
+  close.scores[2] = close.scores[6 + 2] = -0.25f;
+  close.scores[1] = close.scores[6 + 4] = 0;
+  covers(close, {0, 3});
+  Case edge = cover_case(5, {{0, 4}, {1, 4}, {2}});  // expert 3 is delta away in float only
+  edge.selection.delta = 1;
+  for (int t = 0; t < 3; ++t) edge.scores[size_t(t * 5 + t)] = 1, edge.scores[size_t(t * 5 + 3)] = -1e-9f;
+  covers(edge, {2, 4});
+  // Several words of rows, the last of them not full.
+  for (const int rows : {33, 64, 100, 256}) {
+    std::vector<std::vector<int>> serves;
+    for (int t = 0; t < rows; ++t) serves.push_back(t == rows - 2 ? std::vector{t % 64, 200} : std::vector{t % 64, 300});
+    serves.back() = {1, 200};
+    covers(cover_case(400, serves), {200, 300});
+  }
+}
+
+// refill and damp. Rows that keep their own choice keep its bits.
+void test_refill_and_damp(int every) {
+  std::mt19937 random(36);
+  Selector selector;
+  int dropped[kNumPolicies] = {}, lighter[kNumPolicies] = {}, own_rows = 0;
+  for (int number = 0; number < 3000; ++number) {
+    const Policy policy = kRefilling[number % int(std::size(kRefilling))];
+    const int max_rows = 2 + int(random() % 20), num_experts = 4 + int(random() % (random() % 4 ? 60 : 300));
+    const int num_rows = random() % 2 ? max_rows : int(random() % unsigned(max_rows + 1));
+    Case c = make_case(policy, max_rows, num_rows, num_experts, random);
+    c.selection.k0 = std::max(1, c.selection.k0 / 2);
+    c.selection.theta = any(random, {1.0, 2.5, 0.3});
+    c.selection.refill = any(random, {0.25, 0.05, std::exp(-0.5), 1.0});
+    c.selection.damp = any(random, {0.5, 0.0, 0.1, 1.0});
+    c.phase = Phase::kDecodeOnly;
+    c.scores = make_scores(any(random, {0, 1, 3}), c.scores.size(), num_experts, random);
+    if (random() % unsigned(every)) continue;
+    Device device(c);
+    const Output out = compare(c, num_rows, device, selector);
+    Case plain = c;
+    plain.selection = {};
+    const Output own = device.run(plain, num_rows);
+    for (int t = 0; t < num_rows; ++t) {
+      const int k = c.top_k;
+      const int32_t *ids = &out.ids[size_t(t * k)], *own_ids = &own.ids[size_t(t * k)];
+      const float *weights = &out.weights[size_t(t * k)], *own_weights = &own.weights[size_t(t * k)];
+      if (std::equal(ids, ids + k, own_ids)) {
+        CHECK(std::memcmp(weights, own_weights, size_t(k) * 4) == 0);
+        ++own_rows;
+        continue;
+      }
+      dropped[int(policy)] += std::count(ids, ids + k, -1) > 0;
+      lighter[int(policy)] +=
+          std::accumulate(weights, weights + k, 0.0) < std::accumulate(own_weights, own_weights + k, 0.0) - 1e-3;
+    }
+  }
+  if (every > 1) return;
+  CHECK(own_rows > 1000);
+  for (const Policy policy : kRefilling) {
+    CHECK(dropped[int(policy)] > 200);
+    CHECK(lighter[int(policy)] > 200);
+  }
+}
+
 // The bits of a row under a policy that looks at single rows are those that it has alone.
 void test_rows_alone() {
   std::mt19937 random(33);
@@ -213,6 +307,8 @@ int main(int argc, char** argv) {
   test_random_cases(every);
   test_most_choices();
   test_vanishing_gates();
+  test_cover();
+  test_refill_and_damp(every);
   test_rows_alone();
   test_bad_scores();
   test_arguments();

@@ -41,12 +41,7 @@ __device__ void admit_lynx(const RouteParams& p, int num_rows) {
     int expert = kMaxRouteExperts;  // none
     for (int e = lane_id(); e < num_experts; e += 32)
       if (!has_bit(s.admitted, e) && (expert == kMaxRouteExperts || votes[e] > most)) most = votes[e], expert = e;
-    for (int bit = 16; bit > 0; bit /= 2) {
-      const uint64_t other_most = shuffle_xor(kFullWarp, most, bit);
-      const int other = shuffle_xor(kFullWarp, expert, bit);
-      const bool better = other_most > most || (other_most == most && other < expert);
-      if (other < kMaxRouteExperts && (expert == kMaxRouteExperts || better)) most = other_most, expert = other;
-    }
+    largest_of_warp(most, expert);
     sync_warp();  // all have read admitted
     if (lane_id() == 0) set_bit(s.admitted, expert);
     sync_warp();  // admitted
@@ -115,6 +110,8 @@ void route(const RouteArgs& args, Stream stream) {
   params.least_experts = std::max(budget_experts(selection, num_experts), k);
   params.guard = has_guard(selection.policy);
   params.skip_limit = -std::log(selection.ratio);
+  params.refill_limit = -std::log(selection.refill);
+  params.damp = has_refill(selection.policy) ? selection.damp : 0;
   // 1e-5 covers the roundings of the float product; outside this range of alpha they are not bounded so, and nothing is skipped.
   if (selection.alpha > 1e-30 && selection.alpha < 1e30) params.filter = float(selection.alpha * (1 - 1e-5));
   switch (selection.policy) {
@@ -122,7 +119,8 @@ void route(const RouteArgs& args, Stream stream) {
     case Policy::kLynx:
     case Policy::kOea: return launch_route<Admit>(params, stream);
     case Policy::kXshare:
-    case Policy::kDesVote: return launch_gates(params, stream);
+    case Policy::kDesVote:
+    case Policy::kCover: return launch_gates(params, stream);
     default: launch_rows(params, stream);
   }
 }

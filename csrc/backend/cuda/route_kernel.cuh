@@ -36,8 +36,8 @@ __device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
   sync_block();  // admitted
 }
 
-// choose() of policies that admit experts: the best admitted of row t. Exact rows need no case of their own: all they want is
-// admitted.
+// choose() of policies that admit experts: the best admitted of row t, without those that are not worth running. Exact rows need
+// no case of their own: all they want is admitted.
 template <int kPerLane>
 __device__ int choose_admitted(const RouteParams& p, int t, int own) {
   Shared& s = shared_state();
@@ -45,13 +45,18 @@ __device__ int choose_admitted(const RouteParams& p, int t, int own) {
   int expert = own;
   const uint32_t lost = ballot(kFullWarp, lane < k && !has_bit(s.admitted, expert));
   if (lost) {
-    uint32_t key[kPerLane], unused;
+    uint32_t key[kPerLane], expert_key = 0;
     LYNX_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
       const int e = i * 32 + lane;
       key[i] = e < num_experts && has_bit(s.admitted, e) ? to_key(p.args.scores[t * num_experts + e]) : 0;
     }
-    pick_best(key, k, expert, unused);
+    pick_best(key, k, expert, expert_key);
+    if (p.refill_limit < INFINITY) {
+      const double gap = double(from_key(shuffle(kFullWarp, expert_key, 0))) - from_key(expert_key);
+      const int kept = k - count_bits(lost);  // own choices, which are first: they are better than others
+      if (lane >= kept && gap > p.refill_limit) expert = -1;
+    }
     if (lane == 0) atomic_add(&s.remapped, uint32_t(count_bits(lost)));
   }
   return expert;
@@ -130,11 +135,13 @@ __device__ void weigh(const RouteParams& p, int t) {
     const double mass = warp_sum(gate, k);
     const double own_mass = warp_sum(lane < k ? expf(scores[own] - own_best) : 0, k);
     const float own_weight = lane < k ? a.weights[pair] : 0;
+    retained = best_key ? mass * exp(double(best) - own_best) / own_mass : 0;
     float weight = 0;
     if (Rule::kMovesWeights && (a.selection.policy == Policy::kSere || a.selection.policy == Policy::kAlias)) {
       weight = moved_weight(p, own, expert, own_weight);
     } else {
-      const double row_weight = a.rule.norm_topk ? 1 : warp_sum(own_weight, k);
+      double row_weight = a.rule.norm_topk ? 1 : warp_sum(own_weight, k);
+      if (p.damp > 0) row_weight *= exp(p.damp * log(retained));  // pow() would not be inlined
       if (expert >= 0) weight = float(row_weight * gate / mass);
     }
     if (lane < k) {
@@ -142,7 +149,6 @@ __device__ void weigh(const RouteParams& p, int t) {
       a.ids[pair] = expert;
       a.weights[pair] = expert >= 0 ? weight : 0;
     }
-    retained = best_key ? mass * exp(double(best) - own_best) / own_mass : 0;
   }
   if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
 }
@@ -246,7 +252,7 @@ void launch_route(RouteParams& params, Stream stream) {
 }
 
 // The rules that are not route.cu's own: route_gates.cu, route_rows.cu.
-void launch_gates(RouteParams& params, Stream stream);  // xshare, des_vote
+void launch_gates(RouteParams& params, Stream stream);  // xshare, des_vote, cover
 void launch_rows(RouteParams& params, Stream stream);   // what admits no experts
 
 }  // namespace lynx_rt::cuda::route_state

@@ -81,7 +81,8 @@ __device__ void assign_capacity(const RouteParams& p, int num_rows) {
     }
 }
 
-// lynx_literal: the k best of the scores with the others' votes added; a confident row keeps its first choice.
+// lynx_literal: the k best of the scores with the others' votes added, without those that are not worth running; a confident row
+// keeps its first choice.
 template <int kPerLane>
 __device__ int choose_literal(const RouteParams& p, int t, int own) {
   const Shared& s = shared_state();
@@ -104,7 +105,14 @@ __device__ int choose_literal(const RouteParams& p, int t, int own) {
   pick_best(key, k, expert, unused);
   const int first = shuffle(kFullWarp, own, 0);
   const bool lost = ballot(kFullWarp, lane < k && expert == first) == 0;
-  return lost && lane == k - 1 && shared_array<uint8_t>(p.layout.confident)[t] ? first : expert;
+  if (lost && lane == k - 1 && shared_array<uint8_t>(p.layout.confident)[t]) expert = first;
+  if (p.refill_limit == INFINITY) return expert;
+
+  const float score = lane < k ? p.args.scores[t * num_experts + expert] : 0;
+  const float kept = from_key(reduce_max(kFullWarp, lane < k ? to_key(score) : 0));
+  bool chosen = false;  // by the row itself
+  for (int j = 0; j < k; ++j) chosen |= shuffle(kFullWarp, own, j) == expert;
+  return !chosen && double(kept) - score > p.refill_limit ? -1 : expert;
 }
 
 // deny_rank: the best k + 1 without that of the rank; -1 where there are only k.

@@ -22,6 +22,7 @@ struct RouteLayout {
   int chosen;     // int16 [T, k] own choice, then the final one
   int assigned;   // int16 [T, k]
   int target;     // int16 [E] sere, alias: what a choice becomes
+  int serves;     // uint32 [T / 32, E] cover: rows that an expert serves, a bit each
   int confident;  // uint8 [T] one expert alone is in bin 0
   int bytes;
 };
@@ -33,10 +34,12 @@ struct RouteParams {
   int theta_exponent;
   int tile_rows;
   int least_rows;     // real rows from which on the policy acts
-  int least_experts;  // xshare, des_vote: admitted experts
+  int least_experts;  // xshare, des_vote, cover: admitted experts
   bool guard;
-  double skip_limit;  // skip: the largest gap to the best score that stays
-  float filter;       // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
+  double skip_limit;    // skip: the largest gap to the best score that stays
+  double refill_limit;  // the largest gap to the best expert that a row ends with, at which one that it did not choose stays
+  double damp;          // 0 where the policy has none
+  float filter;         // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
 };
 
 struct Shared {
@@ -44,7 +47,7 @@ struct Shared {
   uint64_t needed;                         // votes that admit
   uint32_t wanted[kMaxRouteTopK][kWords];  // own choices by rank
   uint32_t admitted[kWords];               // sere: primary
-  uint32_t open[kWords];                   // xshare, des_vote: not admitted yet, but may be
+  uint32_t open[kWords];                   // xshare, des_vote, cover: not admitted yet, but may be
   uint32_t used[kWords];                   // by the assignment
   uint32_t first_bad;
   uint32_t remapped;
@@ -71,6 +74,7 @@ constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int
   at.chosen = take(num_rows * top_k, 2);
   at.assigned = take(num_rows * top_k, 2);
   at.target = take(num_experts, 2);
+  at.serves = take((num_rows + 31) / 32 * num_experts, 4);
   at.confident = take(num_rows, 1);
   at.bytes = end;
   return at;

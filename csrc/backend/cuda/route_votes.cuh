@@ -5,6 +5,16 @@
 
 namespace lynx_rt::cuda::route_state {
 
+// The largest of the lanes' values and its expert, for all lanes; ties to the lower expert. A lane without one has value 0 and an
+// expert above all.
+__device__ inline void largest_of_warp(uint64_t& value, int& expert) {
+  for (int bit = 16; bit > 0; bit /= 2) {
+    const uint64_t other_value = shuffle_xor(kFullWarp, value, bit);
+    const int other = shuffle_xor(kFullWarp, expert, bit);
+    if (other_value > value || (other_value == value && other < expert)) value = other_value, expert = other;
+  }
+}
+
 // Values of a vote per bin and the votes that admit. One thread.
 __device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
   __extension__ using uint128 = unsigned __int128;
