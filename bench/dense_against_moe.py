@@ -72,12 +72,14 @@ def main() -> int:
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({**_SHAPE, **config}, indent=1), encoding="utf-8")
-        for batch in args.batch:
-            policies = {"topk": "topk"} if name != "moe" else _recorded(args, batch)
-            report = _bench(folder, batch, list(policies.values()), args.steps)
-            for policy, row in zip(policies, report["rows"], strict=True):
+        # A dense model has no routing, so that all its batch sizes fit one run.
+        runs = [(args.batch, {"topk": "topk"})] if name != "moe" else [([b], _recorded(args, b)) for b in args.batch]
+        for batches, policies in runs:
+            report = _bench(folder, batches, list(policies.values()), args.steps)
+            for number, row in enumerate(report["rows"]):
+                policy = list(policies)[number % len(policies)]
                 rows.append({**row, "model": name, "policy": policy, "device": report["model_info"]["device"]})
-                print(f"{name}, batch {batch}, {policy}: {row['median_ms']:.2f} ms", file=sys.stderr)
+                print(f"{name}, batch {row['batch']}, {policy}: {row['median_ms']:.2f} ms", file=sys.stderr)
     (args.out / "dense-against-moe.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     (args.out / "dense-against-moe.md").write_text(_table(rows, args.selection[0]), encoding="utf-8")
     print(_table(rows, args.selection[0]))
@@ -91,13 +93,14 @@ def _recorded(args: argparse.Namespace, batch: int) -> dict[str, str]:
         file = args.out / f"routed-{batch}-{number}.safetensors"
         if not file.exists():
             command = ["record", args.model, "--tasks", str(args.tasks), "--batch", str(batch), "--selection", policy]
-            _lynx_rt(*command, "--items", "20", "--routed-experts", str(file))
+            _lynx_rt(*command, "--items", str(8 * batch + 64), "--routed-experts", str(file))
         texts[policy] = f"replay:file={file}"
     return texts
 
 
-def _bench(folder: Path, batch: int, policies: list[str], steps: int) -> dict[str, Any]:
-    command = ["bench", "decode", str(folder), "--load-format", "dummy", "--batch", str(batch), "--steps", str(steps)]
+def _bench(folder: Path, batches: list[int], policies: list[str], steps: int) -> dict[str, Any]:
+    sizes = ",".join(str(batch) for batch in batches)
+    command = ["bench", "decode", str(folder), "--load-format", "dummy", "--batch", sizes, "--steps", str(steps)]
     report: dict[str, Any] = json.loads(_lynx_rt(*command, "--selection", ",".join(policies), "--json"))
     return report
 
