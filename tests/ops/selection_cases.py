@@ -10,6 +10,15 @@ from lynx_rt import _C
 STEP = 2.0**-10  # scores are multiples of this and small, so that shifts and differences are exact
 
 
+def rows(num_experts, *entries):
+    """Scores [T, E], 0 except for the given {expert: score} of each row."""
+    scores = np.zeros((len(entries), num_experts), np.float32)
+    for t, entry in enumerate(entries):
+        for expert, score in entry.items():
+            scores[t, expert] = score
+    return scores
+
+
 def draw_params(choose, policy, num_experts, k):
     """Parameters of a policy; `choose` takes a list and returns one of its items. Factors and shares are dyadic: no rounding."""
     if policy in ("lynx", "lynx_literal"):

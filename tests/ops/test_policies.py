@@ -14,7 +14,7 @@ import reference_select as ref
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from reference_policies import POLICIES, REFILLS, exp_mass
-from selection_cases import cases, draw_exact, draw_params, draw_tables, row_sets, tables_for
+from selection_cases import cases, draw_exact, draw_params, draw_tables, row_sets, rows, tables_for
 
 from lynx_rt import _C
 
@@ -119,15 +119,6 @@ def test_sums_of_gates_are_exact(policy, seed):
 
 
 # --- by hand
-
-
-def rows(num_experts, *entries):
-    """Scores [T, E], 0 except for the given {expert: score} of each row."""
-    scores = np.zeros((len(entries), num_experts), np.float32)
-    for t, entry in enumerate(entries):
-        for expert, score in entry.items():
-            scores[t, expert] = score
-    return scores
 
 
 # Own choices {0, 1}, {0, 2}, {3, 1}.

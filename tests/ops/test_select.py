@@ -3,20 +3,12 @@
 import numpy as np
 import pytest
 import reference_select as ref
+from selection_cases import rows
 
 import lynx_rt
 from lynx_rt import _C
 
 FLOAT32_MAX = np.finfo(np.float32).max
-
-
-def rows(num_experts, *entries):
-    """Scores [T, E], 0 except for the given {expert: score} of each row."""
-    scores = np.zeros((len(entries), num_experts), np.float32)
-    for t, entry in enumerate(entries):
-        for expert, score in entry.items():
-            scores[t, expert] = score
-    return scores
 
 
 def random_scores(num_rows, num_experts, seed=0):
