@@ -192,11 +192,15 @@ std::string to_string(const Selection& selection, const std::string& file) {
     text += str_cat(separator, key, "=", value);
     separator = ",";
   };
+  const bool shows_all = selection.policy == Policy::kCover || selection.policy == Policy::kLynx;
+  const auto text_of_number = [](auto value) {
+    if constexpr (std::is_integral_v<decltype(value)>) return std::to_string(value);
+    return shortest(double(value));
+  };
   for (const Parameter& p : policy.parameters) {
-    const double value = std::visit([&](auto member) { return double(selection.*member); }, p.member);
     const bool weighs = p.member == refill.member || p.member == damp.member;
-    if (!weighs || value != 0 || selection.policy == Policy::kCover || selection.policy == Policy::kLynx)
-      add(p.key, shortest(value));
+    const std::string value = std::visit([&](auto member) { return text_of_number(selection.*member); }, p.member);
+    if (!weighs || shows_all || value != "0") add(p.key, value);
   }
   if (!file.empty()) add("file", file);
   if (selection.all_phases) add("phase", "all");

@@ -29,6 +29,7 @@ SCORES = np.zeros((2, 4), np.float32)
         ("cover:damp=0,delta=0,refill=0", "cover:delta=0,m=1,refill=0,damp=0"),
         ("top1", "top_j:j=1"),
         ("top_j", "top_j:j=1"),
+        ("top_j:j=5000000", "top_j:j=5000000"),
         ("skip", "skip:ratio=0.5"),
         ("deny_rank", "deny_rank:rank=0"),
         ("capacity", "capacity:factor=1"),
