@@ -17,14 +17,25 @@ def wants_bar(use_tqdm: bool | None, count: int) -> bool:
     return use_tqdm if use_tqdm is not None else count > 1 and sys.stderr.isatty()
 
 
-class ProgressBar:
+class _Closed:
+    """Closes its bar, where it has one, at the end of a with statement."""
+
+    _bar: Any = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class ProgressBar(_Closed):
     """Finished requests on stderr, with tokens per second in and out; does nothing where no bar is wanted."""
 
     _RATE_EVERY_S = 0.2
 
     def __init__(self, requests: Sequence[Request], use_tqdm: bool | None) -> None:
         self._requests = requests
-        self._bar: Any = None
         if wants_bar(use_tqdm, len(requests)):
             from tqdm.auto import tqdm
 
@@ -48,12 +59,6 @@ class ProgressBar:
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
 
 class LoadProgress:
     """Bytes of weights on their way to a device, or being quantised, on stderr where that is a terminal."""
@@ -73,7 +78,7 @@ class LoadProgress:
             self._bar.close()
 
 
-class WorkBar:
+class WorkBar(_Closed):
     """Jobs of unequal size on stderr, with the time left: a bar on a terminal, else one line per finished job."""
 
     _FORMAT = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}{postfix}"
@@ -82,7 +87,6 @@ class WorkBar:
         """count: jobs.  work: of all of them, in the unit of add(); time left takes it to pass at a constant rate."""
         self._count, self._work = count, work
         self._jobs, self._done, self._start = 0, 0.0, time.monotonic()
-        self._bar: Any = None
         if count and sys.stderr.isatty():
             from tqdm.auto import tqdm
 
@@ -109,12 +113,6 @@ class WorkBar:
 
     def __enter__(self) -> WorkBar:
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
 
 
 def _duration(seconds: float) -> str:

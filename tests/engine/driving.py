@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,8 +60,11 @@ def record(results: Mapping[int, Result], outputs: Sequence[_C.StepOutput]) -> N
         r.num_cached_tokens, r.num_preemptions = o.num_cached_tokens, o.num_preemptions
 
 
-def run(e: _C.Engine, jobs: Sequence[Job], check: bool = False) -> list[Result]:
-    """All jobs to their end, each added at its arrival; `check` verifies the pages' bookkeeping after every step."""
+def run(
+    e: _C.Engine, jobs: Sequence[Job], check: bool = False, result: type[Result] = Result, record: Callable[..., None] = record
+) -> list[Any]:
+    """All jobs to their end, each added at its arrival; `check` verifies the pages' bookkeeping after every step. `record` puts the
+    outputs of a step into the `result` of each request."""
     results: dict[int, Result] = {}
     ids: dict[int, int] = {}
     step = 0
@@ -69,7 +72,7 @@ def run(e: _C.Engine, jobs: Sequence[Job], check: bool = False) -> list[Result]:
         for i, job in enumerate(jobs):
             if job.arrival <= step and i not in ids:
                 ids[i] = e.add_request(job.prompt, params(**job.options))
-                results[ids[i]] = Result()
+                results[ids[i]] = result()
         record(results, e.step())
         if check:
             e.check_integrity()

@@ -41,24 +41,17 @@ class Result(BaseResult):
         return np.concatenate(self.pieces)
 
 
+def record_experts(results, outputs):
+    for o in outputs:
+        r = results[o.request_id]
+        if o.num_preemptions > r.num_preemptions:
+            r.pieces = []
+        r.pieces.append(o.routed_experts)
+    record(results, outputs)
+
+
 def run_recorded(e, jobs):
-    results = {}
-    ids = {}
-    step = 0
-    while len(ids) < len(jobs) or e.has_unfinished():
-        for i, job in enumerate(jobs):
-            if job.arrival <= step and i not in ids:
-                ids[i] = e.add_request(job.prompt, params(**job.options))
-                results[ids[i]] = Result()
-        outputs = e.step()
-        for o in outputs:
-            r = results[o.request_id]
-            if o.num_preemptions > r.num_preemptions:
-                r.pieces = []
-            r.pieces.append(o.routed_experts)
-        record(results, outputs)
-        step += 1
-    return [results[ids[i]] for i in range(len(jobs))]
+    return run(e, jobs, result=Result, record=record_experts)
 
 
 def jobs_of(model, count=6, tokens=12, **options):

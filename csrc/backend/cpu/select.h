@@ -43,8 +43,8 @@
 //                 lower expert; where the row has no other expert in bin 0 and lost its first choice, that replaces the last of
 //                 the k. refill as above.
 //   sere          Experts among the first s own choices of any row are primary. In the slots from s on, a choice u that is not
-//                 primary becomes the primary v with the largest similarity[u, v] (ties to the lower expert), unless that is
-//                 below rho. A row's choices that meet become one, in the first slot; the others are dropped.
+//                 primary becomes the primary v with the largest similarity[u, v] (ties to the lower expert), unless rho > 0
+//                 and that is below it. A row's choices that meet become one, in the first slot; the others are dropped.
 //   capacity      No expert takes more than ceil(factor * B * k / E) rows. Slots are filled in order of rank, and of rows within
 //   a
 //                 rank: each gets the best expert that the row has not asked yet and that has room; where none is left it is

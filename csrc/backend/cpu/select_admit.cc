@@ -176,9 +176,7 @@ void Selector::assign_admitted(const Batch& batch, const Routing& own) {
     } else {
       const float* z = batch.row(t);
       pick_best(z, admitted_list_, k, ids);
-      // Own choices have better scores than others, so that what is dropped is the end.
-      for (int j = 1; j < k; ++j)
-        if (double(z[ids[0]]) - z[ids[j]] > limit && std::find(wanted, wanted + k, ids[j]) == wanted + k) ids[j] = -1;
+      drop_refills(z, wanted, k, limit, ids);
     }
   }
 }

@@ -67,12 +67,7 @@ void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* want
   pick_best(keys_.data(), {all_experts_.data(), size_t(batch.num_experts)}, batch.top_k, ids);
   if (confident_[size_t(t)] && std::find(ids, ids + batch.top_k, wanted[0]) == ids + batch.top_k)
     ids[batch.top_k - 1] = wanted[0];
-
-  float kept = z[ids[0]];
-  for (int j = 1; j < batch.top_k; ++j) kept = std::max(kept, z[ids[j]]);
-  const double limit = -std::log(s.refill);
-  for (int j = 0; j < batch.top_k; ++j)
-    if (double(kept) - z[ids[j]] > limit && std::find(wanted, wanted + batch.top_k, ids[j]) == wanted + batch.top_k) ids[j] = -1;
+  drop_refills(z, wanted, batch.top_k, -std::log(s.refill), ids);
 }
 
 // sere: target_, which is the expert itself where it is primary, or has no primary that is similar enough.

@@ -1,5 +1,6 @@
 // What the parts of Selector share.
 #pragma once
+#include <algorithm>
 #include <span>
 
 #include "backend/cpu/select.h"
@@ -34,6 +35,14 @@ inline int pick_best(const float* scores, std::span<const int32_t> candidates, i
     ids[slot] = e;
   }
   return n;
+}
+
+// Drops what a row did not choose itself and whose score is more than `limit` nats (-log(refill)) below the best that it got.
+inline void drop_refills(const float* scores, const int32_t* wanted, int k, double limit, int32_t* ids) {
+  float best = scores[ids[0]];
+  for (int j = 1; j < k; ++j) best = std::max(best, scores[ids[j]]);
+  for (int j = 0; j < k; ++j)
+    if (double(best) - scores[ids[j]] > limit && std::find(wanted, wanted + k, ids[j]) == wanted + k) ids[j] = -1;
 }
 
 }  // namespace lynx_rt
