@@ -9,18 +9,26 @@
 
 namespace lynx_rt {
 
-// Rows [row_begin, row_begin + rows) of a tensor seen as a matrix [product of all but the last dimension, last], bound to
-// `*target`. A fused tensor has several pieces, e.g. experts.gate_up_proj [E, 2I, H] has 2E.
+// A part of a tensor seen as a matrix [product of all but the last dimension, last]: rows row_begin, row_begin + row_step, ..
+// (`rows` of them) and columns alike; cols = 0 is all columns from col_begin on. What is whole rows one after the other is bound
+// in place; anything else, and what is decoded, is copied. A fused tensor has several pieces, e.g. experts.gate_up_proj
+// [E, 2I, H] has 2E.
 struct WeightPiece {
   WeightView* target;
   int64_t row_begin;
   int64_t rows;
+  int64_t row_step = 1;
+  int64_t col_begin = 0;
+  int64_t cols = 0;
+  int64_t col_step = 1;
+  bool transposed = false;  // the target is the part's transpose
+  bool as_float32 = false;  // the target is float32 whatever the tensor is
 };
 
 struct TensorSpec {
   std::string name;
   std::vector<int64_t> shape;
-  std::vector<WeightPiece> pieces;  // together they cover the tensor, each row once
+  std::vector<WeightPiece> pieces;  // together they cover the tensor, each element once
 };
 
 // A spec for a tensor that fills one slot whole; shape has one or two dimensions.
