@@ -14,14 +14,14 @@ from typing import Any
 
 from lynx_rt.driver import Driver
 from lynx_rt.errors import ValidationError
-from lynx_rt.generation_config import default_sampling_params, eos_token_ids
+from lynx_rt.generation_config import default_sampling_params, eos_token_ids, load_generation_config
 from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
 from lynx_rt.request import Request
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.stream import TokenStream
-from lynx_rt.tokenizer import Tokenizer, read_json
+from lynx_rt.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]
 ParamsPerPrompt = Params | Sequence[Params] | None
@@ -109,7 +109,7 @@ class Engine:
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
             self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
-            self._generation_config = read_json(self._path / "generation_config.json")
+            self._generation_config = load_generation_config(self._path)
             self._chat_template = chat_template
             # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
             known = frozenset(self._info["eos_token_ids"])

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +33,10 @@ _ARRAYS = {  # name -> dtype, dimensions
     "request": (np.uint64, 1),
     "position": (np.int32, 1),
     "exact": (np.uint8, 1),
+    "choice_bias": (np.float32, 2),
 }
-_FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob")
+_FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob", "router")
+_PLAIN_ROUTER = {"kind": "softmax", "num_groups": 1, "top_groups": 1, "group_top2": False}
 
 
 @dataclass(slots=True, eq=False)
@@ -53,6 +55,13 @@ class Recording:
     request: NDArray[np.uint64]  # [N] number of the request
     position: NDArray[np.int32]  # [N] in its sequence
     exact: NDArray[np.uint8]  # [N] 1 = expert_selection="exact"
+    # How logits rank experts: the members of RouterRule (csrc/backend/moe_types.h), and its bias of each layer.
+    router: dict[str, Any] = field(default_factory=_PLAIN_ROUTER.copy)
+    choice_bias: NDArray[np.float32] = None  # type: ignore[assignment]  # [L, E], or [L, 0] = none
+
+    def __post_init__(self) -> None:
+        if self.choice_bias is None:
+            self.choice_bias = np.zeros((len(self.layers), 0), np.float32)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -84,7 +93,9 @@ class Recording:
         try:
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
-                recording = cls(**{name: facts[name] for name in _FACTS}, **{name: file[name] for name in _ARRAYS})
+                facts.setdefault("router", _PLAIN_ROUTER.copy())  # files from before there were others
+                arrays = {name: file[name] for name in _ARRAYS if name in file.files or name != "choice_bias"}
+                recording = cls(**{name: facts[name] for name in _FACTS}, **arrays)
         except OSError:
             raise
         except Exception as error:  # a damaged file raises whatever the layer below it does
@@ -104,10 +115,15 @@ class Recording:
         return int(full.sum())
 
     def _check(self, path: str) -> None:
+        kinds = {name: type(value) for name, value in _PLAIN_ROUTER.items()}
+        if not isinstance(self.router, dict) or {name: type(value) for name, value in self.router.items()} != kinds:
+            raise ValidationError(f"{path}: router: unexpected {self.router!r}", "recording")
         rows, layers = len(np.atleast_1d(self.scores)), self.layers.size
         for name, (dtype, dimensions) in _ARRAYS.items():
             array = getattr(self, name)
             lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
+            if name == "choice_bias":
+                lengths = (layers, self.scores.shape[2] if array.size else 0)
             if array.dtype != dtype or array.ndim != dimensions or array.shape != lengths:
                 raise ValidationError(f"{path}: {name}: unexpected {array.dtype} {array.shape}", "recording")
 

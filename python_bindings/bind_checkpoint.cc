@@ -1,6 +1,7 @@
 // Checkpoint contents without a model: for `lynx-rt inspect` and the tests. Errors: lynx_rt::Error, see bind_errors.cc.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
 
 #include <cstring>
@@ -9,6 +10,7 @@
 
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
+#include "model/family_config.h"
 
 namespace py = pybind11;
 
@@ -53,6 +55,14 @@ py::array_t<uint8_t> checkpoint_tensor(const std::filesystem::path& path, const 
   return out;
 }
 
+// For tests/model/test_rope.py.
+py::tuple rope_angles_of(const std::string& config, int64_t head_dim, int64_t max_positions) {
+  ModelConfig m;
+  read_rope(ConfigReader::parse(config, "config.json"), head_dim, m, {.partial_rotary = true});
+  const RopeAngles angles = rope_angles(m.rope, max_positions);
+  return py::make_tuple(angles.inverse, angles.factor);
+}
+
 }  // namespace
 
 void register_checkpoint(py::module_& m) {
@@ -64,6 +74,8 @@ void register_checkpoint(py::module_& m) {
   m.def("checkpoint_tensor", &checkpoint_tensor, py::arg("path"), py::arg("name"),
         "A copy of one tensor's bytes as they lie in the file, a uint8 array [bytes].\n\n"
         "Raises ModelNotFoundError, CheckpointError (also where there is no such tensor).");
+  m.def("rope_angles", &rope_angles_of, py::arg("config"), py::arg("head_dim"), py::arg("max_positions"),
+        "(radians per position [rotated columns / 2], factor of cosines and sines) by the text of a config.json.");
 }
 
 }  // namespace lynx_rt

@@ -9,6 +9,7 @@
 #include "engine/simulation.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
+#include "model/describe.h"
 
 namespace py = pybind11;
 
@@ -55,6 +56,14 @@ py::dict to_dict(RouterLogits&& r) {
   d["num_model_layers"] = r.num_model_layers;
   d["num_experts_per_tok"] = r.num_experts_per_tok;
   d["norm_topk_prob"] = r.norm_topk_prob;
+  py::dict router;
+  router["kind"] = r.router_kind;
+  router["num_groups"] = r.num_groups;
+  router["top_groups"] = r.top_groups;
+  router["group_top2"] = r.group_top2;
+  d["router"] = router;
+  const int64_t biases = r.choice_bias.empty() ? 0 : r.num_experts;
+  d["choice_bias"] = to_array(std::move(r.choice_bias), {layers, biases});
   d["layers"] = to_array(std::move(r.layers), {layers});
   d["scores"] = to_array(std::move(r.scores), {rows, layers, r.num_experts});
   d["routed_experts"] = to_array(std::move(r.routed_experts), {rows, layers, r.num_experts_per_tok});
@@ -236,6 +245,15 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
   rows.num_experts = scores.shape(2);
   rows.num_experts_per_tok = py::cast<int64_t>(recorded["num_experts_per_tok"]);
   rows.norm_topk_prob = py::cast<bool>(recorded["norm_topk_prob"]);
+  const py::dict router = recorded["router"];
+  rows.router.kind = parse_router_kind(py::cast<std::string>(router["kind"]));
+  rows.router.num_groups = py::cast<int>(router["num_groups"]);
+  rows.router.top_groups = py::cast<int>(router["top_groups"]);
+  rows.router.group_top2 = py::cast<bool>(router["group_top2"]);
+  const auto bias = array_of<float>(recorded, "choice_bias", {layers.size(), -1});
+  if (bias.shape(1) != 0 && bias.shape(1) != rows.num_experts)
+    invalid("choice_bias", "expected ", rows.num_experts, " experts or none, got ", bias.shape(1));
+  if (bias.size() > 0) rows.choice_bias = bias.data();
   Array<int16_t> ids({int64_t(order.size()), int64_t(layers.size()), rows.num_experts_per_tok});
   const std::span<const int64_t> order_span(order.data(), size_t(order.size())),
       offsets_span(offsets.data(), size_t(offsets.size()));
@@ -255,17 +273,18 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
 
 // What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
 py::dict inspect(const std::string& path) {
-  ModelConfig c = read_model_config(path);
+  std::vector<std::string> unread;
+  ModelConfig c = read_model_config(path, &unread);
   Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
-  load_weights(c, checkpoint, weights);
+  load_weights(c, checkpoint, weights, ReadCopies::kNever);
   int64_t expert_bytes = 0, experts = 0, active = 0;
   for (const LayerWeights& layer : weights.layers) {
     for (const ExpertWeights& e : layer.experts) expert_bytes += e.gate.bytes() + e.up.bytes() + e.down.bytes();
     experts += int64_t(layer.experts.size());
     active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
   }
-  int64_t total = checkpoint.total_bytes(), per_expert = experts ? expert_bytes / experts : 0;
+  int64_t total = weight_bytes(weights), per_expert = experts ? expert_bytes / experts : 0;
   // One token reads every weight but the experts it does not use, and one row of the embedding.
   int64_t dense = total - expert_bytes - (c.tie_word_embeddings ? 0 : weights.embed.bytes());
   py::dict d;
@@ -273,7 +292,7 @@ py::dict inspect(const std::string& path) {
   d["dtype"] = dtype_name(c.dtype);
   d["hidden_size"] = c.hidden_size;
   d["num_layers"] = c.num_layers;
-  d["num_moe_layers"] = std::count(c.moe_layer.begin(), c.moe_layer.end(), true);
+  d["num_moe_layers"] = c.num_moe_layers();
   d["num_heads"] = c.num_heads;
   d["num_kv_heads"] = c.num_kv_heads;
   d["head_dim"] = c.head_dim;
@@ -283,14 +302,19 @@ py::dict inspect(const std::string& path) {
   d["num_experts_per_tok"] = c.num_experts_per_tok;
   d["moe_intermediate_size"] = c.moe_intermediate_size;
   d["intermediate_size"] = c.intermediate_size;
-  d["norm_topk_prob"] = c.norm_topk_prob;
+  d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
+  d["attention"] = describe_attention(c);
+  d["rope"] = describe_rope(c);
   d["tie_word_embeddings"] = c.tie_word_embeddings;
   d["num_tensors"] = checkpoint.tensors().size();
   d["num_files"] = checkpoint.files().size();
+  d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
+  d["checkpoint_bytes"] = checkpoint.total_bytes();
   d["weight_bytes"] = total;
   d["expert_bytes"] = per_expert;
   d["active_bytes_per_token"] = dense + active * per_expert;
   d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  d["keys_not_understood"] = keys_that_matter(std::move(unread));
   return d;
 }
 

@@ -1,38 +1,15 @@
-// Single backend ops on NumPy arrays, for tests and benches. Arrays of weights are float32, float16, or uint16 holding bf16.
-#include <pybind11/numpy.h>
+// Single backend ops on NumPy arrays, for tests and benches; those of attention are in bind_attention.cc.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <optional>
-
-#include "backend/backend.h"
+#include "arrays.h"
 #include "backend/cpu/dispatch.h"
 #include "backend/cpu/quantize.h"
-#include "base/error.h"
 #include "bindings.h"
-
-namespace py = pybind11;
 
 namespace lynx_rt {
 
 namespace {
-
-using Floats = py::array_t<float, py::array::c_style>;
-using Ints = py::array_t<int32_t, py::array::c_style>;
-
-DType dtype_of(const std::string& name) {
-  for (DType t : {DType::kF32, DType::kBF16, DType::kF16})
-    if (name == dtype_name(t)) return t;
-  invalid("dtype", "expected float32, bfloat16 or float16, got \"", name, "\"");
-}
-
-WeightView weight(const py::array& a) {
-  if (!(a.flags() & py::array::c_style) || a.ndim() < 1 || a.ndim() > 2)
-    invalid("weight", "expected a contiguous array of 1 or 2 dimensions");
-  DType t = a.dtype().kind() == 'u' ? DType::kBF16 : a.itemsize() == 2 ? DType::kF16 : DType::kF32;
-  if (a.itemsize() != dtype_size(t)) invalid("weight", "expected float32, float16 or uint16 (bf16 bits)");
-  return {a.data(), t, a.ndim() == 2 ? a.shape(0) : 1, a.shape(a.ndim() - 1)};
-}
 
 // A weight as a backend placed it, and what keeps its memory alive.
 struct PlacedWeight {
@@ -40,7 +17,7 @@ struct PlacedWeight {
   py::object backend, array;
 };
 
-WeightView weight(const py::object& w) {
+WeightView any_weight(const py::object& w) {
   if (py::isinstance<PlacedWeight>(w)) return w.cast<PlacedWeight&>().view;
   return weight(w.cast<py::array>());
 }
@@ -52,66 +29,6 @@ py::tuple quantized_values(const PlacedWeight& w) {
   read_quantized(w.view, values.mutable_data(), scales.mutable_data());
   return py::make_tuple(values, scales);
 }
-
-void require_columns(const Floats& x, int64_t columns) {
-  if (x.ndim() != 2 || x.shape(1) != columns) invalid("x", "expected [T, ", columns, "]");
-}
-
-// A KV cache of one layer on NumPy-visible memory, and the two ops that use it.
-class PagedCache {
- public:
-  PagedCache(Backend& backend, int64_t num_blocks, int64_t block_size, int64_t num_kv_heads, int64_t head_dim)
-      : backend_(backend), bytes_(num_blocks * block_size * num_kv_heads * head_dim * dtype_size(backend.compute_dtype())) {
-    view_ = {backend.allocate(bytes_, "cache"),
-             backend.allocate(bytes_, "cache"),
-             backend.compute_dtype(),
-             num_blocks,
-             block_size,
-             num_kv_heads,
-             head_dim};
-  }
-  ~PagedCache() {
-    backend_.release(view_.k, bytes_);
-    backend_.release(view_.v, bytes_);
-  }
-  PagedCache(const PagedCache&) = delete;
-
-  // qkv_post, then attention, of consecutive rows per sequence. qkv [T, (A + 2 G) * D], positions [T], query_start [S + 1],
-  // block_tables [S, max_blocks], cos and sin [positions, D / 2] -> [T, A * D].
-  Floats attend(Floats qkv, int64_t num_heads, std::optional<py::array> q_norm, std::optional<py::array> k_norm, float eps,
-                const Floats& cos, const Floats& sin, const Ints& positions, const Ints& query_start, const Ints& block_tables) {
-    int64_t d = view_.head_dim, rows = positions.size();
-    require_columns(qkv, (num_heads + 2 * view_.num_kv_heads) * d);
-    Floats work({rows, qkv.shape(1)});
-    std::copy(qkv.data(), qkv.data() + qkv.size(), work.mutable_data());
-    BatchView b;
-    b.num_rows = rows;
-    b.num_seqs = query_start.size() - 1;
-    b.positions = positions.data();
-    b.query_start = query_start.data();
-    b.block_tables = block_tables.data();
-    b.max_blocks = block_tables.shape(1);
-    std::vector<int64_t> slots;
-    for (int64_t s = 0; s < b.num_seqs; ++s)
-      for (int32_t t = query_start.at(s); t < query_start.at(s + 1); ++t)
-        slots.push_back(block_tables.at(s, positions.at(t) / view_.block_size) * view_.block_size +
-                        positions.at(t) % view_.block_size);
-    b.slots = slots.data();
-    QkvPostArgs args{
-        work.mutable_data(),     num_heads, q_norm ? weight(*q_norm) : WeightView{}, k_norm ? weight(*k_norm) : WeightView{}, eps,
-        {cos.data(), sin.data()}};
-    b = backend_.begin_step(b);
-    backend_.qkv_post(args, b, view_);
-    Floats out({rows, num_heads * d});
-    backend_.attention(work.data(), work.shape(1), num_heads, 1.0f / std::sqrt(float(d)), b, view_, out.mutable_data());
-    return out;
-  }
-
- private:
-  Backend& backend_;
-  int64_t bytes_;
-  KvCacheView view_;
-};
 
 }  // namespace
 
@@ -127,16 +44,26 @@ void register_ops(py::module_& m) {
            py::arg("quantization") = "none")
       .def("place",
            [](py::object self, const py::array& w) {
-             ExpertWeights one{weight(w), {}, {}};  // not place(), by which "int4" is int8
+             ExpertWeights one;
+             one.gate = weight(w);  // not place(), by which "int4" is int8
              self.cast<Backend&>().place_experts({&one, 1});
              return PlacedWeight{one.gate, self, w};
            })
       .def("description", &Backend::description)
-      .def("embed",
-           [](Backend& b, const py::array& table, const Ints& ids) {
-             WeightView w = weight(table);
-             Floats out({int64_t(ids.size()), w.cols});
-             b.embed(w, ids.data(), ids.size(), out.mutable_data());
+      .def(
+          "embed",
+          [](Backend& b, const py::array& table, const Ints& ids, float scale) {
+            WeightView w = weight(table);
+            Floats out({int64_t(ids.size()), w.cols});
+            b.embed(w, ids.data(), ids.size(), out.mutable_data(), scale);
+            return out;
+          },
+          py::arg("table"), py::arg("ids"), py::arg("scale") = 1.0f)
+      .def("layernorm",
+           [](Backend& b, const Floats& x, const py::array& w, const py::array& bias, float eps) {
+             require_columns(x, weight(w).cols);
+             Floats out({x.shape(0), x.shape(1)});
+             b.layernorm(x.data(), weight(w), weight(bias), eps, x.shape(0), out.mutable_data());
              return out;
            })
       .def("rmsnorm",
@@ -148,61 +75,114 @@ void register_ops(py::module_& m) {
            })
       .def(
           "linear",
-          [](Backend& b, const Floats& x, const py::object& w, std::optional<py::array> bias, std::optional<Floats> add_to) {
-            LinearPart part{weight(w), bias ? weight(*bias) : WeightView{}, 0};
+          [](Backend& b, const Floats& x, const py::object& w, const std::optional<py::array>& bias, std::optional<Floats> add_to,
+             float scale) {
+            LinearPart part{any_weight(w), weight(bias), 0};
             require_columns(x, part.weight.cols);
             Floats out({x.shape(0), part.weight.rows});
             if (add_to) std::copy(add_to->data(), add_to->data() + add_to->size(), out.mutable_data());
-            b.linear(x.data(), x.shape(0), {&part, 1}, add_to.has_value(), out.mutable_data(), part.weight.rows);
+            b.linear(x.data(), x.shape(0), {&part, 1}, add_to.has_value(), out.mutable_data(), part.weight.rows, scale);
             return out;
           },
-          py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("add_to") = py::none())
-      .def("router",
-           [](Backend& b, const Floats& x, const py::array& w) {
-             require_columns(x, weight(w).cols);
-             Floats out({x.shape(0), weight(w).rows});
-             b.router(x.data(), weight(w), x.shape(0), out.mutable_data());
-             return out;
-           })
-      .def("expert_ffn",
-           [](Backend& b, const Floats& x, const std::vector<py::object>& gate, const std::vector<py::object>& up,
-              const std::vector<py::object>& down, const Ints& ids, const Floats& weights) {
-             // routing ids [T, k] with -1 = none, weights [T, k]; returns [T, H]
-             std::vector<ExpertWeights> experts;
-             for (size_t e = 0; e < gate.size(); ++e) experts.push_back({weight(gate[e]), weight(up[e]), weight(down[e])});
-             require_columns(x, experts.at(0).gate.cols);
-             RouterRule rule{int(gate.size()), int(ids.shape(1)), true};
-             std::vector<int32_t> active, offsets(gate.size() + 1), row_of_pair(size_t(ids.size()) + 1),
-                 pair_of_row(size_t(ids.size()) + 1);
-             for (int32_t e = 0; e < rule.num_experts; ++e)
-               if (std::find(ids.data(), ids.data() + ids.size(), e) != ids.data() + ids.size()) active.push_back(e);
-             int32_t num_active = int32_t(active.size());
-             active.resize(gate.size());
-             Routing routing{const_cast<int32_t*>(ids.data()), const_cast<float*>(weights.data()), active.data(), num_active};
-             DispatchPlan plan{offsets.data(), row_of_pair.data(), pair_of_row.data()};
-             dispatch_pairs(routing, x.shape(0), rule, plan);
-             Floats out({x.shape(0), x.shape(1)});
-             std::fill_n(out.mutable_data(), out.size(), 0.0f);
-             b.expert_ffn(x.data(), x.shape(0), experts, rule, routing, plan, out.mutable_data());
-             return out;
-           })
-      .def("mlp", [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down) {
-        ExpertWeights w{weight(gate), weight(up), weight(down)};
-        require_columns(x, w.gate.cols);
-        Floats out({x.shape(0), x.shape(1)});
-        std::fill_n(out.mutable_data(), out.size(), 0.0f);
-        b.mlp(x.data(), x.shape(0), w, out.mutable_data());
-        return out;
-      });
+          py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("add_to") = py::none(), py::arg("scale") = 1.0f)
+      // x [T, A, X] with X >= first_column + K, weights A of [N, K]; returns [T, A, M]: columns [out_column, out_column + N) of
+      // each head, the others as `fill`.
+      .def(
+          "head_linear",
+          [](Backend& b, const py::array_t<float, py::array::c_style>& x, int64_t first_column,
+             const std::vector<py::array>& weights, int64_t out_columns, int64_t out_column, float fill) {
+            std::vector<WeightView> views;
+            for (const py::array& w : weights) views.push_back(weight(w));
+            const int64_t rows = x.shape(0), heads = x.shape(1), columns = x.shape(2);
+            if (int64_t(views.size()) != heads || first_column < 0 || views.at(0).cols + first_column > columns)
+              invalid("x", "expected [T, heads, columns]");
+            py::array_t<float, py::array::c_style> out({rows, heads, out_columns});
+            std::fill_n(out.mutable_data(), out.size(), fill);
+            if (out_column < 0 || out_column + views[0].rows > out_columns) invalid("out_column", "reaches past out_columns");
+            b.place_heads(views);
+            b.head_linear(x.data() + first_column, heads * columns, columns, rows, views, out.mutable_data() + out_column,
+                          heads * out_columns, out_columns);
+            return out;
+          },
+          py::arg("x"), py::arg("first_column"), py::arg("weights"), py::arg("out_columns"), py::arg("out_column") = 0,
+          py::arg("fill") = 0.0f)
+      .def(
+          "router",
+          [](Backend& b, const Floats& x, const py::array& w, const std::optional<py::array>& bias) {
+            require_columns(x, weight(w).cols);
+            Floats out({x.shape(0), weight(w).rows});
+            b.router(x.data(), weight(w), weight(bias), x.shape(0), out.mutable_data());
+            return out;
+          },
+          py::arg("x"), py::arg("weight"), py::arg("bias") = py::none())
+      .def(
+          "expert_ffn",
+          [](Backend& b, const Floats& x, const std::vector<py::object>& gate, const std::vector<py::object>& up,
+             const std::vector<py::object>& down, const Ints& ids, const Floats& weights,
+             const std::optional<std::vector<std::vector<py::array>>>& biases,
+             std::optional<std::pair<float, float>> clamped_swiglu, bool scale_input) {
+            // routing ids [T, k] with -1 = none, weights [T, k]; biases: gate, up, down of each expert; clamped_swiglu: alpha,
+            // limit; returns [T, H]
+            std::vector<ExpertWeights> experts;
+            for (size_t e = 0; e < gate.size(); ++e) {
+              ExpertWeights& w = experts.emplace_back();
+              w.gate = any_weight(gate[e]);
+              w.up = any_weight(up[e]);
+              w.down = any_weight(down[e]);
+              if (!biases) continue;
+              w.gate_bias = weight(biases->at(0).at(e));
+              w.up_bias = weight(biases->at(1).at(e));
+              w.down_bias = weight(biases->at(2).at(e));
+            }
+            FfnRule ffn;
+            ffn.scale_input = scale_input;
+            if (clamped_swiglu) {
+              ffn.activation = Activation::kClampedSwiglu;
+              std::tie(ffn.alpha, ffn.limit) = *clamped_swiglu;
+            }
+            require_columns(x, experts.at(0).gate.cols);
+            RouterRule rule{int(gate.size()), int(ids.shape(1)), true};
+            std::vector<int32_t> active, offsets(gate.size() + 1), row_of_pair(size_t(ids.size()) + 1),
+                pair_of_row(size_t(ids.size()) + 1);
+            for (int32_t e = 0; e < rule.num_experts; ++e)
+              if (std::find(ids.data(), ids.data() + ids.size(), e) != ids.data() + ids.size()) active.push_back(e);
+            int32_t num_active = int32_t(active.size());
+            active.resize(gate.size());
+            Routing routing{const_cast<int32_t*>(ids.data()), const_cast<float*>(weights.data()), active.data(), num_active};
+            DispatchPlan plan{offsets.data(), row_of_pair.data(), pair_of_row.data()};
+            dispatch_pairs(routing, x.shape(0), rule, plan);
+            Floats out({x.shape(0), x.shape(1)});
+            std::fill_n(out.mutable_data(), out.size(), 0.0f);
+            b.expert_ffn(x.data(), x.shape(0), experts, rule, ffn, routing, plan, out.mutable_data());
+            return out;
+          },
+          py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("ids"), py::arg("weights"),
+          py::arg("biases") = py::none(), py::arg("clamped_swiglu") = py::none(), py::arg("scale_input") = false)
+      .def(
+          "mlp",
+          [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down,
+             const std::optional<std::vector<py::array>>& biases, const std::optional<py::array>& row_gate) {
+            ExpertWeights w;
+            w.gate = any_weight(gate);
+            w.up = any_weight(up);
+            w.down = any_weight(down);
+            if (biases) {
+              w.gate_bias = weight(biases->at(0));
+              w.up_bias = weight(biases->at(1));
+              w.down_bias = weight(biases->at(2));
+            }
+            require_columns(x, w.gate.cols);
+            Floats out({x.shape(0), x.shape(1)});
+            std::fill_n(out.mutable_data(), out.size(), 0.0f);
+            b.mlp(x.data(), x.shape(0), w, weight(row_gate), out.mutable_data());
+            return out;
+          },
+          py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("biases") = py::none(),
+          py::arg("row_gate") = py::none());
 
   py::class_<PlacedWeight>(m, "PlacedWeight")
       .def_property_readonly("bytes", [](const PlacedWeight& w) { return w.view.bytes(); })
       .def("quantized_values", &quantized_values);
-
-  py::class_<PagedCache>(m, "PagedCache")
-      .def(py::init<Backend&, int64_t, int64_t, int64_t, int64_t>(), py::keep_alive<1, 2>(), py::arg("backend"),
-           py::arg("num_blocks"), py::arg("block_size"), py::arg("num_kv_heads"), py::arg("head_dim"))
-      .def("attend", &PagedCache::attend);
 }
 
 }  // namespace lynx_rt

@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
 #include <optional>
 #include <string>
 #include <vector>
@@ -62,13 +63,47 @@ struct SelectArgs {
   std::optional<Array<uint8_t>> exact;
   std::optional<Array<float>> similarity;
   std::optional<Array<int32_t>> alias, replay;
+  py::kwargs rule;  // the other members of RouterRule, by name
 };
+
+// The rule of a call, whose bias `bias` keeps.
+RouterRule rule_of(const SelectArgs& a, int num_experts, std::optional<Array<float>>& bias) {
+  RouterRule rule{.num_experts = num_experts, .top_k = a.top_k, .norm_topk = a.norm_topk};
+  for (const auto& [key, value] : a.rule) {
+    const std::string name = key.cast<std::string>();
+    if (name == "kind")
+      rule.kind = parse_router_kind(value.cast<std::string>());
+    else if (name == "bias")
+      bias = value.cast<std::optional<Array<float>>>();
+    else if (name == "num_groups")
+      rule.num_groups = value.cast<int>();
+    else if (name == "top_groups")
+      rule.top_groups = value.cast<int>();
+    else if (name == "group_top2")
+      rule.group_top2 = value.cast<bool>();
+    else if (name == "scale")
+      rule.scale = value.cast<float>();
+    else if (name == "min_sum")
+      rule.min_sum = value.cast<float>();
+    else if (name == "jitter")
+      rule.jitter = value.cast<float>();
+    else
+      invalid("router", "expected kind, bias, num_groups, top_groups, group_top2, scale, min_sum or jitter, got \"", name, "\"");
+  }
+  rule.bias = table(bias, "bias", {num_experts});
+  check_rule(rule);
+  for (int e = 0; rule.bias && e < num_experts; ++e)
+    if (!std::isfinite(rule.bias[e])) invalid("bias", "expert ", e, ": expected a finite value, got ", double(rule.bias[e]));
+  return rule;
+}
 
 py::dict select(Selector& selector, const SelectArgs& a) {
   if (a.scores.ndim() != 2 || a.scores.shape(1) < 1) invalid("scores", "expected [T, E] with E >= 1");
   const int64_t num_rows = a.scores.shape(0), top_k = a.top_k;
   const int num_experts = int(a.scores.shape(1));
   if (top_k < 1 || top_k > num_experts) invalid("top_k", "expected 1..", num_experts, ", got ", top_k);
+  std::optional<Array<float>> bias;
+  const RouterRule rule = rule_of(a, num_experts, bias);
   const uint8_t* exact = table(a.exact, "exact", {num_rows});
   Selection selection = parse_policy(a.selection);
   selection.similarity = table(a.similarity, "similarity", {num_experts, num_experts});
@@ -84,8 +119,7 @@ py::dict select(Selector& selector, const SelectArgs& a) {
   Array<float> weights({num_rows, top_k});
   std::vector<int32_t> active(static_cast<size_t>(num_experts));
   Routing routing{ids.mutable_data(), weights.mutable_data(), active.data(), 0};
-  const SelectionStats stats = selector.run(a.scores.data(), num_rows, RouterRule{num_experts, a.top_k, a.norm_topk}, selection,
-                                            parse_phase(a.phase), exact, routing);
+  const SelectionStats stats = selector.run(a.scores.data(), num_rows, rule, selection, parse_phase(a.phase), exact, routing);
   py::dict result;
   result["ids"] = ids;
   result["weights"] = weights;
@@ -107,7 +141,7 @@ py::dict dispatch(const Array<int32_t>& ids, int num_experts) {
   DispatchPlan plan{offsets.mutable_data(), row_of_pair.mutable_data(), pair_of_row.data()};
   // dispatch_pairs() reads the ids only.
   const Routing routing{const_cast<int32_t*>(ids.data()), nullptr, nullptr, 0};
-  dispatch_pairs(routing, ids.shape(0), RouterRule{num_experts, int(ids.shape(1)), true}, plan);
+  dispatch_pairs(routing, ids.shape(0), RouterRule{.num_experts = num_experts, .top_k = int(ids.shape(1))}, plan);
   py::dict result;
   result["offsets"] = offsets;
   result["row_of_pair"] = row_of_pair;
@@ -122,15 +156,15 @@ void register_select(py::module_& m) {
   const auto method = [](Selector& selector, const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                          const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                          const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
-                         const std::optional<Array<int32_t>>& replay) {
-    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay});
+                         const std::optional<Array<int32_t>>& replay, const py::kwargs& rule) {
+    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, rule});
   };
   const auto function = [method](const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                                  const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                                  const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
-                                 const std::optional<Array<int32_t>>& replay) {
+                                 const std::optional<Array<int32_t>>& replay, const py::kwargs& rule) {
     Selector selector;
-    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay);
+    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, rule);
   };
 #define LYNX_SELECT_ARGS                                                                                              \
   py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",        \
@@ -140,7 +174,8 @@ void register_select(py::module_& m) {
   py::class_<Selector>(m, "Selector").def(py::init<>()).def("select", method, LYNX_SELECT_ARGS);
   m.def("select", function,
         "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::route() in backend.h. similarity "
-        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay.",
+        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay. Further keywords: kind, bias [E], num_groups, "
+        "top_groups, group_top2, scale, min_sum, jitter, the members of RouterRule.",
         LYNX_SELECT_ARGS);
 #undef LYNX_SELECT_ARGS
   m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], row_of_pair [T * k], pair_of_row [offsets[E]]).",

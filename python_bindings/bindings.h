@@ -6,6 +6,7 @@ namespace lynx_rt {
 void register_checkpoint(pybind11::module_& m);
 void register_engine(pybind11::module_& m);
 void register_errors(pybind11::module_& m);
+void register_attention(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_select(pybind11::module_& m);
 }  // namespace lynx_rt

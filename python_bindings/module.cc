@@ -15,6 +15,7 @@ PYBIND11_MODULE(_C, m) {
   lynx_rt::register_errors(m);
   lynx_rt::register_engine(m);
   lynx_rt::register_ops(m);
+  lynx_rt::register_attention(m);
   lynx_rt::register_checkpoint(m);
   lynx_rt::register_select(m);
 

@@ -55,20 +55,41 @@ def entering(x, dtype):
     return value(weight(x, dtype))
 
 
-def linear(x, w, dtype, bias=None, add_to=None):
-    """dot(round(x), w) + bias (+ what was there): backend.h, linear()."""
+def linear(x, w, dtype, bias=None, add_to=None, scale=1.0):
+    """scale * (dot(round(x), w) + bias) (+ what was there): backend.h, linear()."""
     x, w = entering(x, dtype), value(w)
     y, error = x @ w.T, tol.dot(x.shape[1], np.abs(x) @ np.abs(w).T)
-    for term in (None if bias is None else value(bias), add_to):
-        if term is not None:
-            y = y + term
-            error = error + tol.U32 * (np.abs(y) + error)
+    if bias is not None:
+        y = y + value(bias)
+        error = error + tol.U32 * (np.abs(y) + error)
+    scale = float(np.float32(scale))
+    y, error = scale * y, abs(scale) * (error + (scale != 1) * tol.U32 * np.abs(y))
+    if add_to is not None:
+        y = y + add_to
+        error = error + tol.U32 * (np.abs(y) + error)
     return y, error
 
 
-def router(x, w):
+def router(x, w, bias=None):
     """The rows unrounded, whatever the compute dtype: backend.h, router()."""
-    return linear(x, w, "float32")
+    return linear(x, w, "float32", bias)
+
+
+def layernorm(x, w, bias, eps):
+    """(x - mean) / sqrt(variance + eps) * w + b: arXiv 1607.06450 eq. 4. The mean is off by a dot product's error, which shifts every
+    deviation; the variance is a sum of squares of such."""
+    n = x.shape[-1]
+    x = x.astype(F64)
+    mean = x.mean(-1, keepdims=True)
+    d_mean = tol.dot(n, np.abs(x).mean(-1, keepdims=True))
+    d = x - mean
+    dd = d_mean + tol.U32 * np.abs(d)
+    s2 = (d**2).mean(-1, keepdims=True) + float(np.float32(eps))
+    d_s2 = tol.dot(n, s2) + (2 * np.abs(d) * dd + dd**2).mean(-1, keepdims=True)
+    y = d / np.sqrt(s2) * value(w)
+    error = dd / np.sqrt(s2) * np.abs(value(w)) + np.abs(y) * (d_s2 / s2 + 6 * tol.U32)
+    out = y + value(bias)
+    return out, error + tol.U32 * (np.abs(out) + error)
 
 
 def rmsnorm(x, w, eps):
@@ -83,28 +104,55 @@ def silu(x):
     return x / (1 + np.exp(-np.clip(x, -700, 700)))
 
 
-def mlp(x, gate, up, down, dtype):
-    """down(silu(gate(x)) * up(x)): SwiGLU, arXiv 2002.05202 eq. 6; rows and hidden values enter products rounded."""
-    g, g_error = linear(x, gate, dtype)
-    u, u_error = linear(x, up, dtype)
-    s = silu(g)
-    s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY
+def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None):
+    """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; rows and hidden
+    values enter products rounded. input_scale [T, 1]: of the products of the rows, before the biases."""
+
+    def product(w, bias):
+        y, error = linear(x, w, dtype)
+        if input_scale is not None:
+            y, error = y * input_scale, (error + tol.U32 * np.abs(y)) * input_scale
+        if bias is not None:
+            y = y + value(bias)
+            error = error + tol.U32 * (np.abs(y) + error)
+        return y, error
+
+    g, g_error = product(gate, biases[0])
+    u, u_error = product(up, biases[1])
+    if clamped is None:
+        s = silu(g)
+        s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY
+    else:
+        alpha, limit = (float(np.float32(v)) for v in clamped)
+        g = np.minimum(g, limit)  # clamping takes errors no further apart
+        s = silu(alpha * g) / alpha
+        s_error = tol.SILU_SLOPE * (g_error + tol.U32 * np.abs(g)) + tol.SILU * np.abs(s) + tol.SILU_TINY
+        u = np.clip(u, -limit, limit) + 1
+        u_error = u_error + tol.U32 * (np.abs(u) + u_error)
     h = s * u
     h_error = s_error * (np.abs(u) + u_error) + np.abs(s) * u_error + tol.U32 * np.abs(h)
     h, h_error = rounded(h, dtype, h_error)
     w = value(down)
-    y = h @ w.T
-    return y, tol.dot(h.shape[1], (np.abs(h) + h_error) @ np.abs(w).T) + h_error @ np.abs(w).T
+    y, error = h @ w.T, tol.dot(h.shape[1], (np.abs(h) + h_error) @ np.abs(w).T) + h_error @ np.abs(w).T
+    if biases[2] is not None:
+        y = y + value(biases[2])
+        error = error + tol.U32 * (np.abs(y) + error)
+    return y, error
 
 
-def expert_ffn(x, gates, ups, downs, ids, weights, dtype):
+def expert_ffn(x, gates, ups, downs, ids, weights, dtype, biases=None, clamped=None, scale_input=False):
     """sum_j weights[t, j] * expert ids[t, j] of row t, over the j whose id is not -1."""
     y, error = np.zeros(x.shape), np.zeros(x.shape)
     total = np.zeros(x.shape)
     for e in range(len(gates)):
         rows, slots = np.nonzero(ids == e)
-        part, part_error = mlp(x[rows], gates[e], ups[e], downs[e], dtype)
         scale = weights[rows, slots].astype(F64)[:, None]
+        of_expert = (None, None, None) if biases is None else tuple(b[e] for b in biases)
+        part, part_error = mlp(
+            x[rows], gates[e], ups[e], downs[e], dtype, of_expert, clamped, scale if scale_input else None
+        )
+        if scale_input:
+            scale = np.ones_like(scale)
         np.add.at(y, rows, scale * part)
         np.add.at(error, rows, scale * part_error)
         np.add.at(total, rows, scale * np.abs(part))

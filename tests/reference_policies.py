@@ -1,7 +1,8 @@
 """What each expert-selection policy decides: float64 oracles from the formulas, not from the C++ code.
 
-Everything is sorted in full, counted in Python integers and compared as fractions. Notation: scores [T, E], k experts per
-token; ids [T, k] are the model's own choices, best first; exact [T] says which rows keep theirs.
+Everything is sorted in full, counted in Python integers and compared as fractions. Notation: scores [T, E] are the rows' keys
+(reference_select.Rule.keys: the logits of plain softmax routers; -inf = outside the row's groups), k experts per token; ids
+[T, k] are the model's own choices, best first; exact [T] says which rows keep theirs.
 
 Sources: LYNX arXiv 2411.08982, OEA arXiv 2511.02237 (simplified form), XShare arXiv 2602.07265, DES-Vote arXiv 2602.00879, SERE
 arXiv 2602.07616, NAEE arXiv 2402.14800, GShard arXiv 2006.16668, MC-SMoE arXiv 2310.01334, with the open points read as in
@@ -29,8 +30,8 @@ MOVES_WEIGHTS = ("sere", "alias")
 
 
 def best(row, candidates, count):
-    """The `count` best of `candidates` by score, best first, ties to the lower expert."""
-    return sorted(candidates, key=lambda e: (-row[e], e))[:count]
+    """The `count` best of `candidates` by score, best first, ties to the lower expert; none of score -inf."""
+    return sorted((e for e in candidates if row[e] > -np.inf), key=lambda e: (-row[e], e))[:count]
 
 
 # --- votes and gates
@@ -177,6 +178,9 @@ def literal_keys(scores, alpha=16.0, beta=4, **params):
     keys = np.zeros(scores.shape, np.float32)
     for t, row in enumerate(scores):
         for e, z in enumerate(row):
+            if np.isneginf(z):
+                keys[t, e] = z
+                continue
             key = Fraction(float(z)) + factor * Fraction(v.votes[e] - v.of_row[t][e], v.top_vote)
             with np.errstate(over="ignore"):
                 keys[t, e] = float(min(key, 10**300))
@@ -205,6 +209,11 @@ def sere_targets(ids, exact, similarity, s=1, rho=0.0):
 
 def substitute(ids, targets):
     return [[int(targets[int(e)]) for e in row] for row in ids]
+
+
+def keep_inside(scores, ids, targets):
+    """A choice that would leave the row's groups stays."""
+    return [[int(u) if row[v] == -np.inf else v for u, v in zip(own, new)] for row, own, new in zip(scores, ids, targets)]
 
 
 def assign_skip(scores, ids, exact, ratio=0.5):
@@ -259,10 +268,10 @@ def assign(policy, scores, ids, exact, tables, **params):
             taken = assign_literal(scores, ids, exact, **params)
         else:
             chosen = admitted(policy, scores, ids, exact, **params)
-            taken = [best(row, chosen, ids.shape[1]) for row in scores]
+            taken = [best(row, chosen, ids.shape[1]) or [own[0]] for row, own in zip(scores, ids)]
         return [drop_refills(*row, refill) for row in zip(scores, taken, ids)]
     return list({
-        "sere": lambda: substitute(ids, sere_targets(ids, exact, tables["similarity"], **params)),
+        "sere": lambda: keep_inside(scores, ids, substitute(ids, sere_targets(ids, exact, tables["similarity"], **params))),
         "alias": lambda: substitute(ids, tables["alias"]),
         "skip": lambda: assign_skip(scores, ids, exact, **params),
         "top_j": lambda: [row[: params.get("j", 1)] for row in ids],

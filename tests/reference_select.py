@@ -1,8 +1,11 @@
 """Float64 oracles of expert selection and dispatch, written from the formulas and not from the C++ code.
 
-Notation: scores [T, E], k experts per token, and for row t: own choice base[t], first choice top[t], gate g = softmax(scores[t]),
-W0[t] = sum of its own weights. reference_policies.py says which experts a policy gives a row; here are the model's own routing
-(softmax top-k as in transformers, modeling_qwen3_moe.py, Qwen3MoeTopKRouter), the weights, the guard and the statistics.
+Notation: scores [T, E] router logits, k experts per token, and for row t: own choice base[t], first choice top[t], W0[t] = sum of
+its own weights. reference_policies.py says which experts a policy gives a row; here are the model's own routing, its keys and
+gates (csrc/backend/router_keys.h), the weights, the guard and the statistics.
+
+Sources of own routing: transformers, the routers of modeling_qwen3_moe.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py,
+modeling_ernie4_5_moe.py, and sparsemixer() of modeling_phimoe.py.
 """
 
 from dataclasses import dataclass
@@ -25,17 +28,75 @@ def softmax(row):
     return e / e.sum()
 
 
-def own_routing(scores, k, norm_topk):
-    """The model's own ids [T, k] and weights [T, k]: softmax, top-k, divided by the sum of the chosen where normalised."""
-    scores = np.asarray(scores, np.float64)
-    num_rows, num_experts = scores.shape
-    ids = np.zeros((num_rows, k), np.int64)
-    weights = np.zeros((num_rows, k))
-    for t, row in enumerate(scores):
-        ids[t] = best(row, range(num_experts), k)
-        weights[t] = softmax(row)[ids[t]]
-        if norm_topk:
-            weights[t] = softmax(row[ids[t]])
+@dataclass
+class Rule:
+    """The members of RouterRule (csrc/backend/moe_types.h) beside sizes and norm_topk, as _C.select takes them."""
+
+    kind: str = "softmax"
+    bias: np.ndarray | None = None
+    num_groups: int = 1
+    top_groups: int = 1
+    group_top2: bool = False
+    scale: float = 1.0
+    min_sum: float = 0.0
+    jitter: float = 0.01
+
+    def ungated(self, row):
+        """What the weights of a row are made of, before they are normalised: probabilities or sigmoids. [E]"""
+        if self.kind == "sigmoid":
+            e = np.exp(-np.abs(row))
+            return np.where(row < 0, e, 1) / (1 + e)
+        return softmax(row)
+
+    def log_ungated(self, row):
+        """Its logarithm, for softmax up to a constant."""
+        return np.minimum(row, 0) - np.log1p(np.exp(-np.abs(row))) if self.kind == "sigmoid" else row
+
+    def ranked(self, row):
+        """What the row's experts are chosen by: with the bias, -inf outside its groups. [E]"""
+        value = self.log_ungated(row) if self.bias is None else self.ungated(row) + np.asarray(self.bias, np.float64)
+        if self.num_groups == 1:
+            return value
+        sums = self.ungated(row) + (0 if self.bias is None else np.asarray(self.bias, np.float64))
+        groups = np.sort(sums.reshape(self.num_groups, -1), axis=1)
+        scores = groups[:, -2:].sum(1) if self.group_top2 else groups[:, -1]
+        open_groups = best(scores, range(self.num_groups), self.top_groups)
+        return np.where(np.isin(np.arange(len(row)) * self.num_groups // len(row), open_groups), value, -np.inf)
+
+    def keys(self, row):
+        """In nats, float32: what policies compare. [E]"""
+        value = self.ranked(row)
+        if self.bias is None:
+            return value.astype(np.float32).astype(np.float64)
+        first = int(value.argmax())
+        r = 1 - (value[first] - value) / max(self.ungated(row)[first], 1e-12)
+        least = 2.0**-20
+        keys = np.where(r < least, np.log(least) + (r - least) / least, np.log(np.maximum(r, least)))
+        return np.where(np.isneginf(value), -np.inf, np.maximum(keys, -3e38)).astype(np.float32).astype(np.float64)
+
+    def weights(self, row, ids, norm_topk):
+        """Of the row's own choices."""
+        if self.kind == "sparsemixer":
+            weights, z = np.zeros(2), row.astype(np.float32)
+            for j in range(2):
+                top = z[ids[j]]
+                with np.errstate(invalid="ignore"):
+                    near = ~((top - z) / np.maximum(np.abs(z), top) > np.float32(2 * self.jitter))
+                near[ids[:j]] = False
+                weights[j] = 1 / np.exp(row[near] - row[ids[j]]).sum()
+            return weights * self.scale
+        ungated = self.ungated(row)[ids]
+        if not norm_topk:
+            return ungated * self.scale
+        if ungated.sum() < self.min_sum:
+            return ungated / self.min_sum * self.scale
+        return softmax(self.log_ungated(row)[ids]) * self.scale
+
+
+def own_routing(scores, k, norm_topk, rule):
+    """The model's own ids [T, k] and weights [T, k]."""
+    ids = np.array([best(rule.ranked(row), range(len(row)), k) for row in scores], np.int64).reshape(-1, k)
+    weights = np.array([rule.weights(row, chosen, norm_topk) for row, chosen in zip(scores, ids)]).reshape(-1, k)
     return ids, weights
 
 
@@ -43,25 +104,29 @@ def used(ids):
     return sorted({int(e) for e in np.ravel(ids) if e >= 0})
 
 
-def settle(policy, row, chosen, own_weights):
-    """Ids [k] and weights [k] of a row that a policy gave `chosen`: W0 * softmax over them alone, which does not underflow. Where
-    the own weights move with the choices, those of choices that met are added in the first slot."""
+def settle(policy, gates, chosen, own_weights):
+    """Ids [k] and weights [k] of a row that a policy gave `chosen`: W0 * softmax of `gates` [E] over them alone, which does not
+    underflow. Where the own weights move with the choices, those of choices that met are added in the first slot."""
     ids, weights = np.full(len(own_weights), -1), np.zeros(len(own_weights))
     for j, e in enumerate(chosen):
         first = list(chosen).index(e)
         ids[j] = e if j == first or e < 0 else -1
         weights[first] += own_weights[j] if policy in MOVES_WEIGHTS else 0
     if policy not in MOVES_WEIGHTS and (ids >= 0).any():
-        weights[ids >= 0] = own_weights.sum() * softmax(row[ids[ids >= 0]])
+        weights[ids >= 0] = own_weights.sum() * softmax(gates[ids[ids >= 0]])
     return ids, weights
 
 
-def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=None, all_phases=False, tables=None, **params):
-    """What one routing call gives. `params`: those of the policy, by their keys; `tables`: similarity, alias, replay."""
-    scores = np.asarray(scores, np.float64)
+def select(
+    scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=None, all_phases=False, tables=None, rule=None, **params
+):
+    """What one routing call gives. `params`: those of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
+    members of Rule."""
+    scores, rule = np.asarray(scores, np.float64), Rule(**(rule or {}))
     num_rows, _ = scores.shape
     exact = np.zeros(num_rows, bool) if exact is None else np.asarray(exact, bool)
-    ids, weights = own_routing(scores, k, norm_topk)
+    ids, weights = own_routing(scores, k, norm_topk, rule)
+    keys = np.array([rule.keys(row) for row in scores]).reshape(scores.shape)
     union = used(ids)
     stats = dict(rows=num_rows, union_before=len(union), active=len(union), remapped_pairs=0, retained_mass=float(num_rows),
                  acted=False, guard_hit=False)
@@ -72,16 +137,17 @@ def select(scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=
 
     stats["acted"] = True
     if policy in ADMITTING:
-        own.admitted = admitted(policy, scores, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")})
+        own.admitted = admitted(policy, keys, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")})
     new_ids, new_weights = ids.copy(), weights.copy()
     retained, remapped = 0.0, 0
-    for t, chosen in enumerate(assign(policy, scores, ids, exact, tables, **params)):
-        if not exact[t]:
-            new_ids[t], new_weights[t] = settle(policy, scores[t], chosen, weights[t])
-        gates = softmax(scores[t])
-        kept = gates[new_ids[t][new_ids[t] >= 0]].sum() / gates[ids[t]].sum()
+    for t, chosen in enumerate(assign(policy, keys, ids, exact, tables, **params)):
+        if not exact[t] and list(chosen) != ids[t].tolist():  # what stays the same keeps its weights
+            new_ids[t], new_weights[t] = settle(policy, rule.log_ungated(scores[t]), chosen, weights[t])
+        gates = rule.log_ungated(scores[t])
+        gates = np.exp(gates - gates[ids[t]].max())
+        kept = min(gates[new_ids[t][new_ids[t] >= 0]].sum() / gates[ids[t]].sum(), 1.0)
         if policy in REFILLS:
-            new_weights[t] *= min(kept, 1.0) ** params.get("damp", WEIGHING.get(policy, {}).get("damp", 0.0))
+            new_weights[t] *= kept ** params.get("damp", WEIGHING.get(policy, {}).get("damp", 0.0))
         retained += kept
         remapped += len(set(ids[t]) - set(new_ids[t]))
     active = used(new_ids)

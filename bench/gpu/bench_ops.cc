@@ -12,10 +12,15 @@ struct Family {
   const char* name;
   void (*run)(bench::Context&);
 };
-constexpr Family kFamilies[] = {{"expert_ffn", bench::bench_expert_ffn}, {"moe_layer", bench::bench_moe_layer},
-                                {"route", bench::bench_route},           {"attention", bench::bench_attention},
-                                {"linear", bench::bench_linear},         {"rows", bench::bench_rows},
-                                {"sample", bench::bench_sample},         {"tiles", bench::bench_tiles}};
+constexpr Family kFamilies[] = {{"expert_ffn", bench::bench_expert_ffn},
+                                {"moe_layer", bench::bench_moe_layer},
+                                {"route", bench::bench_route},
+                                {"attention", bench::bench_attention},
+                                {"linear", bench::bench_linear},
+                                {"head_linear", bench::bench_head_linear},
+                                {"rows", bench::bench_rows},
+                                {"sample", bench::bench_sample},
+                                {"tiles", bench::bench_tiles}};
 
 int usage() {
   std::cerr << "bench_ops [--quick] [--only NAME,NAME...]; names:";

@@ -226,8 +226,8 @@ void bench_moe_layer(Context& context) {
         const Times times = time_graph(context, stream, calls, [&](int i) {
           const Routed& r = *step.routings[size_t(i % kDistinct)];
           const uint16_t* weight = router_weight.get() + size_t(i % kDistinct) * size_t(shape.num_experts * shape.hidden_size);
-          router(step.x.get(), WeightView{weight, DType::kBF16, shape.num_experts, shape.hidden_size}, rows, r.scores.get(),
-                 stream);
+          router(step.x.get(), WeightView{weight, DType::kBF16, shape.num_experts, shape.hidden_size}, nullptr, rows,
+                 r.scores.get(), stream);
           r.route(selection, stream);
           gate_up(step.gate_up(r, i), num_sms, stream);
           down(step.down(r, i), num_sms, stream);

@@ -68,6 +68,43 @@ void bench_linear(Context& context) {
   }
 }
 
+// Into the latent space and out of it, DeepSeek-V2-Lite's and V3's.
+void bench_head_linear(Context& context) {
+  struct Product {
+    const char* name;
+    int heads, weight_rows, columns;
+  };
+  const Product products[] = {
+      {"V2-Lite keys", 16, 512, 128}, {"V2-Lite values", 16, 128, 512}, {"V3 keys", 128, 512, 128}, {"V3 values", 128, 128, 512}};
+  for (const Product& p : products) {
+    const int64_t bytes = p.heads * packed_bytes(p.weight_rows, p.columns);
+    const int copies = rotation(bytes, 64);
+    const DeviceVector<uint16_t> weight(size_t(copies * bytes / 2));
+    const Stream stream = context.stream();
+    fill_random_bf16(weight.get(), int64_t(weight.size()), 23, 0.05f, stream);
+    for (const int rows : {1, 8, 32, 128, 512}) {
+      if (rows > 128 && context.quick) continue;
+      const DeviceVector<uint16_t> x(size_t(rows) * p.heads * padded_columns(p.columns));
+      const DeviceVector<float> out(size_t(rows) * p.heads * p.weight_rows);
+      fill_random_bf16(x.get(), int64_t(x.size()), 24, 1.0f, stream);
+      const Times times = time_graph(context, stream, std::min(copies, 16), [&](int i) {
+        head_linear({x.get(), weight.get() + i % copies * (bytes / 2), rows, p.heads, p.weight_rows, p.columns, out.get(),
+                     int64_t(p.heads) * p.weight_rows, p.weight_rows},
+                    context.device.num_sms, stream);
+      });
+      check_computed(out, "head_linear");
+      Line line(context, "head_linear");
+      line.add("name", p.name)
+          .add("rows", rows)
+          .add("heads", p.heads)
+          .add("columns", p.columns)
+          .add("weight_rows", p.weight_rows);
+      line.add("dependent_launch", stream.dependent_launch).add(times);
+      add_rate(line, context, double(bytes), times);
+    }
+  }
+}
+
 void bench_rows(Context& context) {
   const Stream stream = context.stream();
   const DeviceVector<float> weight(std::vector<float>(kHidden, 1.0f));
@@ -85,12 +122,15 @@ void bench_rows(Context& context) {
       Line(context, "rows").add("name", name).add("rows", rows).add("dependent_launch", stream.dependent_launch).add(times);
     };
     print("rmsnorm", [&](int) { rmsnorm(x.get(), {}, weight.get(), 1e-6f, rows, kHidden, out.get(), rounded.get(), stream); });
+    print("layernorm", [&](int) {
+      layernorm(x.get(), {}, weight.get(), weight.get(), 1e-5f, rows, kHidden, out.get(), rounded.get(), stream);
+    });
     print("rmsnorm with combine", [&](int) {
       rmsnorm(x.get(), {partial.get(), ids.get(), gate.get(), kTopK}, weight.get(), 1e-6f, rows, kHidden, out.get(),
               rounded.get(), stream);
     });
     print("router", [&](int) {
-      router(x.get(), WeightView{router_weight.get(), DType::kBF16, kExperts, kHidden}, rows, scores.get(), stream);
+      router(x.get(), WeightView{router_weight.get(), DType::kBF16, kExperts, kHidden}, nullptr, rows, scores.get(), stream);
     });
     print("round_rows", [&](int) { round_rows(x.get(), kHidden, rows, kHidden, rounded.get(), stream); });
     check_computed(out, "rows");

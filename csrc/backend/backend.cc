@@ -7,8 +7,9 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr const char* kOpNames[Backend::kNumOps] = {"embed", "rmsnorm",    "linear", "qkv_post", "attention", "router",
-                                                    "route", "expert_ffn", "mlp",    "logits",   "sample"};
+constexpr const char* kOpNames[Backend::kNumOps] = {"embed",      "rmsnorm",  "layernorm", "linear", "head_linear",
+                                                    "qkv_post",   "mla_post", "attention", "router", "route",
+                                                    "expert_ffn", "mlp",      "logits",    "sample"};
 
 void require(bool ok, const char* op, const char* text) {
   if (!ok) invalid(op, text);
@@ -19,9 +20,18 @@ void require_shape(const WeightView& w, const char* op, const char* what, int64_
     invalid(op, what, ": expected ", std::vector<int64_t>{rows, cols}, ", got ", std::vector<int64_t>{w.rows, w.cols});
 }
 
-void require_rule(const RouterRule& rule, const char* op) {
-  if (rule.num_experts < 1 || rule.top_k < 1 || rule.top_k > rule.num_experts)
-    invalid(op, "expected 1 <= top_k <= num_experts, got top_k ", rule.top_k, ", num_experts ", rule.num_experts);
+void require_vector(const WeightView& w, const char* op, const char* what, int64_t size) {
+  if (!w.empty()) require_shape(w, op, what, 1, size);
+}
+
+void require_rope(const RopeTable& rope, const char* op, int64_t head_dim) {
+  if (rope.dim < 0 || rope.dim > head_dim || rope.dim % 2 != 0)
+    invalid(op, "expected an even number of rotated columns from 0 to ", head_dim, ", got ", rope.dim);
+}
+
+void require_heads(int64_t num_heads, const KvCacheView& cache, const char* op) {
+  require(num_heads > 0 && cache.num_kv_heads > 0 && num_heads % cache.num_kv_heads == 0, op,
+          "num_heads must be a positive multiple of num_kv_heads");
 }
 
 void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
@@ -30,6 +40,11 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
   require_shape(w.up, op, "up", width, hidden);
   require(w.up.dtype == w.gate.dtype && w.up.scheme == w.gate.scheme, op, "gate and up must have the same dtype");
   require_shape(w.down, op, "down", hidden, width);
+  require_vector(w.gate_bias, op, "gate_bias", width);
+  require_vector(w.up_bias, op, "up_bias", width);
+  require_vector(w.down_bias, op, "down_bias", hidden);
+  require(w.gate_bias.empty() == w.up_bias.empty() && w.gate_bias.empty() == w.down_bias.empty(), op,
+          "an expert has all biases or none");
 }
 
 }  // namespace
@@ -60,11 +75,11 @@ void Backend::reset_profile() {
   for (int i = 0; i < kNumOps; ++i) profile_[i] = OpProfile{kOpNames[i]};
 }
 
-void Backend::embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out) {
+void Backend::embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
   require(!table.empty() && num_rows >= 0, "embed", "expected a table and num_rows >= 0");
   if (num_rows == 0) return;
   Scope scope(this, kEmbed, num_rows * table.row_bytes());
-  do_embed(table, ids, num_rows, out);
+  do_embed(table, ids, num_rows, out, scale);
 }
 
 void Backend::rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
@@ -74,8 +89,17 @@ void Backend::rmsnorm(const float* x, const WeightView& weight, float eps, int64
   do_rmsnorm(x, weight, eps, num_rows, out);
 }
 
+void Backend::layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
+                        float* out) {
+  require_shape(weight, "layernorm", "weight", 1, weight.cols);
+  require_shape(bias, "layernorm", "bias", 1, weight.cols);
+  if (num_rows == 0) return;
+  Scope scope(this, kLayerNorm, weight.bytes() + bias.bytes());
+  do_layernorm(x, weight, bias, eps, num_rows, out);
+}
+
 void Backend::linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-                     int64_t out_stride) {
+                     int64_t out_stride, float scale) {
   int64_t bytes = 0;
   for (const LinearPart& p : parts) {
     require_shape(p.weight, "linear", "weight", p.weight.rows, parts[0].weight.cols);
@@ -85,48 +109,85 @@ void Backend::linear(const float* x, int64_t num_rows, std::span<const LinearPar
   }
   if (num_rows == 0 || parts.empty()) return;
   Scope scope(this, kLinear, bytes);
-  do_linear(x, num_rows, parts, accumulate, out, out_stride);
+  do_linear(x, num_rows, parts, accumulate, out, out_stride, scale);
 }
 
-void Backend::logits(const float* x, const WeightView& weight, int64_t num_rows, float* out) {
+void Backend::logits(const float* x, const WeightView& weight, const WeightView& bias, float scale, int64_t num_rows,
+                     float* out) {
   require_shape(weight, "logits", "weight", weight.rows, weight.cols);
+  require_vector(bias, "logits", "bias", weight.rows);
   if (num_rows == 0) return;
   Scope scope(this, kLogits, weight.bytes());
-  LinearPart part{weight, {}, 0};
-  do_linear(x, num_rows, {&part, 1}, false, out, weight.rows);
+  LinearPart part{weight, bias, 0};
+  do_linear(x, num_rows, {&part, 1}, false, out, weight.rows, scale);
+}
+
+void Backend::head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights, float* out,
+                          int64_t out_stride, int64_t out_head) {
+  int64_t bytes = 0;
+  for (const WeightView& w : weights) {
+    require_shape(w, "head_linear", "weight", weights[0].rows, weights[0].cols);
+    require(w.dtype == weights[0].dtype && w.scheme == weights[0].scheme, "head_linear", "all heads must have the same dtype");
+    bytes += w.bytes();
+  }
+  if (num_rows == 0 || weights.empty()) return;
+  const int64_t last = int64_t(weights.size()) - 1;
+  require(x_head >= 0 && last * x_head + weights[0].cols <= x_stride, "head_linear", "a head reaches past x_stride");
+  require(out_head >= weights[0].rows && last * out_head + weights[0].rows <= out_stride, "head_linear",
+          "heads overlap in out, or reach past out_stride");
+  Scope scope(this, kHeadLinear, bytes);
+  do_head_linear(x, x_stride, x_head, num_rows, weights, out, out_stride, out_head);
 }
 
 void Backend::qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  require(args.num_heads > 0 && cache.num_kv_heads > 0 && args.num_heads % cache.num_kv_heads == 0, "qkv_post",
-          "num_heads must be a positive multiple of num_kv_heads");
-  require(cache.head_dim % 2 == 0, "qkv_post", "head_dim must be even for rope");
-  if (!args.q_norm.empty()) require_shape(args.q_norm, "qkv_post", "q_norm", 1, cache.head_dim);
-  if (!args.k_norm.empty()) require_shape(args.k_norm, "qkv_post", "k_norm", 1, cache.head_dim);
+  const int64_t d = cache.head_dim;
+  require_heads(args.num_heads, cache, "qkv_post");
+  require(cache.v && cache.v_columns() == d, "qkv_post", "expected V of the same head size as K");
+  require_rope(args.rope, "qkv_post", d);
+  if (args.norm == QkNorm::kHead || args.norm == QkNorm::kWidth || args.norm == QkNorm::kHeadAfterRope) {
+    const bool width = args.norm == QkNorm::kWidth;
+    require_shape(args.q_norm, "qkv_post", "q_norm", 1, width ? args.num_heads * d : d);
+    require_shape(args.k_norm, "qkv_post", "k_norm", 1, width ? cache.num_kv_heads * d : d);
+  }
   if (batch.num_rows == 0) return;
   Scope scope(this, kQkvPost);
   do_qkv_post(args, batch, cache);
 }
 
-void Backend::attention(const float* q, int64_t q_stride, int64_t num_heads, float scale, const BatchView& batch,
-                        const KvCacheView& cache, float* out) {
-  require(num_heads > 0 && cache.num_kv_heads > 0 && num_heads % cache.num_kv_heads == 0, "attention",
-          "num_heads must be a positive multiple of num_kv_heads");
-  require(q_stride >= num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
+void Backend::mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
+  require_rope(args.rope, "mla_post", cache.head_dim);
+  require(args.num_heads > 0 && args.nope >= 0 && cache.num_kv_heads == 1 && !cache.v, "mla_post",
+          "expected query heads, and a cache of one head without V");
+  require(cache.v_columns() + args.rope.dim == cache.head_dim, "mla_post", "expected K of the latent and the rotated columns");
+  require_shape(args.kv_norm, "mla_post", "kv_norm", 1, cache.v_columns());
   if (batch.num_rows == 0) return;
-  Scope scope(this, kAttention, attended_tokens_ * 2 * cache.num_kv_heads * cache.head_dim * dtype_size(cache.dtype));
-  do_attention(q, q_stride, num_heads, scale, batch, cache, out);
+  Scope scope(this, kMlaPost);
+  do_mla_post(args, batch, cache);
 }
 
-void Backend::router(const float* x, const WeightView& weight, int64_t num_rows, float* scores) {
+void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out) {
+  require_heads(args.num_heads, cache, "attention");
+  require(args.q_stride >= args.num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
+  require(cache.v || cache.v_columns() <= cache.head_dim, "attention", "V is the first columns of K, but has more");
+  require(args.window >= 0 && args.chunk >= 0, "attention", "window and chunk must not be negative");
+  require_vector(args.sinks, "attention", "sinks", args.num_heads);
+  if (batch.num_rows == 0) return;
+  const int64_t columns = cache.head_dim + (cache.v ? cache.v_columns() : 0);
+  Scope scope(this, kAttention, attended_tokens_ * cache.num_kv_heads * columns * dtype_size(cache.dtype));
+  do_attention(args, batch, cache, out);
+}
+
+void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
   require_shape(weight, "router", "weight", weight.rows, weight.cols);
+  require_vector(bias, "router", "bias", weight.rows);
   if (num_rows == 0) return;
   Scope scope(this, kRouter, weight.bytes());
-  do_router(x, weight, num_rows, scores);
+  do_router(x, weight, bias, num_rows, scores);
 }
 
 void Backend::route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
                     Routing& routing, DispatchPlan& plan) {
-  require_rule(rule, "route");
+  check_rule(rule);
   require(batch.num_rows >= 0, "route", "num_rows must not be negative");
   require(selection.policy != Policy::kSere || selection.similarity, "route", "sere needs a similarity table");
   require(selection.policy != Policy::kAlias || selection.alias, "route", "alias needs a table");
@@ -139,27 +200,27 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
 }
 
 void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                         const Routing& routing, const DispatchPlan& plan, float* out) {
-  require_rule(rule, "expert_ffn");
+                         const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
+  check_rule(rule);
   require(int64_t(experts.size()) == rule.num_experts, "expert_ffn", "one ExpertWeights per expert is needed");
   for (const ExpertWeights& w : experts) {
     require_expert(w, "expert_ffn", experts[0].gate.rows);
     require(w.gate.dtype == experts[0].gate.dtype && w.down.dtype == experts[0].down.dtype &&
                 w.gate.scheme == experts[0].gate.scheme && w.down.scheme == experts[0].down.scheme &&
-                w.gate.cols == experts[0].gate.cols,
-            "expert_ffn", "all experts must have the same dtypes and hidden size");
+                w.gate.cols == experts[0].gate.cols && w.gate_bias.empty() == experts[0].gate_bias.empty(),
+            "expert_ffn", "all experts must have the same dtypes, biases and hidden size");
   }
   if (num_rows == 0) return;
   Scope scope(this, kExpertFfn);  // the decoder charges the bytes, which depend on the routing
-  do_expert_ffn(x, num_rows, experts, rule, routing, plan, out);
+  do_expert_ffn(x, num_rows, experts, rule, ffn, routing, plan, out);
 }
 
-// One expert that takes every row with weight 1.
-void Backend::mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, float* out) {
+void Backend::mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   require_expert(weights, "mlp", weights.gate.rows);
+  require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   if (num_rows == 0) return;
   Scope scope(this, kMlp, weights.gate.bytes() + weights.up.bytes() + weights.down.bytes());
-  do_mlp(x, num_rows, weights, out);
+  do_mlp(x, num_rows, weights, row_gate, out);
 }
 
 void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {

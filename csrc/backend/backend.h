@@ -26,15 +26,18 @@
 
 namespace lynx_rt {
 
-// One layer's paged KV cache. K and V: [num_blocks, G, block_size, D] in `dtype`.
+// One layer's paged KV cache. K: [num_blocks, G, block_size, D], V: [num_blocks, G, block_size, Dv] in `dtype`.
 struct KvCacheView {
   void* k = nullptr;
-  void* v = nullptr;
+  void* v = nullptr;  // null: a token's V is the first Dv columns of its K (MLA)
   DType dtype = DType::kF32;
   int64_t num_blocks = 0;
   int64_t block_size = 0;
   int64_t num_kv_heads = 0;
-  int64_t head_dim = 0;
+  int64_t head_dim = 0;    // D
+  int64_t v_head_dim = 0;  // Dv; 0 = D
+
+  int64_t v_columns() const { return v_head_dim ? v_head_dim : head_dim; }
 };
 
 // The rows of one step, flat. Rows of a sequence are consecutive and in position order.
@@ -61,24 +64,65 @@ struct LinearPart {
 };
 
 struct RopeTable {
-  const float* cos;  // [max positions, D / 2]
+  const float* cos;  // [max positions, dim / 2]
   const float* sin;
+  int64_t dim = 0;           // rotated columns of a head; 0 = none, even
+  bool interleaved = false;  // pairs are columns (2 i, 2 i + 1), not (i, i + dim / 2)
 };
 
-// Arguments of qkv_post(): q/k norm, rotary embedding, KV write.
+// RMSNorm of q and k.
+enum class QkNorm : uint8_t {
+  kNone,
+  kHead,           // over each head, before rope; weights [D]
+  kWidth,          // over all heads together, before rope; weights [A * D] and [G * D]
+  kHeadAfterRope,  // over each head; weights [D]
+  kUnitAfterRope,  // over each head, without weights (Llama 4)
+};
+
+// Arguments of qkv_post(): q/k norm, clamping, rotary embedding, KV write.
 struct QkvPostArgs {
   float* qkv;         // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
   int64_t num_heads;  // A
-  WeightView q_norm;  // [D] or empty
-  WeightView k_norm;  // [D] or empty
-  float eps;
-  RopeTable rope;
+  QkNorm norm = QkNorm::kNone;
+  WeightView q_norm, k_norm;  // as `norm` says
+  float eps = 0;
+  RopeTable rope;  // of the first rope.dim columns of every head of q and k
+  float clip = 0;  // q, k and v are clamped to +-clip after the norm before rope; 0 = not
+  // q is multiplied by 1 + temperature_scale * log1p(floor((position + 1) / temperature_floor)), last; 0 = not (Llama 4)
+  float temperature_floor = 0, temperature_scale = 0;
 };
 
+// Arguments of mla_post(): what qkv_post() is for multi-head latent attention.
+struct MlaPostArgs {
+  const float* q;      // [T, A, nope + R]
+  float* kv;           // [T, L + R] latent and key columns to rotate; consumed
+  int64_t num_heads;   // A
+  int64_t nope;        // columns of a query head that are not rotated
+  WeightView kv_norm;  // [L]
+  float eps;
+  RopeTable rope;   // dim = R
+  float* latent_q;  // [T, A, L + R] out: the rotated columns of q in the last R of each head; the others are left alone
+};
+
+// Arguments of attention(). Query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p.
+struct AttentionArgs {
+  const float* q;  // rows of stride q_stride, [A, D]
+  int64_t q_stride;
+  int64_t num_heads;  // A
+  float scale;
+  int64_t window = 0;  // 0 = all
+  int64_t chunk = 0;   // 0 = none
+  WeightView sinks;    // [A] or empty: a logit per head that is in the softmax's denominator alone; not scaled
+};
+
+// Matrices of the same shape [N, K], one per head.
+using HeadWeights = std::span<const WeightView>;
+
 struct ExpertWeights {
-  WeightView gate;  // [I, H]
-  WeightView up;    // [I, H]
-  WeightView down;  // [H, I]
+  WeightView gate;                           // [I, H]
+  WeightView up;                             // [I, H]
+  WeightView down;                           // [H, I]
+  WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
 };
 
 // Something is wrong with one row of the step; the others are not to blame.
@@ -99,7 +143,9 @@ struct StepLimits {
   int64_t hidden_size = 0;     // H
   int64_t num_heads = 0;       // A
   int64_t num_kv_heads = 0;    // G
-  int64_t head_dim = 0;        // D
+  int64_t head_dim = 0;        // D of the KV cache
+  int64_t v_head_dim = 0;      // Dv
+  int64_t max_columns = 0;     // of rows that enter linear() or head_linear(), whole rows of all heads
   int64_t num_experts = 0;     // E; 0 = no experts
   int64_t top_k = 0;           // k
   int64_t expert_width = 0;    // I
@@ -110,7 +156,7 @@ struct StepLimits {
 
 // How ops use a weight.
 enum class WeightUse : uint8_t {
-  kVector,  // norm weights, biases
+  kVector,  // norm weights, biases, sinks
   kEmbed,   // embed()
   kMatrix,  // linear()
   kHead,    // logits()
@@ -134,7 +180,23 @@ struct OpProfile {
 // Thread-safety: one op at a time; calls come from one thread at a time.
 class Backend {
  public:
-  enum Op { kEmbed, kRmsNorm, kLinear, kQkvPost, kAttention, kRouter, kRoute, kExpertFfn, kMlp, kLogits, kSample, kNumOps };
+  enum Op {
+    kEmbed,
+    kRmsNorm,
+    kLayerNorm,
+    kLinear,
+    kHeadLinear,
+    kQkvPost,
+    kMlaPost,
+    kAttention,
+    kRouter,
+    kRoute,
+    kExpertFfn,
+    kMlp,
+    kLogits,
+    kSample,
+    kNumOps
+  };
 
   virtual ~Backend() = default;
   virtual std::string description() const = 0;  // "cpu avx512bf16, 2 threads, bfloat16"
@@ -159,8 +221,9 @@ class Backend {
   // backend. On the CPU weights are used where they are. Throws kOutOfMemory, kUnsupported for a dtype that there is no kernel
   // for.
   virtual WeightView place(const WeightView& weight, WeightUse) { return weight; }
-  // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place.
+  // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place; and for head_linear()'s matrices.
   virtual void place_experts(std::span<ExpertWeights>) {}
+  virtual void place_heads(std::span<WeightView>) {}
   // Sets scratch memory aside; before the first step, after the weights.
   virtual void reserve(const StepLimits&) {}
   // The most rows of a step in which a batch-aware policy can act.
@@ -176,36 +239,52 @@ class Backend {
   // tokens are there. Throws RowError for a row whose router scores were not finite, where route() has not thrown it yet.
   void end_step(std::span<SelectionStats> stats);
 
-  // out[t] = table[ids[t]] as float32, [T, H]. ids in [0, V), checked by the caller at the engine's boundary.
+  // out[t] = scale * table[ids[t]] as float32, [T, H]. ids in [0, V), checked by the caller at the engine's boundary.
   // Cost: reads T rows. Test: tests/ops/test_elementwise.py.
-  void embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out);
+  void embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale = 1);
 
   // out = x / sqrt(mean(x^2) + eps) * weight, per row of H; x and out [T, H], may be the same.
   // Source: arXiv 1910.07467 eq. 4; config key rms_norm_eps. Test: tests/ops/test_elementwise.py.
   void rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out);
 
-  // For each part: out[t, out_column + n] (+)= dot(round(x[t]), weight[n]) + bias[n]; x [T, K], out row stride `out_stride`.
-  // accumulate adds to out (the residual). Reads each weight once per call for small T. Test: tests/ops/test_linear.py.
-  void linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-              int64_t out_stride);
+  // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, per row of H; x and out [T, H], may be the same.
+  // Source: arXiv 1607.06450 eq. 4. Test: tests/ops/test_elementwise.py.
+  void layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows, float* out);
 
-  // Per head: RMSNorm of q and k over D (when the weights are given), rotation of the halves (x1, x2) by the position's
-  // angles, k and v stored to their slots in the cache's dtype. Source: arXiv 2104.09864 eq. 34 in the half-split layout of
-  // transformers. Test: tests/ops/test_attention.py.
+  // For each part: out[t, out_column + n] (+)= scale * (dot(round(x[t]), weight[n]) + bias[n]); x [T, K], out row stride
+  // `out_stride`. accumulate adds to out (the residual). Reads each weight once per call for small T.
+  // Test: tests/ops/test_linear.py.
+  void linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
+              int64_t out_stride, float scale = 1);
+
+  // A product of its own for each head: out[t, a * out_head + n] = dot(round(x[t, a * x_head .. + K]), weights[a][n]) for
+  // n < N; rows of x and out have strides x_stride, out_stride; out is none of x. Test: tests/ops/test_head_linear.py.
+  void head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights, float* out,
+                   int64_t out_stride, int64_t out_head);
+
+  // q/k norm, clamping and rotation as QkvPostArgs says, k and v stored to their slots in the cache's dtype. Rotation by the
+  // position's angles: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
+  // Test: tests/ops/test_attention.py.
   void qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
-  // Causal attention of every row over positions 0..its own, through the pages. q is read from qkv rows of stride
-  // q_stride; query head a uses kv head a / (A / G). out [T, A * D]. softmax(scale * q.k) in float32.
-  // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
-  void attention(const float* q, int64_t q_stride, int64_t num_heads, float scale, const BatchView& batch,
-                 const KvCacheView& cache, float* out);
+  // Multi-head latent attention: RMSNorm of the latent, rotation of the key columns and of each query head's last R columns;
+  // [latent, key columns] are stored to the row's slot as K of the one kv head. Source: arXiv 2405.04434 section 2.1.2-2.1.3.
+  // Test: tests/ops/test_attention.py.
+  void mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
-  // scores[t, e] = dot(x[t], weight[e]), x unrounded; x [T, H], weight [E, H], scores [T, E]. Test: tests/ops/test_select.py.
-  void router(const float* x, const WeightView& weight, int64_t num_rows, float* scores);
+  // Causal attention of every row over the positions that AttentionArgs says, through the pages; query head a uses kv head
+  // a / (A / G). out [T, A * Dv]. softmax(scale * q.k) in float32.
+  // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
+  void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out);
+
+  // scores[t, e] = dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
+  // Test: tests/ops/test_select.py.
+  void router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores);
 
   // Chooses experts and weights and orders the pairs by expert: the only op that looks across the batch.
   // Demand -> Admit -> Assign -> Weigh -> Dispatch.
   //   scores [T, E] in    router logits, finite; batch.phase, batch.exact
+  //   rule          in    how the model itself routes: RouterRule
   //   selection     in    the layer's policy, as check_selection() passes it, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
@@ -214,21 +293,23 @@ class Backend {
   // choices, the own routing is returned (guard).
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
   // the policies in moe_types.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
-  // test_policies.py, test_dispatch.py.
+  // test_policies.py, test_router_kinds.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
              DispatchPlan& plan);
 
-  // out[t] += sum_j weights[t, j] * down(silu(gate(x[t])) * up(x[t])) over slots j in order, skipping id -1; x, out [T, H].
-  // routing and plan are those of the last route(). Each active expert's weights are read once. Source: SwiGLU, arXiv 2002.05202
-  // eq. 6. Test: tests/ops/test_expert_ffn.py.
+  // out[t] += sum_j weights[t, j] * f(x[t]) over slots j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
+  // the expert's biases; with ffn.scale_input f(weights[t, j] * x[t]) instead. x, out [T, H]. routing and plan are those of the
+  // last route(). Each active expert's weights are read once. Test: tests/ops/test_expert_ffn.py.
   void expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                  const Routing& routing, const DispatchPlan& plan, float* out);
+                  const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out);
 
-  // The dense MLP: out[t] += down(silu(gate(x[t])) * up(x[t])). Test: tests/ops/test_expert_ffn.py.
-  void mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, float* out);
+  // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases; s = sigmoid(dot(x[t],
+  // row_gate)) where row_gate [1, H] is not empty, with x unrounded, else 1. Test: tests/ops/test_expert_ffn.py.
+  void mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out);
 
-  // logits[t, v] = dot(round(x[t]), weight[v]); [T, V]. linear() under its own label. Test: tests/ops/test_linear.py.
-  void logits(const float* x, const WeightView& weight, int64_t num_rows, float* out);
+  // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. linear() under its own label.
+  // Test: tests/ops/test_linear.py.
+  void logits(const float* x, const WeightView& weight, const WeightView& bias, float scale, int64_t num_rows, float* out);
 
   // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
@@ -249,16 +330,20 @@ class Backend {
   int64_t attended_tokens_ = 0;  // of the step: positions that its sequences attend to
 
  private:
-  virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*) = 0;
+  virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) = 0;
   virtual void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) = 0;
-  virtual void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t) = 0;
+  virtual void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, float*) = 0;
+  virtual void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float scale) = 0;
+  virtual void do_head_linear(const float*, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*,
+                              int64_t out_stride, int64_t out_head) = 0;
   virtual void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) = 0;
-  virtual void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) = 0;
-  virtual void do_router(const float*, const WeightView&, int64_t, float*) = 0;
+  virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
+  virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) = 0;
+  virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
-  virtual void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
-                             const DispatchPlan&, float*) = 0;
-  virtual void do_mlp(const float*, int64_t, const ExpertWeights&, float*) = 0;
+  virtual void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
+                             const Routing&, const DispatchPlan&, float*) = 0;
+  virtual void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }

@@ -5,17 +5,20 @@ set(LYNX_RT_CUDA_SOURCES
   csrc/backend/cuda/attention_plan.cc
   csrc/backend/cuda/cuda_backend.cc
   csrc/backend/cuda/cuda_step.cc
+  csrc/backend/cuda/cuda_weights.cc
   csrc/backend/cuda/weight_loader.cc)
 set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/attention.cu
   csrc/backend/cuda/down.cu
   csrc/backend/cuda/elementwise.cu
   csrc/backend/cuda/gate_up.cu
+  csrc/backend/cuda/head_linear.cu
   csrc/backend/cuda/linear.cu
   csrc/backend/cuda/pack.cu
   csrc/backend/cuda/qkv_post.cu
   csrc/backend/cuda/route.cu
   csrc/backend/cuda/route_gates.cu
+  csrc/backend/cuda/route_keys.cu
   csrc/backend/cuda/route_many.cu
   csrc/backend/cuda/route_rows.cu
   csrc/backend/cuda/router.cu

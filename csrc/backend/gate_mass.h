@@ -11,14 +11,10 @@
 
 namespace lynx_rt {
 
-// exp(-gap) in units of 2^-32, to one unit; 0 from 2^-32 on. gap >= 0.
-LYNX_HOST_DEVICE inline uint64_t exp_mass(double gap) {
-  constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
-  const double power = gap * kLog2E;
-  if (!(power < 32)) return 0;
-  const int whole = int(power);
-  // exp(r) with r in (-ln 2, 0]; the series through r^12 is within 0.7^13 / 13! < 2^-38.
-  const double r = (whole - power) * kLn2;
+inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+
+// exp(r), r in (-ln 2, 0]. The series through r^12 is within 0.7^13 / 13! < 2^-38.
+LYNX_HOST_DEVICE inline double exp_series(double r) {
   double p = 1.0 / 479001600;
   p = p * r + 1.0 / 39916800;
   p = p * r + 1.0 / 3628800;
@@ -32,7 +28,15 @@ LYNX_HOST_DEVICE inline uint64_t exp_mass(double gap) {
   p = p * r + 0.5;
   p = p * r + 1;
   p = p * r + 1;
-  return uint64_t(p * double(uint64_t{1} << (32 - whole)) + 0.5);
+  return p;
+}
+
+// exp(-gap) in units of 2^-32, to one unit; 0 from 2^-32 on. gap >= 0.
+LYNX_HOST_DEVICE inline uint64_t exp_mass(double gap) {
+  const double power = gap * kLog2E;
+  if (!(power < 32)) return 0;
+  const int whole = int(power);
+  return uint64_t(exp_series((whole - power) * kLn2) * double(uint64_t{1} << (32 - whole)) + 0.5);
 }
 
 // The gate of an expert in units of 2^-30: its exp_mass over the sum of those of all experts of the row, rounded down.

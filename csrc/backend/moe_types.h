@@ -103,11 +103,45 @@ struct SelectionPlan {
 SelectionPlan parse_selection(const std::string& text);  // throws as parse_policy()
 std::string to_string(const SelectionPlan& plan);
 
-// The model's own routing rule (ecosystem notes 2.3: kinds S1 and S2).
+// How router logits become gates, from which a row's experts are chosen and weighed.
+enum class RouterKind : uint8_t {
+  kSoftmax,      // gates are the softmax of the logits over all experts
+  kSigmoid,      // gates are sigmoids of the logits
+  kSparsemixer,  // Phi-MoE at inference: two choices, each weighed by its softmax probability among the experts near it
+                 // (arXiv 2409.12136 section 2.1); k is 2, never normalised
+};
+
+// The model's own routing rule: seven kinds of routers (Mixtral, Qwen2-MoE, gpt-oss, DeepSeek-V2, DeepSeek-V3, Ernie and MiniMax,
+// Phi-MoE) are choices of these. A row takes the k experts with the largest gate + bias, ties to the lower expert, within its
+// best groups; their weights are the gates (without bias), divided by their sum where the rule normalises, times `scale`.
+// Top-k before softmax (gpt-oss, Granite) is kSoftmax, normalised.
 struct RouterRule {
   int num_experts = 0;    // E
   int top_k = 0;          // k
-  bool norm_topk = true;  // divide the chosen softmax probabilities by their sum
+  bool norm_topk = true;  // divide the chosen gates by their sum
+  RouterKind kind = RouterKind::kSoftmax;
+  const float* bias = nullptr;  // [E] in the backend's memory; finite; null = none (e_score_correction_bias)
+  int num_groups = 1;           // neighbouring experts in groups of E / num_groups; a row takes experts of its best groups alone
+  int top_groups = 1;           // how many those are; top_groups * E / num_groups >= k (topk_group)
+  bool group_top2 = false;      // a group's score is the sum of its two best gate + bias; false: the best alone
+  float scale = 1;              // of all weights (routed_scaling_factor)
+  float min_sum = 0;            // norm_topk: the least divisor
+  float jitter = 0.01f;         // kSparsemixer (router_jitter_noise)
+};
+// Throws kInvalidArgument (field router) naming the member that does not fit the others.
+void check_rule(const RouterRule& rule);
+RouterKind parse_router_kind(const std::string& name);  // "softmax", "sigmoid", "sparsemixer"; throws kInvalidArgument
+std::string to_string(RouterKind kind);
+
+// What an expert does between its products.
+enum class Activation : uint8_t {
+  kSilu,           // silu(gate) * up (arXiv 2002.05202 eq. 6)
+  kClampedSwiglu,  // g = min(gate, limit), u = clamp(up, -limit, limit): g * sigmoid(alpha * g) * (u + 1) (gpt-oss)
+};
+struct FfnRule {
+  Activation activation = Activation::kSilu;
+  float alpha = 1.702f, limit = 7;  // kClampedSwiglu
+  bool scale_input = false;         // the weight of a pair multiplies the expert's input, not its output (Llama 4)
 };
 
 // Which experts a row goes to. All arrays are the caller's, sized for its largest batch.
@@ -124,7 +158,7 @@ struct SelectionStats {
   int32_t union_before = 0;    // distinct experts of the model's own choices
   int32_t active = 0;          // distinct experts after selection
   int32_t remapped_pairs = 0;  // chosen experts that differ from the model's own choice (as sets, per row, summed)
-  double retained_mass = 0;    // sum over rows of (gate mass of the final choice / gate mass of the own choice)
+  double retained_mass = 0;    // sum over rows of (gate mass of the final choice / of the own choice), 1 at most
   bool acted = false;          // a policy changed or could have changed this call (phase, rows, policy)
   bool guard_hit = false;      // never-worse guard: result discarded for the model's own routing
   int32_t first_bad = -1;      // t * E + e of the first score that is not finite, -1 = none; else the rest is meaningless

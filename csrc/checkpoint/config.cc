@@ -1,12 +1,14 @@
 #include "checkpoint/config.h"
 
 #include <limits>
+#include <map>
+#include <set>
 #include <string_view>
 #include <utility>
 
 #include "base/error.h"
-#include "checkpoint/json.h"
 #include "base/mapped_file.h"
+#include "checkpoint/json.h"
 
 namespace lynx_rt {
 
@@ -27,9 +29,12 @@ bool in_range(const int64_t* v, int64_t min, int64_t max) { return v && *v >= mi
 struct ConfigReader::Node {
   std::shared_ptr<const Json> document;
   const Json* object;
+  mutable std::set<std::string> asked;
+  mutable std::map<std::string, std::shared_ptr<const Node>> opened;  // objects within, by key
 
   // null where the key is absent or its value is null, which configs use for "not set"
   const Json* find(const std::string& key) const {
+    asked.insert(key);
     const Json* value = object->find(key);
     return value && !value->as<std::nullptr_t>() ? value : nullptr;
   }
@@ -49,7 +54,7 @@ ConfigReader ConfigReader::parse(const std::string& text, const std::string& nam
     fail(ErrorCode::kCorruptFile, name_in_errors, name_in_errors, ": expected an object, got ", describe(*document));
   }
   ConfigReader reader;
-  reader.node_ = std::make_shared<const Node>(Node{document, document.get()});
+  reader.node_ = std::make_shared<const Node>(Node{document, document.get(), {}, {}});
   reader.name_ = name_in_errors;
   return reader;
 }
@@ -124,6 +129,39 @@ std::vector<int64_t> ConfigReader::integers_or(const std::string& key, std::vect
   return out;
 }
 
+std::vector<double> ConfigReader::numbers_or(const std::string& key, std::vector<double> fallback, double min, double max) const {
+  const Json* value = node_->find(key);
+  if (!value) return fallback;
+  const std::string expected = str_cat("a number from ", min, " to ", max);
+  const auto* items = value->as<Json::Array>();
+  if (!items) fail_key(key, "expected a list, each " + expected + ", got " + describe(*value));
+  std::vector<double> out;
+  for (const Json& item : *items) {
+    const auto* integer = item.as<int64_t>();
+    const auto* real = item.as<double>();
+    const double v = integer ? double(*integer) : real ? *real : 0;
+    if ((!integer && !real) || v < min || v > max) {
+      fail_key(key, str_cat("item ", out.size(), ": expected ", expected, ", got ", describe(item)));
+    }
+    out.push_back(v);
+  }
+  return out;
+}
+
+std::vector<std::string> ConfigReader::strings_or(const std::string& key, std::vector<std::string> fallback) const {
+  const Json* value = node_->find(key);
+  if (!value) return fallback;
+  const auto* items = value->as<Json::Array>();
+  if (!items) fail_key(key, "expected a list of strings, got " + describe(*value));
+  std::vector<std::string> out;
+  for (const Json& item : *items) {
+    const auto* v = item.as<std::string>();
+    if (!v) fail_key(key, str_cat("item ", out.size(), ": expected a string, got ", describe(item)));
+    out.push_back(*v);
+  }
+  return out;
+}
+
 std::vector<int64_t> ConfigReader::integer_or_list(const std::string& key, int64_t min, int64_t max) const {
   const Json* value = node_->find(key);
   if (!value) return {};
@@ -140,7 +178,9 @@ std::optional<ConfigReader> ConfigReader::object(const std::string& key) const {
   if (!value) return std::nullopt;
   if (!value->as<Json::Object>()) fail_key(key, "expected an object, got " + describe(*value));
   ConfigReader reader;
-  reader.node_ = std::make_shared<const Node>(Node{node_->document, value});
+  std::shared_ptr<const Node>& node = node_->opened[key];
+  if (!node) node = std::make_shared<const Node>(Node{node_->document, value, {}, {}});
+  reader.node_ = node;
   reader.name_ = name_ + ": " + key;
   return reader;
 }
@@ -157,6 +197,18 @@ std::string ConfigReader::first_of(const std::vector<std::string>& keys) const {
 std::vector<std::string> ConfigReader::keys() const {
   std::vector<std::string> out;
   for (const auto& [key, value] : *node_->object->as<Json::Object>()) out.push_back(key);
+  return out;
+}
+
+std::vector<std::string> ConfigReader::unread_keys() const {
+  std::vector<std::string> out;
+  for (const auto& [key, value] : *node_->object->as<Json::Object>())
+    if (!value.as<std::nullptr_t>() && !node_->asked.count(key)) out.push_back(key);
+  for (const auto& [key, node] : node_->opened) {
+    ConfigReader within;
+    within.node_ = node;
+    for (const std::string& unread : within.unread_keys()) out.push_back(key + "." + unread);
+  }
   return out;
 }
 

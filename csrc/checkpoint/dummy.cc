@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "checkpoint/weight_pieces.h"
+
 namespace lynx_rt {
 
 namespace {
@@ -45,38 +47,39 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
     for (int64_t d : spec.shape) bytes = checked_mul(bytes, d, "dummy weights");
     return bytes;
   };
+  // Memory of its own, with the values that a tensor at `start` has.
+  const auto make = [&](int64_t start, int64_t bytes, DType type, bool vector) {
+    uint8_t* data = owned.emplace_back(own_pages(bytes)).get();
+    if (!vector) {
+      fill(data, start, bytes, type);
+      return data;
+    }
+    const uint32_t one = bits_of(1.0f, type);
+    for (int64_t i = 0; i < bytes; i += dtype_size(type)) std::memcpy(data + i, &one, size_t(dtype_size(type)));
+    return data;
+  };
   int64_t largest = 0;
   for (const TensorSpec& spec : specs)
     if (spec.shape.size() > 1) largest = std::max(largest, bytes_of(spec));
-  uint8_t* block = nullptr;
-  int64_t next = 0;
-  if (shared) {
-    const int64_t bytes = largest + int64_t(specs.size()) * kStart;
-    owned.push_back(std::make_unique_for_overwrite<uint8_t[]>(size_t(bytes)));
-    block = owned.back().get();
-    fill(block, 0, bytes, dtype);
-  }
+  const uint8_t* block = nullptr;
+  if (shared) block = make(0, largest + int64_t(specs.size()) * kStart, dtype, false);
+  int64_t start = 0;
   for (const TensorSpec& spec : specs) {
-    const int64_t bytes = bytes_of(spec), cols = spec.shape.back();
-    const int64_t start = kStart * next++;
-    uint8_t* data;
-    if (shared && spec.shape.size() > 1) {
-      data = block + start;
-    } else {
-      owned.push_back(std::make_unique_for_overwrite<uint8_t[]>(size_t(bytes)));
-      data = owned.back().get();
-      if (spec.shape.size() > 1) {
-        fill(data, start, bytes, dtype);
+    const bool vector = spec.shape.size() < 2;
+    const int64_t bytes = bytes_of(spec);
+    const uint8_t* next = shared && !vector ? block + start : make(start, bytes, dtype, vector);
+    // The pieces follow one another, whichever way they lie in a file.
+    for (const WeightPiece& piece : checked_pieces(spec)) {
+      WeightView view = target_view(piece, dtype);
+      if (view.dtype == dtype) {
+        view.data = next;
+        next += view.bytes();
       } else {
-        const uint32_t one = bits_of(1.0f, dtype);
-        for (int64_t i = 0; i < bytes; i += dtype_size(dtype)) std::memcpy(data + i, &one, size_t(dtype_size(dtype)));
+        view.data = make(start, view.bytes(), view.dtype, vector);
       }
-    }
-    for (const WeightPiece& piece : spec.pieces) {
-      WeightView view{data, dtype, piece.rows, cols};
-      view.data = view.row(piece.row_begin);
       *piece.target = view;
     }
+    start += kStart;
   }
   return owned;
 }

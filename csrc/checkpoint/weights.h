@@ -4,7 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "base/memory.h"
 #include "base/tensor.h"
+#include "checkpoint/quantization_config.h"
 #include "checkpoint/safetensors.h"
 
 namespace lynx_rt {
@@ -34,16 +36,50 @@ struct TensorSpec {
 // A spec for a tensor that fills one slot whole; shape has one or two dimensions.
 TensorSpec whole_tensor(std::string name, std::vector<int64_t> shape, WeightView* target);
 
-// Owns copies of the few tensors that cannot be used where they lie (data not aligned to its element size).
-using OwnedWeights = std::vector<std::unique_ptr<uint8_t[]>>;
+// Pages of memory, zero until they are written.
+struct ReleasePages {
+  int64_t bytes = 0;
+  void operator()(uint8_t* p) const noexcept { release_pages(p, bytes); }
+};
+using OwnedPages = std::unique_ptr<uint8_t[], ReleasePages>;
+OwnedPages own_pages(int64_t bytes);
 
-// Fills every target from the mapping, in place; nothing is filled unless everything fits. Each spec must find its
-// tensor with that exact shape and a floating dtype (F32, BF16, F16), and each tensor of the checkpoint must be named by
-// a spec or match an `ignore` pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise
-// throws kCorruptFile with the count and the first ten of each kind: missing, unexpected, wrong shape, wrong dtype.
-// Specs that name a tensor twice, or whose pieces do not cover it, are a bug of the caller: kInternal.
-// Test: tests/cpp/test_checkpoint.cc.
-OwnedWeights bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
-                          const std::vector<std::string>& ignore);
+using OwnedWeights = std::vector<OwnedPages>;
+
+// Copies of what the checkpoint's mapping cannot give in place. Their places are known from the start; the values are read when
+// they are asked for, so that whoever takes weights elsewhere, one after the other, never holds all copies. The checkpoint must
+// outlive the reads. Not thread-safe (a read uses all cores).
+class WeightCopies {
+ public:
+  struct Block;  // weight_copies.h
+
+  WeightCopies();
+  explicit WeightCopies(std::unique_ptr<Block> block);
+  WeightCopies(WeightCopies&&) noexcept;
+  WeightCopies& operator=(WeightCopies&&) noexcept;
+  ~WeightCopies();
+
+  int64_t bytes() const;  // of all
+  // Makes sure that the view has its values; those of its tensor are read together. A view of anything else is left alone.
+  void read(const WeightView& view);
+  void read_all();  // throws kOutOfMemory where they do not fit into free memory
+  // The view's values are not needed any more: their memory is given back.
+  void release(const WeightView& view);
+
+ private:
+  std::unique_ptr<Block> block_;
+};
+
+// Fills every target: in place from the mapping where that is possible, else with its place among the copies; nothing is filled
+// unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16, F16), or, as
+// `quantization` says, the tensors of that weight quantised, which is then decoded to `dtype` (quantized_tensor.h). Each tensor
+// of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore` pattern (a name, or a prefix ending in
+// '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and the first ten of each kind: missing,
+// unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or whose pieces do not cover it, are a
+// bug of the caller: kInternal. read_values: reads all copies at once. Test: tests/cpp/test_checkpoint.cc,
+// tests/checkpoint/test_quantized_formats.py.
+WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
+                          const std::vector<std::string>& ignore, const QuantizationConfig& quantization = {},
+                          DType dtype = DType::kBF16, bool read_values = true);
 
 }  // namespace lynx_rt

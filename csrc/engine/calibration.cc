@@ -56,7 +56,7 @@ class ExpertComparer {
       const int64_t rows = std::min(kRows, in.num_rows - begin);
       std::fill(outputs_.begin(), outputs_.end(), 0.f);
       for (int64_t e = 0; e < num_experts_; ++e)
-        backend_.mlp(in.x + begin * hidden_, rows, in.experts[size_t(e)], outputs_.data() + e * rows * hidden_);
+        backend_.mlp(in.x + begin * hidden_, rows, in.experts[size_t(e)], {}, outputs_.data() + e * rows * hidden_);
       pool_.parallel_for(rows, [&](int64_t t, int) { compare_row(t, rows); });
       // Row after row, so that the sums do not depend on the threads.
       double* sums = sums_.sums.data() + in.layer * num_experts_ * num_experts_;
@@ -105,6 +105,9 @@ ExpertComparison EngineCore::compare_experts(const std::vector<int32_t>& tokens,
   out.num_layers = decoder_.num_moe_layers();
   out.num_experts = config_.num_experts;
   if (out.num_layers == 0) fail(ErrorCode::kUnsupported, "model", "model: there are no experts to compare");
+  if (config_.ffn.activation != Activation::kSilu || config_.ffn.scale_input)
+    fail(ErrorCode::kUnsupported, "model_type", "model_type: experts of ", config_.model_type,
+         " are not compared; supported: models whose experts are down(silu(gate) * up), weighed at their output");
   out.num_tokens = int64_t(tokens.size());
   out.sums.resize(size_t(out.num_layers * out.num_experts * out.num_experts));
   out.usage.resize(size_t(out.num_layers * out.num_experts));

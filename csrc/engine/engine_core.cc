@@ -2,6 +2,7 @@
 #include "engine/engine_core.h"
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 
 #include "base/error.h"
@@ -56,7 +57,15 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   if (parse_quantization(o.quantization) == Scheme::kPlain)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
-  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), ".bin");
+  // What the weights were before depends on config.json as well, where they are decoded.
+  std::string decoded;
+  if (!config.quantization.empty()) {
+    decoded = str_cat("-", config.quantization.description(), config.quantization.zeros_less_one ? "-1-" : "-",
+                      dtype_name(config.dtype));
+    std::replace_if(decoded.begin(), decoded.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
+  }
+  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), decoded,
+                 ".bin");
 }
 
 BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -98,12 +107,12 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
 }
 
 ModelWeights EngineCore::load_weights() {
-  const bool copied = !backend_->host_memory();
+  const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != Scheme::kPlain;
   ModelWeights weights;
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights);
+    lynx_rt::load_weights(config_, checkpoint_, weights, copied || quantized ? ReadCopies::kWhenPlaced : ReadCopies::kNow);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
@@ -113,8 +122,9 @@ ModelWeights EngineCore::load_weights() {
            backend_->description(), "; use a larger device, or device=\"cpu\"");
     place_weights(*backend_, weights, options_.on_load_progress);
     weights.owned.clear();
+    weights.copies = {};
     checkpoint_ = Checkpoint();
-  } else if (parse_quantization(options_.quantization) != Scheme::kPlain) {
+  } else if (quantized) {
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
     checkpoint_.drop_pages();
@@ -125,7 +135,7 @@ ModelWeights EngineCore::load_weights() {
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
   for (int64_t l = 0; l < config_.num_layers; ++l)
-    if (config_.moe_layer[size_t(l)]) counters_.layers.emplace_back().layer = l;
+    if (config_.layers[size_t(l)].moe) counters_.layers.emplace_back().layer = l;
   preemptions_at_reset_ = scheduler_.num_preemptions();
   backend_->reset_profile();
   selection_.reset_report();

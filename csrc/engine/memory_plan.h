@@ -3,7 +3,7 @@
 #include <cstdint>
 
 #include "backend/backend.h"
-#include "checkpoint/config.h"
+#include "model/model_config.h"
 #include "lynx_rt/engine.h"
 
 namespace lynx_rt {

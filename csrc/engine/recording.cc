@@ -37,6 +37,7 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   if (!options_.record_router_logits || batch.phase != Phase::kDecodeOnly) return;
 
   RouterLogits& r = router_logits_;
+  if (config_.choice_bias && r.step.empty()) decoder_.read_choice_bias(r.choice_bias);
   std::vector<float> scores;
   decoder_.read_router_logits(scores);
   r.scores.insert(r.scores.end(), scores.begin(), scores.end());
@@ -63,10 +64,14 @@ RouterLogits EngineCore::take_router_logits() {
   RouterLogits out = std::exchange(router_logits_, {});
   out.num_model_layers = config_.num_layers;
   for (int64_t l = 0; l < config_.num_layers; ++l)
-    if (config_.moe_layer[size_t(l)]) out.layers.push_back(int32_t(l));
+    if (config_.layers[size_t(l)].moe) out.layers.push_back(int32_t(l));
   out.num_experts = config_.num_experts;
   out.num_experts_per_tok = config_.num_experts_per_tok;
-  out.norm_topk_prob = config_.norm_topk_prob;
+  out.norm_topk_prob = config_.router.norm_topk;
+  out.router_kind = to_string(config_.router.kind);
+  out.num_groups = config_.router.num_groups;
+  out.top_groups = config_.router.top_groups;
+  out.group_top2 = config_.router.group_top2;
   return out;
 }
 

@@ -61,7 +61,7 @@ LayerSelections SelectionTables::resolve(const std::string& text) {
   out.text = to_string(plan);
   const std::string* recording = nullptr;
   for (int64_t l = 0; l < config_.num_layers; ++l) {
-    if (!config_.moe_layer[size_t(l)]) continue;
+    if (!config_.layers[size_t(l)].moe) continue;
     const SelectionPlan::Part& part = plan.of_layer(int(l));
     const int64_t moe = int64_t(out.layers.size());
     out.layers.push_back(part.selection);

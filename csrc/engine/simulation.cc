@@ -18,12 +18,12 @@ ModelConfig config_of(const RecordedRows& r) {
   c.num_layers = r.num_model_layers;
   c.num_experts = r.num_experts;
   c.num_experts_per_tok = r.num_experts_per_tok;
-  c.moe_layer.assign(size_t(r.num_model_layers), false);
+  c.layers.resize(size_t(r.num_model_layers));
   for (size_t i = 0; i < r.layers.size(); ++i) {
     const int64_t l = r.layers[i];
     if (l < 0 || l >= r.num_model_layers || (i > 0 && l <= r.layers[i - 1]))
       invalid("layers", "expected rising numbers in [0, ", r.num_model_layers, "), got ", l);
-    c.moe_layer[size_t(l)] = true;
+    c.layers[size_t(l)].moe = true;
   }
   return c;
 }
@@ -55,7 +55,11 @@ std::vector<EngineStats::Layer> simulate(const RecordedRows& r, const std::strin
   const std::unique_ptr<Backend> backend = make_backend(options);  // keeps the tables
   SelectionTables tables(*backend, config);
   const LayerSelections selections = tables.resolve(selection);
-  const RouterRule rule{int(num_experts), int(k), r.norm_topk_prob};
+  RouterRule rule = r.router;
+  rule.num_experts = int(num_experts);
+  rule.top_k = int(k);
+  rule.norm_topk = r.norm_topk_prob;
+  check_rule(rule);
 
   std::vector<float> scores(size_t(largest * num_experts));
   std::vector<uint8_t> exact(static_cast<size_t>(largest));
@@ -73,6 +77,7 @@ std::vector<EngineStats::Layer> simulate(const RecordedRows& r, const std::strin
     for (int64_t l = 0; l < num_layers; ++l) {
       for (int64_t t = 0; t < count; ++t)
         std::copy_n(r.scores + (rows[size_t(t)] * num_layers + l) * num_experts, num_experts, scores.data() + t * num_experts);
+      if (r.choice_bias) rule.bias = r.choice_bias + l * num_experts;
       Selection layer = selections.layers[size_t(l)];
       if (replayed) layer.replay = replayed + l * count * k;
       Routing routing{ids.data(), weights.data(), active.data(), 0};

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/moe_types.h"
 #include "lynx_rt/engine.h"
 
 namespace lynx_rt {
@@ -19,6 +20,8 @@ struct RecordedRows {
   int64_t num_experts;              // E
   int64_t num_experts_per_tok;      // k
   bool norm_topk_prob;
+  RouterRule router;         // kind and groups; the other members say nothing about who is chosen, or are given here
+  const float* choice_bias;  // [L, E], or null
 };
 
 // Runs `selection` (any text that an engine takes) on decode steps made of recorded rows: step s has rows

@@ -13,19 +13,22 @@ constexpr int64_t kRopeRows = 64;  // added at a time
 }  // namespace
 
 int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t block_size) {
-  int64_t per_token = checked_mul(m.num_kv_heads * m.head_dim, dtype_size(dtype), "kv_cache");
-  return checked_mul(checked_mul(per_token, 2 * m.num_layers, "kv_cache"), block_size, "kv_cache");
+  int64_t per_token = checked_mul(m.cache_columns(), dtype_size(dtype), "kv_cache");
+  return checked_mul(checked_mul(per_token, m.num_layers, "kv_cache"), block_size, "kv_cache");
 }
 
 KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int64_t block_size)
     : num_blocks_(num_blocks), block_size_(block_size) {
-  DType dtype = backend.compute_dtype();
-  int64_t bytes = checked_mul(bytes_per_block(m, dtype, block_size) / (2 * m.num_layers), num_blocks, "kv_cache");
+  const DType dtype = backend.compute_dtype();
+  const int64_t values = checked_mul(num_blocks, block_size * m.cache_heads(), "kv_cache");
+  const auto pages = [&](int64_t width) {
+    memory_.emplace_back(backend, checked_mul(values, width * dtype_size(dtype), "kv_cache"), "kv_cache");
+    return memory_.back().get();
+  };
   for (int64_t l = 0; l < m.num_layers; ++l) {
-    memory_.emplace_back(backend, bytes, "kv_cache");
-    memory_.emplace_back(backend, bytes, "kv_cache");
-    views_.push_back({memory_[size_t(2 * l)].get(), memory_[size_t(2 * l + 1)].get(), dtype, num_blocks, block_size,
-                      m.num_kv_heads, m.head_dim});
+    void* k = pages(m.cache_head_dim());
+    void* v = m.mla() ? nullptr : pages(m.cache_v_dim());
+    views_.push_back({k, v, dtype, num_blocks, block_size, m.cache_heads(), m.cache_head_dim(), m.cache_v_dim()});
   }
 }
 
@@ -45,12 +48,11 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       recording_(recording),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
       max_positions_(max_positions) {
-  for (bool moe : config.moe_layer) num_moe_layers_ += moe;
-  int64_t half = config.head_dim / 2;
+  num_moe_layers_ = config.num_moe_layers();
+  const int64_t half = config.rope.dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
-  for (int64_t i = 0; i < half; ++i)
-    rope_inverse_.push_back(1.0f / std::pow(config.rope_theta, float(2 * i) / float(config.head_dim)));
+  rope_angles_ = rope_angles(config.rope, max_positions);
   new_cos_.resize(size_t(kRopeRows * half));
   new_sin_.resize(size_t(kRopeRows * half));
 
@@ -59,12 +61,15 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.max_logit_rows = max_logit_rows;
   limits.hidden_size = config.hidden_size;
   limits.num_heads = config.num_heads;
-  limits.num_kv_heads = config.num_kv_heads;
-  limits.head_dim = config.head_dim;
+  limits.num_kv_heads = config.cache_heads();
+  limits.head_dim = config.cache_head_dim();
+  limits.v_head_dim = config.cache_v_dim();
+  limits.max_columns = std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.cache_v_dim()),
+                                 config.num_heads * config.v_head_dim, config.q_lora_rank});
   limits.num_experts = config.num_experts;
   limits.top_k = config.num_experts_per_tok;
   limits.expert_width = num_moe_layers_ > 0 ? config.moe_intermediate_size : 0;
-  limits.mlp_width = num_moe_layers_ < config.num_layers ? config.intermediate_size : 0;
+  limits.mlp_width = std::max(num_moe_layers_ < config.num_layers ? config.intermediate_size : 0, config.shared_expert_width);
   limits.num_moe_layers = num_moe_layers_;
   limits.vocab_size = config.vocab_size;
   backend.reserve(limits);
@@ -74,14 +79,14 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
 // Frequencies and angles in float32, as transformers computes them: at large positions the rounding of the angle is
 // larger than any tolerance, so parity needs the same rounding.
 void Decoder::extend_rope(int64_t num_positions) {
-  int64_t half = int64_t(rope_inverse_.size());
+  const int64_t half = int64_t(rope_angles_.inverse.size());
   while (rope_positions_ < num_positions) {
     int64_t count = std::min(kRopeRows, max_positions_ - rope_positions_);
     for (int64_t p = 0; p < count; ++p) {
       for (int64_t i = 0; i < half; ++i) {
-        double angle = double(float(rope_positions_ + p) * rope_inverse_[size_t(i)]);
-        new_cos_[size_t(p * half + i)] = float(std::cos(angle));
-        new_sin_[size_t(p * half + i)] = float(std::sin(angle));
+        double angle = double(float(rope_positions_ + p) * rope_angles_.inverse[size_t(i)]);
+        new_cos_[size_t(p * half + i)] = float(std::cos(angle)) * rope_angles_.factor;
+        new_sin_[size_t(p * half + i)] = float(std::sin(angle)) * rope_angles_.factor;
       }
     }
     backend_.write(rope_cos_.get() + rope_positions_ * half, new_cos_.data(), count * half * int64_t(sizeof(float)));
@@ -99,12 +104,13 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     extend_rope(last + 1);
   }
   auto layers = [&](const BatchView& rows) {
-    backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get());
+    backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
     size_t moe = 0;
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
-      attention_block(w, rows, cache.layer(l));
-      if (!config_.moe_layer[size_t(l)]) {
+      const LayerConfig& layer = config_.layers[size_t(l)];
+      attention_block(w, layer, rows, cache.layer(l));
+      if (!layer.moe) {
         mlp_block(w, rows);
         continue;
       }
@@ -124,15 +130,15 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
   if (int64_t(rows.size()) > max_logit_rows_) invalid("rows", "expected at most ", max_logit_rows_, ", got ", rows.size());
   float* gathered = workspace_.logit_rows.get();
   backend_.gather_rows(workspace_.x.get(), rows, config_.hidden_size, gathered);
-  backend_.rmsnorm(gathered, weights_.final_norm, config_.rms_norm_eps, int64_t(rows.size()), gathered);
-  backend_.logits(gathered, weights_.lm_head, int64_t(rows.size()), out);
+  norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()), gathered);
+  backend_.logits(gathered, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, int64_t(rows.size()), out);
 }
 
 void Decoder::end_step(std::span<SelectionStats> stats) {
   backend_.end_step(stats);
   size_t moe = 0;
   for (int64_t l = 0; l < config_.num_layers && !stats.empty(); ++l) {
-    if (!config_.moe_layer[size_t(l)]) continue;
+    if (!config_.layers[size_t(l)].moe) continue;
     const ExpertWeights& w = weights_.layers[size_t(l)].experts[0];
     backend_.charge(Backend::kExpertFfn, stats[moe].active * (w.gate.bytes() + w.up.bytes() + w.down.bytes()));
     ++moe;
@@ -158,6 +164,15 @@ void Decoder::read_routed_experts(std::vector<int32_t>& out) {
 void Decoder::read_router_logits(std::vector<float>& out) {
   if (!recording_.router_logits) fail(ErrorCode::kInternal, "", "router logits are not recorded");
   read_layers(workspace_.scores.get(), config_.num_experts, out);
+}
+
+void Decoder::read_choice_bias(std::vector<float>& out) {
+  for (const LayerWeights& layer : weights_.layers) {
+    if (layer.choice_bias.empty()) continue;
+    const size_t begin = out.size();
+    out.resize(begin + size_t(config_.num_experts));
+    backend_.read(out.data() + begin, layer.choice_bias.data, config_.num_experts * int64_t(sizeof(float)));
+  }
 }
 
 }  // namespace lynx_rt

@@ -69,6 +69,7 @@ class Decoder {
   // their router logits [rows, MoE layers, E].
   void read_routed_experts(std::vector<int32_t>& out);
   void read_router_logits(std::vector<float>& out);
+  void read_choice_bias(std::vector<float>& out);  // of the weights: [MoE layers, E]
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return num_moe_layers_; }
@@ -77,7 +78,12 @@ class Decoder {
   int64_t workspace_bytes() const { return workspace_.bytes(); }
 
  private:
-  void attention_block(const LayerWeights& w, const BatchView& batch, const KvCacheView& cache);  // attention_block.cc
+  // attention_block.cc
+  void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* out);
+  void attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
+  void grouped_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
+  void latent_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
+  RopeTable rope_table(int64_t dim) const { return {rope_cos_.get(), rope_sin_.get(), dim, config_.rope.interleaved}; }
   void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                  const MoeObserver& observe);                     // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
@@ -93,9 +99,9 @@ class Decoder {
   StepRecording recording_;
   int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and what the backend made of them
   Workspace workspace_;
-  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, D / 2], filled up to rope_positions_
-  std::vector<float> rope_inverse_;         // [D / 2] radians per position
-  std::vector<float> new_cos_, new_sin_;    // rows on their way to the backend's memory
+  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
+  RopeAngles rope_angles_;
+  std::vector<float> new_cos_, new_sin_;  // rows on their way to the backend's memory
   int64_t rope_positions_ = 0, max_positions_;
 };
 

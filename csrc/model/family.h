@@ -7,35 +7,48 @@
 #include "backend/backend.h"
 #include "checkpoint/config.h"
 #include "checkpoint/weights.h"
+#include "model/model_config.h"
 
 namespace lynx_rt {
 
-// Weights of one decoder layer. H hidden, A/G query/kv heads, D head size, E experts, I expert width.
+// Weights of one decoder layer; what a model lacks is empty. H hidden, A/G query/kv heads, D head size, E experts, I expert
+// width.
 struct LayerWeights {
-  WeightView input_norm;               // [H]
-  WeightView q_proj, q_bias;           // [A * D, H], [A * D] or empty
-  WeightView k_proj, k_bias;           // [G * D, H], [G * D] or empty
-  WeightView v_proj, v_bias;           // [G * D, H], [G * D] or empty
-  WeightView o_proj, o_bias;           // [H, A * D], [H] or empty
-  WeightView q_norm, k_norm;           // [D] or empty
-  WeightView post_attention_norm;      // [H]
-  WeightView router;                   // [E, H]; empty in a dense layer
-  std::vector<ExpertWeights> experts;  // E; empty in a dense layer
-  ExpertWeights mlp;                   // the dense MLP; empty in an MoE layer
+  WeightView input_norm, input_norm_bias;  // [H]
+  WeightView q_proj, q_bias;               // [A * D, H], [A * D]
+  WeightView k_proj, k_bias;               // [G * D, H], [G * D]
+  WeightView v_proj, v_bias;               // [G * D, H], [G * D]
+  WeightView o_proj, o_bias;               // [H, A * Dv], [H]
+  WeightView q_norm, k_norm;               // as ModelConfig::qk_norm says
+  WeightView sinks;                        // [A]
+  // MLA: L = kv_lora_rank, R = rope.dim, Q = q_lora_rank; without Q, q_proj is [A * D, H].
+  WeightView q_a_proj, q_a_bias, q_a_norm, q_b_proj;         // [Q, H], [Q], [Q], [A * D, Q]
+  WeightView kv_a_proj, kv_a_bias, kv_a_norm;                // [L + R, H], [L + R], [L]
+  std::vector<WeightView> k_absorb;                          // A of [L, nope]: the K rows of kv_b_proj, transposed
+  std::vector<WeightView> v_absorb;                          // A of [Dv, L]: its V rows
+  WeightView post_attention_norm, post_attention_norm_bias;  // [H]
+  WeightView router, router_bias;                            // [E, H], [E]
+  WeightView choice_bias;                                    // [E] float32: RouterRule::bias
+  std::vector<ExpertWeights> experts;                        // E
+  ExpertWeights shared_expert;                               // of shared_expert_width
+  WeightView shared_expert_gate;                             // [1, H]
+  ExpertWeights mlp;                                         // the dense MLP
 };
 
 struct ModelWeights {
-  WeightView embed;       // [V, H]
-  WeightView final_norm;  // [H]
-  WeightView lm_head;     // [V, H]; the embedding where they are tied
+  WeightView embed;                        // [V, H]
+  WeightView final_norm, final_norm_bias;  // [H]
+  WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
   std::vector<LayerWeights> layers;
-  OwnedWeights owned;
+  WeightCopies copies;  // of a checkpoint's
+  OwnedWeights owned;   // made up
 };
 
+// One per file of families/, as `const Family& <file name>_family()`; the build finds the files.
 struct Family {
   const char* model_type;
   ModelConfig (*read_config)(const ConfigReader& config);
-  // Which tensors fill which slots, in the layout (per expert or fused) that the checkpoint has.
+  // Which tensors fill which slots, in the layout (per expert, fused, transposed) that the checkpoint has.
   std::vector<TensorSpec> (*specs)(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
   std::vector<std::string> ignored_tensors;  // patterns of bind_weights()
 };
@@ -44,23 +57,25 @@ struct Family {
 const Family& find_family(const std::string& model_type);
 std::vector<std::string> supported_model_types();
 
-// Reads <path>/config.json (path: a model folder) through its family.
-ModelConfig read_model_config(const std::string& path);
+// Reads <path>/config.json (path: a model folder) through its family. Throws kUnsupported for a model that would be computed
+// wrongly, naming the key. `unread`: keys of the config that nothing looked at.
+ModelConfig read_model_config(const std::string& path, std::vector<std::string>* unread = nullptr);
 
-// Binds all weights of a checkpoint in place; layers are sized from the config.
-void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
+// When the values of weights are read that cannot be used in place, those of quantised checkpoints above all.
+enum class ReadCopies : uint8_t { kNow, kWhenPlaced, kNever };
+// Binds all weights of a checkpoint, in place where that is possible; layers are sized from the config. The checkpoint must
+// outlive what is not read now.
+void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights,
+                  ReadCopies when = ReadCopies::kNow);
 // Makes weights up: checkpoint/dummy.h.
 void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights);
 
 int64_t weight_bytes(const ModelWeights& weights);  // of all weights; tied ones count once
 
-// Brings all weights to the backend, which on the CPU leaves them where they are. `progress`, where given, is called as weights
+// Brings all weights to the backend, which on the CPU leaves them where they are; copies of weights that it took elsewhere are
+// released. `progress`, where given, is called as weights
 // are done, with the bytes done and the bytes there are.
 using Progress = std::function<void(int64_t done, int64_t total)>;
 void place_weights(Backend& backend, ModelWeights& weights, const Progress& progress);
-
-// Families; one function per file under families/.
-const Family& qwen3_family();
-const Family& qwen3_moe_family();
 
 }  // namespace lynx_rt

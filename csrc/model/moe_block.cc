@@ -1,4 +1,4 @@
-// norm -> router -> route -> expert_ffn + residual; or, in a dense layer, norm -> mlp + residual.
+// norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual.
 #include "model/decoder.h"
 
 namespace lynx_rt {
@@ -7,22 +7,25 @@ void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Sel
                         const MoeObserver& observe) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
-  RouterRule rule{int(m.num_experts), int(m.num_experts_per_tok), m.norm_topk_prob};
+  RouterRule rule = m.router;
+  rule.bias = static_cast<const float*>(w.choice_bias.data);
+  rule.scale *= m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
   Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
   DispatchPlan plan{ws.offsets.get(), ws.row_of_pair.get(), ws.pair_of_row.get()};
-  backend_.rmsnorm(ws.x.get(), w.post_attention_norm, m.rms_norm_eps, batch.num_rows, ws.normed.get());
-  backend_.router(ws.normed.get(), w.router, batch.num_rows, scores);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, ws.normed.get());
+  backend_.router(ws.normed.get(), w.router, w.router_bias, batch.num_rows, scores);
   backend_.route(scores, batch, rule, selection, routing, plan);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.get(), ids, w.experts});
-  backend_.expert_ffn(ws.normed.get(), batch.num_rows, w.experts, rule, routing, plan, ws.x.get());
+  if (m.shared_expert_width > 0) backend_.mlp(ws.normed.get(), batch.num_rows, w.shared_expert, w.shared_expert_gate, ws.x.get());
+  backend_.expert_ffn(ws.normed.get(), batch.num_rows, w.experts, rule, m.ffn, routing, plan, ws.x.get());
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
   Workspace& ws = workspace_;
-  backend_.rmsnorm(ws.x.get(), w.post_attention_norm, config_.rms_norm_eps, batch.num_rows, ws.normed.get());
-  backend_.mlp(ws.normed.get(), batch.num_rows, w.mlp, ws.x.get());
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, ws.normed.get());
+  backend_.mlp(ws.normed.get(), batch.num_rows, w.mlp, {}, ws.x.get());
 }
 
 }  // namespace lynx_rt

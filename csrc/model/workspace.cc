@@ -13,8 +13,12 @@ int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std
 Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       normed(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
-      qkv(b, checked_mul(t, (m.num_heads + 2 * m.num_kv_heads) * m.head_dim, "workspace"), "workspace"),
-      attended(b, checked_mul(t, m.num_heads * m.head_dim, "workspace"), "workspace"),
+      qkv(b, checked_mul(t, (m.num_heads + (m.mla() ? 0 : 2 * m.num_kv_heads)) * m.head_dim, "workspace"), "workspace"),
+      attended(b, checked_mul(t, m.num_heads * m.v_head_dim, "workspace"), "workspace"),
+      q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
+      kv_a(b, checked_mul(t, m.mla() ? m.cache_head_dim() : 0, "workspace"), "workspace"),
+      latent_q(b, checked_mul(t, m.mla() ? m.num_heads * m.cache_head_dim() : 0, "workspace"), "workspace"),
+      latent_out(b, checked_mul(t, m.mla() ? m.num_heads * m.kv_lora_rank : 0, "workspace"), "workspace"),
       scores(b, checked_mul(t, m.num_experts * kept_layers(m, recording.router_logits), "workspace"), "workspace"),
       ids(b, checked_mul(t, m.num_experts_per_tok * kept_layers(m, recording.routed_experts), "workspace"), "workspace"),
       weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
@@ -25,8 +29,9 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
       logit_rows(b, checked_mul(l, m.hidden_size, "workspace"), "workspace") {}
 
 int64_t Workspace::bytes() const {
-  return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + scores.bytes() + ids.bytes() + weights.bytes() +
-         active.bytes() + offsets.bytes() + row_of_pair.bytes() + pair_of_row.bytes() + logit_rows.bytes();
+  return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + q_a.bytes() + kv_a.bytes() + latent_q.bytes() +
+         latent_out.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() + offsets.bytes() +
+         row_of_pair.bytes() + pair_of_row.bytes() + logit_rows.bytes();
 }
 
 }  // namespace lynx_rt

@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "backend/backend.h"
-#include "checkpoint/config.h"
+#include "model/model_config.h"
 
 namespace lynx_rt {
 
@@ -50,8 +50,11 @@ struct Workspace {
 
   DeviceArray<float> x;              // [T, H] residual stream
   DeviceArray<float> normed;         // [T, H]
-  DeviceArray<float> qkv;            // [T, (A + 2 G) * D]
-  DeviceArray<float> attended;       // [T, A * D]
+  DeviceArray<float> qkv;            // [T, (A + 2 G) * D]; MLA: q [T, A * D]
+  DeviceArray<float> attended;       // [T, A * Dv]
+  DeviceArray<float> q_a, kv_a;      // MLA: [T, q_lora_rank], [T, L + R]; L = kv_lora_rank, R = rope.dim
+  DeviceArray<float> latent_q;       // MLA: [T, A * (L + R)]
+  DeviceArray<float> latent_out;     // MLA: [T, A * L]
   DeviceArray<float> scores;         // [M, T, E] router logits
   DeviceArray<int32_t> ids;          // [M, T, k]
   DeviceArray<float> weights;        // [T, k]

@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _readable(name: str, value: Any) -> str:
+    if value is None or value == []:
+        return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int) and "bytes" in name:

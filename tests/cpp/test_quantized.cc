@@ -29,12 +29,15 @@ std::vector<float> compute(const char* isa, Scheme scheme, int64_t rows, int64_t
   std::mt19937 random(static_cast<unsigned>(rows + k + n));
   const std::vector<float> x = normal(random, rows * k), gate = normal(random, n * k), up = normal(random, n * k),
                            down = normal(random, k * n);
-  ExpertWeights w{{gate.data(), DType::kF32, n, k}, {up.data(), DType::kF32, n, k}, {down.data(), DType::kF32, k, n}};
+  ExpertWeights w;
+  w.gate = {gate.data(), DType::kF32, n, k};
+  w.up = {up.data(), DType::kF32, n, k};
+  w.down = {down.data(), DType::kF32, k, n};
   backend->place_experts({&w, 1});
   std::vector<float> out(static_cast<size_t>(rows * (n + k)));
   const LinearPart part{w.gate, {}, 0};
   backend->linear(x.data(), rows, {&part, 1}, false, out.data(), n);
-  backend->mlp(x.data(), rows, w, out.data() + rows * n);
+  backend->mlp(x.data(), rows, w, {}, out.data() + rows * n);
   return out;
 }
 

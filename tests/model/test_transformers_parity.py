@@ -20,66 +20,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_models as tm
+from family_parity import check_float32, engine, greedy, margins
 from isas import ISAS
 
-from lynx_rt import _C
-
-F32_BOUND = 1e-4  # of the row's largest absolute logit
 FLIP_FACTOR = 2.0
 TASKS = Path(__file__).parents[2] / "bench" / "tasks"
-
-
-def engine(path, **options):
-    return _C.Engine(path, **({"max_num_seqs": 16, "num_threads": 1} | options))
 
 
 def prompts_for(t, count=3):
     rng = np.random.default_rng(len(t.name))
     return [rng.integers(0, t.vocab, n).tolist() for n in (1, 17, 40)[:count]]
-
-
-def greedy(e, prompts, count=64):
-    """`count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
-    params = _C.SamplingParams()
-    params.temperature, params.max_tokens, params.ignore_eos, params.logprobs = 0.0, count, True, 0
-    ids = [e.add_request(p, params) for p in prompts]
-    out = {i: [] for i in ids}
-    while e.has_unfinished():
-        for o in e.step():
-            out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
-    return [out[i] for i in ids]
-
-
-def log_softmax(x):
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
-def margins(ref):
-    top = np.partition(ref, -2, axis=-1)
-    return top[:, -1] - top[:, -2]
-
-
-def check_float32(e, model, prompts):
-    """Every logit of every position within the bound, and tokens equal wherever the reference is decided. -> decided, steps."""
-    decided = steps = 0
-    for prompt, generated in zip(prompts, greedy(e, prompts)):
-        tokens = [t for t, _ in generated]
-        ids = prompt + tokens
-        ref = tm.reference_logits(model, ids)
-        bound = F32_BOUND * np.abs(ref).max(1)
-        diff = np.abs(e.forward(ids) - ref).max(1)
-        worst = int(np.argmax(diff / bound))
-        assert diff[worst] <= bound[worst], f"row {worst}: off by {diff[worst]:.3g}, bound {bound[worst]:.3g}"
-
-        rows = slice(len(prompt) - 1, len(ids) - 1)  # the rows that chose the generated tokens
-        sure = margins(ref[rows]) > 2 * bound[rows]
-        assert (ref[rows].argmax(1) == tokens)[sure].all()
-        np.testing.assert_array_less((ref[rows].max(1) - ref[rows][np.arange(len(tokens)), tokens]) - 2 * bound[rows], 1e-30)
-        expected = log_softmax(ref[rows].astype(np.float64))[np.arange(len(tokens)), tokens]
-        np.testing.assert_array_less(np.abs([lp for _, lp in generated] - expected), 2 * bound[rows] + 1e-6)
-        decided, steps = decided + int(sure.sum()), steps + len(tokens)
-    return decided, steps
 
 
 def errors(logits, ref):
@@ -118,7 +68,7 @@ def check_16bit(e, model32, model16, prompts, routed):
 @pytest.mark.parametrize("name", tm.ALL)
 def test_float32(name, tiny_path, reference_of):
     path = tiny_path(name)
-    decided, steps = check_float32(engine(path, dtype="float32"), reference_of(path, "float32"), prompts_for(tm.ALL[name]))
+    decided, steps, _ = check_float32(engine(path, dtype="float32"), reference_of(path, "float32"), prompts_for(tm.ALL[name]))
     assert steps == 3 * 64 and decided > 0.95 * steps
 
 
@@ -154,7 +104,7 @@ def task_prompts(nano_path):
 
 def test_nano_float32(nano_path, reference_of, task_prompts):
     e = engine(nano_path, dtype="float32", num_threads=2)
-    decided, steps = check_float32(e, reference_of(nano_path, "float32"), task_prompts)
+    decided, steps, _ = check_float32(e, reference_of(nano_path, "float32"), task_prompts)
     assert steps == 640 and decided > 0.95 * steps
 
 

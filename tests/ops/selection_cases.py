@@ -63,6 +63,22 @@ def tables_for(policy, tables):
     return {name: tables[name]} if name in tables else {}
 
 
+def draw_rule(choose, num_experts, k, rng):
+    """A routing rule that the sizes allow: the members of reference_select.Rule."""
+    kind = choose(["softmax", "sigmoid", "sigmoid", "sparsemixer"])
+    rule = dict(kind=kind, scale=choose([1.0, 2.5]), min_sum=choose([0.0, 0.0, 2.0**-66, 0.3125]))
+    if kind == "sparsemixer":
+        return rule | dict(kind=kind if k == 2 else "softmax", jitter=choose([0.0, 0.01, 0.25, 2.0]))
+    num_groups = choose([n for n in range(1, num_experts + 1) if num_experts % n == 0])
+    size = num_experts // num_groups
+    rule |= dict(num_groups=num_groups, top_groups=choose(range(-(-k // size), num_groups + 1)))
+    rule["group_top2"] = size > 1 and choose([False, True])
+    spread = choose([None, 0.0, 0.02, 0.3, 3.0])
+    if spread is not None:
+        rule["bias"] = (choose([0.0, 0.0, 8.0]) + spread * rng.normal(size=num_experts)).astype(np.float32)
+    return rule
+
+
 def draw_exact(rng, num_rows):
     """None, or which rows are exact: none of them, some, all."""
     return [None, *((rng.random(num_rows) < share).astype(np.uint8) for share in (0, 0.3, 0.3, 1))][rng.integers(5)]
@@ -79,9 +95,11 @@ class Case:
         self.scores = ((np.round(wish / STEP / num_experts) * num_experts + order) * STEP).astype(np.float32)
         self.exact = (self.rng.random(num_rows) < 0.25).astype(np.uint8) if self.rng.random() < 0.5 else None
         self.tables = draw_tables(self.rng, num_rows, num_experts, k)
+        self.rule = {}  # members of reference_select.Rule
 
     def __repr__(self):
-        return f"Case({self.policy} {self.params}, k={self.k}, norm={self.norm_topk}, exact={self.exact}, scores=\n{self.scores})"
+        rule = f"norm={self.norm_topk}, {self.rule}"
+        return f"Case({self.policy} {self.params}, k={self.k}, {rule}, exact={self.exact}, scores=\n{self.scores})"
 
     @property
     def num_experts(self):
@@ -95,7 +113,7 @@ class Case:
         if rows is not None:
             scores, exact, tables["replay"] = scores[rows], None if exact is None else exact[rows], tables["replay"][rows]
         text = ref.text(self.policy, **{**self.params, **params})
-        return select(scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables))
+        return select(scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables), **self.rule)
 
     def kept_mass(self, ids):
         """Gate mass of each row's `ids` relative to its own choice. [T]"""
@@ -104,11 +122,12 @@ class Case:
         return kept / np.take_along_axis(gates, self.own()["ids"], 1).sum(1)
 
     def own(self, scores=None):
-        return _C.select(self.scores if scores is None else scores, self.k, self.norm_topk)
+        return _C.select(self.scores if scores is None else scores, self.k, self.norm_topk, **self.rule)
 
     def oracle(self, **params):
         return ref.select(
-            self.scores, self.k, self.norm_topk, self.policy, exact=self.exact, tables=self.tables, **{**self.params, **params}
+            self.scores, self.k, self.norm_topk, self.policy, exact=self.exact, tables=self.tables, rule=self.rule,
+            **{**self.params, **params}
         )
 
     def lynx_sets(self, scores=None, **params):
@@ -128,6 +147,14 @@ def cases(draw, policies=POLICIES, min_rows=1):
         draw(st.integers(0, 2**32 - 1)), draw(st.integers(min_rows, 14)), num_experts, k, draw(st.sampled_from([0.3, 1.0, 3.0])),
         draw(st.sampled_from([0.0, 0.7, 2.0])), draw(st.booleans()), policy, params,
     )  # fmt: skip
+
+
+@st.composite
+def rule_cases(draw, policies=POLICIES, min_rows=1):
+    """Cases of any kind of router."""
+    case = draw(cases(policies, min_rows))
+    case.rule = draw_rule(lambda options: draw(st.sampled_from(options)), case.num_experts, case.k, case.rng)
+    return case
 
 
 def row_sets(ids):

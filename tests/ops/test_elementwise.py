@@ -16,6 +16,11 @@ def test_embed_is_exact(backend, weight_dtype, rows, width, vocab):
     np.testing.assert_array_equal(backend.embed(table, ids), ref.value(table)[ids])
 
 
+def test_embed_scale(backend, weight_dtype):
+    table, ids = ref.weight(np.random.default_rng(0).standard_normal((9, 33)), weight_dtype), np.array([8, 0, 3], np.int32)
+    np.testing.assert_array_equal(backend.embed(table, ids, scale=12.1), np.float32(ref.value(table)[ids]) * np.float32(12.1))
+
+
 def test_conversion_of_every_16_bit_number(backend):
     """Subnormal numbers, infinities and zeros of either sign included; NaN stays NaN."""
     bits = np.arange(65536, dtype=np.uint16).reshape(256, 256)
@@ -36,14 +41,34 @@ def test_rmsnorm(backend, weight_dtype, rows, width):
         assert_within(backend.rmsnorm(x, w, eps), ref.rmsnorm(x, w, eps), f"eps {eps}")
 
 
+@pytest.mark.parametrize("rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)])
+def test_layernorm(backend, weight_dtype, rows, width):
+    rng = np.random.default_rng(width)
+    x = (rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1))) + rng.standard_normal((rows, 1))).astype(np.float32)
+    w, bias = ref.weight(rng.standard_normal(width), weight_dtype), ref.weight(rng.standard_normal(width), "float32")
+    for eps in (1e-6, 0.1):
+        whole = backend.layernorm(x, w, bias, eps)
+        assert_within(whole, ref.layernorm(x, w, bias, eps), f"eps {eps}")
+        for t in range(0, rows, 5):
+            np.testing.assert_array_equal(backend.layernorm(x[t : t + 1], w, bias, eps)[0].view(np.uint32), whole[t].view(np.uint32))
+
+
+def test_layernorm_of_equal_values(backend):
+    x, bias = np.full((2, 20), 3.5, np.float32), np.arange(20, dtype=np.float32)
+    np.testing.assert_array_equal(backend.layernorm(x, np.ones(20, np.float32), bias, 1e-6), [bias, bias])
+
+
 def test_rmsnorm_of_zeros(backend):
     x = np.zeros((2, 20), np.float32)
     np.testing.assert_array_equal(backend.rmsnorm(x, np.ones(20, np.float32), 1e-6), x)
 
 
 def test_rmsnorm_wrong_shape(backend):
+    x, long, short = np.zeros((2, 20), np.float32), np.ones(20, np.float32), np.ones(19, np.float32)
     with pytest.raises(ValidationError):
-        backend.rmsnorm(np.zeros((2, 20), np.float32), np.ones(19, np.float32), 1e-6)
+        backend.rmsnorm(x, short, 1e-6)
+    with pytest.raises(ValidationError, match="bias"):
+        backend.layernorm(x, long, short, 1e-6)
 
 
 def test_silu_over_its_range(isa):

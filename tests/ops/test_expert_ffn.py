@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import reference as ref
+import tolerance as tol
 from tolerance import assert_within
 
 from lynx_rt import ValidationError, _C
@@ -70,6 +71,59 @@ def test_mlp(backend, dtype, weight_dtype, shape):
     assert_within(backend.mlp(x, gate, up, down), ref.mlp(x, gate, up, down, dtype), str(shape))
 
 
+def biases_of(count, hidden, width, dtype="float32"):
+    rng = np.random.default_rng(7)
+    return [[ref.weight(rng.standard_normal(n), dtype) for _ in range(count)] for n in (width, width, hidden)]
+
+
+VARIANTS = {
+    "biases": dict(biases=True),
+    "clamped": dict(clamped_swiglu=(1.702, 1.5)),
+    "clamped, biases": dict(biases=True, clamped_swiglu=(1.3, 7.0)),
+    "scaled input": dict(scale_input=True),
+    "scaled input, biases": dict(biases=True, scale_input=True),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("shape", [(0, 2, 4, 16, 8), (1, 3, 5, 33, 7), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)], ids=str)
+def test_variants(backend, dtype, name, shape):
+    """Biases, the clamped activation, weights on the input: against the oracle, and each row as alone."""
+    rows, k, experts, hidden, width = shape
+    rng = np.random.default_rng(rows)
+    w, x = make_experts(experts, hidden, width, "bfloat16"), rng.standard_normal((rows, hidden)).astype(np.float32)
+    ids = dropped(rng, rows, k, experts)
+    weights = (rng.random(ids.shape) * (ids >= 0)).astype(np.float32)
+    options = dict(VARIANTS[name])
+    if options.get("biases"):
+        options["biases"] = biases_of(experts, hidden, width, "bfloat16")
+    got = backend.expert_ffn(x, *w, ids, weights, **options)
+    expected = {"clamped" if key == "clamped_swiglu" else key: v for key, v in options.items()}
+    assert_within(got, ref.expert_ffn(x, *w, ids, weights, dtype, **expected), f"{shape} {name}")
+    for t in range(0, rows, 9):
+        alone = backend.expert_ffn(x[t : t + 1], *w, ids[t : t + 1], weights[t : t + 1], **options)
+        np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (7, 33, 31), (40, 64, 300)], ids=str)
+def test_mlp_with_gate_and_biases(backend, dtype, weight_dtype, shape):
+    """The shared expert of Qwen2-MoE: scaled by a sigmoid of the row's own; and an MLP with biases."""
+    rows, hidden, width = shape
+    gate, up, down = (w[0] for w in make_experts(1, hidden, width, weight_dtype, seed=1))
+    rng = np.random.default_rng(rows)
+    x, row_gate = rng.standard_normal((rows, hidden)).astype(np.float32), ref.weight(rng.standard_normal((1, hidden)), weight_dtype)
+    value, error = ref.mlp(x, gate, up, down, dtype)
+    logit, logit_error = ref.router(x, row_gate)
+    by = 1 / (1 + np.exp(-logit))  # its slope is 1/4 at most; exp, sum and quotient are within 4 units
+    by_error = logit_error / 4 + 4 * tol.U32 * by
+    assert_within(
+        backend.mlp(x, gate, up, down, row_gate=row_gate),
+        (by * value, by * error + by_error * (np.abs(value) + error) + 2 * tol.U32 * np.abs(by * value)),
+    )
+    biases = [b[0] for b in biases_of(1, hidden, width, weight_dtype)]
+    assert_within(backend.mlp(x, gate, up, down, biases), ref.mlp(x, gate, up, down, dtype, biases))
+
+
 # Widths and row counts around the tiles, as in test_linear.py.
 @pytest.mark.parametrize("hidden, width", [(1, 33), (31, 17), (32, 16), (33, 15), (63, 1), (100, 33), (100, 100)])
 @pytest.mark.parametrize("down_dtype", ["float32", "bfloat16"])
@@ -110,6 +164,11 @@ def test_wrong_shapes():
     x, ids, weights = np.zeros((1, 16), np.float32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)
     with pytest.raises(ValidationError, match="up"):
         b.expert_ffn(x, gate, [up[0], up[1][:4]], down, ids, weights)
+    with pytest.raises(ValidationError, match="down_bias"):
+        biases = biases_of(2, 16, 8)
+        b.expert_ffn(x, gate, up, down, ids, weights, biases=[biases[0], biases[1], biases[1]])
+    with pytest.raises(ValidationError, match="row_gate"):
+        b.mlp(x, gate[0], up[0], down[0], row_gate=np.zeros((1, 15), np.float32))
     with pytest.raises(ValidationError, match="down"):
         b.expert_ffn(x, gate, up, [down[0], down[1][:8]], ids, weights)
     with pytest.raises(ValidationError, match="dtype"):

@@ -132,3 +132,25 @@ def test_wrong_shapes():
         _C.Backend(dtype="int8")
     with pytest.raises(ValidationError, match="isa"):
         _C.Backend(isa="sse2")
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 4), (1, 1, 1), (5, 33, 17), (33, 48, 130)])
+def test_scale(backend, dtype, weight_dtype, shape):
+    """Granite's multipliers: the product and its bias are scaled, what they are added to is not."""
+    x, w, rng = make(shape, weight_dtype)
+    bias, add_to = ref.weight(rng.standard_normal(shape[2]), weight_dtype), rng.standard_normal((shape[0], shape[2])).astype(np.float32)
+    for options in ({}, {"bias": bias}, {"bias": bias, "add_to": add_to}):
+        got = backend.linear(x, w, scale=0.22, **options)
+        assert_within(got, ref.linear(x, w, dtype, scale=0.22, **options), str(options.keys()))
+        for t in range(0, shape[0], 7):
+            alone = {k: v[t : t + 1] if k == "add_to" else v for k, v in options.items()}
+            alone = backend.linear(x[t : t + 1], w, scale=0.22, **alone)
+            np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
+
+
+def test_router_bias(backend, weight_dtype):
+    x, w, rng = make((5, 33, 17), weight_dtype)
+    bias = ref.weight(rng.standard_normal(17), weight_dtype)
+    assert_within(backend.router(x, w, bias), ref.router(x, w, bias))
+    with pytest.raises(ValidationError, match="bias"):
+        backend.router(x, w, bias[:16])

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_rt import _C, Engine, ValidationError
+from lynx_rt import recording as recording_module
 from lynx_rt.cli.main import main
 from lynx_rt.recording import Recording
 from lynx_rt.simulate import batched_steps, simulate
@@ -103,6 +104,68 @@ def test_against_one_select_call_per_step(policy: str, batch: int | None, norm: 
 
 
 _COUNTS = ("steps", "rows", "union_before", "active", "remapped_pairs", "guard_hits", "retained_mass")
+
+
+ROUTERS = {
+    "sigmoid": dict(kind="sigmoid"),
+    "groups": dict(num_groups=3, top_groups=2),
+    "sums": dict(kind="sigmoid", num_groups=3, top_groups=2, group_top2=True),
+}
+
+
+def with_router(name: str, bias: bool) -> Recording:
+    """A recording of 12 experts under another router."""
+    recording = made_up([9, 4, 7])
+    recording.scores = np.ascontiguousarray(recording.scores[:, :, :12])
+    recording.router |= ROUTERS[name]
+    if bias:
+        recording.choice_bias = np.random.default_rng(1).normal(0.3, 0.3, (LAYERS, 12)).astype(np.float32)
+    return recording
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("policy", ["topk", "lynx", "xshare:m=5"])
+def test_other_routers(router: str, bias: bool, policy: str, tmp_path: Path) -> None:
+    recording = with_router(router, bias)
+    recording.save(tmp_path / "r.npz")
+    result = simulate(Recording.load(tmp_path / "r.npz"), policy)
+    for begin, end in itertools.pairwise(recording.step_offsets):
+        for layer in range(LAYERS):
+            scores = np.ascontiguousarray(recording.scores[begin:end, layer])
+            rule = recording.router | (dict(bias=recording.choice_bias[layer]) if bias else {})
+            want = _C.select(scores, TOP_K, True, policy, exact=recording.exact[begin:end], **rule)
+            np.testing.assert_array_equal(result.routed_experts[begin:end, layer], want["ids"])
+    plain = with_router(router, bias)
+    plain.router, plain.choice_bias = made_up([1]).router, np.zeros((LAYERS, 0), np.float32)
+    if bias or router != "sigmoid":
+        assert (simulate(plain, "topk").routed_experts != simulate(recording, "topk").routed_experts).any()
+
+
+def test_routers_that_do_not_fit() -> None:
+    recording = with_router("groups", True)
+    recording.router["num_groups"] = 5
+    with pytest.raises(ValidationError, match=r"num_groups.*12.*5"):
+        simulate(recording, "topk")
+    recording = with_router("sigmoid", True)
+    recording.choice_bias = recording.choice_bias[:, :7].copy()
+    with pytest.raises(ValidationError, match="choice_bias"):
+        simulate(recording, "topk")
+    recording = with_router("sigmoid", False)
+    recording.router["kind"] = "tanh"
+    with pytest.raises(ValidationError, match="sparsemixer"):
+        simulate(recording, "topk")
+
+
+def test_files_without_a_router_are_of_plain_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recording, file = made_up([3, 2]), tmp_path / "r.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(recording_module, "_FACTS", tuple(f for f in recording_module._FACTS if f != "router"))
+        patch.setattr(recording_module, "_ARRAYS", {n: a for n, a in recording_module._ARRAYS.items() if n != "choice_bias"})
+        recording.save(file)
+    loaded = Recording.load(file)
+    assert loaded.router == recording.router
+    assert loaded.choice_bias.shape == (LAYERS, 0)
 
 
 def test_plan_by_layers() -> None:
@@ -204,6 +267,9 @@ def test_bad_files(tmp_path: Path) -> None:
         ("routed_experts", recording.routed_experts[:, 1:]),
         ("exact", recording.exact[:, None]),
         ("scores", recording.scores[0, 0]),
+        ("choice_bias", np.zeros((3, 12), np.float32)),
+        ("router", {"kind": "softmax"}),
+        ("router", recording.router | {"num_groups": "2"}),
     ]:
         broken = made_up([3, 2, 6])
         setattr(broken, name, value)

@@ -80,5 +80,10 @@ inline std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = 
 }
 
 void test_policies();  // test_engine_policies.cc
+void test_logits();    // test_engine.cc
+// test_engine_families.cc: a few requests to each model in the folder.
+void test_families(const std::string& folder);
+void test_expert_biases();
+void test_sinks();
 
 }  // namespace engine_case

@@ -1,4 +1,5 @@
-// What test_gemm.cc runs and compares with: weights, inputs and outputs of the products in device memory, and float64 sums.
+// What test_gemm.cc and test_experts.cc run and compare with: weights, inputs and outputs of the products in device memory, and
+// float64 sums.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -107,10 +108,15 @@ struct Linear {
     for (size_t i = part_rows.size() - 1; i > part; --i) column += part_rows[i] + 2;
     return column;
   }
-  std::vector<float> run(const std::vector<float>& x, int num_sms, bool accumulate, const std::vector<float>& out) const {
+  // gates: of rows, or empty.
+  std::vector<float> run(const std::vector<float>& x, int num_sms, bool accumulate, const std::vector<float>& out,
+                         float scale = 1, const std::vector<float>& gates = {}) const {
     const DeviceVector<uint16_t> rounded(rounded_rows(x, columns));
+    const DeviceVector<float> device_gates(gates);
     DeviceVector<float> result(out);
     cuda::LinearArgs args = {};
+    args.scale = scale;
+    args.row_gate = gates.empty() ? nullptr : device_gates.get();
     args.x = rounded.get();
     args.num_rows = int(x.size()) / columns;
     args.num_columns = columns;
@@ -127,13 +133,23 @@ struct Linear {
 
 // --- experts
 
+// What experts do beside their products.
+struct Extras {
+  bool bias = false;
+  FfnRule ffn;  // scale_input: not of a dense MLP
+};
+
 struct Experts {
   int num_experts, hidden, width;
+  Extras extras;
   int64_t gate_up_bytes, down_bytes;
   std::vector<std::vector<float>> gate, up, down;
   DeviceVector<uint8_t> gate_up_packed, down_packed;
+  std::vector<float> gate_bias, up_bias, down_bias;  // of all experts
+  DeviceVector<float> device_gate_bias, device_up_bias, device_down_bias;
 
-  Experts(int experts, int hidden_size, int expert_width) : num_experts(experts), hidden(hidden_size), width(expert_width) {
+  Experts(int experts, int hidden_size, int expert_width, const Extras& more = {})
+      : num_experts(experts), hidden(hidden_size), width(expert_width), extras(more) {
     gate_up_bytes = 2 * cuda::packed_bytes(width, hidden) + 256;  // a gap, as alignment makes them
     down_bytes = cuda::packed_bytes(hidden, width) + 512;
     // What lies between the experts must not count.
@@ -148,6 +164,11 @@ struct Experts {
       pack_values(up.back(), width, hidden, gate_up_packed.get() + e * gate_up_bytes, 2, 1);
       pack_values(down.back(), hidden, width, down_packed.get() + e * down_bytes);
     }
+    if (!extras.bias) return;
+    gate_bias = random_values(size_t(experts) * width), up_bias = random_values(size_t(experts) * width);
+    down_bias = random_values(size_t(experts) * hidden);
+    device_gate_bias = DeviceVector<float>(gate_bias), device_up_bias = DeviceVector<float>(up_bias);
+    device_down_bias = DeviceVector<float>(down_bias);
   }
 };
 
@@ -168,6 +189,9 @@ struct Plan {
     CHECK(int64_t(tiles.size()) <= cuda::max_tiles(int64_t(ids.size()), num_experts, tile_rows));
   }
 };
+
+// The weight of a pair, where it scales the input: some are 0, none is the same as its neighbour's.
+inline float pair_weight(int pair) { return float(pair % 5) * 0.375f; }
 
 struct Result {
   std::vector<uint16_t> hidden;  // by place
@@ -201,6 +225,12 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   first.tiles = ids.empty() ? nullptr : tiles.get();
   first.num_tiles = ids.empty() ? nullptr : num_tiles.get();
   first.hidden = hidden.get();
+  std::vector<float> weights;
+  for (size_t pair = 0; pair < num_pairs; ++pair) weights.push_back(pair_weight(int(pair)));
+  const DeviceVector<float> pair_scale(weights);
+  first.pair_scale = experts.extras.ffn.scale_input ? pair_scale.get() : nullptr;
+  first.ffn = experts.extras.ffn;
+  if (experts.extras.bias) first.gate_bias = experts.device_gate_bias.get(), first.up_bias = experts.device_up_bias.get();
   cuda::gate_up(first, num_sms, {});
   cuda::DownArgs second = {};
   second.hidden = hidden.get();
@@ -214,6 +244,7 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   second.tiles = first.tiles;
   second.num_tiles = first.num_tiles;
   second.partial = partial.get();
+  if (experts.extras.bias) second.bias = experts.device_down_bias.get();
   cuda::down(second, num_sms, {});
   return {hidden.read(), partial.read(), stride};
 }

@@ -33,10 +33,23 @@ struct Case {
   std::vector<int32_t> alias{};     // [E]
   std::vector<int32_t> replay{};    // [T, k]
 
+  RouterRule router{};        // what the members above do not say
+  std::vector<float> bias{};  // [E] or empty
+
+  RouterRule rule(const float* bias_data) const {
+    RouterRule r = router;
+    r.num_experts = num_experts;
+    r.top_k = top_k;
+    r.norm_topk = norm_topk;
+    r.bias = bias.empty() ? nullptr : bias_data;
+    return r;
+  }
+
   std::string text() const {
     return "T=" + std::to_string(max_rows) + " E=" + std::to_string(num_experts) + " k=" + std::to_string(top_k) + " " +
            to_string(selection) + " norm " + std::to_string(norm_topk) + " exact " + std::to_string(exact.size()) + " phase " +
-           std::to_string(int(phase));
+           std::to_string(int(phase)) + " router " + std::to_string(int(router.kind)) + " bias " + std::to_string(bias.size()) +
+           " groups " + std::to_string(router.num_groups) + " of them " + std::to_string(router.top_groups);
   }
 };
 
@@ -77,6 +90,8 @@ class Device {
         similarity_(c.similarity),
         alias_(c.alias),
         replay_(c.replay),
+        bias_(c.bias),
+        scratch_(std::vector<float>(2 * c.scores.size(), std::nanf(""))),
         stats_(1) {}
 
   Output run(const Case& c, int num_rows, bool with_tiles = true) {
@@ -98,7 +113,8 @@ class Device {
     if (with_tiles) args.tiles = reinterpret_cast<cuda::Tile*>(tiles_.get());
     if (with_tiles) args.num_tiles = counts_.get() + 2;
     args.max_rows = c.max_rows;
-    args.rule = {c.num_experts, c.top_k, c.norm_topk};
+    args.rule = c.rule(bias_.get());
+    args.scratch = scratch_.get();
     args.selection = c.selection;
     args.selection.similarity = similarity_.get();
     args.selection.alias = alias_.get();
@@ -130,6 +146,7 @@ class Device {
   DeviceVector<int32_t> ids_, active_, offsets_, row_of_pair_, pair_of_row_, tiles_, counts_;
   DeviceVector<float> weights_, similarity_;
   DeviceVector<int32_t> alias_, replay_;
+  DeviceVector<float> bias_, scratch_;
   DeviceVector<SelectionStats> stats_;
 };
 static_assert(sizeof(cuda::Tile) == 3 * sizeof(int32_t));
@@ -139,7 +156,7 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   Output out(c);
   std::fill(out.ids.begin(), out.ids.end(), -1);
   std::fill(out.weights.begin(), out.weights.end(), 0.0f);
-  const RouterRule rule{c.num_experts, c.top_k, c.norm_topk};
+  const RouterRule rule = c.rule(c.bias.data());
   Routing routing{out.ids.data(), out.weights.data(), out.active.data(), 0};
   Selection selection = c.selection;
   selection.similarity = c.similarity.data();

@@ -1,7 +1,7 @@
-// qkv_post(), plan_attention() and attention() against float64, and the order guarantee bit by bit.
+// plan_attention() and attention() against float64, and the order guarantee bit by bit.
 //   test_attention [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 //
-// Keys behind a row's end are NaN in every run, pages are shuffled, and table entries behind the sequence are garbage:
+// Keys that no row sees are NaN in every run, pages are shuffled, and table entries behind the sequence are garbage:
 // attention_model.h.
 #include "backend/cuda/attention.h"
 
@@ -29,21 +29,24 @@ float rounded_to_bf16(float v) { return bf16_to_f32(f32_to_bf16(v)); }
 
 enum Wanted { kBoth, kOut, kRounded };
 
-// Results of a step, [T, A * D]; checks what lies around and behind them.
+// Results of a step, [T, A * Dv]; checks what lies around and behind them.
 std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, int room = 0) {
   const int rows = step.num_rows(), columns = m.columns(), padded = int(cuda::padded_columns(columns));
   std::vector<cuda::AttentionTile> tiles = step.plan.tiles;
   tiles.resize(tiles.size() + room, {-1000, 0, -1000, -1000, -1000});
   const DeviceVector<float> q(step.q),
-      partial(std::vector<float>(size_t(step.num_partials()) * m.num_heads * (m.head_dim + 2) + 1, kNaN));
-  const DeviceVector<float> out(std::vector<float>(size_t(rows + 1) * columns, -7));
+      partial(std::vector<float>(size_t(step.num_partials()) * m.num_heads * (m.v_dim() + 2) + 1, kNaN));
+  const DeviceVector<float> out(std::vector<float>(size_t(rows + 1) * columns, -7)), sinks(m.sinks);
   const DeviceVector<uint16_t> k(step.k), v(step.v), rounded(std::vector<uint16_t>(size_t(rows + 1) * padded, 0x7777));
   const DeviceVector<int32_t> positions(step.positions), tables(step.tables), first_partial(step.plan.first_partial);
   const DeviceVector<cuda::AttentionTile> device_tiles(tiles);
-  cuda::AttentionArgs a = {};
+  cuda::PagedAttentionArgs a = {};
   a.q = q.get(), a.q_stride = step.q_stride, a.num_rows = rows, a.num_heads = m.num_heads, a.scale = m.scale();
+  a.window = m.view.window, a.chunk = m.view.chunk, a.sinks = m.view.sinks ? sinks.get() : nullptr;
   a.positions = positions.get(), a.block_tables = tables.get(), a.max_blocks = step.max_blocks;
-  a.cache = {k.get(), v.get(), DType::kBF16, step.num_blocks, m.block_size, m.num_kv_heads, m.head_dim};
+  a.cache = {
+      k.get(),     m.view.latent ? nullptr : v.get(), DType::kBF16, step.num_blocks, m.block_size, m.num_kv_heads, m.head_dim,
+      m.view.v_dim};
   a.tiles = device_tiles.get(), a.num_tiles = int(tiles.size());
   a.first_partial = first_partial.get(), a.num_partials = step.num_partials() + room, a.partial = partial.get();
   a.out = wanted == kRounded ? nullptr : out.get(), a.rounded = wanted == kOut ? nullptr : rounded.get();
@@ -69,21 +72,23 @@ std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, 
 // The largest |got - reference| / bound of a row; NaN is infinite. Bound: with w the weights of the row and |w v| = sum w |v|, a
 // relative error of at most e of each weight moves the result by at most e (|w v| + |result|), as the weights sum to 1. e is
 //   2^-8                 a numerator is rounded to bf16
+// A sink is one more weight, of no score and no value.
 //   ds                   score: scale * (D + 1) roundings of the product, which a GPU may truncate: 2^-23 each; and times the
 //   scale 3 (2^-22 + 2^-23 r)  exp() of the numerator and of both merges, and its argument; r the range of the scores
 // Sums: at most 64 keys and 2 roundings for each of 4 units and of the splits, in numerator and denominator; and the division.
 double worst_row(const Model& m, int sequence, int position, const float* got) {
-  const int d = m.head_dim, n = position + 1, row = m.num_kv_heads * d;
+  const int d = m.head_dim, dv = m.v_dim(), n = position + 1, row = m.num_kv_heads * d, begin = m.first_key(position);
   const double u = std::ldexp(1, -23);
   double worst = 0;
   std::vector<double> weight(n);
   for (int a = 0; a < m.num_heads; ++a) {
     const int g = a / m.group();
     double ds = 0, most = -INFINITY, least = INFINITY, sum = 0;
-    for (int key = 0; key < n; ++key) {
+    if (m.view.sinks) most = least = m.sinks[a];
+    for (int key = begin; key < n; ++key) {
       double dot = 0, size = 0;
       for (int c = 0; c < d; ++c) {
-        const double product = double(rounded_to_bf16(m.q[sequence][size_t(position) * m.columns() + a * d + c])) *
+        const double product = double(rounded_to_bf16(m.q[sequence][size_t(position) * m.q_columns() + a * d + c])) *
                                bf16_to_f32(m.k[sequence][size_t(key) * row + g * d + c]);
         dot += product, size += std::abs(product);
       }
@@ -91,15 +96,16 @@ double worst_row(const Model& m, int sequence, int position, const float* got) {
       ds = std::max(ds, (d + 2) * u * size * m.scale());
       most = std::max(most, weight[key]), least = std::min(least, weight[key]);
     }
-    for (double& w : weight) w = std::exp(w - most), sum += w;
+    for (int key = begin; key < n; ++key) sum += weight[key] = std::exp(weight[key] - most);
+    if (m.view.sinks) sum += std::exp(m.sinks[a] - most);
     const double e = std::ldexp(1, -8) + ds + 3 * (2 * u + u * (most - least));
-    for (int c = 0; c < d; ++c) {
+    for (int c = 0; c < dv; ++c) {
       double want = 0, size = 0;
-      for (int key = 0; key < n; ++key) {
-        const double product = weight[key] / sum * bf16_to_f32(m.v[sequence][size_t(key) * row + g * d + c]);
+      for (int key = begin; key < n; ++key) {
+        const double product = weight[key] / sum * bf16_to_f32(m.v[sequence][(size_t(key) * m.num_kv_heads + g) * dv + c]);
         want += product, size += std::abs(product);
       }
-      const float value = got[a * d + c];
+      const float value = got[a * dv + c];
       const double bound = (e + 2 * u * (64 + 2 * (4 + ceil_div(n, cuda::kSplitKeys)))) * (size + std::abs(want)) + 1e-30;
       // The other kinds have no rounding but that of the division.
       const double error = m.kind == kRandom ? std::abs(value - want) / bound : value == float(want) ? 0 : 2;
@@ -151,6 +157,47 @@ void test_against_reference(int every) {
       pieces.push_back({-1, 0, 1});
       const Step step(m, pieces, unsigned(number));
       check_rows(m, pieces, run(m, step, kBoth, number % 4));
+    }
+}
+
+// Windows and chunks around the sizes of units and splits, sinks, V of other sizes, and V in K, up to the largest.
+void test_views(int every) {
+  struct Shape {
+    int heads, kv_heads, head_dim, block_size;
+    View view;
+  };
+  const Shape shapes[] = {{4, 2, 16, 16, {0, false, 1, 0, false}},      {8, 1, 64, 3, {0, false, 5, 0, true}},
+                          {2, 1, 32, 16, {0, false, 64, 0, false}},     {4, 1, 80, 64, {0, false, 65, 0, true}},
+                          {3, 3, 18, 5, {0, false, 256, 0, false}},     {16, 2, 64, 16, {0, false, 300, 0, true}},
+                          {4, 2, 128, 16, {0, false, 100000, 0, true}}, {4, 4, 16, 16, {0, false, 0, 1, false}},
+                          {2, 1, 64, 7, {0, false, 0, 64, false}},      {20, 1, 32, 16, {0, false, 0, 100, true}},
+                          {4, 1, 16, 16, {0, false, 30, 50, false}},    {2, 1, 40, 3, {24, false, 0, 0, false}},
+                          {4, 2, 16, 16, {72, false, 0, 0, true}},      {16, 1, 24, 16, {16, true, 0, 0, false}},
+                          {4, 1, 80, 16, {64, true, 0, 0, true}},       {3, 1, 22, 5, {18, true, 70, 0, false}},
+                          {2, 1, 150, 16, {130, true, 0, 0, false}},    {20, 1, 576, 16, {512, true, 0, 0, false}},
+                          {2, 1, 330, 16, {298, true, 0, 300, false}},  {1, 1, 512, 16, {0, false, 0, 0, false}},
+                          {5, 1, 570, 3, {506, true, 0, 0, false}}};
+  int number = 0;
+  for (const Shape& s : shapes)
+    for (const Kind kind : {kRandom, kUniform}) {
+      if (kind == kUniform && (s.view.sinks || number % 3)) continue;
+      if (number++ % every) continue;
+      const Model m =
+          make_model(s.heads, s.kv_heads, s.head_dim, s.block_size, kind, {1, 63, 257, 320, 600}, unsigned(number), s.view);
+      std::vector<Piece> pieces = {{-1, 0, 1}, {number % 3, m.lengths[number % 3] - 1, 1}, {3, 319, 1}};
+      if (number % 2) pieces.push_back({4, 599, 1});
+      pieces.push_back({4, 251 + 64 * (number % 3), 9});
+      pieces.push_back({1, 0, 7});
+      const Step step(m, pieces, unsigned(number));
+      const std::vector<float> got = run(m, step, kBoth, number % 4);
+      check_rows(m, pieces, got);
+      // Single rows alone: only the splits that a window may see are launched.
+      const std::vector<Piece> decode = {{4, 599, 1}, {3, 319, 1}, {2, 256, 1}};
+      check_rows(m, decode, run(m, Step(m, decode, 3)));
+      // The same bits by splits and in a tile of its own.
+      const size_t columns = size_t(m.columns()), row = step.positions.size() - 7 - 5;
+      const std::vector<float> alone = run(m, Step(m, {{4, 251 + 64 * (number % 3) + 4, 1}}, 9));
+      CHECK(std::memcmp(&got[row * columns], alone.data(), columns * sizeof(float)) == 0);
     }
 }
 
@@ -223,7 +270,7 @@ void test_replay() {
   DeviceVector<uint16_t> k(size_t(60) * 2 * 16 * 16), v(k.size());
   DeviceVector<int32_t> positions(size_t(3)), tables(size_t(rows) * 40), first_partial(size_t(4));
   DeviceVector<cuda::AttentionTile> tiles(size_t(room) + 1);
-  cuda::AttentionArgs a = {};
+  cuda::PagedAttentionArgs a = {};
   a.q = q.get(), a.num_rows = rows, a.num_heads = 4, a.scale = m.scale();
   a.q_stride = Step(m, steps[0], 1).q_stride;
   a.positions = positions.get(), a.block_tables = tables.get(), a.max_blocks = 40;
@@ -272,16 +319,21 @@ void test_plan() {
     CHECK_EQ(plan.first_partial.size(), positions.size() + 1);
     CHECK_EQ(plan.first_partial[0], 0);
     std::vector<int> direct(positions.size()), splits(positions.size());
-    int partials = 0;
+    int partials = 0, back = 0;  // splits behind a tile's
     for (const cuda::AttentionTile& tile : plan.tiles) {
       CHECK(tile.rows == 1 || (tile.rows > 1 && tile.rows * group <= cuda::kTileQueries));
       CHECK(tile.row >= query_start[tile.sequence] && tile.row + tile.rows <= query_start[tile.sequence + 1]);
       if (tile.split < 0) {
+        CHECK_EQ(back, 0);
+        CHECK(std::all_of(splits.begin(), splits.end(), [](int count) { return count == 0; }));
         for (int i = 0; i < tile.rows; ++i) ++direct[tile.row + i];
       } else {
         CHECK_EQ(query_start[tile.sequence + 1] - query_start[tile.sequence], 1);
-        CHECK_EQ(tile.split, splits[tile.row]);
-        CHECK_EQ(tile.partial, plan.first_partial[tile.row] + splits[tile.row]++);
+        const int all = plan.first_partial[tile.row + 1] - plan.first_partial[tile.row];
+        CHECK_EQ(tile.split, all - 1 - splits[tile.row]);
+        CHECK(splits[tile.row] >= back);  // the last splits of all rows come first
+        back = splits[tile.row]++;
+        CHECK_EQ(tile.partial, plan.first_partial[tile.row] + tile.split);
       }
     }
     for (int s = 0; s < batch.num_seqs; ++s)
@@ -296,111 +348,38 @@ void test_plan() {
   }
 }
 
-// --- qkv_post
-
-struct Post {
-  int num_heads, num_kv_heads, head_dim, block_size;
-  bool q_norm, k_norm;
-};
-
-// Norm and rotation of one head in the CPU's order: 16 sums, folded in halves.
-template <class T>
-std::vector<T> normed_and_rotated(const float* x, int d, const float* norm, float eps, const float* cos, const float* sin) {
-  std::vector<T> y(x, x + d), z(d);
-  if (norm) {
-    T sums[16] = {};
-    for (int i = 0; i < d; ++i) sums[i % 16] = std::fma(y[i], y[i], sums[i % 16]);
-    for (int n = 8; n > 0; n /= 2)
-      for (int i = 0; i < n; ++i) sums[i] += sums[i + n];
-    const T scale = T(1) / std::sqrt(sums[0] / T(d) + T(eps));
-    for (int i = 0; i < d; ++i) y[i] = y[i] * scale * T(norm[i]);
-  }
-  for (int i = 0; i < d / 2; ++i) {
-    z[i] = y[i] * T(cos[i]) - y[i + d / 2] * T(sin[i]);
-    z[i + d / 2] = y[i + d / 2] * T(cos[i]) + y[i] * T(sin[i]);
-  }
-  return z;
-}
-
-void test_qkv_post(const Post& c, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal(0, 2);
-  const auto values = [&](size_t count) {
-    std::vector<float> v(count);
-    for (float& x : v) x = normal(random);
-    return v;
-  };
-  const int d = c.head_dim, half = d / 2, heads = c.num_heads + 2 * c.num_kv_heads, max_positions = 9, num_blocks = 5;
-  const std::vector<int32_t> positions = {8, -1, 0, 3, 3};
-  const std::vector<int64_t> slots = {int64_t(c.block_size) * num_blocks - 1, -1, 0, c.block_size, -1};
-  const int rows = int(positions.size());
-  std::vector<float> qkv = values(size_t(rows) * heads * d), q_norm = values(d), k_norm = values(d);
-  std::vector<float> cos = values(size_t(max_positions) * half), sin = values(cos.size());
-  std::fill_n(&qkv[size_t(2) * heads * d], d, 0.0f);  // a head whose norm is that of eps
-  const std::vector<uint16_t> untouched(size_t(num_blocks) * c.num_kv_heads * c.block_size * d, 0x7777);
-  const DeviceVector<float> x(qkv), qn(q_norm), kn(k_norm), table_cos(cos), table_sin(sin);
-  const DeviceVector<int32_t> device_positions(positions);
-  const DeviceVector<int64_t> device_slots(slots);
-  const DeviceVector<uint16_t> k(untouched), v(untouched);
-  const KvCacheView cache{k.get(), v.get(), DType::kBF16, num_blocks, c.block_size, c.num_kv_heads, d};
-  const float eps = 1e-5f;
-  cuda::qkv_post(x.get(), rows, c.num_heads, c.q_norm ? qn.get() : nullptr, c.k_norm ? kn.get() : nullptr, eps,
-                 {table_cos.get(), table_sin.get()}, device_positions.get(), device_slots.get(), cache, {});
-
-  std::vector<uint16_t> want_k = untouched, want_v = untouched;
-  const std::vector<float> got = x.read();
-  for (int t = 0; t < rows; ++t)
-    for (int h = 0; h < heads; ++h) {
-      const size_t at = (size_t(t) * heads + h) * d;
-      const bool is_q = h < c.num_heads, is_v = h >= c.num_heads + c.num_kv_heads;
-      const float* norm = is_q ? (c.q_norm ? q_norm.data() : nullptr) : (c.k_norm ? k_norm.data() : nullptr);
-      const int position = std::max(positions[t], 0);
-      const float *row_cos = &cos[size_t(position) * half], *row_sin = &sin[size_t(position) * half];
-      const auto bits = normed_and_rotated<float>(&qkv[at], d, norm, eps, row_cos, row_sin);
-      const auto want = normed_and_rotated<double>(&qkv[at], d, norm, eps, row_cos, row_sin);
-      if (is_q) {
-        CHECK(std::memcmp(&got[at], bits.data(), d * sizeof(float)) == 0);
-        // Roundings of 2^-24: norm D / 16 + 4 of the squares, halved by the root, and 7 more; rotation 3.
-        const double relative = ((d / 16 + 4) / 2.0 + 10) * std::ldexp(1, -24);
-        for (int i = 0; i < d; ++i) {
-          const double a = std::abs(want[i % half]), b = std::abs(want[i % half + half]);
-          const double c1 = std::abs(row_cos[i % half]), s1 = std::abs(row_sin[i % half]);
-          // |x1| and |x2| before the rotation, from its inverse.
-          const double norm2 = c1 * c1 + s1 * s1, x1 = (a * c1 + b * s1) / norm2, x2 = (b * c1 + a * s1) / norm2;
-          CHECK(std::abs(got[at + i] - want[i]) <= relative * (i < half ? x1 * c1 + x2 * s1 : x2 * c1 + x1 * s1));
-        }
-      } else if (slots[t] >= 0) {
-        const int g = is_v ? h - c.num_heads - c.num_kv_heads : h - c.num_heads;
-        const int64_t block = slots[t] / c.block_size, offset = slots[t] % c.block_size;
-        const size_t to = size_t((block * c.num_kv_heads + g) * c.block_size + offset) * d;
-        for (int i = 0; i < d; ++i) (is_v ? want_v : want_k)[to + i] = f32_to_bf16(is_v ? qkv[at + i] : bits[i]);
-      }
-    }
-  CHECK(k.read() == want_k);
-  CHECK(v.read() == want_v);
-}
-
 void test_arguments() {
   KvCacheView cache{nullptr, nullptr, DType::kBF16, 1, 16, 2, 64};
-  const auto attend = [&](KvCacheView view, int num_heads) {
-    cuda::AttentionArgs a = {};
-    a.num_heads = num_heads, a.cache = view;
+  const auto attend = [&](const KvCacheView& view, int num_heads, int window = 0, int chunk = 0) {
+    cuda::PagedAttentionArgs a = {};
+    a.num_heads = num_heads, a.cache = view, a.window = window, a.chunk = chunk;
     cuda::attention(a, {});
   };
-  const auto post = [](KvCacheView view) { cuda::qkv_post(nullptr, 0, 4, nullptr, nullptr, 0, {}, nullptr, nullptr, view, {}); };
   const auto unsupported = ErrorCode::kUnsupported;
-  attend(cache, 4), post(cache);  // no rows: nothing is launched
+  attend(cache, 4);  // no rows: nothing is launched
   CHECK_THROWS(attend(cache, 5), unsupported, "attention", {"group", "2", "5"});
-  for (const int64_t d : {0, 65, 258}) {
-    cache.head_dim = d;
-    CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"head size", "256", std::to_string(d)});
-    CHECK_THROWS(post(cache), unsupported, "qkv_post", {"head size", "256", std::to_string(d)});
+  {
+    cuda::PagedAttentionArgs a = {};
+    a.num_heads = 1 << 10, a.num_partials = 1 << 20, a.cache = cache;
+    CHECK_THROWS(cuda::attention(a, {}), unsupported, "attention", {"partial", "1048576"});
   }
-  cache.head_dim = 64, cache.block_size = 0;
+  CHECK_THROWS(attend(cache, 4, -1), unsupported, "attention", {"window", "-1"});
+  CHECK_THROWS(attend(cache, 4, 0, -3), unsupported, "attention", {"chunk", "-3"});
+  for (const int64_t d : {0, 65, 578}) {
+    cache.head_dim = d;
+    CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"head size", "576", std::to_string(d)});
+  }
+  cache.head_dim = 576;
+  for (const int64_t d : {-2, 63, 514}) {
+    cache.v_head_dim = d;
+    CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"values", "512", std::to_string(d)});
+  }
+  cache.head_dim = 64, cache.v_head_dim = 66;
+  CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"values in K", "64", "66"});
+  cache.v_head_dim = 0, cache.block_size = 0;
   CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"page size", "got 0"});
   cache.block_size = 16, cache.dtype = DType::kF32;
   CHECK_THROWS(attend(cache, 4), unsupported, "attention", {"bfloat16", "float32"});
-  CHECK_THROWS(post(cache), unsupported, "qkv_post", {"bfloat16", "float32"});
 }
 
 }  // namespace
@@ -408,13 +387,11 @@ void test_arguments() {
 int main(int argc, char** argv) {
   const int every = argc > 1 ? std::atoi(argv[1]) : 1;
   test_against_reference(every);
+  test_views(every);
   test_order(every);
   test_outputs();
   test_replay();
   test_plan();
-  const Post posts[] = {{2, 1, 2, 1, true, true},    {4, 2, 64, 16, true, false}, {3, 3, 6, 3, false, true},
-                        {3, 1, 128, 16, true, true}, {2, 2, 256, 5, true, true},  {8, 2, 24, 1, false, false}};
-  for (const Post& post : posts) test_qkv_post(post, unsigned(post.head_dim));
   test_arguments();
   return check::result("test_attention");
 }

@@ -1,4 +1,4 @@
-// embed, combine, rmsnorm, round_rows, gather_rows and router against float64, and their order guarantee bit by bit.
+// embed, combine, norms, round_rows, round_heads, gather_rows and router against float64, and their order guarantee bit by bit.
 //   test_elementwise [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include "backend/cuda/elementwise.h"
 
@@ -79,7 +79,10 @@ void test_embed(int num_rows, int hidden) {
   const DeviceVector<uint16_t> device_table(packed);
   const DeviceVector<int32_t> device_ids(ids);
   const DeviceVector<float> out(size_t(num_rows) * hidden);
-  cuda::embed(device_table.get(), device_ids.get(), num_rows, hidden, out.get(), {});
+  cuda::embed(device_table.get(), device_ids.get(), num_rows, hidden, 1, out.get(), {});
+  CHECK(same_bits(out.read(), want));
+  for (float& v : want) v *= 12.3f;
+  cuda::embed(device_table.get(), device_ids.get(), num_rows, hidden, 12.3f, out.get(), {});
   CHECK(same_bits(out.read(), want));
 }
 
@@ -90,6 +93,22 @@ void test_gather_and_round(int num_rows, int hidden) {
   const DeviceVector<uint16_t> rounded(std::vector<uint16_t>(num_rows * padded_columns(hidden), kPoison));
   cuda::round_rows(device_x.get(), stride, num_rows, hidden, rounded.get(), {});
   CHECK(same_bits(rounded.read(), rounded_rows(x, num_rows, hidden, stride)));
+
+  // Heads of their own: columns of a row that overlap, touch, or leave others out.
+  for (const int head : {std::max(1, hidden - 3), hidden, hidden + 5}) {
+    const int heads = 3, row_floats = 2 * head + hidden + 1, width = int(padded_columns(hidden));
+    const std::vector<float> values = random_floats(size_t(num_rows) * row_floats);
+    const DeviceVector<float> device_values(values);
+    const DeviceVector<uint16_t> by_head(std::vector<uint16_t>(size_t(num_rows) * heads * width + 8, kPoison));
+    cuda::round_heads(device_values.get(), row_floats, head, num_rows, heads, hidden, by_head.get(), {});
+    std::vector<uint16_t> want_heads;
+    for (int t = 0; t < num_rows; ++t)
+      for (int a = 0; a < heads; ++a)
+        for (int i = 0; i < width; ++i)
+          want_heads.push_back(i < hidden ? f32_to_bf16(values[size_t(t) * row_floats + a * head + i]) : uint16_t{0});
+    want_heads.resize(want_heads.size() + 8, kPoison);
+    CHECK(same_bits(by_head.read(), want_heads));
+  }
 
   std::vector<int32_t> rows(num_rows);
   std::vector<float> want;
@@ -124,13 +143,15 @@ struct Experts {
     device_ids = DeviceVector<int32_t>(ids);
   }
   cuda::Combine arguments() const { return {device_partial.get(), device_ids.get(), device_weights.get(), top_k}; }
+  cuda::Combine unweighted() const { return {device_partial.get(), device_ids.get(), nullptr, top_k}; }
 };
 
 void test_combine(int num_rows, int hidden, int top_k) {
   const Experts experts(num_rows, hidden, top_k);
   const std::vector<float> before = random_floats(size_t(num_rows) * hidden);
+  const bool weighted = top_k != 1;  // by one of 1: what a pair is scaled by before its products
   const DeviceVector<float> x(before);
-  cuda::combine(experts.arguments(), num_rows, hidden, x.get(), {});
+  cuda::combine(weighted ? experts.arguments() : experts.unweighted(), num_rows, hidden, x.get(), {});
   const std::vector<float> got = x.read();
   int wrong = 0;
   for (int t = 0; t < num_rows; ++t)
@@ -140,7 +161,7 @@ void test_combine(int num_rows, int hidden, int top_k) {
       for (int j = 0; j < top_k; ++j) {
         const int pair = t * top_k + j;
         if (experts.ids[pair] < 0) continue;
-        const double product = double(experts.weights[pair]) * experts.partial[int64_t(pair) * hidden + i];
+        const double product = double(weighted ? experts.weights[pair] : 1) * experts.partial[int64_t(pair) * hidden + i];
         sum += product;
         size += std::abs(product);
       }
@@ -156,35 +177,63 @@ struct Norm {
 };
 enum class Output { kBoth, kInPlace, kRoundedOnly, kFloatOnly, kMisaligned };
 
+// A bias of any kind makes it layernorm().
+struct Bias {
+  bool layer = false;
+  std::vector<float> values;  // empty: none
+};
+
 Norm run_norm(const std::vector<float>& x, const std::vector<float>& weight, float eps, int num_rows, int hidden,
-              const cuda::Combine& combine, Output output = Output::kBoth) {
+              const cuda::Combine& combine, Output output = Output::kBoth, const Bias& bias = {}) {
   const int shift = output == Output::kMisaligned;
   std::vector<float> shifted = x;
   if (shift) shifted.insert(shifted.begin(), 0.0f);
   const DeviceVector<float> device_x(shifted), device_weight(weight), out(x.size());
   const DeviceVector<uint16_t> rounded(std::vector<uint16_t>(num_rows * padded_columns(hidden), kPoison));
   float* to = output == Output::kInPlace ? device_x.get() : output == Output::kRoundedOnly ? nullptr : out.get();
-  cuda::rmsnorm(device_x.get() + shift, combine, device_weight.get(), eps, num_rows, hidden, to,
-                output == Output::kFloatOnly ? nullptr : rounded.get(), {});
+  uint16_t* bf16 = output == Output::kFloatOnly ? nullptr : rounded.get();
+  const DeviceVector<float> device_bias(bias.values);
+  if (bias.layer)
+    cuda::layernorm(device_x.get() + shift, combine, device_weight.get(), bias.values.empty() ? nullptr : device_bias.get(), eps,
+                    num_rows, hidden, to, bf16, {});
+  else
+    cuda::rmsnorm(device_x.get() + shift, combine, device_weight.get(), eps, num_rows, hidden, to, bf16, {});
   Norm got{device_x.read(), out.read(), rounded.read()};
   if (shift) got.x.erase(got.x.begin());
   return got;
 }
 
-void test_rmsnorm(int num_rows, int hidden) {
+void test_norm(int num_rows, int hidden, const Bias& bias) {
   const float eps = 1e-2f;
-  const std::vector<float> weight = random_floats(hidden), x = random_floats(size_t(num_rows) * hidden, 3);
-  const Norm got = run_norm(x, weight, eps, num_rows, hidden, {});
+  const std::vector<float> weight = random_floats(hidden);
+  std::vector<float> x = random_floats(size_t(num_rows) * hidden, 3);
+  for (size_t i = 0; bias.layer && i < x.size(); ++i) x[i] += 7;  // far from zero
+  const auto run = [&](const std::vector<float>& rows, int count, const cuda::Combine& combine = {},
+                       Output output = Output::kBoth) {
+    return run_norm(rows, weight, eps, count, hidden, combine, output, bias);
+  };
+  const Norm got = run(x, num_rows);
   // Squares are positive: the sum's relative error is at most its depth (a thread's values, 5 steps of a warp, 16 warps), of
-  // which the root takes half; the division by H, eps, the root, its inverse and two products round once each.
+  // which the root takes half; the division by H, eps, the root, its inverse and two products round once each. layernorm: the
+  // mean is off by the same depth of the mean magnitude, which moves the deviations and with them the root; the rest as before.
   const double depth = 4.0 * std::ceil(padded_columns(hidden) / 4.0 / 512) + 5 + 16, bound = 1.01 * (depth / 2 + 6) * kUnit;
   int wrong = 0;
   for (int t = 0; t < num_rows; ++t) {
-    double squares = 0;
-    for (int i = 0; i < hidden; ++i) squares += double(x[t * hidden + i]) * x[t * hidden + i];
+    double mean = 0, size = 0, squares = 0;
+    for (int i = 0; i < hidden && bias.layer; ++i) mean += x[t * hidden + i], size += std::abs(x[t * hidden + i]);
+    mean /= hidden, size /= hidden;
+    for (int i = 0; i < hidden; ++i) squares += (x[t * hidden + i] - mean) * (x[t * hidden + i] - mean);
+    const double root = std::sqrt(squares / hidden + eps), shift = 1.01 * (depth + 2) * kUnit * size;
     for (int i = 0; i < hidden; ++i) {
-      const double want = x[t * hidden + i] / std::sqrt(squares / hidden + eps) * weight[i];
-      wrong += !(std::abs(got.out[t * hidden + i] - want) <= bound * std::abs(want));
+      const double deviation = (x[t * hidden + i] - mean) / root, add = bias.values.empty() ? 0 : bias.values[i];
+      const double want = deviation * weight[i] + add;
+      // A deviation moves by the shift of the mean; the root by as much in the mean of squares, in which shifts of the mean count
+      // twice, each against a mean deviation of at most the root.
+      double error = bound * std::abs(deviation * weight[i]);
+      if (bias.layer)
+        error += std::abs(weight[i]) * (shift / root) * (1 + std::abs(deviation)) +
+                 2 * kUnit * (std::abs(want) + std::abs(weight[i] * deviation));
+      wrong += !(std::abs(got.out[t * hidden + i] - want) <= error);
     }
   }
   CHECK_EQ(wrong, 0);
@@ -192,18 +241,18 @@ void test_rmsnorm(int num_rows, int hidden) {
   CHECK(same_bits(got.rounded, rounded_rows(got.out, num_rows, hidden, hidden)));
   if (num_rows == 0) return;
 
-  const Norm in_place = run_norm(x, weight, eps, num_rows, hidden, {}, Output::kInPlace);
+  const Norm in_place = run(x, num_rows, {}, Output::kInPlace);
   CHECK(same_bits(in_place.x, got.out) && same_bits(in_place.rounded, got.rounded));
-  CHECK(same_bits(run_norm(x, weight, eps, num_rows, hidden, {}, Output::kRoundedOnly).rounded, got.rounded));
-  CHECK(same_bits(run_norm(x, weight, eps, num_rows, hidden, {}, Output::kFloatOnly).out, got.out));
-  CHECK(same_bits(run_norm(x, weight, eps, num_rows, hidden, {}, Output::kMisaligned).out, got.out));
+  CHECK(same_bits(run(x, num_rows, {}, Output::kRoundedOnly).rounded, got.rounded));
+  CHECK(same_bits(run(x, num_rows, {}, Output::kFloatOnly).out, got.out));
+  CHECK(same_bits(run(x, num_rows, {}, Output::kMisaligned).out, got.out));
 
   // A row alone, and among others that hold NaN and infinity.
   const int last = num_rows - 1;
-  CHECK(same_bits(run_norm(row(x, last, hidden), weight, eps, 1, hidden, {}).out, row(got.out, last, hidden)));
+  CHECK(same_bits(run(row(x, last, hidden), 1).out, row(got.out, last, hidden)));
   std::vector<float> bad = x;
   if (num_rows > 1) bad[hidden - 1] = std::nanf(""), bad[hidden] = std::numeric_limits<float>::infinity();
-  const Norm beside = run_norm(bad, weight, eps, num_rows, hidden, {});
+  const Norm beside = run(bad, num_rows);
   CHECK(same_bits(row(beside.out, last, hidden), row(got.out, last, hidden)));
   if (num_rows > 1) CHECK(std::isnan(beside.out[0]));
   for (int64_t i = hidden; i < padded_columns(hidden); ++i) CHECK_EQ(beside.rounded[i], 0);
@@ -211,17 +260,16 @@ void test_rmsnorm(int num_rows, int hidden) {
   const Experts experts(num_rows, hidden, 1 + int(generator() % 9));
   const DeviceVector<float> combined(x);
   cuda::combine(experts.arguments(), num_rows, hidden, combined.get(), {});
-  const Norm separate = run_norm(combined.read(), weight, eps, num_rows, hidden, {});
-  const Norm fused = run_norm(x, weight, eps, num_rows, hidden, experts.arguments());
+  const Norm separate = run(combined.read(), num_rows), fused = run(x, num_rows, experts.arguments());
   CHECK(same_bits(fused.x, separate.x) && same_bits(fused.out, separate.out) && same_bits(fused.rounded, separate.rounded));
 }
 
 std::vector<float> run_router(const std::vector<float>& x, const void* weight, DType dtype, int num_rows, int num_experts,
-                              int hidden, int shift = 0) {
+                              int hidden, int shift = 0, const float* bias = nullptr) {
   std::vector<float> shifted(shift, 0.0f);
   shifted.insert(shifted.end(), x.begin(), x.end());
   const DeviceVector<float> device_x(shifted), scores(std::vector<float>(size_t(num_rows) * num_experts, std::nanf("")));
-  cuda::router(device_x.get() + shift, {weight, dtype, num_experts, hidden}, num_rows, scores.get(), {});
+  cuda::router(device_x.get() + shift, {weight, dtype, num_experts, hidden}, bias, num_rows, scores.get(), {});
   return scores.read();
 }
 
@@ -258,6 +306,12 @@ void test_router(int num_rows, int num_experts, int hidden, DType dtype) {
   CHECK_EQ(wrong, 0);
   if (num_rows == 0) return;
 
+  const std::vector<float> bias = random_floats(num_experts);
+  const DeviceVector<float> device_bias(bias);
+  std::vector<float> biased = got;
+  for (size_t i = 0; i < biased.size(); ++i) biased[i] += bias[i % num_experts];
+  CHECK(same_bits(run_router(x, device_weight, dtype, num_rows, num_experts, hidden, 0, device_bias.get()), biased));
+
   CHECK(same_bits(run(x, num_rows, 1), got));
   const int last = num_rows - 1;
   CHECK(same_bits(run(row(x, last, hidden), 1), row(got, last, num_experts)));
@@ -280,7 +334,7 @@ void test_router(int num_rows, int num_experts, int hidden, DType dtype) {
 
 void test_router_arguments() {
   const WeightView half{nullptr, DType::kF16, 4, 8};
-  CHECK_THROWS(cuda::router(nullptr, half, 0, nullptr, {}), ErrorCode::kUnsupported, "router", {"float16", "bfloat16"});
+  CHECK_THROWS(cuda::router(nullptr, half, nullptr, 0, nullptr, {}), ErrorCode::kUnsupported, "router", {"float16", "bfloat16"});
 }
 
 }  // namespace
@@ -294,7 +348,9 @@ int main(int argc, char** argv) {
       if (!skipped()) test_gather_and_round(num_rows, hidden);
       for (const int top_k : {1, 8, 11})
         if (!skipped()) test_combine(num_rows, hidden, top_k);
-      if (!skipped()) test_rmsnorm(num_rows, hidden);
+      if (!skipped()) test_norm(num_rows, hidden, {});
+      if (!skipped()) test_norm(num_rows, hidden, {true, random_floats(hidden)});
+      if (!skipped()) test_norm(num_rows, hidden, {true, {}});
       for (const int num_experts : {1, 7, 20})
         for (const DType dtype : {DType::kF32, DType::kBF16})
           if (hidden < 2100 && !skipped()) test_router(num_rows, num_experts, hidden, dtype);

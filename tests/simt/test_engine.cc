@@ -2,7 +2,9 @@
 // runtime_simt.cc) and on a GPU.
 //   test_engine MODEL_FOLDER [tokens per request [short]]   a folder that has a config.json alone gets dummy weights; short: no
 //                                                           long contexts
+//   test_engine --families FOLDER                           a few requests to each model in it
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -26,51 +28,6 @@ double row_error(const float* got, const float* want, int64_t vocab) {
   double square = 0;
   for (int64_t v = 0; v < vocab; ++v) square += (double(got[v]) - want[v]) * (double(got[v]) - want[v]);
   return std::sqrt(square / double(vocab));
-}
-
-// Both backends round to bfloat16 at the same places but for attention's probabilities, which the tensor cores take rounded. So
-// the CUDA backend must be about as close to float32 as the CPU's bfloat16 is. Medians over rows: a score that flips an expert in
-// one of them moves single rows by much more.
-void test_logits() {
-  auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
-       exact = Engine::create(model, options("cpu", "float32"));
-  const int64_t vocab = exact->model_info().vocab_size;
-  CHECK(cuda->model_info().device.starts_with("cuda:0"));
-  CHECK_EQ(cuda->model_info().weight_bytes, cpu->model_info().weight_bytes);
-  std::vector<double> ours, theirs;
-  double largest = 0;
-  for (int i = 0; i < 2; ++i) {
-    const auto ids = prompt(i, vocab, 45);
-    const auto a = cuda->forward(ids), b = cpu->forward(ids), want = exact->forward(ids);
-    CHECK_EQ(a.size(), want.size());
-    for (size_t t = 0; t < ids.size(); ++t) {
-      ours.push_back(row_error(&a[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
-      theirs.push_back(row_error(&b[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
-      for (int64_t v = 0; v < vocab; ++v) largest = std::max(largest, double(std::abs(want[t * size_t(vocab) + size_t(v)])));
-    }
-    // Chunks of any size: the same bits.
-    for (int64_t chunk : {1, 5, 32}) CHECK(cuda->forward(ids, chunk) == a);
-  }
-  std::sort(ours.begin(), ours.end());
-  std::sort(theirs.begin(), theirs.end());
-  const double mine = ours[ours.size() / 2], other = theirs[theirs.size() / 2];
-  std::cerr << "median rms error of a row: cuda " << mine << ", cpu " << other << ", largest logit " << largest << "\n";
-  CHECK(mine <= 1.25 * other);
-  CHECK(mine > 0);  // not the float32 engine by mistake
-
-  // Greedy tokens are float32's wherever float32's margin exceeds what the rounding can move: twice the largest error of a row.
-  const auto ids = prompt(1, vocab, 20);
-  const auto answer = generate(*cuda, {{ids, greedy()}})[0];
-  auto all = ids;
-  all.insert(all.end(), answer.tokens.begin(), answer.tokens.end());
-  const auto want = exact->forward(all), got = cuda->forward(all);
-  for (size_t i = 0; i < answer.tokens.size(); ++i) {
-    const float *row = &want[(ids.size() - 1 + i) * size_t(vocab)], *mine_row = &got[(ids.size() - 1 + i) * size_t(vocab)];
-    double error = 0;
-    for (int64_t v = 0; v < vocab; ++v) error = std::max(error, double(std::abs(row[v] - mine_row[v])));
-    CHECK(row[answer.tokens[i]] >= *std::max_element(row, row + vocab) - 2 * error);
-    CHECK_EQ(answer.tokens[i], std::max_element(mine_row, mine_row + vocab) - mine_row);  // generation = forward, bitwise
-  }
 }
 
 // A request has the same bits alone, in any batch, with any chunking, with and without overlapping launches; its batches pass
@@ -205,6 +162,14 @@ void test_errors() {
   o.max_num_batched_tokens = 300;
   o.expert_selection = "lynx";
   CHECK_THROWS(Engine::create(model, o), ErrorCode::kInvalidArgument, "max_num_seqs", {"256", "300"});
+  // Sizes that there is no kernel for, before anything runs.
+  StepLimits limits;
+  limits.max_rows = limits.max_logit_rows = limits.hidden_size = limits.num_heads = limits.num_kv_heads = limits.vocab_size = 1;
+  for (const auto& [head_dim, v_head_dim, wrong] : {std::array<int64_t, 3>{578, 512, 578}, {64, 514, 514}, {33, 32, 33}}) {
+    limits.head_dim = head_dim, limits.v_head_dim = v_head_dim;
+    CHECK_THROWS(make_backend({"cuda", DType::kBF16, 1, ""})->reserve(limits), ErrorCode::kUnsupported, "device",
+                 {"head sizes", std::to_string(wrong)});
+  }
 #ifdef LYNX_RT_EMULATED
   setenv("SIMT_DEVICES", "0", 1);
   CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kUnsupported, "device", {"no CUDA-capable device"});
@@ -301,8 +266,16 @@ void test_recording() {
     }
     offsets.push_back(rows);
     std::vector<int16_t> simulated(size_t(rows * width));
-    const auto counted = simulate({r.scores.data(), r.exact.data(), rows, r.num_model_layers, r.layers, r.num_experts,
-                                   r.num_experts_per_tok, r.norm_topk_prob},
+    const auto counted = simulate({r.scores.data(),
+                                   r.exact.data(),
+                                   rows,
+                                   r.num_model_layers,
+                                   r.layers,
+                                   r.num_experts,
+                                   r.num_experts_per_tok,
+                                   r.norm_topk_prob,
+                                   {},
+                                   nullptr},
                                   selection, order, offsets, simulated.data());
     CHECK(simulated == r.routed_experts);
     const EngineStats stats = engine->stats();
@@ -368,13 +341,66 @@ void test_products() {
 
 }  // namespace
 
+// Both backends round to bfloat16 at the same places but for attention's probabilities, which the tensor cores take rounded. So
+// the CUDA backend must be about as close to float32 as the CPU's bfloat16 is. Medians over rows: a score that flips an expert in
+// one of them moves single rows by much more.
+void engine_case::test_logits() {
+  auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
+       exact = Engine::create(model, options("cpu", "float32"));
+  const int64_t vocab = exact->model_info().vocab_size;
+  CHECK(cuda->model_info().device.starts_with("cuda:0"));
+  CHECK_EQ(cuda->model_info().weight_bytes, cpu->model_info().weight_bytes);
+  std::vector<double> ours, theirs;
+  double largest = 0;
+  for (int i = 0; i < 2; ++i) {
+    const auto ids = prompt(i, vocab, 45);
+    const auto a = cuda->forward(ids), b = cpu->forward(ids), want = exact->forward(ids);
+    CHECK_EQ(a.size(), want.size());
+    for (size_t t = 0; t < ids.size(); ++t) {
+      ours.push_back(row_error(&a[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
+      theirs.push_back(row_error(&b[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
+      for (int64_t v = 0; v < vocab; ++v) largest = std::max(largest, double(std::abs(want[t * size_t(vocab) + size_t(v)])));
+    }
+    // Chunks of any size: the same bits.
+    for (int64_t chunk : {1, 5, 32}) CHECK(cuda->forward(ids, chunk) == a);
+  }
+  std::sort(ours.begin(), ours.end());
+  std::sort(theirs.begin(), theirs.end());
+  const double mine = ours[ours.size() / 2], other = theirs[theirs.size() / 2];
+  std::cerr << "median rms error of a row: cuda " << mine << ", cpu " << other << ", largest logit " << largest << "\n";
+  CHECK(mine <= 1.25 * other);
+  CHECK(mine > 0);  // not the float32 engine by mistake
+
+  // Greedy tokens are float32's wherever float32's margin exceeds what the rounding can move: twice the largest error of a row.
+  const auto ids = prompt(1, vocab, 20);
+  const auto answer = generate(*cuda, {{ids, greedy()}})[0];
+  auto all = ids;
+  all.insert(all.end(), answer.tokens.begin(), answer.tokens.end());
+  const auto want = exact->forward(all), got = cuda->forward(all);
+  for (size_t i = 0; i < answer.tokens.size(); ++i) {
+    const float *row = &want[(ids.size() - 1 + i) * size_t(vocab)], *mine_row = &got[(ids.size() - 1 + i) * size_t(vocab)];
+    double error = 0;
+    for (int64_t v = 0; v < vocab; ++v) error = std::max(error, double(std::abs(row[v] - mine_row[v])));
+    CHECK(row[answer.tokens[i]] >= *std::max_element(row, row + vocab) - 2 * error);
+    CHECK_EQ(answer.tokens[i], std::max_element(mine_row, mine_row + vocab) - mine_row);  // generation = forward, bitwise
+  }
+}
+
 int main(int argc, char** argv) {
   if (argc < 2) return 2;
+  if (std::string(argv[1]) == "--families") {
+    if (argc < 3) return 2;
+    load_format = "dummy";
+    test_families(argv[2]);
+    return check::result("test_engine");
+  }
   model = argv[1];
   if (argc > 2) num_tokens = std::atoi(argv[2]);
   if (!std::filesystem::exists(model + "/model.safetensors")) load_format = "dummy";
   test_bad_scores();
   test_products();
+  test_expert_biases();
+  test_sinks();
   test_errors();
   test_logits();
   test_batch_invariance();

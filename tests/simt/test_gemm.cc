@@ -1,5 +1,5 @@
-// pack, linear, gate_up and down against float64 products of the rounded operands, and against themselves: the bits of a row
-// must not depend on how many others there are, on their values, or on the tiles.
+// pack, linear and head_linear against float64 products of the rounded operands, and against themselves: the bits of a row must
+// not depend on how many others there are, on their values, or on the tiles.
 //   test_gemm [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include "gemm_reference.h"
 
@@ -133,7 +133,10 @@ void test_linear(int columns, const std::vector<int>& part_rows, int num_rows, i
   const std::vector<float> x = random_values(size_t(num_rows) * columns);
   std::vector<float> before(size_t(num_rows) * linear.out_stride + kGuard, kUntouched);
   if (accumulate) before = random_values(before.size());
-  const std::vector<float> got = linear.run(x, num_sms, accumulate, before);
+  const float scale = random_below(2) ? 0.7f : 1.0f;
+  std::vector<float> gates;
+  if (random_below(3) == 0) gates = random_values(size_t(num_rows), 3);
+  const std::vector<float> got = linear.run(x, num_sms, accumulate, before, scale, gates);
 
   std::vector<uint8_t> belongs(before.size());
   int wrong = 0;
@@ -143,10 +146,16 @@ void test_linear(int columns, const std::vector<int>& part_rows, int num_rows, i
         const size_t at = size_t(t) * linear.out_stride + linear.column_of(part) + n;
         Dot want = dot(&x[size_t(t) * columns], &linear.weights[part][size_t(n) * columns], columns);
         const double bias = linear.biases[part].empty() ? 0 : linear.biases[part][n], old = accumulate ? before[at] : 0;
-        // Two more additions in float32, which round by 2^-24 of their results.
-        want.error += std::ldexp(std::abs(want.value + bias) + std::abs(want.value + bias + old), -24);
+        // The sigmoid is off by 3 roundings, 2 ulp of fast_exp() and 1e-7 of its argument.
+        const double by = gates.empty() ? double(scale) : double(scale) / (1 + std::exp(-double(gates[t])));
+        const double by_error = gates.empty() ? 0 : std::ldexp(5, -23) + 1e-7 * std::abs(gates[t]);
+        // Additions and products in float32 round by 2^-24 of their results.
+        want.error += std::ldexp(std::abs(want.value + bias), -24);
+        want.value = (want.value + bias) * by;
+        want.error = want.error * by + std::abs(want.value) * (by_error + std::ldexp(2, -24));
+        want.error += std::ldexp(std::abs(want.value + old), -24);
         want.error *= 1 + 1e-6;  // the bounds above are of the first order
-        want.value += bias + old;
+        want.value += old;
         belongs[at] = 1;
         if (!(std::abs(got[at] - want.value) <= want.error)) ++wrong;
       }
@@ -201,158 +210,57 @@ void test_linear_bits() {
   }
 }
 
-// --- experts
+// --- head_linear
 
-// The error that silu(g) * u may have: |silu'| <= 1.1 and silu is below |g| carry the errors of the sums; fast_exp is off by 2
-// ulp + 1e-7 |g|, which counts at most once in silu; 3 roundings of float32, one of bf16 (2^-8: 8 bits of significand), and what
-// underflows is below 2^-126.
-Dot swiglu(const Dot& gate, const Dot& up) {
-  const double silu = gate.value / (1 + std::exp(-gate.value));
-  const double silu_error =
-      1.1 * gate.error + std::abs(silu) * (std::ldexp(5, -23) + 1e-7 * std::abs(gate.value)) + std::ldexp(1, -126);
-  Dot d;
-  d.value = silu * up.value;
-  d.error = silu_error * (std::abs(up.value) + up.error) + std::abs(silu) * up.error;
-  d.error += std::ldexp(std::abs(d.value) + d.error, -8) + std::ldexp(1, -126);
-  return d;
-}
-
-void compare(const Experts& experts, const std::vector<float>& x, std::vector<int32_t> ids, int top_k, const Result& got) {
-  const int num_rows = int(x.size()) / experts.hidden, hidden = experts.hidden, width = experts.width, stride = got.hidden_stride;
-  if (ids.empty()) ids.assign(size_t(num_rows), 0);
-  const Plan plan(ids, num_rows, experts.num_experts);
+void test_head_linear(int heads, int weight_rows, int columns, int num_rows, int num_sms) {
+  const int64_t bytes = cuda::packed_bytes(weight_rows, columns);
+  const DeviceVector<uint8_t> packed(std::vector<uint8_t>(size_t(heads * bytes), 0xff));
+  std::vector<std::vector<float>> weights;
+  for (int a = 0; a < heads; ++a) {
+    weights.push_back(random_values(size_t(weight_rows) * columns));
+    pack_values(weights.back(), weight_rows, columns, packed.get() + a * bytes);
+  }
+  const std::vector<float> x = random_values(size_t(num_rows) * heads * columns);
+  const int out_head = weight_rows + 3, stride = heads * out_head + 5;
+  const auto run = [&](const std::vector<float>& rows, int sms) {
+    const int count = int(rows.size()) / (heads * columns);
+    const DeviceVector<uint16_t> rounded(rounded_rows(rows, columns));
+    const DeviceVector<float> out(std::vector<float>(size_t(count) * stride + kGuard, kUntouched));
+    cuda::head_linear({rounded.get(), packed.get(), count, heads, weight_rows, columns, out.get(), stride, out_head}, sms, {});
+    return out.read();
+  };
+  const std::vector<float> got = run(x, num_sms);
   int wrong = 0;
-  for (size_t place = 0; place < plan.pair_of_row.size(); ++place) {
-    const int pair = plan.pair_of_row[place], e = plan.expert_of_place[place];
-    const float* row = &x[size_t(pair / top_k) * hidden];
-    const uint16_t* h = &got.hidden[place * stride];
-    std::vector<float> values(static_cast<size_t>(width));
-    for (int i = 0; i < width; ++i) {
-      values[i] = bf16_to_f32(h[i]);
-      const Dot want =
-          swiglu(dot(row, &experts.gate[e][size_t(i) * hidden], hidden), dot(row, &experts.up[e][size_t(i) * hidden], hidden));
-      if (!(std::abs(values[i] - want.value) <= want.error)) ++wrong;
+  for (size_t i = 0; i < got.size(); ++i) {
+    const int t = int(i / size_t(stride)), a = int(i % size_t(stride)) / out_head, n = int(i % size_t(stride)) % out_head;
+    if (t >= num_rows || a >= heads || n >= weight_rows) {
+      wrong += got[i] != kUntouched;
+      continue;
     }
-    for (int i = width; i < stride; ++i) wrong += h[i] != 0;
-    for (int n = 0; n < hidden; ++n) {
-      const Dot want = dot(values.data(), &experts.down[e][size_t(n) * width], width);
-      if (!(std::abs(got.partial[size_t(pair) * hidden + n] - want.value) <= want.error)) ++wrong;
-    }
+    const Dot want = dot(&x[(size_t(t) * heads + a) * columns], &weights[a][size_t(n) * columns], columns);
+    wrong += !(std::abs(got[i] - want.value) <= want.error);
   }
-  // What belongs to no pair stays.
-  for (size_t i = plan.pair_of_row.size() * stride; i < got.hidden.size(); ++i) wrong += got.hidden[i] != 0xabcd;
-  for (size_t i = 0; i < got.partial.size(); ++i)
-    if (i / hidden >= ids.size() || ids[i / hidden] < 0) wrong += got.partial[i] != kUntouched;
   CHECK_EQ(wrong, 0);
-  if (wrong)
-    std::cerr << "  experts " << experts.num_experts << " H=" << hidden << " I=" << width << " T=" << num_rows << " k=" << top_k
-              << "\n";
+  if (wrong) std::cerr << "  head_linear A=" << heads << " [" << weight_rows << ", " << columns << "] T=" << num_rows << "\n";
+  if (num_rows == 0) return;
+  // The last row alone, and with a row in front that is not finite.
+  std::vector<float> last(x.end() - heads * columns, x.end());
+  const float* bits = &got[size_t(num_rows - 1) * stride];
+  CHECK(same_bits(run(last, 2).data(), bits, size_t(stride)));
+  last.insert(last.begin(), last.size(), std::nanf(""));
+  CHECK(same_bits(&run(last, 1)[stride], bits, size_t(stride)));
 }
 
-// kind 0: any experts; 1: all rows to one; 2: one gets none; 3: some pairs have no expert; 4: none has.
-std::vector<int32_t> random_ids(int num_rows, int top_k, int num_experts, int kind) {
-  std::vector<int32_t> ids(size_t(num_rows) * top_k), order(static_cast<size_t>(num_experts));
-  for (int e = 0; e < num_experts; ++e) order[e] = e;
-  for (int t = 0; t < num_rows; ++t) {
-    std::shuffle(order.begin(), order.end(), generator);
-    if (kind == 1) std::iter_swap(order.begin(), std::find(order.begin(), order.end(), num_experts - 1));
-    if (kind == 2 && num_experts > top_k) std::iter_swap(order.end() - 1, std::find(order.begin(), order.end(), 0));
-    for (int j = 0; j < top_k; ++j) {
-      int32_t& id = ids[size_t(t) * top_k + j];
-      id = kind == 4 || (kind == 3 && random_below(3) == 0) ? -1 : order[j];
-    }
-  }
-  return ids;
-}
-
-void test_experts() {
-  const int shapes[][3] = {{1, 1, 1},    {2, 31, 16},   {3, 32, 17}, {9, 33, 48}, {4, 64, 64},
-                           {8, 100, 33}, {2, 290, 100}, {5, 48, 15}, {3, 17, 300}};
-  const int rows[] = {1, 2, 5, 8, 9, 20, 32, 33, 50};
-  const int sms[] = {1, 3, 200}, ks[] = {1, 2, 8};
+void test_head_linears() {
+  const int shapes[][3] = {{1, 1, 1},   {3, 31, 20},   {2, 32, 32},  {5, 17, 33}, {4, 48, 64},
+                           {16, 16, 8}, {2, 100, 290}, {3, 33, 128}, {1, 64, 100}};
+  const int rows[] = {0, 1, 2, 7, 9, 33, 40}, sms[] = {1, 3, 200};
   int number = 0;
-  for (const auto& [num_experts, hidden, width] : shapes) {
-    const Experts experts(num_experts, hidden, width);
-    for (int kind = 0; kind < 5; ++kind) {
-      ++number;
-      if (skipped()) continue;
-      const int num_rows = rows[number * 5 % 9], top_k = std::min(ks[(number + kind) % 3], num_experts);
-      const std::vector<float> x = random_values(size_t(num_rows) * hidden);
-      const std::vector<int32_t> ids = random_ids(num_rows, top_k, num_experts, kind);
-      compare(experts, x, ids, top_k, run_experts(experts, x, ids, top_k, sms[number % 3]));
-    }
-    if (skipped()) continue;
-    const std::vector<float> x = random_values(size_t(rows[number % 9]) * hidden);  // dense, weights of the first expert
-    compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 2));
-  }
-  const Experts experts(2, 33, 20);
-  for (const int num_rows : {0, 129, 140, 513, 600}) {
-    if (skipped()) continue;
-    const std::vector<float> x = random_values(size_t(num_rows) * 33);
-    const std::vector<int32_t> ids = random_ids(num_rows, 1, 2, num_rows == 513 ? 1 : 0);
-    if (num_rows) compare(experts, x, ids, 1, run_experts(experts, x, ids, 1, 3));
-    compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 3));
-  }
-}
-
-// The partial sums of the same rows in steps of 1 .. 530 rows: other tiles, other places in them.
-void test_expert_bits() {
-  const int hidden = 330, width = 20, num_experts = 3, most = 530;
-  const Experts experts(num_experts, hidden, width);
-  std::vector<float> x = random_values(size_t(most) * hidden);
-  const std::vector<int32_t> ids = random_ids(most, 1, num_experts, 0);
-  const auto run = [&](int first, int count, int num_sms, bool dense) {
-    const std::vector<float> rows(x.begin() + ptrdiff_t(first) * hidden, x.begin() + ptrdiff_t(first + count) * hidden);
-    const std::vector<int32_t> some(ids.begin() + first, ids.begin() + first + count);
-    std::vector<float> partial = run_experts(experts, rows, dense ? std::vector<int32_t>{} : some, 1, num_sms).partial;
-    partial.resize(size_t(count) * hidden);
-    return partial;
-  };
-  const std::vector<float> all = run(0, most, 3, false), all_dense = run(0, 130, 3, true);
-  const int cases[][3] = {{0, 1, 1}, {3, 5, 200}, {1, 33, 3}, {5, 130, 1}, {16, 514, 3}};
-  for (const auto& [first, count, num_sms] : cases) {
-    if (skipped()) continue;
-    const std::vector<float> some = run(first, count, num_sms, false);
-    CHECK(same_bits(some.data(), &all[size_t(first) * hidden], some.size()));
-    if (first + count > 130) continue;
-    const std::vector<float> dense = run(first, count, num_sms, true);
-    CHECK(same_bits(dense.data(), &all_dense[size_t(first) * hidden], dense.size()));
-    // The dense MLP is the first expert.
-    for (int t = first; t < first + count; ++t)
-      CHECK(ids[t] != 0 || same_bits(&all[size_t(t) * hidden], &all_dense[size_t(t) * hidden], size_t(hidden)));
-  }
-  // Rows that are not finite stay alone.
-  x[5 * hidden + 7] = std::nanf(""), x[9 * hidden] = kInfinity;
-  const std::vector<float> spoilt = run(0, 20, 3, false);
-  for (int t = 0; t < 20; ++t) {
-    const float* row = &spoilt[size_t(t) * hidden];
-    CHECK_EQ(same_bits(row, &all[size_t(t) * hidden], size_t(hidden)), t != 5 && t != 9);
-    CHECK((t != 5 && t != 9) || !std::isfinite(row[0]));
-  }
-}
-
-// Gates far from zero: 0 or the gate itself, and zeros behind a width even where the row is not finite.
-void test_extreme_gates() {
-  Experts experts(1, 32, 2);
-  const auto pack_first_column = [&](int part, float a, float b) {
-    std::vector<float> matrix(64, 0.0f);
-    matrix[0] = a, matrix[32] = b;
-    pack_values(matrix, 2, 32, experts.gate_up_packed.get(), 2, part);
-  };
-  pack_first_column(0, 1, 1);
-  pack_first_column(1, 1, 3);
-  const float gates[] = {-1e4f, -200.0f, -88.5f, 0.0f, 100.0f, 1e4f, kInfinity};
-  std::vector<float> x(7 * 32, 0.0f);
-  for (int t = 0; t < 7; ++t) x[size_t(t) * 32] = bf16_to_f32(f32_to_bf16(gates[t]));
-  const Result got = run_experts(experts, x, {}, 1, 1);
-  for (int t = 0; t < 7; ++t)
-    for (int i = 0; i < 2; ++i) {
-      const float g = x[size_t(t) * 32], h = bf16_to_f32(got.hidden[size_t(t) * 32 + i]);
-      if (g <= 0) CHECK(std::abs(h) < 1e-30f);
-      if (g > 0) CHECK_EQ(h, bf16_to_f32(f32_to_bf16(g * g * float(1 + 2 * i))));
-    }
-  for (int t = 0; t < 7; ++t)
-    for (int i = 2; i < 32; ++i) CHECK_EQ(got.hidden[size_t(t) * 32 + i], 0);
+  for (const auto& [heads, weight_rows, columns] : shapes)
+    for (int i = 0; i < 2; ++i, ++number)
+      if (!skipped()) test_head_linear(heads, weight_rows, columns, rows[number * 4 % 7], sms[number % 3]);
+  for (const int num_rows : {129, 513})
+    if (!skipped()) test_head_linear(3, 20, 40, num_rows, 2);
 }
 
 // --- arguments
@@ -377,6 +285,13 @@ void test_arguments() {
   CHECK_THROWS(call_linear([](auto& a) { a.num_rows = 1 << 20, a.num_columns = 1 << 20; }), code, "linear", {"64 GiB"});
   call_linear([](auto& a) { a.num_rows = 0; });
   call_linear([](auto& a) { a.parts[0].rows = 0; });
+
+  const auto call_heads = [](int rows, int heads, int weight_rows, int columns) {
+    cuda::head_linear({nullptr, nullptr, rows, heads, weight_rows, columns, nullptr, 1, 1}, 1, {});
+  };
+  call_heads(0, 1, 1, 1);
+  CHECK_THROWS(call_heads(-1, 1, 1, 1), code, "head_linear", {"rows", "-1"});
+  CHECK_THROWS(call_heads(1, 1, 0, 7), code, "head_linear", {"sizes", "[0, 7]"});
 
   cuda::GateUpArgs gate_up = {};
   gate_up.num_rows = 4;
@@ -403,9 +318,7 @@ int main(int argc, char** argv) {
   test_to_float32();
   test_linears();
   test_linear_bits();
-  test_experts();
-  test_expert_bits();
-  test_extreme_gates();
+  test_head_linears();
   test_arguments();
   return check::result("test_gemm");
 }

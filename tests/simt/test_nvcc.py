@@ -36,7 +36,8 @@ CEILINGS: dict[str, dict[str, int]] = {
         "attention_kernel<2>": 147,
         "attention_kernel<3>": 155,
         "attention_kernel<4>": 165,
-        "merge_kernel": 104,
+        "attention_kernel<8>": 199,
+        "merge_kernel": 116,
     },
     "down": {
         "down_kernel<1>": 88,
@@ -46,12 +47,13 @@ CEILINGS: dict[str, dict[str, int]] = {
     },
     "elementwise": {
         "combine_kernel": 64,
-        "embed_kernel": 26,
+        "embed_kernel": 30,
         "gather_kernel": 25,
-        "rmsnorm_kernel<0>": 68,
-        "rmsnorm_kernel<1>": 70,
-        "rmsnorm_kernel<2>": 76,
-        "rmsnorm_kernel<4>": 100,
+        "norm_kernel<0, *>": 68,
+        "norm_kernel<1, *>": 70,
+        "norm_kernel<2, *>": 77,
+        "norm_kernel<4, *>": 101,
+        "round_heads_kernel": 34,
         "round_kernel": 30,
     },
     "gate_up": {
@@ -59,6 +61,12 @@ CEILINGS: dict[str, dict[str, int]] = {
         "gate_up_kernel<2>": 120,
         "gate_up_kernel<4>": 136,
         "gate_up_kernel<8>": 222,
+    },
+    "head_linear": {
+        "head_linear_kernel<1>": 88,
+        "head_linear_kernel<2>": 120,
+        "head_linear_kernel<4>": 136,
+        "head_linear_kernel<8>": 226,
     },
     "linear": {
         "linear_kernel<1, 1>": 87,
@@ -77,7 +85,10 @@ CEILINGS: dict[str, dict[str, int]] = {
         "to_float32_kernel<(lynx_rt::DType)2>": 18,
     },
     "qkv_post": {
-        "qkv_post_kernel": 56,
+        "mla_post_kernel": 48,
+        "qkv_post_kernel<4>": 61,
+        "qkv_post_kernel<8>": 80,
+        "width_kernel": 47,
     },
     "route": {
         "route_state::route_kernel<16, Admit>": 68,
@@ -95,22 +106,25 @@ CEILINGS: dict[str, dict[str, int]] = {
         "route_state::route_kernel<8, route_state::AdmitByGates>": 64,
         "route_state::route_kernel<8, route_state::AdmitCover>": 66,
     },
+    "route_keys": {
+        "keys_kernel": 48,
+    },
     "route_many": {
         "lists_kernel<16>": 59,
         "lists_kernel<2>": 59,
         "lists_kernel<4>": 59,
         "lists_kernel<8>": 59,
         "places_kernel": 41,
-        "rows_kernel<16>": 69,
-        "rows_kernel<2>": 48,
-        "rows_kernel<4>": 48,
-        "rows_kernel<8>": 49,
+        "rows_kernel<16>": 80,
+        "rows_kernel<2>": 72,
+        "rows_kernel<4>": 72,
+        "rows_kernel<8>": 79,
     },
     "route_rows": {
-        "route_state::route_kernel<16, route_state::ChooseByRow>": 96,
-        "route_state::route_kernel<2, route_state::ChooseByRow>": 69,
-        "route_state::route_kernel<4, route_state::ChooseByRow>": 70,
-        "route_state::route_kernel<8, route_state::ChooseByRow>": 84,
+        "route_state::route_kernel<16, route_state::ChooseByRow>": 94,
+        "route_state::route_kernel<2, route_state::ChooseByRow>": 80,
+        "route_state::route_kernel<4, route_state::ChooseByRow>": 80,
+        "route_state::route_kernel<8, route_state::ChooseByRow>": 88,
     },
     "router": {
         "router_kernel<float, 4, 2>": 56,
@@ -127,7 +141,7 @@ CEILINGS: dict[str, dict[str, int]] = {
 }
 STACK: dict[str, int] = {}  # kernel -> bytes of stack frame that it may have; all others: 0
 # Kernels whose SASS must have the tensor core's instruction and 16-byte loads.
-MATRIX_KERNELS = {"gate_up", "down", "linear"}
+MATRIX_KERNELS = {"gate_up", "down", "head_linear", "linear"}
 
 
 class Usage(NamedTuple):

@@ -25,9 +25,12 @@ MODES = [(copy, seed) for copy in ("lazy", "eager") for seed in (0, 1, 2, 3)]  #
 KERNELS = {
     "test_route": {"plain": 16, "asan": 30, "tsan": 60},
     "test_route_policies": {"plain": 16, "asan": 30, "tsan": 60},
+    "test_route_rules": {"plain": 16, "asan": 30, "tsan": 60},
     "test_elementwise": {"plain": 2, "asan": 6, "tsan": 12},
     "test_gemm": {"plain": 2, "asan": 4, "tsan": 12},
-    "test_attention": {"plain": 3, "asan": 6, "tsan": 8},
+    "test_experts": {"plain": 2, "asan": 4, "tsan": 12},
+    "test_attention": {"plain": 4, "asan": 8, "tsan": 12},
+    "test_qkv_post": {"plain": 1, "asan": 1, "tsan": 1},
     "test_sample": {"plain": 3, "asan": 4, "tsan": 16},
 }
 BUGS = re.findall(r'^    \{"(\w+)", \w+<true>', (HERE / "planted_bugs.cc").read_text(), re.MULTILINE)
@@ -188,3 +191,10 @@ def test_engine(copy: str, seed: int) -> None:
     environment = {**os.environ, "SIMT_COPY": copy, "SIMT_SEED": str(seed)}
     program = build_tree() / "tests" / "cpp" / "test_engine_emulated"
     passes([program, HERE / "tiny", "12"], env=environment, timeout=300)
+
+
+def test_engine_of_families() -> None:
+    """Tiny models of families that have ops of their own."""
+    environment = {**os.environ, "SIMT_COPY": "lazy", "SIMT_SEED": "0"}
+    program = build_tree() / "tests" / "cpp" / "test_engine_emulated"
+    passes([program, "--families", HERE / "families"], env=environment, timeout=300)

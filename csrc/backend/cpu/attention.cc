@@ -1,10 +1,12 @@
-// qkv_post() and attention() over the paged KV cache.
+// qkv_post(), mla_post() and attention() over the paged KV cache.
 // Attention work split: (sequence, tile of query rows, kv head, span of kSpan keys); all query heads of the kv head share each
 // page that is read. Per row and span: all scores, then their exponentials relative to the span's largest, then the weighted sum
-// of V page by page; then the spans are merged in rising order. Spans begin at multiples of kSpan keys, so each step's order
+// of V page by page; then the spans are merged in rising order. Keys before a row's window are in none of it; spans before that
+// of every row of a tile are skipped. Spans begin at multiples of kSpan keys, so each step's order
 // depends on the row's own length alone, and a row gets the same bits in a prefill chunk of any size and in decode, on any number
 // of threads. Bytes: K and V of the sequence, once per tile. Limit: memory bandwidth in decode.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
@@ -19,63 +21,114 @@ constexpr int64_t kSpan = 512;            // keys
 constexpr int64_t kAtOnce = 8;            // keys of a page between two prefetches
 constexpr int64_t kApartBytes = 4 << 20;  // results that spans may wait in to be merged
 
-char* page(void* base, const KvCacheView& cache, int64_t block, int64_t head) {
-  return static_cast<char*>(base) +
-         (block * cache.num_kv_heads + head) * cache.block_size * cache.head_dim * dtype_size(cache.dtype);
+// Of K (width D) or V (width Dv).
+char* page(void* base, const KvCacheView& cache, int64_t width, int64_t block, int64_t head) {
+  return static_cast<char*>(base) + (block * cache.num_kv_heads + head) * cache.block_size * width * dtype_size(cache.dtype);
 }
 
 }  // namespace
 
+void CpuBackend::rotate(float* head, const RopeTable& rope, int64_t position) const {
+  if (rope.dim == 0) return;
+  const int64_t half = rope.dim / 2;
+  (rope.interleaved ? kernels_.rope_interleaved : kernels_.rope)(head, rope.cos + position * half, rope.sin + position * half,
+                                                                 half);
+}
+
+// To the slot's place among the pages at `base`, whose heads are `width` columns.
+void CpuBackend::store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
+                       int64_t slot) const {
+  const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
+  kernels_.from_f32(row, columns, cache.dtype, page(base, cache, width, block, head) + offset * width * dtype_size(cache.dtype));
+}
+
 void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  int64_t d = cache.head_dim, a = args.num_heads, g = cache.num_kv_heads;
+  const int64_t d = cache.head_dim, a = args.num_heads, g = cache.num_kv_heads;
+  const QkNorm norm = args.norm;
   pool_.parallel_for(batch.num_rows, [&](int64_t t, int) {
-    float* row = args.qkv + t * (a + 2 * g) * d;
-    const float* cos = args.rope.cos + int64_t(batch.positions[t]) * (d / 2);
-    const float* sin = args.rope.sin + int64_t(batch.positions[t]) * (d / 2);
-    for (int64_t h = 0; h < a + g; ++h) {
-      const WeightView& norm = h < a ? args.q_norm : args.k_norm;
-      if (!norm.empty()) kernels_.rmsnorm(row + h * d, norm.data, norm.dtype, d, args.eps, row + h * d);
-      kernels_.rope(row + h * d, cos, sin, d / 2);
+    float *row = args.qkv + t * (a + 2 * g) * d, *k = row + a * d, *v = k + g * d;
+    const auto norm_row = [&](float* x, const WeightView& w, int64_t n) { kernels_.rmsnorm(x, w.data, w.dtype, n, args.eps, x); };
+    if (norm == QkNorm::kWidth) {
+      norm_row(row, args.q_norm, a * d);
+      norm_row(k, args.k_norm, g * d);
     }
-    int64_t block = batch.slots[t] / cache.block_size, offset = batch.slots[t] % cache.block_size;
-    int64_t row_bytes = d * dtype_size(cache.dtype);
+    if (norm == QkNorm::kHead)
+      for (int64_t h = 0; h < a + g; ++h) norm_row(row + h * d, h < a ? args.q_norm : args.k_norm, d);
+    if (args.clip > 0)
+      for (int64_t i = 0; i < (a + 2 * g) * d; ++i) row[i] = std::clamp(row[i], -args.clip, args.clip);
+    for (int64_t h = 0; h < a + g; ++h) rotate(row + h * d, args.rope, batch.positions[t]);
+    if (norm == QkNorm::kHeadAfterRope || norm == QkNorm::kUnitAfterRope)
+      for (int64_t h = 0; h < a + g; ++h) norm_row(row + h * d, h < a ? args.q_norm : args.k_norm, d);
+    if (args.temperature_floor > 0) {
+      const float grown = std::log1p(std::floor((float(batch.positions[t]) + 1.0f) / args.temperature_floor));
+      const float by = grown * args.temperature_scale + 1.0f;
+      for (int64_t i = 0; i < a * d; ++i) row[i] *= by;
+    }
     for (int64_t h = 0; h < g; ++h) {
-      kernels_.from_f32(row + (a + h) * d, d, cache.dtype, page(cache.k, cache, block, h) + offset * row_bytes);
-      kernels_.from_f32(row + (a + g + h) * d, d, cache.dtype, page(cache.v, cache, block, h) + offset * row_bytes);
+      store(k + h * d, d, cache.k, cache, d, h, batch.slots[t]);
+      store(v + h * d, d, cache.v, cache, d, h, batch.slots[t]);
+    }
+  });
+}
+
+void CpuBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
+  const int64_t latent = cache.v_columns(), width = cache.head_dim, rotated = args.rope.dim;
+  pool_.parallel_for(batch.num_rows, [&](int64_t t, int) {
+    float* kv = args.kv + t * width;
+    kernels_.rmsnorm(kv, args.kv_norm.data, args.kv_norm.dtype, latent, args.eps, kv);
+    rotate(kv + latent, args.rope, batch.positions[t]);
+    store(kv, width, cache.k, cache, width, 0, batch.slots[t]);
+    for (int64_t h = 0; h < args.num_heads; ++h) {
+      const float* q = args.q + (t * args.num_heads + h) * (args.nope + rotated) + args.nope;
+      float* to = args.latent_q + (t * args.num_heads + h) * width + latent;
+      std::copy_n(q, rotated, to);
+      rotate(to, args.rope, batch.positions[t]);
     }
   });
 }
 
 struct CpuBackend::AttentionCall {
-  const float* q;
-  int64_t q_stride, num_heads;
-  float scale;
+  const AttentionArgs& args;
   const BatchView& batch;
   const KvCacheView& cache;
 
-  int64_t group() const { return num_heads / cache.num_kv_heads; }
-  int64_t keys_of(int64_t row) const { return batch.positions[row] + 1; }
+  int64_t group() const { return args.num_heads / cache.num_kv_heads; }
+  int64_t end_of(int64_t row) const { return batch.positions[row] + 1; }
+  // The first key that a row sees; rises with the position.
+  int64_t begin_of(int64_t row) const {
+    const int64_t p = batch.positions[row];
+    const int64_t window = args.window > 0 ? p - args.window + 1 : 0, chunk = args.chunk > 0 ? p / args.chunk * args.chunk : 0;
+    return std::max({int64_t{0}, window, chunk});
+  }
+  int64_t first_span(const AttentionTile& tile) const { return begin_of(tile.first) / kSpan; }
+  int64_t num_spans(const AttentionTile& tile) const {
+    return ceil_div(end_of(tile.first + tile.rows - 1), kSpan) - first_span(tile);
+  }
 };
 
-// What is known of one query row and head after some spans: [0, D) weighted sum of V, [D] largest score, [D + 1] sum of
-// exponentials.
-static int64_t state_size(const KvCacheView& cache) { return cache.head_dim + 2; }
+// What is known of one query row and head after some spans: [0, Dv) weighted sum of V, [Dv] largest score, [Dv + 1] sum of
+// exponentials, 0 where the row has no key in them.
+static int64_t state_size(const KvCacheView& cache) { return cache.v_columns() + 2; }
 
-// Fills the states of the tile's rows and heads; those of rows that end before the span stay as they are.
+// Fills the states of the tile's rows and heads.
 void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, int64_t head, int64_t span, int thread,
                              float* states) {
   const KvCacheView& cache = c.cache;
-  const int64_t d = cache.head_dim, group = c.group(), page_size = cache.block_size, m = tile.rows * group;
-  const int64_t begin = span * kSpan, end = std::min(begin + kSpan, c.keys_of(tile.first + tile.rows - 1));
+  const int64_t d = cache.head_dim, dv = cache.v_columns(), group = c.group(), page_size = cache.block_size;
+  const int64_t m = tile.rows * group, last_row = tile.first + tile.rows - 1;
+  const int64_t begin = span * kSpan, end = std::min(begin + kSpan, c.end_of(last_row));
+  const int64_t first = std::max(begin, c.begin_of(tile.first));  // of the keys of any row
   const int32_t* table = c.batch.block_tables + tile.seq * c.batch.max_blocks;
-  const int64_t row_bytes = d * dtype_size(cache.dtype);
-  // visit(key, count, block, offset): the parts of pages that hold keys [from, to), `of` K or V. Pages lie anywhere,
-  // so the CPU's own prefetchers do not see the next one: each part fetches its counterpart there.
-  const auto for_each_part = [&](void* of, int64_t from, int64_t to, auto visit) {
+  void* const values = cache.v ? cache.v : cache.k;
+  const int64_t value_width = cache.v ? dv : d;
+  // visit(key, count, block, offset): the parts of pages that hold keys [from, to), of K or V in rows of `width` columns. Pages
+  // lie anywhere, so the CPU's own prefetchers do not see the next one: each part fetches its counterpart there.
+  const auto for_each_part = [&](void* of, int64_t width, int64_t from, int64_t to, auto visit) {
+    const int64_t row_bytes = width * dtype_size(cache.dtype);
     for (int64_t key = from; key < to;) {
       const int64_t offset = key % page_size, count = std::min({kAtOnce, page_size - offset, to - key});
       if (key - offset + page_size < to) {
-        const char* next = page(of, cache, table[key / page_size + 1], head) + offset * row_bytes;
+        const char* next = page(of, cache, width, table[key / page_size + 1], head) + offset * row_bytes;
         for (int64_t i = 0; i < count * row_bytes; i += 64) __builtin_prefetch(next + i);
       }
       visit(key, count, table[key / page_size], offset);
@@ -84,81 +137,96 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
   };
   RowGroup x{nullptr, key_product().row_bytes(d)};
   x.data = query_[size_t(thread)].get(std::min(kSlice, m) * x.row_bytes);
-  float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);
+  float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);  // of keys first, first + 1, ..
   for (int64_t j0 = 0; j0 < m; j0 += kSlice) {
     const int64_t n = std::min(kSlice, m - j0);
     const float* p[kSlice];
     float* sums[kSlice];
-    int64_t length[kSlice];
+    int64_t from[kSlice], to[kSlice];  // keys of each row
     for (int64_t j = 0; j < n; ++j) {
       const int64_t row = tile.first + (j0 + j) / group, h = head * group + (j0 + j) % group;
-      p[j] = c.q + row * c.q_stride + h * d;
+      p[j] = c.args.q + row * c.args.q_stride + h * d;
       sums[j] = states + (j0 + j) * state_size(cache);
-      length[j] = std::min(c.keys_of(row), end) - begin;
+      from[j] = std::max(first, c.begin_of(row));
+      to[j] = std::min(end, c.end_of(row));
     }
     key_product().pack(p, n, 0, d, x);
     if (key_product().takes_pieces()) {
       const void* keys[kSpan];
       int32_t counts[kSpan];
       int64_t pieces = 0;
-      for (int64_t key = begin; key < end; key += counts[pieces++]) {
+      for (int64_t key = first; key < end; key += counts[pieces++]) {
         const int64_t offset = key % page_size;
-        keys[pieces] = page(cache.k, cache, table[key / page_size], head) + offset * row_bytes;
+        keys[pieces] = page(cache.k, cache, d, table[key / page_size], head) + offset * d * dtype_size(cache.dtype);
         counts[pieces] = int32_t(std::min({RowGroup::kRows, page_size - offset, end - key}));
       }
       key_product().run_pieces(keys, counts, pieces, d, x, n, scores, kSpan);
     } else {
-      for_each_part(cache.k, begin, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
-        const WeightView keys{page(cache.k, cache, block, head), cache.dtype, page_size, d};
-        key_product().run(keys, offset, count, x, n, scores + key - begin, kSpan, false);
+      for_each_part(cache.k, d, first, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
+        const WeightView keys{page(cache.k, cache, d, block, head), cache.dtype, page_size, d};
+        key_product().run(keys, offset, count, x, n, scores + key - first, kSpan, false);
       });
     }
     for (int64_t j = 0; j < n; ++j) {
-      p[j] = scores + j * kSpan;
-      if (length[j] <= 0) continue;
-      std::memset(sums[j], 0, size_t(d) * 4);
-      kernels_.exponentials(scores + j * kSpan, length[j], c.scale, sums[j] + d);
+      sums[j][dv + 1] = 0;
+      if (from[j] >= to[j]) continue;
+      std::memset(sums[j], 0, size_t(dv) * 4);
+      kernels_.exponentials(scores + j * kSpan + from[j] - first, to[j] - from[j], c.args.scale, sums[j] + dv);
     }
-    const auto add_values = [&](int64_t from, int64_t to, int64_t first, int64_t rows) {
-      for_each_part(cache.v, begin + from, begin + to, [&](int64_t, int64_t count, int64_t block, int64_t offset) {
-        const char* v = page(cache.v, cache, block, head) + offset * row_bytes;
-        kernels_.weighted_sum(v, cache.dtype, count, p + first, rows, d, sums + first);
-        for (int64_t j = first; j < first + rows; ++j) p[j] += count;
+    const auto add_values = [&](int64_t begin_key, int64_t end_key, int64_t first_row, int64_t rows) {
+      for_each_part(values, value_width, begin_key, end_key, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
+        for (int64_t j = first_row; j < first_row + rows; ++j) p[j] = scores + j * kSpan + key - first;
+        const char* v = page(values, cache, value_width, block, head) + offset * value_width * dtype_size(cache.dtype);
+        kernels_.weighted_sum(v, value_width, cache.dtype, count, p + first_row, rows, dv, sums + first_row);
       });
     };
-    const int64_t shared = std::max<int64_t>(0, length[0]);  // keys that every row of the tile attends to
-    add_values(0, shared, 0, n);
-    for (int64_t j = 0; j < n; ++j) add_values(shared, length[j], j, 1);
+    // Keys that every row sees are added to all rows at once; each row's sum is in rising order all the same.
+    const int64_t shared_from = from[n - 1], shared_to = std::max(shared_from, to[0]);
+    for (int64_t j = 0; j < n; ++j) add_values(from[j], std::min(shared_from, to[j]), j, 1);
+    add_values(shared_from, shared_to, 0, n);
+    for (int64_t j = 0; j < n; ++j) add_values(std::max(shared_to, from[j]), to[j], j, 1);
   }
 }
 
-void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, int64_t span, const float* states, float* merged) {
-  const int64_t d = c.cache.head_dim, size = state_size(c.cache);
+void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, const float* states, float* merged) {
+  const int64_t dv = c.cache.v_columns(), size = state_size(c.cache);
   for (int64_t j = 0; j < tile.rows * c.group(); ++j) {
-    if (c.keys_of(tile.first + j / c.group()) <= span * kSpan) continue;  // the row ends before the span
-    kernels_.merge(states + j * size, d, c.scale, merged + j * size);
+    const float* part = states + j * size;
+    float* into = merged + j * size;
+    if (part[dv + 1] == 0) continue;  // no keys of the row
+    if (into[dv + 1] == 0)
+      std::copy_n(part, size, into);
+    else
+      kernels_.merge(part, dv, c.args.scale, into);
   }
 }
 
-void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_heads, float scale, const BatchView& batch,
-                              const KvCacheView& cache, float* out) {
-  const AttentionCall call{q, q_stride, num_heads, scale, batch, cache};
-  const int64_t d = cache.head_dim, g = cache.num_kv_heads, size = state_size(cache);
+void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out) {
+  const AttentionCall call{args, batch, cache};
+  const int64_t dv = cache.v_columns(), g = cache.num_kv_heads, size = state_size(cache);
   const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile
   tiles_.clear();
   int64_t spans = 0;
   for (int64_t s = 0; s < batch.num_seqs; ++s)
     for (int64_t row = batch.query_start[s]; row < batch.query_start[s + 1]; row += most_rows) {
-      const int64_t rows = std::min<int64_t>(most_rows, batch.query_start[s + 1] - row);
-      tiles_.push_back({s, row, rows, spans});
-      spans += ceil_div(call.keys_of(row + rows - 1), kSpan);
+      tiles_.push_back({s, row, std::min<int64_t>(most_rows, batch.query_start[s + 1] - row), spans});
+      spans += call.num_spans(tiles_.back());
     }
-  const auto spans_of = [&](const AttentionTile& tile) { return ceil_div(call.keys_of(tile.first + tile.rows - 1), kSpan); };
-  const auto finish = [&](const AttentionTile& tile, int64_t head, const float* merged) {
+  const auto finish = [&](const AttentionTile& tile, int64_t head, float* merged, int thread) {
     for (int64_t j = 0; j < tile.rows * call.group(); ++j) {
       const int64_t row = tile.first + j / call.group(), h = head * call.group() + j % call.group();
-      const float inverse = 1.0f / merged[j * size + d + 1];
-      for (int64_t i = 0; i < d; ++i) out[(row * num_heads + h) * d + i] = merged[j * size + i] * inverse;
+      float* state = merged + j * size;
+      if (!args.sinks.empty()) {  // a key without a value: merged like a span
+        float* sink = tile_[size_t(thread)].get(size);
+        std::fill_n(sink, dv, 0.0f);
+        kernels_.to_f32(static_cast<const char*>(args.sinks.data) + h * dtype_size(args.sinks.dtype), args.sinks.dtype, 1,
+                        sink + dv);
+        sink[dv] /= args.scale;
+        sink[dv + 1] = 1;
+        kernels_.merge(sink, dv, args.scale, state);
+      }
+      const float inverse = 1.0f / state[dv + 1];
+      for (int64_t i = 0; i < dv; ++i) out[(row * args.num_heads + h) * dv + i] = state[i] * inverse;
     }
   };
 
@@ -168,15 +236,15 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
     pool_.parallel_for(spans * g, [&](int64_t task, int thread) {
       const int64_t index = task / g;
       const auto after = std::upper_bound(tiles_.begin(), tiles_.end(), index,
-                                          [](int64_t i, const AttentionTile& t) { return i < t.first_span; });
+                                          [](int64_t i, const AttentionTile& t) { return i < t.first_task; });
       const AttentionTile& tile = *(after - 1);
-      attend_span(call, tile, task % g, index - tile.first_span, thread, states + task * tile_size);
+      attend_span(call, tile, task % g, call.first_span(tile) + index - tile.first_task, thread, states + task * tile_size);
     });
-    pool_.parallel_for(int64_t(tiles_.size()) * g, [&](int64_t task, int) {
+    pool_.parallel_for(int64_t(tiles_.size()) * g, [&](int64_t task, int thread) {
       const AttentionTile& tile = tiles_[size_t(task / g)];
-      float* first = states + (tile.first_span * g + task % g) * tile_size;
-      for (int64_t span = 1; span < spans_of(tile); ++span) merge_span(call, tile, span, first + span * g * tile_size, first);
-      finish(tile, task % g, first);
+      float* first = states + (tile.first_task * g + task % g) * tile_size;
+      for (int64_t span = 1; span < call.num_spans(tile); ++span) merge_span(call, tile, first + span * g * tile_size, first);
+      finish(tile, task % g, first, thread);
     });
     return;
   }
@@ -184,11 +252,11 @@ void CpuBackend::do_attention(const float* q, int64_t q_stride, int64_t num_head
   pool_.parallel_for(int64_t(tiles_.size()) * g, [&](int64_t task, int thread) {
     const AttentionTile& tile = tiles_[size_t(task / g)];
     float *merged = states + 2 * thread * tile_size, *next = merged + tile_size;
-    for (int64_t span = 0; span < spans_of(tile); ++span) {
-      attend_span(call, tile, task % g, span, thread, span == 0 ? merged : next);
-      if (span > 0) merge_span(call, tile, span, next, merged);
+    for (int64_t span = 0; span < call.num_spans(tile); ++span) {
+      attend_span(call, tile, task % g, call.first_span(tile) + span, thread, span == 0 ? merged : next);
+      if (span > 0) merge_span(call, tile, next, merged);
     }
-    finish(tile, task % g, merged);
+    finish(tile, task % g, merged, thread);
   });
 }
 

@@ -6,6 +6,12 @@
 
 namespace lynx_rt {
 
+namespace {
+
+constexpr int64_t kNormRows = 16;  // of a task
+
+}  // namespace
+
 CpuBackend::CpuBackend(const BackendOptions& options)
     : compute_dtype_(options.compute_dtype),
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
@@ -49,16 +55,29 @@ RowGroup CpuBackend::pack_rows(const Product& product, const float* x, int64_t n
   return out;
 }
 
-void CpuBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out) {
-  for (int64_t t = 0; t < num_rows; ++t) kernels_.to_f32(table.row(ids[t]), table.dtype, table.cols, out + t * table.cols);
+void CpuBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
+  for (int64_t t = 0; t < num_rows; ++t) {
+    float* row = out + t * table.cols;
+    kernels_.to_f32(table.row(ids[t]), table.dtype, table.cols, row);
+    if (scale != 1)
+      for (int64_t i = 0; i < table.cols; ++i) row[i] *= scale;
+  }
 }
 
 void CpuBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
-  constexpr int64_t kRows = 16;
-  int64_t n = weight.cols;
-  pool_.parallel_for(ceil_div(num_rows, kRows), [&](int64_t task, int) {
-    for (int64_t t = task * kRows; t < std::min(num_rows, (task + 1) * kRows); ++t)
+  const int64_t n = weight.cols;
+  pool_.parallel_for(ceil_div(num_rows, kNormRows), [&](int64_t task, int) {
+    for (int64_t t = task * kNormRows; t < std::min(num_rows, (task + 1) * kNormRows); ++t)
       kernels_.rmsnorm(x + t * n, weight.data, weight.dtype, n, eps, out + t * n);
+  });
+}
+
+void CpuBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
+                              float* out) {
+  const int64_t n = weight.cols;
+  pool_.parallel_for(ceil_div(num_rows, kNormRows), [&](int64_t task, int) {
+    for (int64_t t = task * kNormRows; t < std::min(num_rows, (task + 1) * kNormRows); ++t)
+      kernels_.layernorm(x + t * n, weight.data, weight.dtype, bias.data, bias.dtype, n, eps, out + t * n);
   });
 }
 

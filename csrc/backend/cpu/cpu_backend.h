@@ -26,16 +26,19 @@ class CpuBackend final : public Backend {
   void reserve(const StepLimits& limits) override;
 
  private:
-  void do_embed(const WeightView&, const int32_t*, int64_t, float*) override;
+  void do_embed(const WeightView&, const int32_t*, int64_t, float*, float) override;
   void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) override;
-  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t) override;
+  void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, float*) override;
+  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float) override;
+  void do_head_linear(const float*, int64_t, int64_t, int64_t, HeadWeights, float*, int64_t, int64_t) override;
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
-  void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) override;
-  void do_router(const float*, const WeightView&, int64_t, float*) override;
+  void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
+  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) override;
+  void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
+  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&, const Routing&,
                      const DispatchPlan&, float*) override;
-  void do_mlp(const float*, int64_t, const ExpertWeights&, float*) override;
+  void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView&, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
@@ -43,11 +46,14 @@ class CpuBackend final : public Backend {
 
   // Query rows of one sequence that walk its pages together; number of their first span of keys among those of the call.
   struct AttentionTile {
-    int64_t seq, first, rows, first_span;
+    int64_t seq, first, rows, first_task;
   };
   struct AttentionCall;
+  void rotate(float* head, const RopeTable& rope, int64_t position) const;
+  void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
+             int64_t slot) const;
   void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
-  void merge_span(const AttentionCall&, const AttentionTile&, int64_t span, const float* states, float* merged);
+  void merge_span(const AttentionCall&, const AttentionTile&, const float* states, float* merged);
 
   // Weight rows per task with which the last tasks do not leave threads idle.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
@@ -72,7 +78,8 @@ class CpuBackend final : public Backend {
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan
   Scratch<float> mlp_weights_;
-  std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores
+  Scratch<float> scaled_;             // linear: a product that is to be scaled before it is added; [T, N]
+  std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores; biases
   std::vector<Scratch<char>> query_;  // one per thread: packed query rows
   std::vector<AttentionTile> tiles_;
   Scratch<float> spans_;              // attention: states of spans that are to be merged

@@ -1,10 +1,11 @@
 // expert_ffn(): the grouped expert GEMM over the active experts, in four passes.
 //   0. gather   the rows of each expert, packed as one group                  task: (active expert, block of H)
-//   1. gate_up  hidden[row] = silu(x . gate) * (x . up)   task: (active expert, block of I)
-//   2. down     expert_out[row] = hidden[row] . down      task: (active expert, block of H)
+//   1. gate_up  hidden[row] = activation(x . gate, x . up)   task: (active expert, block of I)
+//   2. down     expert_out[row] = hidden[row] . down         task: (active expert, block of H)
 //   3. combine  out[t] += sum_j weights[t, j] * expert_out[row of (t, j)], j ascending: a gather, so the same bits always
 // Rows are the dispatch plan's: an expert's rows are a group, so its weights are read once for all of them.
 // Bytes: gate, up and down of the active experts. Limit: memory bandwidth while experts have few rows.
+#include <cmath>
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
@@ -16,10 +17,15 @@ namespace {
 constexpr int64_t kTileRows = 64;      // x rows per gate/up tile: the tile stays in cache
 constexpr int64_t kPackColumns = 512;  // of the rows of an expert that one task packs
 
+// Element `begin` of a bias.
+const void* at(const WeightView& bias, int64_t begin) {
+  return static_cast<const char*>(bias.data) + begin * dtype_size(bias.dtype);
+}
+
 }  // namespace
 
 void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                               const Routing& routing, const DispatchPlan& plan, float* out) {
+                               const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
   int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows, k = rule.top_k;
   int64_t pairs = plan.offsets[rule.num_experts], active = routing.num_active;
   if (pairs == 0) return;
@@ -49,16 +55,33 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     int32_t e = routing.active[task / blocks];
     int64_t begin = task % blocks * block, count = std::min(block, width - begin);
     const ExpertWeights& w = experts[size_t(e)];
-    float* gate = tile_[size_t(thread)].get(2 * kTileRows * block);
-    float* up = gate + kTileRows * block;
+    float* gate = tile_[size_t(thread)].get((2 * kTileRows + 2) * block);
+    float *up = gate + kTileRows * block, *gate_bias = up + kTileRows * block, *up_bias = gate_bias + block;
+    const bool biased = !w.gate_bias.empty();
+    if (biased) {
+      kernels_.to_f32(at(w.gate_bias, begin), w.gate_bias.dtype, count, gate_bias);
+      kernels_.to_f32(at(w.up_bias, begin), w.up_bias.dtype, count, up_bias);
+    }
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += kTileRows) {
       int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
       into.run(w.gate, begin, count, gathered.from(r), m, gate, block, false);
       into.run(w.up, begin, count, gathered.from(r), m, up, block, false);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
-        kernels_.silu_mul(gate + j * block, up + j * block, count, gate + j * block);
-        rows[j] = gate + j * block;
+        float *g = gate + j * block, *u = up + j * block;
+        if (ffn.scale_input) {  // a scale of the input is one of the products
+          const float weight = routing.weights[plan.pair_of_row[r + j]];
+          for (int64_t i = 0; i < count; ++i) g[i] *= weight, u[i] *= weight;
+        }
+        if (biased) {
+          kernels_.axpy(1.0f, gate_bias, count, g);
+          kernels_.axpy(1.0f, up_bias, count, u);
+        }
+        if (ffn.activation == Activation::kSilu)
+          kernels_.silu_mul(g, u, count, g);
+        else
+          kernels_.clamped_swiglu(g, u, count, ffn.alpha, ffn.limit, g);
+        rows[j] = g;
       }
       down.pack(rows, m, begin, count, activated.from(r));
     }
@@ -67,12 +90,17 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
   float* expert_out = expert_out_.get(pairs * hidden);
   int64_t down_block = down.rows_per_task(experts[0].down.row_bytes(), std::min(hidden, balanced_rows(active * hidden))),
           down_blocks = ceil_div(hidden, down_block);
-  pool_.parallel_for(active * down_blocks, [&](int64_t task, int) {
+  pool_.parallel_for(active * down_blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / down_blocks];
+    const ExpertWeights& w = experts[size_t(e)];
     int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);
-    int64_t first = plan.offsets[e];
-    down.run(experts[size_t(e)].down, begin, count, activated.from(first), plan.offsets[e + 1] - first,
-             expert_out + first * hidden + begin, hidden, false);
+    int64_t first = plan.offsets[e], m = plan.offsets[e + 1] - first;
+    float* to = expert_out + first * hidden + begin;
+    down.run(w.down, begin, count, activated.from(first), m, to, hidden, false);
+    if (w.down_bias.empty()) return;
+    float* bias = tile_[size_t(thread)].get(count);
+    kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);
+    for (int64_t j = 0; j < m; ++j) kernels_.axpy(1.0f, bias, count, to + j * hidden);
   });
 
   pool_.parallel_for(num_rows, [&](int64_t t, int thread) {
@@ -80,23 +108,25 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     std::memset(sum, 0, size_t(hidden) * 4);
     for (int64_t j = 0; j < k; ++j) {
       int32_t r = plan.row_of_pair[t * k + j];
-      if (r >= 0) kernels_.axpy(routing.weights[t * k + j], expert_out + r * hidden, hidden, sum);
+      if (r >= 0) kernels_.axpy(ffn.scale_input ? 1.0f : routing.weights[t * k + j], expert_out + r * hidden, hidden, sum);
     }
     kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
   });
 }
 
-void CpuBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, float* out) {
+// One expert that takes every row, with weight 1 or by its gate.
+void CpuBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   int32_t* rows = mlp_rows_.get(num_rows);
-  float* ones = mlp_weights_.get(num_rows);
+  float* row_weights = mlp_weights_.get(num_rows);
+  if (!row_gate.empty()) do_router(x, row_gate, {}, num_rows, row_weights);
   for (int64_t t = 0; t < num_rows; ++t) {
     rows[t] = int32_t(t);
-    ones[t] = 1.0f;
+    row_weights[t] = row_gate.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-row_weights[t]));
   }
   int32_t active = 0, offsets[2] = {0, int32_t(num_rows)};
-  Routing routing{nullptr, ones, &active, 1};
+  Routing routing{nullptr, row_weights, &active, 1};
   DispatchPlan plan{offsets, rows, rows};
-  do_expert_ffn(x, num_rows, {&weights, 1}, RouterRule{1, 1, true}, routing, plan, out);
+  do_expert_ffn(x, num_rows, {&weights, 1}, RouterRule{1, 1, true}, {}, routing, plan, out);
 }
 
 }  // namespace lynx_rt

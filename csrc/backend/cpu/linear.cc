@@ -5,8 +5,23 @@
 
 namespace lynx_rt {
 
+namespace {
+
+// out[t * stride + i] += bias[begin + i] for i < count.
+void add_bias(const cpu::Kernels& kernels, const WeightView& bias, int64_t begin, int64_t count, int64_t num_rows, float* out,
+              int64_t stride) {
+  if (bias.empty()) return;
+  for (int64_t i = 0; i < count; ++i) {
+    float b;
+    kernels.to_f32(static_cast<const char*>(bias.data) + (begin + i) * dtype_size(bias.dtype), bias.dtype, 1, &b);
+    for (int64_t t = 0; t < num_rows; ++t) out[t * stride + i] += b;
+  }
+}
+
+}  // namespace
+
 void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-                           int64_t out_stride) {
+                           int64_t out_stride, float scale) {
   int64_t k = parts[0].weight.cols;
   RowGroup rows[5];
   int64_t total = 0;
@@ -20,25 +35,52 @@ void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const Lin
     block = std::min(block, product(p.weight).rows_per_task(p.weight.row_bytes(), balanced_rows(total)));
   int64_t tasks = 0;
   for (const LinearPart& p : parts) tasks += ceil_div(p.weight.rows, block);
+  // What is scaled is made apart from what it is added to.
+  const bool apart = accumulate && scale != 1;
+  float* results = apart ? scaled_.get(num_rows * out_stride) : out;
 
   pool_.parallel_for(tasks, [&](int64_t task, int) {
     const LinearPart* part = parts.data();
     for (; task >= ceil_div(part->weight.rows, block); ++part) task -= ceil_div(part->weight.rows, block);
     const WeightView& w = part->weight;
     int64_t begin = task * block, count = std::min(block, w.rows - begin);
-    float* to = out + part->out_column + begin;
-    product(w).run(w, begin, count, rows[form(w)], num_rows, to, out_stride, accumulate);
-    if (part->bias.empty()) return;
-    for (int64_t i = 0; i < count; ++i) {
-      float b;
-      kernels_.to_f32(static_cast<const char*>(part->bias.data) + (begin + i) * dtype_size(part->bias.dtype), part->bias.dtype, 1,
-                      &b);
-      for (int64_t t = 0; t < num_rows; ++t) to[t * out_stride + i] += b;
+    float* to = results + part->out_column + begin;
+    product(w).run(w, begin, count, rows[form(w)], num_rows, to, out_stride, accumulate && !apart);
+    add_bias(kernels_, part->bias, begin, count, num_rows, to, out_stride);
+    if (scale == 1) return;
+    for (int64_t t = 0; t < num_rows; ++t) {
+      float* row = to + t * out_stride;
+      if (apart)
+        kernels_.axpy(scale, row, count, out + part->out_column + begin + t * out_stride);
+      else
+        for (int64_t i = 0; i < count; ++i) row[i] *= scale;
     }
   });
 }
 
-void CpuBackend::do_router(const float* x, const WeightView& weight, int64_t num_rows, float* scores) {
+// A task is a head: its rows are packed, then multiplied.
+void CpuBackend::do_head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
+                                float* out, int64_t out_stride, int64_t out_head) {
+  const Product& p = product(weights[0]);
+  const int64_t k = weights[0].cols;
+  pool_.parallel_for(int64_t(weights.size()), [&](int64_t head, int thread) {
+    const float* from = x + head * x_head;
+    RowGroup rows{const_cast<char*>(reinterpret_cast<const char*>(from)), x_stride * 4};
+    if (!p.takes_any_row()) {
+      rows.row_bytes = p.row_bytes(k);
+      rows.data = query_[size_t(thread)].get(round_up(num_rows, RowGroup::kRows) * rows.row_bytes);
+      for (int64_t t = 0; t < num_rows; t += RowGroup::kRows) {
+        const int64_t m = std::min(RowGroup::kRows, num_rows - t);
+        const float* of[RowGroup::kRows];
+        for (int64_t j = 0; j < m; ++j) of[j] = from + (t + j) * x_stride;
+        p.pack(of, m, 0, k, rows.from(t));
+      }
+    }
+    p.run(weights[size_t(head)], 0, weights[0].rows, rows, num_rows, out + head * out_head, out_stride, false);
+  });
+}
+
+void CpuBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
   // float32 rows whatever the compute dtype: the choice of experts is the least forgiving product of the model.
   const Product exact(kernels_, DType::kF32, weight.dtype);
   const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[0]);
@@ -46,6 +88,7 @@ void CpuBackend::do_router(const float* x, const WeightView& weight, int64_t num
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {
     int64_t begin = task * block, count = std::min(block, weight.rows - begin);
     exact.run(weight, begin, count, rows, num_rows, scores + begin, weight.rows, false);
+    add_bias(kernels_, bias, begin, count, num_rows, scores + begin, weight.rows);
   });
 }
 

@@ -6,6 +6,7 @@
 
 #include "backend/backend.h"
 #include "backend/cpu/select_batch.h"
+#include "backend/router_keys.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -30,14 +31,40 @@ void grow(std::vector<T>& v, int64_t size) {
   if (int64_t(v.size()) < size) v.resize(size_t(size));
 }
 
+float best_gate(const float* gates, const int32_t* ids, int k) {
+  float best = -INFINITY;
+  for (int j = 0; j < k; ++j)
+    if (ids[j] >= 0) best = std::max(best, gates[ids[j]]);
+  return best;
+}
+
+// Phi-MoE: softmax probability of the `best` logit among the experts near it, as transformers' modeling_phimoe.py has it:
+// without those that are further off than 2 * jitter of the larger of |z| and the best, and without expert `taken`.
+double near_probability(const float* z, int num_experts, float best, int taken, float jitter) {
+  double sum = 0;
+  for (int e = 0; e < num_experts; ++e) {
+    const bool far = (best - z[e]) / std::max(std::abs(z[e]), best) > 2 * jitter;  // 0 / 0: all are 0, and near
+    if (e != taken && !far) sum += std::exp(z[e] - best);
+  }
+  return 1 / sum;
+}
+
 }  // namespace
 
 SelectionStats Selector::run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
                              Phase phase, const uint8_t* exact, Routing& routing) {
-  const Batch batch{scores, num_rows, rule.num_experts, rule.top_k, rule.norm_topk, exact, selection};
   check_selection(selection, rule.num_experts, rule.top_k);
   check_scores(scores, num_rows, rule.num_experts);
-  reserve(batch);
+  reserve(num_rows, rule);
+  if (has_keys(rule)) make_keys(scores, num_rows, rule);
+  const Batch batch{has_keys(rule) ? keys_.data() : scores,
+                    has_keys(rule) ? gates_.data() : scores,
+                    num_rows,
+                    rule.num_experts,
+                    rule.top_k,
+                    exact,
+                    rule,
+                    selection};
 
   route_own(batch, routing);
   SelectionStats stats;
@@ -66,47 +93,65 @@ SelectionStats Selector::run(const float* scores, int64_t num_rows, const Router
   return stats;
 }
 
-void Selector::reserve(const Batch& batch) {
-  const int num_experts = batch.num_experts;
+void Selector::reserve(int64_t num_rows, const RouterRule& rule) {
+  const int num_experts = rule.num_experts;
   for (int e = int(all_experts_.size()); e < num_experts; ++e) all_experts_.push_back(e);
-  grow(own_mass_, batch.num_rows);
-  grow(confident_, batch.num_rows);
-  grow(served_, batch.num_rows);
+  if (has_keys(rule)) {
+    grow(keys_, num_rows * num_experts);
+    grow(gates_, num_rows * num_experts);
+    grow(ungated_, num_experts);
+    grow(choice_, num_experts);
+    grow(group_score_, rule.num_groups);
+    grow(open_, rule.num_groups);
+  }
+  grow(own_mass_, num_rows);
+  grow(confident_, num_rows);
+  grow(served_, num_rows);
   grow(serves_, num_experts);
   grow(votes_, num_experts);
   grow(masses_, num_experts);
   grow(admitted_, num_experts);
   admitted_list_.reserve(size_t(num_experts));
-  grow(keys_, num_experts);
+  grow(voted_, num_experts);
   grow(target_, num_experts);
   grow(load_, num_experts);
-  grow(assigned_, batch.num_pairs());
+  grow(assigned_, num_rows * rule.top_k);
   grow(used_, num_experts);
 }
 
 // The model's own routing. Nothing here looks at more than one row.
 void Selector::route_own(const Batch& batch, Routing& own) {
+  const RouterRule& rule = batch.rule;
   const std::span<const int32_t> experts(all_experts_.data(), batch.num_experts);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
-    const float* z = batch.row(t);
+    const float* gates = batch.gates_of(t);
     int32_t* ids = own.ids + t * batch.top_k;
     float* weights = own.weights + t * batch.top_k;
-    pick_best(z, experts, batch.top_k, ids);
-    const float best = z[ids[0]];
+    pick_best(batch.keys_of(t), experts, batch.top_k, ids);
+    const float best = best_gate(gates, ids, batch.top_k);
 
     double mass = 0;
     for (int j = 0; j < batch.top_k; ++j) {
-      weights[j] = std::exp(z[ids[j]] - best);
+      weights[j] = std::exp(gates[ids[j]] - best);
       mass += weights[j];
+    }
+    own_mass_[t] = mass;
+    if (rule.kind == RouterKind::kSparsemixer) {
+      for (int j = 0; j < 2; ++j)
+        weights[j] = float(rule.scale * near_probability(gates, batch.num_experts, gates[ids[j]], j ? ids[0] : -1, rule.jitter));
+      continue;
     }
     // softmax / (sum of the chosen softmax) = exp / (sum of the chosen exp): the rest of the row is not needed.
     double denominator = mass;
-    if (!batch.norm_topk) {
-      denominator = 0;
-      for (int e = 0; e < batch.num_experts; ++e) denominator += std::exp(z[e] - best);
+    if (!is_normalised(rule)) {
+      double one = 0;  // what a gate of 1 would be in units of the best
+      if (rule.kind == RouterKind::kSigmoid)
+        one = std::exp(-double(best));
+      else
+        for (int e = 0; e < batch.num_experts; ++e) one += std::exp(gates[e] - best);
+      denominator = rule.norm_topk ? std::max(mass, rule.min_sum * one) : one;
     }
-    for (int j = 0; j < batch.top_k; ++j) weights[j] = float(weights[j] / denominator);
-    own_mass_[t] = mass;
+    for (int j = 0; j < batch.top_k; ++j) weights[j] = float(double(rule.scale) * weights[j] / denominator);
   }
 }
 
@@ -115,7 +160,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
   const int k = batch.top_k;
   stats.retained_mass = 0;
   for (int64_t t = 0; t < batch.num_rows; ++t) {
-    const float* z = batch.row(t);
+    const float* gates = batch.gates_of(t);
     const int32_t* assigned = assigned_.data() + t * k;
     int32_t* ids = routing.ids + t * k;
     float* weights = routing.weights + t * k;
@@ -124,12 +169,9 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
       continue;
     }
     for (int j = 0; j < k; ++j) stats.remapped_pairs += std::find(assigned, assigned + k, ids[j]) == assigned + k;
-    const float own_best = z[ids[0]];
-    float best = -INFINITY;
-    for (int j = 0; j < k; ++j)
-      if (assigned[j] >= 0) best = std::max(best, z[assigned[j]]);
-    double row_weight = 1;  // W0
-    if (!batch.norm_topk) {
+    const float own_best = best_gate(gates, ids, k), best = best_gate(gates, assigned, k);
+    double row_weight = batch.rule.scale;  // W0
+    if (!is_normalised(batch.rule)) {
       row_weight = 0;
       for (int j = 0; j < k; ++j) row_weight += weights[j];
     }
@@ -139,12 +181,13 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
     double mass = 0;  // relative to the best assigned expert, so that it cannot vanish
     for (int j = 0; j < k; ++j) {
       ids[j] = assigned[j];
-      const float gate = ids[j] < 0 ? 0 : std::exp(z[ids[j]] - best);
+      const float gate = ids[j] < 0 ? 0 : std::exp(gates[ids[j]] - best);
       mass += gate;
       if (!moves) weights[j] = gate;
     }
     if (mass == 0) continue;  // replay: a row of no experts
-    const double retained = mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)];
+    // Where a bias or groups decide, other experts may have larger gates than the own.
+    const double retained = std::min(1.0, mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)]);
     stats.retained_mass += retained;
     const double damp = has_refill(batch.selection.policy) ? batch.selection.damp : 0;
     if (damp > 0) row_weight *= std::pow(retained, damp);

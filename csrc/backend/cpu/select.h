@@ -2,19 +2,24 @@
 // points that the papers leave open are read.
 //
 // All policies (E experts, k per token, B = rows of the call):
-//   own routing   the k best scores of a row, ties to the lower expert. Their weights are softmax probabilities, divided by
-//                 the sum of the k where the router normalises. A row's own mass W0 is the sum of its k own weights (1 where
-//                 the router normalises).
+//   scores        "score" below is an expert's key, "gate" the exponential of its gate in the terms of router_keys.h: both the
+//                 logit for softmax routers without bias and groups.
+//   own routing   the k best scores of a row, ties to the lower expert. Their weights are softmax probabilities (sigmoids, the
+//                 probabilities of sparsemixer), divided by their sum, but at least min_sum, where the router normalises; times
+//                 its scale. A row's own mass W0 is the sum of its k own weights (scale where the router normalises).
+//   groups        An expert outside a row's groups has score -inf. The row takes none such, its slot is dropped instead; sere
+//                 leaves the choice alone. A row that would be left with none takes its first own choice, admitted or not. alias
+//                 and replay are as their tables say.
 //   exact rows    vote like any other row; all their choices are admitted in addition to what is admitted without them.
 //                 So making a row exact never takes an admitted expert away from the others.
-//   weights       W0 * softmax of the original scores over the experts that the row ends with, times (kept gate mass / own gate
-//                 mass)^damp. A row that ends with its own choice keeps its bits. sere and alias: the own weight of each choice
-//                 moves with it, weights that meet are added.
+//   weights       W0 * softmax of the gates over the experts that the row ends with, times (kept gate mass / own gate mass)^damp,
+//                 which is at most 1. A row that ends with its own choice keeps its bits. sere and alias: the own weight of each
+//                 choice moves with it, weights that meet are added.
 //   guard         (not for policies that look at single rows, nor for capacity) active experts, those that some row ends with,
 //                 against the union of own choices: where they are no fewer, the own routing is the result.
 //   remapped_pairs counts own choices that a row lost, whether replaced or dropped.
 //   dropped       a slot without an expert has id -1 and weight 0.
-//   sums          of votes are exact 64-bit integers, those of gates are of gate_mass() (gate_mass.h).
+//   sums          of votes are exact 64-bit integers, those of gates are of gate_mass() (gate_mass.h) of the scores.
 //
 // Policies that admit experts. Every row ends with the k best of its scores among the admitted, which are k at least; but those
 // that it did not choose itself and whose gate is below refill * that of its best admitted expert are dropped.
@@ -76,7 +81,9 @@ class Selector {
 
  private:
   struct Batch;
-  void reserve(const Batch& batch);
+  void reserve(int64_t num_rows, const RouterRule& rule);
+  void make_keys(const float* scores, int64_t num_rows, const RouterRule& rule);  // select_keys.cc
+  void open_groups(const RouterRule& rule);
   void route_own(const Batch& batch, Routing& own);
   void weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const;
   void move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const;
@@ -102,7 +109,12 @@ class Selector {
   void assign_capacity(const Batch& batch, const Routing& own);
 
   std::vector<int32_t> all_experts_;  // [E] 0, 1, ..
-  std::vector<double> own_mass_;      // [T] sum of exp(score - best score) over a row's own choice
+  std::vector<float> keys_, gates_;   // [T, E] where the rule has keys
+  std::vector<double> ungated_;       // [E] of one row: softmax probabilities or sigmoids
+  std::vector<double> choice_;        // [E] of one row: those with the bias
+  std::vector<double> group_score_;   // [groups] of one row
+  std::vector<uint8_t> open_;         // [groups] of one row: 1 = among its best
+  std::vector<double> own_mass_;      // [T] sum of exp(gate - best gate) over a row's own choice
   std::vector<uint64_t> votes_;       // [E] votes, or sums of gates
   std::vector<uint64_t> masses_;      // [E] of one row's gates
   uint64_t vote_value_[64];           // of a vote in each bin; [0] is B^(beta - 1)
@@ -112,7 +124,7 @@ class Selector {
   std::vector<uint8_t> served_;         // [T] cover
   std::vector<uint8_t> admitted_;       // [E] 1 = admitted; sere: primary
   std::vector<int32_t> admitted_list_;  // the admitted experts, ascending
-  std::vector<float> keys_;             // [E] lynx_literal: what a row chooses by
+  std::vector<float> voted_;            // [E] lynx_literal: what a row chooses by
   std::vector<int32_t> target_;         // [E] sere, alias: what a choice becomes
   std::vector<int32_t> load_;           // [E] capacity: rows that an expert has
   std::vector<int32_t> assigned_;       // [T, k] like Routing::ids

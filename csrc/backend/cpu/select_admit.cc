@@ -1,4 +1,4 @@
-// Policies that admit experts: lynx, oea, xshare, des_vote; and the votes of lynx and lynx_literal.
+// Policies that admit experts, and the votes of lynx and lynx_literal. z: a row's keys.
 #include <algorithm>
 #include <cmath>
 
@@ -42,7 +42,7 @@ void Selector::count_votes(const Batch& batch, const Routing& own) {
 
   std::fill_n(votes_.begin(), batch.num_experts, 0);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
-    const float* z = batch.row(t);
+    const float* z = batch.keys_of(t);
     const double best = z[own.ids[t * batch.top_k]];
     int num_in_bin_0 = 0;
     for (int e = 0; e < batch.num_experts; ++e) {
@@ -98,7 +98,7 @@ void Selector::sum_gates(const Batch& batch, const Routing& own) {
   const bool own_only = batch.selection.policy == Policy::kDesVote;
   std::fill_n(votes_.begin(), batch.num_experts, 0);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
-    const float* z = batch.row(t);
+    const float* z = batch.keys_of(t);
     const int32_t* ids = own.ids + t * batch.top_k;
     const double best = z[ids[0]];
     uint64_t sum = 0;
@@ -125,7 +125,7 @@ void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
 void Selector::admit_cover(const Batch& batch, const Routing& own) {
   const double delta = batch.selection.delta;
   const auto serves = [&](int64_t t, int e) {
-    const float* z = batch.row(t);
+    const float* z = batch.keys_of(t);
     return double(z[own.ids[t * batch.top_k]]) - z[e] <= delta;
   };
   sum_gates(batch, own);
@@ -174,8 +174,9 @@ void Selector::assign_admitted(const Batch& batch, const Routing& own) {
     if (std::all_of(wanted, wanted + k, [this](int32_t e) { return admitted_[size_t(e)] != 0; })) {
       std::copy_n(wanted, k, ids);
     } else {
-      const float* z = batch.row(t);
+      const float* z = batch.keys_of(t);
       pick_best(z, admitted_list_, k, ids);
+      drop_outside(z, wanted[0], k, ids);
       drop_refills(z, wanted, k, limit, ids);
     }
   }

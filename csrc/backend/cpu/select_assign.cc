@@ -1,4 +1,4 @@
-// Policies that choose for each row by a rule of its own.
+// Policies that choose for each row by a rule of its own. z: a row's keys.
 #include <algorithm>
 #include <cmath>
 
@@ -24,13 +24,14 @@ void Selector::assign(const Batch& batch, const Routing& own) {
 void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids) {
   const Selection& s = batch.selection;
   const int k = batch.top_k;
-  const float* z = batch.row(t);
+  const float* z = batch.keys_of(t);
   switch (s.policy) {
     case Policy::kLynxLiteral: return assign_literal(batch, t, wanted, ids);
     case Policy::kSere:
     case Policy::kAlias:
       for (int j = 0; j < k; ++j) {
-        const int32_t target = target_[size_t(wanted[j])];
+        int32_t target = target_[size_t(wanted[j])];
+        if (s.policy == Policy::kSere && z[target] == -INFINITY) target = wanted[j];
         ids[j] = std::find(ids, ids + j, target) == ids + j ? target : -1;
       }
       return;
@@ -46,7 +47,7 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
       int32_t* end = std::copy(wanted + s.rank + 1, wanted + k, std::copy_n(wanted, s.rank, ids));
       int32_t next = -1;
       for (int e = 0; e < batch.num_experts; ++e)
-        if (std::find(wanted, wanted + k, e) == wanted + k && (next < 0 || z[e] > z[next])) next = e;
+        if (z[e] > -INFINITY && std::find(wanted, wanted + k, e) == wanted + k && (next < 0 || z[e] > z[next])) next = e;
       *end = next;
       return;
     }
@@ -54,17 +55,18 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
   }
 }
 
-// The k best of the scores with the others' votes added.
+// The k best of the keys with the others' votes added; a row's groups have k at least.
 void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids) {
   const Selection& s = batch.selection;
-  const float* z = batch.row(t);
+  const float* z = batch.keys_of(t);
   const double best = z[wanted[0]];
   for (int e = 0; e < batch.num_experts; ++e) {
     const double position = s.alpha * (best - z[e]);
     const uint64_t own_vote = position < num_bins_ ? vote_value_[int(position)] : 0;
-    keys_[size_t(e)] = float(z[e] + s.lambda * (double(votes_[size_t(e)] - own_vote) / double(vote_value_[0])));
+    const double others = double(votes_[size_t(e)] - own_vote) / double(vote_value_[0]);
+    voted_[size_t(e)] = z[e] > -INFINITY ? float(z[e] + s.lambda * others) : -INFINITY;
   }
-  pick_best(keys_.data(), {all_experts_.data(), size_t(batch.num_experts)}, batch.top_k, ids);
+  pick_best(voted_.data(), {all_experts_.data(), size_t(batch.num_experts)}, batch.top_k, ids);
   if (confident_[size_t(t)] && std::find(ids, ids + batch.top_k, wanted[0]) == ids + batch.top_k)
     ids[batch.top_k - 1] = wanted[0];
   drop_refills(z, wanted, batch.top_k, -std::log(s.refill), ids);
@@ -101,11 +103,12 @@ void Selector::assign_capacity(const Batch& batch, const Routing& own) {
       if (batch.is_exact(t)) continue;
       // Experts only fill up, so that one the row was refused before has no room now either: the best with room that the row
       // does not have yet is the best it has not asked.
-      const float* z = batch.row(t);
+      const float* z = batch.keys_of(t);
       int32_t* ids = assigned_.data() + t * k;
       int best = -1;
       for (int e = 0; e < num_experts; ++e)
-        if (load_[size_t(e)] < capacity && (best < 0 || z[e] > z[best]) && std::find(ids, ids + j, e) == ids + j) best = e;
+        if (load_[size_t(e)] < capacity && z[e] > (best < 0 ? -INFINITY : z[best]) && std::find(ids, ids + j, e) == ids + j)
+          best = e;
       if (best >= 0) ++load_[size_t(best)];
       ids[j] = best;
     }

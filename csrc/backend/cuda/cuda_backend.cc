@@ -1,8 +1,10 @@
-// Construction, memory, weights, and the ops; cuda_step.cc has what happens around them.
+// Construction, memory, and the ops; cuda_weights.cc has how weights come to the device, cuda_step.cc what happens around the
+// ops.
 #include "backend/cuda/cuda_backend.h"
 
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include "backend/cuda/expert_ffn.h"
 #include "backend/cuda/linear.h"
@@ -37,7 +39,7 @@ int as_int(int64_t v, const char* what) {
   return int(v);
 }
 
-const float* floats(const WeightView& w) { return static_cast<const float*>(w.data); }
+const float* floats(const WeightView& w) { return static_cast<const float*>(w.data); }  // null of an empty one
 
 }  // namespace
 
@@ -88,67 +90,6 @@ Backend::MemoryBudget CudaBackend::memory_budget() const {
   return {std::max<int64_t>(0, memory.free - margin), memory.free};
 }
 
-// --- weights
-
-WeightView CudaBackend::place(const WeightView& weight, WeightUse use) {
-  if (weight.empty()) return weight;
-  set_device(device_);
-  const bool matrix = use == WeightUse::kEmbed || use == WeightUse::kMatrix || use == WeightUse::kHead;
-  if (const auto found = placed_.find(weight.data); found != placed_.end() && matrix) return found->second;
-  WeightView placed = weight;
-  if (matrix) {
-    placed.dtype = DType::kBF16;
-    weights_.push_back(allocate_device(packed_bytes(weight.rows, weight.cols), "weights"));
-    placed.data = weights_.back().get();
-    PackTarget target{weights_.back().get(), 1, 0};
-    loader_->load(weight, [&](const void* rows, int64_t begin, int64_t count) {
-      pack(rows, weight.dtype, begin, count, weight.cols, target, stream_);
-    });
-    placed_.emplace(weight.data, placed);
-    return placed;
-  }
-  if (use == WeightUse::kVector || weight.dtype == DType::kF16) placed.dtype = DType::kF32;
-  weights_.push_back(allocate_device(placed.bytes(), "weights"));
-  char* to = static_cast<char*>(weights_.back().get());
-  placed.data = to;
-  loader_->load(weight, [&](const void* rows, int64_t begin, int64_t count) {
-    void* at = to + begin * placed.row_bytes();
-    if (placed.dtype == weight.dtype) {
-      copy_async(at, rows, size_t(count * weight.row_bytes()), stream_);
-    } else {
-      to_float32(rows, weight.dtype, count * weight.cols, static_cast<float*>(at), stream_);
-    }
-  });
-  return placed;
-}
-
-void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
-  if (experts.empty() || experts[0].gate.empty()) return;
-  set_device(device_);
-  const int64_t width = experts[0].gate.rows, hidden = experts[0].gate.cols, count = int64_t(experts.size());
-  const int64_t gate_up_bytes = 2 * packed_bytes(width, hidden), down_bytes = packed_bytes(hidden, width);
-  weights_.push_back(allocate_device(checked_mul(count, gate_up_bytes, "weights"), "weights"));
-  char* gate_up_at = static_cast<char*>(weights_.back().get());
-  weights_.push_back(allocate_device(checked_mul(count, down_bytes, "weights"), "weights"));
-  char* down_at = static_cast<char*>(weights_.back().get());
-  const auto load = [&](WeightView& view, PackTarget target) {
-    if (view.rows != (target.parts == 2 ? width : hidden) || view.cols != (target.parts == 2 ? hidden : width))
-      invalid("experts", "all experts of a layer must have the same shape");
-    loader_->load(view, [&](const void* rows, int64_t begin, int64_t rows_count) {
-      pack(rows, view.dtype, begin, rows_count, view.cols, target, stream_);
-    });
-    view.data = target.data;
-    view.dtype = DType::kBF16;
-  };
-  for (ExpertWeights& e : experts) {
-    load(e.gate, {gate_up_at, 2, 0});
-    load(e.up, {gate_up_at, 2, 1});
-    load(e.down, {down_at, 1, 0});
-    gate_up_at += gate_up_bytes;
-    down_at += down_bytes;
-  }
-}
-
 // --- ops
 
 void CudaBackend::flush() {
@@ -165,25 +106,36 @@ const uint16_t* CudaBackend::rounded(const float* x, int64_t num_rows, int64_t n
   return to;
 }
 
-void CudaBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out) {
+void CudaBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
   flush();
   wrote(out);
-  cuda::embed(table.data, ids, int(num_rows), int(table.cols), out, stream_);
+  cuda::embed(table.data, ids, int(num_rows), int(table.cols), scale, out, stream_);
 }
 
-void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
+Combine CudaBackend::take_combine(const float* x, int64_t num_rows, const float* out) {
   const bool fused = combine_.partial && x == combine_out_ && num_rows == combine_rows_ && out != x;
   if (!fused) flush();
   if (fused) wrote(x);
-  // Where something is to be combined, x is the array that expert_ffn() was to add to.
-  cuda::rmsnorm(const_cast<float*>(x), fused ? combine_ : Combine{}, floats(weight), eps, int(num_rows), int(weight.cols), out,
+  return std::exchange(combine_, {});
+}
+
+void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
+  const Combine combine = take_combine(x, num_rows, out);
+  cuda::rmsnorm(const_cast<float*>(x), combine, floats(weight), eps, int(num_rows), int(weight.cols), out,
                 static_cast<uint16_t*>(rounded_.get()), stream_);
-  if (fused) combine_ = {};
+  rounded_of_ = out;
+}
+
+void CudaBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
+                               float* out) {
+  const Combine combine = take_combine(x, num_rows, out);
+  cuda::layernorm(const_cast<float*>(x), combine, floats(weight), floats(bias), eps, int(num_rows), int(weight.cols), out,
+                  static_cast<uint16_t*>(rounded_.get()), stream_);
   rounded_of_ = out;
 }
 
 void CudaBackend::do_linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-                            int64_t out_stride) {
+                            int64_t out_stride, float scale) {
   flush();
   LinearArgs args = {};
   if (parts.size() > std::size(args.parts)) invalid("linear", "expected at most ", std::size(args.parts), " parts");
@@ -193,29 +145,61 @@ void CudaBackend::do_linear(const float* x, int64_t num_rows, std::span<const Li
   args.num_columns = as_int(columns, "linear");
   args.num_parts = int(parts.size());
   for (size_t i = 0; i < parts.size(); ++i)
-    args.parts[i] = {parts[i].weight.data, parts[i].bias.empty() ? nullptr : floats(parts[i].bias),
-                     as_int(parts[i].weight.rows, "linear"), int(parts[i].out_column)};
+    args.parts[i] = {parts[i].weight.data, floats(parts[i].bias), as_int(parts[i].weight.rows, "linear"),
+                     int(parts[i].out_column)};
   args.out = out;
   args.out_stride = out_stride;
   args.accumulate = accumulate;
+  args.scale = scale;
   cuda::linear(args, properties_.num_sms, stream_);
   wrote(out);
 }
 
-void CudaBackend::do_qkv_post(const QkvPostArgs& a, const BatchView& batch, const KvCacheView& cache) {
-  wrote(a.qkv);
-  cuda::qkv_post(a.qkv, int(batch.num_rows), int(a.num_heads), a.q_norm.empty() ? nullptr : floats(a.q_norm),
-                 a.k_norm.empty() ? nullptr : floats(a.k_norm), a.eps, a.rope, batch.positions, batch.slots, cache, stream_);
+void CudaBackend::do_head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
+                                 float* out, int64_t out_stride, int64_t out_head) {
+  flush();
+  const int64_t heads = int64_t(weights.size()), columns = weights[0].cols;
+  HeadLinearArgs args = {};
+  if (columns == x_head && x_stride == heads * x_head && columns % kBlockColumns == 0) {
+    args.x = rounded(x, num_rows, x_stride);  // the same values in the same places
+  } else {
+    uint16_t* to = static_cast<uint16_t*>(rounded_.get());
+    round_heads(x, x_stride, x_head, int(num_rows), int(heads), int(columns), to, stream_);
+    args.x = to;
+    rounded_of_ = nullptr;
+  }
+  args.weights = weights[0].data;
+  args.num_rows = int(num_rows);
+  args.num_heads = int(heads);
+  args.weight_rows = as_int(weights[0].rows, "head_linear");
+  args.num_columns = as_int(columns, "head_linear");
+  args.out = out;
+  args.out_stride = out_stride;
+  args.out_head = out_head;
+  cuda::head_linear(args, properties_.num_sms, stream_);
+  wrote(out);
 }
 
-void CudaBackend::do_attention(const float* q, int64_t q_stride, int64_t num_heads, float scale, const BatchView& batch,
-                               const KvCacheView& cache, float* out) {
-  AttentionArgs args = {};
-  args.q = q;
-  args.q_stride = q_stride;
+void CudaBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
+  wrote(args.qkv);
+  cuda::qkv_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, static_cast<float*>(row_scales_.get()), stream_);
+}
+
+void CudaBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
+  wrote(args.latent_q);
+  cuda::mla_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, stream_);
+}
+
+void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache, float* out) {
+  PagedAttentionArgs args = {};
+  args.q = a.q;
+  args.q_stride = a.q_stride;
   args.num_rows = int(batch.num_rows);
-  args.num_heads = int(num_heads);
-  args.scale = scale;
+  args.num_heads = int(a.num_heads);
+  args.scale = a.scale;
+  args.window = int(std::min<int64_t>(a.window, INT32_MAX));  // positions are 32 bits
+  args.chunk = int(std::min<int64_t>(a.chunk, INT32_MAX));
+  args.sinks = floats(a.sinks);
   args.positions = batch.positions;
   args.block_tables = batch.block_tables;
   args.max_blocks = batch.max_blocks;
@@ -223,7 +207,7 @@ void CudaBackend::do_attention(const float* q, int64_t q_stride, int64_t num_hea
   args.tiles = step_.attention_tiles;
   args.num_tiles = int(step_.tiles);
   args.first_partial = step_.first_partial;
-  args.num_partials = step_.split ? kMaxPartials : 0;
+  args.num_partials = step_.split ? max_partials_ : 0;
   args.partial = static_cast<float*>(attention_partial_.get());
   args.out = out;
   args.rounded = static_cast<uint16_t*>(rounded_.get());
@@ -231,10 +215,10 @@ void CudaBackend::do_attention(const float* q, int64_t q_stride, int64_t num_hea
   rounded_of_ = out;
 }
 
-void CudaBackend::do_router(const float* x, const WeightView& weight, int64_t num_rows, float* scores) {
+void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
   flush();
   wrote(scores);
-  cuda::router(x, weight, int(num_rows), scores, stream_);
+  cuda::router(x, weight, floats(bias), int(num_rows), scores, stream_);
 }
 
 void CudaBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
@@ -259,11 +243,12 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   args.rule = rule;
   args.selection = selection;
   args.phase = batch.phase;
+  args.scratch = static_cast<float*>(route_scratch_.get());
   cuda::route(args, stream_);
 }
 
 void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                                const Routing& routing, const DispatchPlan& plan, float* out) {
+                                const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
   flush();
   const WeightView& gate = experts[0].gate;
   const int32_t* counts = static_cast<const int32_t*>(counts_.get());
@@ -279,6 +264,10 @@ void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<cons
   up.tiles = static_cast<const Tile*>(tiles_.get());
   up.num_tiles = counts + 1;
   up.hidden = static_cast<uint16_t*>(hidden_.get());
+  up.gate_bias = floats(experts[0].gate_bias);
+  up.up_bias = floats(experts[0].up_bias);
+  up.pair_scale = ffn.scale_input ? routing.weights : nullptr;
+  up.ffn = ffn;
   gate_up(up, properties_.num_sms, stream_);
 
   DownArgs args = {};
@@ -293,14 +282,15 @@ void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<cons
   args.tiles = up.tiles;
   args.num_tiles = up.num_tiles;
   args.partial = static_cast<float*>(partial_.get());
+  args.bias = floats(experts[0].down_bias);
   down(args, properties_.num_sms, stream_);
 
-  combine_ = {args.partial, routing.ids, routing.weights, rule.top_k};
+  combine_ = {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
   combine_out_ = out;
   combine_rows_ = num_rows;
 }
 
-void CudaBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, float* out) {
+void CudaBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   flush();
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, weights.gate.cols);
@@ -310,17 +300,24 @@ void CudaBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& 
   up.width = int(weights.gate.rows);
   up.top_k = 1;
   up.hidden = static_cast<uint16_t*>(hidden_.get());
+  up.gate_bias = floats(weights.gate_bias);
+  up.up_bias = floats(weights.up_bias);
   gate_up(up, properties_.num_sms, stream_);
 
   LinearArgs args = {};
   args.x = up.hidden;
   args.num_rows = up.num_rows;
   args.num_columns = up.width;
-  args.parts[0] = {weights.down.data, nullptr, up.hidden_size, 0};
+  args.parts[0] = {weights.down.data, floats(weights.down_bias), up.hidden_size, 0};
   args.num_parts = 1;
   args.out = out;
   args.out_stride = up.hidden_size;
   args.accumulate = true;
+  if (!row_gate.empty()) {
+    float* gates = static_cast<float*>(row_scales_.get());
+    cuda::router(x, row_gate, nullptr, up.num_rows, gates, stream_);
+    args.row_gate = gates;
+  }
   cuda::linear(args, properties_.num_sms, stream_);
   wrote(out);
 }

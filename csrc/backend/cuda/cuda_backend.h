@@ -1,9 +1,9 @@
 // The CUDA backend: queues kernels on one stream. Matrix weights are packed bfloat16 (packed.h), products take bfloat16 rows.
 //
 // Three things happen between ops, all within a step:
-//   rounded rows   rmsnorm() and attention() leave a bfloat16 copy of their output, which the next product takes; other inputs
-//                  are rounded by a launch of their own
-//   combine        expert_ffn() leaves the weighted sum over a row's experts to the rmsnorm() that follows
+//   rounded rows   norms and attention() leave a bfloat16 copy of their output, which the next product takes; other inputs are
+//                  rounded by a launch of their own
+//   combine        expert_ffn() leaves the weighted sum over a row's experts to the norm that follows
 //   graphs         a decode-only step of at most kMaxGraphRows rows is padded to a power of two, recorded at the second use of
 //                  its sizes, and repeated from then on
 // Not run on a GPU yet; tests/simt runs it on the CPU.
@@ -24,7 +24,8 @@ namespace lynx_rt {
 class CudaBackend final : public Backend {
  public:
   static constexpr int64_t kMaxGraphRows = 256;
-  static constexpr int kMaxPartials = 8192;  // splits of all rows of a step; rows beyond that are not split
+  static constexpr int kMaxPartials = 8192;                        // splits of all rows of a step; rows beyond that are not split
+  static constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;  // and the memory that they may take
 
   // device "cuda" or "cuda:N". Throws kUnsupported where there is no such device (saying why), where the build has no code for
   // it, and for a compute dtype other than bfloat16.
@@ -41,20 +42,25 @@ class CudaBackend final : public Backend {
   void read(void* to, const void* from, int64_t bytes) override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
+  void place_heads(std::span<WeightView> heads) override;
   void reserve(const StepLimits& limits) override;
   int64_t max_selection_rows() const override { return cuda::kMaxRouteRows; }
 
  private:
-  void do_embed(const WeightView&, const int32_t*, int64_t, float*) override;
+  void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) override;
   void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) override;
-  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t) override;
+  void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, float*) override;
+  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float scale) override;
+  void do_head_linear(const float*, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*, int64_t out_stride,
+                      int64_t out_head) override;
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
-  void do_attention(const float*, int64_t, int64_t, float, const BatchView&, const KvCacheView&, float*) override;
-  void do_router(const float*, const WeightView&, int64_t, float*) override;
+  void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
+  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) override;
+  void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const Routing&,
+  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&, const Routing&,
                      const DispatchPlan&, float*) override;
-  void do_mlp(const float*, int64_t, const ExpertWeights&, float*) override;
+  void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
@@ -63,6 +69,9 @@ class CudaBackend final : public Backend {
 
   // As allocate_device(), for what the size of steps decides: an error says which arguments would need less.
   static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
+  char* allocate_weights(int64_t bytes);  // that stays as long as the backend
+  // What the norm of x has to combine first: what expert_ffn() left, where x is what it adds to. Else that is ended here.
+  cuda::Combine take_combine(const float* x, int64_t num_rows, const float* out);
   // The bfloat16 copy of x [num_rows, num_columns], made now where no op has left it.
   const uint16_t* rounded(const float* x, int64_t num_rows, int64_t num_columns);
   // Ends what is left between ops, before an op that reads or writes `out` arrays as the caller sees them.
@@ -101,6 +110,7 @@ class CudaBackend final : public Backend {
   cuda::OwnedStream owned_stream_;
   cuda::Stream stream_;
   StepLimits limits_;
+  int max_partials_ = 0;
 
   // Weights
   std::unique_ptr<cuda::WeightLoader> loader_;  // until reserve()
@@ -116,8 +126,8 @@ class CudaBackend final : public Backend {
   std::map<std::string, RecordedStep> recorded_;
 
   // Scratch, sized by reserve()
-  cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, tiles_, counts_, stats_, sample_scratch_, params_, tokens_,
-      rows_;
+  cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
+      sample_scratch_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
   const float* rounded_of_ = nullptr;
   cuda::Combine combine_;  // pending where partial is not null

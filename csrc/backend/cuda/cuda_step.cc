@@ -46,14 +46,31 @@ void CudaBackend::reserve(const StepLimits& l) {
   synchronize(stream_);  // the last weights leave the loader's buffers
   loader_.reset();
   limits_ = l;
-  const int64_t t = l.max_rows, attention_columns = l.num_heads * l.head_dim;
-  rounded_ =
-      allocate_step_memory(t * std::max(padded_columns(l.hidden_size), padded_columns(attention_columns)) * 2, "workspace");
+  const int64_t v_head_dim = l.v_head_dim ? l.v_head_dim : l.head_dim;
+  const auto check_dim = [](const char* what, int64_t value, int64_t most) {
+    if (value > most || value % 2)
+      fail(ErrorCode::kUnsupported, "device", "device: device \"cuda\" supports ", what, " that are even and at most ", most,
+           ", got ", value);
+  };
+  check_dim("head sizes (with MLA: of the latent and the rotated columns together)", l.head_dim, kMaxKeyDim);
+  check_dim("head sizes of values (with MLA: of the latent)", v_head_dim, kMaxValueDim);
+  if (attention_shared_bytes(l.head_dim) > properties_.max_shared_per_block)
+    fail(ErrorCode::kUnsupported, "device", "device: heads of ", l.head_dim, " columns need ", attention_shared_bytes(l.head_dim),
+         " bytes of shared memory, device \"cuda:", device_, "\" has ", properties_.max_shared_per_block);
+  const int64_t t = l.max_rows;
+  // Of a norm, of attention(), of linear(), and of head_linear(), whose heads are padded each.
+  const int64_t rounded_columns =
+      std::max({padded_columns(l.hidden_size), padded_columns(l.num_heads * v_head_dim), padded_columns(l.max_columns),
+                l.num_heads * padded_columns(ceil_div(l.max_columns, l.num_heads))});
+  rounded_ = allocate_step_memory(checked_mul(t, rounded_columns * 2, "workspace"), "workspace");
+  row_scales_ = allocate_step_memory(t * 2 * 4, "workspace");
   const int64_t pairs = t * l.top_k;
   hidden_ =
       allocate_step_memory(std::max(pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width)) * 2, "workspace");
   partial_ = allocate_step_memory(checked_mul(pairs, l.hidden_size, "workspace") * 4, "workspace");
-  attention_partial_ = allocate_step_memory(kMaxPartials * l.num_heads * (l.head_dim + 2) * 4, "workspace");
+  const int64_t partial_bytes = l.num_heads * (v_head_dim + 2) * 4;
+  max_partials_ = int(std::min<int64_t>(kMaxPartials, std::max<int64_t>(1, kMaxPartialBytes / partial_bytes)));
+  attention_partial_ = allocate_step_memory(max_partials_ * partial_bytes, "workspace");
   int64_t tiles = 0;  // the list is longest for the smallest tiles
   for (int64_t rows = t; rows > 0; rows /= 2)
     tiles = std::max(tiles, max_tiles(rows * l.top_k, std::max<int64_t>(l.num_experts, 1), tile_rows(int(rows))));
@@ -61,6 +78,7 @@ void CudaBackend::reserve(const StepLimits& l) {
     if (rows <= t) tiles = std::max(tiles, max_tiles(rows * l.top_k, std::max<int64_t>(l.num_experts, 1), tile_rows(int(rows))));
   tiles_ = allocate_step_memory(tiles * int64_t(sizeof(Tile)), "workspace");
   counts_ = allocate_step_memory(2 * sizeof(int32_t), "workspace");
+  route_scratch_ = allocate_step_memory(2 * t * l.num_experts * int64_t(sizeof(float)), "workspace");
   stats_ = allocate_step_memory(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
   host_stats_ = allocate_pinned(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
   sample_scratch_ = allocate_step_memory(int64_t(sample_scratch_bytes(int(l.max_logit_rows), int(l.vocab_size))), "workspace");
@@ -129,7 +147,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   pending_tokens_.clear();
   step_ = {};
   if (b.num_rows == 0) return b;
-  plan_attention(b, int(limits_.num_heads / limits_.num_kv_heads), kMaxPartials, plan_);
+  plan_attention(b, int(limits_.num_heads / limits_.num_kv_heads), max_partials_, plan_);
 
   StepArrays& s = step_;
   s.graph = b.phase == Phase::kDecodeOnly && b.num_rows == b.num_seqs && b.num_rows <= kMaxGraphRows;
@@ -176,8 +194,9 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   for (int64_t i = 0; i < s.sequences; ++i)
     fill(tables_at + i * s.table_stride * int64_t(sizeof(int32_t)), i < b.num_seqs ? b.block_tables + i * b.max_blocks : nullptr,
          b.max_blocks, s.table_stride, int32_t{0});
-  AttentionTile* tiles = std::copy(plan_.tiles.begin(), plan_.tiles.end(), at<AttentionTile>(host, tiles_at));
-  for (int64_t t = b.num_rows; t < s.rows; ++t) *tiles++ = {int32_t(t), 1, int32_t(t), -1, 0};
+  AttentionTile* tiles = at<AttentionTile>(host, tiles_at);
+  for (int64_t t = b.num_rows; t < s.rows; ++t) *tiles++ = {int32_t(t), 1, int32_t(t), -1, 0};  // before the splits
+  tiles = std::copy(plan_.tiles.begin(), plan_.tiles.end(), tiles);
   std::fill(tiles, at<AttentionTile>(host, tiles_at) + s.tiles, AttentionTile{0, 0, 0, -1, 0});
   fill(partials_at, plan_.first_partial.data(), b.num_rows + 1, s.rows + 1, plan_.first_partial.back());
   for (int64_t l = 0; l < replay_layers; ++l)
@@ -211,8 +230,8 @@ void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::
   };
   if (!step_.graph) return run_ops();
   if (recorded_.size() >= kMaxRecordedSteps) recorded_.clear();
-  RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles,
-                                             " ", step_.split, " ", uintptr_t(key.cache))];
+  RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles, " ",
+                                             step_.split, " ", uintptr_t(key.cache))];
   // The first time the ops run as they are: what a launch sets up once must not happen while recording.
   if (recorded.uses++ == 0) return run_ops();
   if (recorded.graph.empty()) {

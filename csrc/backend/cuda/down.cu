@@ -65,7 +65,9 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
       const int row = i % Gemm::kRows, token = i / Gemm::kRows, n = unit * Gemm::kRows + row;
       if (n >= a.hidden_size) continue;
       const int pair = a.pair_of_row ? a.pair_of_row[done.first + token] : done.first + token;
-      a.partial[int64_t(pair) * a.hidden_size + n] = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
+      float value = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
+      if (a.bias) value += a.bias[int64_t(done.expert) * a.hidden_size + n];
+      a.partial[int64_t(pair) * a.hidden_size + n] = value;
     }
   }
 }

@@ -6,6 +6,7 @@
 
 #include "backend/cuda/packed.h"
 #include "backend/cuda/runtime.h"
+#include "backend/moe_types.h"
 
 namespace lynx_rt::cuda {
 
@@ -33,7 +34,11 @@ struct GateUpArgs {
   const int32_t* pair_of_row;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
   const Tile* tiles;           // [*num_tiles] on the device
   const int32_t* num_tiles;    // [1] on the device
-  uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(silu(x . gate) * (x . up)), zeros behind I
+  uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
+  const float* gate_bias = nullptr;  // [E, I], added to x . gate; both or none
+  const float* up_bias = nullptr;
+  const float* pair_scale = nullptr;  // [T * k] of the input, applied to its products; null: 1, and always of a dense MLP
+  FfnRule ffn = {};                   // the activation
 };
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream);
 
@@ -48,7 +53,8 @@ struct DownArgs {
   const int32_t* pair_of_row;
   const Tile* tiles;
   const int32_t* num_tiles;
-  float* partial;  // out [T * k, H] by pair; pairs without an expert are not written
+  float* partial;               // out [T * k, H] by pair; pairs without an expert are not written
+  const float* bias = nullptr;  // [E, H] or null
 };
 void down(const DownArgs& args, int num_sms, Stream stream);
 

@@ -1,4 +1,4 @@
-// The first product of the experts, with SwiGLU (arXiv 2002.05202 eq. 6): hidden = bf16(silu(x . gate) * (x . up)).
+// The first product of the experts, with their activation: hidden = bf16(activation(x . gate, x . up)).
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 16 gate and the 16 up rows of the same numbers, so that the two
 // sums of an element meet in one thread. CTAs of 8 warps. The number of tiles is read on the device: the grid is sized without
@@ -21,6 +21,13 @@ struct GateUpParams {
 
 template <int kTokenBlocks>
 using GateUpGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, true>;
+
+__device__ float activate(const FfnRule& ffn, float gate, float up) {
+  if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // exp overflows to infinity: -0
+  // Comparisons that let NaN through.
+  const float g = gate > ffn.limit ? ffn.limit : gate, u = up > ffn.limit ? ffn.limit : up < -ffn.limit ? -ffn.limit : up;
+  return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
+}
 
 template <int kTokenBlocks>
 __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPerSm)
@@ -62,8 +69,16 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
 
     for (int i = int(threadIdx.x); i < done.count * kBlockRows; i += Gemm::kThreads) {
       const int row = i % kBlockRows, token = i / kBlockRows, column = unit * kBlockRows + row;
-      const float gate = Gemm::sum(0, row, token), up = Gemm::sum(1, row, token);
-      const float value = gate / (1.0f + fast_exp(-gate)) * up;  // exp overflows to infinity: -0
+      float gate = Gemm::sum(0, row, token), up = Gemm::sum(1, row, token);
+      if (a.pair_scale) {
+        const float scale = a.pair_scale[a.pair_of_row[done.first + token]];
+        gate *= scale, up *= scale;
+      }
+      if (a.gate_bias && column < a.width) {
+        const int64_t at = int64_t(done.expert) * a.width + column;
+        gate += a.gate_bias[at], up += a.up_bias[at];
+      }
+      const float value = activate(a.ffn, gate, up);
       uint16_t* hidden = a.hidden + int64_t(done.first + token) * hidden_columns + column;
       *hidden = column < a.width ? to_bf16(value) : uint16_t{0};
       // The last block of 32 columns may have one block of 16 weight rows.

@@ -81,6 +81,8 @@ __global__ void __launch_bounds__(32 * kWarps, LinearGemm<kRowBlocks, kTokenBloc
       if (at.row + row >= part.rows) continue;
       float value = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
       if (part.bias) value += part.bias[at.row + row];
+      value *= a.scale;
+      if (a.row_gate) value *= 1.0f / (1.0f + fast_exp(-a.row_gate[tile.first + token]));
       float* out = a.out + (tile.first + token) * a.out_stride + part.out_column + at.row + row;
       *out = a.accumulate ? *out + value : value;
     }

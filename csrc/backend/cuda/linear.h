@@ -21,10 +21,25 @@ struct LinearArgs {
   int num_columns;    // K
   Part parts[kMaxParts];
   int num_parts;
-  float* out;  // [T, out_stride]; out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]
+  float* out;  // [T, out_stride]; out[t, out_column + n] (+)= scale * (dot(x[t], weight[n]) + bias[n])
   int64_t out_stride;
   bool accumulate;
+  float scale = 1;
+  const float* row_gate = nullptr;  // [T]: row t is scaled by sigmoid(row_gate[t]) as well; or null
 };
 void linear(const LinearArgs& args, int num_sms, Stream stream);
+
+// A product of its own for each of A heads: out[t, a * out_head + n] = dot(x[t, a], weights of a[n]).
+struct HeadLinearArgs {
+  const uint16_t* x;    // [T, A, padded_columns(K)] rounded activations, as round_heads() makes them
+  const void* weights;  // packed [N, K], one head's after the other's
+  int num_rows;         // T
+  int num_heads;        // A
+  int weight_rows;      // N
+  int num_columns;      // K
+  float* out;
+  int64_t out_stride, out_head;
+};
+void head_linear(const HeadLinearArgs& args, int num_sms, Stream stream);
 
 }  // namespace lynx_rt::cuda

@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "backend/cuda/route_kernel.cuh"
+#include "backend/cuda/route_keys.h"
 #include "backend/cuda/route_many.h"
 #include "base/error.h"
 
@@ -92,17 +93,18 @@ void route(const RouteArgs& args, Stream stream) {
     invalid("route", "experts: expected 1..", kMaxRouteExperts, ", got ", num_experts);
   if (k < 1 || k > kMaxRouteTopK || k > num_experts)
     invalid("route", "experts per token: expected 1..", std::min(kMaxRouteTopK, num_experts), ", got ", k);
+  check_rule(args.rule);
   const Selection& selection = args.selection;
   check_selection(selection, num_experts, k);
   if (args.max_rows > kMaxRouteRows) {
     if (acts(selection, args.phase, args.max_rows))
       invalid("route", "rows of a step in which a policy acts: expected 0..", kMaxRouteRows, ", got ", args.max_rows);
-    route_many(args, stream);
+    route_many(make_keys(args, stream), stream);
     return;
   }
 
   RouteParams params = {};
-  params.args = args;
+  params.args = make_keys(args, stream);
   params.theta_fraction = uint64_t(std::ldexp(std::frexp(selection.theta, &params.theta_exponent), 53));
   params.tile_rows = tile_rows(args.max_rows);
   while (params.least_rows < 3 && !acts(selection, args.phase, params.least_rows)) ++params.least_rows;

@@ -1,7 +1,7 @@
-// Selector and dispatch as one launch, or as three where there are many rows: own routing, demand, admit, assign, weigh, active
-// list, pairs ordered by expert. The meaning is that of Backend::route() (backend.h, cpu/select.h): ids, lists and integer
-// counters equal the CPU's, weights to 1e-6. Not run on a GPU yet; tests/simt/test_route.cc and test_route_policies.cc run it on
-// the CPU.
+// Selector and dispatch as one launch, or as three where there are many rows; one before them where keys are not the logits: own
+// routing, demand, admit, assign, weigh, active list, pairs ordered by expert. The meaning is that of Backend::route()
+// (backend.h, cpu/select.h): ids, lists and integer counters equal the CPU's, weights to 1e-6. Not run on a GPU yet;
+// tests/simt/test_route.cc and test_route_policies.cc run it on the CPU.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -37,11 +37,18 @@ struct RouteArgs {
   RouterRule rule;
   Selection selection;
   Phase phase = Phase::kPrefill;
+  float* scratch = nullptr;  // [2, T, E] where has_keys(rule)
+
+  // Set by route(): what experts are chosen by, and what weights are computed from (router_keys.h). [T, E], in `scratch` or the
+  // scores themselves.
+  const float* keys = nullptr;
+  const float* gates = nullptr;
 };
 
-// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), where check_selection() does, and for more than kMaxRouteRows
-// rows where a policy acts. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch memory while it runs. The
-// tables of args.selection are device memory; of replayed ids only those of real rows are read.
+// Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), where check_rule() and check_selection() do, and for more
+// than kMaxRouteRows rows where a policy acts. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch memory
+// while it runs. The bias of args.rule and the tables of args.selection are device memory; of replayed ids only those of real
+// rows are read.
 void route(const RouteArgs& args, Stream stream);
 
 }  // namespace lynx_rt::cuda

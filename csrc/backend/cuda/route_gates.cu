@@ -20,15 +20,15 @@ template <int kPerLane>
 __device__ void add_gates(const RouteParams& p, int t, bool own_only, uint32_t* low, uint32_t* high) {
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts, lane = lane_id();
-  const float* scores = a.scores + t * num_experts;
+  const float* keys = a.keys + t * num_experts;
   const double best = shared_array<float>(p.layout.best)[t];
   uint64_t sum = 0;
   for (int i = 0; i < kPerLane; ++i)
-    if (const int e = i * 32 + lane; e < num_experts) sum += exp_mass(best - scores[e]);
+    if (const int e = i * 32 + lane; e < num_experts) sum += exp_mass(best - keys[e]);
   for (int bit = 16; bit > 0; bit /= 2) sum += shuffle_xor(kFullWarp, sum, bit);
   if (sum == 0) return;  // no score is finite
   const auto add = [&](int e) {
-    const uint32_t gate = uint32_t(gate_mass(exp_mass(best - scores[e]), sum));
+    const uint32_t gate = uint32_t(gate_mass(exp_mass(best - keys[e]), sum));
     if (gate == 0) return;
     atomic_add(&low[e], gate & ((1u << kLowBits) - 1));
     atomic_add(&high[e], gate >> kLowBits);
@@ -115,12 +115,11 @@ struct AdmitByGates {
 template <int kPerLane>
 __device__ void mark_served(const RouteParams& p, int t, uint32_t* serves) {
   const int num_experts = p.args.rule.num_experts;
-  const float* scores = p.args.scores + t * num_experts;
+  const float* keys = p.args.keys + t * num_experts;
   const double best = shared_array<float>(p.layout.best)[t];
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * 32 + lane_id();
-    if (e < num_experts && best - scores[e] <= p.args.selection.delta)
-      atomic_or(&serves[t / 32 * num_experts + e], 1u << (t % 32));
+    if (e < num_experts && best - keys[e] <= p.args.selection.delta) atomic_or(&serves[t / 32 * num_experts + e], 1u << (t % 32));
   }
 }
 

@@ -49,15 +49,17 @@ __device__ int choose_admitted(const RouteParams& p, int t, int own) {
     LYNX_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
       const int e = i * 32 + lane;
-      key[i] = e < num_experts && has_bit(s.admitted, e) ? to_key(p.args.scores[t * num_experts + e]) : 0;
+      key[i] = e < num_experts && has_bit(s.admitted, e) ? open_key(p.args.keys[t * num_experts + e]) : 0;
     }
     pick_best(key, k, expert, expert_key);
+    const bool none = shuffle(kFullWarp, expert_key, 0) == 0;  // in its groups: the row keeps its first choice
+    if (expert_key == 0) expert = lane == 0 ? own : -1;
     if (p.refill_limit < INFINITY) {
       const double gap = double(from_key(shuffle(kFullWarp, expert_key, 0))) - from_key(expert_key);
       const int kept = k - count_bits(lost);  // own choices, which are first: they are better than others
       if (lane >= kept && gap > p.refill_limit) expert = -1;
     }
-    if (lane == 0) atomic_add(&s.remapped, uint32_t(count_bits(lost)));
+    if (lane == 0) atomic_add(&s.remapped, uint32_t(count_bits(lost) - none));
   }
   return expert;
 }
@@ -104,10 +106,17 @@ __device__ void route_own(const RouteParams& p, int t, int num_rows) {
   }
 }
 
+// sere, alias: what a choice of row t becomes. sere leaves it alone rather than leave the row's groups.
+__device__ inline int target_of(const RouteParams& p, int t, int own) {
+  const int target = shared_array<int16_t>(p.layout.target)[own];
+  const bool outside = p.args.keys[t * p.args.rule.num_experts + target] == -INFINITY;
+  return outside && p.args.selection.policy == Policy::kSere ? own : target;
+}
+
 // sere, alias: the weight of slot `lane` after each own weight went to the slot of what its choice became; added in the order of
 // the slots. By one warp.
-__device__ inline float moved_weight(const RouteParams& p, int own, int expert, float weight) {
-  const int target = own >= 0 ? shared_array<int16_t>(p.layout.target)[own] : -1;
+__device__ inline float moved_weight(const RouteParams& p, int t, int own, int expert, float weight) {
+  const int target = own >= 0 ? target_of(p, t, own) : -1;
   float sum = 0;
   for (int j = 0; j < p.args.rule.top_k; ++j) {
     const int to = shuffle(kFullWarp, target, j);
@@ -117,7 +126,7 @@ __device__ inline float moved_weight(const RouteParams& p, int own, int expert, 
   return sum;
 }
 
-// Makes the assignment of row t its choice: the row's own mass, shared as the softmax of the original scores. By one warp.
+// Makes the assignment of row t its choice: the row's own mass, shared as the softmax of the gates. By one warp.
 template <class Rule>
 __device__ void weigh(const RouteParams& p, int t) {
   const RouteArgs& a = p.args;
@@ -127,20 +136,21 @@ __device__ void weigh(const RouteParams& p, int t) {
   const int expert = lane < k ? shared_array<int16_t>(p.layout.assigned)[pair] : -1;
   double retained = 1;
   if (ballot(kFullWarp, own != expert)) {
-    const float* scores = a.scores + t * a.rule.num_experts;
-    const float own_best = shared_array<float>(p.layout.best)[t], score = expert >= 0 ? scores[expert] : 0;
+    const float* gates = a.gates + t * a.rule.num_experts;
+    const float own_score = lane < k ? gates[own] : 0, score = expert >= 0 ? gates[expert] : 0;
+    const float own_best = from_key(reduce_max(kFullWarp, lane < k ? to_key(own_score) : 0));
     const uint32_t best_key = reduce_max(kFullWarp, expert >= 0 ? to_key(score) : 0);  // 0: replay, a row of no experts
     const float best = best_key ? from_key(best_key) : 0;
     const float gate = expert >= 0 ? expf(score - best) : 0;
     const double mass = warp_sum(gate, k);
-    const double own_mass = warp_sum(lane < k ? expf(scores[own] - own_best) : 0, k);
+    const double own_mass = warp_sum(lane < k ? expf(own_score - own_best) : 0, k);
     const float own_weight = lane < k ? a.weights[pair] : 0;
-    retained = best_key ? mass * exp(double(best) - own_best) / own_mass : 0;
+    retained = best_key ? fmin(1.0, mass * exp(double(best) - own_best) / own_mass) : 0;
     float weight = 0;
     if (Rule::kMovesWeights && (a.selection.policy == Policy::kSere || a.selection.policy == Policy::kAlias)) {
-      weight = moved_weight(p, own, expert, own_weight);
+      weight = moved_weight(p, t, own, expert, own_weight);
     } else {
-      double row_weight = a.rule.norm_topk ? 1 : warp_sum(own_weight, k);
+      double row_weight = is_normalised(a.rule) ? double(a.rule.scale) : warp_sum(own_weight, k);
       if (p.damp > 0) row_weight *= exp(p.damp * log(retained));  // pow() would not be inlined
       if (expert >= 0) weight = float(row_weight * gate / mass);
     }

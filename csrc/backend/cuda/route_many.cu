@@ -26,6 +26,7 @@ namespace {
 
 constexpr int kBlockThreads = 256, kListThreads = 1024;
 constexpr int kMaxGroups = 32;  // of blocks, whose counts a thread adds up
+constexpr int kRowBlocks = 3;   // on a multiprocessor, at least; without a number the compiler saves registers until it spills
 
 struct ManyParams {
   RouteArgs args;
@@ -44,7 +45,7 @@ __device__ uint32_t* counts_of(const ManyParams& p, int block) {
 }
 
 template <int kPerLane>
-__global__ void __launch_bounds__(kBlockThreads) rows_kernel(const __grid_constant__ ManyParams p) {
+__global__ void __launch_bounds__(kBlockThreads, kRowBlocks) rows_kernel(const __grid_constant__ ManyParams p) {
   grid_wait();  // scores are there, and no earlier kernel reads the outputs any more
   grid_launch_dependents();
   const RouteArgs& a = p.args;

@@ -5,6 +5,7 @@
 #include "backend/cuda/ordered_key.cuh"
 #include "backend/cuda/ptx.cuh"
 #include "backend/cuda/route.h"
+#include "backend/router_keys.h"
 
 namespace lynx_rt::cuda::route_state {
 
@@ -39,10 +40,24 @@ __device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_
   }
 }
 
+// Of an expert that a row may take; 0 outside its groups.
+__device__ inline uint32_t open_key(float key) { return key == -INFINITY ? 0 : to_key(key); }
+
+// sparsemixer: the sum of exp(z - best) over the experts near the `best` logit, without expert `taken`: cpu/select.cc.
+__device__ inline double near_mass(const float* z, int num_experts, float best, int taken, float jitter) {
+  double sum = 0;
+  for (int e = lane_id(); e < num_experts; e += 32) {
+    const float size = z[e] < 0 ? -z[e] : z[e];
+    const bool far = (best - z[e]) / (size > best ? size : best) > 2 * jitter;  // 0 / 0: all are 0, and near
+    if (e != taken && !far) sum += expf(z[e] - best);
+  }
+  return warp_sum(sum);
+}
+
 struct OwnRoute {
   int expert;  // of lane j < k: the j-th choice, and its weight
   float weight;
-  float best;      // the best score
+  float best;      // the best key
   bool confident;  // lynx, lynx_literal: one expert alone is in bin 0
 };
 
@@ -50,36 +65,61 @@ struct OwnRoute {
 template <int kPerLane>
 __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
   const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
-  const float* scores = a.scores + t * num_experts;
+  const float *keys = a.keys + t * num_experts, *gates = a.gates + t * num_experts;
+  const uint32_t outside = a.keys == a.scores ? 0 : 0xff800000u;  // -inf, the one key that is not finite and may be
   uint32_t key[kPerLane], best_key = 0;
   LYNX_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * 32 + lane;
-    const float score = e < num_experts ? scores[e] : 0;
+    const float score = e < num_experts ? keys[e] : 0;
     key[i] = e < num_experts ? to_key(score) : 0;
     if (key[i] > best_key) best_key = key[i];
-    if ((float_bits(score) & 0x7f800000u) == 0x7f800000u) atomic_min(first_bad, uint32_t(t * num_experts + e));
+    if ((float_bits(score) & 0x7f800000u) == 0x7f800000u && float_bits(score) != outside)
+      atomic_min(first_bad, uint32_t(t * num_experts + e));
   }
   OwnRoute own = {};
   own.best = from_key(reduce_max(kFullWarp, best_key));
 
   const bool lynx = a.selection.policy == Policy::kLynx || a.selection.policy == Policy::kLynxLiteral;
   uint32_t in_bin_0 = 0;
-  double denominator = 0;  // softmax over all experts
   LYNX_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
     if (i * 32 + lane >= num_experts) continue;
-    const float score = from_key(key[i]);
-    if (lynx) in_bin_0 += a.selection.alpha * (double(own.best) - score) < 1;
-    if (!a.rule.norm_topk) denominator += expf(score - own.best);
+    if (lynx) in_bin_0 += a.selection.alpha * (double(own.best) - from_key(key[i])) < 1;
   }
   if (lynx) own.confident = reduce_add(kFullWarp, in_bin_0) == 1;
 
   uint32_t expert_key = 0;
   pick_best(key, k, own.expert, expert_key);
-  const float weight = lane < k ? expf(from_key(expert_key) - own.best) : 0;
-  denominator = warp_sum(a.rule.norm_topk ? double(weight) : denominator, a.rule.norm_topk ? k : 32);
-  own.weight = float(weight / denominator);
+  const RouterRule& rule = a.rule;
+  const float gate = lane < k ? gates[own.expert] : 0;
+  if (rule.kind == RouterKind::kSparsemixer) {
+    const int first = shuffle(kFullWarp, own.expert, 0);
+    double mass = 1;
+    for (int j = 0; j < 2; ++j) {
+      const double near = near_mass(gates, num_experts, shuffle(kFullWarp, gate, j), j ? first : -1, rule.jitter);
+      if (lane == j) mass = near;
+    }
+    own.weight = float(rule.scale / mass);
+    return own;
+  }
+  const float best = from_key(reduce_max(kFullWarp, lane < k ? to_key(gate) : 0));  // of the chosen
+  double weight = lane < k ? expf(gate - best) : 0;
+  double denominator = warp_sum(weight, k);
+  if (!is_normalised(rule)) {
+    double one = 1;  // a gate of 1, in the units of weight
+    if (rule.kind == RouterKind::kSigmoid) {
+      const double best_gate = exp_negative(-double(best));
+      weight *= best_gate;
+      denominator *= best_gate;
+    } else {
+      one = 0;
+      for (int e = lane; e < num_experts; e += 32) one += expf(gates[e] - best);
+      one = warp_sum(one);
+    }
+    denominator = rule.norm_topk ? fmax(denominator, rule.min_sum * one) : one;
+  }
+  own.weight = float(rule.scale * weight / denominator);
   return own;
 }
 

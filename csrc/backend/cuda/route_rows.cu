@@ -63,7 +63,7 @@ __device__ void assign_capacity(const RouteParams& p, int num_rows) {
       LYNX_UNROLL
       for (int i = 0; i < kPerLane; ++i) {
         const int e = i * 32 + lane;
-        key[i] = e < num_experts && load[e] < capacity ? to_key(a.scores[t * num_experts + e]) : 0;
+        key[i] = e < num_experts && load[e] < capacity ? open_key(a.keys[t * num_experts + e]) : 0;
       }
       for (int earlier = 0; earlier < j; ++earlier) {
         LYNX_UNROLL
@@ -96,7 +96,8 @@ __device__ int choose_literal(const RouteParams& p, int t, int own) {
     const int e = i * 32 + lane;
     key[i] = 0;
     if (e >= num_experts) continue;
-    const float score = p.args.scores[t * num_experts + e];
+    const float score = p.args.keys[t * num_experts + e];
+    if (score == -INFINITY) continue;
     const double position = selection.alpha * (best - score);
     const uint64_t own_vote = position < s.num_bins ? s.value[int(position)] : 0;
     key[i] = to_key(float(score + selection.lambda * (double(votes[e] - own_vote) / double(s.value[0]))));
@@ -108,7 +109,7 @@ __device__ int choose_literal(const RouteParams& p, int t, int own) {
   if (lost && lane == k - 1 && shared_array<uint8_t>(p.layout.confident)[t]) expert = first;
   if (p.refill_limit == INFINITY) return expert;
 
-  const float score = lane < k ? p.args.scores[t * num_experts + expert] : 0;
+  const float score = lane < k ? p.args.keys[t * num_experts + expert] : 0;
   const float kept = from_key(reduce_max(kFullWarp, lane < k ? to_key(score) : 0));
   bool chosen = false;  // by the row itself
   for (int j = 0; j < k; ++j) chosen |= shuffle(kFullWarp, own, j) == expert;
@@ -123,7 +124,7 @@ __device__ int choose_denied(const RouteParams& p, int t) {
   LYNX_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * 32 + lane;
-    key[i] = e < num_experts ? to_key(p.args.scores[t * num_experts + e]) : 0;
+    key[i] = e < num_experts ? open_key(p.args.keys[t * num_experts + e]) : 0;
   }
   int expert = -1;
   pick_best(key, p.args.rule.top_k + 1, expert, expert_key);
@@ -176,11 +177,11 @@ struct ChooseByRow {
       case Policy::kDenyRank: return choose_denied<kPerLane>(p, t);
       case Policy::kSere:
       case Policy::kAlias: {
-        const int target = lane < k ? shared_array<int16_t>(p.layout.target)[own] : -1;
+        const int target = lane < k ? target_of(p, t, own) : -1;
         return lane == lowest_bit(match_any(kFullWarp, uint32_t(target))) ? target : -1;
       }
       case Policy::kSkip: {
-        const double gap = double(shared_array<float>(p.layout.best)[t]) - p.args.scores[t * p.args.rule.num_experts + own];
+        const double gap = double(shared_array<float>(p.layout.best)[t]) - p.args.keys[t * p.args.rule.num_experts + own];
         return lane == 0 || gap <= p.skip_limit ? own : -1;
       }
       case Policy::kTopJ: return lane < selection.j ? own : -1;

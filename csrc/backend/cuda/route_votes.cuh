@@ -55,7 +55,7 @@ __device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
     const int e = thread % num_experts;
     uint64_t sum = 0;
     for (int t = group; t < num_rows; t += groups) {
-      const float score = a.scores[t * num_experts + e];
+      const float score = a.keys[t * num_experts + e];
       if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // most are: spares the double precision
       const double position = a.selection.alpha * (double(best[t]) - score);
       if (position < s.num_bins) sum += s.value[int(position)];

@@ -1,4 +1,4 @@
-// scores[t, e] = dot(x[t], weight[e]) in float32.
+// scores[t, e] = dot(x[t], weight[e]) + bias[e] in float32.
 //
 // Work split. A block computes a tile of rows and experts. Its warps and their lanes split the columns in quads: lane l of warp w
 // has quads 32 w + l, then every 128th. A lane sums its quads in order, lanes by a butterfly, warps in order. So the order
@@ -25,6 +25,7 @@ constexpr int kFewRows = 64;
 struct RouterParams {
   const float* x;
   const void* weight;
+  const float* bias;
   float* scores;
   int num_rows, num_columns, num_experts;
   bool aligned;  // rows of x and of the weight start at a multiple of four elements
@@ -115,7 +116,8 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
     float total = 0;
     for (int warp = 0; warp < kWarps; ++warp) total += of_warp[warp * kValues + i];
     const int t = first_row + i / kExperts, e = first_expert + i % kExperts;
-    if (t < p.num_rows && e < p.num_experts) p.scores[int64_t(t) * p.num_experts + e] = total;
+    if (t >= p.num_rows || e >= p.num_experts) continue;
+    p.scores[int64_t(t) * p.num_experts + e] = p.bias ? total + p.bias[e] : total;
   }
 }
 
@@ -138,10 +140,10 @@ void launch_router(RouterParams params, Stream stream) {
 
 }  // namespace
 
-void router(const float* x, const WeightView& weight, int num_rows, float* scores, Stream stream) {
+void router(const float* x, const WeightView& weight, const float* bias, int num_rows, float* scores, Stream stream) {
   if (weight.rows < 0 || weight.rows > INT32_MAX || weight.cols < 1 || weight.cols > INT32_MAX)
     invalid("router", "expected a weight [E, H], got [", weight.rows, ", ", weight.cols, "]");
-  const RouterParams params{x, weight.data, scores, num_rows, int(weight.cols), int(weight.rows), false};
+  const RouterParams params{x, weight.data, bias, scores, num_rows, int(weight.cols), int(weight.rows), false};
   const bool empty = num_rows == 0 || weight.rows == 0;
   if (weight.dtype == DType::kBF16) {
     if (!empty) launch_router<uint16_t>(params, stream);

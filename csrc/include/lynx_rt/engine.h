@@ -121,6 +121,10 @@ struct EngineStats {
 struct RouterLogits {
   int64_t num_model_layers = 0, num_experts = 0, num_experts_per_tok = 0;
   bool norm_topk_prob = false;
+  std::string router_kind = "softmax";  // "sigmoid", "sparsemixer"; with what follows how logits rank experts
+  int32_t num_groups = 1, top_groups = 1;
+  bool group_top2 = false;
+  std::vector<float> choice_bias;       // [L, E] or empty: added to the gates of a choice
   std::vector<int32_t> layers;          // [L] the model's numbers of its MoE layers
   std::vector<float> scores;            // [N, L, E]
   std::vector<int16_t> routed_experts;  // [N, L, k] as RoutedExperts::ids

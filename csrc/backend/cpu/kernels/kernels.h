@@ -30,21 +30,27 @@ struct Kernels {
   GemmFn gemm_f32[3];  // x: rows of float32; indexed by the weights' DType
   GemmFn gemm_bf16;    // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
 
-  // acc[j][i] += sum_t p[j][t] * v[t][i]: v is `tokens` rows of d values (dtype); t ascending; j < m, i < d.
-  void (*weighted_sum)(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
+  // acc[j][i] += sum_t p[j][t] * v[t][i]: v is `tokens` rows of d values (dtype), `stride` values apart; t ascending; j < m,
+  // i < d.
+  void (*weighted_sum)(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                        float* const* acc);
   void (*to_f32)(const void* in, DType dtype, int64_t n, float* out);
-  void (*from_f32)(const float* in, int64_t n, DType dtype, void* out);   // round to nearest even
-  void (*round_to)(const float* in, int64_t n, DType dtype, float* out);  // from_f32 then to_f32
-  void (*rmsnorm)(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out);
+  void (*from_f32)(const float* in, int64_t n, DType dtype, void* out);                                // round to nearest even
+  void (*round_to)(const float* in, int64_t n, DType dtype, float* out);                               // from_f32 then to_f32
+  void (*rmsnorm)(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out);  // weight null: all 1
+  void (*layernorm)(const float* x, const void* weight, DType dtype, const void* bias, DType bias_dtype, int64_t n, float eps,
+                    float* out);
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
+  // out = g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit)
+  void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out);
   // x = exp(scale * (x - max)) in place; state = {max, sum of the exponentials}; n > 0.
   void (*exponentials)(float* x, int64_t n, float scale, float* state);
   // Adds the weighted sums of another part of the keys: both {sums [d], max, sum of the exponentials}.
   void (*merge)(const float* part, int64_t d, float scale, float* state);
-  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);  // rotates (x[i], x[i + half])
-  void (*axpy)(float a, const float* x, int64_t n, float* y);                // y += a * x
-  double (*read_sum)(const void* p, int64_t bytes);                          // reads all of it; for measuring bandwidth
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half);              // rotates (x[i], x[i + half])
+  void (*rope_interleaved)(float* x, const float* cos, const float* sin, int64_t half);  // rotates (x[2 i], x[2 i + 1])
+  void (*axpy)(float a, const float* x, int64_t n, float* y);                            // y += a * x
+  double (*read_sum)(const void* p, int64_t bytes);  // reads all of it; for measuring bandwidth
   DrawKernels draw;
 
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles

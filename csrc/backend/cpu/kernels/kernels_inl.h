@@ -116,13 +116,13 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64
 
 // One register tile of weighted_sum(): NV times 16 columns of MJ sums.
 template <DType D, int NV, int MJ>
-inline void weighted_tile(const char* v, int64_t tokens, const float* const* p, int64_t d, float* const* acc, int64_t i) {
+inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
   F16 sum[MJ][NV];
   for (int j = 0; j < MJ; ++j)
     for (int c = 0; c < NV; ++c) sum[j][c] = load_f32(acc[j] + i + c * kLanes);
   for (int64_t t = 0; t < tokens; ++t) {
     F16 row[NV];
-    for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * d + i + c * kLanes) * kSize<D>);
+    for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * stride + i + c * kLanes) * kSize<D>);
     for (int j = 0; j < MJ; ++j) {
       const F16 weight = broadcast(p[j][t]);
       for (int c = 0; c < NV; ++c) sum[j][c] = fmadd(weight, row[c], sum[j][c]);
@@ -133,31 +133,34 @@ inline void weighted_tile(const char* v, int64_t tokens, const float* const* p, 
 }
 
 template <DType D, int MJ>
-void weighted_rows(const char* v, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
+void weighted_rows(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
   int64_t i = 0;
-  for (; i + kTileN * kLanes <= d; i += kTileN * kLanes) weighted_tile<D, kTileN, MJ>(v, tokens, p, d, acc, i);
-  for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, tokens, p, d, acc, i);
+  for (; i + kTileN * kLanes <= d; i += kTileN * kLanes) weighted_tile<D, kTileN, MJ>(v, stride, tokens, p, acc, i);
+  for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, stride, tokens, p, acc, i);
   if (i == d) return;
   for (int j = 0; j < MJ; ++j) {
     F16 sum = load_partial<DType::kF32>(acc[j] + i, d - i);
-    for (int64_t t = 0; t < tokens; ++t) sum = fmadd(broadcast(p[j][t]), load_partial<D>(v + (t * d + i) * kSize<D>, d - i), sum);
+    for (int64_t t = 0; t < tokens; ++t)
+      sum = fmadd(broadcast(p[j][t]), load_partial<D>(v + (t * stride + i) * kSize<D>, d - i), sum);
     std::memcpy(acc[j] + i, &sum, size_t(d - i) * 4);
   }
 }
 
 template <DType D>
-void weighted_sum_of(const char* v, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
+void weighted_sum_of(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t m, int64_t d,
+                     float* const* acc) {
   int64_t j = 0;
-  for (; j + kTileM <= m; j += kTileM) weighted_rows<D, kTileM>(v, tokens, p + j, d, acc + j);
-  for (; j < m; ++j) weighted_rows<D, 1>(v, tokens, p + j, d, acc + j);
+  for (; j + kTileM <= m; j += kTileM) weighted_rows<D, kTileM>(v, stride, tokens, p + j, d, acc + j);
+  for (; j < m; ++j) weighted_rows<D, 1>(v, stride, tokens, p + j, d, acc + j);
 }
 
-void weighted_sum(const void* v, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d, float* const* acc) {
+void weighted_sum(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
+                  float* const* acc) {
   const char* b = static_cast<const char*>(v);
   switch (dtype) {
-    case DType::kF32: return weighted_sum_of<DType::kF32>(b, tokens, p, m, d, acc);
-    case DType::kBF16: return weighted_sum_of<DType::kBF16>(b, tokens, p, m, d, acc);
-    case DType::kF16: return weighted_sum_of<DType::kF16>(b, tokens, p, m, d, acc);
+    case DType::kF32: return weighted_sum_of<DType::kF32>(b, stride, tokens, p, m, d, acc);
+    case DType::kBF16: return weighted_sum_of<DType::kBF16>(b, stride, tokens, p, m, d, acc);
+    case DType::kF16: return weighted_sum_of<DType::kF16>(b, stride, tokens, p, m, d, acc);
   }
 }
 
@@ -234,8 +237,43 @@ void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float e
   float w[kBlock];
   for (int64_t b = 0; b < n; b += kBlock) {
     int64_t count = n - b < kBlock ? n - b : kBlock;
+    if (!weight) {
+      for (int64_t j = 0; j < count; ++j) out[b + j] = x[b + j] * scale;
+      continue;
+    }
     to_f32(static_cast<const char*>(weight) + b * lynx_rt::dtype_size(dtype), dtype, count, w);
     for (int64_t j = 0; j < count; ++j) out[b + j] = x[b + j] * scale * w[j];
+  }
+}
+
+// The sum of (x - mean)^2, or with squared = false of x, in the lanes' order.
+inline float sum_lanes(const float* x, int64_t n, float mean, bool squared) {
+  const F16 shift = broadcast(mean);
+  F16 sum = zero();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    F16 v = load_f32(x + i) - shift;
+    sum = squared ? fmadd(v, v, sum) : sum + v;
+  }
+  if (i < n) {
+    alignas(64) float buf[kLanes];
+    for (int64_t j = 0; j < kLanes; ++j) buf[j] = i + j < n ? x[i + j] : mean;  // adds nothing
+    F16 v = load_f32(buf) - shift;
+    sum = squared ? fmadd(v, v, sum) : sum + v;
+  }
+  return fold(sum);
+}
+
+void layernorm(const float* x, const void* weight, DType dtype, const void* bias, DType bias_dtype, int64_t n, float eps,
+               float* out) {
+  const float mean = sum_lanes(x, n, 0, false) / float(n);
+  const float scale = 1.0f / std::sqrt(sum_lanes(x, n, mean, true) / float(n) + eps);
+  float w[kBlock], add[kBlock];
+  for (int64_t b = 0; b < n; b += kBlock) {
+    const int64_t count = n - b < kBlock ? n - b : kBlock;
+    to_f32(static_cast<const char*>(weight) + b * lynx_rt::dtype_size(dtype), dtype, count, w);
+    to_f32(static_cast<const char*>(bias) + b * lynx_rt::dtype_size(bias_dtype), bias_dtype, count, add);
+    for (int64_t j = 0; j < count; ++j) out[b + j] = (x[b + j] - mean) * scale * w[j] + add[j];
   }
 }
 
@@ -265,6 +303,22 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
     float power[kLanes];
     for (int64_t i = 0; i < count; ++i) power[i] = exp_f32(-gate[b + i]);
     for (int64_t i = 0; i < count; ++i) out[b + i] = gate[b + i] / (1.0f + power[i]) * up[b + i];
+  }
+}
+
+void clamped_swiglu(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out) {
+  for (int64_t b = 0; b < n; b += kLanes) {
+    const int64_t count = n - b < kLanes ? n - b : kLanes;
+    float g[kLanes], power[kLanes];
+    for (int64_t i = 0; i < count; ++i) {
+      g[i] = gate[b + i] > limit ? limit : gate[b + i];
+      power[i] = exp_f32(-alpha * g[i]);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      float u = up[b + i] > limit ? limit : up[b + i];
+      u = u < -limit ? -limit : u;
+      out[b + i] = g[i] / (1.0f + power[i]) * (u + 1.0f);
+    }
   }
 }
 
@@ -303,6 +357,14 @@ void rope(float* x, const float* cos, const float* sin, int64_t half) {
   }
 }
 
+void rope_interleaved(float* x, const float* cos, const float* sin, int64_t half) {
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cos[i] - b * sin[i];
+    x[2 * i + 1] = b * cos[i] + a * sin[i];
+  }
+}
+
 void axpy(float a, const float* x, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] = y[i] + a * x[i];
 }
@@ -330,10 +392,13 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           from_f32,
           round_to,
           rmsnorm,
+          layernorm,
           silu_mul,
+          clamped_swiglu,
           exponentials,
           merge,
           rope,
+          rope_interleaved,
           axpy,
           read_sum,
           lynx_rt::kDrawKernels};

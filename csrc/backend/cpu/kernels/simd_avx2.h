@@ -17,6 +17,7 @@ struct F16 {
 constexpr int kTileN = 2, kTileM = 2;  // 4 accumulators of 2 registers, of 16
 
 inline F16 operator+(F16 a, F16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+inline F16 operator-(F16 a, F16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline F16 fmadd(F16 a, F16 b, F16 c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
 
 inline F16 broadcast(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}; }

@@ -1,0 +1,100 @@
+// How weights come to the device: matrices packed, vectors as float32.
+#include "backend/cuda/cuda_backend.h"
+#include "backend/cuda/packed.h"
+
+namespace lynx_rt {
+
+using namespace cuda;
+
+WeightView CudaBackend::place(const WeightView& weight, WeightUse use) {
+  if (weight.empty()) return weight;
+  set_device(device_);
+  const bool matrix = use == WeightUse::kEmbed || use == WeightUse::kMatrix || use == WeightUse::kHead;
+  if (const auto found = placed_.find(weight.data); found != placed_.end() && matrix) return found->second;
+  WeightView placed = weight;
+  if (matrix) {
+    placed.dtype = DType::kBF16;
+    weights_.push_back(allocate_device(packed_bytes(weight.rows, weight.cols), "weights"));
+    placed.data = weights_.back().get();
+    PackTarget target{weights_.back().get(), 1, 0};
+    loader_->load(weight, [&](const void* rows, int64_t begin, int64_t count) {
+      pack(rows, weight.dtype, begin, count, weight.cols, target, stream_);
+    });
+    placed_.emplace(weight.data, placed);
+    return placed;
+  }
+  if (use == WeightUse::kVector || weight.dtype == DType::kF16) placed.dtype = DType::kF32;
+  weights_.push_back(allocate_device(placed.bytes(), "weights"));
+  char* to = static_cast<char*>(weights_.back().get());
+  placed.data = to;
+  loader_->load(weight, [&](const void* rows, int64_t begin, int64_t count) {
+    void* at = to + begin * placed.row_bytes();
+    if (placed.dtype == weight.dtype) {
+      copy_async(at, rows, size_t(count * weight.row_bytes()), stream_);
+    } else {
+      to_float32(rows, weight.dtype, count * weight.cols, static_cast<float*>(at), stream_);
+    }
+  });
+  return placed;
+}
+
+char* CudaBackend::allocate_weights(int64_t bytes) {
+  weights_.push_back(allocate_device(bytes, "weights"));
+  return static_cast<char*>(weights_.back().get());
+}
+
+void CudaBackend::place_heads(std::span<WeightView> heads) {
+  set_device(device_);
+  const int64_t rows = heads[0].rows, cols = heads[0].cols, bytes = packed_bytes(rows, cols);
+  char* to = allocate_weights(checked_mul(int64_t(heads.size()), bytes, "weights"));
+  for (WeightView& view : heads) {
+    if (view.rows != rows || view.cols != cols) invalid("heads", "the matrices of all heads must have the same shape");
+    loader_->load(view, [&](const void* from, int64_t begin, int64_t count) {
+      pack(from, view.dtype, begin, count, cols, {to, 1, 0}, stream_);
+    });
+    view.data = to;
+    view.dtype = DType::kBF16;
+    to += bytes;
+  }
+}
+
+void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
+  if (experts.empty() || experts[0].gate.empty()) return;
+  set_device(device_);
+  const int64_t width = experts[0].gate.rows, hidden = experts[0].gate.cols, count = int64_t(experts.size());
+  const int64_t gate_up_bytes = 2 * packed_bytes(width, hidden), down_bytes = packed_bytes(hidden, width);
+  char* gate_up_at = allocate_weights(checked_mul(count, gate_up_bytes, "weights"));
+  char* down_at = allocate_weights(checked_mul(count, down_bytes, "weights"));
+  const auto load = [&](WeightView& view, PackTarget target) {
+    if (view.rows != (target.parts == 2 ? width : hidden) || view.cols != (target.parts == 2 ? hidden : width))
+      invalid("experts", "all experts of a layer must have the same shape");
+    loader_->load(view, [&](const void* rows, int64_t begin, int64_t rows_count) {
+      pack(rows, view.dtype, begin, rows_count, view.cols, target, stream_);
+    });
+    view.data = target.data;
+    view.dtype = DType::kBF16;
+  };
+  for (ExpertWeights& e : experts) {
+    load(e.gate, {gate_up_at, 2, 0});
+    load(e.up, {gate_up_at, 2, 1});
+    load(e.down, {down_at, 1, 0});
+    gate_up_at += gate_up_bytes;
+    down_at += down_bytes;
+  }
+  // The biases of all experts as float32, one's after the other's.
+  for (WeightView ExpertWeights::* member : {&ExpertWeights::gate_bias, &ExpertWeights::up_bias, &ExpertWeights::down_bias}) {
+    const int64_t size = (experts[0].*member).cols;
+    if ((experts[0].*member).empty()) continue;
+    float* to = reinterpret_cast<float*>(allocate_weights(checked_mul(count, size * 4, "weights")));
+    for (ExpertWeights& e : experts) {
+      WeightView& view = e.*member;
+      if (view.empty() || view.cols != size) invalid("experts", "all experts of a layer must have the same biases");
+      loader_->load(view, [&](const void* values, int64_t, int64_t) { to_float32(values, view.dtype, size, to, stream_); });
+      view.data = to;
+      view.dtype = DType::kF32;
+      to += size;
+    }
+  }
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,28 @@
+// Decodes quantised weights.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "checkpoint/quantized_tensor.h"
+
+namespace lynx_rt {
+
+// Thread-safety: const methods are safe from any thread.
+class Dequantizer {
+ public:
+  explicit Dequantizer(const QuantizedTensor& tensor);
+  // Row `row` of all matrices one below the other, in float32 before it is rounded to product_dtype: [cols].
+  void decode(int64_t row, float* out) const;
+
+ private:
+  void read_zeros();
+  void decode_codes(int64_t row, float* out) const;
+
+  QuantizedTensor t_;
+  std::vector<float> values_;         // of a code
+  std::vector<float> scale_;          // [matrices, grid_rows, grid_cols]
+  std::vector<float> zero_;           // likewise, or empty
+  std::vector<int32_t> group_index_;  // [cols], or empty
+};
+
+}  // namespace lynx_rt

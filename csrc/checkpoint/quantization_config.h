@@ -1,0 +1,49 @@
+// What config.json says about quantised weights. Which modules are quantised is decided by the tensors that the file holds; the
+// config says how they are to be read. Keys: transformers' quantization_config, and the formats' own documentation
+// (compressed-tensors, AutoGPTQ and GPTQModel, AutoAWQ, DeepSeek-V3, gpt-oss).
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace lynx_rt {
+
+class ConfigReader;
+
+// How the codes of a quantised weight [N, K] lie in the file; X is the weight's own name, M its module's.
+enum class Encoding : uint8_t {
+  kFloat8,       // X F8_E4M3 [N, K]
+  kInt8,         // X I8 [N, K]
+  kPackedInt,    // X_packed I32 [N, K * bits / 32], offset binary (compressed-tensors)
+  kMxfp4Packed,  // X_packed U8 [N, K / 2] (compressed-tensors)
+  kMxfp4Blocks,  // X_blocks U8 [.., K / 32, 16] (gpt-oss)
+  kGptq,         // M.qweight I32 [K * bits / 32, N]
+  kAwq,          // M.qweight I32 [K, N / 8], the columns of a word in an order of their own
+};
+
+struct QuantizedFormat {
+  Encoding encoding = Encoding::kFloat8;
+  int bits = 8;
+  int64_t block_rows = 1;  // outputs that share a scale, 0 = all
+  int64_t block_cols = 0;  // inputs that share a scale, 0 = all
+  bool symmetric = true;   // without zero points
+};
+
+struct QuantizationConfig {
+  std::string method;                    // quant_method; empty where nothing is quantised
+  std::vector<QuantizedFormat> formats;  // that a module may have
+  std::vector<std::string> excluded;     // what the config lists as not quantised: modules' names, and patterns
+  bool zeros_less_one = false;           // a zero point is stored less one (GPTQ, first version of the format)
+  bool kv_cache_scales = false;          // the file may hold scales of a quantised KV cache, which is not used
+
+  bool empty() const { return method.empty(); }
+  std::string description() const;  // "gptq: int4, 128 inputs to a scale"; "" where nothing is quantised
+};
+
+std::string describe(const QuantizedFormat& format);
+
+// From config.json. Throws kCorruptFile naming the key for what is malformed, kUnsupported for methods, formats and settings that
+// cannot be decoded, naming key, value and what is supported. Test: tests/checkpoint/test_quantized_formats.py.
+QuantizationConfig read_quantization_config(const ConfigReader& config);
+
+}  // namespace lynx_rt

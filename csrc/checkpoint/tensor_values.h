@@ -1,0 +1,29 @@
+// Values of tensors as they lie in a file, whatever their alignment.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "base/types.h"
+#include "checkpoint/safetensors.h"
+
+namespace lynx_rt {
+
+template <class T>
+T load_value(const uint8_t* from) {
+  T v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+
+std::optional<DType> floating_dtype(std::string_view name);  // F32, BF16, F16
+std::vector<float> read_scales(const TensorInfo& info);      // a floating dtype; one byte: 2^(byte - 127), 255 is NaN (E8M0)
+std::vector<int64_t> read_integers(const TensorInfo& info);  // I64, I32
+
+void load_floats(const uint8_t* from, DType dtype, int64_t count, float* to);
+void store_floats(const float* from, int64_t count, DType dtype, uint8_t* to);
+void round_floats(float* values, int64_t count, DType dtype);  // to what the dtype can hold
+
+}  // namespace lynx_rt

@@ -1,0 +1,49 @@
+// Where the values of a weight come from, and copies of those that cannot be used where they lie.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "checkpoint/quantized_tensor.h"
+#include "checkpoint/weight_pieces.h"
+
+namespace lynx_rt {
+
+// A tensor of floats, or one to decode.
+struct WeightSource {
+  const TensorInfo* plain = nullptr;
+  std::unique_ptr<const QuantizedTensor> quantized;
+  DType dtype = DType::kF32;  // of the targets that are not as_float32
+};
+
+// All copies lie in one block, in the order in which they were added; each is 64-byte aligned.
+struct WeightCopies::Block {
+  struct Piece {
+    WeightPiece piece;  // its target is not looked at after allocate()
+    int64_t offset;
+  };
+  struct Tensor {
+    WeightSource source;
+    MatrixShape shape;
+    std::vector<Piece> pieces;
+    int64_t begin, bytes;  // of its pieces in the block
+    bool read = false;
+  };
+  class Copier;
+
+  explicit Block(const Checkpoint& from);
+  ~Block();
+  // Sets places aside for the pieces of a tensor.
+  void add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor);
+  void allocate();  // gives the targets their places
+  Tensor* find(const void* data);
+  void read(Tensor& tensor);
+
+  const Checkpoint& checkpoint;
+  std::vector<Tensor> tensors;
+  int64_t bytes = 0, read_bytes = 0, dropped = 0;
+  OwnedPages memory;
+  std::unique_ptr<Copier> copier;  // while there is something to read
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,116 @@
+#include "model/describe.h"
+
+#include <algorithm>
+#include <set>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+namespace {
+
+// "WHAT", or "WHAT in N of M layers".
+template <class Has>
+std::string in_layers(const ModelConfig& m, const std::string& what, Has has) {
+  const int64_t count = std::count_if(m.layers.begin(), m.layers.end(), has);
+  if (count == 0) return "";
+  return ", " + what + (count < m.num_layers ? str_cat(" in ", count, " of ", m.num_layers, " layers") : "");
+}
+
+const char* norm_text(QkNorm norm) {
+  switch (norm) {
+    case QkNorm::kNone: return "";
+    case QkNorm::kHead: return ", q/k norm of each head";
+    case QkNorm::kWidth: return ", q/k norm over all heads";
+    case QkNorm::kHeadAfterRope: return ", q/k norm of each head after rope";
+    case QkNorm::kUnitAfterRope: return ", q/k norm without weights after rope";
+  }
+  return "";
+}
+
+const char* kind_text(RouterKind kind) {
+  switch (kind) {
+    case RouterKind::kSoftmax: return "softmax";
+    case RouterKind::kSigmoid: return "sigmoid";
+    case RouterKind::kSparsemixer: return "sparsemixer";
+  }
+  return "";
+}
+
+const char* kind_text(RopeKind kind) {
+  switch (kind) {
+    case RopeKind::kDefault: return "default";
+    case RopeKind::kLinear: return "linear";
+    case RopeKind::kDynamic: return "dynamic";
+    case RopeKind::kYarn: return "yarn";
+    case RopeKind::kLongrope: return "longrope";
+    case RopeKind::kLlama3: return "llama3";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string describe_router(const ModelConfig& m) {
+  if (m.num_experts == 0) return "";
+  const RouterRule& r = m.router;
+  std::string text = str_cat(kind_text(r.kind), m.choice_bias ? " + bias" : "", m.router_bias ? " of biased logits" : "", ", ",
+                             m.num_experts_per_tok, " of ", m.num_experts, " experts");
+  if (r.num_groups > 1) text += str_cat(" in the best ", r.top_groups, " of ", r.num_groups, " groups");
+  if (r.kind != RouterKind::kSparsemixer) text += r.norm_topk ? ", normalised" : ", not normalised";
+  if (r.scale != 1) text += str_cat(", times ", r.scale);
+  if (m.ffn.scale_input) text += ", weights on the experts' inputs";
+  if (m.shared_expert_width > 0)
+    text += str_cat(", shared expert of width ", m.shared_expert_width, m.shared_expert_gate ? " with a gate" : "");
+  return text;
+}
+
+std::string describe_attention(const ModelConfig& m) {
+  std::string text;
+  if (m.mla()) {
+    text = str_cat("multi-head latent, ", m.num_heads, " heads of ", m.qk_nope_head_dim, " + ", m.rope.dim, ", latent of ",
+                   m.kv_lora_rank);
+    if (m.q_lora_rank > 0) text += str_cat(", of queries ", m.q_lora_rank);
+  } else {
+    text = str_cat(m.num_heads, " query heads and ", m.num_kv_heads, " key/value heads of ", m.head_dim);
+  }
+  text += norm_text(m.qk_norm);
+  if (m.attention_bias) text += ", biases";
+  if (m.sinks) text += ", sinks";
+  for (const LayerConfig& l : m.layers)  // windows and chunks are the same wherever they are
+    if (l.window > 0 || l.chunk > 0) {
+      text += in_layers(m, str_cat("window ", l.window), [](const LayerConfig& x) { return x.window > 0; });
+      text += in_layers(m, str_cat("chunks of ", l.chunk), [](const LayerConfig& x) { return x.chunk > 0; });
+      break;
+    }
+  return text + in_layers(m, "no rope", [](const LayerConfig& x) { return !x.rope; });
+}
+
+std::string describe_rope(const ModelConfig& m) {
+  const RopeConfig& r = m.rope;
+  std::string text = kind_text(r.kind);
+  if (r.kind != RopeKind::kDefault && r.kind != RopeKind::kLongrope) text += str_cat(", factor ", r.factor);
+  return text + str_cat(", theta ", r.theta, ", ", r.dim, " of ", m.head_dim, " columns", r.interleaved ? " in pairs" : "");
+}
+
+std::vector<std::string> keys_that_matter(std::vector<std::string> keys) {
+  // clang-format off
+  static const std::set<std::string> kHarmless = {
+      "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "aux_loss_alpha",
+      "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "decoder_start_token_id", "embd_pdrop", "eod_token_id",
+      "ep_size", "experts_per_token", "for_llm_compressor", "id2label", "initial_context_length", "initializer_range",
+      "input_jitter_noise", "is_encoder_decoder", "label2id", "max_window_layers", "moe_capacity", "moe_use_aux_free",
+      "mtp_transformer_layers", "num_experts_per_token", "num_mtp_layers", "num_mtp_modules", "num_nextn_predict_layers",
+      "output_attentions", "output_hidden_states", "output_router_logits", "pad_token_id", "pretraining_tp", "problem_type",
+      "qk_head_dim", "resid_pdrop", "return_dict", "router_aux_loss_coef", "router_jitter_noise", "router_z_loss_coef",
+      "sep_token_id", "seq_aux", "torch_dtype", "transformers_version", "unsloth_fixed", "unsloth_version", "use_cache",
+      "use_mtp"};
+  // clang-format on
+  std::erase_if(keys, [](const std::string& key) {
+    // What a quantised checkpoint says is checked where it is read, and tools say more there than anybody needs.
+    return key.starts_with("quantization_config.") || kHarmless.count(key.substr(key.rfind('.') + 1)) > 0;
+  });
+  return keys;
+}
+
+}  // namespace lynx_rt

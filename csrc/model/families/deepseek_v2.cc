@@ -1,0 +1,46 @@
+// DeepSeek-V2 and V2-Lite (arXiv 2405.04434). Keys and names: transformers' deepseek_v2 configuration and the hub's checkpoints.
+#include "checkpoint/json.h"
+#include "model/family_deepseek.h"
+
+namespace lynx_rt {
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) {
+  ModelConfig m = read_common(c, {.head_dim = "qk_rope_head_dim"});
+  read_latent_attention(c, m);
+  m.rope.interleaved = true;
+  m.mlp_bias = c.boolean_or("mlp_bias", false);
+  read_deepseek_experts(c, 0, 1.0, m);
+  require_word(c, "scoring_func", "softmax");
+  // The models' own code normalises instead of scaling, transformers ignores the key; no checkpoint has it.
+  require_flag(c, "norm_topk_prob", false);
+  m.router.norm_topk = false;
+  const std::string method = c.string_or("topk_method", "greedy");
+  if (method == "group_limited_greedy") {
+    read_router_groups(c, m);
+  } else if (method != "greedy") {
+    unsupported(c, "topk_method", quote(method), "greedy, group_limited_greedy");
+  }
+  return m;
+}
+
+std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  WeightTable table(m, checkpoint, weights);
+  table.add_model();
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    table.add_norms(l);
+    add_latent_attention(table, l);
+    add_deepseek_mlp(table, l);
+  }
+  return table.take();
+}
+
+}  // namespace
+
+const Family& deepseek_v2_family() {
+  static const Family family{"deepseek_v2", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  return family;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,55 @@
+// Hunyuan-A13B. Keys and names: transformers' hunyuan_v1_moe configuration and the hub's checkpoints.
+// Hub configs have keys of the authors' own code beside them, with lists where a layer could have its own. What transformers
+// takes for granted must be what they say.
+#include "model/family_config.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+void require_number(const ConfigReader& c, const char* key, int64_t only, int64_t num_layers) {
+  if (!c.has(key)) return;
+  const int64_t value = read_uniform(c, key, 0, kMaxDim, num_layers);
+  if (value != only) unsupported(c, key, str_cat(value), str_cat(only));
+}
+
+ModelConfig read_config(const ConfigReader& c) {
+  ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5});
+  m.qk_norm = QkNorm::kHeadAfterRope;
+  m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
+  read_experts(c, {.top_k = {"moe_topk", "num_experts_per_tok"}, .width = {"intermediate_size"}, .per_layer = true}, m);
+  m.shared_expert_width = m.moe_intermediate_size;
+  for (LayerConfig& layer : m.layers) layer.moe = true;
+  for (const char* key : {"use_qk_norm", "norm_topk_prob", "use_mixed_mlp_moe", "use_rotary_pos_emb"}) require_flag(c, key, true);
+  for (const char* key : {"use_mla", "use_cla", "mlp_bias", "group_limited_greedy", "position_embedding_xdrope"})
+    require_flag(c, key, false);
+  require_number(c, "moe_intermediate_size", m.moe_intermediate_size, m.num_layers);
+  require_number(c, "attention_head_dim", m.head_dim, m.num_layers);
+  require_number(c, "num_shared_expert", 1, m.num_layers);
+  require_number(c, "moe_layer_num_skipped", 0, m.num_layers);
+  return m;
+}
+
+std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  WeightTable table(m, checkpoint, weights);
+  table.add_model();
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    const std::string mlp = table.layer_name(l) + "mlp.";
+    table.add_norms(l);
+    table.add_attention(l, "query_layernorm", "key_layernorm");
+    table.add_router(mlp + "gate.wg.weight", l);
+    table.add_experts(mlp + "experts.", l);
+    table.add_mlp(mlp + "shared_mlp.", m.shared_expert_width, table.layer(l).shared_expert);
+  }
+  return table.take();
+}
+
+}  // namespace
+
+const Family& hunyuan_v1_moe_family() {
+  static const Family family{"hunyuan_v1_moe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  return family;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,24 @@
+// Llama, and the many models in its form. Keys and names: transformers' llama configuration and the hub's checkpoints.
+#include "model/family_config.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) {
+  ModelConfig m = read_common(c);
+  m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
+  m.mlp_bias = c.boolean_or("mlp_bias", false);
+  require_mlp_width(c, m);
+  return m;
+}
+
+}  // namespace
+
+const Family& llama_family() {
+  static const Family family{"llama", read_config, dense_specs, {"*.rotary_emb.inv_freq"}};
+  return family;
+}
+
+}  // namespace lynx_rt

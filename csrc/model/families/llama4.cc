@@ -1,0 +1,30 @@
+// Llama 4 with its vision tower, of which the text model is loaded and run: llama4_text under another name.
+#include "model/family_config.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+const Family& llama4_text_family();
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) {
+  const std::optional<ConfigReader> text = c.object("text_config");
+  if (!text) c.fail_key("text_config", "missing, expected an object");
+  ModelConfig m = llama4_text_family().read_config(*text);
+  m.model_type = c.string("model_type");
+  if (!text->has("dtype") && !text->has("torch_dtype")) m.dtype = read_config_dtype(c);
+  if (m.quantization.empty()) m.quantization = read_quantization_config(c);
+  for (const char* image : {"vision_config", "boi_token_index", "eoi_token_index", "image_token_index"}) c.has(image);
+  return m;
+}
+
+}  // namespace
+
+const Family& llama4_family() {
+  static const Family family{
+      "llama4", read_config, llama4_text_family().specs, {"*.rotary_emb.inv_freq", "vision_model.*", "multi_modal_projector.*"}};
+  return family;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,23 @@
+// Mistral. Keys and names: transformers' mistral configuration and the hub's checkpoints.
+#include "model/family_config.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) {
+  ModelConfig m = read_common(c);
+  read_uniform_window(c, m, 4096);
+  require_mlp_width(c, m);
+  return m;
+}
+
+}  // namespace
+
+const Family& mistral_family() {
+  static const Family family{"mistral", read_config, dense_specs, {"*.rotary_emb.inv_freq"}};
+  return family;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,50 @@
+// Phi-3.5-MoE. Keys and names: transformers' phimoe configuration and the hub's checkpoints.
+// The key rms_norm_eps is that of its LayerNorms; block_sparse_moe.gate is mlp.router in what transformers 5 holds in memory.
+#include "model/family_config.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) {
+  ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5, .rope_theta = 1e6});
+  m.norm = NormKind::kLayer;
+  m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
+  m.lm_head_bias = c.boolean_or("lm_head_bias", false);
+  read_uniform_window(c, m);
+  read_experts(c, {.width = {"intermediate_size"}}, m);
+  if (m.num_experts_per_tok != 2) unsupported(c, "num_experts_per_tok", str_cat(m.num_experts_per_tok), "2");
+  m.router.kind = RouterKind::kSparsemixer;
+  m.router.norm_topk = false;
+  m.router.jitter = float(c.number_or("router_jitter_noise", 0.01, 0, 1));
+  for (LayerConfig& layer : m.layers) layer.moe = true;
+  if (m.rope.kind != RopeKind::kDefault && m.rope.kind != RopeKind::kLongrope)
+    unsupported(c, "rope_type", "other than longrope", "default, longrope");
+  if (m.rope.kind == RopeKind::kLongrope && !(m.rope.short_mscale && m.rope.long_mscale))
+    c.fail_key("short_mscale", "missing, as long_mscale may be; longrope of this family has both");
+  return m;
+}
+
+std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  WeightTable table(m, checkpoint, weights);
+  table.add_model();
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    const std::string name = table.layer_name(l);
+    const bool renamed = table.has(name + "mlp.router.weight");
+    table.add_norms(l);
+    table.add_attention(l);
+    table.add_router(name + (renamed ? "mlp.router.weight" : "block_sparse_moe.gate.weight"), l);
+    table.add_experts(name + (renamed ? "mlp.experts." : "block_sparse_moe.experts."), l, {"w1", "w3", "w2"});
+  }
+  return table.take();
+}
+
+}  // namespace
+
+const Family& phimoe_family() {
+  static const Family family{"phimoe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  return family;
+}
+
+}  // namespace lynx_rt

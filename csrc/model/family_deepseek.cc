@@ -1,0 +1,103 @@
+#include "model/family_deepseek.h"
+
+#include <cmath>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+void read_latent_attention(const ConfigReader& c, ModelConfig& m) {
+  m.kv_lora_rank = c.integer("kv_lora_rank", 1, kMaxDim);
+  m.q_lora_rank = c.integer_or("q_lora_rank", 0, 1, kMaxDim);
+  m.qk_nope_head_dim = c.integer("qk_nope_head_dim", 1, 1 << 16);
+  const int64_t rope_dim = c.integer("qk_rope_head_dim", 2, 1 << 16);
+  m.v_head_dim = c.integer("v_head_dim", 1, 1 << 16);
+  c.has("head_dim");  // transformers 5 writes the rotated columns here, older configs nothing
+  m.head_dim = m.qk_nope_head_dim + rope_dim;
+  if (m.num_kv_heads != m.num_heads)
+    c.fail_key("num_key_value_heads",
+               str_cat("expected num_attention_heads ", m.num_heads, " (all heads share one latent), got ", m.num_kv_heads));
+  m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
+  // What YaRN takes from cosines and sines by mscale_all_dim, all columns of the scores get here.
+  const double mscale =
+      m.rope.kind != RopeKind::kDefault && m.rope.mscale_all_dim != 0 ? yarn_mscale(m.rope.factor, m.rope.mscale_all_dim) : 1;
+  m.attention_scale = float(mscale * mscale / std::sqrt(double(m.head_dim)));
+}
+
+void add_latent_attention(WeightTable& table, int64_t l) {
+  const ModelConfig& m = table.m;
+  const int64_t h = m.hidden_size, a = m.num_heads, latent = m.kv_lora_rank, nope = m.qk_nope_head_dim, v = m.v_head_dim;
+  const std::string name = table.layer_name(l) + "self_attn.";
+  LayerWeights& w = table.layer(l);
+  if (m.q_lora_rank == 0) {
+    table.add(name + "q_proj.weight", {a * m.head_dim, h}, &w.q_proj);
+  } else {
+    table.add(name + "q_a_proj.weight", {m.q_lora_rank, h}, &w.q_a_proj);
+    if (m.attention_bias) table.add(name + "q_a_proj.bias", {m.q_lora_rank}, &w.q_a_bias);
+    table.add(name + "q_a_layernorm.weight", {m.q_lora_rank}, &w.q_a_norm);
+    table.add(name + "q_b_proj.weight", {a * m.head_dim, m.q_lora_rank}, &w.q_b_proj);
+  }
+  table.add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj);
+  if (m.attention_bias) table.add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias);
+  table.add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm);
+  w.k_absorb.resize(size_t(a));
+  w.v_absorb.resize(size_t(a));
+  TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
+  for (int64_t i = 0; i < a; ++i) {  // of each head: nope rows that make keys, v rows that make values
+    const int64_t row = i * (nope + v);
+    kv_b.pieces.push_back({.target = &w.k_absorb[size_t(i)], .row_begin = row, .rows = nope, .transposed = true});
+    kv_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = row + nope, .rows = v});
+  }
+  table.add(std::move(kv_b));
+  table.add(name + "o_proj.weight", {h, a * v}, &w.o_proj);
+  if (m.output_bias) table.add(name + "o_proj.bias", {h}, &w.o_bias);
+}
+
+void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double scale, ModelConfig& m) {
+  read_experts(c, {{"n_routed_experts"}, {"num_experts_per_tok"}, {"moe_intermediate_size"}}, m);
+  const int64_t shared = c.integer_or("n_shared_experts", 0, 0, 1 << 10);
+  m.shared_expert_width = shared * m.moe_intermediate_size;
+  m.router.scale = float(c.number_or("routed_scaling_factor", scale, 0.0, 1e6));
+  first_dense = c.integer_or("first_k_dense_replace", first_dense, 0, kMaxLayers);
+  const int64_t freq = c.integer_or("moe_layer_freq", 1, 1, kMaxLayers);
+  for (int64_t l = 0; l < m.num_layers; ++l) m.layers[size_t(l)].moe = l >= first_dense && l % freq == 0;
+  require_mlp_width(c, m);
+}
+
+void read_router_groups(const ConfigReader& c, ModelConfig& m) {
+  const int64_t groups = c.integer_or("n_group", 1, 1, m.num_experts);
+  const int64_t top = c.integer_or("topk_group", 1, 1, groups), of_group = m.num_experts / groups;
+  if (m.num_experts % groups != 0)
+    c.fail_key("n_group", str_cat("expected a divisor of n_routed_experts ", m.num_experts, ", got ", groups));
+  if (top * of_group < m.num_experts_per_tok)
+    c.fail_key("topk_group", str_cat("expected num_experts_per_tok ", m.num_experts_per_tok, " experts in the ", top,
+                                     " best groups, which have ", top * of_group));
+  m.router.num_groups = int(groups);
+  m.router.top_groups = int(top);
+}
+
+void read_sigmoid_router(const ConfigReader& c, ModelConfig& m) {
+  require_word(c, "scoring_func", "sigmoid");
+  require_word(c, "topk_method", "noaux_tc");
+  m.router.kind = RouterKind::kSigmoid;
+  m.router.norm_topk = c.boolean_or("norm_topk_prob", true);
+  m.choice_bias = true;
+  read_router_groups(c, m);
+  m.router.group_top2 = true;
+  if (m.num_experts < 2 * m.router.num_groups)
+    c.fail_key("n_group", str_cat("expected groups of two or more of n_routed_experts ", m.num_experts, ", got ",
+                                  m.router.num_groups, " groups"));
+}
+
+void add_deepseek_mlp(WeightTable& table, int64_t l) {
+  const ModelConfig& m = table.m;
+  const std::string name = table.layer_name(l) + "mlp.";
+  LayerWeights& w = table.layer(l);
+  if (!m.layers[size_t(l)].moe) return table.add_mlp(name, m.intermediate_size, w.mlp, m.mlp_bias);
+  table.add(name + "gate.weight", {m.num_experts, m.hidden_size}, &w.router);
+  if (m.choice_bias) table.add_float32(name + "gate.e_score_correction_bias", {m.num_experts}, &w.choice_bias);
+  table.add_experts(name + "experts.", l);
+  if (m.shared_expert_width > 0) table.add_mlp(name + "shared_experts.", m.shared_expert_width, w.shared_expert, m.mlp_bias);
+}
+
+}  // namespace lynx_rt

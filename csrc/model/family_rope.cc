@@ -1,0 +1,109 @@
+// read_rope(): the keys of transformers' modeling_rope_utils and, where they are not there, what it takes instead.
+#include <algorithm>
+
+#include "checkpoint/json.h"
+#include "model/family_config.h"
+
+namespace lynx_rt {
+
+namespace {
+
+constexpr double kMaxFactor = 1e6;
+
+std::optional<double> number_if(const ConfigReader& r, const std::string& key, double min, double max) {
+  return r.has(key) ? std::optional(r.number(key, min, max)) : std::nullopt;
+}
+
+RopeKind read_kind(const ConfigReader& r) {
+  const std::string type = r.string_or("rope_type", r.string_or("type", "default"));
+  const std::pair<const char*, RopeKind> kinds[] = {{"default", RopeKind::kDefault},   {"linear", RopeKind::kLinear},
+                                                    {"dynamic", RopeKind::kDynamic},   {"yarn", RopeKind::kYarn},
+                                                    {"longrope", RopeKind::kLongrope}, {"llama3", RopeKind::kLlama3}};
+  std::string known;
+  for (const auto& [name, kind] : kinds) {
+    if (type == name) return kind;
+    known += (known.empty() ? "" : ", ") + std::string(name);
+  }
+  unsupported(r, "rope_type", quote(type), known);
+}
+
+std::vector<double> read_pair_factors(const ConfigReader& r, const std::string& key, int64_t count) {
+  std::vector<double> out = r.numbers_or(key, {}, 1e-6, kMaxFactor);
+  if (int64_t(out.size()) != count)
+    r.fail_key(key, str_cat("expected ", count, " numbers, one for each pair of rotated columns, got ", out.size()));
+  return out;
+}
+
+// What the kind has beside theta.
+void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& rope) {
+  const auto max_positions = [&] { return c.integer("max_position_embeddings", 1, 1 << 28); };
+  const bool by_context = rope.kind == RopeKind::kYarn || rope.kind == RopeKind::kLongrope || rope.kind == RopeKind::kLlama3;
+  if (by_context) {
+    const char* key = "original_max_position_embeddings";
+    const ConfigReader& from = c.has(key) ? c : r;
+    rope.original_max_positions = from.has(key) ? from.integer(key, 2, 1 << 28) : max_positions();
+  }
+  if (rope.kind == RopeKind::kDynamic) rope.original_max_positions = max_positions();
+
+  const bool by_ratio = rope.kind == RopeKind::kYarn || rope.kind == RopeKind::kLongrope;  // where factor is absent
+  rope.factor = by_ratio && !r.has("factor") ? double(max_positions()) / double(rope.original_max_positions)
+                                             : r.number("factor", 1, kMaxFactor);
+  switch (rope.kind) {
+    case RopeKind::kDefault:
+    case RopeKind::kLinear: break;
+    case RopeKind::kDynamic:
+      rope.alpha = r.number_or("alpha", 0, 0, 1e9);
+      if (rope.dim < 4) r.fail_key("rope_type", str_cat("dynamic: expected at least 4 rotated columns, got ", rope.dim));
+      break;
+    case RopeKind::kYarn:
+      // 0 is "not set", as transformers reads it
+      if (const double v = r.number_or("beta_fast", 0, 0, kMaxFactor)) rope.beta_fast = v;
+      if (const double v = r.number_or("beta_slow", 0, 0, kMaxFactor)) rope.beta_slow = v;
+      rope.truncate = r.boolean_or("truncate", true);
+      rope.mscale = r.number_or("mscale", 0, 0, kMaxFactor);
+      rope.mscale_all_dim = r.number_or("mscale_all_dim", 0, 0, kMaxFactor);
+      rope.attention_factor = number_if(r, "attention_factor", 0, kMaxFactor);
+      break;
+    case RopeKind::kLongrope:
+      rope.short_factor = read_pair_factors(r, "short_factor", rope.dim / 2);
+      rope.long_factor = read_pair_factors(r, "long_factor", rope.dim / 2);
+      rope.short_mscale = number_if(r, "short_mscale", 0, kMaxFactor);
+      rope.long_mscale = number_if(r, "long_mscale", 0, kMaxFactor);
+      rope.attention_factor = number_if(r, "attention_factor", 0, kMaxFactor);
+      break;
+    case RopeKind::kLlama3:
+      rope.low_freq_factor = r.number("low_freq_factor", 1e-6, kMaxFactor);
+      rope.high_freq_factor = r.number("high_freq_factor", 1e-6, kMaxFactor);
+      if (rope.high_freq_factor < rope.low_freq_factor)  // Llama 4 Scout has them equal
+        r.fail_key("high_freq_factor",
+                   str_cat("expected at least low_freq_factor ", rope.low_freq_factor, ", got ", rope.high_freq_factor));
+      break;
+  }
+}
+
+}  // namespace
+
+void read_rope(const ConfigReader& c, int64_t head_dim, ModelConfig& m, const CommonKeys& keys) {
+  // Where a config has both, transformers takes the older one; theta and the partial factor within it before those beside it.
+  std::optional<ConfigReader> found = c.object("rope_scaling");
+  if (!found || found->keys().empty()) found = c.object("rope_parameters");
+  const ConfigReader& r = found ? *found : c;
+  for (const char* layers : {"full_attention", "sliding_attention"})
+    if (found && r.has(layers)) unsupported(r, layers, "with a rope of its own", "one rope for all layers");
+
+  RopeConfig& rope = m.rope;
+  rope = {};
+  rope.kind = found ? read_kind(r) : RopeKind::kDefault;
+  rope.theta = (r.has("rope_theta") ? r : c).number_or("rope_theta", keys.rope_theta, 1.0, 1e12);
+  const char* partial_key = "partial_rotary_factor";
+  const double partial = (r.has(partial_key) ? r : c).number_or(partial_key, keys.partial_rotary_factor, 0.0, 1.0);
+  if (partial != 1 && !keys.partial_rotary) unsupported(r.has(partial_key) ? r : c, partial_key, str_cat(partial), "1");
+  rope.dim = int64_t(double(head_dim) * partial);
+  if (rope.dim % 2 != 0) c.fail_key(partial_key, str_cat("expected an even number of rotated columns, got ", rope.dim));
+  if (rope.kind != RopeKind::kDefault) read_kind_keys(c, r, rope);
+  // Where yarn was added to a model by hand, as Qwen3's card says to, max_position_embeddings is still the original's.
+  if (rope.kind == RopeKind::kYarn)
+    m.max_position_embeddings = std::max(m.max_position_embeddings, int64_t(double(rope.original_max_positions) * rope.factor));
+}
+
+}  // namespace lynx_rt

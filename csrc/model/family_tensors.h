@@ -1,0 +1,66 @@
+// What families share when they say which tensors fill which slots: a table that grows.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "model/family.h"
+
+namespace lynx_rt {
+
+// Tensor names within an MLP.
+struct MlpNames {
+  const char *gate = "gate_proj", *up = "up_proj", *down = "down_proj";
+};
+
+class WeightTable {
+ public:
+  // `prefix`: of all names, where the model is a part of another.
+  WeightTable(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights, std::string prefix = "")
+      : m(config), checkpoint_(checkpoint), weights_(weights), prefix_(std::move(prefix)) {}
+
+  // A tensor that fills one slot whole.
+  void add(std::string name, std::vector<int64_t> shape, WeightView* target) {
+    specs_.push_back(whole_tensor(std::move(name), std::move(shape), target));
+  }
+  // The same, made float32 whatever it is.
+  void add_float32(std::string name, std::vector<int64_t> shape, WeightView* target) {
+    add(std::move(name), std::move(shape), target);
+    specs_.back().pieces[0].as_float32 = true;
+  }
+  void add(TensorSpec spec) { specs_.push_back(std::move(spec)); }
+  bool has(const std::string& name) const { return checkpoint_.has(name); }
+  LayerWeights& layer(int64_t l) { return weights_.layers[size_t(l)]; }
+  std::string layer_name(int64_t l) const { return prefix_ + "model.layers." + std::to_string(l) + "."; }
+
+  // model.embed_tokens, model.norm, lm_head.
+  void add_model();
+  // input_layernorm and post_attention_layernorm.
+  void add_norms(int64_t l);
+  // self_attn.{q,k,v,o}_proj, with biases where the config has them, and q_norm, k_norm as ModelConfig::qk_norm says.
+  void add_attention(int64_t l, const char* q_norm = "q_norm", const char* k_norm = "k_norm");
+  // PREFIX{gate,up,down}.weight, and .bias.
+  void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias = false, const MlpNames& names = {});
+  // All experts of a layer: PREFIX0.gate_proj.weight, ..., or fused: PREFIXgate_up_proj [E, 2I, H], PREFIXdown_proj [E, H, I].
+  void add_experts(const std::string& prefix, int64_t l, const MlpNames& names = {});
+  // One tensor [E, 2I, H] (gate rows first) and one [E, H, I].
+  void add_fused_experts(const std::string& gate_up, const std::string& down, int64_t l);
+
+  // mlp.{gate,up,down}_proj of a dense layer.
+  void add_dense_mlp(int64_t l) { add_mlp(layer_name(l) + "mlp.", m.intermediate_size, layer(l).mlp, m.mlp_bias); }
+  void add_router(std::string name, int64_t l) { add(std::move(name), {m.num_experts, m.hidden_size}, &layer(l).router); }
+
+  std::vector<TensorSpec> take() { return std::move(specs_); }
+
+  const ModelConfig& m;
+
+ private:
+  const Checkpoint& checkpoint_;
+  ModelWeights& weights_;
+  std::string prefix_;
+  std::vector<TensorSpec> specs_;
+};
+
+// Family::specs of dense models whose names are Llama's.
+std::vector<TensorSpec> dense_specs(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
+
+}  // namespace lynx_rt

@@ -1,0 +1,88 @@
+// What a decoder-only model is made of; everything the model code needs to know, in the field's standard terms. Written by
+// model/families/<model_type>.cc from config.json; the comment is the usual config key.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "checkpoint/quantization_config.h"
+#include "model/rope.h"
+
+namespace lynx_rt {
+
+enum class NormKind : uint8_t { kRms, kLayer };  // kLayer: LayerNorm with a bias
+
+struct LayerConfig {
+  bool moe = false;    // experts instead of a dense MLP
+  int64_t window = 0;  // tokens that a query sees, itself included; 0 = all
+  int64_t chunk = 0;   // a query sees its own chunk of this many positions alone; 0 = no chunks (Llama 4)
+  bool rope = true;    // false: no position embedding in this layer (Llama 4, no_rope_layers)
+};
+
+struct ModelConfig {
+  std::string model_type;               // model_type
+  int64_t hidden_size = 0;              // H; hidden_size
+  int64_t num_layers = 0;               // num_hidden_layers
+  int64_t vocab_size = 0;               // V; vocab_size
+  int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
+  int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
+  NormKind norm = NormKind::kRms;
+  float rms_norm_eps = 1e-6f;          // rms_norm_eps; of LayerNorm too
+  bool tie_word_embeddings = false;    // tie_word_embeddings
+  bool lm_head_bias = false;           // lm_head_bias
+  bool mlp_bias = false;               // of the dense MLP; mlp_bias
+  float embedding_multiplier = 1;      // embedding_multiplier (Granite)
+  float residual_multiplier = 1;       // what a block adds to the residual stream; residual_multiplier (Granite)
+  float logits_multiplier = 1;         // 1 / logits_scaling (Granite)
+  DType dtype = DType::kF32;           // dtype, or torch_dtype; absent = float32
+  QuantizationConfig quantization;     // quantization_config, compression_config: how the file's weights are to be decoded
+  std::vector<int32_t> eos_token_ids;  // eos_token_id: a number, a list, or absent
+  std::vector<LayerConfig> layers;     // [num_layers]
+
+  // Attention.
+  int64_t num_heads = 0;        // A; num_attention_heads
+  int64_t num_kv_heads = 0;     // G; num_key_value_heads, absent = A
+  int64_t head_dim = 0;         // D, of a query; head_dim, absent or null = H / A; with MLA nope + rope
+  float attention_scale = 0;    // of the scores; 1 / sqrt(D) where the config has nothing else
+  bool attention_bias = false;  // biases on the q, k, v projections; attention_bias
+  bool output_bias = false;     // bias on the o projection
+  bool sinks = false;           // one more logit per head in the softmax's denominator (gpt-oss)
+  QkNorm qk_norm = QkNorm::kNone;
+  float clip_qkv = 0;  // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
+  RopeConfig rope;
+  float temperature_floor = 0, temperature_scale = 0;  // of layers without rope (Llama 4): QkvPostArgs
+
+  // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1); kv_lora_rank = 0: none.
+  int64_t kv_lora_rank = 0;       // kv_lora_rank
+  int64_t q_lora_rank = 0;        // q_lora_rank, 0 = plain q_proj
+  float latent_norm_eps = 1e-6f;  // of the norms of q's and kv's latent vectors, which transformers leaves at its default
+  int64_t qk_nope_head_dim = 0;   // qk_nope_head_dim
+  int64_t v_head_dim = 0;         // of a value, D where there is no MLA; v_head_dim
+
+  // Mixture of experts; num_experts = 0 is a dense model.
+  int64_t num_experts = 0;            // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts
+  int64_t num_experts_per_tok = 0;    // k; num_experts_per_tok, moe_k, moe_topk
+  int64_t moe_intermediate_size = 0;  // I; moe_intermediate_size, or intermediate_size
+  RouterRule router;                  // num_experts and top_k are set by read_model_config(), bias by the decoder
+  bool router_bias = false;           // of the router's logits (gpt-oss)
+  bool choice_bias = false;           // e_score_correction_bias: RouterRule::bias
+  FfnRule ffn;                        // of the experts
+  bool expert_bias = false;           // biases of the experts (gpt-oss)
+  int64_t shared_expert_width = 0;    // of the expert that every token goes to; 0 = none
+  bool shared_expert_gate = false;    // it is scaled by a sigmoid (Qwen2-MoE)
+
+  bool mla() const { return kv_lora_rank > 0; }
+  // Of one token in one layer of the KV cache. With MLA it is one head: the latent and the rotated columns as K, of which the
+  // latent is V.
+  int64_t cache_heads() const { return mla() ? 1 : num_kv_heads; }
+  int64_t cache_head_dim() const { return mla() ? kv_lora_rank + rope.dim : head_dim; }
+  int64_t cache_v_dim() const { return mla() ? kv_lora_rank : head_dim; }
+  int64_t cache_columns() const { return cache_heads() * (cache_head_dim() + (mla() ? 0 : cache_v_dim())); }
+  int64_t num_moe_layers() const {
+    return std::count_if(layers.begin(), layers.end(), [](const LayerConfig& l) { return l.moe; });
+  }
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,201 @@
+"""What every family must do, checked on tiny random checkpoints that transformers writes. The rows (one per checkpoint) are in
+family_models_*.py, the tests in test_families.py."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny_models as tm
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lynx_rt import _C
+
+F32_BOUND = 1e-4  # of the row's largest absolute logit
+SIZES = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 40,
+         "vocab_size": 97, "max_position_embeddings": 128, "bos_token_id": None, "eos_token_id": 2, "pad_token_id": None}  # fmt: skip
+LEGACY = {"num_local_experts": "num_experts"}  # of families whose hub configs say num_experts
+
+
+@dataclass(frozen=True)
+class Row:
+    """One checkpoint: its transformers config, and how it lies on disk."""
+
+    model_type: str
+    name: str
+    keys: dict[str, Any] = field(default_factory=dict)  # of the config, on top of SIZES
+    dtype: str = "float32"  # of the weights
+    fused: bool = False  # save_original_format=False: the layout that transformers 5 holds in memory
+    sharded: bool = False
+    # Edits config.json before either side reads it. legacy_keys() is the usual one.
+    edit: Callable[[dict[str, Any]], None] | None = None
+    # Edits the tensors {name: tensor} of the checkpoint, as files from elsewhere would have them.
+    edit_tensors: Callable[[dict[str, torch.Tensor]], None] | None = None
+    # Sets right what transformers itself computes otherwise than the model's authors; says so where it is used.
+    edit_reference: Callable[[torch.nn.Module], None] | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # of the engine
+    prompts: tuple[int, ...] = (1, 13, 30)  # lengths
+    spread: float = 0.3  # standard deviation of the weights: large, so that logits have real margins
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.model_type}-{self.name}"
+
+
+def legacy_keys(config: dict[str, Any], renamed: dict[str, str] = LEGACY) -> None:
+    """The keys of transformers 4: rope_theta and rope_scaling, torch_dtype, and what else `renamed` says."""
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
+    config["torch_dtype"] = config.pop("dtype")
+    for key in renamed.keys() & config.keys():
+        config[renamed[key]] = config.pop(key)
+
+
+def legacy_rope(config: dict[str, Any], renamed: dict[str, str] = LEGACY) -> None:
+    """legacy_keys() with the type of a scaled rope under its older name."""
+    legacy_keys(config, renamed)
+    config["rope_scaling"]["type"] = config["rope_scaling"].pop("rope_type")
+
+
+def _fill(model: torch.nn.Module, row: Row) -> None:
+    """Every parameter and saved buffer at random, also the ones that start at 1 and 0 and that would hide a mistake."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{row.id}{row.seed}".encode()))
+    for name, p in model.state_dict().items():
+        noise = torch.randn(p.shape, generator=generator)
+        p.data.copy_(1 + 0.2 * noise if "norm" in name and not name.endswith("bias") else row.spread * noise)
+
+
+def write(row: Row, folder: Path) -> str:
+    """Writes the checkpoint and returns its folder."""
+    config = AutoConfig.for_model(row.model_type, **SIZES | row.keys)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    _fill(model, row)
+    model.to(getattr(torch, row.dtype)).save_pretrained(
+        folder, save_original_format=not row.fused, max_shard_size="30kB" if row.sharded else "1GB"
+    )
+    if row.edit:
+        path = folder / "config.json"
+        edited = json.loads(path.read_text())
+        row.edit(edited)
+        path.write_text(json.dumps(edited))
+    if row.edit_tensors:
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(folder / "model.safetensors")
+        row.edit_tensors(tensors)
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def reference(row: Row, path: str) -> torch.nn.Module:
+    """The checkpoint in transformers, float32, eager attention: of a 16-bit checkpoint an exact conversion."""
+    model = tm.reference(path, "float32")
+    if row.edit_reference:
+        row.edit_reference(model)
+    return model
+
+
+def engine(path: str, **options: Any) -> _C.Engine:
+    return _C.Engine(path, **({"max_num_seqs": 16, "num_threads": 1} | options))
+
+
+def prompts_for(row: Row) -> list[list[int]]:
+    rng = np.random.default_rng(len(row.id))
+    return [rng.integers(0, (SIZES | row.keys)["vocab_size"], n).tolist() for n in row.prompts]
+
+
+def greedy(e: _C.Engine, prompts: list[list[int]], count: int = 64, exact: tuple[int, ...] = ()) -> list[list[tuple[int, float]]]:
+    """`count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
+    ids = []
+    for i, prompt in enumerate(prompts):
+        params = _C.SamplingParams()
+        params.temperature, params.max_tokens, params.ignore_eos, params.logprobs = 0.0, count, True, 0
+        params.exact = i in exact
+        ids.append(e.add_request(prompt, params))
+    out = {i: [] for i in ids}
+    while e.has_unfinished():
+        for o in e.step():
+            out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
+    return [out[i] for i in ids]
+
+
+def log_softmax(x):
+    x = x - x.max(-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+
+def margins(ref):
+    """Of each row: by how much the largest logit leads."""
+    top = np.partition(ref, -2, axis=-1)
+    return top[:, -1] - top[:, -2]
+
+
+def check_float32(e, model, prompts, count=64):
+    """Every logit of every position within the bound, tokens equal wherever the reference is decided, steps equal to one pass.
+    -> decided, steps, and the tokens with their logprobs."""
+    decided = steps = 0
+    batch = greedy(e, prompts, count)
+    for prompt, generated in zip(prompts, batch):
+        tokens = [t for t, _ in generated]
+        assert len(tokens) == count
+        ids = prompt + tokens
+        ref = tm.reference_logits(model, ids)
+        bound = F32_BOUND * np.abs(ref).max(1)
+        ours = e.forward(ids)
+        diff = np.abs(ours - ref).max(1)
+        worst = int(np.argmax(diff / bound))
+        assert diff[worst] <= bound[worst], f"row {worst}: off by {diff[worst]:.3g}, bound {bound[worst]:.3g}"
+
+        rows = slice(len(prompt) - 1, len(ids) - 1)  # the rows that chose the generated tokens
+        chosen = np.arange(len(tokens)), tokens
+        sure = margins(ref[rows]) > 2 * bound[rows]
+        assert (ref[rows].argmax(1) == tokens)[sure].all()
+        np.testing.assert_array_less((ref[rows].max(1) - ref[rows][chosen]) - 2 * bound[rows], 1e-30)
+        logprobs = [lp for _, lp in generated]
+        expected = log_softmax(ref[rows].astype(np.float64))[chosen]
+        np.testing.assert_array_less(np.abs(logprobs - expected), 2 * bound[rows] + 1e-6)
+
+        # Prefill and decode in steps are one pass, up to what a float32 logprob rounds.
+        assert ours[rows].argmax(1).tolist() == tokens, "forward() and step() disagree"
+        np.testing.assert_allclose(logprobs, log_softmax(ours[rows].astype(np.float64))[chosen], rtol=1e-6, atol=2e-6)
+        decided, steps = decided + int(sure.sum()), steps + len(tokens)
+    return decided, steps, batch
+
+
+def check_batch_invariance(path, prompts, batch, **options):
+    """Each request on its own, prefilled a few tokens at a time, by two threads, in small blocks: bitwise what the batch gave it."""
+    e = engine(path, dtype="float32", max_num_batched_tokens=5, max_num_seqs=4, block_size=8, enable_prefix_caching=False,
+               **options | {"num_threads": 2})  # fmt: skip
+    for prompt, expected in zip(prompts, batch):
+        assert greedy(e, [prompt], len(expected)) == [expected]
+
+
+def check_selection(path, prompts, batch, **options):
+    """In a batch that LYNX selects for: fewer experts than the requests' own (where they do not want all), in no layer and step none; a
+    request that is exact gets bitwise the tokens and logprobs of topk."""
+    e = engine(path, dtype="float32", expert_selection="lynx:alpha=2,theta=1.5", **options)
+    assert greedy(e, prompts, len(batch[0]), exact=(1,))[1] == batch[1]
+    info, layers = e.model_info(), e.stats()["layers"]
+    assert len(layers) == info["num_moe_layers"]
+    assert all(layer["steps"] <= layer["active"] <= layer["union_before"] for layer in layers)
+    fewer = sum(layer["active"] for layer in layers) < sum(layer["union_before"] for layer in layers)
+    assert fewer == (info["num_experts_per_tok"] < info["num_experts"])
+
+
+def check_family(row: Row, path: str) -> None:
+    model = reference(row, path)
+    prompts = prompts_for(row)
+    e = engine(path, dtype="float32", **row.options)
+    decided, steps, batch = check_float32(e, model, prompts, count=32)
+    assert decided > 0.9 * steps, f"only {decided} of {steps} steps are decided: the row tests little"
+    check_batch_invariance(path, prompts, batch, **row.options)
+    if e.model_info()["num_experts"] > 0:
+        check_selection(path, prompts, batch, **row.options)

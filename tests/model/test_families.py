@@ -1,0 +1,72 @@
+"""Every family against transformers: family_parity.py says what is checked, family_models_*.py on which checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import family_models_a
+import family_models_b
+import numpy as np
+import pytest
+import tiny_models as tm
+from family_parity import check_family, engine, greedy, prompts_for, reference, write
+from safetensors import safe_open
+
+from lynx_rt import _C
+
+ROWS = family_models_a.ROWS + family_models_b.ROWS
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_family(row, tmp_path):
+    check_family(row, write(row, tmp_path))
+
+
+FIRST = list({row.model_type: row for row in reversed(ROWS) if not row.edit_reference}.values())  # of each family
+
+
+@pytest.mark.parametrize("row", FIRST, ids=lambda row: row.id)
+def test_bfloat16(row, tmp_path):
+    """Against float32 on the same weights, the typical row is no further off than transformers' own bfloat16: test_transformers_parity.py
+    says why. (Measured: about half as far. Rows whose experts flip are many standard deviations off on both sides, so that only medians
+    compare.)"""
+    row = replace(row, dtype="bfloat16")
+    path = write(row, tmp_path)
+    e, exact, rounded = engine(path, dtype="bfloat16", **row.options), reference(row, path), tm.reference(path, "bfloat16")
+    ours, theirs = [], []
+    for prompt in prompts_for(row):
+        ids = prompt + [token for token, _ in greedy(e, [prompt], 32)[0]]
+        ref = tm.reference_logits(exact, ids)
+        ours.append(np.abs(e.forward(ids) - ref).max(1))
+        theirs.append(np.abs(tm.reference_logits(rounded, ids) - ref).max(1))
+    ours, theirs = np.median(np.concatenate(ours)), np.median(np.concatenate(theirs))
+    assert 0 < ours <= theirs, f"median over rows of the largest error: {ours:.3g} against {theirs:.3g}"
+
+
+LAYOUTS = {
+    "mixtral-plain": "block_sparse_moe.experts.0.w1.weight",
+    "mixtral-fused": "mlp.experts.gate_up_proj",
+    "qwen2_moe-plain": "mlp.experts.0.gate_proj.weight",
+    "qwen2_moe-fused": "mlp.experts.gate_up_proj",
+    "phimoe-plain": "block_sparse_moe.gate.weight",
+    "phimoe-fused": "mlp.router.weight",
+    "granitemoe-plain": "block_sparse_moe.input_linear.weight",
+    "granitemoe-renamed": "block_sparse_moe.experts.gate_up_proj",
+    "hunyuan_v1_moe-plain": "mlp.experts.0.up_proj.weight",
+    "hunyuan_v1_moe-fused": "mlp.experts.gate_up_proj",
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_on_disk(name, tmp_path):
+    """The rows cover the layouts that they are meant to."""
+    write(next(row for row in ROWS if row.id == name), tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "np") as file:
+        assert f"model.layers.1.{LAYOUTS[name]}" in file.keys()  # noqa: SIM118
+
+
+def test_every_family_has_six_checkpoints():
+    assert len({row.id for row in ROWS}) == len(ROWS)
+    for model_type in _C.supported_model_types():
+        if model_type not in ("qwen3", "qwen3_moe", "llama4"):  # test_transformers_parity.py; a llama4_text row
+            assert sum(row.model_type == model_type for row in ROWS) >= 6, model_type

@@ -1,0 +1,73 @@
+"""Tiny tokenizers of the styles that the families have, trained here."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+CORPUS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
+    "What is the weather in Paris today? It is 21 degrees; the sky is clear.",
+    "def add(a, b):\n    return a + b\n",
+    "naïve café, Grüße aus Köln, 日本語のテキスト, привет мир",
+] * 4
+
+
+@functools.cache
+def byte_level() -> str:
+    """tokenizer.json of byte-level BPE (Qwen, gpt-oss, GLM, DeepSeek, Llama 4)."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=sorted(alphabet), show_progress=False)
+    backend.train_from_iterator(CORPUS, trainer)
+    return backend.to_str()
+
+
+@functools.cache
+def byte_fallback(legacy: bool = True) -> str:
+    """tokenizer.json of sentencepiece BPE with byte fallback (Llama, Mixtral, Phi-3.5-MoE).
+
+    legacy: spaces become U+2581 in the normalizer, as converted checkpoints have it; else in the pre-tokenizer.
+    """
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.train_from_iterator(CORPUS[:3], trainers.BpeTrainer(vocab_size=120, show_progress=False))
+    file = json.loads(backend.to_str())
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *file["model"]["vocab"]]
+    file["model"] |= {
+        "vocab": {token: place for place, token in enumerate(tokens)},
+        "byte_fallback": True,
+        "unk_token": "<unk>",
+        "fuse_unk": True,
+    }
+    backend = tokenizers.Tokenizer.from_str(json.dumps(file))
+    if legacy:
+        backend.pre_tokenizer = None
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.add_special_tokens(["<unk>", "<s>", "</s>"])
+    backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
+    return backend.to_str()
+
+
+def save(folder: Path, tokenizer_json: str, **config: Any) -> Path:
+    """A model folder with these tokenizer files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(tokenizer_json)
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | config)
+    return folder
+
+
+def write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value))
