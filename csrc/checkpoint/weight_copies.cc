@@ -160,10 +160,14 @@ void WeightCopies::read(const WeightView& view) {
   if (Block::Tensor* tensor = block_->find(view.data)) block_->read(*tensor);
 }
 
+void WeightCopies::check_memory() const {
+  if (const int64_t free = free_memory_bytes(); bytes() > free)
+    fail(ErrorCode::kOutOfMemory, "weights", "weights: ", bytes(), " bytes are decoded or copied, but ", free, " are free");
+}
+
 void WeightCopies::read_all() {
   if (!block_) return;
-  if (const int64_t free = free_memory_bytes(); block_->bytes > free)
-    fail(ErrorCode::kOutOfMemory, "weights", "weights: ", block_->bytes, " bytes are decoded or copied, but ", free, " are free");
+  check_memory();
   for (Block::Tensor& tensor : block_->tensors) block_->read(tensor);
 }
 

@@ -62,7 +62,8 @@ class WeightCopies {
   int64_t bytes() const;  // of all
   // Makes sure that the view has its values; those of its tensor are read together. A view of anything else is left alone.
   void read(const WeightView& view);
-  void read_all();  // throws kOutOfMemory where they do not fit into free memory
+  void check_memory() const;  // throws kOutOfMemory where all of them do not fit into free memory
+  void read_all();            // the same
   // The view's values are not needed any more: their memory is given back.
   void release(const WeightView& view);
 

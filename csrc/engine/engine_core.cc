@@ -112,7 +112,7 @@ ModelWeights EngineCore::load_weights() {
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights, copied || quantized ? ReadCopies::kWhenPlaced : ReadCopies::kNow);
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
@@ -124,7 +124,8 @@ ModelWeights EngineCore::load_weights() {
     weights.owned.clear();
     weights.copies = {};
     checkpoint_ = Checkpoint();
-  } else if (quantized) {
+  } else if (quantized || weights.copies.bytes() > 0) {
+    if (!quantized) weights.copies.check_memory();
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
     checkpoint_.drop_pages();

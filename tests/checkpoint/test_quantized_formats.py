@@ -102,6 +102,18 @@ def test_quantised_anew(plain, tmp_path, name, quantization, tied):
     np.testing.assert_array_equal(logits(folder, quantization=quantization), expected)
 
 
+def test_progress_of_decoding(plain, tmp_path):
+    """Decoding takes its time, and says how far it is."""
+    form = BY_NAME["fp8_block"]
+    tensors, config = plain(MODEL[form.dtype])
+    codes, _ = quantized(form, tensors, config)
+    folder = str(write(tmp_path, codes, config | {"quantization_config": form.config}))
+    seen = []
+    _C.Engine(folder, num_threads=1, max_num_seqs=2, on_load_progress=lambda done, total: seen.append((done, total)))
+    assert len(seen) > 10 and seen == sorted(seen) and {total for _, total in seen} == {_C.inspect(folder)["weight_bytes"]}
+    assert seen[-1][0] == seen[-1][1]
+
+
 def anonymous_bytes():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
