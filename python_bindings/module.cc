@@ -3,6 +3,7 @@
 #include "backend/backend.h"
 #include "backend/cpu/bandwidth.h"
 #include "base/cpu_features.h"
+#include "base/memory.h"
 #include "lynx_rt/version.h"
 
 #include <pybind11/stl.h>
@@ -30,11 +31,12 @@ PYBIND11_MODULE(_C, m) {
         d["isa"] = isa_name(resolve_isa(""));
         d["supported_isas"] = isas;
         d["usable_cores"] = usable_cores();
+        d["available_memory_bytes"] = free_memory_bytes();
         d["compiler"] = "gcc-compatible " __VERSION__;
         d["cuda"] = describe_cuda();
         return d;
       },
-      "How this build was made and what this CPU offers.");
+      "How this build was made, what this CPU offers and what this process may use of it.");
   py::class_<lynx_rt::BandwidthProbe>(m, "BandwidthProbe", "A buffer to read: the rate that decode is measured against.")
       .def(py::init<int, int64_t>(), py::arg("num_threads") = 0, py::arg("bytes") = int64_t(1) << 29)
       .def("measure", &lynx_rt::BandwidthProbe::measure, py::call_guard<py::gil_scoped_release>(),
