@@ -166,6 +166,10 @@ def test_too_small_a_cache_says_what_would_do(tiny_path):
     text = str(error.value)
     assert all(str(n) in text for n in (100, 64 * per_token, f"kv_cache_memory_bytes={112 * per_token}", "max_model_len=64"))
     engine(path, kv_cache_memory_bytes=112 * per_token, max_model_len=100)
+    with pytest.raises(OutOfMemoryError) as error:  # less than one page: there is no max_model_len that would fit
+        engine(path, kv_cache_memory_bytes=per_token, max_model_len=100)
+    assert f"kv_cache_memory_bytes={112 * per_token} or more" in str(error.value)
+    assert "max_model_len=" not in str(error.value)
     engine(path, kv_cache_memory_bytes=64 * per_token, max_model_len=64)
 
 
