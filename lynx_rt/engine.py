@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -31,6 +30,8 @@ Conversation = Sequence[Mapping[str, Any]]
 class Engine:
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
+    A program may end without close(). After a fork, the child's calls raise EngineClosedError; it may make an Engine of its own.
+
     model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
@@ -40,7 +41,7 @@ class Engine:
     quantization_cache: a folder that keeps the quantised weights for the next time; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
-    max_num_queued_reqs: waiting requests before QueueFullError; None = no limit.
+    max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
@@ -118,7 +119,6 @@ class Engine:
         except BaseException:
             core.close()
             raise
-        self._numbers = itertools.count()
         self._unfinished: set[Request] = set()  # those of add_request()
         self._outbox: dict[str, Request] = {}  # those of add_request() that changed since the last step()
 
@@ -405,8 +405,7 @@ class Engine:
                 tokenizer=self._tokenizer,
             )
 
-        name = str(next(self._numbers)) if request_id is None else request_id
-        return Request(name, prompt, params, self._tokenizer, self._eos_token_ids, make_native)
+        return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native)
 
     def _run(self, requests: list[Request], use_tqdm: bool | None, timeout: float | None) -> list[RequestOutput]:
         deadline = None if timeout is None else time.monotonic() + timeout

@@ -37,7 +37,7 @@ class OutOfMemoryError(LynxError, MemoryError):
 
 
 class QueueFullError(LynxError):
-    """`max_num_queued_reqs` requests are waiting already."""
+    """All `max_num_seqs` places are taken, and `max_num_queued_reqs` requests are waiting for one."""
 
 
 class RequestAborted(LynxError):
@@ -45,7 +45,7 @@ class RequestAborted(LynxError):
 
 
 class EngineClosedError(LynxError):
-    """The engine has been closed."""
+    """The engine has been closed, belongs to the process that this one was forked from, or the interpreter is exiting."""
 
 
 class DeviceError(LynxError):

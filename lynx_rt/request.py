@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from lynx_rt.errors import ValidationError
 from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.stop_strings import StopFilter
 
@@ -135,18 +136,23 @@ class Completion:
 
 
 class Request:
-    """One prompt with its n completions. `notify` is called after every change, under the engine's lock."""
+    """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
+
+    request_id: None = the driver finds one that is not in use, when the request is added.
+    """
 
     def __init__(
         self,
-        request_id: str,
+        request_id: str | None,
         prompt: ParsedPrompt,
         params: SamplingParams,
         tokenizer: Tokenizer | None,
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
     ) -> None:
-        self.request_id = request_id
+        if request_id is not None and not (isinstance(request_id, str) and request_id):
+            raise ValidationError(f"request_id: expected a string that is not empty, got {request_id!r}", "request_id")
+        self.request_id = request_id or ""
         self.prompt = prompt.text
         self.prompt_token_ids = prompt.token_ids
         self.params = params

@@ -339,6 +339,41 @@ def test_a_full_queue_leaves_nothing_behind(nano_path: str) -> None:
         assert engine.generate([SUM], GREEDY)[0].text == " 264"
 
 
+@pytest.mark.parametrize("max_num_seqs, most", [(128, 130), (2, 4)])
+def test_the_queue_is_what_waits_for_a_place(nano_path: str, max_num_seqs: int, most: int) -> None:
+    with Engine(nano_path, max_num_seqs=max_num_seqs, max_num_queued_reqs=2) as engine:
+        assert len(engine.generate([SUM] * 3, GREEDY)) == 3
+        assert len(engine.generate([SUM], {"n": 3, "temperature": 1, "max_tokens": 2})[0].outputs) == 3
+        one = {"max_tokens": 1}
+        assert len(engine.generate([SUM] * most, one)) == most
+        with pytest.raises(QueueFullError, match=f"{max_num_seqs} places, the limit is 2"):
+            engine.generate([SUM] * (most + 1), one)
+        with pytest.raises(QueueFullError):
+            engine.generate([SUM] * (most - 1), [one] * (most - 2) + [{"n": 3, "temperature": 1}])
+        stats = engine.stats()
+        assert stats.num_running == stats.num_waiting == 0
+
+
+def test_own_ids_and_automatic_ones_do_not_meet(nano: Engine) -> None:
+    names = [str(n) for n in range(3)]
+    streams = [nano.stream(SUM, GREEDY, request_id=name) for name in names]
+    outputs = nano.generate([SUM] * 4, GREEDY)
+    assert not {output.request_id for output in outputs} & set(names)
+    automatic = nano.stream(SUM, GREEDY)
+    kind, number = automatic.request_id.split("-")
+    taken = nano.stream(SUM, GREEDY, request_id=f"{kind}-{int(number) + 1}")
+    assert nano.generate(SUM, GREEDY)[0].outputs[0].text == " 264"
+    ids = [nano.add_request(SUM, GREEDY, request_id=name) for name in ("7", None)]
+    assert len(set(ids)) == 2
+    while nano.has_unfinished_requests():
+        nano.step()
+    for stream in [*streams, automatic, taken]:
+        assert [output.outputs[0].text for output in stream][-1] == " 264"
+    for wrong in ("", 5, b"a"):
+        with pytest.raises(ValidationError, match="request_id: expected a string"):
+            nano.add_request(SUM, GREEDY, request_id=wrong)  # type: ignore[arg-type]
+
+
 def test_properties(nano: Engine) -> None:
     assert nano.max_model_len == 1024 and nano.device.startswith("cpu") and nano.model_config["num_experts"] == 32
     assert set(nano.memory) == {"weight", "kv", "workspace"} and nano.memory["weight"] > 40e6
