@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,35 @@ from typing import Any
 import tokenizers
 
 from lynx_rt.errors import CheckpointError
+from lynx_rt.library_errors import Guard, shown
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_MAX_DEPTH = 100  # of JSON; printing, copying and comparing what is deeper ends in RecursionError
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; {} where there is no file. Raises CheckpointError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return {}
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}", str(path)) from None
+    text = read_text(path)
+    with Guard(f"{path} is not valid JSON", str(path)):  # Python's parser raises RecursionError where it is deep
+        value = json.loads(text)
+        if _is_deeper(value, _MAX_DEPTH):
+            raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold a JSON object, got {type(value).__name__}", str(path))
     return value
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inside = [value]
+    for _ in range(levels + 1):
+        containers = [
+            item.values() if isinstance(item, dict) else item for item in inside if isinstance(item, dict | list)
+        ]
+        inside = [child for container in containers for child in container]
+    return bool(inside)
 
 
 def read_tokenizer_config(folder: Path) -> tuple[dict[str, Any], dict[str, tokenizers.AddedToken]]:
@@ -38,7 +52,7 @@ def read_tokenizer_config(folder: Path) -> tuple[dict[str, Any], dict[str, token
     for key, kind in (("added_tokens_decoder", dict), ("add_bos_token", bool), ("split_special_tokens", bool)):
         if not isinstance(config.get(key), kind | None):
             expected = "an object" if kind is dict else "true or false"
-            raise CheckpointError(f"{file}: {key} must be {expected}, got {config[key]!r}", key)
+            raise CheckpointError(f"{file}: {key} must be {expected}, got {shown(config[key])}", key)
     special = _named_tokens(config, file)
     extra = _extra_tokens(config, file)
     if config.get("added_tokens_decoder") is None:
@@ -69,7 +83,9 @@ def _added_token(value: Any, name: str, file: Path) -> tokenizers.AddedToken:
         flags = {flag: value[flag] for flag in _TOKEN_FLAGS if flag in value}
         if all(isinstance(flag, bool) for flag in flags.values()):
             return tokenizers.AddedToken(value["content"], **flags)
-    raise CheckpointError(f"{file}: {name} must be a token (a text, or an object with 'content'), got {value!r}", name)
+    raise CheckpointError(
+        f"{file}: {name} must be a token (a text, or an object with 'content'), got {shown(value)}", name
+    )
 
 
 def _extra_tokens(config: Mapping[str, Any], file: Path) -> list[tokenizers.AddedToken]:
@@ -80,7 +96,7 @@ def _extra_tokens(config: Mapping[str, Any], file: Path) -> list[tokenizers.Adde
         if isinstance(value, list):
             extra = [_added_token(token, key, file) for token in value] or extra
         elif not isinstance(value, dict):
-            raise CheckpointError(f"{file}: {key} must be a list of tokens, got {value!r}", key)
+            raise CheckpointError(f"{file}: {key} must be a list of tokens, got {shown(value)}", key)
     return extra
 
 
@@ -95,7 +111,7 @@ def add_tokens(
     if listed is None:
         by_id = backend.get_added_tokens_decoder()
     else:
-        if bad := [key for key in listed if not key.isdecimal()]:
+        if bad := [key for key in listed if not (key.isdecimal() and len(key) < 10)]:
             key = f"added_tokens_decoder[{bad[0]}]"
             raise CheckpointError(f"{file}: added_tokens_decoder must map ids to tokens, got the id {bad[0]!r}", key)
         by_id = {int(key): _added_token(value, f"added_tokens_decoder[{key}]", file) for key, value in listed.items()}
@@ -110,7 +126,7 @@ def add_tokens(
             present.add(token.content)
             token.special = True
             tokens.append(token)
-    if tokens:
+    with Guard(f"{file}: its tokens cannot be added", str(file)):
         backend.add_tokens(tokens)
 
 
@@ -120,7 +136,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[st
     if (main := folder / "chat_template.jinja").is_file():
         files = {"default": main} | files
     if files:
-        named = {name: _read_text(file) for name, file in files.items()}
+        named = {name: read_text(file) for name, file in files.items()}
         return named["default"] if list(named) == ["default"] else named
     file, template = folder / "tokenizer_config.json", config.get("chat_template")
     if (older := read_json(folder / "chat_template.json").get("chat_template")) is not None:
@@ -132,14 +148,17 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[st
     texts = list(template.values()) if isinstance(template, dict) else [template or ""]
     if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(
-            f"{file}: chat_template must be a text or a list of {{'name', 'template'}}, got {template!r}",
+            f"{file}: chat_template must be a text or a list of {{'name', 'template'}}, got {shown(template)}",
             "chat_template",
         )
     return template
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The file's text. Raises CheckpointError for bytes that are not UTF-8 and where the system cannot read it."""
     try:
         return file.read_text(encoding="utf-8")
-    except ValueError as error:
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"{file} is not UTF-8 text: {error}", str(file)) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", str(file)) from None

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lynx_rt import CheckpointError, Tokenizer, ValidationError
-from lynx_rt.tokenizer import _ByteDetokenizer, _WindowDetokenizer
+from lynx_rt.detokenizer import ByteDetokenizer, WindowDetokenizer
 
 TEXTS = [
     "",
@@ -343,8 +343,8 @@ def test_a_decoder_that_cannot_decode_nothing() -> None:
 
 
 def test_which_detokenizer() -> None:
-    assert all(isinstance(tokenizer.detokenizer(), _ByteDetokenizer) for tokenizer in IN_BYTES.values())
-    assert all(isinstance(tokenizer.detokenizer(), _WindowDetokenizer) for tokenizer in IN_WINDOWS.values())
+    assert all(isinstance(tokenizer.detokenizer(), ByteDetokenizer) for tokenizer in IN_BYTES.values())
+    assert all(isinstance(tokenizer.detokenizer(), WindowDetokenizer) for tokenizer in IN_WINDOWS.values())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
