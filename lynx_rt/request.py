@@ -131,8 +131,10 @@ class Completion:
 
     def _logprobs(self, entries: list[tuple[int, float, int]]) -> TokenLogprobs:
         tokenizer = self.request.tokenizer
+        if tokenizer is None:
+            return {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
         return {
-            token_id: Logprob(logprob, rank, tokenizer.piece(token_id) if tokenizer else None)
+            token_id: Logprob(logprob, rank, tokenizer.piece(token_id), list(tokenizer.token_bytes(token_id)))
             for token_id, logprob, rank in entries
         }
 
