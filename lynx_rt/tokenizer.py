@@ -11,10 +11,11 @@ from typing import Any, SupportsIndex
 import tokenizers
 
 from lynx_rt.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
-from lynx_rt.errors import ModelNotFoundError, ValidationError
+from lynx_rt.errors import ValidationError
 from lynx_rt.library_errors import Guard, shown
-from lynx_rt.tokenizer_backend import Backend
-from lynx_rt.tokenizer_config import add_tokens, read_chat_template, read_tokenizer_config
+from lynx_rt.tokenizer_backend import Backend, SlowBackend
+from lynx_rt.tokenizer_config import read_chat_template
+from lynx_rt.tokenizer_files import load_tokenizer_files
 
 _CONTEXT = 5  # tokens of the prompt that set the scene for detokenization
 
@@ -22,11 +23,15 @@ _CONTEXT = 5  # tokens of the prompt that set the scene for detokenization
 class Tokenizer:
     """A tokenizer with its special tokens. Thread-safe.
 
-    source: a model folder, the path of a tokenizer.json, a `tokenizers.Tokenizer`, or a fast tokenizer of transformers.
+    source: a model folder; one file of it (tokenizer.json, vocab.json beside merges.txt, SentencePiece's tokenizer.model, a
+    tiktoken file, tekken.json); a `tokenizers.Tokenizer`; or a tokenizer of transformers, fast or slow.
 
-    tokenizer.json says how text becomes ids; tokens and names that only tokenizer_config.json or special_tokens_map.json
-    knows are added as transformers 5 adds them. One thing is as in transformers 4: `add_bos_token: true` is heeded where
-    tokenizer.json itself adds no start token, since checkpoints (DeepSeek's) count on it.
+    Files are read as transformers 5 reads them, with the tokens and names that tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json add. Three things are otherwise, because models count on them:
+    `add_bos_token: true` is heeded where tokenizer.json itself adds no start token (DeepSeek's); a tokenizer.model of a class
+    other than LlamaTokenizer has the prefix space and the white space that the model asks for; and tiktoken files have the
+    word pattern of their class (Kimi's, HunYuan's, Qwen's).
+    Raises ModelNotFoundError, CheckpointError, ValidationError.
     """
 
     @staticmethod
@@ -35,46 +40,46 @@ class Tokenizer:
         return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)
 
     def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
-        config: dict[str, Any] = {}
         special: Mapping[str, str | tokenizers.AddedToken] = {}
         self.chat_template: str | dict[str, str] | None = None
-        name = "the given tokenizer"
+        name, prepend_bos = "the given tokenizer", False
         if isinstance(source, (str, os.PathLike)):
-            file = _find(Path(source))
-            folder, name = file.parent, str(file)
-            raw = _load(file)
-            config, named = read_tokenizer_config(folder)
-            add_tokens(raw, config, named, folder / "tokenizer_config.json")
-            raw.encode_special_tokens = bool(config.get("split_special_tokens"))
-            special = named
-            self.chat_template = read_chat_template(folder, config)
+            file, raw, config = load_tokenizer_files(Path(source))
+            name, special = str(file), config.named
+            prepend_bos = config.values.get("add_bos_token") is True
+            self.chat_template = read_chat_template(file.parent, config.values)
         elif isinstance(source, tokenizers.Tokenizer):
             raw = _copy(source)
-        elif isinstance(getattr(source, "backend_tokenizer", None), tokenizers.Tokenizer):
-            raw = _copy(source.backend_tokenizer)
-            raw.encode_special_tokens = source.backend_tokenizer.encode_special_tokens
+        elif all(hasattr(source, attribute) for attribute in ("encode", "decode", "special_tokens_map")):
+            raw = source
+            if isinstance(getattr(source, "backend_tokenizer", None), tokenizers.Tokenizer):
+                raw = _copy(source.backend_tokenizer)
+                raw.encode_special_tokens = source.backend_tokenizer.encode_special_tokens
             special = {name: token for name, token in source.special_tokens_map.items() if isinstance(token, str)}
             self.chat_template = getattr(source, "chat_template", None)
         else:
             raise ValidationError(
-                f"tokenizer must be a path or a fast tokenizer, got {type(source).__name__}", "tokenizer"
+                f"tokenizer must be a path or a tokenizer of transformers or tokenizers, got {type(source).__name__}",
+                "tokenizer",
             )
-        # A tokenizer.json may carry the settings of its training; a prompt must never be cut or filled up.
-        raw.no_truncation()
-        raw.no_padding()
-        self._backend = Backend(raw, name)
+        if isinstance(raw, tokenizers.Tokenizer):
+            # A tokenizer.json may carry the settings of its training; a prompt must never be cut or filled up.
+            raw.no_truncation()
+            raw.no_padding()
+            self._backend = Backend(raw, name)
+            self._decoding = Decoding.of(raw)
+        else:
+            self._backend, self._decoding = SlowBackend(raw, name), None
         # "bos_token", "eos_token", ... -> the token's text, where there is one: what chat templates use.
         self.special_tokens = {name: str(getattr(token, "content", token)) for name, token in special.items()}
-        added = self._backend.added_tokens()
-        self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        self._prepend_bos = self.bos_token_id if config.get("add_bos_token") is True else None
-        self._decoding = Decoding.of(raw)
+        self.special_token_ids = self._backend.special_ids()
+        self._prepend_bos = self.bos_token_id if prepend_bos else None
         self._bytes_of_id: dict[int, bytes] = {}
         self.encode_batch([""])  # a post-processor may name a token that it does not have
 
     @property
-    def backend(self) -> tokenizers.Tokenizer:
-        """The `tokenizers.Tokenizer` that does the work."""
+    def backend(self) -> Any:
+        """What does the work: a `tokenizers.Tokenizer`, or the slow tokenizer of transformers that was given."""
         return self._backend.raw
 
     @property
@@ -157,22 +162,6 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, eos_token={self.special_tokens.get('eos_token')!r})"
-
-
-def _find(path: Path) -> Path:
-    """The tokenizer's file in a folder, or the file itself."""
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise ModelNotFoundError(
-            f"{file} does not exist; pass tokenizer=... or skip_tokenizer_init=True to work with token ids only",
-            "tokenizer",
-        )
-    return file
-
-
-def _load(file: Path) -> tokenizers.Tokenizer:
-    with Guard(f"{file} is not a tokenizer", str(file)):
-        return tokenizers.Tokenizer.from_file(str(file))
 
 
 def _copy(raw: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
