@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lynx_rt.errors import ValidationError
+from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.stop_strings import StopFilter
 
@@ -50,7 +50,16 @@ class Completion:
         return len(self._out.token_ids)
 
     def apply(self, step: _C.StepOutput) -> bool:
-        """Takes in what a step did. True where a stop string ended the completion, so that C++ must be told."""
+        """Takes in what a step did. True where this side ended the completion, so that C++ must be told."""
+        try:
+            return self._apply(step)
+        except LynxError as error:  # a tokenizer that cannot decode; other requests go on
+            self._detokenizer = None
+            self._out.error = str(error)
+            self._finish("error", None)
+            return step.finish_reason is None
+
+    def _apply(self, step: _C.StepOutput) -> bool:
         if (routed_experts := step.routed_experts) is not None:
             if step.num_preemptions > self.metrics.num_preemptions:  # all positions were computed again
                 self._routed_experts.clear()
@@ -122,8 +131,10 @@ class Completion:
 
     def _logprobs(self, entries: list[tuple[int, float, int]]) -> TokenLogprobs:
         tokenizer = self.request.tokenizer
+        if tokenizer is None:
+            return {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
         return {
-            token_id: Logprob(logprob, rank, tokenizer.piece(token_id) if tokenizer else None)
+            token_id: Logprob(logprob, rank, tokenizer.piece(token_id), list(tokenizer.token_bytes(token_id)))
             for token_id, logprob, rank in entries
         }
 

@@ -165,6 +165,8 @@ def test_logprobs(nano: Engine) -> None:
         assert next(iter(entry)) == token_id and 3 <= len(entry) <= 4
         assert entry[token_id].rank == 1 and entry[token_id].decoded_token == nano.get_tokenizer().piece(token_id)
         assert all(other.logprob <= entry[token_id].logprob <= 0 for other in entry.values())
+    spoken = zip(completion.token_ids[:-1], completion.logprobs[:-1], strict=True)
+    assert b"".join(bytes(entry[token_id].bytes or []) for token_id, entry in spoken).decode() == output.text
     total = sum(entry[t].logprob for t, entry in zip(completion.token_ids, completion.logprobs, strict=True))
     assert completion.cumulative_logprob == pytest.approx(total, abs=1e-5)
     assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
