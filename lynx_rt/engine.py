@@ -13,9 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from lynx_rt.driver import Driver
+from lynx_rt.engine_state import EngineState
 from lynx_rt.errors import ValidationError
 from lynx_rt.generation_config import default_sampling_params, eos_token_ids, load_generation_config
-from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
+from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
 from lynx_rt.request import Request
@@ -28,7 +29,7 @@ ParamsPerPrompt = Params | Sequence[Params] | None
 Conversation = Sequence[Mapping[str, Any]]
 
 
-class Engine:
+class Engine(EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
     model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
@@ -277,53 +278,7 @@ class Engine:
         """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0."""
         return default_sampling_params(self._generation_config)
 
-    # State
-
-    def stats(self) -> EngineStats:
-        """Gauges, and counters since the start or `reset_stats()`."""
-        return EngineStats.from_native(self._core.stats())
-
-    def reset_stats(self) -> None:
-        self._core.reset_stats()
-
-    def expert_stats(self) -> ExpertStats:
-        """How many experts the decode-only steps read, before and after selection."""
-        info = self._info
-        return ExpertStats.from_stats(
-            self.stats(), self.expert_selection, info["num_experts"], info["num_experts_per_tok"]
-        )
-
-    def set_expert_selection(self, selection: str | None) -> None:
-        """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
-        self._core.set_expert_selection(selection or "topk")
-
-    @property
-    def expert_selection(self) -> str:
-        return self._core.expert_selection()
-
-    @property
-    def model_config(self) -> dict[str, Any]:
-        """Shape of the model (hidden_size, num_layers, num_experts, ...) as loaded."""
-        return dict(self._info)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens that prompt and output may have together."""
-        return int(self._info["max_model_len"])
-
-    @property
-    def device(self) -> str:
-        """What the model runs on, in words; begins with "cpu"."""
-        return str(self._info["device"])
-
-    @property
-    def dtype(self) -> str:
-        return str(self._info["dtype"])
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of weights, KV cache and workspace."""
-        return {name: self._info[f"{name}_bytes"] for name in ("weight", "kv", "workspace")}
+    # Life
 
     @property
     def is_closed(self) -> bool:
@@ -351,10 +306,6 @@ class Engine:
         )
 
     # Internals
-
-    @property
-    def _vocab_size(self) -> int:
-        return int(self._info["vocab_size"])
 
     def _parse(
         self, prompts: Prompt | Iterable[Prompt], *, name: str = "prompt", add_special_tokens: bool = True
