@@ -15,7 +15,7 @@ from typing import Any
 from lynx_rt.driver import Driver
 from lynx_rt.engine_state import EngineState
 from lynx_rt.errors import ValidationError
-from lynx_rt.generation_config import default_sampling_params, eos_token_ids, load_generation_config
+from lynx_rt.generation_config import eos_token_ids, load_generation_config
 from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
@@ -35,6 +35,7 @@ class Engine(EngineState):
     model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
@@ -59,6 +60,7 @@ class Engine(EngineState):
         tokenizer: str | os.PathLike[str] | Any | None = None,
         skip_tokenizer_init: bool = False,
         chat_template: str | os.PathLike[str] | None = None,
+        generation_config: str | os.PathLike[str] | None = "auto",
         device: str = "auto",
         load_format: str = "auto",
         dtype: str = "auto",
@@ -110,7 +112,7 @@ class Engine(EngineState):
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
             self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
-            self._generation_config = load_generation_config(self._path)
+            self._generation_config = load_generation_config(self._path, generation_config)
             self._chat_template = chat_template
             # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
             known = frozenset(self._info["eos_token_ids"])
@@ -275,8 +277,11 @@ class Engine(EngineState):
         return self.get_tokenizer().decode(ids, skip_special_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0."""
-        return default_sampling_params(self._generation_config)
+        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
+
+        What that file says and cannot be used is warned of by name (GenerationConfigWarning), once.
+        """
+        return self._generation_config.default_sampling_params(self._vocab_size, self._tokenizer is not None)
 
     # Life
 
