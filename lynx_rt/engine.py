@@ -351,6 +351,8 @@ class Engine(EngineState):
     def _make_request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
         if params.stop and self._tokenizer is None:
             raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+        # The text of a request mostly hides special tokens, so a stop string that is one is looked for among the tokens.
+        specials = {} if self._tokenizer is None else self._tokenizer.special_ids_of(params.stop or ())
 
         def make_native(index: int) -> Any:
             return params.to_native(
@@ -359,10 +361,11 @@ class Engine(EngineState):
                 max_model_len=self.max_model_len,
                 eos_token_ids=self._extra_eos,
                 tokenizer=self._tokenizer,
+                stop_token_ids=specials,
             )
 
         name = str(next(self._numbers)) if request_id is None else request_id
-        return Request(name, prompt, params, self._tokenizer, self._eos_token_ids, make_native)
+        return Request(name, prompt, params, self._tokenizer, self._eos_token_ids, make_native, specials)
 
     def _run(self, requests: list[Request], use_tqdm: bool | None, timeout: float | None) -> list[RequestOutput]:
         deadline = None if timeout is None else time.monotonic() + timeout

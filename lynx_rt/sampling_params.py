@@ -82,7 +82,9 @@ class SamplingParams:
     top_k: int = 0  # 0 or -1 = all
     min_p: float = 0.0  # [0, 1], relative to the most likely token
     seed: int | None = None  # None or -1 = from the engine's seed and the request's number
-    stop: str | Sequence[str] | None = None  # strings that end the text
+    # Strings that end the text. One that is a special token ends it also where skip_special_tokens hides that token; special
+    # tokens as parts of a longer string are only seen with skip_special_tokens=False.
+    stop: str | Sequence[str] | None = None
     stop_token_ids: Sequence[int] | None = None  # tokens that end it, besides the model's own end of text
     ignore_eos: bool = False  # go on after the model's end of text
     max_tokens: int | None = 256  # new tokens; None = to the end of the context

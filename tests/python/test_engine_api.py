@@ -129,6 +129,27 @@ def test_stop_strings(nano: Engine) -> None:
     assert later.text.startswith(" 264")
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_may_be_a_special_token(nano: Engine, skip: bool, include: bool) -> None:
+    params = LONG | {
+        "stop": ["zz", "<|eos|>"],
+        "skip_special_tokens": skip,
+        "include_stop_str_in_output": include,
+    }
+    (output,) = nano.generate(SUM, params)
+    completion = output.outputs[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", "<|eos|>")
+    assert completion.token_ids[-1] == 2 and completion.token_ids.count(2) == 1
+    assert completion.text == " 264" + "<|eos|>" * include
+    assert "".join(step.outputs[0].delta_text for step in nano.stream(SUM, params)) == completion.text
+    (own,) = nano.generate(SUM, params | {"ignore_eos": False})
+    # The model's own end of text comes first, unless the string is in the text that is shown: as in vLLM.
+    assert own.outputs[0].stop_reason == ("<|eos|>" if include and not skip else None)
+    (later,) = nano.generate(SUM, params | {"min_tokens": 8})
+    assert len(later.outputs[0].token_ids) > 8 and later.outputs[0].stop_reason == "<|eos|>"
+
+
 def test_stop_tokens(nano: Engine) -> None:
     free = nano.generate(SUM, GREEDY)[0].outputs[0].token_ids
     stop = free[-2]
