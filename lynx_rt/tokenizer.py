@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -130,11 +130,6 @@ class Tokenizer:
         if piece is None:
             piece = self._piece_of_id[token_id] = self.decode([token_id], skip_special_tokens=False)
         return piece
-
-    def special_ids_of(self, texts: Iterable[str]) -> dict[int, str]:
-        """Those of the texts that are special tokens, by id."""
-        ids = {self._backend.token_to_id(text): text for text in texts}
-        return {token_id: text for token_id, text in ids.items() if token_id in self.special_token_ids}
 
     def detokenizer(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
         """A detokenizer for what follows `prompt_token_ids`.
