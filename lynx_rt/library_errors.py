@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-import reprlib
 from types import TracebackType
-from typing import Any
 
 from lynx_rt.errors import CheckpointError, LynxError
-
-_shortened = reprlib.Repr()
-_shortened.maxlevel, _shortened.maxdict, _shortened.maxlist, _shortened.maxtuple = 3, 6, 6, 6
-_shortened.maxstring = _shortened.maxother = _shortened.maxlong = 120
-
-
-def shown(value: Any) -> str:
-    """repr() for a message, cut where the value is deep or long: repr() itself fails on a deep value."""
-    return _shortened.repr(value)
 
 
 class Guard:

@@ -108,7 +108,7 @@ class RequestOutput:
     """The state of one request: final from `generate` and `chat`, a snapshot from `stream`, `agenerate` and `step`."""
 
     request_id: str
-    prompt: str | None  # None where token ids were given
+    prompt: str | None  # its text; None where only token ids were given
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]  # n of them, in order of index
     finished: bool

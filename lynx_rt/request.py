@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lynx_rt.errors import LynxError, ValidationError
@@ -79,7 +80,10 @@ class Completion:
                 return step.finish_reason is None
         if step.finish_reason is not None:
             self._out.error = step.error or None
-            self._finish(step.finish_reason, self.request.stop_reason(step.stop_token_id))
+            reason = self.request.stop_reason(step.stop_token_id)
+            self._finish(step.finish_reason, reason)
+            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+                self._text.append(reason)  # a special token, which the detokenizer hides
         return False
 
     def abort(self) -> None:
@@ -160,6 +164,7 @@ class Request:
         tokenizer: Tokenizer | None,
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
+        stop_of_token: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(f"request_id: expected a string that is not empty, got {request_id!r}", "request_id")
@@ -174,15 +179,18 @@ class Request:
         self.changed = False  # since the last take_output()
         self.notify: Callable[[Request], None] = lambda request: None
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_of_token = stop_of_token  # the stop strings that are special tokens, by id
         self.completions = [Completion(self, index, make_native(index)) for index in range(params.n)]
 
     @property
     def finished(self) -> bool:
         return all(completion.finished for completion in self.completions)
 
-    def stop_reason(self, token_id: int | None) -> int | None:
-        """The stop token where the caller asked for it; None for the model's own end of text."""
-        return None if token_id in self._eos_token_ids else token_id
+    def stop_reason(self, token_id: int | None) -> int | str | None:
+        """The stop token, or the stop string that it is, where the caller asked for it; None for the model's own end."""
+        if token_id is None or token_id in self._eos_token_ids:
+            return None
+        return self._stop_of_token.get(token_id, token_id)
 
     def touch(self) -> None:
         """Says that something changed."""

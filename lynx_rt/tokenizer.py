@@ -11,8 +11,8 @@ from typing import Any, SupportsIndex
 import tokenizers
 
 from lynx_rt.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
-from lynx_rt.errors import ValidationError
-from lynx_rt.library_errors import Guard, shown
+from lynx_rt.errors import ValidationError, shown
+from lynx_rt.library_errors import Guard
 from lynx_rt.tokenizer_backend import Backend, SlowBackend
 from lynx_rt.tokenizer_config import read_chat_template
 from lynx_rt.tokenizer_files import load_tokenizer_files

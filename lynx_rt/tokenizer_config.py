@@ -11,8 +11,8 @@ from typing import Any
 
 import tokenizers
 
-from lynx_rt.errors import CheckpointError
-from lynx_rt.library_errors import Guard, shown
+from lynx_rt.errors import CheckpointError, shown
+from lynx_rt.library_errors import Guard
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _MAX_DEPTH = 100  # of JSON; printing, copying and comparing what is deeper ends in RecursionError

@@ -63,12 +63,27 @@ def test_results_keep_the_order_of_prompts(nano: Engine) -> None:
         ([1, -1], "prompt: token 1 is -1"),
         ([1, "a"], "token 1 must be an integer"),
         ([True], "token 0 must be an integer"),
-        ({"text": "a"}, "'prompt' or 'prompt_token_ids'"),
+        ({"text": "a"}, r"the keys 'prompt', 'prompt_token_ids' or 'messages', got \['text'\]"),
+        ({"prompt": "a", "temperature": 1}, r"the keys 'prompt', got \['prompt', 'temperature'\]"),
         ({"prompt": 3}, "'prompt' must be text"),
         ({"prompt_token_ids": "a"}, "must be token ids"),
         (["a", None], r"prompts\[1\] must be text or token ids"),
         (3, "prompts must be"),
-        ("\ud800", "UTF-8"),
+        ("\ud800", "prompt: .*UTF-8"),
+        (["a", "b\ud800"], r"prompts\[1\]: text cannot be encoded as UTF-8: .* at character 1"),
+        ({"prompt": "a", "prompt_token_ids": "a"}, "must be token ids"),
+        ({"prompt": 3, "prompt_token_ids": [5]}, "'prompt' must be text"),
+        (
+            {"prompt": "a", "multi_modal_data": {"image": 1}},
+            "'multi_modal_data' is not supported: this engine reads text",
+        ),
+        ({"prompt": "a", "cache_salt": "s"}, "'cache_salt' is not supported: .*enable_prefix_caching=False"),
+        ([{"role": "user"}, {"prompt": "a"}], r"messages\[1\] must be a dict with 'role'"),
+        (["a", {"messages": [{"role": "user", "content": "\ud800"}]}], r"prompts\[1\]: .*UTF-8"),
+        (["a", {"messages": []}], r"prompts\[1\]: messages must hold at least one"),
+        (["a", [{"role": "user", "content": "x"}, {"content": "y"}]], r"prompts\[1\]: messages\[1\] must be a dict"),
+        ({"messages": [{"role": "user", "content": "x"}], "prompt": "a"}, "the keys 'messages' and 'chat_template'"),
+        ({"a", "b"}, "prompts must be text, token ids or a list of them"),
     ],
 )
 def test_a_bad_prompt_is_named_and_nothing_is_queued(nano: Engine, prompts: object, text: str) -> None:
@@ -127,6 +142,27 @@ def test_stop_strings(nano: Engine) -> None:
     assert kept.text == " 264"
     (later,) = nano.generate(SUM, GREEDY | {"stop": "264", "min_tokens": 5})
     assert later.text.startswith(" 264")
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_may_be_a_special_token(nano: Engine, skip: bool, include: bool) -> None:
+    params = LONG | {
+        "stop": ["zz", "<|eos|>"],
+        "skip_special_tokens": skip,
+        "include_stop_str_in_output": include,
+    }
+    (output,) = nano.generate(SUM, params)
+    completion = output.outputs[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", "<|eos|>")
+    assert completion.token_ids[-1] == 2 and completion.token_ids.count(2) == 1
+    assert completion.text == " 264" + "<|eos|>" * include
+    assert "".join(step.outputs[0].delta_text for step in nano.stream(SUM, params)) == completion.text
+    (own,) = nano.generate(SUM, params | {"ignore_eos": False})
+    # The model's own end of text comes first, unless the string is in the text that is shown: as in vLLM.
+    assert own.outputs[0].stop_reason == ("<|eos|>" if include and not skip else None)
+    (later,) = nano.generate(SUM, params | {"min_tokens": 8})
+    assert len(later.outputs[0].token_ids) > 8 and later.outputs[0].stop_reason == "<|eos|>"
 
 
 def test_stop_tokens(nano: Engine) -> None:
