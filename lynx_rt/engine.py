@@ -8,7 +8,6 @@ import itertools
 import os
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -31,7 +30,8 @@ Conversation = Sequence[Mapping[str, Any]]
 class Engine:
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
-    model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
+    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
+    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
@@ -78,9 +78,9 @@ class Engine:
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
     ) -> None:
-        from lynx_rt import _C
+        from lynx_rt import _C, model_path
 
-        self._path = Path(model)
+        self._path = model_path.resolve(model, load_format)
         core = _C.Engine(
             os.fspath(self._path),
             device=device,
