@@ -60,11 +60,11 @@ class PolicyResult:
 
     @property
     def standard_error(self) -> float:
-        """Of `accuracy`, from the items' binomial variance."""
+        """Of `accuracy`, from the items' binomial variance; NaN where a task has one item, which says nothing about it."""
         return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
 
     def difference(self, other: PolicyResult) -> tuple[float, float]:
-        """accuracy - other.accuracy, and its standard error from the items' paired differences."""
+        """accuracy - other.accuracy, and its standard error (or NaN) from the items' paired differences."""
         pairs = {
             task: [float(a) - float(b) for a, b in zip(marks, other.correct[task], strict=True)]
             for task, marks in self.correct.items()
@@ -78,7 +78,7 @@ class PolicyResult:
             "selection": self.selection,
             "perplexity": self.perplexity,
             "accuracy": self.accuracy,
-            "standard_error": self.standard_error,
+            "standard_error": None if math.isnan(error := self.standard_error) else error,
             "task_accuracy": self.task_accuracy,
             "items": sum(len(marks) for marks in self.correct.values()),
             "decode_only_share": self.decode_only_share,
@@ -192,7 +192,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _error_of_mean(samples: dict[str, list[float]]) -> float:
-    """Standard error of the mean over tasks of each task's mean."""
+    """Standard error of the mean over tasks of each task's mean; NaN where a task has one sample only."""
+    if min(map(len, samples.values()), default=0) < 2:
+        return math.nan
     variance = 0.0
     for values in samples.values():
         mean = _mean(values)

@@ -12,7 +12,7 @@ from typing import Any
 from lynx_rt.cli.machine import available_memory_bytes
 from lynx_rt.cli.options import format_bytes
 
-_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "transformers", "torch")
+_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "huggingface_hub", "transformers", "torch")
 
 
 def add_command(commands: Any) -> None:
