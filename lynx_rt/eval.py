@@ -17,6 +17,7 @@ from lynx_rt.engine import Engine
 from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.outputs import ExpertStats, sum_prompt_logprobs
 from lynx_rt.sampling_params import SamplingParams
+from lynx_rt.text_file import read_text
 
 _FINAL_MARK = "####"  # what follows it in a worked answer is the result
 
@@ -94,7 +95,7 @@ def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
         raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
     by_task: dict[str, list[Item]] = {}
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(file, "tasks").split("\n"), 1):
             if line.strip():
                 item = _parse_item(line, f"{file}:{number}")
                 items = by_task.setdefault(item.task, [])
@@ -177,6 +178,8 @@ def _parse_item(line: str, place: str) -> Item:
     try:
         fields = json.loads(line)
         final = fields.get("final")
+        if not isinstance(fields["prompt"], str) or not fields["prompt"]:
+            raise ValueError("the prompt must be text")
         return Item(
             str(fields["task"]),
             fields["prompt"],

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.cli.files import check_output, read_text
+from lynx_rt.cli.files import check_output, read_input
 from lynx_rt.cli.options import (
     add_engine_options,
     add_model,
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from lynx_rt.eval import load_items
 
     check_output(args.out, "out")
-    text = "" if args.text is None else read_text(args.text, "text")
+    text = "" if args.text is None else read_input(args.text, "text")
     items = [] if args.tasks is None else load_items(args.tasks, seed=args.seed)[: args.sequences]
     with Engine(model_folder(args), **engine_options(args)) as engine:
         if args.text is not None:

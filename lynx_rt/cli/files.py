@@ -1,44 +1,23 @@
-"""Files that commands read and write: text of any editor in, and results only where they can be written."""
+"""Files that commands read and write: text from where it is given, and results only where they can be written."""
 
 from __future__ import annotations
 
-import codecs
 import os
 import sys
 from pathlib import Path
 
 from lynx_rt.errors import ValidationError
+from lynx_rt.text_file import decode_text, read_text
 
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
-
-def read_text(file: Path, name: str = "file") -> str:
-    """The text of a UTF-8 file, "-" = standard input; without a byte order mark, with "\\n" at the ends of lines.
-
-    Raises OSError, and ValidationError for field `name` that says which byte of which file is not UTF-8.
-    """
+def read_input(file: Path, field: str) -> str:
+    """read_text() of a file, or of standard input for "-"."""
     if str(file) != "-":
-        return decode_text(file.read_bytes(), str(file), name)
+        return read_text(file, field)
     if sys.stdin is None:
-        raise ValidationError("standard input is closed", name)
-    raw = getattr(sys.stdin, "buffer", None)  # a test's own stream may hold text
-    return decode_text(raw.read(), "standard input", name) if raw is not None else sys.stdin.read()
-
-
-def decode_text(content: bytes, source: str, name: str = "file") -> str:
-    """As read_text(), of bytes that came from `source`."""
-    if content.startswith(_UTF16):
-        raise ValidationError(f"{source} is UTF-16, not UTF-8: `iconv -f utf-16 -t utf-8` makes it that", name)
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        start = error.start + (len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0)
-        raise ValidationError(
-            f"{source} is not UTF-8 text: byte {start} is 0x{content[start]:02x} (line {content.count(10, 0, start) + 1}); "
-            "`iconv -f latin1 -t utf-8` converts Latin-1",
-            name,
-        ) from None
-    return text.replace("\r\n", "\n")
+        raise ValidationError("standard input is closed", field)
+    raw = getattr(sys.stdin, "buffer", None)  # a caller's own stream may hold text
+    return decode_text(raw.read(), "standard input", field) if raw is not None else sys.stdin.read()
 
 
 def check_output(file: Path | None, name: str) -> None:

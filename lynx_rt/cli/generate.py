@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.cli.files import read_text
+from lynx_rt.cli.files import read_input
 from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder, positive_int
 from lynx_rt.cli.sampling import add_sampling_options, looks_escaped, sampling_fields, unescape
 
@@ -48,11 +48,14 @@ def run(args: argparse.Namespace) -> int:
     given = sampling_fields(args)
     if args.logprobs is not None and not args.json:
         args.parser.error("argument --logprobs: needs --json")
+    if args.stream and (args.json or (args.n or 1) > 1):
+        args.parser.error("argument --stream: not with --json, and for one completion only")
     check_not_a_prompt(args)
     prompts = _prompts(args)
     folder = model_folder(args)
     from lynx_rt import Engine
 
+    utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
     stream = args.stream if args.stream is not None else sys.stdout.isatty()
     options = {"max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, **engine_options(args)}
     with Engine(folder, expert_selection=args.selection, **options) as engine:
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             for output in outputs:
                 for completion in output.outputs:
                     if args.json:
-                        print(json.dumps(_record(output, completion), ensure_ascii=False))
+                        print(json.dumps(_record(output, completion), ensure_ascii=not utf8))
                     else:
                         print(completion.text)
     if sys.stderr.isatty():
@@ -97,7 +100,7 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         return prompts
     if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         args.parser.error("no prompt: give -p TEXT, -f FILE, or text on standard input")
-    text = read_text(args.file or Path("-")).removesuffix("\n")  # editors and echo end a file with one
+    text = read_input(args.file or Path("-"), "file").removesuffix("\n")  # editors and echo end a file with one
     if not text:
         from lynx_rt import ValidationError
 

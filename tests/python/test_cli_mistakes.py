@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from lynx_rt import ValidationError
-from lynx_rt.cli.files import check_output, check_output_folder, decode_text
+from lynx_rt.cli.files import check_output, check_output_folder
 from lynx_rt.cli.main import build_parser, main
 from lynx_rt.cli.parser import _COMMANDS_OF, _NAMES_OF
 from lynx_rt.cli.sampling import looks_escaped, unescape
+from lynx_rt.eval import load_items
+from lynx_rt.text_file import decode_text
 
 SUM = "Q: 12 times 22 = ?\nA:"
 
@@ -64,6 +66,7 @@ def usage_error(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         ("generate -p x --n 0", "argument --n: "),
         ("generate -p x --n 2 --temperature 0", "argument --n: "),
         ("generate -p x --logprobs 2", "needs --json"),
+        ("generate -p x --stream --json", "argument --stream: not with --json"),
         ("generate -p x --max-model-len 0", "must be at least 1, got 0"),
         ("generate -p x --num-threads -1", "must be at least 1, got -1"),
         ("eval --tasks x --limit 0", "must be at least 1, got 0"),
@@ -207,11 +210,23 @@ def test_prompt_files(capsys: pytest.CaptureFixture[str], tmp_path: Path, conten
 
 
 def test_text_of_any_editor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert decode_text("\ufeffé\r\nb\rc\n".encode(), "x") == "é\nb\rc\n"
+    assert decode_text("\ufeffé\r\nb\rc\n".encode(), "x", "file") == "é\nb\rc\n"
     file = tmp_path / "prompt"
     file.write_bytes(b"\xef\xbb\xbf" + SUM.replace("\n", "\r\n").encode() + b"\r\n")
     assert main(["generate", "-f", str(file)]) == 0
     assert capsys.readouterr().out == " 264\n"
+
+
+def test_task_files(tmp_path: Path) -> None:
+    """As prompt files; a line separator of Unicode inside a string ends no line."""
+    file = tmp_path / "add.jsonl"
+    file.write_bytes('\ufeff{"task": "add", "prompt": "a\u2028b", "answer": "1"}\r\n'.encode())
+    assert [item.prompt for item in load_items(tmp_path)] == ["a\u2028b"]
+    for content, says in [(b"\n\xe9", "byte 1 is 0xe9"), (b'{"task": "x", "prompt": 5, "answer": "1"}', "add.jsonl:1")]:
+        file.write_bytes(content)
+        with pytest.raises(ValidationError, match=says) as caught:
+            load_items(tmp_path)
+        assert str(file) in str(caught.value)
 
 
 def test_escapes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,6 +250,7 @@ def shell(line: str, **options: str) -> subprocess.CompletedProcess[str]:
         ('run generate -p "$SUM" >&- 2>&- <&-', 0, ""),
         ("run generate <&-", 2, "no prompt"),
         ('run generate -p "$SUM" >/dev/full', 1, "lynx-rt: error: [Errno 28] No space left on device\n"),
+        ('PYTHONIOENCODING=ascii run generate -p "é $SUM" --json --max-tokens 1 | grep -q u00e9', 0, ""),
         ('set -o pipefail; run generate --json -p "$SUM" -p "$SUM" | true', 141, ""),
     ],
 )
