@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -34,7 +33,8 @@ class Engine(EngineState):
 
     A program may end without close(). After a fork, the child's calls raise EngineClosedError; it may make an Engine of its own.
 
-    model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
+    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
+    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
@@ -83,9 +83,9 @@ class Engine(EngineState):
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
     ) -> None:
-        from lynx_rt import _C
+        from lynx_rt import _C, model_path
 
-        self._path = Path(model)
+        self._path = model_path.resolve(model, load_format)
         core = _C.Engine(
             os.fspath(self._path),
             device=device,

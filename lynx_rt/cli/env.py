@@ -11,7 +11,7 @@ from typing import Any
 
 from lynx_rt.cli.options import format_bytes
 
-_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "transformers", "torch")
+_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "huggingface_hub", "transformers", "torch")
 
 
 def add_command(commands: Any) -> None:

@@ -7,12 +7,12 @@ import json
 from typing import Any
 
 from lynx_rt.cli.machine import available_memory_bytes
-from lynx_rt.cli.options import format_bytes
+from lynx_rt.cli.options import add_model, format_bytes, model_folder
 
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("inspect", help="describe a model folder", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="model folder")
+    add_model(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -20,7 +20,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from lynx_rt import _C
 
-    facts = _C.inspect(args.model)
+    facts = _C.inspect(model_folder(args))
     facts["available_memory_bytes"] = available_memory_bytes()
     facts["fits"] = facts["weight_bytes"] < facts["available_memory_bytes"]
     if args.json:
