@@ -32,7 +32,7 @@ class Engine:
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
     model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
-    tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
+    tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
@@ -80,7 +80,9 @@ class Engine:
     ) -> None:
         from lynx_rt import _C
 
-        self._path = Path(model)
+        self._path = Path(model)  # its small files come first: their faults must cost no minutes and leave no cache
+        self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
+        self._generation_config = load_generation_config(self._path)
         core = _C.Engine(
             os.fspath(self._path),
             device=device,
@@ -108,8 +110,6 @@ class Engine:
             self._core = core
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
-            self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
-            self._generation_config = load_generation_config(self._path)
             self._chat_template = chat_template
             # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
             known = frozenset(self._info["eos_token_ids"])

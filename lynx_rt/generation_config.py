@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lynx_rt.errors import CheckpointError, ValidationError
-from lynx_rt.library_errors import shown
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.tokenizer import Tokenizer
 from lynx_rt.tokenizer_config import read_json
@@ -35,7 +34,7 @@ def load_generation_config(folder: Path) -> dict[str, Any]:
             except ValidationError as error:
                 raise CheckpointError(f"{file}: {key}: {error}", key) from None
     if not isinstance(config.get("do_sample"), bool | None):
-        raise CheckpointError(f"{file}: do_sample must be true or false, got {shown(config['do_sample'])}", "do_sample")
+        raise CheckpointError(f"{file}: do_sample must be true or false, got {config['do_sample']!r}", "do_sample")
     model_file = folder / "config.json"
     model_config = read_json(model_file)
     text_config = model_config.get("text_config")
@@ -71,6 +70,6 @@ def _ids(config: Mapping[str, Any], file: Path) -> list[int]:
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if not all(type(token_id) is int for token_id in ids):
         raise CheckpointError(
-            f"{file}: eos_token_id must be a token id or a list of them, got {shown(found)}", "eos_token_id"
+            f"{file}: eos_token_id must be a token id or a list of them, got {found!r}", "eos_token_id"
         )
     return ids
