@@ -35,7 +35,7 @@ class Engine(EngineState):
 
     model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
-    tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
+    tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
@@ -86,6 +86,9 @@ class Engine(EngineState):
         from lynx_rt import _C, model_path
 
         self._path = model_path.resolve(model, load_format)
+        # The small files come first: their faults must cost no minutes and leave no cache.
+        self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
+        self._generation_config = load_generation_config(self._path, generation_config)
         core = _C.Engine(
             os.fspath(self._path),
             device=device,
@@ -113,8 +116,6 @@ class Engine(EngineState):
             self._core = core
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
-            self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
-            self._generation_config = load_generation_config(self._path, generation_config)
             self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
         except BaseException:
             core.close()

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, models, processors
 
 from lynx_rt import CheckpointError, Engine, LynxError, Tokenizer
-from lynx_rt.generation_config import load_generation_config
+from lynx_rt.tokenizer_config import read_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
 Mutation = Callable[[dict[str, Any]], None]
@@ -99,23 +99,16 @@ def test_while_an_engine_streams(nano_path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "chat_template.json",
-        "generation_config.json",
-    ],
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.json", "config.json"]
 )
 @pytest.mark.parametrize("depth", [101, 800, 100_000])
 def test_deep_files(tmp_path: Path, name: str, depth: int) -> None:
     made.save(tmp_path, made.byte_level(), bos_token="<s>")
-    (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text('{"eos_token": ' + "[" * depth + "]" * depth + ', "temperature": 1}')
-    with pytest.raises(CheckpointError) as caught:
-        load_generation_config(tmp_path) if name == "generation_config.json" else Tokenizer(tmp_path)
-    assert str(tmp_path / name) in str(caught.value) and len(str(caught.value)) < 600
+    for call in (lambda: Tokenizer(tmp_path), lambda: read_json(tmp_path / name)):
+        with pytest.raises(CheckpointError) as caught:
+            call()
+        assert str(tmp_path / name) in str(caught.value) and len(str(caught.value)) < 600
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -123,9 +116,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(CheckpointError, match="not UTF-8"):
         Tokenizer(tmp_path)
-    (tmp_path / "generation_config.json").mkdir()
+    (tmp_path / "special_tokens_map.json").mkdir()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_generation_config(tmp_path)
+        Tokenizer(tmp_path)
 
 
 def test_messages_are_short(tmp_path: Path) -> None:
