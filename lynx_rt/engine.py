@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any
 
 from lynx_rt.driver import Driver
-from lynx_rt.engine_state import EngineState
+from lynx_rt.engine_options import check_options
+from lynx_rt.engine_state import EngineState, policy_text
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.generation_config import load_generation_config
 from lynx_rt.input_processor import InputProcessor, Params, ParamsPerPrompt
@@ -83,6 +84,7 @@ class Engine(EngineState):
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
     ) -> None:
+        check_options(locals())
         from lynx_rt import _C, model_path
 
         self._path = model_path.resolve(model, load_format)
@@ -104,7 +106,7 @@ class Engine(EngineState):
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             enable_mixed_chunk=enable_mixed_chunk,
-            expert_selection=expert_selection or "topk",
+            expert_selection=policy_text(expert_selection),
             num_threads=num_threads or 0,
             isa=isa or "",
             seed=seed,
@@ -278,9 +280,10 @@ class Engine(EngineState):
     def abort(self, request_id: str | Iterable[str]) -> int:
         """Ends requests by id and returns how many were running; whoever waits for one gets finish_reason "abort"."""
         ids = [request_id] if isinstance(request_id, str) else request_id
-        if isinstance(ids, (bytes, bytearray)) or not isinstance(ids, Iterable):
-            raise ValidationError(f"request_id must be a string or a list of them, got {shown(ids)}", "request_id")
-        ids = list(ids)
+        try:
+            ids = list(ids)
+        except TypeError:
+            ids = [ids]
         if odd := [name for name in ids if not isinstance(name, str)]:
             raise ValidationError(f"request_id must be a string or a list of them, got {shown(odd[0])}", "request_id")
         found = [request for name in ids if (request := self._driver.find(name)) is not None]

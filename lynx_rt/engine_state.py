@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lynx_rt.errors import ValidationError, encoding_fault, shown
 from lynx_rt.outputs import EngineStats, ExpertStats
 
 if TYPE_CHECKING:
     from lynx_rt import _C
+
+
+def policy_text(selection: str | None) -> str:
+    """The C++ form of an expert_selection argument."""
+    if not isinstance(selection, (str, type(None))) or encoding_fault(selection or ""):
+        raise ValidationError(
+            f"expert_selection must be a policy such as 'lynx' or None, got {shown(selection)}", "expert_selection"
+        )
+    return selection or "topk"
 
 
 class EngineState:
@@ -32,7 +42,7 @@ class EngineState:
 
     def set_expert_selection(self, selection: str | None) -> None:
         """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
-        self._core.set_expert_selection(selection or "topk")
+        self._core.set_expert_selection(policy_text(selection))
 
     @property
     def expert_selection(self) -> str:

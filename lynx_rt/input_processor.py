@@ -61,7 +61,9 @@ class InputProcessor:
             sampling_params = self.default_sampling_params()
         if isinstance(sampling_params, (SamplingParams, Mapping)):
             each = [SamplingParams.of(sampling_params)] * len(prompts)
-        elif not isinstance(sampling_params, Sequence) or isinstance(sampling_params, (str, bytes, bytearray)):
+        elif not isinstance(sampling_params, Sequence) or isinstance(
+            sampling_params, (str, bytes, bytearray, memoryview)
+        ):
             raise ValidationError(
                 f"sampling_params must be SamplingParams, a dict or a list of them, got {shown(sampling_params)}",
                 "sampling_params",
@@ -79,6 +81,10 @@ class InputProcessor:
         """The request of a single prompt, whose every change somebody waits for."""
         if len(prompts) != 1:
             raise ValidationError(f"expected one prompt, got {len(prompts)}; generate() takes several", "prompt")
+        if request_id is not None and not (isinstance(request_id, str) and request_id):
+            raise ValidationError(
+                f"request_id must be a string that is not empty, or None, got {shown(request_id)}", "request_id"
+            )
         params = self.default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
         request = self._request(prompts[0], params, request_id)
         request.streaming = True

@@ -12,6 +12,7 @@ from lynx_rt.tokenizer import Tokenizer
 
 # Text, token ids, a conversation, or a dict that holds one of them.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+_BYTES = (bytes, bytearray, memoryview)  # sequences of integers that nobody means as token ids
 _CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 _FORMS = (("messages", *_CHAT_OPTIONS), ("prompt_token_ids", "prompt"), ("prompt",))  # by the first key that is there
 # Keys of vLLM's prompts that have no counterpart here. They are accepted where they say nothing.
@@ -61,7 +62,9 @@ def parse_prompts(
         parsed = [_parse(prompts, name, tokenizer, chat_template)]
     else:
         try:
-            items = None if isinstance(prompts, (Set, bytes, bytearray)) else list(prompts)  # a set has no order
+            items = (
+                None if isinstance(prompts, (Set, bytes, bytearray, memoryview)) else list(prompts)
+            )  # a set has no order
         except TypeError:
             items = None
         if items is None:
@@ -76,10 +79,12 @@ def parse_prompts(
 def _is_one_prompt(prompts: Any) -> bool:
     if isinstance(prompts, (str, Mapping)):
         return True
+    if isinstance(prompts, _BYTES):
+        return False
     shape = getattr(prompts, "shape", None)
     if shape is not None:  # an array: one row is one prompt
         return len(shape) == 1
-    if not isinstance(prompts, Sequence) or isinstance(prompts, (bytes, bytearray)) or len(prompts) == 0:
+    if not isinstance(prompts, Sequence) or len(prompts) == 0:
         return False
     return isinstance(prompts[0], numbers.Integral) or _is_message(prompts[0])
 
@@ -138,9 +143,9 @@ def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, ch
 
 def _token_ids(ids: Any, label: str) -> list[int]:
     """Python integers of a list or an array of one axis."""
-    if hasattr(ids, "tolist"):  # numpy, torch
+    if hasattr(ids, "tolist") and not isinstance(ids, _BYTES):  # numpy, torch
         ids = ids.tolist()
-    if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes, bytearray)):
+    if not isinstance(ids, Sequence) or isinstance(ids, (str, *_BYTES)):
         raise ValidationError(f"{label} must be text or token ids, got {type(ids).__name__}", "prompts")
     for place, item in enumerate(ids):
         if isinstance(item, bool) or not isinstance(item, numbers.Integral):

@@ -42,27 +42,29 @@ _ALIASES = {
     "suppress_tokens": "bad_words_ids",
 }
 _NO_GRAMMAR = "output cannot be held to a grammar; allowed_token_ids limits the tokens, and stop ends the text"
-# Fields of other engines that have no counterpart here, and what to use instead. Where the value is None they count as not given.
-_UNSUPPORTED = {
-    "best_of": "ask for n completions with logprobs=0 and keep those with the largest cumulative_logprob",
-    "use_beam_search": "ask for n completions with logprobs=0 and keep those with the largest cumulative_logprob",
-    "num_beams": "ask for n completions with logprobs=0 and keep those with the largest cumulative_logprob",
-    "length_penalty": "there is no beam search; ask for n completions and rank them",
-    "early_stopping": "there is no beam search; ask for n completions and rank them",
-    "logits_processors": "use logit_bias, allowed_token_ids, bad_words or the penalties",
-    "logits_processor": "use logit_bias, allowed_token_ids, bad_words or the penalties",
-    "structured_outputs": _NO_GRAMMAR,
-    "guided_decoding": _NO_GRAMMAR,
-    "guided_json": _NO_GRAMMAR,
-    "guided_regex": _NO_GRAMMAR,
-    "guided_choice": _NO_GRAMMAR,
-    "guided_grammar": _NO_GRAMMAR,
-    "response_format": _NO_GRAMMAR,
-    "lora_request": "merge the adapter into the checkpoint and load that",
-    "truncate_prompt_tokens": "cut the token ids before passing them: engine.encode(text)[-n:]",
-    "no_repeat_ngram_size": "use repetition_penalty, frequency_penalty or presence_penalty",
-    "typical_p": "use top_p, top_k or min_p",
-    "prompt_embeds": "pass text or token ids",
+_NO_BEAMS = "there is no beam search; ask for n completions with logprobs=0 and keep the largest cumulative_logprob"
+# Fields of other engines that have no counterpart here: what to use instead, and the values besides None that say nothing.
+_UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "best_of": ("ask for n completions with logprobs=0 and keep the largest cumulative_logprob", (1,)),
+    "use_beam_search": (_NO_BEAMS, (False,)),
+    "num_beams": (_NO_BEAMS, (1,)),
+    "length_penalty": (_NO_BEAMS, (1,)),
+    "early_stopping": (_NO_BEAMS, (False,)),
+    "logits_processors": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
+    "logits_processor": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
+    "structured_outputs": (_NO_GRAMMAR, ()),
+    "guided_decoding": (_NO_GRAMMAR, ()),
+    "guided_json": (_NO_GRAMMAR, ()),
+    "guided_regex": (_NO_GRAMMAR, ()),
+    "guided_choice": (_NO_GRAMMAR, ()),
+    "guided_grammar": (_NO_GRAMMAR, ()),
+    "response_format": (_NO_GRAMMAR, ({"type": "text"},)),
+    "lora_request": ("merge the adapter into the checkpoint and load that", ()),
+    "truncate_prompt_tokens": ("cut the token ids before passing them: engine.encode(text)[-n:]", ()),
+    "no_repeat_ngram_size": ("use repetition_penalty, frequency_penalty or presence_penalty", (0,)),
+    "typical_p": ("use top_p, top_k or min_p", (1,)),
+    "spaces_between_special_tokens": ("text is what the tokenizer decodes", (True,)),
+    "prompt_embeds": ("pass text or token ids", ()),
 }
 
 
@@ -234,13 +236,18 @@ def _checked_init(self: SamplingParams, **given: Any) -> None:
     """The dataclass's own __init__, with a ValidationError instead of a TypeError for a name that does not exist."""
     for name in [name for name in given if name not in _FIELDS]:
         if name in _UNSUPPORTED:
-            if given.pop(name) is not None:
-                raise ValidationError(f"{name} is not supported; {_UNSUPPORTED[name]}", name)
+            advice, neutral = _UNSUPPORTED[name]
+            if (value := given.pop(name)) is not None and not _is_one_of(value, neutral):
+                raise ValidationError(f"{name} is not supported; {advice}", name)
         else:
             near = [_ALIASES[name]] if name in _ALIASES else difflib.get_close_matches(name, _FIELDS, n=1)
             hint = f"did you mean {near[0]}?" if near else "fields: " + ", ".join(_FIELDS)
             raise ValidationError(f"SamplingParams has no field {name!r}; {hint}", name)
     _generated_init(self, **given)
+
+
+def _is_one_of(value: Any, items: tuple[Any, ...]) -> bool:
+    return any(isinstance(value, (bool, numbers.Real, str, list, dict)) and value == item for item in items)
 
 
 SamplingParams.__init__ = _checked_init  # type: ignore[method-assign]

@@ -132,6 +132,8 @@ def test_a_field_of_other_engines_says_what_to_use(name: str, value: object, hin
         SamplingParams.of({name: value})
     assert caught.value.field == name and "fields:" not in str(caught.value)
     assert SamplingParams(**{name: None}) == SamplingParams()
+    says_nothing = {"best_of": 1, "use_beam_search": False, "logits_processors": [], "no_repeat_ngram_size": 0}
+    assert SamplingParams(**says_nothing) == SamplingParams()
 
 
 def test_names_must_be_strings() -> None:
