@@ -1,6 +1,13 @@
 #include "lynx_rt/engine.h"
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/engine_core.h"
@@ -8,47 +15,207 @@
 namespace lynx_rt {
 
 struct Engine::Impl {
-  mutable std::mutex mutex;
+  std::function<void(LogLevel, const std::string&)> on_log;
+  std::mutex turn;  // held through a step and the callbacks for its outputs; taken before `mutex`
+  std::atomic<std::thread::id> stepping;
+
+  mutable std::mutex mutex;          // of what follows
   std::unique_ptr<EngineCore> core;  // null after close()
+  std::vector<StepOutput> outputs;   // of the last step(on_output): from num_delivered on they are still to be delivered
+  size_t num_delivered = 0;
+  uint64_t delivering = 0;  // the request whose callback runs; 0 = none
+  std::condition_variable delivered;
+  int64_t preemptions_logged = 0;
+  std::condition_variable changed;  // for wait_for_work()
+  int64_t num_waiting = 0;
+  uint64_t num_wakes = 0;
+  bool wake_next = false;
 
   EngineCore& open() const {
     if (!core) fail(ErrorCode::kClosed, "", "the engine has been closed");
     return *core;
   }
+
+  bool has_unfinished() const { return num_delivered < outputs.size() || open().has_unfinished(); }
+
+  void log(LogLevel level, const std::string& text) const {
+    if (on_log) on_log(level, text);
+  }
+
+  // Runs a step, unless outputs of the last one are still to be delivered.
+  void run_step() {
+    std::vector<std::string> warnings;
+    {
+      std::lock_guard lock(mutex);
+      if (num_delivered < outputs.size()) return;
+      outputs.clear();
+      num_delivered = 0;
+      outputs = open().step();
+      if (on_log) warnings = find_warnings();
+    }
+    for (const std::string& text : warnings) log(LogLevel::kWarning, text);
+  }
+
+  std::vector<std::string> find_warnings() {
+    std::vector<std::string> found;
+    for (const StepOutput& out : outputs)
+      if (out.finish_reason == FinishReason::kError) found.push_back(str_cat("request ", out.request_id, " ended: ", out.error));
+    if (const int64_t count = core->num_preemptions(); count != preemptions_logged) {
+      found.push_back(str_cat("KV cache full: ", count - preemptions_logged, " running requests were preempted, ", count,
+                              " so far; each computes its tokens again (kv_cache_memory_bytes, max_num_seqs)"));
+      preemptions_logged = count;
+    }
+    return found;
+  }
 };
+
+namespace {
+
+// A thread's turn to step.
+class Turn {
+ public:
+  Turn(std::mutex& mutex, std::atomic<std::thread::id>& stepping) : stepping_(stepping) {
+    if (stepping == std::this_thread::get_id())
+      invalid("step", "expected a call from outside of step(), got one from a callback for its outputs");
+    lock_ = std::unique_lock(mutex);
+    stepping_ = std::this_thread::get_id();
+  }
+  ~Turn() { stepping_ = std::thread::id(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic<std::thread::id>& stepping_;
+  std::unique_lock<std::mutex> lock_;
+};
+
+// Takes the next output, and says that its callback runs for as long as the object is there.
+template <class Impl>
+class Delivery {
+ public:
+  explicit Delivery(Impl& impl) : impl_(impl) {
+    std::lock_guard lock(impl.mutex);
+    if (impl.num_delivered == impl.outputs.size()) return;
+    output_ = std::move(impl.outputs[impl.num_delivered++]);
+    impl.delivering = output_->request_id;
+  }
+  ~Delivery() {
+    std::lock_guard lock(impl_.mutex);
+    impl_.delivering = 0;
+    impl_.delivered.notify_all();
+  }
+  Delivery(const Delivery&) = delete;
+  Delivery& operator=(const Delivery&) = delete;
+
+  const std::optional<StepOutput>& output() const { return output_; }  // absent where there is no other
+
+ private:
+  Impl& impl_;
+  std::optional<StepOutput> output_;
+};
+
+constexpr int64_t kMaxWaitMs = int64_t(365) * 24 * 3600 * 1000;  // sums with the clock's time do not overflow
+
+std::string describe(const ModelInfo& i) {
+  return str_cat(i.model_type, " in ", i.dtype, " on ", i.device, ": ", i.weight_bytes, " bytes of weights, ", i.kv_bytes,
+                 " of KV cache (", i.kv_bytes / std::max<int64_t>(i.kv_bytes_per_token, 1), " tokens), ", i.workspace_bytes,
+                 " of workspace; max_model_len ", i.max_model_len);
+}
+
+}  // namespace
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Engine::~Engine() = default;
 
 std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOptions& options) {
   auto impl = std::make_unique<Impl>();
+  impl->on_log = options.on_log;
   impl->core = std::make_unique<EngineCore>(path, options);
+  if (options.on_log) {
+    const ModelInfo info = impl->core->model_info();
+    impl->log(LogLevel::kInfo, describe(info));
+    if (options.max_model_len == 0 && info.max_model_len < info.max_position_embeddings)
+      impl->log(LogLevel::kWarning, str_cat("max_model_len is ", info.max_model_len, " instead of the model's ",
+                                            info.max_position_embeddings, ": the KV cache holds no more"));
+  }
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
 uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
   std::lock_guard lock(impl_->mutex);
-  return impl_->open().add(std::move(prompt_token_ids), params);
+  const uint64_t id = impl_->open().add(std::move(prompt_token_ids), params);
+  impl_->changed.notify_all();
+  return id;
 }
 
 std::vector<StepOutput> Engine::step() {
+  const Turn turn(impl_->turn, impl_->stepping);
+  impl_->run_step();
   std::lock_guard lock(impl_->mutex);
-  return impl_->open().step();
+  impl_->outputs.erase(impl_->outputs.begin(), impl_->outputs.begin() + int64_t(std::exchange(impl_->num_delivered, 0)));
+  return std::exchange(impl_->outputs, {});
 }
 
+void Engine::step(const std::function<void(const StepOutput&)>& on_output) {
+  const Turn turn(impl_->turn, impl_->stepping);
+  impl_->run_step();
+  while (true) {
+    const Delivery<Impl> delivery(*impl_);
+    if (!delivery.output()) return;
+    on_output(*delivery.output());
+  }
+}
+
+bool Engine::in_step() const { return impl_->stepping == std::this_thread::get_id(); }
+
 bool Engine::abort(uint64_t request_id) {
-  std::lock_guard lock(impl_->mutex);
-  return impl_->open().abort(request_id);
+  std::unique_lock lock(impl_->mutex);
+  const bool running = impl_->open().abort(request_id);
+  const auto waiting = impl_->outputs.begin() + int64_t(impl_->num_delivered);
+  const auto kept = std::remove_if(waiting, impl_->outputs.end(), [&](const StepOutput& o) { return o.request_id == request_id; });
+  const bool dropped = kept != impl_->outputs.end();
+  impl_->outputs.erase(kept, impl_->outputs.end());
+  if (!in_step()) impl_->delivered.wait(lock, [&] { return impl_->delivering != request_id; });
+  return running || dropped;
 }
 
 bool Engine::has_unfinished() const {
   std::lock_guard lock(impl_->mutex);
-  return impl_->open().has_unfinished();
+  return impl_->has_unfinished();
+}
+
+bool Engine::wait_for_work(int64_t timeout_ms) {
+  std::unique_lock lock(impl_->mutex);
+  const uint64_t wakes = impl_->num_wakes;
+  const auto over = [&] { return !impl_->core || impl_->has_unfinished() || impl_->wake_next || impl_->num_wakes != wakes; };
+  ++impl_->num_waiting;
+  if (timeout_ms < 0 || timeout_ms > kMaxWaitMs) {
+    impl_->changed.wait(lock, over);
+  } else {
+    impl_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), over);
+  }
+  --impl_->num_waiting;
+  impl_->wake_next = false;
+  return impl_->has_unfinished();
+}
+
+void Engine::wake() {
+  std::lock_guard lock(impl_->mutex);
+  impl_->open();
+  if (impl_->num_waiting > 0) {
+    ++impl_->num_wakes;
+  } else {
+    impl_->wake_next = true;
+  }
+  impl_->changed.notify_all();
 }
 
 void Engine::set_expert_selection(const std::string& selection) {
-  std::lock_guard lock(impl_->mutex);
-  impl_->open().set_selection(selection);
+  {
+    std::lock_guard lock(impl_->mutex);
+    impl_->open().set_selection(selection);
+  }
+  impl_->log(LogLevel::kInfo, str_cat("expert selection: ", selection));
 }
 
 std::string Engine::expert_selection() const {
@@ -94,6 +261,9 @@ ExpertComparison Engine::compare_experts(const std::vector<int32_t>& token_ids, 
 void Engine::close() {
   std::lock_guard lock(impl_->mutex);
   impl_->core.reset();
+  impl_->outputs.clear();
+  impl_->num_delivered = 0;
+  impl_->changed.notify_all();
 }
 
 }  // namespace lynx_rt
