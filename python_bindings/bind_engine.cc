@@ -236,7 +236,7 @@ void register_engine(py::module_& m) {
            }),
            py::arg("path"))
       .def("add_request", &Engine::add_request, py::arg("prompt_token_ids"), py::arg("params"), release())
-      .def("step", &Engine::step, release())
+      .def("step", py::overload_cast<>(&Engine::step), release())
       .def("abort", &Engine::abort, py::arg("request_id"), release())
       .def("has_unfinished", &Engine::has_unfinished, release())
       .def("set_expert_selection", &Engine::set_expert_selection, py::arg("selection"), release())
