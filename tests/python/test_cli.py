@@ -162,11 +162,26 @@ def test_inspect_and_env(capsys: pytest.CaptureFixture[str], nano_path: str) -> 
     assert facts["num_experts"] == 32 and facts["weight_bytes"] > 40e6 and facts["fits"] is True
     assert main(["inspect"]) == 0  # the shipped model
     assert f"({format_bytes(facts['weight_bytes'])})" in capsys.readouterr().out
+    assert facts["tokenizer"] == "tokenizer.json"
     assert main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["isa"] in facts["supported_isas"] and facts["packages"]["tokenizers"]
     assert main(["env"]) == 0
     assert "usable_cores" in capsys.readouterr().out
+
+
+def test_inspect_reports_a_folder_without_a_tokenizer(
+    capsys: pytest.CaptureFixture[str], nano_path: str, tmp_path: Path
+) -> None:
+    for file in Path(nano_path).iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / file.name).symlink_to(file)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tokenizer"] is None and "has no tokenizer file" in err
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "is not a tokenizer" in capsys.readouterr().err
 
 
 def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
