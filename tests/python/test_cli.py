@@ -59,6 +59,8 @@ def test_generate_with_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*argv, "--stop", "6"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert (record["text"], record["stop_reason"]) == (" 2", "6")
+    many = ["generate", "-p", "Q: 1", "-e", "--stop", "\\n", "--json", "--ignore-eos", "--max-tokens", "40"]
+    assert main(many) == 0 and json.loads(capsys.readouterr().out)["stop_reason"] == "\n"
     argv = ["generate", "-p", SUM, "--json", "--n", "3", "--temperature", "2", "--seed", "5", "--min-p", "0.0001"]
     argv += ["--max-tokens", "6", "--min-tokens", "6", "--top-k", "500", "--top-p", "0.99"]
     argv += ["--presence-penalty", "0.5", "--frequency-penalty", "0.5", "--repetition-penalty", "1.5"]

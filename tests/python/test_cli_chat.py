@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from lynx_rt import Engine
 from lynx_rt.cli import chat
 from lynx_rt.cli.main import main
 
@@ -35,6 +36,19 @@ def test_a_conversation(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     second = f"{FIRST} 264<|eos|>Q: What is 3 + 4?\nA:"
     assert out == f" 264\n{FIRST}\n 7\n{second}\n 264\n{FIRST}\n"
     assert err == "[the conversation is empty]\n"
+
+
+def test_the_template_alone_writes_special_tokens(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, nano: Engine
+) -> None:
+    given = []
+    stream = Engine.stream
+    monkeypatch.setattr(
+        Engine, "stream", lambda self, prompt, params: given.append(prompt) or stream(self, prompt, params)
+    )
+    assert talk(monkeypatch, f"{SUM}\n") == 0
+    assert given == [{"prompt_token_ids": nano.encode(FIRST, add_special_tokens=False)}]
+    assert nano.decode(given[0]["prompt_token_ids"], skip_special_tokens=False).count("<|bos|>") == 1
 
 
 def test_its_commands(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
