@@ -185,7 +185,8 @@ def test_tiktoken(tmp_path: Path, name: str, kind: str, pattern: str, normalize:
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
 
 
-def test_tiktoken_as_transformers(tmp_path: Path) -> None:
+def test_tiktoken_as_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tiktoken would keep the file for other runs, by its path alone
     listed = {"401": {"content": "<s>", "special": True}, "405": {"content": "<|user|>", "special": True}}
     config = {"tokenizer_class": "Other", "added_tokens_decoder": listed, "eos_token": "<s>", "add_eos_token": True}
     folder = write(tmp_path, config, "kimi_linear", tiktoken_model=made.tiktoken_file())
