@@ -28,6 +28,7 @@ from lynx_rt.generation_config import load_generation_config
 TEXTS = ["", " a b", "The quick 日本 e\u0301 👩‍👩‍👧", "<s>x</s> <|user|> fox\n\t12", "<unk> \x00 ▁▁q"]
 CPU_SECONDS = 2.0
 MEMORY_BYTES = 1 << 30
+VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer.model", "tiktoken.model", "tekken.json")
 SCALARS: list[Any] = [
     *(
         None,
@@ -80,94 +81,26 @@ SCALARS: list[Any] = [
         {"Fixed": 2**40},
     ),
 ]
-TYPES = [
-    *(
-        "BPE",
-        "Unigram",
-        "WordPiece",
-        "WordLevel",
-        "ByteLevel",
-        "Metaspace",
-        "Sequence",
-        "Split",
-        "Replace",
-        "ByteFallback",
-    ),
-    *("Fuse", "Strip", "Prepend", "Precompiled", "NFC", "NFKC", "Lowercase", "BertNormalizer", "Whitespace", "Digits"),
-    *(
-        "TemplateProcessing",
-        "BertProcessing",
-        "RobertaProcessing",
-        "CTC",
-        "BPEDecoder",
-        "UnicodeScripts",
-        "Punctuation",
-    ),
-]
-KEYS = [
-    *(
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "pad_token",
-        "image_token",
-        "added_tokens_decoder",
-        "extra_special_tokens",
-    ),
-    *(
-        "additional_special_tokens",
-        "add_bos_token",
-        "add_eos_token",
-        "add_prefix_space",
-        "split_special_tokens",
-        "legacy",
-    ),
-    *(
-        "tokenizer_class",
-        "chat_template",
-        "model_type",
-        "content",
-        "special",
-        "lstrip",
-        "type",
-        "prepend_scheme",
-        "ids",
-        "id",
-    ),
-    *(
-        "eos_token_id",
-        "temperature",
-        "top_k",
-        "top_p",
-        "do_sample",
-        "max_new_tokens",
-        "repetition_penalty",
-        "text_config",
-    ),
-    *(
-        "truncation",
-        "padding",
-        "dropout",
-        "unk_id",
-        "byte_fallback",
-        "merges",
-        "vocab",
-        "normalizer",
-        "decoder",
-        "pattern",
-    ),
-]
+TYPES = """
+BPE Unigram WordPiece WordLevel ByteLevel Metaspace Sequence Split Replace ByteFallback Fuse Strip Prepend Precompiled NFC NFKC
+Lowercase BertNormalizer Whitespace Digits TemplateProcessing BertProcessing RobertaProcessing CTC BPEDecoder Punctuation
+""".split()
+KEYS = """
+bos_token eos_token unk_token pad_token image_token added_tokens_decoder extra_special_tokens additional_special_tokens
+add_bos_token add_eos_token add_prefix_space split_special_tokens legacy tokenizer_class chat_template model_type content special
+lstrip type prepend_scheme ids id eos_token_id temperature top_k top_p do_sample max_new_tokens repetition_penalty text_config
+truncation padding dropout unk_id byte_fallback merges vocab normalizer decoder pattern
+""".split()
 
 
-def containers(value: Any) -> list[Any]:
-    """Every list and object inside, large ones included once."""
-    found, inside = [], [value]
-    while inside:
-        item = inside.pop()
-        if isinstance(item, dict | list):
-            found.append(item)
-            inside += list(item.values() if isinstance(item, dict) else item)[:60]
-    return found
+def pick(value: Any, rng: random.Random) -> Any:
+    """A list or object inside, mostly a shallow one: there the settings are, deeper down the vocabulary."""
+    while True:
+        children = list(value.values() if isinstance(value, dict) else value)
+        inside = [child for child in children[:60] if isinstance(child, dict | list)]
+        if not inside or rng.random() < 0.3:
+            return value
+        value = rng.choice(inside)
 
 
 def copied(value: Any) -> Any:
@@ -179,14 +112,13 @@ def copied(value: Any) -> Any:
 
 def mutate_json(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
-        places = containers(value)
-        if not places:
+        if not isinstance(value, dict | list):
             return rng.choice(SCALARS)
-        place = rng.choice(places)
-        new = rng.choice((rng.choice(SCALARS), rng.choice(SCALARS), rng.choice(TYPES), rng.choice(places)))
+        place = pick(value, rng)
+        new = rng.choice((rng.choice(SCALARS), rng.choice(SCALARS), rng.choice(TYPES), pick(value, rng)))
         new = copied(new)
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-        action = rng.randrange(6)
+        action = rng.choice((0, 0, 1, 1, 2, 3, 3, 4, 5, 5, 5))
         if not keys or action == 0:
             if isinstance(place, dict):
                 place[rng.choice(KEYS)] = new
@@ -241,7 +173,9 @@ def make_case(seeds: list[Path], folder: Path, rng: random.Random) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(rng.choice(seeds), folder)
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    for file in rng.sample(files, rng.choice((1, 1, 1, 2))):
+    vocabulary = [file for file in files if file.name in VOCABULARIES]
+    chosen = [rng.choice(rng.choice((files, vocabulary))) for _ in range(rng.choice((1, 1, 1, 2)))]
+    for file in dict.fromkeys(chosen):
         data = file.read_bytes()
         if file.suffix == ".json" and rng.random() < 0.85:
             file.write_text(dump(mutate_json(json.loads(data), rng)), encoding="utf-8", errors="surrogatepass")

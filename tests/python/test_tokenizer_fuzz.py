@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from lynx_rt import Tokenizer
 from lynx_rt.tokenizer_formats import _CL100K
 
 WORKER = Path(__file__).with_name("mutate_tokenizer_files.py")
@@ -38,6 +39,12 @@ def write_seeds(folder: Path) -> None:
         models.WordPiece({"[UNK]": 0, "a": 1, "##b": 2, "The": 3, "x": 4}, unk_token="[UNK]")
     )
     wordpiece.pre_tokenizer, wordpiece.decoder = pre_tokenizers.Whitespace(), decoders.WordPiece()
+    unigram = made.sentencepiece(model_type="unigram", normalization_rule_name="nfkc")
+    model_file = folder / "tokenizer.model"
+    folder.mkdir(parents=True, exist_ok=True)
+    model_file.write_bytes(unigram)
+    precompiled = Tokenizer(model_file).backend.to_str()
+    model_file.unlink()
     seeds: dict[str, dict[str, str | bytes]] = {
         "byte level": {"tokenizer.json": made.byte_level(), "chat_template.jinja": TEMPLATE},
         "llama": {
@@ -51,7 +58,8 @@ def write_seeds(folder: Path) -> None:
         },
         "vocab": {"vocab.json": vocab, "merges.txt": merges},
         "bpe": {"tokenizer.model": made.sentencepiece(), "added_tokens.json": '{"<|user|>": 500}'},
-        "unigram": {"tokenizer.model": made.sentencepiece(model_type="unigram", normalization_rule_name="nfkc")},
+        "unigram": {"tokenizer.model": unigram},
+        "precompiled": {"tokenizer.json": precompiled},
         "tiktoken": {"tiktoken.model": made.tiktoken_file()},
         "tekken": {"tekken.json": json.dumps(made.tekken(_CL100K))},
     }
@@ -99,13 +107,12 @@ def test_mutated_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["byte level", "llama", "metaspace", "wordpiece", "vocab", "bpe", "unigram", "tiktoken", "tekken"]
+    "name",
+    ["byte level", "llama", "metaspace", "wordpiece", "vocab", "bpe", "unigram", "precompiled", "tiktoken", "tekken"],
 )
 def test_seeds_are_good(tmp_path: Path, name: str) -> None:
     """Unmutated, every folder works; otherwise mutations of it would say nothing."""
     from mutate_tokenizer_files import use
-
-    from lynx_rt import Tokenizer
 
     write_seeds(tmp_path)
     tokenizer = Tokenizer(tmp_path / name)
