@@ -81,16 +81,17 @@ SCALARS: list[Any] = [
         {"Fixed": 2**40},
     ),
 ]
-TYPES = """
+_TYPES = """
 BPE Unigram WordPiece WordLevel ByteLevel Metaspace Sequence Split Replace ByteFallback Fuse Strip Prepend Precompiled NFC NFKC
 Lowercase BertNormalizer Whitespace Digits TemplateProcessing BertProcessing RobertaProcessing CTC BPEDecoder Punctuation
-""".split()
-KEYS = """
+"""
+_KEYS = """
 bos_token eos_token unk_token pad_token image_token added_tokens_decoder extra_special_tokens additional_special_tokens
 add_bos_token add_eos_token add_prefix_space split_special_tokens legacy tokenizer_class chat_template model_type content special
 lstrip type prepend_scheme ids id eos_token_id temperature top_k top_p do_sample max_new_tokens repetition_penalty text_config
 truncation padding dropout unk_id byte_fallback merges vocab normalizer decoder pattern
-""".split()
+"""
+TYPES, KEYS = _TYPES.split(), _KEYS.split()
 
 
 def pick(value: Any, rng: random.Random) -> Any:
