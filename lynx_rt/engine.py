@@ -16,7 +16,7 @@ from lynx_rt.driver import Driver
 from lynx_rt.errors import ValidationError
 from lynx_rt.generation_config import default_sampling_params, eos_token_ids, load_generation_config
 from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
-from lynx_rt.progress import LoadProgress, ProgressBar
+from lynx_rt.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
 from lynx_rt.request import Request
 from lynx_rt.sampling_params import SamplingParams
@@ -107,7 +107,7 @@ class Engine:
         try:
             self._core = core
             self._driver = Driver(core)
-            self._info: dict[str, Any] = core.model_info()
+            self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
             self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
             self._generation_config = load_generation_config(self._path)
             self._chat_template = chat_template

@@ -5,7 +5,6 @@
 
 #include "base/error.h"
 #include "bindings.h"
-#include "checkpoint/safetensors.h"
 #include "engine/simulation.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
@@ -154,6 +153,7 @@ py::dict to_dict(const ModelInfo& i) {
   LYNX_FIELD(kv_bytes_per_token);
   LYNX_FIELD(workspace_bytes);
   LYNX_FIELD(eos_token_ids);
+  LYNX_FIELD(warnings);
 #undef LYNX_FIELD
   return d;
 }
@@ -314,6 +314,8 @@ py::dict inspect(const std::string& path) {
   d["expert_bytes"] = per_expert;
   d["active_bytes_per_token"] = dense + active * per_expert;
   d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  d["warnings"] = weights.warnings;
+  d["not_used"] = weights.not_used;
   d["keys_not_understood"] = keys_that_matter(std::move(unread));
   return d;
 }
