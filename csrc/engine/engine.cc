@@ -145,6 +145,7 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
   if (options.on_log) {
     const ModelInfo info = impl->core->model_info();
     impl->log(LogLevel::kInfo, describe(info));
+    for (const std::string& text : info.warnings) impl->log(LogLevel::kWarning, text);
     if (options.max_model_len == 0 && info.max_model_len < info.max_position_embeddings)
       impl->log(LogLevel::kWarning, str_cat("max_model_len is ", info.max_model_len, " instead of the model's ",
                                             info.max_position_embeddings, ": the KV cache holds no more"));

@@ -161,6 +161,7 @@ struct ModelInfo {
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
+  std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
