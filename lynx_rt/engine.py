@@ -17,7 +17,7 @@ from lynx_rt.generation_config import default_sampling_params, eos_token_ids, lo
 from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
-from lynx_rt.request import Request
+from lynx_rt.request import Claim, Request
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.stream import TokenStream
 from lynx_rt.tokenizer import Tokenizer
@@ -29,8 +29,7 @@ Conversation = Sequence[Mapping[str, Any]]
 
 class Engine:
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
-
-    A program may end without close(). After a fork, the child's calls raise EngineClosedError; it may make an Engine of its own.
+    A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
     model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
@@ -197,7 +196,7 @@ class Engine:
                 loop.call_soon_threadsafe(changed.set)
 
         request.notify = wake
-        finished = False
+        claim, finished = Claim(request), False
         try:
             # Both calls may have to wait for the step in progress, which must not hold up the event loop.
             await asyncio.to_thread(self._driver.add, [request])
@@ -209,8 +208,10 @@ class Engine:
                     finished = output.finished
                     yield output
         finally:
+            del claim  # where no loop is left to wait in, the next step ends the request
             if not finished:
-                await asyncio.to_thread(self._driver.abort, [request])
+                with contextlib.suppress(RuntimeError):
+                    await asyncio.to_thread(self._driver.abort, [request])
 
     def add_request(
         self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
