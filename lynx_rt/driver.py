@@ -204,9 +204,12 @@ class Driver:
 
     def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:
         """Hands one output on; True if a thread may be waiting for it."""
+        request = completion.request
+        if request.abandoned:
+            self.abort([request])
+            return True
         if completion.apply(output):
             self._abort_native(output.request_id)
-        request = completion.request
         if completion.finished:
             del self._live[output.request_id]
             if request.finished:

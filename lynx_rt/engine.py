@@ -21,7 +21,7 @@ from lynx_rt.input_processor import InputProcessor, Params, ParamsPerPrompt
 from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.prompts import ParsedPrompt, Prompt
-from lynx_rt.request import Request
+from lynx_rt.request import Claim, Request
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.stream import TokenStream
 from lynx_rt.tokenizer import Tokenizer
@@ -31,8 +31,7 @@ Conversation = Sequence[Mapping[str, Any]]
 
 class Engine(EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
-
-    A program may end without close(). After a fork, the child's calls raise EngineClosedError; it may make an Engine of its own.
+    A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
     model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
@@ -226,7 +225,7 @@ class Engine(EngineState):
                 loop.call_soon_threadsafe(changed.set)
 
         request.notify = wake
-        finished = False
+        claim, finished = Claim(request), False
         try:
             # Both calls may have to wait for the step in progress, which must not hold up the event loop.
             await asyncio.to_thread(self._driver.add, [request])
@@ -238,8 +237,10 @@ class Engine(EngineState):
                     finished = output.finished
                     yield output
         finally:
+            del claim  # where no loop is left to wait in, the next step ends the request
             if not finished:
-                await asyncio.to_thread(self._driver.abort, [request])
+                with contextlib.suppress(RuntimeError):
+                    await asyncio.to_thread(self._driver.abort, [request])
 
     def add_request(
         self,

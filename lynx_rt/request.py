@@ -230,3 +230,16 @@ class Request:
             num_cached_tokens=first.num_cached_tokens,
             num_preemptions=sum(item.num_preemptions for item in each),
         )
+
+
+class Claim:
+    """Held by whoever reads a request's outputs: once it is dropped, the next step ends the request.
+
+    The last resort for an asynchronous generator, which Python drops without running its `finally` once the loop is closed.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __del__(self) -> None:
+        self._request.abandoned = True

@@ -232,6 +232,7 @@ void register_engine(py::module_& m) {
   py::class_<Engine>(m, "Engine")
       .def(py::init([](const std::string& path, const py::kwargs& kwargs) {
              EngineOptions options = to_options(kwargs);
+             if (options.enable_return_routed_experts || options.record_router_logits) import_numpy();
              ReleaseGil nogil;
              return Engine::create(path, options);
            }),
@@ -265,6 +266,7 @@ void register_engine(py::module_& m) {
       .def(
           "forward",
           [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk) {
+            import_numpy();
             std::vector<float> logits;
             {
               ReleaseGil nogil;
@@ -277,6 +279,7 @@ void register_engine(py::module_& m) {
           py::arg("token_ids"), py::arg("chunk") = 0)
       .def("take_router_logits",
            [](Engine& e) {
+             import_numpy();
              RouterLogits logits;
              {
                ReleaseGil nogil;
@@ -289,6 +292,7 @@ void register_engine(py::module_& m) {
           [](Engine& e, const std::vector<int32_t>& ids, const std::string& metric) {
             if (metric != "frobenius" && metric != "cosine")
               invalid("metric", "expected \"frobenius\" or \"cosine\", got \"", metric, "\"");
+            import_numpy();
             ExpertComparison c;
             {
               ReleaseGil nogil;

@@ -3,6 +3,7 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "gil.h"
 
 namespace py = pybind11;
 
@@ -30,14 +31,25 @@ static py::str to_str(const std::string& text) {
   return py::reinterpret_steal<py::str>(s);
 }
 
+// In plain C, since the class may be imported and is called here, in which Python may end the thread.
+static void raise(const char* class_name, PyObject* text, PyObject* field) {
+  PyObject *type = nullptr, *error = nullptr;
+  PyObject* errors = PyImport_ImportModule("lynx_rt.errors");
+  if (errors) type = PyObject_GetAttrString(errors, class_name);
+  if (type) error = PyObject_CallFunctionObjArgs(type, text, field, nullptr);
+  if (error) PyErr_SetObject(type, error);
+  Py_XDECREF(error);
+  Py_XDECREF(type);
+  Py_XDECREF(errors);
+}
+
 void register_errors(py::module_&) {
   py::register_exception_translator([](std::exception_ptr p) {
     try {
       if (p) std::rethrow_exception(p);
     } catch (const Error& e) {
-      py::object type = py::module_::import("lynx_rt.errors").attr(class_name(e.code()));
-      py::object error = type(to_str(e.what()), to_str(e.field()));
-      PyErr_SetObject(type.ptr(), error.ptr());
+      const py::str text = to_str(e.what()), field = to_str(e.field());
+      hold_if_ended([&] { raise(class_name(e.code()), text.ptr(), field.ptr()); });
     }
   });
 }

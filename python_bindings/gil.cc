@@ -39,6 +39,13 @@ AcquireGil::~AcquireGil() {
   if (!had_it_) calls_without_gil.fetch_add(1);
 }
 
+void import_numpy() {
+  PyObject* numpy = nullptr;
+  hold_if_ended([&] { numpy = PyImport_ImportModule("numpy.lib"); });
+  if (!numpy) throw pybind11::error_already_set();
+  Py_DECREF(numpy);
+}
+
 void wait_for_calls_at_exit() { Py_AtExit(wait_for_calls); }
 
 }  // namespace lynx_rt

@@ -50,6 +50,9 @@ class AcquireGil {
   PyGILState_STATE state_;
 };
 
+// Imports NumPy before the first array is made: pybind11 would do it where the thread must not end. Throws what the import raised.
+void import_numpy();
+
 // Has the interpreter, at the end of its exit, wait for the calls that were made without the GIL: what follows, the destruction of
 // the process's static objects, must not happen beside them. Not longer than half a second.
 void wait_for_calls_at_exit();

@@ -112,6 +112,20 @@ def test_cancelled_tasks_abort(nano: Engine) -> None:
     assert idle(nano)
 
 
+def test_a_generator_that_outlives_its_loop(nano: Engine) -> None:
+    """Python drops it without running its `finally`."""
+    loop, before = asyncio.new_event_loop(), nano.stats().aborted
+    outputs = nano.agenerate("The", LONG)
+    loop.run_until_complete(anext(outputs))
+    loop.close()
+    del outputs
+    gc.collect()
+    deadline = time.monotonic() + 30
+    while nano._driver._background is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert idle(nano) and nano.stats().aborted == before + 1
+
+
 def test_a_request_that_is_done_needs_no_background(nano: Engine) -> None:
     """Another thread's steps may finish a request before its own thread is started."""
     request = nano._make_one("The", SamplingParams(max_tokens=1), None, None)
@@ -173,6 +187,46 @@ def test_interrupts_are_deferred_and_delivered() -> None:
             reached = True
         assert outer._pending
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signal_handlers_that_raise_lose_nothing_of_others(nano: Engine) -> None:
+    """Also those of other signals than SIGINT: here as a time limit would be."""
+    sampled = SamplingParams(temperature=1.3, seed=5, max_tokens=100, ignore_eos=True, logprobs=0)
+    alone = nano.generate("The", sampled)[0].outputs[0]
+    stop, others = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            others.extend(out for out in nano.stream("The", sampled) if out.finished)
+
+    def handler(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    interrupted = 0
+    try:
+        for reader in readers:
+            reader.start()
+        for n in range(60):
+            timer = threading.Timer(0.001 + n * 0.0003, os.kill, [os.getpid(), signal.SIGUSR1])
+            try:
+                timer.start()
+                nano.generate(["a"] * 4, LONG)
+            except TimeoutError:
+                interrupted += 1
+            finally:
+                timer.join()
+    finally:
+        stop.set()
+        for reader in readers:
+            reader.join()
+        signal.signal(signal.SIGUSR1, before)
+    assert interrupted == 60 and len(others) > 0
+    for out in others:
+        assert out.outputs[0].token_ids == alone.token_ids
+        assert out.outputs[0].logprobs == alone.logprobs
+    assert idle(nano)
 
 
 _CTRL_C = """
