@@ -159,6 +159,17 @@ void test_options(const char* model) {
     CHECK_EQ(moved_on, disabled ? 1 : 2);
   }
   CHECK_EQ(run(defaults, with_max_tokens(2)).num_routed_rows, 0);
+
+  lynx_rt_params drawn = with_max_tokens(8);
+  drawn.temperature = 5;
+  options = sized_options();
+  std::vector<std::vector<int32_t>> tokens;
+  for (uint64_t seed : {3, 3, 4}) {
+    options.seed = seed;
+    OwnedEngine engine(model, options);
+    tokens.push_back(run(engine, drawn).tokens);
+  }
+  CHECK(tokens[0] == tokens[1] && tokens[0] != tokens[2]);
 }
 
 void test_model_info(const char* model) {
@@ -275,6 +286,7 @@ void test_load_progress(const char* model) {
   CHECK(std::filesystem::is_empty(cache));  // a load that was ended leaves no file behind
   options.load_progress_user = &all;
   OwnedEngine engine(model, options);
+  CHECK(!std::filesystem::is_empty(cache));
   CHECK_EQ(all.done, all.total);
   CHECK(all.calls > 2);
 }

@@ -288,7 +288,8 @@ LYNX_RT_API lynx_rt_status lynx_rt_step(lynx_rt_engine* engine, lynx_rt_callback
 
 /* Ends a request. Once this has returned, no callback for the request runs or begins in another thread, and in this one none begins:
  * outputs that a step has ready, the last one included, are dropped, and a callback for it that runs in another thread is waited for.
- * So what the callback uses for the request may be freed then; and a lock that the callback takes must not be held here.
+ * So what the callback uses for the request may be freed then; and the callback must not wait for this call, nor for a lock that is
+ * held around it.
  * LYNX_RT_NOT_FOUND where the request is unknown, aborted, or its last output has been delivered or is being so. */
 LYNX_RT_API lynx_rt_status lynx_rt_abort(lynx_rt_engine* engine, uint64_t request_id);
 
