@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +26,9 @@ class Driver:
 
     One lock guards everything here; it is free while C++ runs a step. Adding and aborting take the lock and then wait
     for the step in progress inside C++, so a request is always known here before its first output arrives.
+
+    Once the interpreter exits, and in the child of a fork(), the other threads are gone, perhaps with the lock: from then on
+    nothing takes it, and everything but closing and aborting raises EngineClosedError.
     """
 
     def __init__(self, core: _C.Engine) -> None:
@@ -33,27 +39,30 @@ class Driver:
         self._stepping = False
         self._steps = 0  # made so far
         self._closed = False
+        self._pid = os.getpid()
+        self._numbers = itertools.count()  # for requests without an id
         self._background: threading.Thread | None = None
         self._background_requests: set[Request] = set()
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._closed or not self._alive
 
     def check_open(self) -> None:
+        self._check_alive()
         if self._closed:
             raise EngineClosedError("the engine has been closed")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Holds requests still, for reading their outputs."""
-        with self._changed:
+        with self._lock:
             yield
 
     def add(self, requests: Sequence[Request]) -> None:
         """Queues all of them, or none and raises."""
         try:
-            with DeferInterrupts(), self._changed:
+            with DeferInterrupts(), self._lock:
                 self.check_open()
                 for request in requests:
                     self._add(request)
@@ -66,8 +75,10 @@ class Driver:
 
         One that is not added yet never will be.
         """
+        if not self._alive:
+            return 0
         count = 0
-        with DeferInterrupts(), self._changed:
+        with DeferInterrupts(), self._lock:
             for request in requests:
                 request.abandoned = True
                 if self._requests.get(request.request_id) is not request:
@@ -85,7 +96,7 @@ class Driver:
 
     def find(self, request_id: str) -> Request | None:
         """A request that is not finished."""
-        with self._changed:
+        with self._lock:
             return self._requests.get(request_id)
 
     def run_until(self, ready: Callable[[], bool], deadline: float | None = None) -> bool:
@@ -93,7 +104,7 @@ class Driver:
 
         ready is called under the lock. Raises EngineClosedError, what a step raised, KeyboardInterrupt between steps.
         """
-        with DeferInterrupts() as interrupts, self._changed:
+        with DeferInterrupts() as interrupts, self._lock:
             try:
                 while not ready():
                     interrupts.check()
@@ -110,7 +121,7 @@ class Driver:
 
     def step_once(self) -> None:
         """One step, or the rest of the one that another thread is making. Nothing where there is nothing to do."""
-        with DeferInterrupts(), self._changed:
+        with DeferInterrupts(), self._lock:
             self.check_open()
             before = self._steps
             if not self._stepping:
@@ -120,7 +131,7 @@ class Driver:
 
     def run_in_background(self, request: Request) -> None:
         """Has a thread of the driver step until the request is finished; for callers that must not block."""
-        with self._changed:
+        with self._lock:
             if request.finished:  # other threads' steps were enough
                 return
             self._background_requests.add(request)
@@ -130,6 +141,8 @@ class Driver:
 
     def close(self) -> None:
         """Ends everything and frees the C++ engine's memory. Idempotent."""
+        if not self._alive:
+            return
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -141,7 +154,25 @@ class Driver:
             self._live.clear()
             self._requests.clear()
 
+    @property
+    def _alive(self) -> bool:
+        """Whether the threads are there that may hold the lock."""
+        return os.getpid() == self._pid and not sys.is_finalizing()
+
+    @property
+    def _lock(self) -> threading.Condition:
+        self._check_alive()
+        return self._changed
+
+    def _check_alive(self) -> None:
+        if not self._alive:
+            self._core.has_unfinished()  # after a fork, raises what says so
+            raise EngineClosedError("the interpreter is exiting")
+
     def _add(self, request: Request) -> None:
+        while not request.request_id:
+            name = f"auto-{next(self._numbers)}"
+            request.request_id = "" if name in self._requests else name
         if request.request_id in self._requests:
             raise ValidationError(f"request_id {request.request_id!r} is in use", "request_id")
         if request.abandoned:

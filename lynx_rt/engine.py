@@ -4,43 +4,48 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
+import numbers
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from lynx_rt.driver import Driver
-from lynx_rt.errors import ValidationError
-from lynx_rt.generation_config import default_sampling_params, eos_token_ids, load_generation_config
-from lynx_rt.outputs import EngineStats, ExpertStats, RequestOutput, sum_prompt_logprobs
+from lynx_rt.engine_options import check_options
+from lynx_rt.engine_state import EngineState, policy_text
+from lynx_rt.errors import ValidationError, shown
+from lynx_rt.generation_config import load_generation_config
+from lynx_rt.input_processor import InputProcessor, Params, ParamsPerPrompt
+from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.progress import LoadProgress, ProgressBar
-from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.prompts import ParsedPrompt, Prompt
 from lynx_rt.request import Request
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.stream import TokenStream
 from lynx_rt.tokenizer import Tokenizer
 
-Params = SamplingParams | Mapping[str, Any]
-ParamsPerPrompt = Params | Sequence[Params] | None
 Conversation = Sequence[Mapping[str, Any]]
 
 
-class Engine:
+class Engine(EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
 
-    model: a Hugging Face model folder.  load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
-    tokenizer: folder, tokenizer.json or tokenizer object; None = the model's.  skip_tokenizer_init: token ids only.
+    A program may end without close(). After a fork, the child's calls raise EngineClosedError; it may make an Engine of its own.
+
+    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
+    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
+    tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
     quantization_cache: a folder that keeps the quantised weights for the next time; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
-    max_num_queued_reqs: waiting requests before QueueFullError; None = no limit.
+    max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
@@ -58,6 +63,7 @@ class Engine:
         tokenizer: str | os.PathLike[str] | Any | None = None,
         skip_tokenizer_init: bool = False,
         chat_template: str | os.PathLike[str] | None = None,
+        generation_config: str | os.PathLike[str] | None = "auto",
         device: str = "auto",
         load_format: str = "auto",
         dtype: str = "auto",
@@ -78,9 +84,13 @@ class Engine:
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
     ) -> None:
-        from lynx_rt import _C
+        check_options(locals())
+        from lynx_rt import _C, model_path
 
-        self._path = Path(model)
+        self._path = model_path.resolve(model, load_format)
+        # The small files come first: their faults must cost no minutes and leave no cache.
+        self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
+        self._generation_config = load_generation_config(self._path, generation_config)
         core = _C.Engine(
             os.fspath(self._path),
             device=device,
@@ -96,7 +106,7 @@ class Engine:
             block_size=block_size,
             enable_prefix_caching=enable_prefix_caching,
             enable_mixed_chunk=enable_mixed_chunk,
-            expert_selection=expert_selection or "topk",
+            expert_selection=policy_text(expert_selection),
             num_threads=num_threads or 0,
             isa=isa or "",
             seed=seed,
@@ -108,17 +118,10 @@ class Engine:
             self._core = core
             self._driver = Driver(core)
             self._info: dict[str, Any] = core.model_info()
-            self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
-            self._generation_config = load_generation_config(self._path)
-            self._chat_template = chat_template
-            # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
-            known = frozenset(self._info["eos_token_ids"])
-            self._eos_token_ids = known | eos_token_ids(self._generation_config, self._tokenizer, self._vocab_size)
-            self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+            self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
         except BaseException:
             core.close()
             raise
-        self._numbers = itertools.count()
         self._unfinished: set[Request] = set()  # those of add_request()
         self._outbox: dict[str, Request] = {}  # those of add_request() that changed since the last step()
 
@@ -129,20 +132,26 @@ class Engine:
         prompts: Prompt | Iterable[Prompt],
         sampling_params: ParamsPerPrompt = None,
         *,
+        add_special_tokens: bool | None = None,
         use_tqdm: bool | None = None,
         timeout: float | None = None,
     ) -> list[RequestOutput]:
         """Completes every prompt; returns a list in the order of the prompts, also for a single one.
 
-        prompts: text, token ids, {"prompt": text}, {"prompt_token_ids": ids}, or several of these.
+        prompts: text, token ids, a conversation (a list of {"role", "content"}), or several of these. As a dict:
+        {"prompt": text}, {"prompt_token_ids": ids} (also with the "prompt" to report), or {"messages": conversation} with
+        the arguments of `chat`.
         sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
+        add_special_tokens: whether the tokenizer puts its own around a text (a start token, mostly); None = around all but
+        conversations, whose template does it. A start token that the text has already is never doubled.
         use_tqdm: None = a progress bar for several prompts on a terminal.
         timeout: seconds for the whole call; what is not finished by then comes back as it is, with finish_reason
         "abort".
         Raises ValidationError before anything is queued, QueueFullError with nothing left behind. Ctrl-C ends the
         requests of this call only.
         """
-        return self._run(self._make_requests(self._parse(prompts), sampling_params), use_tqdm, timeout)
+        parsed = self._parse(prompts, add_special_tokens=add_special_tokens)
+        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
 
     def chat(
         self,
@@ -151,45 +160,65 @@ class Engine:
         *,
         chat_template: str | os.PathLike[str] | None = None,
         add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        continue_final_message: bool | str = False,
+        tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool | None = None,
         timeout: float | None = None,
     ) -> list[RequestOutput]:
-        """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`."""
-        from lynx_rt.chat import render_chats
+        """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`.
 
-        tokenizer = self.get_tokenizer()
-        texts = render_chats(
-            messages,
-            tokenizer,
-            chat_template=chat_template or self._chat_template,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            tools=tools,
-            template_kwargs=chat_template_kwargs,
-        )
-        # The template writes special tokens itself, so none are added here.
-        prompts = self._parse(tokenizer.encode_batch(texts, add_special_tokens=False))
-        for prompt, text in zip(prompts, texts, strict=True):
-            prompt.text = text
-        return self._run(self._make_requests(prompts, sampling_params), use_tqdm, timeout)
+        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses.
+        chat_template: text, path or name; None = the engine's.  chat_template_kwargs: further variables for it.
+        continue_final_message: go on with the last message (True, or the name of its field), with
+        add_generation_prompt=False.
+        tools: JSON schemas, or Python functions with type hints and a docstring.
+        """
+        from lynx_rt.chat import as_conversations
+
+        options = {
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
+        parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
+        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+
+    def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
+        """One conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
+
+        options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
+        """
+        (parsed,) = self._parse({"messages": messages, **options})
+        return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids}
 
     def stream(
-        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
     ) -> TokenStream:
-        """An iterator over the output of one prompt while it grows. Leaving it early aborts the request."""
-        request = self._make_one(prompt, sampling_params, request_id)
+        """An iterator over the output of one prompt or conversation while it grows. Leaving it early aborts the request."""
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         stream = TokenStream(request, self._wait_for_change, self._driver.abort)
         self._driver.add([request])
         return stream
 
     async def agenerate(
-        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """As `stream`, for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
-        request = self._make_one(prompt, sampling_params, request_id)
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake(_: Request) -> None:
@@ -213,10 +242,15 @@ class Engine:
                 await asyncio.to_thread(self._driver.abort, [request])
 
     def add_request(
-        self, prompt: Prompt, sampling_params: Params | None = None, *, request_id: str | None = None
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
     ) -> str:
         """Queues a request for a loop around `step()` and returns its id."""
-        request = self._make_one(prompt, sampling_params, request_id)
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         request.notify = self._post
         self._unfinished.add(request)
         try:
@@ -243,9 +277,15 @@ class Engine:
         self._driver.check_open()
         return bool(self._outbox or self._unfinished)
 
-    def abort(self, request_id: str | Sequence[str]) -> int:
+    def abort(self, request_id: str | Iterable[str]) -> int:
         """Ends requests by id and returns how many were running; whoever waits for one gets finish_reason "abort"."""
         ids = [request_id] if isinstance(request_id, str) else request_id
+        try:
+            ids = list(ids)
+        except TypeError:
+            ids = [ids]
+        if odd := [name for name in ids if not isinstance(name, str)]:
+            raise ValidationError(f"request_id must be a string or a list of them, got {shown(odd[0])}", "request_id")
         found = [request for name in ids if (request := self._driver.find(name)) is not None]
         return self._driver.abort(found)
 
@@ -268,62 +308,25 @@ class Engine:
         return self._tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
+        if not isinstance(text, str):
+            raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
+        _check_bool("add_special_tokens", add_special_tokens)
         return self.get_tokenizer().encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; those outside the vocabulary add nothing."""
+        _check_bool("skip_special_tokens", skip_special_tokens)
         return self.get_tokenizer().decode(ids, skip_special_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0."""
-        return default_sampling_params(self._generation_config)
+        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
 
-    # State
+        What that file says and cannot be used is warned of by name (GenerationConfigWarning), once.
+        """
+        return self._inputs.default_sampling_params()
 
-    def stats(self) -> EngineStats:
-        """Gauges, and counters since the start or `reset_stats()`."""
-        return EngineStats.from_native(self._core.stats())
-
-    def reset_stats(self) -> None:
-        self._core.reset_stats()
-
-    def expert_stats(self) -> ExpertStats:
-        """How many experts the decode-only steps read, before and after selection."""
-        info = self._info
-        return ExpertStats.from_stats(
-            self.stats(), self.expert_selection, info["num_experts"], info["num_experts_per_tok"]
-        )
-
-    def set_expert_selection(self, selection: str | None) -> None:
-        """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
-        self._core.set_expert_selection(selection or "topk")
-
-    @property
-    def expert_selection(self) -> str:
-        return self._core.expert_selection()
-
-    @property
-    def model_config(self) -> dict[str, Any]:
-        """Shape of the model (hidden_size, num_layers, num_experts, ...) as loaded."""
-        return dict(self._info)
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens that prompt and output may have together."""
-        return int(self._info["max_model_len"])
-
-    @property
-    def device(self) -> str:
-        """What the model runs on, in words; begins with "cpu"."""
-        return str(self._info["device"])
-
-    @property
-    def dtype(self) -> str:
-        return str(self._info["dtype"])
-
-    @property
-    def memory(self) -> dict[str, int]:
-        """Bytes of weights, KV cache and workspace."""
-        return {name: self._info[f"{name}_bytes"] for name in ("weight", "kv", "workspace")}
+    # Life
 
     @property
     def is_closed(self) -> bool:
@@ -352,64 +355,26 @@ class Engine:
 
     # Internals
 
-    @property
-    def _vocab_size(self) -> int:
-        return int(self._info["vocab_size"])
-
     def _parse(
-        self, prompts: Prompt | Iterable[Prompt], *, name: str = "prompt", add_special_tokens: bool = True
+        self, prompts: Any, *, name: str = "prompt", add_special_tokens: bool | None = None
     ) -> list[ParsedPrompt]:
         self._driver.check_open()
-        return parse_prompts(
-            prompts,
-            self._tokenizer,
-            vocab_size=self._vocab_size,
-            max_model_len=self.max_model_len,
-            name=name,
-            add_special_tokens=add_special_tokens,
-        )
+        return self._inputs.parse(prompts, name, add_special_tokens)
 
-    def _make_requests(self, prompts: list[ParsedPrompt], sampling_params: ParamsPerPrompt) -> list[Request]:
-        if sampling_params is None:
-            sampling_params = self.get_default_sampling_params()
-        if isinstance(sampling_params, (SamplingParams, Mapping)):
-            each = [SamplingParams.of(sampling_params)] * len(prompts)
-        else:
-            each = [SamplingParams.of(params) for params in sampling_params]
-            if len(each) != len(prompts):
-                raise ValidationError(
-                    f"{len(prompts)} prompts but {len(each)} sampling_params: give one for all or one per prompt",
-                    "sampling_params",
-                )
-        return [self._make_request(p, s, None) for p, s in zip(prompts, each, strict=True)]
-
-    def _make_one(self, prompt: Prompt, sampling_params: Params | None, request_id: str | None) -> Request:
-        parsed = self._parse(prompt)
-        if len(parsed) != 1:
-            raise ValidationError(f"expected one prompt, got {len(parsed)}; generate() takes several", "prompt")
-        params = self.get_default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
-        request = self._make_request(parsed[0], params, request_id)
-        request.streaming = True
-        return request
-
-    def _make_request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
-        if params.stop and self._tokenizer is None:
-            raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
-
-        def make_native(index: int) -> Any:
-            return params.to_native(
-                index=index,
-                vocab_size=self._vocab_size,
-                max_model_len=self.max_model_len,
-                eos_token_ids=self._extra_eos,
-                tokenizer=self._tokenizer,
-            )
-
-        name = str(next(self._numbers)) if request_id is None else request_id
-        return Request(name, prompt, params, self._tokenizer, self._eos_token_ids, make_native)
+    def _make_one(
+        self, prompt: Prompt, sampling_params: Params | None, request_id: str | None, add_special_tokens: bool | None
+    ) -> Request:
+        parsed = self._parse(prompt, add_special_tokens=add_special_tokens)
+        return self._inputs.request(parsed, sampling_params, request_id)
 
     def _run(self, requests: list[Request], use_tqdm: bool | None, timeout: float | None) -> list[RequestOutput]:
-        deadline = None if timeout is None else time.monotonic() + timeout
+        if not isinstance(use_tqdm, (bool, type(None))):
+            raise ValidationError(f"use_tqdm must be True, False or None, got {shown(use_tqdm)}", "use_tqdm")
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or timeout != timeout
+        ):
+            raise ValidationError(f"timeout must be a number of seconds or None, got {shown(timeout)}", "timeout")
+        deadline = None if timeout is None else time.monotonic() + float(min(timeout, threading.TIMEOUT_MAX))
         waiting = set(requests)
 
         def note(request: Request) -> None:
@@ -448,3 +413,8 @@ class Engine:
         self._outbox[request.request_id] = request
         if request.finished:
             self._unfinished.discard(request)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValidationError(f"{name} must be True or False, got {shown(value)}", name)

@@ -4,6 +4,8 @@ The compiled module raises these very classes, so one `except` covers both layer
 and what was found; `error.field` names the argument, key, tensor or file at fault, and is empty where there is none.
 """
 
+_SHOWN_CHARS = 200
+
 
 class LynxError(Exception):
     """Everything that lynx_rt raises on purpose.
@@ -37,7 +39,7 @@ class OutOfMemoryError(LynxError, MemoryError):
 
 
 class QueueFullError(LynxError):
-    """`max_num_queued_reqs` requests are waiting already."""
+    """All `max_num_seqs` places are taken, and `max_num_queued_reqs` requests are waiting for one."""
 
 
 class RequestAborted(LynxError):
@@ -45,7 +47,7 @@ class RequestAborted(LynxError):
 
 
 class EngineClosedError(LynxError):
-    """The engine has been closed."""
+    """The engine has been closed, belongs to the process that this one was forked from, or the interpreter is exiting."""
 
 
 class DeviceError(LynxError):
@@ -54,3 +56,23 @@ class DeviceError(LynxError):
 
 class InternalError(LynxError):
     """A broken invariant of this library: a bug worth reporting."""
+
+
+def shown(value: object) -> str:
+    """A value as error texts show it: its repr, cut where it is long. Some values have none (integers of 4300 digits)."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}... ({len(text)} characters)"
+
+
+def encoding_fault(text: str) -> str | None:
+    """Why a text cannot be encoded as UTF-8 (a lone surrogate); None where it can."""
+    if text.isascii():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"text cannot be encoded as UTF-8: {error.reason} at character {error.start}"
+    return None

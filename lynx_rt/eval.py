@@ -17,6 +17,7 @@ from lynx_rt.engine import Engine
 from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.outputs import ExpertStats, sum_prompt_logprobs
 from lynx_rt.sampling_params import SamplingParams
+from lynx_rt.text_file import read_text
 
 _FINAL_MARK = "####"  # what follows it in a worked answer is the result
 
@@ -60,11 +61,11 @@ class PolicyResult:
 
     @property
     def standard_error(self) -> float:
-        """Of `accuracy`, from the items' binomial variance."""
+        """Of `accuracy`, from the items' binomial variance; NaN where a task has one item, which says nothing about it."""
         return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
 
     def difference(self, other: PolicyResult) -> tuple[float, float]:
-        """accuracy - other.accuracy, and its standard error from the items' paired differences."""
+        """accuracy - other.accuracy, and its standard error (or NaN) from the items' paired differences."""
         pairs = {
             task: [float(a) - float(b) for a, b in zip(marks, other.correct[task], strict=True)]
             for task, marks in self.correct.items()
@@ -78,7 +79,7 @@ class PolicyResult:
             "selection": self.selection,
             "perplexity": self.perplexity,
             "accuracy": self.accuracy,
-            "standard_error": self.standard_error,
+            "standard_error": None if math.isnan(error := self.standard_error) else error,
             "task_accuracy": self.task_accuracy,
             "items": sum(len(marks) for marks in self.correct.values()),
             "decode_only_share": self.decode_only_share,
@@ -94,7 +95,7 @@ def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
         raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
     by_task: dict[str, list[Item]] = {}
     for file in files:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_text(file, "tasks").split("\n"), 1):
             if line.strip():
                 item = _parse_item(line, f"{file}:{number}")
                 items = by_task.setdefault(item.task, [])
@@ -177,6 +178,8 @@ def _parse_item(line: str, place: str) -> Item:
     try:
         fields = json.loads(line)
         final = fields.get("final")
+        if not isinstance(fields["prompt"], str) or not fields["prompt"]:
+            raise ValueError("the prompt must be text")
         return Item(
             str(fields["task"]),
             fields["prompt"],
@@ -192,7 +195,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _error_of_mean(samples: dict[str, list[float]]) -> float:
-    """Standard error of the mean over tasks of each task's mean."""
+    """Standard error of the mean over tasks of each task's mean; NaN where a task has one sample only."""
+    if min(map(len, samples.values()), default=0) < 2:
+        return math.nan
     variance = 0.0
     for values in samples.values():
         mean = _mean(values)

@@ -1,42 +1,67 @@
-"""Ctrl-C at safe points only."""
+"""Signals at safe points only."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+# Those whose handlers usually raise, to end the program or what it does at the moment.
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2")
+_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
 
 class DeferInterrupts:
-    """Within the block, SIGINT waits until `check()` or the end of the block, and then goes to the handler it found.
+    """Within the block, signals wait until `check()` or the end of the block, and then go to the handlers it found.
 
-    A KeyboardInterrupt in the middle of handing out a step's results would lose tokens of other threads' requests.
-    Python runs signal handlers in the main thread only, so elsewhere this does nothing. Blocks may be nested.
+    A KeyboardInterrupt in the middle of handing out a step's results would lose tokens of other threads' requests; so would
+    what handlers of other signals raise. Python runs signal handlers in the main thread only, so elsewhere this does nothing.
+    Blocks may be nested.
     """
 
     def __enter__(self) -> DeferInterrupts:
-        self._pending: tuple[int, FrameType | None] | None = None
-        self._handler: Any = None
+        self._pending: list[tuple[Any, int, FrameType | None]] = []  # handler and its arguments
+        self._handlers: dict[int, Any] = {}  # of the signals that wait
+        self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-            if callable(handler):  # not where SIGINT is ignored or ends the process
-                self._handler = handler
-                signal.signal(signal.SIGINT, self._note)
+            try:
+                for number in _SIGNALS:
+                    handler = signal.getsignal(number)
+                    if callable(handler):  # not where the signal is ignored or ends the process
+                        self._handlers[number] = handler
+                        signal.signal(number, self._note)
+            except BaseException:  # from the handler of a signal whose turn had not come
+                self._restore()
+                raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self.check()
+        self._restore()
+        self.check()
 
     def check(self) -> None:
-        """Delivers an interrupt that came in meanwhile; the usual handler raises KeyboardInterrupt."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._handler(*pending)
+        """Delivers the signals that came in meanwhile; SIGINT's usual handler raises KeyboardInterrupt."""
+        while self._pending:
+            handler, number, frame = self._pending.pop(0)
+            handler(number, frame)
+
+    def _restore(self) -> None:
+        try:
+            while self._handlers:
+                number, handler = next(iter(self._handlers.items()))
+                signal.signal(number, handler)
+                del self._handlers[number]
+        finally:
+            if self._handlers:  # a handler that is back already raised
+                self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._pending = (number, frame)
+        handler = self._handlers[number]
+        if os.getpid() != self._pid:  # the child of a fork in another thread: nobody comes to the end of the block here
+            handler(number, frame)
+        else:
+            self._pending.append((handler, number, frame))

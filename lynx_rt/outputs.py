@@ -19,7 +19,11 @@ class Logprob:
 
     logprob: float  # natural logarithm
     rank: int | None = None  # 1 = most likely
-    decoded_token: str | None = None  # None without a tokenizer
+    # Without a tokenizer, both are None.
+    decoded_token: str | None = (
+        None  # with the space before a word; bytes that are only part of a character read "\\xe6"
+    )
+    bytes: list[int] | None = None  # 0..255; the chosen tokens' bytes joined are the UTF-8 of their text
 
 
 TokenLogprobs = dict[int, Logprob]  # token id -> Logprob; the token itself first, then the most likely ones in order
@@ -104,7 +108,7 @@ class RequestOutput:
     """The state of one request: final from `generate` and `chat`, a snapshot from `stream`, `agenerate` and `step`."""
 
     request_id: str
-    prompt: str | None  # None where token ids were given
+    prompt: str | None  # its text; None where only token ids were given
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]  # n of them, in order of index
     finished: bool
@@ -161,7 +165,9 @@ class SloStats:
     """What a governor ("slo:tpot_ms=20") did. What it cost is the retained mass of the layers."""
 
     target_seconds: float  # of a decode-only step
-    fixed_seconds: float  # the measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers
+    fixed_seconds: (
+        float  # the measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers
+    )
     seconds_per_expert: float
     steps_over_target: int
     level: int  # in force, index into levels

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.stop_strings import StopFilter
 
@@ -49,7 +51,16 @@ class Completion:
         return len(self._out.token_ids)
 
     def apply(self, step: _C.StepOutput) -> bool:
-        """Takes in what a step did. True where a stop string ended the completion, so that C++ must be told."""
+        """Takes in what a step did. True where this side ended the completion, so that C++ must be told."""
+        try:
+            return self._apply(step)
+        except LynxError as error:  # a tokenizer that cannot decode; other requests go on
+            self._detokenizer = None
+            self._out.error = str(error)
+            self._finish("error", None)
+            return step.finish_reason is None
+
+    def _apply(self, step: _C.StepOutput) -> bool:
         if (routed_experts := step.routed_experts) is not None:
             if step.num_preemptions > self.metrics.num_preemptions:  # all positions were computed again
                 self._routed_experts.clear()
@@ -69,7 +80,10 @@ class Completion:
                 return step.finish_reason is None
         if step.finish_reason is not None:
             self._out.error = step.error or None
-            self._finish(step.finish_reason, self.request.stop_reason(step.stop_token_id))
+            reason = self.request.stop_reason(step.stop_token_id)
+            self._finish(step.finish_reason, reason)
+            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+                self._text.append(reason)  # a special token, which the detokenizer hides
         return False
 
     def abort(self) -> None:
@@ -121,8 +135,10 @@ class Completion:
 
     def _logprobs(self, entries: list[tuple[int, float, int]]) -> TokenLogprobs:
         tokenizer = self.request.tokenizer
+        if tokenizer is None:
+            return {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
         return {
-            token_id: Logprob(logprob, rank, tokenizer.piece(token_id) if tokenizer else None)
+            token_id: Logprob(logprob, rank, tokenizer.piece(token_id), list(tokenizer.token_bytes(token_id)))
             for token_id, logprob, rank in entries
         }
 
@@ -135,18 +151,24 @@ class Completion:
 
 
 class Request:
-    """One prompt with its n completions. `notify` is called after every change, under the engine's lock."""
+    """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
+
+    request_id: None = the driver finds one that is not in use, when the request is added.
+    """
 
     def __init__(
         self,
-        request_id: str,
+        request_id: str | None,
         prompt: ParsedPrompt,
         params: SamplingParams,
         tokenizer: Tokenizer | None,
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
+        stop_of_token: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
-        self.request_id = request_id
+        if request_id is not None and not (isinstance(request_id, str) and request_id):
+            raise ValidationError(f"request_id: expected a string that is not empty, got {request_id!r}", "request_id")
+        self.request_id = request_id or ""
         self.prompt = prompt.text
         self.prompt_token_ids = prompt.token_ids
         self.params = params
@@ -157,15 +179,18 @@ class Request:
         self.changed = False  # since the last take_output()
         self.notify: Callable[[Request], None] = lambda request: None
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_of_token = stop_of_token  # the stop strings that are special tokens, by id
         self.completions = [Completion(self, index, make_native(index)) for index in range(params.n)]
 
     @property
     def finished(self) -> bool:
         return all(completion.finished for completion in self.completions)
 
-    def stop_reason(self, token_id: int | None) -> int | None:
-        """The stop token where the caller asked for it; None for the model's own end of text."""
-        return None if token_id in self._eos_token_ids else token_id
+    def stop_reason(self, token_id: int | None) -> int | str | None:
+        """The stop token, or the stop string that it is, where the caller asked for it; None for the model's own end."""
+        if token_id is None or token_id in self._eos_token_ids:
+            return None
+        return self._stop_of_token.get(token_id, token_id)
 
     def touch(self) -> None:
         """Says that something changed."""

@@ -40,6 +40,10 @@ class StopFilter:
         self._fresh.append(self._held)
         self._held = ""
 
+    def append(self, text: str) -> None:
+        """Shows text that is not looked at; after finish()."""
+        self._fresh.append(text)
+
     def take(self) -> str:
         """What became visible since the last call."""
         delta = "".join(self._fresh)

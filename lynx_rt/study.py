@@ -29,6 +29,7 @@ from lynx_rt.outputs import EngineStats, RequestOutput
 from lynx_rt.progress import WorkBar
 from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.study_records import FORMAT, Record, RunKey, RunLog
+from lynx_rt.text_file import read_text
 
 REFERENCE = "topk"
 MINORITY = "minority:"
@@ -71,7 +72,7 @@ class StudyOptions:
         self.policies = {}  # canonical form -> as it was given
         for selection in (REFERENCE, *self.selections):
             self.policies.setdefault(canonical(selection), selection)
-        self.given_text = None if self.text is None else self.text.read_text(encoding="utf-8")
+        self.given_text = None if self.text is None else read_text(self.text, "text")
 
     @property
     def model_name(self) -> str:

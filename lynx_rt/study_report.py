@@ -102,7 +102,9 @@ def _summary_cell(setup: Setup, group: Group) -> str:
         return f"{100 * group.accuracy().value:.1f} % right"
     change = None if reference is None else group.difference(reference)
     saved = f"{_saved(group):.0f} %"
-    return saved if change is None else f"{100 * change.value:+.2f} ({_number(100 * change.items_error, 2)}) / {saved}"
+    if change is None:
+        return saved
+    return f"{100 * change.value:+.2f} ({_number(100 * change.items_error, 2) or '?'}) / {saved}"
 
 
 def _saved(group: Group) -> float:
@@ -176,7 +178,7 @@ def _task_cell(setup: Setup, group: Group, task: str) -> str:
         return ""
     value = sum(change.value for change in each) / len(each)
     error = math.sqrt(sum(change.items_error**2 for change in each)) / len(each)
-    return f"{100 * value:+.1f} ± {100 * error:.1f}"
+    return f"{100 * value:+.1f} ± {_number(100 * error, 1) or '?'}"
 
 
 def _row_share(group: Group, task: str) -> float:

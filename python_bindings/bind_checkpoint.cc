@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
+#include "gil.h"
 #include "model/family_config.h"
 
 namespace py = pybind11;
@@ -26,7 +27,7 @@ py::str path_str(const std::string& path) {
 }
 
 Checkpoint open_checkpoint(const std::filesystem::path& path) {
-  const py::gil_scoped_release release;
+  const ReleaseGil nogil;
   return Checkpoint::open(path.string());
 }
 

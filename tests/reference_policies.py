@@ -270,7 +270,7 @@ def assign(policy, scores, ids, exact, tables, **params):
             chosen = admitted(policy, scores, ids, exact, **params)
             taken = [best(row, chosen, ids.shape[1]) or [own[0]] for row, own in zip(scores, ids)]
         return [drop_refills(*row, refill) for row in zip(scores, taken, ids)]
-    return list({
+    taken = list({
         "sere": lambda: keep_inside(scores, ids, substitute(ids, sere_targets(ids, exact, tables["similarity"], **params))),
         "alias": lambda: substitute(ids, tables["alias"]),
         "skip": lambda: assign_skip(scores, ids, exact, **params),
@@ -279,3 +279,6 @@ def assign(policy, scores, ids, exact, tables, **params):
         "capacity": lambda: assign_capacity(scores, ids, exact, **params),
         "replay": lambda: tables["replay"],
     }[policy]())  # fmt: skip
+    if policy == "replay":
+        return taken
+    return [row if any(e >= 0 for e in row) else [own[0]] for row, own in zip(taken, ids)]  # no row is left with none

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -79,6 +80,12 @@ constexpr int budget_experts(const Selection& s, int num_experts) {
   const double m = s.budget < 1 ? s.budget * num_experts : s.budget;
   return m >= num_experts ? num_experts : m < 1 ? 1 : int(m);
 }
+
+// "key=value,key=value", what follows a policy's name. Throws kInvalidArgument for another form and for a key given twice.
+struct PolicySetting {
+  std::string_view key, value;
+};
+std::vector<PolicySetting> parse_settings(std::string_view text, const char* field);
 
 // A policy's text, "name:key=value,...": "topk" (also "off", ""), "lynx:alpha=8,beta=4,theta=1", "oea:k0=2", "top1" (=
 // top_j:j=1). `file` gets the value of the key of that name ("" = none given), of policies that read a table: sere, alias,

@@ -73,27 +73,6 @@ std::string shortest(double value) {
   return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
 }
 
-struct Setting {
-  std::string_view key, value;
-};
-
-// "key=value,key=value"
-std::vector<Setting> parse_settings(std::string_view text) {
-  std::vector<Setting> settings;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t end = std::min(text.find(',', begin), text.size());
-    const std::string_view item = text.substr(begin, end - begin);
-    const size_t equals = item.find('=');
-    if (equals == std::string_view::npos) invalid(kField, "expected key=value, got \"", item, "\"");
-    const Setting setting{item.substr(0, equals), item.substr(equals + 1)};
-    for (const Setting& earlier : settings)
-      if (earlier.key == setting.key) invalid(kField, "key \"", setting.key, "\" is given twice");
-    settings.push_back(setting);
-    begin = end + 1;
-  }
-  return settings;
-}
-
 template <class Number>
 bool parse_number(std::string_view text, Number& value) {
   const char* const end = text.data() + text.size();
@@ -112,7 +91,7 @@ bool in_range(const Parameter& p, double v) {
   return std::isfinite(v) && v <= p.most && (p.above_least ? v > p.least : v >= p.least);
 }
 
-void set(Selection& selection, const Parameter& p, const Setting& setting) {
+void set(Selection& selection, const Parameter& p, const PolicySetting& setting) {
   const auto store = [&](auto Selection::* member) {
     auto value = selection.*member;
     if (!parse_number(setting.value, value) || !in_range(p, double(value)))
@@ -122,7 +101,7 @@ void set(Selection& selection, const Parameter& p, const Setting& setting) {
   std::visit(store, p.member);
 }
 
-bool set_phase(Selection& selection, const Setting& setting) {
+bool set_phase(Selection& selection, const PolicySetting& setting) {
   if (setting.key != "phase") return false;
   if (setting.value != "decode" && setting.value != "all")
     invalid(kField, "phase: expected decode or all, got \"", setting.value, "\"");
@@ -149,6 +128,22 @@ std::vector<std::pair<int, int>> parse_layers(std::string_view text) {
 
 }  // namespace
 
+std::vector<PolicySetting> parse_settings(std::string_view text, const char* field) {
+  std::vector<PolicySetting> settings;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const std::string_view item = text.substr(begin, end - begin);
+    const size_t equals = item.find('=');
+    if (equals == std::string_view::npos) invalid(field, "expected key=value, got \"", item, "\"");
+    const PolicySetting setting{item.substr(0, equals), item.substr(equals + 1)};
+    for (const PolicySetting& earlier : settings)
+      if (earlier.key == setting.key) invalid(field, "key \"", setting.key, "\" is given twice");
+    settings.push_back(setting);
+    begin = end + 1;
+  }
+  return settings;
+}
+
 Selection parse_policy(const std::string& text, std::string* file) {
   const size_t colon = std::min(text.find(':'), text.size());
   std::string name = text.substr(0, colon);
@@ -156,8 +151,12 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (text.empty() || name == "off") name = "topk";
   if (name == "top1") name = "top_j";
   const auto found = std::find_if(policies().begin(), policies().end(), [&](const PolicyText& p) { return name == p.name; });
+  if (name == "slo")
+    invalid(kField, "slo: expected at the beginning of an engine's expert_selection, as in \"slo:tpot_ms=20@0=topk\", got \"", text,
+            "\"");
   if (found == policies().end())
-    invalid(kField, "unknown policy \"", name, "\"; the policies are ", joined(policies(), [](auto& p) { return p.name; }));
+    invalid(kField, "unknown policy \"", name, "\"; the policies are off, ", joined(policies(), [](auto& p) { return p.name; }),
+            ", slo");
   selection.policy = found->policy;
   // Defaults that differ from those of Selection, which are the published rules; docs/study.md says where they come from.
   if (selection.policy == Policy::kLynx) selection.alpha = 6, selection.refill = 0.25, selection.damp = 0.5;
@@ -167,7 +166,7 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
   if (colon == text.size()) return selection;
-  for (const Setting& setting : parse_settings(std::string_view(text).substr(colon + 1))) {
+  for (const PolicySetting& setting : parse_settings(std::string_view(text).substr(colon + 1), kField)) {
     const auto parameter = std::find_if(found->parameters.begin(), found->parameters.end(),
                                         [&](const Parameter& p) { return setting.key == p.key; });
     if (parameter != found->parameters.end()) {
@@ -278,6 +277,7 @@ SelectionPlan parse_selection(const std::string& text) {
       if (equals == std::string::npos) invalid(kField, "expected LAYERS=POLICY after \"@\", got \"", part, "\"");
       plan.parts.push_back({parse_layers(std::string_view(part).substr(0, equals)), {}, ""});
       part.erase(0, equals + 1);
+      if (part.empty()) invalid(kField, "expected a policy after \"=\" of \"", text, "\", got none");
     }
     plan.parts.back().selection = parse_policy(part, &plan.parts.back().file);
     begin = end + 1;

@@ -8,10 +8,9 @@
 #endif
 
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 #include <cstdlib>
 
+#include "base/cgroup.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -72,33 +71,13 @@ Isa resolve_isa(const std::string& name) {
   invalid("isa", "expected scalar, avx2, avx512, avx512vnni, avx512bf16 or amxbf16, got \"", name, "\"");
 }
 
-// cgroup v2 "max 100000" or "150000 100000"; v1 has the two numbers in two files. 0 = no limit.
-static double cgroup_quota() {
-  long long quota = 0, period = 0;
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    int n = std::fscanf(f, "%lld %lld", &quota, &period);
-    std::fclose(f);
-    return n == 2 && quota > 0 && period > 0 ? double(quota) / double(period) : 0;
-  }
-  if (FILE* f = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
-    int n = std::fscanf(f, "%lld", &quota);
-    std::fclose(f);
-    FILE* g = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r");
-    if (g) {
-      n += std::fscanf(g, "%lld", &period);
-      std::fclose(g);
-    }
-    return n == 2 && quota > 0 && period > 0 ? double(quota) / double(period) : 0;
-  }
-  return 0;
-}
-
 int usable_cores() {
   cpu_set_t set;
   int cores = 1;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
-  double quota = cgroup_quota();
-  if (quota > 0) cores = std::min(cores, std::max(1, int(std::ceil(quota))));
+  // Rounded down: a thread more than the quota pays for has all of them stopped for the rest of every period.
+  const double quota = cgroup_cpu_quota();
+  if (quota > 0 && quota < cores) cores = std::max(1, int(quota));
   return cores;
 }
 

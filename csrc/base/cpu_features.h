@@ -15,7 +15,7 @@ std::vector<Isa> supported_isas();  // kScalar .. best_isa()
 // one this CPU lacks.
 Isa resolve_isa(const std::string& name);
 
-// Cores this process may use: the affinity mask, capped by the cgroup's CPU quota. At least 1.
+// Cores this process may use: the affinity mask, capped by the CPU quota of its cgroups, rounded down. At least 1.
 int usable_cores();
 
 }  // namespace lynx_rt

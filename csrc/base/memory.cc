@@ -1,36 +1,29 @@
 #include "base/memory.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 
+#include "base/cgroup.h"
 #include "base/error.h"
 
 namespace lynx_rt {
 
 namespace {
 
-int64_t read_number(const char* path) {
-  FILE* f = std::fopen(path, "r");
-  if (!f) return -1;
-  long long v = -1;
-  int n = std::fscanf(f, "%lld", &v);
-  std::fclose(f);
-  return n == 1 ? v : -1;
-}
-
-// Bytes of the cgroup that are cached files: counted as used, but given back when memory is short. A mapped model is such.
-int64_t cgroup_file_cache() {
-  int64_t sum = 0;
-  if (FILE* f = std::fopen("/sys/fs/cgroup/memory.stat", "r")) {
-    char line[256];
-    long long v;
-    while (std::fgets(line, sizeof line, f))
-      if (std::sscanf(line, "inactive_file %lld", &v) == 1 || std::sscanf(line, "active_file %lld", &v) == 1) sum += v;
+// Address space that RLIMIT_AS (ulimit -v) leaves; INT64_MAX = no limit.
+int64_t address_space_left() {
+  rlimit limit;
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return INT64_MAX;
+  long long pages = 0;
+  if (FILE* f = std::fopen("/proc/self/statm", "r")) {
+    if (std::fscanf(f, "%lld", &pages) != 1) pages = 0;
     std::fclose(f);
   }
-  return sum;
+  return std::max<int64_t>(0, int64_t(limit.rlim_cur) - pages * sysconf(_SC_PAGESIZE));
 }
 
 }  // namespace
@@ -44,9 +37,7 @@ int64_t free_memory_bytes() {
       if (std::sscanf(line, "MemAvailable: %lld kB", &kb) == 1) available = kb * 1024;
     std::fclose(f);
   }
-  int64_t limit = read_number("/sys/fs/cgroup/memory.max"), used = read_number("/sys/fs/cgroup/memory.current");
-  if (limit > 0 && used >= 0) available = std::min(available, std::max<int64_t>(0, limit - used + cgroup_file_cache()));
-  return available;
+  return std::min({available, cgroup_free_memory(), address_space_left()});
 }
 
 void* allocate_pages(int64_t bytes, const char* what) {

@@ -4,7 +4,7 @@
 
 namespace lynx_rt {
 
-// MemAvailable, capped by what the cgroup's limit leaves; bytes.
+// Bytes: MemAvailable, capped by what the limits of the process's cgroups and RLIMIT_AS leave.
 int64_t free_memory_bytes();
 
 // Zero-filled pages, which take no memory before they are touched. Throws kOutOfMemory naming `what`.

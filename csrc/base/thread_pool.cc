@@ -29,16 +29,21 @@ void relax() {
 
 ThreadPool::ThreadPool(int num_threads) : gate_(kClosed) {
   if (num_threads < 1 || num_threads > 4096) invalid("num_threads", "expected 1..4096, got ", num_threads);
-  for (int t = 1; t < num_threads; ++t) workers_.emplace_back([this, t] { worker_main(t); });
+  for (int t = 1; t < num_threads; ++t) workers_->threads.emplace_back([this, t] { worker_main(t); });
 }
 
 ThreadPool::~ThreadPool() {
+  if (fork_guard_.forked()) {
+    // Threads that are not there cannot be joined, and destroying the condition would wait for them.
+    static_cast<void>(workers_.release());
+    return;
+  }
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(workers_->mutex);
     stop_.store(true);
   }
-  wake_.notify_all();
-  for (auto& w : workers_) w.join();
+  workers_->wake.notify_all();
+  for (auto& w : workers_->threads) w.join();
 }
 
 void ThreadPool::work(int thread) {
@@ -50,8 +55,9 @@ void ThreadPool::work(int thread) {
 }
 
 void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
+  fork_guard_.check("the thread pool");
   if (num_tasks <= 0) return;
-  if (workers_.empty() || num_tasks == 1) {
+  if (workers_->threads.empty() || num_tasks == 1) {
     for (int64_t i = 0; i < num_tasks; ++i) fn(ctx, i, 0);
     return;
   }
@@ -61,11 +67,11 @@ void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
   next_.store(0, std::memory_order_relaxed);
   bool notify;
   {
-    std::lock_guard lock(mutex_);
+    std::lock_guard lock(workers_->mutex);
     gate_.store((loop_number(gate_.load(std::memory_order_relaxed)) + 1) << 32, std::memory_order_release);
-    notify = sleepers_ > 0;
+    notify = workers_->sleepers > 0;
   }
-  if (notify) wake_.notify_all();
+  if (notify) workers_->wake.notify_all();
   work(0);
   gate_.fetch_or(kClosed, std::memory_order_relaxed);
   for (int spins = 0; (gate_.load(std::memory_order_acquire) & kInside) != 0; ++spins) {
@@ -95,10 +101,10 @@ void ThreadPool::worker_main(int thread) {
     }
     relax();
     if (i % 64 != 0 || std::chrono::steady_clock::now() - idle_since < kSpin) continue;
-    std::unique_lock lock(mutex_);
-    ++sleepers_;
-    wake_.wait(lock, [&] { return stop_.load() || loop_number(gate_.load()) != seen; });
-    --sleepers_;
+    std::unique_lock lock(workers_->mutex);
+    ++workers_->sleepers;
+    workers_->wake.wait(lock, [&] { return stop_.load() || loop_number(gate_.load()) != seen; });
+    --workers_->sleepers;
     idle_since = std::chrono::steady_clock::now();
   }
 }

@@ -1,5 +1,5 @@
 // A fixed pool of threads for data-parallel loops. One loop runs at a time.
-// Thread-safety: parallel_for may be called from one thread at a time.
+// Thread-safety: parallel_for may be called from one thread at a time. The child of a fork() may only destroy a pool.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -10,6 +10,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "base/fork.h"
+
 namespace lynx_rt {
 
 class ThreadPool {
@@ -19,11 +21,11 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int num_threads() const { return int(workers_.size()) + 1; }
+  int num_threads() const { return int(workers_->threads.size()) + 1; }
 
   // Calls fn(task, thread) once for every task in [0, num_tasks), thread in [0, num_threads()); returns when all
   // are done. Tasks are handed out in rising order; which thread runs one is not fixed, so fn must not let its
-  // result depend on it. fn must not throw.
+  // result depend on it. fn must not throw. Throws kClosed in the child of a fork().
   template <class Fn>
   void parallel_for(int64_t num_tasks, Fn&& fn) {
     using F = std::remove_reference_t<Fn>;
@@ -38,10 +40,14 @@ class ThreadPool {
   void work(int thread);
   void worker_main(int thread);
 
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  int sleepers_ = 0;  // guarded by mutex_
+  struct Workers {
+    std::vector<std::thread> threads;
+    std::mutex mutex;
+    std::condition_variable wake;
+    int sleepers = 0;  // guarded by mutex
+  };
+  std::unique_ptr<Workers> workers_ = std::make_unique<Workers>();
+  ForkGuard fork_guard_;
   // The loop in progress: written while nobody is inside the gate, read by who is.
   TaskFn fn_ = nullptr;
   void* ctx_ = nullptr;

@@ -103,6 +103,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
   if (records_routed_experts() && config_.num_experts > INT16_MAX)
     fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
          " experts, got ", config_.num_experts);
+  options_.on_load_progress = nullptr;  // what it holds is its caller's, who need not keep it longer
   reset_stats();
 }
 
@@ -245,9 +246,9 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   if (int64_t(prompt.size()) + num_forced > plan_.max_model_len)
     invalid("forced_token_ids", "expected at most ", plan_.max_model_len - int64_t(prompt.size()), " tokens after a prompt of ",
             prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced);
-  if (options_.max_num_queued_reqs && scheduler_.num_waiting() >= options_.max_num_queued_reqs)
-    fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_waiting(),
-         " requests are waiting, the limit is ", options_.max_num_queued_reqs);
+  if (options_.max_num_queued_reqs && scheduler_.num_queued() >= options_.max_num_queued_reqs)
+    fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_queued(),
+         " requests are waiting for one of the ", options_.max_num_seqs, " places, the limit is ", options_.max_num_queued_reqs);
   auto r = std::make_unique<Request>();
   r->id = next_id_++;
   r->params = params;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <string_view>
 
+#include "backend/moe_types.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -34,22 +35,19 @@ bool is_slo(const std::string& text) { return text == "slo" || text.starts_with(
 SloPlan parse_slo(const std::string& text, int top_k) {
   const size_t at = std::min(text.find('@'), text.size());
   const std::string_view layers = std::string_view(text).substr(at);
-  std::string_view settings = std::string_view(text).substr(0, at).substr(std::min<size_t>(4, at));
+  const std::string_view settings = std::string_view(text).substr(0, at).substr(std::min<size_t>(4, at));
   double milliseconds = 0;
   std::string policy = "lynx";
-  while (!settings.empty()) {
-    const std::string_view item = settings.substr(0, settings.find(','));
-    settings.remove_prefix(std::min(item.size() + 1, settings.size()));
-    const size_t equals = std::min(item.find('='), item.size());
-    const std::string_view key = item.substr(0, equals), value = item.substr(std::min(equals + 1, item.size()));
-    if (key == "tpot_ms") {
+  for (const PolicySetting& setting : settings.empty() ? std::vector<PolicySetting>{} : parse_settings(settings, kField)) {
+    const std::string_view value = setting.value;
+    if (setting.key == "tpot_ms") {
       const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), milliseconds);
       if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(milliseconds) || milliseconds <= 0)
         invalid(kField, "slo: tpot_ms: expected milliseconds > 0, got \"", value, "\"");
-    } else if (key == "policy") {
+    } else if (setting.key == "policy") {
       policy = value;
     } else {
-      invalid(kField, "slo has no key \"", key, "\"; its keys are tpot_ms, policy");
+      invalid(kField, "slo has no key \"", setting.key, "\"; its keys are tpot_ms, policy");
     }
   }
   if (milliseconds == 0) invalid(kField, "slo: expected tpot_ms, the milliseconds that a token may take");

@@ -30,7 +30,8 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
          o.max_model_len ? o.max_model_len : o.block_size, " tokens needs ", needed, " bytes of KV cache (", block_bytes,
          " per page of ", o.block_size, " tokens), but ", budget, " are ",
          o.kv_cache_memory_bytes ? "given" : "available (the part of the free memory that is taken unasked)",
-         "; pass kv_cache_memory_bytes=", needed, " or more, or max_model_len=", blocks * o.block_size, " or less");
+         "; pass kv_cache_memory_bytes=", needed, " or more",
+         blocks > 0 ? str_cat(", or max_model_len=", blocks * o.block_size, " or less") : "");
   }
   int64_t len = std::min(wanted_len, blocks * o.block_size);
   return {blocks, len};

@@ -40,6 +40,8 @@ class Scheduler {
 
   int64_t num_running() const { return int64_t(running_.size()); }
   int64_t num_waiting() const { return int64_t(waiting_.size()); }
+  // Waiting requests that have to wait for another one to end; negative while there are free places.
+  int64_t num_queued() const { return num_waiting() + num_running() - max_num_seqs_; }
   int64_t num_preemptions() const { return num_preemptions_; }
   std::vector<int32_t> held_blocks() const;
 

@@ -29,6 +29,7 @@ void SelectionControl::set(const std::string& text) {
   std::vector<LayerSelections> levels;
   std::optional<Governor> governor;
   std::string canonical;
+  tables_.begin();
   if (is_slo(text)) {
     const SloPlan plan = parse_slo(text, int(config_.num_experts_per_tok));
     for (const std::string& level : plan.levels) levels.push_back(resolve(level));
@@ -38,10 +39,10 @@ void SelectionControl::set(const std::string& text) {
     levels.push_back(resolve(text));
     canonical = levels[0].text;
   }
+  tables_.commit();
   levels_ = std::move(levels);
   governor_ = std::move(governor);
   text_ = std::move(canonical);
-  tables_.rewind();
 }
 
 void SelectionControl::prepare(BatchView& batch) {

@@ -35,14 +35,28 @@ void check_range(const std::string& file, const char* name, const std::vector<in
       invalid(kField, file, ": ", name, "[", i, "]: expected ", least, "..", end - 1, ", got ", ids[i]);
 }
 
-template <class T>
-DeviceArray<T> to_backend(Backend& backend, const std::vector<T>& values) {
-  DeviceArray<T> array(backend, int64_t(values.size()), "selection tables");
-  backend.write(array.get(), values.data(), int64_t(values.size() * sizeof(T)));
-  return array;
+}  // namespace
+
+void SelectionTables::begin() {
+  for (auto& [file, table] : similarities_) table.read.clear();
+  for (auto& [file, table] : aliases_) table.read.clear();
+  replay_read_.clear();
 }
 
-}  // namespace
+void SelectionTables::commit() {
+  const auto write = [&](auto& tables) {
+    for (auto& [file, table] : tables) {
+      if (!table.read.empty())
+        backend_.write(table.values.get(), table.read.data(), int64_t(table.read.size() * sizeof(table.read[0])));
+      table.read = {};
+    }
+  };
+  write(similarities_);
+  write(aliases_);
+  if (!replay_read_.empty()) replay_ = std::move(replay_read_);
+  replay_read_ = {};
+  replay_row_ = 0;
+}
 
 LayerSelections SelectionTables::resolve(const std::string& text) {
   SelectionPlan plan;
@@ -73,35 +87,34 @@ LayerSelections SelectionTables::resolve(const std::string& text) {
       invalid(kField, "replay: expected the same file in all layers, got ", *recording, " and ", part.file);
     recording = &part.file;
   }
-  if (recording) open_replay(*recording);  // last: what fails leaves the recording in use alone
+  if (recording) read_recording(*recording);
   return out;
 }
 
 const float* SelectionTables::similarity(const std::string& file, int64_t moe_layer) {
   const int64_t experts = config_.num_experts, layers = config_.num_moe_layers();
-  auto found = similarities_.find(file);
-  if (found == similarities_.end()) {
-    const auto values = read_table<float>(file, "similarity", "F32", {layers, experts, experts});
-    const auto bad = std::find_if(values.begin(), values.end(), [](float v) { return !std::isfinite(v); });
-    if (bad != values.end())
-      invalid(kField, file, ": similarity[", bad - values.begin(), "]: expected a finite number, got ", double(*bad));
-    found = similarities_.emplace(file, to_backend(backend_, values)).first;
+  Table<float>& table = similarities_[file];
+  if (table.read.empty()) {
+    table.read = read_table<float>(file, "similarity", "F32", {layers, experts, experts});
+    const auto bad = std::find_if(table.read.begin(), table.read.end(), [](float v) { return !std::isfinite(v); });
+    if (bad != table.read.end())
+      invalid(kField, file, ": similarity[", bad - table.read.begin(), "]: expected a finite number, got ", double(*bad));
+    if (!table.values.get()) table.values = DeviceArray<float>(backend_, int64_t(table.read.size()), "selection tables");
   }
-  return found->second.get() + moe_layer * experts * experts;
+  return table.values.get() + moe_layer * experts * experts;
 }
 
 const int32_t* SelectionTables::alias(const std::string& file, int64_t moe_layer) {
-  auto found = aliases_.find(file);
-  if (found == aliases_.end()) {
-    const auto ids = read_table<int32_t>(file, "alias", "I32", {config_.num_moe_layers(), config_.num_experts});
-    check_range(file, "alias", ids, 0, config_.num_experts);
-    found = aliases_.emplace(file, to_backend(backend_, ids)).first;
+  Table<int32_t>& table = aliases_[file];
+  if (table.read.empty()) {
+    table.read = read_table<int32_t>(file, "alias", "I32", {config_.num_moe_layers(), config_.num_experts});
+    check_range(file, "alias", table.read, 0, config_.num_experts);
+    if (!table.values.get()) table.values = DeviceArray<int32_t>(backend_, int64_t(table.read.size()), "selection tables");
   }
-  return found->second.get() + moe_layer * config_.num_experts;
+  return table.values.get() + moe_layer * config_.num_experts;
 }
 
-void SelectionTables::open_replay(const std::string& file) {
-  if (!replay_file_.empty() && replay_file_ == file) return;
+void SelectionTables::read_recording(const std::string& file) {
   const int64_t k = config_.num_experts_per_tok;
   auto ids = read_table<int32_t>(file, "routed_experts", "I32", {-1, config_.num_moe_layers(), k});
   check_range(file, "routed_experts", ids, -1, config_.num_experts);
@@ -112,9 +125,7 @@ void SelectionTables::open_replay(const std::string& file) {
         if (ids[row + size_t(i)] >= 0 && ids[row + size_t(i)] == ids[row + size_t(j)])
           invalid(kField, file, ": routed_experts[", row + size_t(j), "]: expected each expert once in a row, got ",
                   ids[row + size_t(j)], " again");
-  replay_ = std::move(ids);
-  replay_file_ = file;
-  rewind();
+  replay_read_ = std::move(ids);
 }
 
 const int32_t* SelectionTables::next_replayed(const LayerSelections& selections, Phase phase, int64_t rows) {

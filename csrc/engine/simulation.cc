@@ -54,7 +54,9 @@ std::vector<EngineStats::Layer> simulate(const RecordedRows& r, const std::strin
   options.num_threads = 1;
   const std::unique_ptr<Backend> backend = make_backend(options);  // keeps the tables
   SelectionTables tables(*backend, config);
+  tables.begin();
   const LayerSelections selections = tables.resolve(selection);
+  tables.commit();
   RouterRule rule = r.router;
   rule.num_experts = int(num_experts);
   rule.top_k = int(k);

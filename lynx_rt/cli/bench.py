@@ -21,6 +21,8 @@ from lynx_rt.cli.options import (
     add_model,
     format_bytes,
     format_table,
+    integer,
+    model_folder,
     positive_int,
     positive_ints,
     selections,
@@ -116,7 +118,7 @@ def add_command(commands: Any) -> None:
     decode.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
     decode.add_argument("--steps", type=positive_int, default=64, help="timed steps per policy (default: 64)")
     decode.add_argument("--context", type=positive_int, default=128, help="prompt tokens per sequence (default: 128)")
-    decode.add_argument("--seed", type=int, default=0, help="of the prompts (default: 0)")
+    decode.add_argument("--seed", type=integer, default=0, help="of the prompts (default: 0)")
     decode.add_argument(
         "--load-format",
         choices=("auto", "safetensors", "dummy"),
@@ -132,6 +134,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from lynx_rt import _C, ValidationError
 
+    args.model = model_folder(args)
     threads = args.num_threads or usable_cores()
     length = args.context + _decode_tokens(args)
     start = time.perf_counter()
@@ -243,7 +246,10 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     if with_ops and info["device"].startswith("cpu"):  # a device's ops are only queued when they return
         for row in rows:
             title = f"{row.selection}, batch {row.batch}"
-            lines += ["", format_table([title, "ms/step", "% of step", "bytes/step", "GB/s", "% of read"], _op_cells(row))]
+            lines += [
+                "",
+                format_table([title, "ms/step", "% of step", "bytes/step", "GB/s", "% of read"], _op_cells(row)),
+            ]
     return "\n".join([*lines, "", f"command: {report['command']}"])
 
 
@@ -258,7 +264,9 @@ def _op_cells(row: Row) -> list[tuple[str, ...]]:
         rate = op["bytes"] / op["ms"] / 1e6
         of_read = f"{100 * rate / row.read_gb_per_s:.0f}" if row.read_gb_per_s and op["bytes"] else "-"
         share = f"{100 * op['ms'] / row.mean_ms:.1f}"
-        cells.append((name, f"{op['ms']:.3f}", share, format_bytes(op["bytes"]), f"{rate:.1f}" if rate else "-", of_read))
+        cells.append(
+            (name, f"{op['ms']:.3f}", share, format_bytes(op["bytes"]), f"{rate:.1f}" if rate else "-", of_read)
+        )
     return cells
 
 

@@ -9,7 +9,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, format_table, positive_int
+from lynx_rt.cli.files import check_output, read_input
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_model,
+    engine_options,
+    format_table,
+    integer,
+    model_folder,
+    positive_int,
+)
 
 
 def add_command(commands: Any) -> None:
@@ -30,7 +39,7 @@ def add_command(commands: Any) -> None:
         "--metric", choices=("frobenius", "cosine"), default="frobenius", help="of similarity (default: frobenius)"
     )
     parser.add_argument("--alias", type=positive_int, metavar="N", help="also merge experts until N per layer are left")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of items (default: 0)")
+    parser.add_argument("--seed", type=integer, default=0, help="of the choice of items (default: 0)")
     add_engine_options(parser)
     parser.set_defaults(run=run, device="cpu")
 
@@ -42,12 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from lynx_rt.calibrate import calibrate, text_sequences
     from lynx_rt.eval import load_items
 
-    with Engine(args.model, **engine_options(args)) as engine:
+    check_output(args.out, "out")
+    text = "" if args.text is None else read_input(args.text, "text")
+    items = [] if args.tasks is None else load_items(args.tasks, seed=args.seed)[: args.sequences]
+    with Engine(model_folder(args), **engine_options(args)) as engine:
         if args.text is not None:
-            text = args.text.read_text(encoding="utf-8")
             sequences = text_sequences(engine, text, args.length, args.sequences)
         else:
-            items = load_items(args.tasks, seed=args.seed)[: args.sequences]
             sequences = [engine.encode(f"{item.prompt} {item.answer}")[: args.length] for item in items]
         calibration = calibrate(engine, sequences, metric=args.metric)
         layers = [layer.layer for layer in engine.stats().layers]

@@ -9,10 +9,9 @@ import sys
 from importlib import metadata
 from typing import Any
 
-from lynx_rt.cli.machine import available_memory_bytes
 from lynx_rt.cli.options import format_bytes
 
-_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "transformers", "torch")
+_PACKAGES = ("tokenizers", "jinja2", "numpy", "tqdm", "huggingface_hub", "transformers", "torch")
 
 
 def add_command(commands: Any) -> None:
@@ -26,7 +25,6 @@ def run(args: argparse.Namespace) -> int:
 
     facts = {
         **_C.build_info(),
-        "available_memory_bytes": available_memory_bytes(),
         "platform": platform.platform(),
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lynx_rt.cli.files import check_output
 from lynx_rt.cli.options import (
     add_engine_options,
     add_model,
     engine_options,
     format_table,
+    integer,
+    model_folder,
     positive_int,
     quantizations,
     selections,
@@ -29,7 +33,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
     parser.add_argument("--limit", type=positive_int, help="items per task (default: all)")
     parser.add_argument("--max-tokens", type=positive_int, default=64, help="per answer (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and order of items (default: 0)")
+    parser.add_argument("--seed", type=integer, default=0, help="of the choice and order of items (default: 0)")
     add_engine_options(parser, quantization=quantizations)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.set_defaults(run=run)
@@ -39,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     from lynx_rt.engine import Engine
     from lynx_rt.eval import answer_perplexity, evaluate, load_items
 
+    check_output(args.json, "json")
+    folder = model_folder(args)
     items = load_items(args.tasks, args.limit, args.seed)
     results = []
     # Without prefix caching, so that a later policy does not find the prompts of an earlier one; without mixed steps, so
@@ -48,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         options = {**fixed, **engine_options(args), "quantization": quantization}
         if quantization == "none":
             options["quantization_cache"] = None
-        with Engine(args.model, **options) as engine:
+        with Engine(folder, **options) as engine:
             perplexity = answer_perplexity(engine, items)
             for selection in args.selection:
                 noted = {"quantization": quantization, "perplexity": perplexity, "max_tokens": args.max_tokens}
@@ -66,6 +72,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _points(error: float) -> str:
+    return "?" if math.isnan(error) else f"{100 * error:.2f}"
+
+
 def _format(results: list[PolicyResult], batch: int) -> str:
     base = results[0]
     header = ["", "accuracy %", "+-", "difference", "+-", "perplexity", "rows/step", "experts before", "after", "mass"]
@@ -78,9 +88,9 @@ def _format(results: list[PolicyResult], batch: int) -> str:
             [
                 result.name,
                 f"{100 * result.accuracy:.2f}",
-                f"{100 * result.standard_error:.2f}",
+                _points(result.standard_error),
                 "" if result is base else f"{100 * change:+.2f}",
-                "" if result is base else f"{100 * change_error:.2f}",
+                "" if result is base else _points(change_error),
                 f"{result.perplexity:.4f}",
                 f"{experts.rows_per_step:.1f}",
                 f"{experts.union_before:.2f}",
@@ -93,7 +103,7 @@ def _format(results: list[PolicyResult], batch: int) -> str:
     tasks = [[task, *[f"{100 * result.task_accuracy[task]:.1f}" for result in results]] for task in base.task_accuracy]
     return "\n".join(
         [
-            f"{count} items of {len(base.correct)} tasks, batch {batch}; +- is one standard error, "
+            f"{count} items of {len(base.correct)} tasks, batch {batch}; +- is one standard error (? = of one item), "
             f"differences are to {base.name}, item by item;",
             "perplexity of a token of the expected answers;",
             "decode-only % = share of the generated tokens from decode-only steps: selection acts on these alone",

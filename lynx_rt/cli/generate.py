@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options
+from lynx_rt.cli.files import read_input
+from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder, positive_int
+from lynx_rt.cli.sampling import add_sampling_options, looks_escaped, sampling_fields, unescape
 
 if TYPE_CHECKING:
-    from lynx_rt import Engine, RequestOutput, SamplingParams
-
-_SAMPLING_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    from lynx_rt import CompletionOutput, Engine, RequestOutput, SamplingParams
+    from lynx_rt.outputs import TokenLogprobs
 
 
 def add_command(commands: Any) -> None:
@@ -21,64 +23,90 @@ def add_command(commands: Any) -> None:
     add_model(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("-p", "--prompt", action="append", help="prompt text; may be given several times")
-    source.add_argument("-f", "--file", type=Path, help="file with one prompt (default: standard input)")
-    parser.add_argument("--max-tokens", type=int, help="new tokens (this and the next four: default as the model says)")
-    parser.add_argument("--temperature", type=float, help="0 = always the most likely token")
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--selection", default="topk", help="expert selection: topk (default), lynx, oea:k0=2, ...")
-    add_engine_options(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object per prompt")
+    source.add_argument(
+        "-f", "--file", type=Path, help="UTF-8 file with one prompt, - = standard input (default: standard input)"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per completion")
     parser.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, help="show text as it comes (default: on a terminal)"
     )
-    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument("--selection", default="topk", help="expert selection: topk (default), lynx, oea:k0=2, ...")
+    add_sampling_options(parser, several=True)
+    add_engine_options(parser)
+    add_length(parser)
+    parser.add_argument("--max-num-seqs", type=positive_int, default=128, help="running requests (default: 128)")
+    parser.set_defaults(run=run)
+
+
+def add_length(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-model-len", type=positive_int, metavar="N", help="tokens of prompt and output (default: the model's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    given = sampling_fields(args)
+    if args.logprobs is not None and not args.json:
+        args.parser.error("argument --logprobs: needs --json")
+    if args.stream and (args.json or (args.n or 1) > 1):
+        args.parser.error("argument --stream: not with --json, and for one completion only")
+    check_not_a_prompt(args)
     prompts = _prompts(args)
+    folder = model_folder(args)
     from lynx_rt import Engine
 
-    _check_sampling(args)
+    utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
     stream = args.stream if args.stream is not None else sys.stdout.isatty()
-    with Engine(args.model, expert_selection=args.selection, **engine_options(args)) as engine:
-        given = {name: getattr(args, name) for name in _SAMPLING_OPTIONS if getattr(args, name) is not None}
+    options = {"max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, **engine_options(args)}
+    with Engine(folder, expert_selection=args.selection, **options) as engine:
         params = engine.get_default_sampling_params().clone(**given)
-        if stream and not args.json:
+        if stream and not args.json and params.n == 1:
             outputs = [_stream(engine, prompt, params) for prompt in prompts]
         else:
             outputs = engine.generate(prompts, params)
             for output in outputs:
-                print(json.dumps(_record(output), ensure_ascii=False) if args.json else output.text)
+                for completion in output.outputs:
+                    if args.json:
+                        print(json.dumps(_record(output, completion), ensure_ascii=not utf8))
+                    else:
+                        print(completion.text)
     if sys.stderr.isatty():
-        _print_speed(outputs)
+        print_speed(outputs)
     errors = [completion.error for output in outputs for completion in output.outputs if completion.error]
     for error in errors:
         print(f"lynx-rt: error: {error}", file=sys.stderr)
     return 1 if errors else 0
 
 
+def check_not_a_prompt(args: argparse.Namespace) -> None:
+    """`lynx-rt generate "Q: 1 + 1 ="` has its prompt in the model's place."""
+    from lynx_rt.hub import is_id
+
+    missing = not os.path.exists(args.model) and not is_id(args.model)
+    if missing and (any(map(str.isspace, args.model)) or (args.prompt is None and os.sep not in args.model)):
+        args.parser.error(
+            f"{args.model!r} stands in the model's place and is no model folder; the prompt is given by -p, as in "
+            f"`{args.parser.prog} -p PROMPT`"
+        )
+
+
 def _prompts(args: argparse.Namespace) -> list[str]:
     if args.prompt:
-        return list(args.prompt)
-    if args.file is not None:
-        text = args.file.read_text(encoding="utf-8")
-    elif sys.stdin is None or sys.stdin.isatty():
+        prompts = [unescape(text) if args.escape else text for text in args.prompt]
+        if "" in prompts:
+            args.parser.error("argument -p: the prompt is empty")
+        if not args.escape and any(map(looks_escaped, prompts)):
+            print(r"lynx-rt: note: \n in the prompt is a backslash and an n; -e makes it a line break", file=sys.stderr)
+        return prompts
+    if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         args.parser.error("no prompt: give -p TEXT, -f FILE, or text on standard input")
-    else:
-        text = sys.stdin.read()
-    return [text.removesuffix("\n")]  # editors and echo end a file with one
+    text = read_input(args.file or Path("-"), "file").removesuffix("\n")  # editors and echo end a file with one
+    if not text:
+        from lynx_rt import ValidationError
 
-
-def _check_sampling(args: argparse.Namespace) -> None:
-    """Wrong values are wrong usage; say so before a model is loaded."""
-    from lynx_rt import SamplingParams, ValidationError
-
-    try:
-        SamplingParams(**{name: getattr(args, name) for name in _SAMPLING_OPTIONS if getattr(args, name) is not None})
-    except ValidationError as error:
-        args.parser.error(f"argument --{error.field.replace('_', '-')}: {error}")
+        source = "standard input" if str(args.file or "-") == "-" else args.file
+        raise ValidationError(f"{source} is empty, expected a prompt", "file")
+    return [text]
 
 
 def _stream(engine: Engine, prompt: str, params: SamplingParams) -> RequestOutput:
@@ -88,23 +116,37 @@ def _stream(engine: Engine, prompt: str, params: SamplingParams) -> RequestOutpu
     return output
 
 
-def _record(output: RequestOutput) -> dict[str, Any]:
-    completion, metrics = output.outputs[0], output.metrics
-    return {
+def _record(output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
+    metrics = output.metrics
+    record = {
         "prompt": output.prompt,
+        "index": completion.index,
         "text": completion.text,
         "token_ids": completion.token_ids,
         "finish_reason": completion.finish_reason,
         "stop_reason": completion.stop_reason,
         "error": completion.error,
         "num_prompt_tokens": metrics.num_prompt_tokens,
-        "num_generation_tokens": metrics.num_generation_tokens,
+        "num_generation_tokens": len(completion.token_ids),
         "ttft_s": metrics.ttft,
         "e2e_s": metrics.e2e,
     }
+    if completion.logprobs is not None:
+        record["logprobs"] = [_token_record(entry) for entry in completion.logprobs]
+    return record
 
 
-def _print_speed(outputs: list[RequestOutput]) -> None:
+def _token_record(entry: TokenLogprobs) -> dict[str, Any]:
+    """The token itself, and the most likely ones under "top"."""
+    each = [
+        {"token_id": token_id, "token": found.decoded_token, "logprob": found.logprob, "rank": found.rank}
+        for token_id, found in entry.items()
+    ]
+    return {**each[0], "top": sorted(each, key=lambda item: item["rank"])}
+
+
+def print_speed(outputs: list[RequestOutput]) -> None:
+    """Tokens and tokens per second, on standard error."""
     start = min(output.metrics.arrival_time for output in outputs)
     seconds = max(output.metrics.finish_time for output in outputs) - start
     tokens_in = sum(output.metrics.num_prompt_tokens for output in outputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lynx_rt
@@ -18,8 +19,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="?",
         default=lynx_rt.shipped_model(),
-        help="model folder (default: the lynx-nano that comes with the package)",
+        help="model folder, or org/name on the Hugging Face Hub (default: the lynx-nano that comes with the package)",
     )
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")
+
+
+def model_folder(args: argparse.Namespace) -> str:
+    """The folder of MODEL, as it was given where it is one; found or downloaded where it is a name on the Hub.
+
+    Raises what lynx_rt.model_path.resolve() does.
+    """
+    from lynx_rt.model_path import resolve
+
+    folder = resolve(args.model, getattr(args, "load_format", "auto"), args.revision)
+    return args.model if Path(args.model).is_dir() else str(folder)
 
 
 QUANTIZATIONS = ("none", "int8", "int4")
@@ -62,8 +75,22 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, got {text!r}") from None
+
+
+def number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
 def positive_int(text: str) -> int:
-    value = int(text)
+    value = integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
     return value

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, positive_int
+from lynx_rt.cli.files import check_output
+from lynx_rt.cli.options import add_engine_options, add_model, engine_options, integer, model_folder, positive_int
 
 
 def add_command(commands: Any) -> None:
@@ -24,7 +25,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--selection", default="topk", help="policy to decode under (default: topk)")
     parser.add_argument("--items", type=positive_int, default=256, help="items of all tasks together (default: 256)")
     parser.add_argument("--max-tokens", type=positive_int, default=64, help="per answer (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice and order of items (default: 0)")
+    parser.add_argument("--seed", type=integer, default=0, help="of the choice and order of items (default: 0)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -36,11 +37,15 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out is None and args.routed_experts is None:
         raise ValidationError("give --out, --routed-experts or both", "out")
+    check_output(args.out, "out")
+    check_output(args.routed_experts, "routed-experts")
     prompts = [item.prompt for item in load_items(args.tasks, seed=args.seed)[: args.items]]
+    if args.routed_experts is not None and len(prompts) < args.batch:
+        raise ValidationError(f"{len(prompts)} items never fill a step of --batch {args.batch}", "batch")
     # Without mixed steps, so that every decode row is part of a decode-only step, which is what is recorded.
     fixed = {"max_num_seqs": args.batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     options = {**fixed, **engine_options(args), "expert_selection": args.selection, "record_router_logits": True}
-    with Engine(args.model, **options) as engine:
+    with Engine(model_folder(args), **options) as engine:
         engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=args.max_tokens, stop=["\n"]))
         recording = take_recording(engine)
     steps = len(recording.step_offsets) - 1

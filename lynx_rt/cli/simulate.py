@@ -11,7 +11,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.cli.options import format_table, positive_int, selections
+from lynx_rt.cli.files import check_output
+from lynx_rt.cli.options import format_table, integer, positive_int, selections
 
 if TYPE_CHECKING:
     from lynx_rt.simulate import Simulation
@@ -29,7 +30,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--batch", type=_batches, default=[None], help='batch sizes, or "steps" (default), as in "steps,1,4,16"'
     )
-    parser.add_argument("--seed", type=int, help="of the order of requests (default: as recorded)")
+    parser.add_argument("--seed", type=integer, help="of the order of requests (default: as recorded)")
     parser.add_argument("--layers", action="store_true", help="also show the experts read in each layer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     parser.set_defaults(run=run)
@@ -39,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from lynx_rt.recording import Recording
     from lynx_rt.simulate import simulate
 
+    check_output(args.json, "json")
     recording = Recording.load(args.recording)
     results = [
         simulate(recording, selection, batch=batch, seed=args.seed)

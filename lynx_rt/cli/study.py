@@ -20,7 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, positive_int, positive_ints, selections
+from lynx_rt.cli.files import check_output_folder
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_model,
+    engine_options,
+    integer,
+    model_folder,
+    positive_int,
+    positive_ints,
+    selections,
+)
 
 _SELECTIONS = ["topk", "lynx", "oea:k0=1", "oea:k0=2"]
 
@@ -75,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         from lynx_rt.study_plots import require_matplotlib
 
         require_matplotlib()  # before hours of runs, not after
+    check_output_folder(args.out, "out")
     if args.report_only is None:
         _run_missing(args)
     records = read_runs(args.report_only or [args.out / "runs.jsonl"])
@@ -91,7 +102,7 @@ def _run_missing(args: argparse.Namespace) -> None:
     if args.tasks is None:
         raise ValidationError("--tasks DIR is needed, except with --report-only", "tasks")
     options = StudyOptions(
-        model=args.model,
+        model=model_folder(args),
         tasks=args.tasks,
         selections=args.selection,
         batch_sizes=args.batch,
@@ -104,7 +115,6 @@ def _run_missing(args: argparse.Namespace) -> None:
         perplexity=not args.no_perplexity,
         engine=engine_options(args),
     )
-    args.out.mkdir(parents=True, exist_ok=True)
     with RunLog(args.out / "runs.jsonl") as log:
         try:
             run_study(options, log, args.command_line)
@@ -126,7 +136,7 @@ def _batches(text: str) -> list[str]:
 
 
 def _seeds(text: str) -> list[int]:
-    seeds = [int(piece) for piece in text.split(",")]
+    seeds = [integer(piece) for piece in text.split(",")]
     if min(seeds) < 0:
         raise argparse.ArgumentTypeError(f"must be at least 0, got {min(seeds)}")
     return seeds

@@ -129,12 +129,14 @@ def test_abort(tiny_path):
 
 def test_queue_limit(tiny_path):
     e = engine(tiny_path(NAME), max_num_seqs=1, max_num_queued_reqs=2)
-    for _ in range(2):
-        e.add_request(PROMPT[:3], params())
+    first, *_ = [e.add_request(PROMPT[:3], params()) for _ in range(3)]  # one has a place
     with pytest.raises(QueueFullError, match="2") as error:
         e.add_request(PROMPT[:3], params())
     assert error.value.field == "max_num_queued_reqs"
-    e.step()  # takes one from the queue
+    e.step()  # the same three, of which one runs now
+    with pytest.raises(QueueFullError):
+        e.add_request(PROMPT[:3], params())
+    e.abort(first)
     e.add_request(PROMPT[:3], params())
     with pytest.raises(QueueFullError):
         e.add_request(PROMPT[:3], params())
@@ -166,6 +168,10 @@ def test_too_small_a_cache_says_what_would_do(tiny_path):
     text = str(error.value)
     assert all(str(n) in text for n in (100, 64 * per_token, f"kv_cache_memory_bytes={112 * per_token}", "max_model_len=64"))
     engine(path, kv_cache_memory_bytes=112 * per_token, max_model_len=100)
+    with pytest.raises(OutOfMemoryError) as error:  # less than one page: there is no max_model_len that would fit
+        engine(path, kv_cache_memory_bytes=per_token, max_model_len=100)
+    assert f"kv_cache_memory_bytes={112 * per_token} or more" in str(error.value)
+    assert "max_model_len=" not in str(error.value)
     engine(path, kv_cache_memory_bytes=64 * per_token, max_model_len=64)
 
 
@@ -200,7 +206,7 @@ def test_the_engine_goes_on_after_every_error(tiny_path):
     path = tiny_path(NAME)
     jobs = [Job(PROMPT[:10], {"max_tokens": 20, "logprobs": 1}), Job(PROMPT[:30], {"max_tokens": 20, "logprobs": 1})]
     expected = [r.bits for r in alone(path, jobs)]
-    e = engine(path, max_model_len=64, max_num_queued_reqs=2)
+    e = engine(path, max_model_len=64, max_num_seqs=1, max_num_queued_reqs=1)
     ids = [e.add_request(j.prompt, params(**j.options)) for j in jobs]
     results = {i: Result() for i in ids}
     with pytest.raises(QueueFullError):

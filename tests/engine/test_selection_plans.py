@@ -90,7 +90,7 @@ def test_layers_have_their_own_policies(many):
         ("topk@1=oea:k0=9", "k0: expected 1..8 (experts per token of this model), got 9"),
         ("xshare:m=65", "m: expected 1..64 (experts of this model), got 65"),
         ("deny_rank:rank=8", "rank: expected 0..7 (ranks of this model's choices), got 8"),
-        ("oea@0=lynks", 'unknown policy "lynks"; the policies are topk, lynx,'),
+        ("oea@0=lynks", 'unknown policy "lynks"; the policies are off, topk, lynx,'),
     ],
 )  # fmt: skip
 def test_selections_that_do_not_fit_the_model(many, selection, says):
@@ -190,6 +190,42 @@ def test_each_layer_reads_its_own_table(many, table):
     run(e, jobs())
     (less, before), (same, before_second) = layers_of(e, "active", "union_before")
     assert less < before and same == before_second
+
+
+REWRITTEN = dict(sere=(1 - GOOD["similarity"]), alias=identity()[:, ::-1], replay=recorded(40, 8))
+BAD = dict(sere=GOOD["similarity"][:1], alias=changed(identity(), 64), replay=changed(recorded(0), 64))
+
+
+@pytest.mark.parametrize("policy", TABLE_OF)
+def test_a_table_written_anew_is_read_anew(many, table, tmp_path, policy):
+    """Setting a selection takes what its files say at that time, all of it or, where it is refused, nothing."""
+    text = f"{policy}:{'s=1,' if policy == 'sere' else ''}file={tmp_path}/table.safetensors"
+    name = TABLE_OF[policy]
+
+    table(name, REWRITTEN[policy])
+    expected = bits(run(engine(many, expert_selection=text), jobs()))
+    table(name, GOOD[name])
+    e = engine(many, expert_selection=text)
+    first = bits(run(e, jobs()))
+    assert first != expected
+
+    table(name, REWRITTEN[policy])
+    with pytest.raises(ModelNotFoundError):  # the table is read before what fails
+        e.set_expert_selection(f"{text}@1=alias:file={tmp_path}/missing")
+    assert e.expert_selection() == engine(many, expert_selection=text).expert_selection()
+    if policy != "replay":  # a recording goes on where it was
+        assert bits(run(e, jobs())) == first
+    e.set_expert_selection(text)
+    assert bits(run(e, jobs())) == expected
+
+    table(name, BAD[policy])
+    with pytest.raises(ValidationError, match=name):
+        e.set_expert_selection(text)
+    (tmp_path / "table.safetensors").write_text("not a table")
+    with pytest.raises(CheckpointError):
+        e.set_expert_selection(text)
+    if policy != "replay":
+        assert bits(run(e, jobs())) == expected
 
 
 def test_identity_tables_change_nothing(many, table, own_bits):

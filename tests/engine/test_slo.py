@@ -53,6 +53,12 @@ def test_text(engine):
         "slo:tpot_ms=0": 'milliseconds > 0, got "0"',
         "slo:target=3": 'no key "target"; its keys are tpot_ms, policy',
         "slo:tpot_ms=3,policy=skip": 'expected lynx or oea, got "skip"',
+        "slo:": "expected tpot_ms",
+        "slo:tpot_ms=1,tpot_ms=2": 'key "tpot_ms" is given twice',
+        "slo:tpot_ms=1,policy=lynx,policy=oea": 'key "policy" is given twice',
+        "slo:tpot_ms=1,": 'expected key=value, got ""',
+        "slo:tpot_ms": 'expected key=value, got "tpot_ms"',
+        "slo:tpot_ms=3@0=": 'expected a policy after "="',
         "slo:tpot_ms=3@8=topk": "layers: expected 0..7, got 8",
     }.items():
         with pytest.raises(lynx_rt.ValidationError) as error:

@@ -260,6 +260,10 @@ def test_deny_rank_where_no_other_expert_is_left():
     assert ids_of("deny_rank:rank=1", rows(3, {2: 2, 0: 1}), k=3) == [[2, 1, -1]]
 
 
+def test_deny_rank_leaves_no_row_with_none():
+    assert ids_of("deny_rank:rank=0", rows(1, {0: 2}, {0: 1}), k=1) == [[0], [0]]  # E = 1: there is no other expert
+
+
 CROWD = rows(4, *[{0: 5, 1: 4, 2: 3, 3: 2}] * 4)
 
 
@@ -279,11 +283,16 @@ def test_capacity_serves_exact_rows_first_and_above_the_limit():
 
 
 def test_capacity_drops_what_has_no_room():
+    scores = rows(3, {0: 2, 1: 1}, {0: 2, 1: 1}, {0: 2, 2: 1})
+    assert ids_of("capacity:factor=0.5", scores, k=2) == [[0, -1], [1, -1], [2, -1]]
+
+
+def test_capacity_gives_a_row_that_would_have_none_its_first_choice():
     scores = rows(2, {0: 1}, {0: 2}, {1: 3})
-    assert ids_of("capacity:factor=0.5", scores, k=1) == [[0], [1], [-1]]
+    assert ids_of("capacity:factor=0.5", scores, k=1) == [[0], [1], [1]]
     got = _C.select(scores, 1, selection="capacity:factor=0.5")
-    assert got["weights"].tolist() == [[1], [1], [0]] and got["active"].tolist() == [0, 1]
-    assert got["stats"]["retained_mass"] == pytest.approx(1 + math.exp(-2))
+    assert got["weights"].tolist() == [[1], [1], [1]] and got["active"].tolist() == [0, 1]
+    assert got["stats"]["retained_mass"] == pytest.approx(2 + math.exp(-2)) and got["stats"]["remapped_pairs"] == 1
 
 
 def test_capacity_may_read_more_experts_than_the_model():
@@ -400,13 +409,15 @@ def test_capacity_guarantees(case):
     limit = policies.capacity_limit(case.params["factor"], *case.scores.shape, case.k)
     for e in range(case.num_experts):
         of_exact = (got["ids"][exact] == e).sum()
-        assert (got["ids"] == e).sum() <= max(limit, of_exact)
+        # Rows that would have none come on top, each with nothing but its first choice.
+        rescued = ((got["ids"] == e).any(1) & ((got["ids"] >= 0).sum(1) == 1) & (own["ids"][:, 0] == e) & ~exact).sum()
+        assert (got["ids"] == e).sum() <= max(limit, of_exact) + rescued
     full = {e for e in range(case.num_experts) if (got["ids"] == e).sum() >= limit}
     for t in np.flatnonzero(~exact):
         if (got["ids"][t] < 0).any():  # dropped only where all that the row does not have are full
             assert set(range(case.num_experts)) - set(got["ids"][t]) <= full
-        if (got["ids"][t] >= 0).any():
-            np.testing.assert_allclose(got["weights"][t].sum(), own["weights"][t].sum(), rtol=1e-6)
+        assert (got["ids"][t] >= 0).any()
+        np.testing.assert_allclose(got["weights"][t].sum(), own["weights"][t].sum(), rtol=1e-6)
 
 
 @examples

@@ -46,7 +46,7 @@ SCORES = np.zeros((2, 4), np.float32)
         ("replay:file=/r.safetensors", "replay:file=/r.safetensors"),
         ("oea@0=off", "oea:k0=1@0=topk"),
         ("@3-5+7=top1", "topk@3-5+7=top_j:j=1"),
-        ("oea@0=@1=oea:k0=2", "oea:k0=1@0=topk@1=oea:k0=2"),
+        ("oea@0=off@1=oea:k0=2", "oea:k0=1@0=topk@1=oea:k0=2"),
         ("topk@2-2=sere:file=a=b", "topk@2=sere:s=1,rho=0,file=a=b"),
     ],
 )
@@ -58,7 +58,11 @@ def test_selection_text(given, canonical):
 @pytest.mark.parametrize(
     "given, says",
     [
-        ("lynks", 'unknown policy "lynks"; the policies are topk, lynx, lynx_literal, oea,'),
+        ("lynks", 'unknown policy "lynks"; the policies are off, topk, lynx, lynx_literal, oea,'),
+        ("lynks", "alias, replay, slo"),
+        ("lynx@0=", 'expected a policy after "=" of "lynx@0=", got none'),
+        ("lynx@0=@1=oea", 'expected a policy after "=" of "lynx@0=@1=oea", got none'),
+        ("lynx@0=slo:tpot_ms=1", 'slo: expected at the beginning of an engine\'s expert_selection, as in "slo:tpot_ms=20@0=topk"'),
         ("LYNX", 'unknown policy "LYNX"'),
         (" lynx", 'unknown policy " lynx"'),
         ("topk:k0=1", "topk has no keys"),

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import sentencepiece as spm
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind.",
@@ -59,6 +63,63 @@ def byte_fallback(legacy: bool = True) -> str:
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
     backend.post_processor = processors.TemplateProcessing("<s> $A", "<s> $A <s> $B", [("<s>", 1)])
     return backend.to_str()
+
+
+def sentencepiece(**options: Any) -> bytes:
+    """A tokenizer.model: BPE with byte fallback as Llama and Mixtral have it, or what the options of the trainer say."""
+    settings = {
+        "vocab_size": 500,
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "user_defined_symbols": ["<|user|>"],
+        "control_symbols": ["<|ctl|>"],
+    } | options
+    out = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=out,
+        minloglevel=2,
+        num_threads=1,
+        hard_vocab_limit=False,
+        **settings,
+    )
+    return out.getvalue()
+
+
+@functools.cache
+def vocab_and_merges() -> tuple[str, str]:
+    """byte_level() as vocab.json and merges.txt."""
+    model = json.loads(byte_level())["model"]
+    merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
+    return json.dumps(model["vocab"]), "#version: 0.2\n" + "\n".join(merges) + "\n"
+
+
+@functools.cache
+def ranks() -> dict[bytes, int]:
+    """byte_level() as tiktoken has it: the bytes of each token and its rank."""
+    byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
+    return {bytes(byte_of[char] for char in token): rank for token, rank in json.loads(vocab_and_merges()[0]).items()}
+
+
+def tiktoken_file() -> str:
+    return "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks().items())
+
+
+def tekken(pattern: str) -> dict[str, Any]:
+    """The content of a tekken.json with 4 named special tokens of 10, and 20 tokens more than it uses."""
+    named = ["<unk>", "<s>", "</s>", "<|user|>"]
+    return {
+        "config": {"pattern": pattern, "default_vocab_size": len(ranks()) - 10, "default_num_special_tokens": 10},
+        "vocab": [
+            {"rank": rank, "token_bytes": base64.b64encode(token).decode(), "token_str": None}
+            for token, rank in ranks().items()
+        ],
+        "special_tokens": [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(named)],
+    }
 
 
 def save(folder: Path, tokenizer_json: str, **config: Any) -> Path:

@@ -47,6 +47,37 @@ def test_generate(capsys: pytest.CaptureFixture[str]) -> None:
     assert record["finish_reason"] == "length" and len(record["token_ids"]) == 2 and record["prompt"] == SUM
 
 
+def test_generate_with_options(capsys: pytest.CaptureFixture[str]) -> None:
+    """The fields of SamplingParams, and the engine's length."""
+    argv = ["generate", "-p", SUM.replace("\n", "\\n"), "--escape", "--json", "--logprobs", "2"]
+    assert main(argv) == 0
+    [record] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert record["text"] == " 264" and record["prompt"] == SUM and len(record["logprobs"]) == len(record["token_ids"])
+    for token_id, entry in zip(record["token_ids"], record["logprobs"]):
+        assert entry["token_id"] == token_id and entry["rank"] == 1 and -1 < entry["logprob"] <= 0
+        assert len(entry["top"]) == 2 and entry["top"][0]["token_id"] == token_id
+    assert main([*argv, "--stop", "6"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["text"], record["stop_reason"]) == (" 2", "6")
+    argv = ["generate", "-p", SUM, "--json", "--n", "3", "--temperature", "2", "--seed", "5", "--min-p", "0.0001"]
+    argv += ["--max-tokens", "6", "--min-tokens", "6", "--top-k", "500", "--top-p", "0.99"]
+    argv += ["--presence-penalty", "0.5", "--frequency-penalty", "0.5", "--repetition-penalty", "1.5"]
+    assert main(argv) == 0
+    first = capsys.readouterr().out
+    records = [json.loads(line) for line in first.splitlines()]
+    assert [record["index"] for record in records] == [0, 1, 2] and len({record["text"] for record in records}) == 3
+    assert all(record["num_generation_tokens"] == 6 for record in records)
+    with lynx_rt.Engine(lynx_rt.shipped_model()) as engine:
+        fields = {"max_tokens": 6, "min_tokens": 6, "top_k": 500, "top_p": 0.99, "n": 3, "temperature": 2, "seed": 5}
+        fields |= {"min_p": 0.0001, "presence_penalty": 0.5, "frequency_penalty": 0.5, "repetition_penalty": 1.5}
+        [output] = engine.generate(SUM, fields)
+    assert [completion.text for completion in output.outputs] == [record["text"] for record in records]
+    assert main(["generate", "-p", SUM, "--ignore-eos", "--max-tokens", "9", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_generation_tokens"] == 9
+    assert main(["generate", "-p", SUM, "--max-model-len", "5"]) == 1
+    assert "may have 5 (max_model_len)" in capsys.readouterr().err
+
+
 def test_generate_from_file_and_stdin(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -56,6 +87,11 @@ def test_generate_from_file_and_stdin(
     assert capsys.readouterr().out == " 264\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(SUM + "\n"))
     assert main(["generate", lynx_rt.shipped_model()]) == 0
+    assert capsys.readouterr().out == " 264\n"
+    monkeypatch.setattr(
+        sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + SUM.replace("\n", "\r\n").encode() + b"\r\n"))
+    )
+    assert main(["generate", "-f", "-"]) == 0
     assert capsys.readouterr().out == " 264\n"
 
 
@@ -91,7 +127,6 @@ def test_run_errors_are_one_line(capsys: pytest.CaptureFixture[str], argv: list[
         ["generate", "-p", "x", "--temperature", "-1"],
         ["generate", "-p", "x", "--max-tokens", "0"],
         ["generate", "-p", "x", "-f", "y"],
-        ["inspect"],
         ["bench"],
         ["bench", "decode", "--batch", "0"],
         ["bench", "decode", "--selection", "k0=2"],
@@ -123,13 +158,28 @@ def test_inspect_and_env(capsys: pytest.CaptureFixture[str], nano_path: str) -> 
     assert main(["inspect", nano_path, "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["num_experts"] == 32 and facts["weight_bytes"] > 40e6 and facts["fits"] is True
-    assert main(["inspect", nano_path]) == 0
+    assert main(["inspect"]) == 0  # the shipped model
     assert f"({format_bytes(facts['weight_bytes'])})" in capsys.readouterr().out
+    assert facts["tokenizer"] == "tokenizer.json"
     assert main(["env", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["isa"] in facts["supported_isas"] and facts["packages"]["tokenizers"]
     assert main(["env"]) == 0
     assert "usable_cores" in capsys.readouterr().out
+
+
+def test_inspect_reports_a_folder_without_a_tokenizer(
+    capsys: pytest.CaptureFixture[str], nano_path: str, tmp_path: Path
+) -> None:
+    for file in Path(nano_path).iterdir():
+        if not file.name.startswith("tokenizer"):
+            (tmp_path / file.name).symlink_to(file)
+    assert main(["inspect", str(tmp_path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["tokenizer"] is None and "has no tokenizer file" in err
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "is not a tokenizer" in capsys.readouterr().err
 
 
 def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +235,29 @@ def test_eval(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert 1 < topk["perplexity"] < 2 and topk["perplexity"] == oea["perplexity"]
 
 
+def test_an_error_of_one_item_is_unknown(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    write_tasks(tmp_path)
+    report_file = tmp_path / "report.json"
+    assert main(["eval", "--tasks", str(tmp_path), "--limit", "1", "--json", str(report_file)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("topk ", "lynx "))]
+    assert [row[2] for row in rows] == ["?", "?"] and rows[1][4] == "?" and "+-0.00" not in rows
+    results = json.loads(report_file.read_text(), parse_constant=pytest.fail)["results"]
+    assert [result["standard_error"] for result in results] == [None, None]
+
+
 def test_eval_of_quantized_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     write_tasks(tmp_path)
-    argv = ["eval", "--tasks", str(tmp_path), "--limit", "3", "--selection", "topk,lynx", "--quantization", "none,int8,int4"]
+    argv = [
+        "eval",
+        "--tasks",
+        str(tmp_path),
+        "--limit",
+        "3",
+        "--selection",
+        "topk,lynx",
+        "--quantization",
+        "none,int8,int4",
+    ]
     assert main([*argv, "--json", str(tmp_path / "report.json")]) == 0
     out = capsys.readouterr().out
     assert all(f"\n{name} " in out for name in ("topk", "lynx", "int8", "int8 lynx", "int4", "int4 lynx"))

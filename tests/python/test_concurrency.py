@@ -171,7 +171,7 @@ def test_interrupts_are_deferred_and_delivered() -> None:
         with DeferInterrupts():
             os.kill(os.getpid(), signal.SIGINT)
             reached = True
-        assert outer._pending is not None
+        assert outer._pending
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

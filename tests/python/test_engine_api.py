@@ -63,12 +63,27 @@ def test_results_keep_the_order_of_prompts(nano: Engine) -> None:
         ([1, -1], "prompt: token 1 is -1"),
         ([1, "a"], "token 1 must be an integer"),
         ([True], "token 0 must be an integer"),
-        ({"text": "a"}, "'prompt' or 'prompt_token_ids'"),
+        ({"text": "a"}, r"the keys 'prompt', 'prompt_token_ids' or 'messages', got \['text'\]"),
+        ({"prompt": "a", "temperature": 1}, r"the keys 'prompt', got \['prompt', 'temperature'\]"),
         ({"prompt": 3}, "'prompt' must be text"),
         ({"prompt_token_ids": "a"}, "must be token ids"),
         (["a", None], r"prompts\[1\] must be text or token ids"),
         (3, "prompts must be"),
-        ("\ud800", "UTF-8"),
+        ("\ud800", "prompt: .*UTF-8"),
+        (["a", "b\ud800"], r"prompts\[1\]: text cannot be encoded as UTF-8: .* at character 1"),
+        ({"prompt": "a", "prompt_token_ids": "a"}, "must be token ids"),
+        ({"prompt": 3, "prompt_token_ids": [5]}, "'prompt' must be text"),
+        (
+            {"prompt": "a", "multi_modal_data": {"image": 1}},
+            "'multi_modal_data' is not supported: this engine reads text",
+        ),
+        ({"prompt": "a", "cache_salt": "s"}, "'cache_salt' is not supported: .*enable_prefix_caching=False"),
+        ([{"role": "user"}, {"prompt": "a"}], r"messages\[1\] must be a dict with 'role'"),
+        (["a", {"messages": [{"role": "user", "content": "\ud800"}]}], r"prompts\[1\]: .*UTF-8"),
+        (["a", {"messages": []}], r"prompts\[1\]: messages must hold at least one"),
+        (["a", [{"role": "user", "content": "x"}, {"content": "y"}]], r"prompts\[1\]: messages\[1\] must be a dict"),
+        ({"messages": [{"role": "user", "content": "x"}], "prompt": "a"}, "the keys 'messages' and 'chat_template'"),
+        ({"a", "b"}, "prompts must be text, token ids or a list of them"),
     ],
 )
 def test_a_bad_prompt_is_named_and_nothing_is_queued(nano: Engine, prompts: object, text: str) -> None:
@@ -129,6 +144,27 @@ def test_stop_strings(nano: Engine) -> None:
     assert later.text.startswith(" 264")
 
 
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("include", [True, False])
+def test_a_stop_string_may_be_a_special_token(nano: Engine, skip: bool, include: bool) -> None:
+    params = LONG | {
+        "stop": ["zz", "<|eos|>"],
+        "skip_special_tokens": skip,
+        "include_stop_str_in_output": include,
+    }
+    (output,) = nano.generate(SUM, params)
+    completion = output.outputs[0]
+    assert (completion.finish_reason, completion.stop_reason) == ("stop", "<|eos|>")
+    assert completion.token_ids[-1] == 2 and completion.token_ids.count(2) == 1
+    assert completion.text == " 264" + "<|eos|>" * include
+    assert "".join(step.outputs[0].delta_text for step in nano.stream(SUM, params)) == completion.text
+    (own,) = nano.generate(SUM, params | {"ignore_eos": False})
+    # The model's own end of text comes first, unless the string is in the text that is shown: as in vLLM.
+    assert own.outputs[0].stop_reason == ("<|eos|>" if include and not skip else None)
+    (later,) = nano.generate(SUM, params | {"min_tokens": 8})
+    assert len(later.outputs[0].token_ids) > 8 and later.outputs[0].stop_reason == "<|eos|>"
+
+
 def test_stop_tokens(nano: Engine) -> None:
     free = nano.generate(SUM, GREEDY)[0].outputs[0].token_ids
     stop = free[-2]
@@ -165,6 +201,8 @@ def test_logprobs(nano: Engine) -> None:
         assert next(iter(entry)) == token_id and 3 <= len(entry) <= 4
         assert entry[token_id].rank == 1 and entry[token_id].decoded_token == nano.get_tokenizer().piece(token_id)
         assert all(other.logprob <= entry[token_id].logprob <= 0 for other in entry.values())
+    spoken = zip(completion.token_ids[:-1], completion.logprobs[:-1], strict=True)
+    assert b"".join(bytes(entry[token_id].bytes or []) for token_id, entry in spoken).decode() == output.text
     total = sum(entry[t].logprob for t, entry in zip(completion.token_ids, completion.logprobs, strict=True))
     assert completion.cumulative_logprob == pytest.approx(total, abs=1e-5)
     assert output.prompt_logprobs is not None and output.prompt_logprobs[0] is None
@@ -337,6 +375,41 @@ def test_a_full_queue_leaves_nothing_behind(nano_path: str) -> None:
         stats = engine.stats()
         assert stats.num_running == 0 and stats.num_waiting == 0
         assert engine.generate([SUM], GREEDY)[0].text == " 264"
+
+
+@pytest.mark.parametrize("max_num_seqs, most", [(128, 130), (2, 4)])
+def test_the_queue_is_what_waits_for_a_place(nano_path: str, max_num_seqs: int, most: int) -> None:
+    with Engine(nano_path, max_num_seqs=max_num_seqs, max_num_queued_reqs=2) as engine:
+        assert len(engine.generate([SUM] * 3, GREEDY)) == 3
+        assert len(engine.generate([SUM], {"n": 3, "temperature": 1, "max_tokens": 2})[0].outputs) == 3
+        one = {"max_tokens": 1}
+        assert len(engine.generate([SUM] * most, one)) == most
+        with pytest.raises(QueueFullError, match=f"{max_num_seqs} places, the limit is 2"):
+            engine.generate([SUM] * (most + 1), one)
+        with pytest.raises(QueueFullError):
+            engine.generate([SUM] * (most - 1), [one] * (most - 2) + [{"n": 3, "temperature": 1}])
+        stats = engine.stats()
+        assert stats.num_running == stats.num_waiting == 0
+
+
+def test_own_ids_and_automatic_ones_do_not_meet(nano: Engine) -> None:
+    names = [str(n) for n in range(3)]
+    streams = [nano.stream(SUM, GREEDY, request_id=name) for name in names]
+    outputs = nano.generate([SUM] * 4, GREEDY)
+    assert not {output.request_id for output in outputs} & set(names)
+    automatic = nano.stream(SUM, GREEDY)
+    kind, number = automatic.request_id.split("-")
+    taken = nano.stream(SUM, GREEDY, request_id=f"{kind}-{int(number) + 1}")
+    assert nano.generate(SUM, GREEDY)[0].outputs[0].text == " 264"
+    ids = [nano.add_request(SUM, GREEDY, request_id=name) for name in ("7", None)]
+    assert len(set(ids)) == 2
+    while nano.has_unfinished_requests():
+        nano.step()
+    for stream in [*streams, automatic, taken]:
+        assert [output.outputs[0].text for output in stream][-1] == " 264"
+    for wrong in ("", 5, b"a"):
+        with pytest.raises(ValidationError, match="request_id: expected a string"):
+            nano.add_request(SUM, GREEDY, request_id=wrong)  # type: ignore[arg-type]
 
 
 def test_properties(nano: Engine) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import lynx_rt
-from lynx_rt import Engine, ModelNotFoundError, SamplingParams, ValidationError
+from lynx_rt import Engine, LynxError, ModelNotFoundError, SamplingParams, ValidationError
 from lynx_rt.progress import LoadProgress
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
@@ -24,7 +24,10 @@ def config_only(tmp_path: Path) -> Path:
 def test_dummy_weights_need_a_config_only(config_only: Path) -> None:
     with pytest.raises(ModelNotFoundError):
         Engine(config_only, skip_tokenizer_init=True)
-    with Engine(lynx_rt.shipped_model()) as real, Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as made:
+    with (
+        Engine(lynx_rt.shipped_model()) as real,
+        Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as made,
+    ):
         assert made._info["weight_bytes"] == real._info["weight_bytes"]
         prompts = [{"prompt_token_ids": list(range(5, 5 + n))} for n in (1, 7, 20)]
         first = [out.outputs[0].token_ids for out in made.generate(prompts, GREEDY)]
@@ -49,8 +52,33 @@ def test_an_unknown_load_format() -> None:
 
 @pytest.mark.parametrize("length", [1025, 10**12])
 def test_a_context_longer_than_the_models_is_named_before_memory_is_taken(length: int) -> None:
-    with pytest.raises(ValidationError, match="max_model_len: expected at most the model's max_position_embeddings = 1024"):
+    with pytest.raises(
+        ValidationError, match="max_model_len: expected at most the model's max_position_embeddings = 1024"
+    ):
         Engine(lynx_rt.shipped_model(), max_model_len=length)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer.json", "{}"),
+        ("tokenizer_config.json", "["),
+        ("chat_template.jinja", b"\xff"),
+    ],
+)
+def test_small_files_are_checked_before_weights_are_read(
+    tmp_path: Path, name: str, content: str | bytes | None
+) -> None:
+    """No quantised weights are left behind."""
+    folder, cache = tmp_path / "model", tmp_path / "cache"
+    shutil.copytree(lynx_rt.shipped_model(), folder)
+    (folder / name).unlink(missing_ok=True)
+    if content is not None:
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(LynxError, match=f"{tmp_path}.*tokenizer" if content is None else name):
+        Engine(folder, quantization="int4", quantization_cache=cache)
+    assert not cache.exists()
 
 
 def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,9 @@ def test_defaults() -> None:
         ("n", 0),
         ("n", 1.5),
         ("n", True),
+        ("n", np.bool_(True)),
+        ("n", 16385),
+        pytest.param("n", 10**5000, id="n-huge"),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("repetition_penalty", 0.0),
@@ -32,6 +35,34 @@ def test_defaults() -> None:
         ("temperature", math.nan),
         ("temperature", "1"),
         ("temperature", None),
+        ("temperature", math.inf),
+        ("temperature", 1e300),
+        ("temperature", 10**400),
+        ("temperature", 1j),
+        ("presence_penalty", math.nan),
+        ("frequency_penalty", -math.inf),
+        ("repetition_penalty", 1e300),
+        ("repetition_penalty", 1e-50),
+        ("top_p", 1e-50),
+        ("min_p", math.nan),
+        ("top_k", math.inf),
+        ("top_k", None),
+        ("min_tokens", 2.5),
+        ("max_tokens", 1e3),
+        pytest.param("seed", 10**5000, id="seed-huge"),
+        ("seed", math.nan),
+        ("stop", ["\ud800"]),
+        ("stop", b"x"),
+        ("stop_token_ids", "12"),
+        ("stop_token_ids", [[1]]),
+        ("allowed_token_ids", {"1": 2}),
+        ("bad_words_ids", 3),
+        ("bad_words_ids", [1, 2]),
+        ("bad_words_ids", [[1], []]),
+        ("bad_words_ids", [["a"]]),
+        ("logit_bias", {1: None}),
+        ("logit_bias", {"9" * 5000: 1.0}),
+        ("logprobs", True),
         ("top_p", 0.0),
         ("top_p", 1.01),
         ("top_p", math.nan),
@@ -85,6 +116,31 @@ def test_an_unknown_field_without_a_near_name_lists_all() -> None:
         SamplingParams(zzz=1)
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [
+        ("best_of", 2, "n completions"),
+        ("logits_processors", [max], "logit_bias"),
+        ("structured_outputs", {"json": {}}, "grammar"),
+        ("guided_decoding", object(), "grammar"),
+        ("lora_request", object(), "merge the adapter"),
+        ("no_repeat_ngram_size", 3, "repetition_penalty"),
+    ],
+)
+def test_a_field_of_other_engines_says_what_to_use(name: str, value: object, hint: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is not supported; .*{hint}") as caught:
+        SamplingParams.of({name: value})
+    assert caught.value.field == name and "fields:" not in str(caught.value)
+    assert SamplingParams(**{name: None}) == SamplingParams()
+    says_nothing = {"best_of": 1, "use_beam_search": False, "logits_processors": [], "no_repeat_ngram_size": 0}
+    assert SamplingParams(**says_nothing) == SamplingParams()
+
+
+def test_names_must_be_strings() -> None:
+    with pytest.raises(ValidationError, match="names must be strings, got 5"):
+        SamplingParams.of({5: 1})  # type: ignore[dict-item]
+
+
 def test_combinations() -> None:
     with pytest.raises(ValidationError, match="temperature 0"):
         SamplingParams(n=2, temperature=0)
@@ -129,7 +185,13 @@ def test_native_form() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"stop_token_ids": [4096]}, {"allowed_token_ids": [9999]}, {"forced_token_ids": [4096]}, {"logit_bias": {4096: 1.0}}, {"logprobs": 5000}],
+    [
+        {"stop_token_ids": [4096]},
+        {"allowed_token_ids": [9999]},
+        {"forced_token_ids": [4096]},
+        {"logit_bias": {4096: 1.0}},
+        {"logprobs": 5000},
+    ],
 )
 def test_the_vocabulary_is_a_limit(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="vocabulary") as caught:
@@ -142,5 +204,10 @@ def test_bad_words_become_sequences(nano_path: str) -> None:
     native = SamplingParams(bad_words=["What", "What"]).to_native(index=0, **{**LIMITS, "tokenizer": tokenizer})
     expected = [tokenizer.encode(text, add_special_tokens=False) for text in ("What", " What")]
     assert [list(ids) for ids in native.bad_words] == expected
+    both = SamplingParams(bad_words=["What"], bad_words_ids=[[7], (8, 9)])
+    native = both.to_native(index=0, **{**LIMITS, "tokenizer": tokenizer})
+    assert [list(ids) for ids in native.bad_words] == [*expected, [7], [8, 9]]
+    with pytest.raises(ValidationError, match="bad_words_ids: token 4096"):
+        SamplingParams(bad_words_ids=[[1, 4096]]).to_native(index=0, **LIMITS)
     with pytest.raises(ValidationError, match="tokenizer"):
         SamplingParams(bad_words=["x"]).to_native(index=0, **LIMITS)

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lynx_rt import CheckpointError, Tokenizer, ValidationError
-from lynx_rt.tokenizer import _ByteDetokenizer, _WindowDetokenizer
+from lynx_rt.detokenizer import ByteDetokenizer, WindowDetokenizer
 
 TEXTS = [
     "",
@@ -343,8 +343,8 @@ def test_a_decoder_that_cannot_decode_nothing() -> None:
 
 
 def test_which_detokenizer() -> None:
-    assert all(isinstance(tokenizer.detokenizer(), _ByteDetokenizer) for tokenizer in IN_BYTES.values())
-    assert all(isinstance(tokenizer.detokenizer(), _WindowDetokenizer) for tokenizer in IN_WINDOWS.values())
+    assert all(isinstance(tokenizer.detokenizer(), ByteDetokenizer) for tokenizer in IN_BYTES.values())
+    assert all(isinstance(tokenizer.detokenizer(), WindowDetokenizer) for tokenizer in IN_WINDOWS.values())
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma"])
@@ -376,7 +376,43 @@ def test_any_bytes_keep_what_is_whole(name: str, data: st.DataObject) -> None:
 def test_the_window_is_bounded(ids: list[int]) -> None:
     for tokenizer in IN_WINDOWS.values():
         detokenizer = tokenizer.detokenizer()
-        assert isinstance(detokenizer, _WindowDetokenizer)
+        assert isinstance(detokenizer, WindowDetokenizer)
         for token_id in ids:
             detokenizer.add(token_id)
             assert len(detokenizer._window) <= 2 * detokenizer._MAX_PENDING
+
+
+# One token by itself
+
+PLAIN_BYTES = Tokenizer(tokenizers.Tokenizer.from_str(made.byte_level()))
+
+
+def test_pieces_keep_their_spaces() -> None:
+    tokenizer = IN_BYTES["llama"]
+    backend = tokenizer.backend
+    spaced = next(token for token in backend.get_vocab() if token.startswith("▁") and backend.token_to_id(token[1:]))
+    with_space, without = (backend.token_to_id(token) for token in (spaced, spaced[1:]))
+    assert tokenizer.piece(with_space) == " " + spaced[1:] and tokenizer.piece(without) == spaced[1:]
+    metaspace = IN_WINDOWS["metaspace"]
+    assert [metaspace.piece(metaspace.backend.token_to_id(token)) for token in ("▁a", "b", "c▁")] == [" a", "b", "c "]
+    wordpiece = IN_WINDOWS["wordpiece"]
+    assert [wordpiece.piece(wordpiece.backend.token_to_id(token)) for token in ("a", "##b")] == [" a", "b"]
+
+
+@pytest.mark.parametrize("name", ["byte level", "llama", "gemma", "no fuse", "bytes by pattern"])
+@settings(max_examples=30)
+@given(text=st.text(alphabet="abc é日👩 ", max_size=30))
+def test_bytes_of_tokens_make_up_the_text(name: str, text: str) -> None:
+    tokenizer = PLAIN_BYTES if name == "byte level" else EVERY[name]
+    prompt, ids = tokenizer.encode("q", False), tokenizer.encode("q" + text, False)
+    if ids[: len(prompt)] == prompt:
+        rest = ids[len(prompt) :]
+        assert b"".join(tokenizer.token_bytes(token_id) for token_id in rest).decode() == text
+
+
+def test_bytes_of_a_split_character() -> None:
+    for tokenizer in (IN_BYTES["llama"], EVERY["bytes by pattern"]):
+        ids = [tokenizer.backend.token_to_id(BYTE_TOKENS[byte]) for byte in "日".encode()]
+        assert [tokenizer.token_bytes(token_id) for token_id in ids] == [b"\xe6", b"\x97", b"\xa5"]
+        assert [tokenizer.piece(token_id) for token_id in ids] == ["\\xe6", "\\x97", "\\xa5"]
+    assert IN_BYTES["byte level"].token_bytes(10**6) == b""

@@ -8,8 +8,9 @@
 //                 probabilities of sparsemixer), divided by their sum, but at least min_sum, where the router normalises; times
 //                 its scale. A row's own mass W0 is the sum of its k own weights (scale where the router normalises).
 //   groups        An expert outside a row's groups has score -inf. The row takes none such, its slot is dropped instead; sere
-//                 leaves the choice alone. A row that would be left with none takes its first own choice, admitted or not. alias
-//                 and replay are as their tables say.
+//                 leaves the choice alone. alias and replay are as their tables say.
+//   never none    A row that a policy leaves without any expert takes its first own choice, admitted or not, full or not; replay
+//                 may leave rows without.
 //   exact rows    vote like any other row; all their choices are admitted in addition to what is admitted without them.
 //                 So making a row exact never takes an admitted expert away from the others.
 //   weights       W0 * softmax of the gates over the experts that the row ends with, times (kept gate mass / own gate mass)^damp,
@@ -50,10 +51,10 @@
 //   sere          Experts among the first s own choices of any row are primary. In the slots from s on, a choice u that is not
 //                 primary becomes the primary v with the largest similarity[u, v] (ties to the lower expert), unless rho > 0
 //                 and that is below it. A row's choices that meet become one, in the first slot; the others are dropped.
-//   capacity      No expert takes more than ceil(factor * B * k / E) rows. Slots are filled in order of rank, and of rows within
-//   a
-//                 rank: each gets the best expert that the row has not asked yet and that has room; where none is left it is
-//                 dropped. First come, first served: the result depends on the order of the rows. Exact rows come first.
+//   capacity      No expert takes more than ceil(factor * B * k / E) rows, but for rows that would be left with none. Slots are
+//                 filled in order of rank, and of rows within a rank: each gets the best expert that the row has not asked yet and
+//                 that has room; where none is left it is dropped. First come, first served: the result depends on the order of
+//                 the rows. Exact rows come first.
 //
 // Policies that look at single rows. They act on single rows too.
 //   skip          A row's choices up to the first whose gate is below ratio * the first choice's; the rest is dropped.

@@ -11,13 +11,15 @@ void Selector::assign(const Batch& batch, const Routing& own) {
   if (s.policy == Policy::kLynxLiteral) count_votes(batch, own);
   if (s.policy == Policy::kSere) map_to_primary(batch, own);
   if (s.policy == Policy::kAlias) std::copy_n(s.alias, batch.num_experts, target_.begin());
-  if (s.policy == Policy::kCapacity) return assign_capacity(batch, own);
+  if (s.policy == Policy::kCapacity) assign_capacity(batch, own);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
     const int32_t* wanted = own.ids + t * batch.top_k;
+    int32_t* ids = assigned_.data() + t * batch.top_k;
     if (batch.is_exact(t))
-      std::copy_n(wanted, batch.top_k, assigned_.data() + t * batch.top_k);
+      std::copy_n(wanted, batch.top_k, ids);
     else
-      assign_row(batch, t, wanted, assigned_.data() + t * batch.top_k);
+      assign_row(batch, t, wanted, ids);
+    if (s.policy != Policy::kReplay && std::count(ids, ids + batch.top_k, -1) == batch.top_k) ids[0] = wanted[0];
   }
 }
 
@@ -51,6 +53,7 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
       *end = next;
       return;
     }
+    case Policy::kCapacity: return;  // assign_capacity(), for all rows at once
     default: std::copy_n(s.replay + t * k, k, ids);  // kReplay
   }
 }

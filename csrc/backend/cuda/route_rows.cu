@@ -159,7 +159,9 @@ struct ChooseByRow {
   static __device__ int choose(const RouteParams& p, int t, int own) {
     if (is_exact(p, t)) return own;
     const int k = p.args.rule.top_k, lane = lane_id();
-    const int expert = new_choice<kPerLane>(p, t, own);
+    int expert = new_choice<kPerLane>(p, t, own);
+    const bool none = ballot(kFullWarp, lane < k && expert >= 0) == 0;
+    if (none && lane == 0 && p.args.selection.policy != Policy::kReplay) expert = own;  // the first choice
     bool kept = false;
     for (int j = 0; j < k; ++j) kept |= shuffle(kFullWarp, expert, j) == own;
     const uint32_t lost = ballot(kFullWarp, lane < k && !kept);

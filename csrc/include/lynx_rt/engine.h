@@ -38,7 +38,8 @@ struct EngineOptions {
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
-  int64_t max_num_queued_reqs = 0;        // waiting requests before add_request() refuses; 0 = no limit
+  // Requests beyond max_num_seqs that may wait for one to end before add_request() refuses; 0 = no limit.
+  int64_t max_num_queued_reqs = 0;
   int64_t kv_cache_memory_bytes = 0;      // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;                // tokens per KV page
   bool enable_prefix_caching = true;
@@ -164,6 +165,8 @@ struct ModelInfo {
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
 // leaves the engine and its other requests as they were.
+// fork(): the child may only close and destroy an engine that was made before, which frees nothing; every other call throws
+// kClosed. An engine made in the child works, and the parent's is not disturbed.
 class LYNX_RT_API Engine {
  public:
   // `path`: a Hugging Face model folder. Throws Error (kNotFound, kCorruptFile, kUnsupported, kOutOfMemory,

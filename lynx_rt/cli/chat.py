@@ -1,0 +1,212 @@
+"""`lynx-rt chat`: a conversation with a model, on a terminal or through a pipe.
+
+Every line is a message; a backslash at its end goes on in the next line. Ctrl-C ends an answer, Ctrl-D or /exit the conversation.
+
+commands:
+  /reset         forget the conversation, but not the system message
+  /system TEXT   set the system message and forget the conversation; without TEXT there is none
+  /policy NAME   expert selection from now on: topk, lynx, oea:k0=2, ...
+  /show-prompt   print what the model was last given, after its chat template
+  /exit          leave; also /quit
+  //TEXT         a message that begins with a slash
+
+A model without a chat template completes every line by itself, as `lynx-rt generate` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from lynx_rt.cli.generate import add_length, check_not_a_prompt, print_speed
+from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder
+from lynx_rt.cli.sampling import add_sampling_options, sampling_fields, unescape
+from lynx_rt.errors import LynxError
+from lynx_rt.text_file import decode_text
+
+if TYPE_CHECKING:
+    from lynx_rt import Engine, RequestOutput, SamplingParams, TokenStream
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser(
+        "chat", help="talk to a model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_model(parser)
+    parser.add_argument("-p", "--prompt", help="the first message")
+    parser.add_argument("--system", metavar="TEXT", help="the system message")
+    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template (default: the model's)")
+    parser.add_argument(
+        "--show-prompt", action="store_true", help="print each prompt on standard error before its answer"
+    )
+    parser.add_argument("--selection", default="topk", help="expert selection: topk (default), lynx, oea:k0=2, ...")
+    add_sampling_options(parser, several=False)
+    add_engine_options(parser)
+    add_length(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    given = sampling_fields(args)
+    check_not_a_prompt(args)
+    folder = model_folder(args)
+    from lynx_rt import Engine, SamplingParams
+
+    # One request at a time: the KV cache may all be its.
+    options = {"max_model_len": args.max_model_len, "max_num_seqs": 1, **engine_options(args)}
+    with Engine(folder, expert_selection=args.selection, chat_template=args.chat_template, **options) as engine:
+        params = engine.get_default_sampling_params()
+        if params.max_tokens == SamplingParams().max_tokens:
+            given = {"max_tokens": None, **given}  # an answer ends where the model ends it
+        return _Session(args, engine, params.clone(**given)).talk()
+
+
+class _Session:
+    """A conversation and its commands."""
+
+    def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams) -> None:
+        self._engine = engine
+        self._params = params
+        self._show_prompts = args.show_prompt
+        self._escape = args.escape
+        self._first = args.prompt
+        self._template = args.chat_template
+        self._has_template = self._template is not None or engine.get_tokenizer().chat_template is not None
+        self._system: str | None = None
+        self._messages: list[dict[str, str]] = []
+        self._prompt = ""  # of the last answer
+        self._failed = False
+        if args.system is not None:
+            self._set_system(args.system)
+
+    def talk(self) -> int:
+        """Until the end of the input or /exit; returns the exit code."""
+        if not self._has_template:
+            _note("this model has no chat template: every line is completed by itself (--chat-template FILE gives one)")
+        elif sys.stdin is not None and sys.stdin.isatty():
+            _note("/exit or Ctrl-D leaves, Ctrl-C ends an answer, `lynx-rt chat --help` lists the commands")
+        for line in _lines(self._first):
+            text = unescape(line) if self._escape else line
+            try:
+                if text.startswith("/") and not text.startswith("//"):
+                    if not self._command(text):
+                        break
+                elif text.strip():
+                    self._answer(text.removeprefix("/") if text.startswith("//") else text)
+            except KeyboardInterrupt:  # just before an answer, or just after it
+                continue
+            except LynxError as error:
+                self._failed = True
+                sys.stdout.flush()
+                print(f"lynx-rt: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1 if self._failed else 0
+
+    def _command(self, line: str) -> bool:
+        """Runs a line that begins with "/"; returns whether the conversation goes on."""
+        name, _, rest = line.strip().partition(" ")
+        rest = rest.strip()
+        if name in ("/exit", "/quit", "/bye"):
+            return False
+        if name in ("/reset", "/clear"):
+            self._messages.clear()
+            _note("the conversation is empty")
+        elif name == "/system":
+            self._set_system(rest)
+        elif name == "/policy":
+            if rest:
+                self._engine.set_expert_selection(rest)
+            _note(f"expert selection: {self._engine.expert_selection}")
+        elif name == "/show-prompt":
+            print(self._prompt)
+        elif name in ("/help", "/?"):
+            print((__doc__ or "").partition("\n\n")[2].strip())
+        else:
+            raise LynxError(f"no command {name}; /help lists them, and a message may begin with //")
+        return True
+
+    def _set_system(self, text: str) -> None:
+        if text and not self._has_template:
+            raise LynxError("a system message needs a chat template, and this model has none")
+        self._system = text or None
+        self._messages.clear()
+
+    def _answer(self, text: str) -> None:
+        system = [{"role": "system", "content": self._system}] if self._system is not None else []
+        question = {"role": "user", "content": text}
+        self._prompt = self._render([*system, *self._messages, question]) if self._has_template else text
+        if self._show_prompts:
+            print(self._prompt, file=sys.stderr)
+        output, answer = None, ""
+        with self._start(self._prompt) as stream, contextlib.suppress(KeyboardInterrupt):
+            for output in stream:
+                answer = output.outputs[0].text
+                print(output.outputs[0].delta_text, end="", flush=True)
+        print(flush=True)
+        if output is not None and output.outputs[0].error:
+            raise LynxError(output.outputs[0].error)
+        if answer:  # what Ctrl-C has cut short was said all the same
+            self._messages += [question, {"role": "assistant", "content": answer.strip()}]
+        if output is not None and output.finished:
+            self._note_end(output)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        from lynx_rt.chat import render_chat
+
+        return render_chat(messages, self._engine.get_tokenizer(), chat_template=self._template)
+
+    def _start(self, prompt: str) -> TokenStream:
+        """The stream of an answer. A chat template writes the special tokens itself."""
+        ids = self._engine.encode(prompt, add_special_tokens=not self._has_template)
+        return self._engine.stream({"prompt_token_ids": ids}, self._params)
+
+    def _note_end(self, output: RequestOutput) -> None:
+        if output.outputs[0].finish_reason == "length":
+            _note("cut at --max-tokens, or at the end of the context")
+        if sys.stderr.isatty():
+            print_speed([output])
+
+
+def _note(text: str) -> None:
+    sys.stdout.flush()
+    print(f"[{text}]", file=sys.stderr, flush=True)
+
+
+def _lines(first: str | None) -> Iterator[str]:
+    """Messages: the first one, then lines of standard input, those that end in a backslash with the next."""
+    if first is not None:
+        yield first
+    message = ""
+    for line in _terminal_lines() if sys.stdin is not None and sys.stdin.isatty() else _piped_lines():
+        if line.endswith("\\"):
+            message += line[:-1] + "\n"
+        else:
+            yield message + line
+            message = ""
+    if message:
+        yield message.removesuffix("\n")
+
+
+def _terminal_lines() -> Iterator[str]:
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # input() takes its line editing and history from it
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            print()
+            _note("/exit or Ctrl-D leaves")
+        except EOFError:
+            print()
+            return
+
+
+def _piped_lines() -> Iterator[str]:
+    if sys.stdin is None:
+        return
+    for count, line in enumerate(getattr(sys.stdin, "buffer", sys.stdin), 1):
+        text = line if isinstance(line, str) else decode_text(line, f"line {count} of standard input", "prompt")
+        yield text.removesuffix("\n")

@@ -1,0 +1,44 @@
+"""Files that commands read and write: text from where it is given, and results only where they can be written."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from lynx_rt.errors import ValidationError
+from lynx_rt.text_file import decode_text, read_text
+
+
+def read_input(file: Path, field: str) -> str:
+    """read_text() of a file, or of standard input for "-"."""
+    if str(file) != "-":
+        return read_text(file, field)
+    if sys.stdin is None:
+        raise ValidationError("standard input is closed", field)
+    raw = getattr(sys.stdin, "buffer", None)  # a caller's own stream may hold text
+    return decode_text(raw.read(), "standard input", field) if raw is not None else sys.stdin.read()
+
+
+def check_output(file: Path | None, name: str) -> None:
+    """Raises ValidationError for field `name` where a file could not be written: for before the work, not after it."""
+    if file is None:
+        return
+    folder = file.parent
+    if file.is_dir():
+        raise ValidationError(f"--{name}: {file} is a folder, expected a file", name)
+    if not folder.is_dir():
+        raise ValidationError(f"--{name}: the folder {folder} of {file.name} does not exist", name)
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        raise ValidationError(f"--{name}: {file} cannot be written", name)
+
+
+def check_output_folder(folder: Path, name: str) -> None:
+    """Makes the folder; raises ValidationError for field `name` where that or writing to it is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "it is a file" if folder.exists() else error.strerror
+        raise ValidationError(f"--{name}: {folder} cannot be a folder: {reason}", name) from None
+    if not os.access(folder, os.W_OK):
+        raise ValidationError(f"--{name}: {folder} cannot be written to", name)

@@ -1,0 +1,71 @@
+"""Requests of every kind, made and ended in every way, from several threads at once: bitwise what each gives alone.
+
+LIFECYCLES in the environment is how many there are; LIFECYCLES_SEED chooses others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+import pytest
+from lifecycles import POLICIES, Cases, Lives
+
+from lynx_rt import Engine
+
+COUNT = int(os.environ.get("LIFECYCLES", "2400"))
+SEED = int(os.environ.get("LIFECYCLES_SEED", "0"))
+PER_ENGINE = 2000
+
+# name -> options; `tokens` is how many the KV cache holds
+ENGINES: dict[str, dict[str, Any]] = {
+    "plenty": {"max_num_seqs": 64, "max_num_batched_tokens": 512},
+    "preemption": {"max_num_seqs": 16, "max_num_batched_tokens": 40, "block_size": 4, "tokens": 240, "num_threads": 2},
+    "policies": {
+        "max_num_seqs": 24,
+        "max_num_batched_tokens": 64,
+        "block_size": 8,
+        "tokens": 480,
+        "enable_mixed_chunk": False,
+    },
+    "queue": {
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 100,
+        "max_num_queued_reqs": 12,
+        "enable_prefix_caching": False,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def cases(tiny_path: Any) -> tuple[str, Cases]:
+    path = tiny_path("many")
+    return path, Cases(path, 200 if COUNT <= 10_000 else 2000)
+
+
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("name", ENGINES)
+def test_lifecycles(cases: tuple[str, Cases], name: str) -> None:
+    path, requests = cases
+    options = {"num_threads": 1} | ENGINES[name]
+    if tokens := options.pop("tokens", 0):
+        options["kv_cache_memory_bytes"] = tokens * requests.kv_bytes_per_token
+    if name == "policies":
+        options["expert_selection"] = POLICIES[0]
+    ended: Counter[str] = Counter()
+    left, preemptions = COUNT // len(ENGINES), 0
+    while left > 0:
+        with Engine(path, skip_tokenizer_init=True, **options) as engine:
+            seed = SEED + left
+            ended += Lives(requests, engine, min(left, PER_ENGINE), seed, policies=name == "policies").run()
+            stats = engine.stats()
+            engine._core.check_integrity()
+            assert stats.num_running == stats.num_waiting == 0
+            assert stats.kv_blocks_used == 0 or stats.kv_blocks_total > 0
+            preemptions += stats.preemptions
+        left -= PER_ENGINE
+        print(f"{name}: {sum(ended.values())} lives, {preemptions} preemptions, {dict(ended)}", flush=True)
+    assert name != "preemption" or preemptions > 0
+    assert name != "queue" or ended["refused"] > 0
+    assert COUNT < 1000 or len(ended) >= 8
