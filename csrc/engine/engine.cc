@@ -16,7 +16,6 @@
 namespace lynx_rt {
 
 struct Engine::Impl {
-  ForkGuard fork_guard;
   std::function<void(LogLevel, const std::string&)> on_log;
   std::mutex turn;  // held through a step and the callbacks for its outputs; taken before `mutex`
   std::atomic<std::thread::id> stepping;
@@ -33,18 +32,31 @@ struct Engine::Impl {
   uint64_t num_wakes = 0;
   bool wake_next = false;
 
-  // First: in the child of a fork, a thread that is not there may hold the lock.
+  ForkGuard fork_guard;
+
   std::unique_lock<std::mutex> lock() const {
-    fork_guard.check("the engine");
+    fork_guard.check("the engine");  // first: the lock may be one that a thread of the parent holds
     return std::unique_lock(mutex);
   }
-  // Under the lock.
-  EngineCore& open() const {
+
+  // With the lock held.
+  EngineCore& locked_core() const {
     if (!core) fail(ErrorCode::kClosed, "", "the engine has been closed");
     return *core;
   }
+  bool has_unfinished() const { return num_delivered < outputs.size() || locked_core().has_unfinished(); }
 
-  bool has_unfinished() const { return num_delivered < outputs.size() || open().has_unfinished(); }
+  // The core, held until the end of the statement.
+  class Open {
+   public:
+    explicit Open(const Impl& impl) : lock_(impl.lock()), core_(&impl.locked_core()) {}
+    EngineCore* operator->() const { return core_; }
+
+   private:
+    std::unique_lock<std::mutex> lock_;
+    EngineCore* core_;
+  };
+  Open open() const { return Open(*this); }
 
   void log(LogLevel level, const std::string& text) const {
     if (on_log) on_log(level, text);
@@ -54,11 +66,11 @@ struct Engine::Impl {
   void run_step() {
     std::vector<std::string> warnings;
     {
-      std::lock_guard lock(mutex);
+      const auto held = lock();
       if (num_delivered < outputs.size()) return;
       outputs.clear();
       num_delivered = 0;
-      outputs = open().step();
+      outputs = locked_core().step();
       if (on_log) warnings = find_warnings();
     }
     for (const std::string& text : warnings) log(LogLevel::kWarning, text);
@@ -102,12 +114,13 @@ template <class Impl>
 class Delivery {
  public:
   explicit Delivery(Impl& impl) : impl_(impl) {
-    std::lock_guard lock(impl.mutex);
+    const auto held = impl.lock();
     if (impl.num_delivered == impl.outputs.size()) return;
     output_ = std::move(impl.outputs[impl.num_delivered++]);
     impl.delivering = output_->request_id;
   }
   ~Delivery() {
+    if (impl_.fork_guard.forked()) return;  // by the callback
     std::lock_guard lock(impl_.mutex);
     impl_.delivering = 0;
     impl_.delivered.notify_all();
@@ -133,8 +146,10 @@ std::string describe(const ModelInfo& i) {
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+// In the child of a fork nothing is freed: the core may be in the middle of a step, its pages are shared with the parent, and a
+// condition that threads of the parent wait for would wait for them to leave.
 Engine::~Engine() {
-  // Destroying a condition waits for the threads that wait for it, and those of a fork's parent are not there.
   if (impl_->fork_guard.forked()) static_cast<void>(impl_.release());
 }
 
@@ -154,8 +169,8 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
 }
 
 uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
-  const auto lock = impl_->lock();
-  const uint64_t id = impl_->open().add(std::move(prompt_token_ids), params);
+  const auto held = impl_->lock();
+  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params);
   impl_->changed.notify_all();
   return id;
 }
@@ -164,7 +179,7 @@ std::vector<StepOutput> Engine::step() {
   impl_->fork_guard.check("the engine");
   const Turn turn(impl_->turn, impl_->stepping);
   impl_->run_step();
-  const auto lock = impl_->lock();
+  const auto held = impl_->lock();
   impl_->outputs.erase(impl_->outputs.begin(), impl_->outputs.begin() + int64_t(std::exchange(impl_->num_delivered, 0)));
   return std::exchange(impl_->outputs, {});
 }
@@ -183,30 +198,30 @@ void Engine::step(const std::function<void(const StepOutput&)>& on_output) {
 bool Engine::in_step() const { return impl_->stepping == std::this_thread::get_id(); }
 
 bool Engine::abort(uint64_t request_id) {
-  auto lock = impl_->lock();
-  const bool running = impl_->open().abort(request_id);
+  auto held = impl_->lock();
+  const bool running = impl_->locked_core().abort(request_id);
   const auto waiting = impl_->outputs.begin() + int64_t(impl_->num_delivered);
   const auto kept = std::remove_if(waiting, impl_->outputs.end(), [&](const StepOutput& o) { return o.request_id == request_id; });
   const bool dropped = kept != impl_->outputs.end();
   impl_->outputs.erase(kept, impl_->outputs.end());
-  if (!in_step()) impl_->delivered.wait(lock, [&] { return impl_->delivering != request_id; });
+  if (!in_step()) impl_->delivered.wait(held, [&] { return impl_->delivering != request_id; });
   return running || dropped;
 }
 
 bool Engine::has_unfinished() const {
-  const auto lock = impl_->lock();
+  const auto held = impl_->lock();
   return impl_->has_unfinished();
 }
 
 bool Engine::wait_for_work(int64_t timeout_ms) {
-  auto lock = impl_->lock();
+  auto held = impl_->lock();
   const uint64_t wakes = impl_->num_wakes;
   const auto over = [&] { return !impl_->core || impl_->has_unfinished() || impl_->wake_next || impl_->num_wakes != wakes; };
   ++impl_->num_waiting;
   if (timeout_ms < 0 || timeout_ms > kMaxWaitMs) {
-    impl_->changed.wait(lock, over);
+    impl_->changed.wait(held, over);
   } else {
-    impl_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), over);
+    impl_->changed.wait_for(held, std::chrono::milliseconds(timeout_ms), over);
   }
   --impl_->num_waiting;
   impl_->wake_next = false;
@@ -214,8 +229,8 @@ bool Engine::wait_for_work(int64_t timeout_ms) {
 }
 
 void Engine::wake() {
-  const auto lock = impl_->lock();
-  impl_->open();
+  const auto held = impl_->lock();
+  impl_->locked_core();
   if (impl_->num_waiting > 0) {
     ++impl_->num_wakes;
   } else {
@@ -225,56 +240,33 @@ void Engine::wake() {
 }
 
 void Engine::set_expert_selection(const std::string& selection) {
-  {
-    const auto lock = impl_->lock();
-    impl_->open().set_selection(selection);
-  }
+  impl_->open()->set_selection(selection);
   impl_->log(LogLevel::kInfo, str_cat("expert selection: ", selection));
 }
 
-std::string Engine::expert_selection() const {
-  const auto lock = impl_->lock();
-  return impl_->open().selection();
-}
+std::string Engine::expert_selection() const { return impl_->open()->selection(); }
 
-EngineStats Engine::stats() const {
-  const auto lock = impl_->lock();
-  return impl_->open().stats();
-}
+EngineStats Engine::stats() const { return impl_->open()->stats(); }
 
-void Engine::reset_stats() {
-  const auto lock = impl_->lock();
-  impl_->open().reset_stats();
-}
+void Engine::reset_stats() { impl_->open()->reset_stats(); }
 
-ModelInfo Engine::model_info() const {
-  const auto lock = impl_->lock();
-  return impl_->open().model_info();
-}
+ModelInfo Engine::model_info() const { return impl_->open()->model_info(); }
 
-void Engine::check_integrity() const {
-  const auto lock = impl_->lock();
-  impl_->open().check_integrity();
-}
+void Engine::check_integrity() const { impl_->open()->check_integrity(); }
 
 std::vector<float> Engine::forward(const std::vector<int32_t>& token_ids, int64_t chunk) {
-  const auto lock = impl_->lock();
-  return impl_->open().forward(token_ids, chunk);
+  return impl_->open()->forward(token_ids, chunk);
 }
 
-RouterLogits Engine::take_router_logits() {
-  const auto lock = impl_->lock();
-  return impl_->open().take_router_logits();
-}
+RouterLogits Engine::take_router_logits() { return impl_->open()->take_router_logits(); }
 
 ExpertComparison Engine::compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric) {
-  const auto lock = impl_->lock();
-  return impl_->open().compare_experts(token_ids, metric);
+  return impl_->open()->compare_experts(token_ids, metric);
 }
 
 void Engine::close() {
-  if (impl_->fork_guard.forked()) return;  // perhaps in the middle of a step, and its pages are shared with the parent
-  const auto lock = impl_->lock();
+  if (impl_->fork_guard.forked()) return;
+  std::lock_guard lock(impl_->mutex);
   impl_->core.reset();
   impl_->outputs.clear();
   impl_->num_delivered = 0;

@@ -130,6 +130,7 @@ void test_options(const char* model) {
   lynx_rt_options options = sized_options();
   options.block_size = 8;
   options.max_model_len = 64;
+  options.max_num_seqs = 2;
   options.max_num_queued_reqs = 1;
   options.enable_return_routed_experts = 1;
   OwnedEngine defaults(model);
@@ -151,7 +152,7 @@ void test_options(const char* model) {
     // With mixed chunks a new prompt and a decode row share a step.
     add(engine, with_max_tokens(8));
     CHECK_OK(step(engine, [](const lynx_rt_output&) {}));
-    add(engine, with_max_tokens(8));
+    for (int i = 0; i < 2; ++i) add(engine, with_max_tokens(8));  // one for the second place, one in the queue
     uint64_t refused_id = 0;
     CHECK_EQ(int(lynx_rt_add_request(engine, kPrompt.data(), 3, nullptr, &refused_id)), int(LYNX_RT_QUEUE_FULL));
     int moved_on = 0;
@@ -159,6 +160,17 @@ void test_options(const char* model) {
     CHECK_EQ(moved_on, disabled ? 1 : 2);
   }
   CHECK_EQ(run(defaults, with_max_tokens(2)).num_routed_rows, 0);
+
+  lynx_rt_params drawn = with_max_tokens(8);
+  drawn.temperature = 5;
+  options = sized_options();
+  std::vector<std::vector<int32_t>> tokens;
+  for (uint64_t seed : {3, 3, 4}) {
+    options.seed = seed;
+    OwnedEngine engine(model, options);
+    tokens.push_back(run(engine, drawn).tokens);
+  }
+  CHECK(tokens[0] == tokens[1] && tokens[0] != tokens[2]);
 }
 
 void test_model_info(const char* model) {
@@ -275,6 +287,7 @@ void test_load_progress(const char* model) {
   CHECK(std::filesystem::is_empty(cache));  // a load that was ended leaves no file behind
   options.load_progress_user = &all;
   OwnedEngine engine(model, options);
+  CHECK(!std::filesystem::is_empty(cache));
   CHECK_EQ(all.done, all.total);
   CHECK(all.calls > 2);
 }

@@ -1,5 +1,7 @@
 // lynx_rt.h: what callbacks may do, what follows an abort, waiting, closing, threads. Usage: test_c_api_calls MODEL_FOLDER
 #include <pthread.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <chrono>
@@ -224,6 +226,31 @@ void test_wait(const char* model) {
   CHECK_EQ(int(lynx_rt_last_status()), int(LYNX_RT_CLOSED));
 }
 
+// What the parent's threads wait for, a child does not wait for.
+void test_fork_beside_a_wait(const char* model) {
+  OwnedEngine engine(model);
+  std::atomic<bool> waits = false;
+  std::thread waiter([&] {
+    waits = true;
+    CHECK_OK(lynx_rt_wait_for_work(engine, -1, nullptr));
+  });
+  while (!waits) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(60);
+    const bool refused = lynx_rt_wake(engine) == LYNX_RT_CLOSED && lynx_rt_wait_for_work(engine, -1, nullptr) == LYNX_RT_CLOSED;
+    lynx_rt_close(engine);
+    lynx_rt_destroy(engine);
+    _exit(refused ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQ(waitpid(child, &status, 0), child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+  CHECK_OK(lynx_rt_wake(engine));
+  waiter.join();
+}
+
 void test_close_from_a_callback(const char* model) {
   OwnedEngine engine(model);
   const Ids ids = add_some(engine, 3);
@@ -303,6 +330,7 @@ int main(int argc, char** argv) {
   test_throw_from_a_callback(argv[1]);
   test_a_callback_that_ends_its_thread(argv[1]);
   test_wait(argv[1]);
+  test_fork_beside_a_wait(argv[1]);
   test_close_from_a_callback(argv[1]);
   test_threads(argv[1]);
   return check::result("test_c_api_calls");

@@ -188,7 +188,8 @@ class LYNX_RT_API Engine {
   bool in_step() const;
   // Ends a request and frees its pages. False where the request is unknown, aborted, or its last output has been delivered. Once this
   // has returned, no on_output for the request runs or begins in another thread: outputs that a step(on_output) has ready, the last
-  // one included, are dropped, and one that is being delivered there is waited for. So hold no lock that on_output takes.
+  // one included, are dropped, and one that is being delivered there is waited for. So on_output must not wait for this call, nor for
+  // a lock that is held around it.
   bool abort(uint64_t request_id);
   bool has_unfinished() const;  // or with outputs that are not delivered
 

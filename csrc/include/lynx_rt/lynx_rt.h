@@ -80,7 +80,7 @@ typedef struct lynx_rt_options {
   const char* load_format;
   const char* isa;
   int64_t max_num_batched_tokens; /* 0 = 2048, or max_num_seqs where that is more */
-  int64_t max_num_queued_reqs;    /* 0 = no limit */
+  int64_t max_num_queued_reqs;    /* requests beyond max_num_seqs that may wait; 0 = no limit */
   int64_t kv_cache_memory_bytes;  /* 0 = chosen from free memory and max_model_len */
   int64_t block_size;             /* 0 = 16 tokens */
   int32_t disable_prefix_caching;
@@ -119,7 +119,7 @@ typedef struct lynx_rt_params {
   float frequency_penalty;     /* [-2, 2], per occurrence in generated tokens */
   float repetition_penalty;    /* > 0, on prompt and generated tokens; 0 = 1 = off */
   int32_t min_tokens;          /* no end of text before this many */
-  int32_t has_logprobs;        /* not 0: log probabilities of each new token, of the `logprobs` most likely ones beside it */
+  int32_t has_logprobs;        /* not 0: log probabilities of each new token and the `logprobs` most likely ones */
   int32_t logprobs;            /* 0 = of the new token alone */
   int32_t has_prompt_logprobs; /* likewise of the prompt's tokens */
   int32_t prompt_logprobs;
@@ -142,7 +142,7 @@ typedef struct lynx_rt_logprob {
   int32_t rank;  /* 1 = most likely */
 } lynx_rt_logprob;
 
-/* The token itself first, then the most likely ones in order. Will not grow. */
+/* The token itself first, then the others of the most likely ones in order. Will not grow. */
 typedef struct lynx_rt_logprobs {
   const lynx_rt_logprob* entries;
   size_t num_entries;
@@ -288,7 +288,8 @@ LYNX_RT_API lynx_rt_status lynx_rt_step(lynx_rt_engine* engine, lynx_rt_callback
 
 /* Ends a request. Once this has returned, no callback for the request runs or begins in another thread, and in this one none begins:
  * outputs that a step has ready, the last one included, are dropped, and a callback for it that runs in another thread is waited for.
- * So what the callback uses for the request may be freed then; and a lock that the callback takes must not be held here.
+ * So what the callback uses for the request may be freed then; and the callback must not wait for this call, nor for a lock that is
+ * held around it.
  * LYNX_RT_NOT_FOUND where the request is unknown, aborted, or its last output has been delivered or is being so. */
 LYNX_RT_API lynx_rt_status lynx_rt_abort(lynx_rt_engine* engine, uint64_t request_id);
 
