@@ -90,6 +90,10 @@ class Engine(EngineState):
         # The small files come first: their faults must cost no minutes and leave no cache.
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
         self._generation_config = load_generation_config(self._path, generation_config)
+        if chat_template is not None and self._tokenizer is not None:
+            from lynx_rt.chat_template import compile_template, pick_template
+
+            compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
         core = _C.Engine(
             os.fspath(self._path),
             device=device,

@@ -11,7 +11,7 @@ from typing import Any, SupportsIndex
 import tokenizers
 
 from lynx_rt.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
-from lynx_rt.errors import ValidationError, shown
+from lynx_rt.errors import ValidationError, encoding_fault, shown
 from lynx_rt.library_errors import Guard
 from lynx_rt.tokenizer_backend import Backend, SlowBackend
 from lynx_rt.tokenizer_config import read_chat_template
@@ -104,11 +104,8 @@ class Tokenizer:
         for text in texts:
             if not isinstance(text, str):
                 raise ValidationError(f"text must be a string, got {type(text).__name__}", "prompt")
-            if not text.isascii():
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise ValidationError(f"text cannot be encoded as UTF-8: {error}", "prompt") from None
+            if (fault := encoding_fault(text)) is not None:
+                raise ValidationError(fault, "prompt")
         encoded = self._backend.encode_batch(texts, add_special_tokens)
         if add_special_tokens and self._prepend_bos is not None:
             bos = self._prepend_bos

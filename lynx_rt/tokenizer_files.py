@@ -23,7 +23,15 @@ from lynx_rt.tokenizer_config import (
 from lynx_rt.tokenizer_formats import llama_style, read_tekken, read_tiktoken, read_vocab_and_merges
 
 # In a folder, the first that exists is taken; "*" stands for any name.
-FILE_NAMES = ("tokenizer.json", "tekken.json", "tiktoken.model", "*.tiktoken", "tokenizer.model", "vocab.json")
+FILE_NAMES = (
+    "tokenizer.json",
+    "tekken.json",
+    "tiktoken.model",
+    "*.tiktoken",
+    "tokenizer.model",
+    "vocab.json",
+    "*.model",
+)
 # Families of which transformers 5 takes the file as it is, whatever class the config names.
 _FILE_COUNTS = frozenset(
     {"mistral", "mixtral", "glm4_moe", "granitemoe", "ernie4_5", "ernie4_5_moe", "phimoe", "minimax_m2", "jamba"}

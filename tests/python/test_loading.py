@@ -81,6 +81,17 @@ def test_small_files_are_checked_before_weights_are_read(
     assert not cache.exists()
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [("no/such.jinja", "cannot be read"), ("{% if %}", "does not compile"), (Path("x"), "read")],
+)
+def test_a_chat_template_is_checked_before_weights_are_read(tmp_path: Path, template: str | Path, message: str) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(ValidationError, match=message) as caught:
+        Engine(lynx_rt.shipped_model(), chat_template=template, quantization="int4", quantization_cache=cache)
+    assert caught.value.field == "chat_template" and not cache.exists()
+
+
 def test_progress_is_silent_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     progress = LoadProgress()
     progress(1, 2)

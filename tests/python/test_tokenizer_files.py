@@ -25,7 +25,9 @@ PLAIN = [text for text in TEXTS if not any(token in text for token in SPECIAL)]
 NO_PREFIX: dict[str, Any] = {"add_dummy_prefix": False}
 
 
-def write(folder: Path, config: dict[str, Any] | None, model_type: str | None = None, **files: str | bytes) -> Path:
+def write(
+    folder: Path, config: dict[str, Any] | None = None, model_type: str | None = None, **files: str | bytes
+) -> Path:
     """A folder; of the files' names, "_" stands for ".", so that they can be keywords."""
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
@@ -234,6 +236,9 @@ def test_which_file_counts(tmp_path: Path) -> None:
     vocab, merges = made.vocab_and_merges()
     folder = write(tmp_path, {}, vocab_json=vocab, merges_txt=merges, tokenizer_model=made.sentencepiece())
     assert Tokenizer(folder).vocab_size == Tokenizer(folder / "tokenizer.model").vocab_size
+    named = write(tmp_path / "named")
+    (named / "spm.model").write_bytes(made.sentencepiece())
+    assert Tokenizer(named).vocab_size == Tokenizer(folder / "tokenizer.model").vocab_size
     assert Tokenizer(folder / "vocab.json").encode("a", False) == [json.loads(vocab)["a"]]
     (folder / "tokenizer.json").write_text(made.byte_level())
     assert Tokenizer(folder).vocab_size == 400
