@@ -246,7 +246,7 @@ def plain_function(a: int, b: float = 1.0, c: str = "", d: bool = False) -> str:
 
     Args:
         a: The first
-            goes on: here
+            goes: on here
         b: The second
            and on
         c: One of these (choices: ["x", " y "])
