@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lynx_rt.chat_messages import REASONING_KEYS, fit_content, plain, plain_messages, plain_tools
-from lynx_rt.chat_template import compile_template, pick_template, takes_parts
+from lynx_rt.chat_template import compile_template, content_forms, pick_template
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ def render_chat(
     source = pick_template(chosen, tokenizer, schemas is not None)
     template = compile_template(source)
     special = tuple(tokenizer.special_tokens.items())
-    fit_content(conversation, lambda role: takes_parts(source, role, special))
+    fit_content(conversation, lambda role: content_forms(source, role, special))
     final_text = ""
     if continue_final_message:
         key = "content" if continue_final_message is True else continue_final_message

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -53,15 +53,20 @@ def plain_tools(tools: Any) -> list[Any] | None:
     return [_plain_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
 
 
-def fit_content(conversation: Sequence[dict[str, Any]], takes_parts: Callable[[str], bool]) -> None:
-    """Brings contents that are lists to what the template takes from each role: a list of parts, or their texts joined."""
+def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], Set[str]]) -> None:
+    """Brings contents to the form that the template takes: lists of parts are joined to one text, or a text becomes a part.
+
+    forms: of a role, which of "text" and "parts" the template takes.
+    """
     for index, message in enumerate(conversation):
         content = message.get("content")
+        if isinstance(content, str) and forms(message["role"]) == {"parts"}:
+            message["content"] = [{"type": "text", "text": content}]
         if not isinstance(content, (list, tuple)):
             continue
         name = f"messages[{index}].content"
         parts = [part for place, item in enumerate(content) if (part := _part(item, f"{name}[{place}]")) is not None]
-        if takes_parts(message["role"]):
+        if "parts" in forms(message["role"]):
             message["content"] = parts
             continue
         for place, part in enumerate(parts):

@@ -127,29 +127,32 @@ def pick_template(chosen: str | Path | None, tokenizer: Tokenizer, with_tools: b
 
 
 @functools.lru_cache(maxsize=256)
-def takes_parts(text: str, role: str, special_tokens: tuple[tuple[str, str], ...]) -> bool:
-    """Whether the template goes through the text parts of a message's content; else it wants one text.
+def content_forms(text: str, role: str, special_tokens: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    """Which forms the template takes for the content of a role's messages: "text", "parts" (a list), both or none known.
 
-    Found out by rendering: both texts of a message of two parts come out, and what else is in the parts does not.
+    Found out by rendering: the text, or those of two parts, come out, and what else is in the parts does not.
     special_tokens: names and texts, for templates that build on them.
     """
-    parts = [
-        {"type": "text", "text": "FIRST-PART", "aside": "NOT-FOR-THE-PROMPT"},
-        {"type": "text", "text": "SECOND-PART"},
-    ]
-    message = {"role": role, "content": parts}
-    user = {"role": "user", "content": "x"}
+    first = {"type": "text", "text": "FIRST-PART", "aside": "NOT-FOR-THE-PROMPT"}
+    second = {"type": "text", "text": "SECOND-PART"}
+    forms = {"text": "FIRST-PART, SECOND-PART", "parts": [first, second]}
+    return frozenset(name for name, content in forms.items() if _shows(text, role, content, dict(special_tokens)))
+
+
+def _shows(text: str, role: str, content: Any, variables: Mapping[str, Any]) -> bool:
+    """Whether both parts come out in some conversation of the kinds that templates expect."""
     function = {"name": "f", "arguments": {}}
     call = {"id": "abcdef012", "type": "function", "function": function}  # nine characters, as Mistral's templates ask
     caller = {"role": "assistant", "content": "", "tool_calls": [call]}
-    before = {"system": [], "developer": [], "user": [], "tool": [user, caller]}.get(role, [user])
-    for after in ([], [user]):
-        try:
-            rendered = compile_template(text).render(
-                **dict(special_tokens), documents=None, messages=[*before, message, *after], tools=None
-            )
-        except Exception:  # the template does not want it so
-            continue
-        if "FIRST-PART" in rendered and "SECOND-PART" in rendered:
-            return "NOT-FOR-THE-PROMPT" not in rendered
+    for other in ("x", [{"type": "text", "text": "x"}]):
+        user = {"role": "user", "content": other}
+        before = {"system": [], "developer": [], "user": [], "tool": [user, caller]}.get(role, [user])
+        for after in ([], [user]):
+            messages = [*before, {"role": role, "content": content}, *after]
+            try:
+                rendered = compile_template(text).render(**variables, documents=None, tools=None, messages=messages)
+            except Exception:  # the template does not want it so
+                continue
+            if "FIRST-PART" in rendered and "SECOND-PART" in rendered:
+                return "NOT-FOR-THE-PROMPT" not in rendered
     return False

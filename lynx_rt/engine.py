@@ -367,7 +367,11 @@ class Engine(EngineState):
         return self._inputs.parse(prompts, name, add_special_tokens)
 
     def _make_one(
-        self, prompt: Prompt, sampling_params: Params | None, request_id: str | None, add_special_tokens: bool | None
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None,
+        request_id: str | None,
+        add_special_tokens: bool | None = None,
     ) -> Request:
         parsed = self._parse(prompt, add_special_tokens=add_special_tokens)
         return self._inputs.request(parsed, sampling_params, request_id)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +38,7 @@ class InputProcessor:
         known = frozenset(model_info["eos_token_ids"])
         self._eos_token_ids = known | eos_token_ids(generation_config, tokenizer, self._vocab_size)
         self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+        self._special_stops = functools.lru_cache(maxsize=256)(self._find_special_stops)
 
     def parse(
         self, prompts: Prompt | Iterable[Prompt], name: str = "prompt", add_special_tokens: bool | None = None
@@ -93,7 +96,7 @@ class InputProcessor:
     def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
         if params.stop and self._tokenizer is None:
             raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
-        stop_of_token = self._special_stops(params.stop or ())
+        stop_of_token = self._special_stops(tuple(params.stop or ()), params.skip_special_tokens)
 
         def make_native(index: int) -> Any:
             return params.to_native(
@@ -107,10 +110,23 @@ class InputProcessor:
 
         return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token)
 
-    def _special_stops(self, stops: Iterable[str]) -> dict[int, str]:
-        """The stop strings that are special tokens, by id. The text mostly hides these, so they are looked for as tokens."""
+    def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
+        """The stop strings that are special tokens, by id. The text mostly hides these, so they are looked for as tokens.
+
+        hidden: whether it does; then a string with such a token among others is never found, which is warned of.
+        """
+        found: dict[int, str] = {}
         if self._tokenizer is None:
-            return {}
-        encoded = ((self._tokenizer.encode(stop, add_special_tokens=False), stop) for stop in stops)
+            return found
         special = self._tokenizer.special_token_ids
-        return {ids[0]: stop for ids, stop in encoded if len(ids) == 1 and ids[0] in special}
+        for stop in stops:
+            ids = self._tokenizer.encode(stop, add_special_tokens=False)
+            if len(ids) == 1 and ids[0] in special:
+                found[ids[0]] = stop
+            elif hidden and not special.isdisjoint(ids):
+                warnings.warn(
+                    f"stop: {stop!r} has a special token in it, which the text leaves out: only skip_special_tokens=False "
+                    "lets it be found",
+                    stacklevel=5,
+                )
+        return found

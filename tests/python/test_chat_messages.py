@@ -107,6 +107,25 @@ def test_content_comes_in_the_form_that_the_template_takes(tokenizer: Tokenizer,
     assert "plain" in render_chat([{"role": "user", "content": "plain"}], tokenizer, chat_template=template)
 
 
+def test_a_template_that_takes_parts_only_gets_a_text_as_a_part(tokenizer: Tokenizer) -> None:
+    """Going through a text as through a list, it would find nothing in its characters."""
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+        "{% endfor %}{% endfor %}"
+    )
+    messages = [
+        USER,
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": [{"type": "text", "text": "A"}]},
+    ]
+    text = render_chat(messages, tokenizer, chat_template=template)
+    assert text == "<user>Weather?<assistant>Rain.<user>A"
+    options = {"chat_template": template, "add_generation_prompt": False, "continue_final_message": True}
+    assert render_chat(messages[:2], tokenizer, **options) == "<user>Weather?<assistant>Rain."
+    spelled = "{% for m in messages %}{% for c in m.content %}{{ c }}{% endfor %}{% endfor %}"
+    assert render_chat([USER], tokenizer, chat_template=spelled) == "Weather?"
+
+
 def test_roles_may_take_different_forms(tokenizer: Tokenizer) -> None:
     template = (
         "{% for m in messages %}{% if m.role == 'user' %}{% for p in m.content %}[{{ p.text }}]{% endfor %}"
@@ -246,7 +265,7 @@ def plain_function(a: int, b: float = 1.0, c: str = "", d: bool = False) -> str:
 
     Args:
         a: The first
-            goes on: here
+            goes: on here
         b: The second
            and on
         c: One of these (choices: ["x", " y "])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -163,6 +164,16 @@ def test_a_stop_string_may_be_a_special_token(nano: Engine, skip: bool, include:
     assert own.outputs[0].stop_reason == ("<|eos|>" if include and not skip else None)
     (later,) = nano.generate(SUM, params | {"min_tokens": 8})
     assert len(later.outputs[0].token_ids) > 8 and later.outputs[0].stop_reason == "<|eos|>"
+
+
+def test_a_stop_string_around_a_special_token_is_warned_of(nano: Engine) -> None:
+    params = LONG | {"stop": ["64<|eos|>"]}
+    with pytest.warns(UserWarning, match=r"stop: '64<\|eos\|>' has a special token in it"):
+        nano.generate(SUM, params)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (output,) = nano.generate(SUM, params | {"skip_special_tokens": False})
+    assert output.text == " 2" and output.outputs[0].stop_reason == "64<|eos|>"
 
 
 def test_stop_tokens(nano: Engine) -> None:
