@@ -4,7 +4,7 @@ include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
 set(public_headers ${CMAKE_CURRENT_SOURCE_DIR}/csrc/include)
-add_library(lynx_c_api OBJECT csrc/engine/c_api.cc)
+add_library(lynx_c_api OBJECT csrc/engine/c_api.cc csrc/engine/c_api_structs.cc)
 target_link_libraries(lynx_c_api PRIVATE lynx_flags)
 add_library(lynx_rt SHARED $<TARGET_OBJECTS:lynx_core> $<TARGET_OBJECTS:lynx_devices> $<TARGET_OBJECTS:lynx_c_api>)
 add_library(lynx_rt_static STATIC $<TARGET_OBJECTS:lynx_core> $<TARGET_OBJECTS:lynx_devices> $<TARGET_OBJECTS:lynx_c_api>)

@@ -19,7 +19,7 @@ from lynx_rt.errors import ValidationError, shown
 from lynx_rt.generation_config import load_generation_config
 from lynx_rt.input_processor import InputProcessor, Params, ParamsPerPrompt
 from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
-from lynx_rt.progress import LoadProgress, ProgressBar
+from lynx_rt.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.prompts import ParsedPrompt, Prompt
 from lynx_rt.request import Request
 from lynx_rt.sampling_params import SamplingParams
@@ -117,7 +117,7 @@ class Engine(EngineState):
         try:
             self._core = core
             self._driver = Driver(core)
-            self._info: dict[str, Any] = core.model_info()
+            self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
             self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
         except BaseException:
             core.close()

@@ -1,10 +1,12 @@
-"""The progress bars of `generate`, `chat`, of loading and of long series of runs."""
+"""What users see while they wait: the progress of `generate`, `chat`, loading and long series of runs, and warnings of loading."""
 
 from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,13 @@ if TYPE_CHECKING:
 def wants_bar(use_tqdm: bool | None, count: int) -> bool:
     """use_tqdm, or if None: whether there is more than one thing to do and a terminal to show it on."""
     return use_tqdm if use_tqdm is not None else count > 1 and sys.stderr.isatty()
+
+
+def warn_of_model(path: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Warns whoever makes an Engine of what its checkpoint says otherwise than its config.json. Returns the model info."""
+    for text in info["warnings"]:
+        warnings.warn(f"{path}: {text}", stacklevel=3)
+    return info
 
 
 class _Closed:

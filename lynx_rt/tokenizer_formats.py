@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from lynx_rt.detokenizer import bytes_of_char
+from lynx_rt.library_errors import shown
 from lynx_rt.tokenizer_config import TokenizerConfig
 
 # How text is cut into words before merging. These are part of the models' definitions.
@@ -37,8 +38,14 @@ def read_vocab_and_merges(
 
     vocab: token -> id.  merges: a pair per line; lines that start with "#version" are comments.
     """
-    lines = (line.rstrip("\r\n") for line in merges.splitlines())
-    pairs = [tuple(line.split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    if bad := next((token for token, place in vocab.items() if type(place) is not int or not 0 <= place < 2**32), None):
+        raise ValueError(f"the id of {shown(bad)} must be an integer from 0 on, got {shown(vocab[bad])}")
+    pairs = []
+    for number, line in enumerate(merges.split("\n"), 1):
+        if line.strip() and not line.startswith("#version"):
+            pairs.append(tuple(line.rstrip("\r").split(" ")))
+            if len(pairs[-1]) != 2:
+                raise ValueError(f"merges.txt, line {number}: expected two tokens, got {shown(line)}")
     backend = tokenizers.Tokenizer(models.BPE(dict(vocab), pairs, continuing_subword_prefix="", end_of_word_suffix=""))
     space = config.values.get("add_prefix_space") is True
     if qwen:
@@ -50,10 +57,14 @@ def read_vocab_and_merges(
 def read_tiktoken(data: bytes, kind: str, config: TokenizerConfig) -> tokenizers.Tokenizer:
     """A tiktoken file: a token in base64 and its rank per line. kind: the tokenizer class, which has the pattern."""
     ranks: dict[bytes, int] = {}
-    for line in data.splitlines():
-        if line.strip():
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+    for number, line in enumerate(data.splitlines(), 1):
+        match line.split():
+            case []:
+                continue
+            case [token, rank] if rank.isdigit() and len(rank) < 10:
+                ranks[base64.b64decode(token, validate=True)] = int(rank)
+            case _:
+                raise ValueError(f"line {number}: expected a token in base64 and its rank, got {shown(line)}")
     size = max(ranks.values(), default=-1) + 1
     added = config.older if config.listed is None else config.listed
     listed = {place: token.content for place, token in added.items() if size <= place < size + _MAX_SPECIALS}
@@ -73,6 +84,9 @@ def read_tiktoken(data: bytes, kind: str, config: TokenizerConfig) -> tokenizers
 
 def read_tekken(content: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
     """Mistral's tekken.json: special tokens come first, and the vocabulary's ranks follow. With names of tokens."""
+    for key in ("config", "vocab", "special_tokens"):
+        if not isinstance(content.get(key), dict if key == "config" else list):
+            raise ValueError(f"expected {key}, got {shown(content.get(key))}")
     config = content["config"]
     named = sorted((entry["rank"], entry["token_str"]) for entry in content["special_tokens"])
     if [rank for rank, _ in named] != list(range(len(named))):

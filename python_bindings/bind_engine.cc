@@ -5,7 +5,6 @@
 
 #include "base/error.h"
 #include "bindings.h"
-#include "checkpoint/safetensors.h"
 #include "engine/simulation.h"
 #include "gil.h"
 #include "lynx_rt/engine.h"
@@ -180,6 +179,8 @@ py::dict inspect(const std::string& path) {
   d["expert_bytes"] = per_expert;
   d["active_bytes_per_token"] = dense + active * per_expert;
   d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  d["warnings"] = weights.warnings;
+  d["not_used"] = weights.not_used;
   d["keys_not_understood"] = keys_that_matter(std::move(unread));
   return d;
 }
@@ -236,7 +237,7 @@ void register_engine(py::module_& m) {
            }),
            py::arg("path"))
       .def("add_request", &Engine::add_request, py::arg("prompt_token_ids"), py::arg("params"), release())
-      .def("step", &Engine::step, release())
+      .def("step", py::overload_cast<>(&Engine::step), release())
       .def("abort", &Engine::abort, py::arg("request_id"), release())
       .def("has_unfinished", &Engine::has_unfinished, release())
       .def("set_expert_selection", &Engine::set_expert_selection, py::arg("selection"), release())

@@ -133,6 +133,8 @@ py::dict to_dict(const ModelInfo& i) {
   LYNX_FIELD(kv_bytes_per_token);
   LYNX_FIELD(workspace_bytes);
   LYNX_FIELD(eos_token_ids);
+  LYNX_FIELD(max_position_embeddings);
+  LYNX_FIELD(warnings);
 #undef LYNX_FIELD
   return d;
 }

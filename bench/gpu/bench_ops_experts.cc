@@ -211,7 +211,7 @@ void bench_moe_layer(Context& context) {
   const Shape& shape = kShapes[0];
   const ExpertCopies experts(context, shape);
   const int calls = calls_per_graph(context), num_sms = context.device.num_sms;
-  const DeviceVector<uint16_t> router_weight(size_t(kDistinct) * shape.num_experts * shape.hidden_size);
+  const DeviceVector<uint16_t> router_weight(size_t(calls) * shape.num_experts * shape.hidden_size);  // a router for each call
   const DeviceVector<float> norm_weight(std::vector<float>(size_t(shape.hidden_size), 1.0f));
   fill_random_bf16(router_weight.get(), int64_t(router_weight.size()), 5, 0.1f, context.stream());
   for (const int rows : kRows) {
@@ -225,7 +225,7 @@ void bench_moe_layer(Context& context) {
         const Selection selection = parse_policy(name);
         const Times times = time_graph(context, stream, calls, [&](int i) {
           const Routed& r = *step.routings[size_t(i % kDistinct)];
-          const uint16_t* weight = router_weight.get() + size_t(i % kDistinct) * size_t(shape.num_experts * shape.hidden_size);
+          const uint16_t* weight = router_weight.get() + size_t(i) * size_t(shape.num_experts * shape.hidden_size);
           router(step.x.get(), WeightView{weight, DType::kBF16, shape.num_experts, shape.hidden_size}, nullptr, rows,
                  r.scores.get(), stream);
           r.route(selection, stream);

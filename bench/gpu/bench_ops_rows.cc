@@ -108,7 +108,10 @@ void bench_head_linear(Context& context) {
 void bench_rows(Context& context) {
   const Stream stream = context.stream();
   const DeviceVector<float> weight(std::vector<float>(kHidden, 1.0f));
-  const DeviceVector<uint16_t> router_weight(size_t(kExperts) * kHidden);
+  // As many routers as the second-level cache cannot hold, a call for each: in a model every layer has its own.
+  constexpr int64_t kRouterSize = int64_t(kExperts) * kHidden;
+  const int routers = rotation(2 * kRouterSize, 512);
+  const DeviceVector<uint16_t> router_weight(size_t(routers * kRouterSize));
   fill_random_bf16(router_weight.get(), int64_t(router_weight.size()), 31, 0.1f, stream);
   for (int rows = 1; rows <= 256; rows *= 4) {
     const DeviceVector<float> x(size_t(rows) * kHidden), out(x.size()), scores(size_t(rows) * kExperts),
@@ -117,8 +120,8 @@ void bench_rows(Context& context) {
     const DeviceVector<int32_t> ids(gate.size());  // all expert 0
     fill_random_float(x.get(), int64_t(x.size()), 32, 1.0f, stream);
     fill_random_float(partial.get(), int64_t(partial.size()), 33, 1e-3f, stream);
-    const auto print = [&](const char* name, const std::function<void(int)>& call) {
-      const Times times = time_graph(context, stream, 64, call);
+    const auto print = [&](const char* name, const std::function<void(int)>& call, int calls = 64) {
+      const Times times = time_graph(context, stream, calls, call);
       Line(context, "rows").add("name", name).add("rows", rows).add("dependent_launch", stream.dependent_launch).add(times);
     };
     print("rmsnorm", [&](int) { rmsnorm(x.get(), {}, weight.get(), 1e-6f, rows, kHidden, out.get(), rounded.get(), stream); });
@@ -129,9 +132,11 @@ void bench_rows(Context& context) {
       rmsnorm(x.get(), {partial.get(), ids.get(), gate.get(), kTopK}, weight.get(), 1e-6f, rows, kHidden, out.get(),
               rounded.get(), stream);
     });
-    print("router", [&](int) {
-      router(x.get(), WeightView{router_weight.get(), DType::kBF16, kExperts, kHidden}, nullptr, rows, scores.get(), stream);
-    });
+    const auto call_router = [&](int i) {
+      const uint16_t* of_layer = router_weight.get() + i % routers * kRouterSize;
+      router(x.get(), WeightView{of_layer, DType::kBF16, kExperts, kHidden}, nullptr, rows, scores.get(), stream);
+    };
+    print("router", call_router, std::max(64, routers));
     print("round_rows", [&](int) { round_rows(x.get(), kHidden, rows, kHidden, rounded.get(), stream); });
     check_computed(out, "rows");
     check_computed(scores, "rows");

@@ -1,6 +1,7 @@
 #include "checkpoint/quantization_config.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "base/error.h"
 #include "checkpoint/config.h"
@@ -50,22 +51,37 @@ void read_mxfp4(const ConfigReader& c, QuantizationConfig& q) {
   q.excluded = c.strings_or("modules_to_not_convert", {});
 }
 
-void read_gptq(const ConfigReader& c, QuantizationConfig& q) {
-  const int64_t bits = c.integer("bits", 1, 32);
+int read_gptq_bits(const ConfigReader& c, int fallback) {
+  const int64_t bits = c.integer_or("bits", fallback, 1, 32);
   if (bits != 4 && bits != 8) unsupported(c, "bits", std::to_string(bits), "4, 8");
+  return int(bits);
+}
+
+void read_gptq(const ConfigReader& c, QuantizationConfig& q) {
+  c.integer("bits", 1, 32);
+  const int bits = read_gptq_bits(c, 4);
   const std::string key = c.has("checkpoint_format") ? "checkpoint_format" : "format";
   const std::string format = c.string_or(key, "gptq");
   if (format != "gptq" && format != "gptq_v2") unsupported(c, key, quote(format), "gptq, gptq_v2");
+  if (c.boolean_or("is_marlin_format", false)) unsupported(c, "is_marlin_format", "true", "false");
   const std::string words = c.string_or("pack_dtype", "int32");
   if (words != "int32") unsupported(c, "pack_dtype", quote(words), "int32");
   q.zeros_less_one = format == "gptq";
-  q.formats.push_back({Encoding::kGptq, int(bits), 1, read_group_size(c, "group_size", 128), false});
+  if (c.has("sym")) q.symmetric = c.boolean_or("sym", true);
+  const int64_t group_size = read_group_size(c, "group_size", 128);
+  q.formats.push_back({Encoding::kGptq, bits, 1, group_size, false});
   const std::optional<ConfigReader> dynamic = c.object("dynamic");
   if (!dynamic) return;
-  // "-:pattern" leaves modules unquantised, which the file shows; anything else gives some modules settings of their own.
+  // "-:PATTERN" leaves modules unquantised, anything else gives some modules settings of their own. Which module has which is
+  // seen from its tensors' shapes, so that the patterns, Python's regular expressions in an order of precedence, are not needed.
   for (const std::string& pattern : dynamic->keys()) {
-    const bool left_out = pattern.starts_with("-:");
-    if (!left_out && dynamic->has(pattern)) unsupported(*dynamic, pattern, "(settings of its own)", "-:PATTERN");
+    const std::optional<ConfigReader> rule = dynamic->object(pattern);
+    if (pattern.starts_with("-:") || !rule) continue;
+    for (const char* fixed : {"checkpoint_format", "format", "pack_dtype", "quant_method", "method"})
+      if (rule->has(fixed)) unsupported(*rule, fixed, "(for some modules)", "bits, group_size, sym");
+    q.formats.push_back({Encoding::kGptq, read_gptq_bits(*rule, bits), 1,
+                         rule->has("group_size") ? read_group_size(*rule, "group_size", 128) : group_size, false});
+    if (rule->has("sym") && rule->boolean_or("sym", true) != q.symmetric.value_or(true)) q.symmetric = std::nullopt;
   }
 }
 
@@ -93,7 +109,8 @@ QuantizedFormat read_weights(const ConfigReader& w, const std::string& format, c
   QuantizedFormat f;
   f.bits = int(bits);
   f.symmetric = w.boolean_or("symmetric", true);
-  const bool is_float = format == "float-quantized" || format == "mxfp4-pack-quantized";
+  const bool unpacked = format == "naive-quantized";  // as int-quantized or float-quantized, whichever the type says
+  const bool is_float = format == "float-quantized" || format == "mxfp4-pack-quantized" || (unpacked && type == "float");
   expect(type == (is_float ? "float" : "int"), "type", quote(type), is_float ? "float" : "int");
   if (is_float) expect(f.symmetric, "symmetric", "false", "true");
   if (format == "pack-quantized") {
@@ -108,7 +125,8 @@ QuantizedFormat read_weights(const ConfigReader& w, const std::string& format, c
     return f;
   } else {
     f.encoding = is_float ? Encoding::kFloat8 : Encoding::kInt8;
-    expect(bits == 8, "num_bits", std::to_string(bits), "8");
+    expect(is_float ? bits == 8 : bits <= 8, "num_bits", std::to_string(bits), is_float ? "8" : "1 to 8");
+    f.bits = 8;  // of the element that holds the code
   }
   if (strategy == "tensor") {
     expect(format != "pack-quantized" || f.symmetric, "strategy", quote(strategy) + " without symmetric", "channel, group");
@@ -126,14 +144,14 @@ QuantizedFormat read_weights(const ConfigReader& w, const std::string& format, c
 }
 
 void read_compressed_tensors(const ConfigReader& c, QuantizationConfig& q) {
-  constexpr const char* kFormats = "pack-quantized, int-quantized, float-quantized, mxfp4-pack-quantized";
+  constexpr const char* kFormats = "pack-quantized, int-quantized, float-quantized, naive-quantized, mxfp4-pack-quantized";
   if (const auto sparsity = c.object("sparsity_config")) {
     const std::string format = sparsity->string_or("format", "dense");
     if (format != "dense") unsupported(*sparsity, "format", quote(format), "dense");
   }
   if (const auto transforms = c.object("transform_config"); transforms && !transforms->keys().empty())
     unsupported(c, "transform_config", "(not empty)", "none");
-  q.kv_cache_scales = c.has("kv_cache_scheme");
+  c.has("kv_cache_scheme");  // its scales are not used
   q.excluded = c.strings_or("ignore", {});
   const std::string format_of_all = c.string_or("format", "");
   const std::optional<ConfigReader> groups = c.object("config_groups");
@@ -178,20 +196,46 @@ std::string QuantizationConfig::description() const {
   return text;
 }
 
-QuantizationConfig read_quantization_config(const ConfigReader& config) {
+std::string QuantizationConfig::key() const {
+  const char* zeros = symmetric.value_or(true) ? (symmetric ? " symmetric" : "") : " asymmetric";
+  return str_cat(description(), zeros, zeros_less_one ? " less one" : "");
+}
+
+namespace {
+
+QuantizationConfig read_as(const std::string& method, const ConfigReader& c) {
   QuantizationConfig q;
-  std::optional<ConfigReader> c = config.object("quantization_config");
-  if (!c) c = config.object("compression_config");  // older compressed-tensors
-  if (!c) return q;
-  q.method = c->string("quant_method");
+  q.method = method;
   std::string known;
-  for (const auto& method : kMethods) {
-    known += (known.empty() ? "" : ", ") + std::string(method.name);
-    if (q.method != method.name) continue;
-    method.read(*c, q);
+  for (const auto& m : kMethods) {
+    known += (known.empty() ? "" : ", ") + std::string(m.name);
+    if (method != m.name) continue;
+    m.read(c, q);
     return q;
   }
-  unsupported(*c, "quant_method", quote(q.method), known);
+  unsupported(c, "quant_method", quote(method), known);
+}
+
+}  // namespace
+
+QuantizationConfig read_quantization_config(const ConfigReader& config) {
+  std::optional<ConfigReader> c = config.object("quantization_config");
+  if (!c) c = config.object("compression_config");  // older compressed-tensors
+  return c ? read_as(c->string("quant_method"), *c) : QuantizationConfig();
+}
+
+QuantizationConfig read_quantization_file(const std::string& folder) {
+  constexpr std::pair<const char*, const char*> kFiles[] = {{"quantize_config.json", "gptq"}, {"quant_config.json", "awq"}};
+  for (const auto& [name, method] : kFiles) {
+    const std::filesystem::path path = std::filesystem::path(folder) / name;
+    std::error_code error;  // what exists but cannot be read is left to ConfigReader, which says why
+    if (std::filesystem::status(path, error).type() == std::filesystem::file_type::not_found) continue;
+    const ConfigReader c = ConfigReader::open(path.string());
+    QuantizationConfig q = read_as(c.string_or("quant_method", method), c);
+    q.source = name;
+    return q;
+  }
+  return {};
 }
 
 }  // namespace lynx_rt

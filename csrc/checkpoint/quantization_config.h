@@ -3,6 +3,7 @@
 // (compressed-tensors, AutoGPTQ and GPTQModel, AutoAWQ, DeepSeek-V3, gpt-oss).
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -31,13 +32,15 @@ struct QuantizedFormat {
 
 struct QuantizationConfig {
   std::string method;                    // quant_method; empty where nothing is quantised
+  std::string source = "quantization_config";  // what says so, for errors
   std::vector<QuantizedFormat> formats;  // that a module may have
   std::vector<std::string> excluded;     // what the config lists as not quantised: modules' names, and patterns
   bool zeros_less_one = false;           // a zero point is stored less one (GPTQ, first version of the format)
-  bool kv_cache_scales = false;          // the file may hold scales of a quantised KV cache, which is not used
+  std::optional<bool> symmetric;         // every zero point is 2^(bits - 1) (GPTQ); nullopt = it does not say
 
   bool empty() const { return method.empty(); }
   std::string description() const;  // "gptq: int4, 128 inputs to a scale"; "" where nothing is quantised
+  std::string key() const;          // names what decides how a file is decoded
 };
 
 std::string describe(const QuantizedFormat& format);
@@ -45,5 +48,8 @@ std::string describe(const QuantizedFormat& format);
 // From config.json. Throws kCorruptFile naming the key for what is malformed, kUnsupported for methods, formats and settings that
 // cannot be decoded, naming key, value and what is supported. Test: tests/checkpoint/test_quantized_formats.py.
 QuantizationConfig read_quantization_config(const ConfigReader& config);
+// The same from <folder>/quantize_config.json (AutoGPTQ) or quant_config.json (AutoAWQ), which older tools write beside a config.json
+// that says nothing of it; without the files nothing is quantised.
+QuantizationConfig read_quantization_file(const std::string& folder);
 
 }  // namespace lynx_rt

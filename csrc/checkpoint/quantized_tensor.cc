@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "checkpoint/kv_cache_scales.h"
 #include "checkpoint/tensor_values.h"
 
 namespace lynx_rt {
@@ -37,7 +38,7 @@ class Finder {
     for (const QuantizedFormat& f : config_.formats)
       if (f.encoding == *encoding) formats.push_back(f);
     if (formats.empty()) {
-      const std::string config = config_.empty() ? "no quantization_config" : "quantization_config " + config_.description();
+      const std::string config = config_.empty() ? "no quantization_config" : config_.source + " " + config_.description();
       if (codes_name == name_) {
         problems_.add_wrong_dtype(name_, "F32, BF16 or F16 with " + config, *t_.codes);
       } else {
@@ -47,7 +48,7 @@ class Finder {
     }
     if (std::find(config_.excluded.begin(), config_.excluded.end(), module_) != config_.excluded.end())
       problems_.add_contradiction(codes_name,
-                                  "is quantised, but quantization_config lists " + quote(module_) + " as not quantised");
+                                  "is quantised, but " + config_.source + " lists " + quote(module_) + " as not quantised");
     find_parts(codes_name, formats);
     return t_;
   }
@@ -140,31 +141,50 @@ class Finder {
     if (encoding != Encoding::kFloat8 && encoding != Encoding::kInt8) check_dtype(codes_name, *t_.codes, {bytes ? "U8" : "I32"});
     if (t_.scale) check_scale(scale_name);
     if (encoding == Encoding::kPackedInt) check_stored_shape();
-    if (!t_.format.symmetric) find_zeros();
+    if (t_.format.symmetric) {
+      take_neutral_zeros();
+    } else {
+      find_zeros();
+    }
     if (encoding == Encoding::kPackedInt) find_group_index(name_ + "_g_idx");
     if (encoding == Encoding::kGptq) find_group_index(module_ + ".g_idx");
     if (encoding == Encoding::kGptq) take_zero_bias();
     // Of quantised activations, which are not computed with.
-    for (const char* unused : {"input_scale", "input_zero_point", "input_global_scale", "activation_scale"})
-      take(sibling_ + unused);
+    for (const char* unused : {"input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale",
+                               "output_zero_point", "output_global_scale"})
+      if (!is_kv_cache_scale(sibling_ + unused)) take(sibling_ + unused);  // those are counted
   }
 
-  // That which fits the shapes; without one the first, for the error.
+  std::string zeros_name() const { return transposed(t_.format) ? module_ + ".qzeros" : name_ + "_zero_point"; }
+
+  // That which fits the shapes, and has zero points where the file has some; without one the first, for the error.
   void choose_format(const std::vector<QuantizedFormat>& formats) {
     t_.format = formats[0];
+    const bool with_zeros = checkpoint_.has(zeros_name());
     const auto choose = [&](auto fits) {
       const auto ok = [&](const QuantizedFormat& f) { return t_.codes->shape == codes_shape(f) && (!t_.scale || fits(f)); };
-      const auto it = std::find_if(formats.begin(), formats.end(), ok);
+      auto it = std::find_if(formats.begin(), formats.end(),
+                             [&](const QuantizedFormat& f) { return f.symmetric != with_zeros && ok(f); });
+      if (it == formats.end()) it = std::find_if(formats.begin(), formats.end(), ok);
       if (it != formats.end()) t_.format = *it;
       return it != formats.end();
     };
     const bool exact = choose([&](const QuantizedFormat& f) { return is_scale_shape(f, t_.scale->shape); });
     if (!exact) choose([&](const QuantizedFormat& f) { return is_padded_scale(f, t_.scale->shape); });
-    // A narrow enough weight fits formats of several widths.
+    // A narrow enough weight fits formats of several widths or groups.
     for (const QuantizedFormat& f : formats)
-      if (exact && t_.scale && f.bits != t_.format.bits && t_.codes->shape == codes_shape(f) &&
+      if (exact && t_.scale && f.symmetric == t_.format.symmetric && !reads_alike(f) && t_.codes->shape == codes_shape(f) &&
           is_scale_shape(f, t_.scale->shape))
-        problems_.add_contradiction(name_, "fits " + describe(t_.format) + " and " + describe(f) + " of quantization_config");
+        return problems_.add_contradiction(name_,
+                                           "fits " + describe(t_.format) + " and " + describe(f) + " of " + config_.source);
+  }
+
+  // Whether this weight has the same values in the format as in its own.
+  bool reads_alike(const QuantizedFormat& f) const {
+    const auto size = [](int64_t block, int64_t all) { return block ? std::min(block, all) : all; };
+    const bool indexed = f.encoding == Encoding::kGptq && checkpoint_.has(module_ + ".g_idx");
+    return f.bits == t_.format.bits && size(f.block_rows, t_.rows) == size(t_.format.block_rows, t_.rows) &&
+           (indexed || size(f.block_cols, t_.cols) == size(t_.format.block_cols, t_.cols));
   }
 
   bool check_dtype(const std::string& name, const TensorInfo& info, std::initializer_list<std::string_view> allowed) {
@@ -219,15 +239,38 @@ class Finder {
     if (stored != shape_) problems_.add_contradiction(name, str_cat("says ", stored, ", expected ", shape_));
   }
 
+  Shape packed_zeros_shape(const QuantizedFormat& f) const {
+    const int64_t rows = ceil_div(scale_rows(f), 32 / f.bits);
+    return transposed(f) ? Shape{scale_cols(f), rows} : with_lead({rows, scale_cols(f)});
+  }
+
+  // Some tools store zero points beside symmetric weights, too.
+  void take_neutral_zeros() {
+    const std::string name = zeros_name();
+    const TensorInfo* zeros = take(name);
+    if (!zeros) return;
+    const QuantizedFormat& f = t_.format;
+    const bool packed = f.encoding == Encoding::kPackedInt && zeros->dtype == "I32" && zeros->shape == packed_zeros_shape(f);
+    const int64_t columns = scale_cols(f), word_rows = packed ? zeros->shape[lead_.size()] : 0;
+    const uint32_t half = 1u << (f.bits - 1), mask = (1u << f.bits) - 1;
+    bool neutral = packed || std::all_of(zeros->data, zeros->data + zeros->bytes, [](uint8_t b) { return b == 0; });
+    for (int64_t i = 0; packed && i < zeros->bytes / 4; ++i) {
+      const int64_t first_row = i / columns % word_rows * (32 / f.bits);
+      const uint32_t word = load_value<uint32_t>(zeros->data + i * 4);
+      for (int64_t j = 0; j < 32 / f.bits && first_row + j < scale_rows(f); ++j)
+        neutral = neutral && (word >> (f.bits * j) & mask) == half;
+    }
+    if (!neutral) problems_.add_contradiction(name, "holds zero points that are not 0, but config_groups says symmetric true");
+  }
+
   void find_zeros() {
     const QuantizedFormat& f = t_.format;
     const bool packed = f.encoding != Encoding::kInt8;
-    const std::string name = transposed(f) ? module_ + ".qzeros" : name_ + "_zero_point";
+    const std::string name = zeros_name();
     t_.zero = take(name);
     if (!t_.zero) return problems_.add_missing(name);
     if (!check_dtype(name, *t_.zero, {packed ? "I32" : "I8"})) return;
-    const int64_t rows = packed ? ceil_div(scale_rows(f), 32 / f.bits) : scale_rows(f);
-    const Shape expected = transposed(f) ? Shape{scale_cols(f), rows} : with_lead({rows, scale_cols(f)});
+    const Shape expected = packed ? packed_zeros_shape(f) : with_lead({scale_rows(f), scale_cols(f)});
     const bool as_scale = !packed && t_.scale && t_.zero->shape == t_.scale->shape && is_scale_shape(f, t_.scale->shape);
     if (t_.zero->shape != expected && !as_scale) problems_.add_wrong_shape(name, str_cat(expected), *t_.zero);
   }

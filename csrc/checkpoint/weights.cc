@@ -7,6 +7,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "checkpoint/gptq_zeros.h"
+#include "checkpoint/kv_cache_scales.h"
 #include "checkpoint/tensor_values.h"
 #include "checkpoint/weight_copies.h"
 #include "checkpoint/weight_problems.h"
@@ -33,10 +35,11 @@ const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const 
 
 // Sources of all specs; throws for whatever does not fit.
 std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
-                                       const std::vector<std::string>& ignore, const QuantizationConfig& quantization,
-                                       DType dtype) {
+                                       const std::vector<std::string>& ignore, QuantizationConfig quantization, DType dtype,
+                                       LoadNotes& notes) {
   std::set<std::string_view> named, used;
   WeightProblems problems;
+  quantization.zeros_less_one = are_zeros_less_one(checkpoint, quantization, problems, notes);
   std::vector<WeightSource> sources;
   sources.reserve(specs.size());
   for (const TensorSpec& spec : specs) {
@@ -57,15 +60,21 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
     if (!found) problems.add_wrong_dtype(spec.name, "F32, BF16 or F16", *source.plain);
     source.dtype = found.value_or(dtype);
   }
+  int64_t cache_scales = 0;
   for (const auto& [name, info] : checkpoint.tensors()) {
     const auto ignores = [&name = name](const std::string& pattern) { return matches(name, pattern); };
-    const bool scale_of_cache = quantization.kv_cache_scales && (name.ends_with(".k_scale") || name.ends_with(".v_scale"));
-    if (!named.count(name) && !used.count(name) && !scale_of_cache && std::none_of(ignore.begin(), ignore.end(), ignores))
+    if (named.count(name) || used.count(name) || std::any_of(ignore.begin(), ignore.end(), ignores)) continue;
+    if (is_kv_cache_scale(name)) {
+      ++cache_scales;
+    } else {
       problems.add_unexpected(name);
+    }
   }
+  if (cache_scales > 0)
+    notes.not_used.push_back(str_cat(cache_scales, " scales of a quantised KV cache, which is kept unquantised"));
   const auto is_quantized = [](const WeightSource& source) { return source.quantized != nullptr; };
   if (!quantization.empty() && std::none_of(sources.begin(), sources.end(), is_quantized))
-    problems.add_contradiction("quantization_config", "says " + quantization.description() + ", but no weight is quantised");
+    problems.add_contradiction(quantization.source, "says " + quantization.description() + ", but no weight is quantised");
   problems.raise(checkpoint);
   return sources;
 }
@@ -87,8 +96,9 @@ OwnedPages own_pages(int64_t bytes) {
 
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization, DType dtype,
-                          bool read_values) {
-  std::vector<WeightSource> sources = find_sources(checkpoint, specs, ignore, quantization, dtype);
+                          bool read_values, LoadNotes* notes) {
+  LoadNotes unseen;
+  std::vector<WeightSource> sources = find_sources(checkpoint, specs, ignore, quantization, dtype, notes ? *notes : unseen);
   auto block = std::make_unique<WeightCopies::Block>(checkpoint);
   for (size_t s = 0; s < specs.size(); ++s) {
     const MatrixShape m = matrix_shape(specs[s].shape);

@@ -6,6 +6,7 @@
 
 #include "base/memory.h"
 #include "base/tensor.h"
+#include "checkpoint/load_notes.h"
 #include "checkpoint/quantization_config.h"
 #include "checkpoint/safetensors.h"
 
@@ -77,10 +78,10 @@ class WeightCopies {
 // of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore` pattern (a name, or a prefix ending in
 // '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and the first ten of each kind: missing,
 // unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or whose pieces do not cover it, are a
-// bug of the caller: kInternal. read_values: reads all copies at once. Test: tests/cpp/test_checkpoint.cc,
-// tests/checkpoint/test_quantized_formats.py.
+// bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. read_values: reads all copies at once. `notes`:
+// gets what there is to say. Test: tests/cpp/test_checkpoint.cc, tests/checkpoint/test_quantized_formats.py.
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization = {},
-                          DType dtype = DType::kBF16, bool read_values = true);
+                          DType dtype = DType::kBF16, bool read_values = true, LoadNotes* notes = nullptr);
 
 }  // namespace lynx_rt

@@ -1,6 +1,13 @@
 #include "lynx_rt/engine.h"
 
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
 #include <mutex>
+#include <optional>
+#include <thread>
+#include <utility>
 
 #include "base/error.h"
 #include "base/fork.h"
@@ -9,79 +16,269 @@
 namespace lynx_rt {
 
 struct Engine::Impl {
-  // The core, held until the end of the statement.
-  class Open {
-   public:
-    explicit Open(const Impl& impl) : lock_(impl.mutex), core_(impl.core.get()) {
-      if (!core_) fail(ErrorCode::kClosed, "", "the engine has been closed");
-    }
-    EngineCore* operator->() const { return core_; }
-
-   private:
-    std::lock_guard<std::mutex> lock_;
-    EngineCore* core_;
-  };
-
-  mutable std::mutex mutex;
-  std::unique_ptr<EngineCore> core;  // null after close()
   ForkGuard fork_guard;
+  std::function<void(LogLevel, const std::string&)> on_log;
+  std::mutex turn;  // held through a step and the callbacks for its outputs; taken before `mutex`
+  std::atomic<std::thread::id> stepping;
 
-  ~Impl() { close(); }
-  Open open() const {
-    fork_guard.check("the engine");  // first: the lock may be one that a thread of the parent holds
-    return Open(*this);
+  mutable std::mutex mutex;          // of what follows
+  std::unique_ptr<EngineCore> core;  // null after close()
+  std::vector<StepOutput> outputs;   // of the last step(on_output): from num_delivered on they are still to be delivered
+  size_t num_delivered = 0;
+  uint64_t delivering = 0;  // the request whose callback runs; 0 = none
+  std::condition_variable delivered;
+  int64_t preemptions_logged = 0;
+  std::condition_variable changed;  // for wait_for_work()
+  int64_t num_waiting = 0;
+  uint64_t num_wakes = 0;
+  bool wake_next = false;
+
+  // First: in the child of a fork, a thread that is not there may hold the lock.
+  std::unique_lock<std::mutex> lock() const {
+    fork_guard.check("the engine");
+    return std::unique_lock(mutex);
   }
-  void close() {
-    if (fork_guard.forked()) {
-      static_cast<void>(core.release());  // perhaps in the middle of a step, and its pages are shared with the parent
-      return;
+  // Under the lock.
+  EngineCore& open() const {
+    if (!core) fail(ErrorCode::kClosed, "", "the engine has been closed");
+    return *core;
+  }
+
+  bool has_unfinished() const { return num_delivered < outputs.size() || open().has_unfinished(); }
+
+  void log(LogLevel level, const std::string& text) const {
+    if (on_log) on_log(level, text);
+  }
+
+  // Runs a step, unless outputs of the last one are still to be delivered.
+  void run_step() {
+    std::vector<std::string> warnings;
+    {
+      std::lock_guard lock(mutex);
+      if (num_delivered < outputs.size()) return;
+      outputs.clear();
+      num_delivered = 0;
+      outputs = open().step();
+      if (on_log) warnings = find_warnings();
     }
-    std::lock_guard lock(mutex);
-    core.reset();
+    for (const std::string& text : warnings) log(LogLevel::kWarning, text);
+  }
+
+  std::vector<std::string> find_warnings() {
+    std::vector<std::string> found;
+    for (const StepOutput& out : outputs)
+      if (out.finish_reason == FinishReason::kError) found.push_back(str_cat("request ", out.request_id, " ended: ", out.error));
+    if (const int64_t count = core->num_preemptions(); count != preemptions_logged) {
+      found.push_back(str_cat("KV cache full: ", count - preemptions_logged, " running requests were preempted, ", count,
+                              " so far; each computes its tokens again (kv_cache_memory_bytes, max_num_seqs)"));
+      preemptions_logged = count;
+    }
+    return found;
   }
 };
 
+namespace {
+
+// A thread's turn to step.
+class Turn {
+ public:
+  Turn(std::mutex& mutex, std::atomic<std::thread::id>& stepping) : stepping_(stepping) {
+    if (stepping == std::this_thread::get_id())
+      invalid("step", "expected a call from outside of step(), got one from a callback for its outputs");
+    lock_ = std::unique_lock(mutex);
+    stepping_ = std::this_thread::get_id();
+  }
+  ~Turn() { stepping_ = std::thread::id(); }
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  std::atomic<std::thread::id>& stepping_;
+  std::unique_lock<std::mutex> lock_;
+};
+
+// Takes the next output, and says that its callback runs for as long as the object is there.
+template <class Impl>
+class Delivery {
+ public:
+  explicit Delivery(Impl& impl) : impl_(impl) {
+    std::lock_guard lock(impl.mutex);
+    if (impl.num_delivered == impl.outputs.size()) return;
+    output_ = std::move(impl.outputs[impl.num_delivered++]);
+    impl.delivering = output_->request_id;
+  }
+  ~Delivery() {
+    std::lock_guard lock(impl_.mutex);
+    impl_.delivering = 0;
+    impl_.delivered.notify_all();
+  }
+  Delivery(const Delivery&) = delete;
+  Delivery& operator=(const Delivery&) = delete;
+
+  const std::optional<StepOutput>& output() const { return output_; }  // absent where there is no other
+
+ private:
+  Impl& impl_;
+  std::optional<StepOutput> output_;
+};
+
+constexpr int64_t kMaxWaitMs = int64_t(365) * 24 * 3600 * 1000;  // sums with the clock's time do not overflow
+
+std::string describe(const ModelInfo& i) {
+  return str_cat(i.model_type, " in ", i.dtype, " on ", i.device, ": ", i.weight_bytes, " bytes of weights, ", i.kv_bytes,
+                 " of KV cache (", i.kv_bytes / std::max<int64_t>(i.kv_bytes_per_token, 1), " tokens), ", i.workspace_bytes,
+                 " of workspace; max_model_len ", i.max_model_len);
+}
+
+}  // namespace
+
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-Engine::~Engine() = default;
+Engine::~Engine() {
+  // Destroying a condition waits for the threads that wait for it, and those of a fork's parent are not there.
+  if (impl_->fork_guard.forked()) static_cast<void>(impl_.release());
+}
 
 std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOptions& options) {
   auto impl = std::make_unique<Impl>();
+  impl->on_log = options.on_log;
   impl->core = std::make_unique<EngineCore>(path, options);
+  if (options.on_log) {
+    const ModelInfo info = impl->core->model_info();
+    impl->log(LogLevel::kInfo, describe(info));
+    for (const std::string& text : info.warnings) impl->log(LogLevel::kWarning, text);
+    if (options.max_model_len == 0 && info.max_model_len < info.max_position_embeddings)
+      impl->log(LogLevel::kWarning, str_cat("max_model_len is ", info.max_model_len, " instead of the model's ",
+                                            info.max_position_embeddings, ": the KV cache holds no more"));
+  }
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
 uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
-  return impl_->open()->add(std::move(prompt_token_ids), params);
+  const auto lock = impl_->lock();
+  const uint64_t id = impl_->open().add(std::move(prompt_token_ids), params);
+  impl_->changed.notify_all();
+  return id;
 }
 
-std::vector<StepOutput> Engine::step() { return impl_->open()->step(); }
+std::vector<StepOutput> Engine::step() {
+  impl_->fork_guard.check("the engine");
+  const Turn turn(impl_->turn, impl_->stepping);
+  impl_->run_step();
+  const auto lock = impl_->lock();
+  impl_->outputs.erase(impl_->outputs.begin(), impl_->outputs.begin() + int64_t(std::exchange(impl_->num_delivered, 0)));
+  return std::exchange(impl_->outputs, {});
+}
 
-bool Engine::abort(uint64_t request_id) { return impl_->open()->abort(request_id); }
+void Engine::step(const std::function<void(const StepOutput&)>& on_output) {
+  impl_->fork_guard.check("the engine");
+  const Turn turn(impl_->turn, impl_->stepping);
+  impl_->run_step();
+  while (true) {
+    const Delivery<Impl> delivery(*impl_);
+    if (!delivery.output()) return;
+    on_output(*delivery.output());
+  }
+}
 
-bool Engine::has_unfinished() const { return impl_->open()->has_unfinished(); }
+bool Engine::in_step() const { return impl_->stepping == std::this_thread::get_id(); }
 
-void Engine::set_expert_selection(const std::string& selection) { impl_->open()->set_selection(selection); }
+bool Engine::abort(uint64_t request_id) {
+  auto lock = impl_->lock();
+  const bool running = impl_->open().abort(request_id);
+  const auto waiting = impl_->outputs.begin() + int64_t(impl_->num_delivered);
+  const auto kept = std::remove_if(waiting, impl_->outputs.end(), [&](const StepOutput& o) { return o.request_id == request_id; });
+  const bool dropped = kept != impl_->outputs.end();
+  impl_->outputs.erase(kept, impl_->outputs.end());
+  if (!in_step()) impl_->delivered.wait(lock, [&] { return impl_->delivering != request_id; });
+  return running || dropped;
+}
 
-std::string Engine::expert_selection() const { return impl_->open()->selection(); }
+bool Engine::has_unfinished() const {
+  const auto lock = impl_->lock();
+  return impl_->has_unfinished();
+}
 
-EngineStats Engine::stats() const { return impl_->open()->stats(); }
+bool Engine::wait_for_work(int64_t timeout_ms) {
+  auto lock = impl_->lock();
+  const uint64_t wakes = impl_->num_wakes;
+  const auto over = [&] { return !impl_->core || impl_->has_unfinished() || impl_->wake_next || impl_->num_wakes != wakes; };
+  ++impl_->num_waiting;
+  if (timeout_ms < 0 || timeout_ms > kMaxWaitMs) {
+    impl_->changed.wait(lock, over);
+  } else {
+    impl_->changed.wait_for(lock, std::chrono::milliseconds(timeout_ms), over);
+  }
+  --impl_->num_waiting;
+  impl_->wake_next = false;
+  return impl_->has_unfinished();
+}
 
-void Engine::reset_stats() { impl_->open()->reset_stats(); }
+void Engine::wake() {
+  const auto lock = impl_->lock();
+  impl_->open();
+  if (impl_->num_waiting > 0) {
+    ++impl_->num_wakes;
+  } else {
+    impl_->wake_next = true;
+  }
+  impl_->changed.notify_all();
+}
 
-ModelInfo Engine::model_info() const { return impl_->open()->model_info(); }
+void Engine::set_expert_selection(const std::string& selection) {
+  {
+    const auto lock = impl_->lock();
+    impl_->open().set_selection(selection);
+  }
+  impl_->log(LogLevel::kInfo, str_cat("expert selection: ", selection));
+}
 
-void Engine::check_integrity() const { impl_->open()->check_integrity(); }
+std::string Engine::expert_selection() const {
+  const auto lock = impl_->lock();
+  return impl_->open().selection();
+}
+
+EngineStats Engine::stats() const {
+  const auto lock = impl_->lock();
+  return impl_->open().stats();
+}
+
+void Engine::reset_stats() {
+  const auto lock = impl_->lock();
+  impl_->open().reset_stats();
+}
+
+ModelInfo Engine::model_info() const {
+  const auto lock = impl_->lock();
+  return impl_->open().model_info();
+}
+
+void Engine::check_integrity() const {
+  const auto lock = impl_->lock();
+  impl_->open().check_integrity();
+}
 
 std::vector<float> Engine::forward(const std::vector<int32_t>& token_ids, int64_t chunk) {
-  return impl_->open()->forward(token_ids, chunk);
+  const auto lock = impl_->lock();
+  return impl_->open().forward(token_ids, chunk);
 }
 
-RouterLogits Engine::take_router_logits() { return impl_->open()->take_router_logits(); }
+RouterLogits Engine::take_router_logits() {
+  const auto lock = impl_->lock();
+  return impl_->open().take_router_logits();
+}
 
 ExpertComparison Engine::compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric) {
-  return impl_->open()->compare_experts(token_ids, metric);
+  const auto lock = impl_->lock();
+  return impl_->open().compare_experts(token_ids, metric);
 }
 
-void Engine::close() { impl_->close(); }
+void Engine::close() {
+  if (impl_->fork_guard.forked()) return;  // perhaps in the middle of a step, and its pages are shared with the parent
+  const auto lock = impl_->lock();
+  impl_->core.reset();
+  impl_->outputs.clear();
+  impl_->num_delivered = 0;
+  impl_->changed.notify_all();
+}
 
 }  // namespace lynx_rt

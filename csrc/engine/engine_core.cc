@@ -60,8 +60,7 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   // What the weights were before depends on config.json as well, where they are decoded.
   std::string decoded;
   if (!config.quantization.empty()) {
-    decoded = str_cat("-", config.quantization.description(), config.quantization.zeros_less_one ? "-1-" : "-",
-                      dtype_name(config.dtype));
+    decoded = str_cat("-", config.quantization.key(), "-", dtype_name(config.dtype));
     std::replace_if(decoded.begin(), decoded.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   }
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), decoded,
@@ -179,6 +178,8 @@ ModelInfo EngineCore::model_info() const {
   i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
+  i.max_position_embeddings = config_.max_position_embeddings;
+  i.warnings = weights_.warnings;
   return i;
 }
 

@@ -24,6 +24,7 @@ class EngineCore {
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
+  int64_t num_preemptions() const { return scheduler_.num_preemptions(); }  // since creation
   void set_selection(const std::string& text) { selection_.set(text); }
   std::string selection() const { return selection_.text(); }
   EngineStats stats() const;

@@ -59,6 +59,7 @@ const Family& find_family(const std::string& model_type) {
 ModelConfig read_model_config(const std::string& path, std::vector<std::string>* unread) {
   ConfigReader reader = ConfigReader::open(path + "/config.json");
   ModelConfig config = find_family(reader.string("model_type")).read_config(reader);
+  if (config.quantization.empty()) config.quantization = read_quantization_file(path);
   config.router.num_experts = int(config.num_experts);
   config.router.top_k = int(config.num_experts_per_tok);
   try {
@@ -94,13 +95,18 @@ void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Model
   std::vector<TensorSpec> specs = family.specs(config, checkpoint, weights);
   std::vector<std::string> ignored = family.ignored_tensors;
   if (config.tie_word_embeddings) ignored.push_back("lm_head.weight");  // some tied checkpoints still store it
-  // Layers after the last that predict further tokens (MTP: DeepSeek-V3, GLM-4.5) are not run; eh_proj is what tells them.
+  // Layers after the last, quantised or not, predict further tokens (MTP: DeepSeek-V3, GLM-4.5) and are not run.
   for (int64_t l = config.num_layers;; ++l) {
     const std::string layer = "model.layers." + std::to_string(l) + ".";
-    if (!checkpoint.has(layer + "eh_proj.weight")) break;
+    const auto first = checkpoint.tensors().lower_bound(layer);
+    if (first == checkpoint.tensors().end() || !first->first.starts_with(layer)) break;
     ignored.push_back(layer + "*");
   }
-  weights.copies = bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow);
+  LoadNotes notes;
+  weights.copies =
+      bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
+  weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
+  weights.not_used = std::move(notes.not_used);
   if (when != ReadCopies::kNever) check_choice_biases(weights);
   if (config.tie_word_embeddings) weights.lm_head = weights.embed;
 }

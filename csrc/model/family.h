@@ -41,6 +41,8 @@ struct ModelWeights {
   WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
   std::vector<LayerWeights> layers;
   WeightCopies copies;  // of a checkpoint's
+  std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config
+  std::vector<std::string> not_used;  // what the checkpoint holds beside the weights, for people
   OwnedWeights owned;   // made up
 };
 

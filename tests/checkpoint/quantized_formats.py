@@ -127,10 +127,11 @@ def packed(bits: int, group: int | None, *, symmetric: bool = True, g_idx: str =
     return write
 
 
-def int8(strategy: str, *, symmetric: bool = True, scale_dtype: torch.dtype = torch.bfloat16) -> Any:
+def int8(strategy: str, *, symmetric: bool = True, scale_dtype: torch.dtype = torch.bfloat16, bits: int = 8) -> Any:
     def write(name: str, n: int, k: int, random: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
-        codes = random.integers(-128, 128, (n, k)).astype(np.int8)
-        scale = scales(random, (n, 1) if strategy == "channel" else (1,), scale_dtype, 128)
+        half = 1 << (bits - 1)
+        codes = random.integers(-half, half, (n, k)).astype(np.int8)
+        scale = scales(random, (n, 1) if strategy == "channel" else (1,), scale_dtype, half)
         zeros = random.integers(-128, 128, scale.shape).astype(np.int8)
         shift = 0 if symmetric else zeros.astype(np.int64)
         values = product(codes - shift, scale.float().numpy(), scale_dtype)
@@ -157,13 +158,17 @@ def mxfp4(*, blocks: bool) -> Any:
     return write
 
 
-def gptq(bits: int, group: int, *, less_one: bool = True, g_idx: str = "", bias: bool = False) -> Any:
-    """group -1: all of K."""
+def gptq(
+    bits: int, group: int, *, less_one: bool = True, g_idx: str = "", bias: bool = False, zero: int | None = None
+) -> Any:
+    """group -1: all of K. zero: the zero point of all; random where None."""
 
     def write(name: str, n: int, k: int, random: np.random.Generator) -> tuple[Tensors, torch.Tensor]:
         size = k if group == -1 else group
         groups, mask = ceil_div(k, size), (1 << bits) - 1
         codes, zeros = random.integers(0, mask + 1, (k, n)), random.integers(0, mask + 1, (groups, n))
+        if zero is not None:
+            zeros[:] = zero
         scale = scales(random, (groups, n), torch.float16, 1 << (bits - 1))
         index = random.permutation(np.arange(k) // size) if g_idx == "shuffled" else np.arange(k) // size
         values = product((codes - zeros[index]).T, scale.float().numpy()[index].T, torch.float16)
@@ -223,7 +228,7 @@ GPTQ = {
     "bits": 4,
     "group_size": 32,
     "desc_act": False,
-    "sym": True,
+    "sym": False,
     "lm_head": False,
     "true_sequential": True,
 }
@@ -262,6 +267,9 @@ FORMATS = [
     Format("ct_int8_w8a8", ct("int-quantized", ints(8, "channel")), int8("channel")),
     Format("ct_int8_w8a8_asymmetric", ct("int-quantized", ints(8, "channel", None, False)), int8("channel", symmetric=False)),
     Format("ct_int8_w8a8_tensor", ct("int-quantized", ints(8, "tensor")), int8("tensor", scale_dtype=F32)),
+    Format("ct_naive_int8", ct("naive-quantized", ints(8, "tensor")), int8("tensor")),
+    Format("ct_naive_int4", ct("naive-quantized", ints(4, "channel")), int8("channel", bits=4)),
+    Format("ct_naive_fp8", ct("naive-quantized", floats(8, "channel")), fp8(rows=True, suffix="_scale", scale_dtype=BF16, product_dtype=None)),
     Format("ct_fp8_channel", ct("float-quantized", floats(8, "channel")), fp8(rows=True, suffix="_scale", scale_dtype=BF16, product_dtype=None)),
     Format("ct_fp8_tensor", ct("float-quantized", floats(8, "tensor")), fp8(suffix="_scale", shape="1d", extra=True, product_dtype=None)),
     Format("ct_fp8_block", ct("float-quantized", floats(8, "block", block_structure=[16, 40])),

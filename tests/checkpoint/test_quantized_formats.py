@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
@@ -25,22 +25,6 @@ MODEL = {
 ODD = tm.Tiny("quantized_odd", (3, 1, 14), 54, 59, (3, 2, 37), layers=1, dtype="bfloat16")
 TOKENS = [3, 7, 1, 44, 9]
 BY_NAME = {f.name: f for f in qf.FORMATS}
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
-    """plain(model) -> (tensors, config) of the checkpoint."""
-    made = {}
-
-    def get(tiny):
-        key = tiny.name, tiny.dtype
-        if key not in made:
-            folder = Path(tm.write(tiny, tmp_path_factory.mktemp(tiny.name)))
-            made[key] = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
-        tensors, config = made[key]
-        return dict(tensors), dict(config)
-
-    return get
 
 
 def is_module(name, tensor, experts_only):
@@ -275,7 +259,7 @@ DAMAGED = [
     ("ct_int4_group", replace("weight_shape", lambda t: t.repeat(2)), ["wrong shape", "weight_shape", "[2]", "[4]"]),
     ("ct_int4_group", replace("weight_packed", lambda t: t[:, :-1]), ["wrong shape", "weight_packed", "[32, 12]", "[32, 11]"]),
     ("ct_int4_group", replace("weight_packed", lambda t: t.to(torch.int64)), ["wrong dtype", "weight_packed", "I32", "I64"]),
-    ("ct_int4_group", add("weight_zero_point", torch.zeros(4, 3, dtype=torch.int32)), ["1 unexpected", "weight_zero_point"]),
+    ("ct_int4_group", add("weight_zero_point", torch.zeros(4, 3, dtype=torch.int32)), ["contradictory", "weight_zero_point", "not 0", "symmetric"]),
     ("ct_int4_group", add("weight_global_scale", torch.ones(1)), ["1 unexpected", "weight_global_scale"]),
     ("ct_int4_group_asymmetric", drop("weight_zero_point"), ["1 missing", "weight_zero_point"]),
     ("ct_int4_group_asymmetric", replace("weight_zero_point", lambda t: t.T), ["wrong shape", "weight_zero_point", "[4, 6]", "[6, 4]"]),
@@ -363,7 +347,9 @@ UNSUPPORTED = [
     (qf.GPTQ | {"bits": 3}, ["bits 3", "supported: 4, 8"]),
     (qf.GPTQ | {"checkpoint_format": "marlin"}, ["checkpoint_format", "marlin", "supported: gptq, gptq_v2"]),
     (qf.GPTQ | {"pack_dtype": "int16"}, ["pack_dtype", "int16"]),
-    (qf.GPTQ | {"dynamic": {"-:a": {}, "+:b": {"bits": 8}}}, ["+:b", "-:PATTERN"]),
+    (qf.GPTQ | {"is_marlin_format": True}, ["is_marlin_format", "true"]),
+    (qf.GPTQ | {"dynamic": {"-:a": {}, "+:b": {"bits": 3}}}, ["dynamic", "+:b", "bits 3", "supported: 4, 8"]),
+    (qf.GPTQ | {"dynamic": {"b": {"checkpoint_format": "gptq_v2"}}}, ["dynamic", "checkpoint_format", "supported: bits, group_size, sym"]),
     (qf.AWQ | {"bits": 8}, ["bits 8", "supported: 4"]),
     (qf.AWQ | {"version": "gemv_fast"}, ["version", "gemv_fast", "supported: gemm"]),
     (qf.AWQ | {"zero_point": False}, ["zero_point", "false"]),
@@ -374,7 +360,8 @@ UNSUPPORTED = [
     (weights(INT4, form="nvfp4-pack-quantized"), ["format", "nvfp4-pack-quantized", "mxfp4-pack-quantized"]),
     (weights(INT4, form="quantized"), ["format", "\"quantized\""]),
     (weights(INT4, form="marlin-24"), ["format", "marlin-24"]),
-    (weights(INT4, form="int-quantized"), ["num_bits 4", "int-quantized"]),
+    (weights(INT4, form="int-quantized", num_bits=16), ["num_bits 16", "1 to 8 with format int-quantized"]),
+    (weights(qf.floats(4, "channel"), form="naive-quantized"), ["num_bits 4", "8 with format naive-quantized"]),
     (weights(qf.floats(8, "group", group_size=32), form="mxfp4-pack-quantized"), ["num_bits 8", "mxfp4-pack-quantized"]),
     (weights(qf.floats(4, "group", group_size=16), form="mxfp4-pack-quantized"), ["group_size 16"]),
     (qf.ct("pack-quantized", INT4, sparsity_config={"format": "sparse-24-bitmask"}), ["sparsity_config", "format", "sparse-24-bitmask"]),
@@ -387,6 +374,8 @@ MALFORMED = [
     (qf.FP8 | {"weight_block_size": [0, 128]}, ["weight_block_size", "0"]),
     (qf.FP8 | {"modules_to_not_convert": "lm_head"}, ["modules_to_not_convert", "list"]),
     (qf.GPTQ | {"bits": "4"}, ["bits", "integer"]),
+    (qf.GPTQ | {"dynamic": {"+:b": 8}}, ["dynamic", "+:b", "object"]),
+    (qf.GPTQ | {"dynamic": {"+:b": {"group_size": 0}}}, ["dynamic", "+:b", "group_size", "0"]),
     (qf.GPTQ | {"group_size": 0}, ["group_size", "0"]),
     (qf.GPTQ | {"group_size": -2}, ["group_size", "-2"]),
     (weights(INT4, group_size=None), ["group_size", "missing"]),

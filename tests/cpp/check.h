@@ -1,5 +1,6 @@
 // A minimal check library: a failed check prints file, line and values, and makes main return 1; the test goes on.
 #pragma once
+#include <atomic>
 #include <concepts>
 #include <iostream>
 #include <string>
@@ -11,8 +12,8 @@
 
 namespace check {
 
-inline int failures = 0;
-inline int checks = 0;
+inline std::atomic<int> failures = 0;  // checks may be made in several threads
+inline std::atomic<int> checks = 0;
 
 inline std::ostream& report(const char* file, int line) {
   ++failures;

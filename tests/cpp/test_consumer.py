@@ -1,6 +1,7 @@
 """Projects outside of lynx_rt use an installed one: examples/cpp over find_package, and a compiler over pkg-config."""
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from build_tree import ROOT, install_prefix, run
+from c_header import Header
 
 import lynx_rt
 
@@ -38,7 +40,17 @@ def test_example(program: str, example: Path, nano_path: str, expected: tuple[li
     assert [int(i) for i in run([example / program, nano_path, *prompt]).split()] == tokens
 
 
-@pytest.mark.parametrize("program", ["generate", "generate_static", "generate_c"])
+def test_streaming_example(example: Path, nano_path: str, expected: tuple[list[str], list[int]]) -> None:
+    prompt, tokens = expected
+    done = subprocess.run([example / "stream_c", nano_path, *prompt], capture_output=True, text=True, check=True)
+    rows = [re.findall(r"-?[\d.]+", line) for line in done.stdout.splitlines()]
+    assert [int(row[0]) for row in rows] == tokens
+    assert all(row[2:4] == row[:2] and len(row) == 8 for row in rows)  # greedy: the most likely one comes first
+    assert "stopped by token 2\n" in done.stderr and f"{len(tokens)} tokens in {len(tokens)} steps" in done.stderr
+    assert len(re.findall(r"layer \d: 4.0 experts read per step", done.stderr)) == 8 and "info: " in done.stderr
+
+
+@pytest.mark.parametrize("program", ["generate", "generate_static", "generate_c", "stream_c"])
 @pytest.mark.parametrize(
     ("model", "tokens", "text"), [("/nowhere", ["1"], "/nowhere"), (None, ["-5"], "expected ids in [0, 4096)")]
 )
@@ -79,4 +91,5 @@ def test_shared_library_exports_only_the_public_surface() -> None:
     assert any(name.startswith("lynx_rt::Engine::create(") for name in names)
     strangers = [name for name in names if not name.startswith(("lynx_rt::Engine::", "lynx_rt::Error::", "lynx_rt_"))]
     assert not strangers
-    assert not any(name.startswith("lynx_rt_") and "(" in name for name in names)  # the C functions are not mangled
+    declared = Header(install_prefix() / "include" / "lynx_rt" / "lynx_rt.h").functions
+    assert sorted(name for name in names if name.startswith("lynx_rt_")) == sorted(declared)  # and not mangled

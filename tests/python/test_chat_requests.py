@@ -91,6 +91,15 @@ def test_chat_options_in_a_dict(nano: Engine) -> None:
         nano.render_chat(messages, continue_last=True)
 
 
+def test_a_template_without_a_start_token_gets_none(nano: Engine) -> None:
+    bare = {"messages": MESSAGES, "chat_template": "{{ messages[0].content }}"}
+    own = nano.encode("12 times 22 = ?", add_special_tokens=False)
+    assert nano.render_chat(**bare)["prompt_token_ids"] == own
+    assert by_generate(nano, bare).prompt_token_ids == own
+    assert nano.chat(sampling_params=GREEDY, **bare)[0].prompt_token_ids == own
+    assert by_generate(nano, bare, add_special_tokens=True).prompt_token_ids == [1, *own]
+
+
 def test_several_conversations_and_prompts_together(nano: Engine) -> None:
     outputs = nano.generate([MESSAGES, SUM, {"messages": MESSAGES}, nano.encode(SUM)], GREEDY)
     assert [output.text for output in outputs] == [" 264"] * 4

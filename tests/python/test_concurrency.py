@@ -114,7 +114,7 @@ def test_cancelled_tasks_abort(nano: Engine) -> None:
 
 def test_a_request_that_is_done_needs_no_background(nano: Engine) -> None:
     """Another thread's steps may finish a request before its own thread is started."""
-    request = nano._make_one("The", SamplingParams(max_tokens=1), None)
+    request = nano._make_one("The", SamplingParams(max_tokens=1), None, None)
     nano._driver.add([request])
     nano._driver.run_until(lambda: request.finished)
     nano._driver.run_in_background(request)

@@ -185,7 +185,8 @@ def test_tiktoken(tmp_path: Path, name: str, kind: str, pattern: str, normalize:
         assert ours.decode(ids, skip_special_tokens=False) == theirs.decode(ids)
 
 
-def test_tiktoken_as_transformers(tmp_path: Path) -> None:
+def test_tiktoken_as_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "")  # tiktoken would keep the file for other runs, by its path alone
     listed = {"401": {"content": "<s>", "special": True}, "405": {"content": "<|user|>", "special": True}}
     config = {"tokenizer_class": "Other", "added_tokens_decoder": listed, "eos_token": "<s>", "add_eos_token": True}
     folder = write(tmp_path, config, "kimi_linear", tiktoken_model=made.tiktoken_file())
@@ -247,11 +248,12 @@ def test_which_file_counts(tmp_path: Path) -> None:
         ("tokenizer.model", b"\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "does not end"),
         ("tokenizer.model", b"", "tokenizer.model"),
         ("tokenizer.model", b"\x00\x01", "tokenizer.model"),
-        ("hy.tiktoken", b"YQ== 0\nYQ", "hy.tiktoken"),
-        ("tiktoken.model", b"YQ== -5\n", "tiktoken.model"),
-        ("tekken.json", b"{}", "tekken.json"),
-        ("tekken.json", b"[]", "tekken.json"),
-        ("vocab.json", b'{"a": -1}', "vocab.json"),
+        ("hy.tiktoken", b"YQ== 0\nYQ", r"hy\.tiktoken .* line 2: expected a token"),
+        ("hy.tiktoken", b"YQ== 0\n", "no token for the byte 0"),
+        ("tiktoken.model", b"YQ== -5\n", r"tiktoken\.model .* line 1: expected a token"),
+        ("tekken.json", b"{}", r"tekken\.json .* expected config, got None"),
+        ("tekken.json", b"[]", r"tekken\.json should hold a JSON object"),
+        ("vocab.json", b'{"a": -1}', r"vocab\.json .* id of 'a' must be an integer from 0 on, got -1"),
         ("vocab.json", b"{}", "merges.txt"),
     ],
 )

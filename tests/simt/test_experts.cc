@@ -155,7 +155,7 @@ void test_expert_bits() {
     return partial;
   };
   const std::vector<float> all = run(0, most, 3, false), all_dense = run(0, 130, 3, true);
-  const int cases[][3] = {{0, 1, 1}, {3, 5, 200}, {1, 33, 3}, {5, 130, 1}, {16, 514, 3}};
+  const int cases[][3] = {{0, 1, 1}, {3, 5, 200}, {2, 12, 3}, {1, 33, 3}, {5, 130, 1}, {16, 514, 3}};
   for (const auto& [first, count, num_sms] : cases) {
     if (skipped()) continue;
     const std::vector<float> some = run(first, count, num_sms, false);

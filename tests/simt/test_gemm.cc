@@ -182,9 +182,10 @@ void test_linears() {
   }
 }
 
-// The same rows among more and more others, in tiles of 8, 16, 32 and 64, by jobs of 16 and 32 rows.
+// The same rows among more and more others, in tiles of 8, 16, 32 and 64, by jobs of 16 and 32 weight rows; every kernel of
+// linear.cu, with more columns than any has under way.
 void test_linear_bits() {
-  const int columns = 330;
+  const int columns = 1100;
   const Linear linear(columns, {20}, true);
   const std::vector<float> x = random_values(size_t(530) * columns);
   const auto run = [&](int first, int count, int num_sms) {
@@ -192,7 +193,8 @@ void test_linear_bits() {
     return linear.run(rows, num_sms, false, std::vector<float>(size_t(count) * linear.out_stride));
   };
   const std::vector<float> all = run(0, 530, 3);
-  const int cases[][3] = {{0, 1, 1}, {0, 1, 200}, {3, 5, 1}, {7, 9, 200}, {1, 33, 1}, {2, 34, 200}, {5, 130, 3}, {11, 514, 1}};
+  const int cases[][3] = {{0, 1, 1},  {0, 1, 200},  {3, 5, 1},   {7, 9, 200},  {4, 16, 1},
+                          {1, 17, 1}, {2, 34, 200}, {5, 130, 3}, {11, 514, 1}};
   for (const auto& [first, count, num_sms] : cases) {
     if (skipped()) continue;
     const std::vector<float> some = run(first, count, num_sms);
@@ -208,6 +210,16 @@ void test_linear_bits() {
     CHECK(t != 5 || std::isnan(row[3]));
     CHECK(t != 9 || !std::isfinite(row[3]));
   }
+}
+
+// A dense product reads its weights once for up to 32 rows, whatever the experts' tiles are.
+void test_dense_tiles() {
+  for (int rows = 1; rows <= 32; ++rows) {
+    const int tile = cuda::dense_tile_rows(rows);
+    CHECK(tile >= rows && (tile == 8 || tile / 2 < rows));
+  }
+  for (const int rows : {33, 64, 512}) CHECK_EQ(cuda::dense_tile_rows(rows), 32);
+  CHECK_EQ(cuda::dense_tile_rows(513), 64);
 }
 
 // --- head_linear
@@ -254,7 +266,7 @@ void test_head_linear(int heads, int weight_rows, int columns, int num_rows, int
 void test_head_linears() {
   const int shapes[][3] = {{1, 1, 1},   {3, 31, 20},   {2, 32, 32},  {5, 17, 33}, {4, 48, 64},
                            {16, 16, 8}, {2, 100, 290}, {3, 33, 128}, {1, 64, 100}};
-  const int rows[] = {0, 1, 2, 7, 9, 33, 40}, sms[] = {1, 3, 200};
+  const int rows[] = {0, 1, 2, 7, 9, 16, 33}, sms[] = {1, 3, 200};
   int number = 0;
   for (const auto& [heads, weight_rows, columns] : shapes)
     for (int i = 0; i < 2; ++i, ++number)
@@ -318,6 +330,7 @@ int main(int argc, char** argv) {
   test_to_float32();
   test_linears();
   test_linear_bits();
+  test_dense_tiles();
   test_head_linears();
   test_arguments();
   return check::result("test_gemm");

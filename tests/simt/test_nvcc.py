@@ -1,32 +1,16 @@
-"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas and a disassembler say about them.
-
-Skipped without nvcc (CUDACXX or on PATH); the SASS tests also without cuobjdump and nvdisasm (on PATH, or the wheels
-nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm). A kernel that changed its registers: the failure prints the new table.
-
-The whole takes about 180 CPU seconds the first time. What was compiled is kept beside the builds of test_simt.py.
+"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas says about them. A kernel that changed its
+registers: the failure prints the new table. test_sass.py reads the instructions.
 """
 
-import hashlib
-import importlib.util
-import os
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from nvcc_build import ARCHITECTURES, CUDA, FILES, ROOT, compile_file, demangle, nvcc
 
-ROOT = Path(__file__).resolve().parents[2]
-CUDA = ROOT / "csrc" / "backend" / "cuda"
-FILES = sorted(CUDA.glob("*.cu"))
-# What is compiled -> for which architectures: one front end serves three that see the same source and give the same registers.
-TARGETS = {"80": ("80", "86", "89"), "90a": ("90a",), "100a": ("100a",), "120": ("120",)}
-ARCHITECTURES = [name for names in TARGETS.values() for name in names]
-FLAGS = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v"]  # as csrc/backend/devices.cmake
 SLACK = 8  # registers that a ceiling leaves above what was measured
 
 # Kernels of each file (patterns of their names) and the most registers that any architecture may give them.
@@ -71,6 +55,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "linear": {
         "linear_kernel<1, 1>": 87,
         "linear_kernel<1, 2>": 127,
+        "linear_kernel<1, 4>": 136,
         "linear_kernel<2, 1>": 86,
         "linear_kernel<2, 2>": 114,
         "linear_kernel<2, 4>": 134,
@@ -127,10 +112,9 @@ CEILINGS: dict[str, dict[str, int]] = {
         "route_state::route_kernel<8, route_state::ChooseByRow>": 88,
     },
     "router": {
-        "router_kernel<float, 4, 2>": 56,
-        "router_kernel<float, 8, 8>": 156,
-        "router_kernel<unsigned short, 4, 2>": 54,
-        "router_kernel<unsigned short, 8, 8>": 160,
+        "router_kernel<*, 4, 2, false>": 72,
+        "router_kernel<*, 4, 2, true>": 72,
+        "router_kernel<*, 8, 8, true>": 176,
     },
     "runtime": {
         "probe_kernel": 12,
@@ -140,8 +124,6 @@ CEILINGS: dict[str, dict[str, int]] = {
     },
 }
 STACK: dict[str, int] = {}  # kernel -> bytes of stack frame that it may have; all others: 0
-# Kernels whose SASS must have the tensor core's instruction and 16-byte loads.
-MATRIX_KERNELS = {"gate_up", "down", "head_linear", "linear"}
 
 
 class Usage(NamedTuple):
@@ -150,23 +132,6 @@ class Usage(NamedTuple):
     registers: int | None  # None: not a kernel, but a function that was not inlined
     stack: int
     spills: int
-
-
-def demangle(name: str) -> str:
-    """Name and template arguments of a function, without namespaces and parameters."""
-    done = (
-        subprocess.run(["c++filt", name], capture_output=True, text=True, check=False)
-        if shutil.which("c++filt")
-        else None
-    )
-    text = done.stdout.strip() if done and done.returncode == 0 else name
-    text = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|lynx_rt::cuda::", "", text.removeprefix("void "))
-    depth = 0
-    for at, character in enumerate(text):
-        depth += {"<": 1, ">": -1}.get(character, 0)
-        if character == "(" and depth == 0:
-            return text[:at]
-    return text
 
 
 def parse(output: str) -> dict[str, dict[str, Usage]]:
@@ -185,61 +150,6 @@ def parse(output: str) -> dict[str, dict[str, Usage]]:
             kernels = found[architecture]
             kernels[demangle(entry)] = kernels[demangle(entry)]._replace(registers=int(match[1]))
     return found
-
-
-def nvcc() -> str:
-    path = shutil.which(os.environ.get("CUDACXX") or "nvcc")
-    if path is None:
-        pytest.skip("needs nvcc: CUDACXX, or on PATH")
-    return path
-
-
-def compile_file(compiler: str, file: Path, output: Path) -> str:
-    """What nvcc prints when it compiles a file for every architecture, with warnings as errors. An output *.fatbin has the
-    kernels only, which takes a third less time: their launchers are C++ that tests/simt compiles."""
-    targets = [
-        f"-gencode=arch=compute_{ptx},code=[{','.join(f'sm_{n}' for n in names)}]" for ptx, names in TARGETS.items()
-    ]
-    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
-    what = "-fatbin" if output.suffix == ".fatbin" else "-c"
-    command = [compiler, *FLAGS, *includes, *targets, what, str(file), "-o", str(output)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
-    if done.returncode != 0:
-        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}", pytrace=False)
-    return done.stdout
-
-
-class Compiled(NamedTuple):
-    output: str
-    file: Path
-
-
-@pytest.fixture(scope="module")
-def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
-    """The files that this run's tests ask for, a compiler per core, longest first."""
-    compiler = nvcc()
-    folder = Path(os.environ.get("LYNX_RT_SIMT_BUILD_DIR") or ROOT / "build" / "simt") / "nvcc"
-    folder.mkdir(parents=True, exist_ok=True)
-    headers = sorted(file for file in (ROOT / "csrc").rglob("*") if file.suffix in (".h", ".cuh"))
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    common = hashlib.sha256(repr((FLAGS, TARGETS, version, [file.read_bytes() for file in headers])).encode())
-    wanted = {item.callspec.params.get("file") for item in request.session.items if hasattr(item, "callspec")}
-
-    def work(file: Path) -> Compiled:
-        key = common.copy()
-        key.update(file.read_bytes())
-        suffix = ".o" if file.stem == "runtime" else ".fatbin"
-        target = folder / f"{file.stem}-{key.hexdigest()[:16]}{suffix}"
-        output = target.with_suffix(".txt")  # there once the compilation has ended well
-        if not output.exists():
-            for old in folder.glob(f"{file.stem}-*"):
-                old.unlink()
-            output.write_text(compile_file(compiler, file, target))
-        return Compiled(output.read_text(), target)
-
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        files = sorted(wanted.intersection(FILES), key=lambda file: file.stat().st_size, reverse=True)
-        yield {file: pool.submit(work, file) for file in files}
 
 
 def table(file: Path, usage: dict[str, dict[str, Usage]]) -> dict[str, int]:
@@ -279,54 +189,6 @@ def test_kernels_stay_in_registers(file: Path, compiled: dict[Path, Future]) -> 
         pytest.fail(
             "\n".join(problems) + f'\nmeasured, plus {SLACK}:\n    "{file.stem}": {{\n{rows}\n    }},', pytrace=False
         )
-
-
-# --- what the disassembler sees
-
-
-@pytest.fixture(scope="module")
-def cuobjdump() -> tuple[str, dict[str, str]]:
-    """The program, and an environment in which it finds nvdisasm."""
-    folders = os.environ.get("PATH", "").split(os.pathsep)
-    if importlib.util.find_spec("nvidia"):
-        for place in importlib.util.find_spec("nvidia").submodule_search_locations or []:
-            folders += map(str, Path(place).glob("cu*/bin"))
-    path = os.pathsep.join(folders)
-    program = shutil.which("cuobjdump", path=path)
-    if program is None or shutil.which("nvdisasm", path=path) is None:
-        pytest.skip("needs cuobjdump and nvdisasm: wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or on PATH")
-    return program, {**os.environ, "PATH": path}
-
-
-def disassemble(cuobjdump: tuple[str, dict[str, str]], file: Path, architecture: str) -> dict[str, list[str]]:
-    """kernel -> its instructions"""
-    program, environment = cuobjdump
-    done = subprocess.run(
-        [program, "-sass", "-arch", f"sm_{architecture}", str(file)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=environment,
-    )
-    kernels: dict[str, list[str]] = {}
-    for line in done.stdout.splitlines():
-        if match := re.search(r"Function : (\S+)", line):
-            instructions = kernels.setdefault(demangle(match[1]), [])
-        elif match := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", line):
-            instructions.append(match[1])
-    return kernels
-
-
-@pytest.mark.parametrize("file", [file for file in FILES if file.stem in MATRIX_KERNELS], ids=lambda file: file.name)
-def test_instructions(file: Path, compiled: dict[Path, Future], cuobjdump: tuple[str, dict[str, str]]) -> None:
-    """Weights come by 16-byte loads, the tensor core multiplies, and nothing lives in local memory."""
-    kernels = disassemble(cuobjdump, compiled[file].result().file, "90a")
-    assert kernels and all(kernels.values())
-    for name, instructions in kernels.items():
-        assert any(i.startswith("HMMA.16816.F32.BF16") for i in instructions), f"{name}: no HMMA"
-        assert any(i.startswith("LDG.E") and i.endswith(".128") for i in instructions), f"{name}: no 16-byte loads"
-        local = {i for i in instructions if i.startswith(("LDL", "STL"))}
-        assert not local, f"{name}: local memory, {sorted(local)}"
 
 
 # --- the wrappers
@@ -385,7 +247,7 @@ __global__ void use(const uint4* in, float* out, uint32_t* counts) {
   atomic_add(counts + 2, uint32_t(lowest_bit(v | 1)));
   v += atomic_fetch_add(counts + 3, to_bf16x2(c[0], c[1]) + to_bf16(c[2]));
   out[threadIdx.x] = bits_float(float_bits(c[0])) + c[1] + c[2] + float(shuffle_xor(kFullWarp, double(c[3]), 1)) +
-                     fast_exp(from_bf16(uint16_t(v)));
+                     fast_exp(from_bf16(uint16_t(v))) + accurate_exp(c[1]);
 }
 void go(const uint4* in, float* out, uint32_t* counts, Stream stream) {
   launch(use, 1, 64, 64 * 1024, stream, in, out, counts);

@@ -90,7 +90,7 @@ void down(const DownArgs& args, int num_sms, Stream stream) {
     invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
   if (args.pair_of_row && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (tile_rows(args.num_rows)) {
+  switch (args.pair_of_row ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
     case 8: return start<1>(args, num_sms, stream);
     case 16: return start<2>(args, num_sms, stream);
     case 32: return start<4>(args, num_sms, stream);

@@ -1,6 +1,6 @@
 // Matrix products of a step's rows: query/key/value, output projection, logits.
 //
-// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one part, or 16 with twice the depth where jobs of
+// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one part, or 16 with more depth where jobs of
 // 32 would not give every SM one. CTAs of 8 warps.
 // Memory traffic: all weights once per 16 tiles, 2 N K bytes; x from L2; out is written once, and read once to accumulate.
 // Limits: packed_gemm.cuh.
@@ -48,7 +48,7 @@ __device__ void prefetch(const LinearParams& p, int job, Gemm& gemm) {
 }
 
 template <int kRowBlocks, int kTokenBlocks>
-using LinearGemm = PackedGemm<kRowBlocks, kTokenBlocks, kWarps, kRowBlocks == 1 ? 4 : 2, false>;
+using LinearGemm = PackedGemm<kRowBlocks, kTokenBlocks, kWarps, kRowBlocks == 2 ? 2 : kTokenBlocks <= 2 ? 4 : 3, false>;
 
 template <int kRowBlocks, int kTokenBlocks>
 __global__ void __launch_bounds__(32 * kWarps, LinearGemm<kRowBlocks, kTokenBlocks>::kCtasPerSm)
@@ -114,12 +114,12 @@ void linear(const LinearArgs& args, int num_sms, Stream stream) {
   }
   if (args.num_rows == 0 || units_16 == 0) return;
 
-  const int rows = tile_rows(args.num_rows);
+  const int rows = dense_tile_rows(args.num_rows);
   const bool few = ceil_div(args.num_rows, rows) * units_32 < num_sms;
   switch (rows) {
     case 8: return few ? start<1, 1>(args, units_16, num_sms, stream) : start<2, 1>(args, units_32, num_sms, stream);
     case 16: return few ? start<1, 2>(args, units_16, num_sms, stream) : start<2, 2>(args, units_32, num_sms, stream);
-    case 32: return start<2, 4>(args, units_32, num_sms, stream);
+    case 32: return few ? start<1, 4>(args, units_16, num_sms, stream) : start<2, 4>(args, units_32, num_sms, stream);
     default: return start<2, 8>(args, units_32, num_sms, stream);
   }
 }

@@ -67,10 +67,11 @@ struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
 
-// 16 bytes that are read once and by nobody else: past the first-level cache. The memory is constant while the kernel runs.
+// 16 bytes that are read once and by nobody else: past the first-level cache. The memory is constant while the kernel runs; all the
+// same without .nc, since ptxas moves a load that has it below a grid_wait() that follows, where it no longer overlaps anything.
 __device__ __forceinline__ Words4 load_once(const void* p) {
   Words4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
   return v;
@@ -147,6 +148,7 @@ __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 }
 __device__ __forceinline__ uint16_t to_bf16(float v) { return uint16_t(to_bf16x2(v, 0.0f)); }
 __device__ __forceinline__ float from_bf16(uint16_t v) { return __uint_as_float(uint32_t(v) << 16); }
+__device__ __forceinline__ float accurate_exp(float v) { return expf(v); }  // 1 ulp, where a host's own is off by half; exp(0) = 1
 __device__ __forceinline__ float fast_exp(float v) { return __expf(v); }  // about 2 ulp + 1e-7 |v|; exp(-inf) = 0
 
 __device__ __forceinline__ int count_bits(uint32_t v) { return __popc(v); }

@@ -111,6 +111,7 @@ void route(const RouteArgs& args, Stream stream) {
   if (params.least_rows == 3) params.least_rows = INT_MAX;
   params.least_experts = std::max(budget_experts(selection, num_experts), k);
   params.guard = has_guard(selection.policy);
+  params.votes = selection.policy == Policy::kLynx || selection.policy == Policy::kLynxLiteral;
   params.skip_limit = -std::log(selection.ratio);
   params.refill_limit = -std::log(selection.refill);
   params.damp = has_refill(selection.policy) ? selection.damp : 0;

@@ -6,7 +6,7 @@
 //   template <int kPerLane> static int choose(const RouteParams& p, int t, int own);
 //       By a warp, for a real row: lane j < k gives its own choice and gets what slot j ends with, -1 for no expert. Adds the own
 //       choices that the row lost to s.remapped.
-//   static constexpr bool kVotes, kMovesWeights: needs set_vote_values(); has policies whose weights move with the choices.
+//   static constexpr bool kVotes, kMovesWeights: has policies that count votes; has policies whose weights move with the choices.
 //   static constexpr int kMaxThreads: 1024, or 512 where a thread needs more than 64 registers.
 //
 // Work split. A row belongs to one warp, in which lane l holds experts l, l + 32, ..; pairs of a row belong to lanes 0..k-1.
@@ -66,8 +66,7 @@ __device__ int choose_admitted(const RouteParams& p, int t, int own) {
 
 // --- the kernel's own steps
 
-template <class Rule>
-__device__ void initialise(const RouteParams& p, int num_rows) {
+__device__ inline void initialise(const RouteParams& p) {
   Shared& s = shared_state();
   const int threads = int(blockDim.x), t = int(threadIdx.x);
   for (int i = t; i < kMaxRouteTopK * kWords; i += threads) s.wanted[i / kWords][i % kWords] = 0;
@@ -75,9 +74,8 @@ __device__ void initialise(const RouteParams& p, int num_rows) {
   uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
   for (int i = t; i < threads / 32 * p.args.rule.num_experts; i += threads) histogram[i] = 0;
   if (t == 0) {
-    s.first_bad = 0xffffffffu;
+    s.first_bad = kNoneBad;
     s.remapped = s.num_exact = 0;
-    if (Rule::kVotes) set_vote_values(p, num_rows);
   }
 }
 
@@ -141,9 +139,9 @@ __device__ void weigh(const RouteParams& p, int t) {
     const float own_best = from_key(reduce_max(kFullWarp, lane < k ? to_key(own_score) : 0));
     const uint32_t best_key = reduce_max(kFullWarp, expert >= 0 ? to_key(score) : 0);  // 0: replay, a row of no experts
     const float best = best_key ? from_key(best_key) : 0;
-    const float gate = expert >= 0 ? expf(score - best) : 0;
+    const float gate = expert >= 0 ? accurate_exp(score - best) : 0;
     const double mass = warp_sum(gate, k);
-    const double own_mass = warp_sum(lane < k ? expf(own_score - own_best) : 0, k);
+    const double own_mass = warp_sum(lane < k ? accurate_exp(own_score - own_best) : 0, k);
     const float own_weight = lane < k ? a.weights[pair] : 0;
     retained = best_key ? fmin(1.0, mass * exp(double(best) - own_best) / own_mass) : 0;
     float weight = 0;
@@ -199,10 +197,11 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
   const int warps = int(blockDim.x) / 32, k = a.rule.top_k, lane = lane_id();
   int num_rows = *a.num_rows;
   num_rows = num_rows < 0 ? 0 : num_rows < a.max_rows ? num_rows : a.max_rows;
-  initialise<Rule>(p, num_rows);
+  initialise(p);
   sync_block();  // Shared, histogram
   for (int t = warp_id(); t < a.max_rows; t += warps) route_own<kPerLane>(p, t, num_rows);
-  sync_block();  // chosen, best, wanted
+  if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32) set_vote_values(p, num_rows);  // a warp with the fewest rows
+  sync_block();  // chosen, best, wanted, values of votes
 
   const bool acted = num_rows >= p.least_rows && (!a.exact || int(s.num_exact) < num_rows);
   if (warp_id() == warps - 1) {

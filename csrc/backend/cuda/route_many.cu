@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowBlocks) rows_kernel(const _
   uint32_t* first_bad = shared_array<uint32_t>(0);
   uint32_t* count = first_bad + 1;  // [2 * words]
   for (int i = thread; i < 2 * words; i += kBlockThreads) count[i] = 0;
-  if (thread == 0) *first_bad = 0xffffffffu;
+  if (thread == 0) *first_bad = kNoneBad;
   sync_block();  // count, first_bad
 
   const int num_rows = real_rows(a), end = first_row(p, block + 1);
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kListThreads) lists_kernel(const __grid_consta
   uint32_t* count = first_bad + 1;         // [2 * words + 1]
   uint32_t* tile = count + 2 * words + 1;  // [2 * words]
   uint32_t* partial = tile + 2 * words;    // [groups, 2 * words]
-  if (thread == 0) *first_bad = 0xffffffffu;
+  if (thread == 0) *first_bad = kNoneBad;
 
   // A thread adds up two experts over a group of blocks.
   const int groups = kListThreads / words < kMaxGroups ? kListThreads / words : kMaxGroups;

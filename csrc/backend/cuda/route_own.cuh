@@ -49,7 +49,7 @@ __device__ inline double near_mass(const float* z, int num_experts, float best, 
   for (int e = lane_id(); e < num_experts; e += 32) {
     const float size = z[e] < 0 ? -z[e] : z[e];
     const bool far = (best - z[e]) / (size > best ? size : best) > 2 * jitter;  // 0 / 0: all are 0, and near
-    if (e != taken && !far) sum += expf(z[e] - best);
+    if (e != taken && !far) sum += accurate_exp(z[e] - best);
   }
   return warp_sum(sum);
 }
@@ -61,22 +61,29 @@ struct OwnRoute {
   bool confident;  // lynx, lynx_literal: one expert alone is in bin 0
 };
 
+inline constexpr uint32_t kNoneBad = 0xffffffffu;
+
 // Row t of the launch. Lowers *first_bad to the index of the first score that is not finite.
 template <int kPerLane>
 __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
   const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
   const float *keys = a.keys + t * num_experts, *gates = a.gates + t * num_experts;
   const uint32_t outside = a.keys == a.scores ? 0 : 0xff800000u;  // -inf, the one key that is not finite and may be
-  uint32_t key[kPerLane], best_key = 0;
+  // Without a condition where kPerLane says it: it is the least power of two, and 2 at least.
+  const auto has_expert = [=](int i) { return (kPerLane > 2 && i < kPerLane / 2) || i * 32 + lane < num_experts; };
+  float score[kPerLane];
+  LYNX_UNROLL
+  for (int i = 0; i < kPerLane; ++i) score[i] = has_expert(i) ? keys[i * 32 + lane] : 0;  // all before the first use
+  uint32_t key[kPerLane], best_key = 0, bad = kNoneBad;
   LYNX_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
     const int e = i * 32 + lane;
-    const float score = e < num_experts ? keys[e] : 0;
-    key[i] = e < num_experts ? to_key(score) : 0;
+    key[i] = has_expert(i) ? to_key(score[i]) : 0;
     if (key[i] > best_key) best_key = key[i];
-    if ((float_bits(score) & 0x7f800000u) == 0x7f800000u && float_bits(score) != outside)
-      atomic_min(first_bad, uint32_t(t * num_experts + e));
+    const bool finite = (float_bits(score[i]) & 0x7f800000u) != 0x7f800000u || float_bits(score[i]) == outside;
+    if (!finite && bad == kNoneBad) bad = uint32_t(t * num_experts + e);
   }
+  if (bad != kNoneBad) atomic_min(first_bad, bad);
   OwnRoute own = {};
   own.best = from_key(reduce_max(kFullWarp, best_key));
 
@@ -104,7 +111,7 @@ __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
     return own;
   }
   const float best = from_key(reduce_max(kFullWarp, lane < k ? to_key(gate) : 0));  // of the chosen
-  double weight = lane < k ? expf(gate - best) : 0;
+  double weight = lane < k ? accurate_exp(gate - best) : 0;
   double denominator = warp_sum(weight, k);
   if (!is_normalised(rule)) {
     double one = 1;  // a gate of 1, in the units of weight
@@ -114,7 +121,7 @@ __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
       denominator *= best_gate;
     } else {
       one = 0;
-      for (int e = lane; e < num_experts; e += 32) one += expf(gates[e] - best);
+      for (int e = lane; e < num_experts; e += 32) one += accurate_exp(gates[e] - best);
       one = warp_sum(one);
     }
     denominator = rule.norm_topk ? fmax(denominator, rule.min_sum * one) : one;

@@ -36,6 +36,7 @@ struct RouteParams {
   int least_rows;     // real rows from which on the policy acts
   int least_experts;  // xshare, des_vote, cover: admitted experts
   bool guard;
+  bool votes;           // lynx, lynx_literal
   double skip_limit;    // skip: the largest gap to the best score that stays
   double refill_limit;  // the largest gap to the best expert that a row ends with, at which one that it did not choose stays
   double damp;          // 0 where the policy has none

@@ -28,21 +28,25 @@ struct RouterParams {
   const float* bias;
   float* scores;
   int num_rows, num_columns, num_experts;
-  bool aligned;  // rows of x and of the weight start at a multiple of four elements
 };
 
-__device__ __forceinline__ Quad load_weights(const float* p, int count, bool aligned) { return load_quad(p, count, aligned); }
-__device__ __forceinline__ Quad load_weights(const uint16_t* p, int count, bool aligned) {
-  Quad q = {};
-  if (aligned && count >= 4) {
+// kAligned: rows of x and of the weight start at a multiple of four elements and have no short quad. Known to the compiler, so that
+// no branch stands between the loads: a thread has all of a step's under way before it waits for the first.
+template <bool kAligned>
+__device__ __forceinline__ Quad load_values(const float* p, int count) {
+  return load_quad(p, kAligned ? 4 : count, kAligned);
+}
+template <bool kAligned>
+__device__ __forceinline__ Quad load_values(const uint16_t* p, int count) {
+  if (kAligned) {
     const Words2 words = *reinterpret_cast<const Words2*>(p);
-    q = {from_bf16(uint16_t(words.x)), from_bf16(uint16_t(words.x >> 16)), from_bf16(uint16_t(words.y)),
-         from_bf16(uint16_t(words.y >> 16))};
-  } else {
-    LYNX_UNROLL
-    for (int i = 0; i < 4; ++i)
-      if (i < count) q.v[i] = from_bf16(p[i]);
+    return {from_bf16(uint16_t(words.x)), from_bf16(uint16_t(words.x >> 16)), from_bf16(uint16_t(words.y)),
+            from_bf16(uint16_t(words.y >> 16))};
   }
+  Quad q = {};
+  LYNX_UNROLL
+  for (int i = 0; i < 4; ++i)
+    if (i < count) q.v[i] = from_bf16(p[i]);
   return q;
 }
 
@@ -68,7 +72,7 @@ __device__ __forceinline__ void sum_lanes(float (&v)[kValues]) {
   }
 }
 
-template <class Weight, int kRows, int kExperts>
+template <class Weight, int kRows, int kExperts, bool kAligned>
 __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_constant__ RouterParams p) {
   constexpr int kValues = kRows * kExperts, kOfLane = kValues > 32 ? kValues / 32 : 1, kSharing = kValues < 32 ? 32 / kValues : 1;
   grid_wait();
@@ -93,14 +97,16 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
     const int count = p.num_columns - column;
     Quad w[kExperts];
     LYNX_UNROLL
-    for (int c = 0; c < kExperts; ++c) w[c] = load_weights(weight[c] + column, count, p.aligned);
+    for (int c = 0; c < kExperts; ++c) w[c] = load_values<kAligned>(weight[c] + column, count);
+    Quad q[kRows];
+    LYNX_UNROLL
+    for (int r = 0; r < kRows; ++r) q[r] = load_values<kAligned>(x[r] + column, count);
     LYNX_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const Quad q = load_quad(x[r] + column, count, p.aligned);
       LYNX_UNROLL
       for (int c = 0; c < kExperts; ++c) {
         LYNX_UNROLL
-        for (int j = 0; j < 4; ++j) sum[r * kExperts + c] = fmaf(q.v[j], w[c].v[j], sum[r * kExperts + c]);
+        for (int j = 0; j < 4; ++j) sum[r * kExperts + c] = fmaf(q[r].v[j], w[c].v[j], sum[r * kExperts + c]);
       }
     }
   }
@@ -121,20 +127,22 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
   }
 }
 
-template <class Weight, int kRows, int kExperts>
+template <class Weight, int kRows, int kExperts, bool kAligned>
 void launch_tiles(const RouterParams& params, Stream stream) {
   const Dim3 grid(unsigned(ceil_div(params.num_experts, kExperts)), unsigned(ceil_div(params.num_rows, kRows)));
-  launch(router_kernel<Weight, kRows, kExperts>, grid, kWarps * 32, size_t(kWarps * kRows * kExperts * 4), stream, params);
+  launch(router_kernel<Weight, kRows, kExperts, kAligned>, grid, kWarps * 32, size_t(kWarps * kRows * kExperts * 4), stream, params);
 }
 
 template <class Weight>
-void launch_router(RouterParams params, Stream stream) {
+void launch_router(const RouterParams& params, Stream stream) {
   const auto at = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
-  params.aligned = params.num_columns % 4 == 0 && at(params.x) % 16 == 0 && at(params.weight) % (4 * sizeof(Weight)) == 0;
-  if (params.num_rows <= kFewRows) {
-    launch_tiles<Weight, 4, 2>(params, stream);
+  const bool aligned = params.num_columns % 4 == 0 && at(params.x) % 16 == 0 && at(params.weight) % (4 * sizeof(Weight)) == 0;
+  if (!aligned) {  // no model in use: a kernel that is right
+    launch_tiles<Weight, 4, 2, false>(params, stream);
+  } else if (params.num_rows <= kFewRows) {
+    launch_tiles<Weight, 4, 2, true>(params, stream);
   } else {
-    launch_tiles<Weight, 8, 8>(params, stream);
+    launch_tiles<Weight, 8, 8, true>(params, stream);
   }
 }
 
@@ -143,7 +151,7 @@ void launch_router(RouterParams params, Stream stream) {
 void router(const float* x, const WeightView& weight, const float* bias, int num_rows, float* scores, Stream stream) {
   if (weight.rows < 0 || weight.rows > INT32_MAX || weight.cols < 1 || weight.cols > INT32_MAX)
     invalid("router", "expected a weight [E, H], got [", weight.rows, ", ", weight.cols, "]");
-  const RouterParams params{x, weight.data, bias, scores, num_rows, int(weight.cols), int(weight.rows), false};
+  const RouterParams params{x, weight.data, bias, scores, num_rows, int(weight.cols), int(weight.rows)};
   const bool empty = num_rows == 0 || weight.rows == 0;
   if (weight.dtype == DType::kBF16) {
     if (!empty) launch_router<uint16_t>(params, stream);

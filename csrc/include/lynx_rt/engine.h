@@ -4,6 +4,8 @@
 //   uint64_t id = engine->add_request({1, 20, 21}, {});
 //   while (engine->has_unfinished())
 //     for (const lynx_rt::StepOutput& out : engine->step()) use(out.token_ids);
+//
+// Structs of this header may change with every version; lynx_rt.h is the interface that lasts.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -18,6 +20,8 @@
 #include "lynx_rt/sampling_params.h"
 
 namespace lynx_rt {
+
+enum class LogLevel { kInfo, kWarning };
 
 struct EngineOptions {
   // "auto": CUDA where this build and machine have it and the dtype is bfloat16, else the CPU; "cpu"; "cuda", "cuda:N"
@@ -52,8 +56,11 @@ struct EngineOptions {
   bool enable_return_routed_experts = false;  // StepOutput::routed_experts
   bool record_router_logits = false;          // for take_router_logits(), which should then be called now and then
   // Called from create() as weights reach a device or are quantised: bytes done, bytes there are. Not called where the CPU reads
-  // them in place.
+  // them in place. What it throws ends create().
   std::function<void(int64_t done, int64_t total)> on_load_progress;
+  // One line about what was loaded and, as a warning, what a caller should know of: a context cut to the cache, preemption, requests
+  // that end with an error. Called without a lock held, in the thread whose call leads to it; see step() for what it may do.
+  std::function<void(LogLevel level, const std::string& text)> on_log;
 };
 
 struct TokenLogprob {
@@ -153,6 +160,8 @@ struct ModelInfo {
   int64_t num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0, num_moe_layers = 0;
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
+  int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
+  std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
@@ -169,11 +178,24 @@ class LYNX_RT_API Engine {
   // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
   // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed.
   uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
-  // One step: schedule -> run -> postprocess. Empty when there is nothing to do.
+  // One step: schedule -> run -> postprocess. Empty when there is nothing to do. Steps of several threads take turns.
   std::vector<StepOutput> step();
-  // Ends a request and frees its pages; false where it is not known or already finished. No further output follows.
+  // The same, delivering one output at a time, without a lock held. on_output may call everything but step(), which throws
+  // kInvalidArgument there, and the destructor. Where it throws, so does step(); that output counts as delivered, and those behind
+  // it are what the next step() delivers, which runs none of its own then.
+  void step(const std::function<void(const StepOutput&)>& on_output);
+  // Whether this thread is inside step(on_output), where the engine must not be destroyed.
+  bool in_step() const;
+  // Ends a request and frees its pages. False where the request is unknown, aborted, or its last output has been delivered. Once this
+  // has returned, no on_output for the request runs or begins in another thread: outputs that a step(on_output) has ready, the last
+  // one included, are dropped, and one that is being delivered there is waited for. So hold no lock that on_output takes.
   bool abort(uint64_t request_id);
-  bool has_unfinished() const;
+  bool has_unfinished() const;  // or with outputs that are not delivered
+
+  // Waits until has_unfinished(), wake() or timeout_ms have passed (negative = no limit); returns has_unfinished(). Throws kClosed,
+  // also where close() ends the wait.
+  bool wait_for_work(int64_t timeout_ms = -1);
+  void wake();  // ends every wait under way; where there is none, the next one ends at once
 
   // From the next step on. Throws kInvalidArgument for an unknown policy or key, or k0 > k.
   void set_expert_selection(const std::string& selection);
@@ -195,7 +217,7 @@ class LYNX_RT_API Engine {
   // Throws kUnsupported on a device other than the CPU and for a model without experts.
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);
 
-  void close();  // frees everything; later calls throw kClosed. Idempotent.
+  void close();  // frees everything and ends waits; later calls throw kClosed. Idempotent.
 
  private:
   struct Impl;

@@ -95,6 +95,13 @@ inline void grid_launch_dependents() {}
 inline uint16_t to_bf16(float v) { return f32_to_bf16(v); }
 inline uint32_t to_bf16x2(float low, float high) { return f32_to_bf16(low) | uint32_t(f32_to_bf16(high)) << 16; }
 inline float from_bf16(uint16_t v) { return bf16_to_f32(v); }
+// Up or down by an ulp for two arguments in three, as a device may be.
+inline float accurate_exp(float v) {
+  const float exact = std::exp(v);
+  const uint32_t step = std::bit_cast<uint32_t>(v) % 3;
+  if (v == 0 || exact == 0 || exact > 3e38f || step == 2) return exact;
+  return std::nextafter(exact, step == 0 ? 0.0f : HUGE_VALF);
+}
 inline float fast_exp(float v) { return std::exp(v); }
 
 inline int count_bits(uint32_t v) { return std::popcount(v); }

@@ -1,0 +1,264 @@
+#include "engine/c_api_structs.h"
+
+#include <cxxabi.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+namespace {
+
+static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE_FULL == int(ErrorCode::kQueueFull) + 1);
+static_assert(LYNX_RT_ERROR == int(FinishReason::kError) && LYNX_RT_STOP == int(FinishReason::kStop));
+static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
+// A field added at the end of a struct that callers fill must not lie in what was padding: they need not have zeroed that.
+static_assert(offsetof(lynx_rt_options, log_user) + sizeof(void*) == sizeof(lynx_rt_options));
+static_assert(offsetof(lynx_rt_params, num_bad_words) + sizeof(size_t) == sizeof(lynx_rt_params));
+
+// The caller's struct, cut or filled up with zeros to the one this library knows.
+template <class Struct>
+Struct read(const Struct* from, const char* name) {
+  Struct out{};
+  if (!from) return out;
+  if (from->size < sizeof from->size) invalid(name, "size is not set: expected sizeof(lynx_rt_", name, "), got ", from->size);
+  std::memcpy(&out, from, std::min(from->size, sizeof out));
+  return out;
+}
+
+int32_t at_least_zero(const char* field, int32_t value) {
+  if (value < 0) invalid(field, "expected at least 0, got ", value);
+  return value;
+}
+
+template <class T>
+void checked(const char* field, const T* values, size_t count) {
+  if (!values && count) invalid(field, "expected ", count, " values, got NULL");
+}
+
+std::vector<int32_t> to_ids(const char* field, const int32_t* ids, size_t count) {
+  checked(field, ids, count);
+  return {ids, ids + count};
+}
+
+}  // namespace
+
+void call_back(const char* name, const std::function<void()>& call) {
+  try {
+    call();
+#ifdef __GLIBCXX__
+  } catch (const abi::__forced_unwind&) {  // the thread ends in the callback (pthread_exit), and must be let go
+    throw;
+#endif
+  } catch (const std::exception& e) {
+    fail(ErrorCode::kInternal, name, name, ": it threw: ", e.what());
+  } catch (...) {
+    fail(ErrorCode::kInternal, name, name, ": it threw something that is no std::exception");
+  }
+}
+
+EngineOptions to_options(const lynx_rt_options* from) {
+  const lynx_rt_options given = read(from, "options");
+  EngineOptions out;
+  if (given.device) out.device = given.device;
+  if (given.dtype) out.dtype = given.dtype;
+  if (given.expert_selection) out.expert_selection = given.expert_selection;
+  if (given.load_format) out.load_format = given.load_format;
+  if (given.quantization) out.quantization = given.quantization;
+  if (given.quantization_cache) out.quantization_cache = given.quantization_cache;
+  if (given.isa) out.isa = given.isa;
+  out.max_model_len = given.max_model_len;
+  if (given.max_num_seqs) out.max_num_seqs = given.max_num_seqs;
+  out.max_num_batched_tokens =
+      given.max_num_batched_tokens ? given.max_num_batched_tokens : std::max(out.max_num_batched_tokens, out.max_num_seqs);
+  out.max_num_queued_reqs = given.max_num_queued_reqs;
+  out.kv_cache_memory_bytes = given.kv_cache_memory_bytes;
+  if (given.block_size) out.block_size = given.block_size;
+  out.enable_prefix_caching = !given.disable_prefix_caching;
+  out.enable_mixed_chunk = !given.disable_mixed_chunk;
+  out.disable_dependent_launch = given.disable_dependent_launch != 0;
+  out.enable_return_routed_experts = given.enable_return_routed_experts != 0;
+  out.num_threads = given.num_threads;
+  out.seed = given.seed;
+  if (given.on_load_progress)
+    out.on_load_progress = [call = given.on_load_progress, user = given.load_progress_user](int64_t done, int64_t total) {
+      int goes_on = 0;
+      call_back("on_load_progress", [&] { goes_on = call(done, total, user); });
+      if (!goes_on) throw LoadCancelled();
+    };
+  if (given.on_log)
+    out.on_log = [call = given.on_log, user = given.log_user](LogLevel level, const std::string& text) {
+      call_back("on_log", [&] { call(lynx_rt_log_level(level), text.c_str(), user); });
+    };
+  return out;
+}
+
+SamplingParams to_params(const lynx_rt_params* from) {
+  const lynx_rt_params given = read(from, "params");
+  SamplingParams out;
+  out.temperature = given.temperature;
+  if (given.top_p != 0) out.top_p = given.top_p;
+  out.top_k = given.top_k;
+  out.min_p = given.min_p;
+  out.presence_penalty = given.presence_penalty;
+  out.frequency_penalty = given.frequency_penalty;
+  if (given.repetition_penalty != 0) out.repetition_penalty = given.repetition_penalty;
+  if (given.has_seed) out.seed = given.seed;
+  if (given.max_tokens) out.max_tokens = given.max_tokens;
+  out.min_tokens = given.min_tokens;
+  out.ignore_eos = given.ignore_eos != 0;
+  out.exact = given.exact != 0;
+  if (given.has_logprobs) out.logprobs = at_least_zero("logprobs", given.logprobs);
+  if (given.has_prompt_logprobs) out.prompt_logprobs = at_least_zero("prompt_logprobs", given.prompt_logprobs);
+  out.stop_token_ids = to_ids("stop_token_ids", given.stop_token_ids, given.num_stop_token_ids);
+  out.allowed_token_ids = to_ids("allowed_token_ids", given.allowed_token_ids, given.num_allowed_token_ids);
+  out.forced_token_ids = to_ids("forced_token_ids", given.forced_token_ids, given.num_forced_token_ids);
+  checked("logit_bias", given.logit_bias, given.num_logit_bias);
+  for (size_t i = 0; i < given.num_logit_bias; ++i)
+    out.logit_bias.emplace_back(given.logit_bias[i].token_id, given.logit_bias[i].bias);
+  checked("bad_words", given.bad_words, given.num_bad_words);
+  for (size_t i = 0; i < given.num_bad_words; ++i)
+    out.bad_words.push_back(to_ids("bad_words", given.bad_words[i].token_ids, given.bad_words[i].num_tokens));
+  return out;
+}
+
+OutputView::OutputView(const StepOutput& from) {
+  size_t num_entries = 0;
+  for (const auto* tokens : {&from.logprobs, &from.prompt_logprobs})
+    for (const TokenLogprobs& token : *tokens) num_entries += token.size();
+  entries_.reserve(num_entries);  // so that pointers into both stay
+  lists_.reserve(from.logprobs.size() + from.prompt_logprobs.size());
+
+  view_.request_id = from.request_id;
+  view_.token_ids = from.token_ids.data();
+  view_.num_tokens = from.token_ids.size();
+  view_.finish = lynx_rt_finish(from.finish_reason);
+  view_.error = from.error.c_str();
+  view_.stop_token_id = from.stop_token_id;
+  view_.num_preemptions = int32_t(from.num_preemptions);
+  view_.logprobs = add(from.logprobs);
+  view_.num_logprobs = from.logprobs.size();
+  view_.prompt_logprobs = add(from.prompt_logprobs);
+  view_.num_prompt_logprobs = from.prompt_logprobs.size();
+  view_.num_cached_tokens = from.num_cached_tokens;
+  view_.arrival_time = from.arrival_time;
+  view_.first_scheduled_time = from.first_scheduled_time;
+  view_.first_token_time = from.first_token_time;
+  view_.finish_time = from.finish_time;
+  if (const RoutedExperts& r = from.routed_experts; r.num_layers) {
+    view_.routed_experts = r.ids.data();
+    view_.num_routed_rows = r.num_rows;
+    view_.num_routed_layers = r.num_layers;
+    view_.num_routed_experts_per_tok = r.num_experts_per_tok;
+  }
+}
+
+const lynx_rt_logprobs* OutputView::add(const std::vector<TokenLogprobs>& tokens) {
+  const lynx_rt_logprobs* first = lists_.data() + lists_.size();
+  for (const TokenLogprobs& token : tokens) {
+    lists_.push_back({entries_.data() + entries_.size(), token.size()});
+    for (const TokenLogprob& t : token) entries_.push_back({t.token_id, t.logprob, t.rank});
+  }
+  return tokens.empty() ? nullptr : first;
+}
+
+ModelInfoView::ModelInfoView(ModelInfo info) : info_(std::move(info)) {
+  view_.model_type = info_.model_type.c_str();
+  view_.dtype = info_.dtype.c_str();
+  view_.device = info_.device.c_str();
+#define LYNX_FIELD(name) view_.name = info_.name
+  LYNX_FIELD(hidden_size);
+  LYNX_FIELD(num_layers);
+  LYNX_FIELD(num_heads);
+  LYNX_FIELD(num_kv_heads);
+  LYNX_FIELD(head_dim);
+  LYNX_FIELD(vocab_size);
+  LYNX_FIELD(num_experts);
+  LYNX_FIELD(num_experts_per_tok);
+  LYNX_FIELD(moe_intermediate_size);
+  LYNX_FIELD(num_moe_layers);
+  LYNX_FIELD(max_model_len);
+  LYNX_FIELD(max_position_embeddings);
+  LYNX_FIELD(weight_bytes);
+  LYNX_FIELD(kv_bytes);
+  LYNX_FIELD(kv_bytes_per_token);
+  LYNX_FIELD(workspace_bytes);
+#undef LYNX_FIELD
+  view_.eos_token_ids = info_.eos_token_ids.data();
+  view_.num_eos_token_ids = info_.eos_token_ids.size();
+}
+
+namespace {
+
+// lynx_rt_stats first, so that a pointer to it is one to all of it.
+struct OwnedStats : lynx_rt_stats {
+  EngineStats from;
+  std::vector<lynx_rt_layer_stats> layer_values;
+  std::vector<lynx_rt_op_stats> op_values;
+  std::vector<lynx_rt_slo_level> level_values;
+  std::vector<const lynx_rt_layer_stats*> layer_list;
+  std::vector<const lynx_rt_op_stats*> op_list;
+  std::vector<const lynx_rt_slo_level*> level_list;
+};
+
+template <class T>
+std::vector<const T*> pointers(const std::vector<T>& values) {
+  std::vector<const T*> out;
+  for (const T& v : values) out.push_back(&v);
+  return out;
+}
+
+}  // namespace
+
+const lynx_rt_stats* make_stats(EngineStats stats) {
+  auto out = std::make_unique<OwnedStats>();
+  out->from = std::move(stats);
+  const EngineStats& from = out->from;
+#define LYNX_FIELD(name) out->name = from.name
+  LYNX_FIELD(num_running);
+  LYNX_FIELD(num_waiting);
+  LYNX_FIELD(kv_blocks_used);
+  LYNX_FIELD(kv_blocks_total);
+  LYNX_FIELD(steps);
+  LYNX_FIELD(decode_steps);
+  LYNX_FIELD(prompt_tokens);
+  LYNX_FIELD(cached_prompt_tokens);
+  LYNX_FIELD(generation_tokens);
+  LYNX_FIELD(preemptions);
+  LYNX_FIELD(finished);
+  LYNX_FIELD(aborted);
+  LYNX_FIELD(step_seconds);
+  LYNX_FIELD(decode_seconds);
+  LYNX_FIELD(model_seconds);
+  LYNX_FIELD(sampling_seconds);
+  LYNX_FIELD(decode_rows);
+  LYNX_FIELD(bytes_read);
+#undef LYNX_FIELD
+  for (const EngineStats::Layer& l : from.layers)
+    out->layer_values.push_back(
+        {l.layer, l.steps, l.rows, l.union_before, l.active, l.remapped_pairs, l.guard_hits, l.retained_mass});
+  for (const EngineStats::Op& o : from.ops) out->op_values.push_back({o.name.c_str(), o.calls, o.seconds, o.bytes});
+  for (const auto& [selection, steps] : from.slo.levels) out->level_values.push_back({selection.c_str(), steps});
+  out->layer_list = pointers(out->layer_values);
+  out->op_list = pointers(out->op_values);
+  out->level_list = pointers(out->level_values);
+  out->layers = out->layer_list.data();
+  out->num_layers = out->layer_list.size();
+  out->ops = out->op_list.data();
+  out->num_ops = out->op_list.size();
+  out->slo_target_seconds = from.slo.target_seconds;
+  out->slo_fixed_seconds = from.slo.fixed_seconds;
+  out->slo_seconds_per_expert = from.slo.seconds_per_expert;
+  out->slo_steps_over_target = from.slo.steps_over_target;
+  out->slo_level = from.slo.level;
+  out->slo_levels = out->level_list.data();
+  out->num_slo_levels = out->level_list.size();
+  return out.release();
+}
+
+void free_stats(const lynx_rt_stats* stats) { delete static_cast<const OwnedStats*>(stats); }
+
+}  // namespace lynx_rt

@@ -1,0 +1,99 @@
+"""Compiles the CUDA kernels with nvcc for every architecture, once for all the tests that read what came out.
+
+Without nvcc (CUDACXX or on PATH) those tests are skipped. The whole takes about 180 CPU seconds the first time; what was compiled
+is kept beside the builds of test_simt.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CUDA = ROOT / "csrc" / "backend" / "cuda"
+FILES = sorted(CUDA.glob("*.cu"))
+# What is compiled -> for which architectures: one front end serves three that see the same source and give the same registers.
+TARGETS = {"80": ("80", "86", "89"), "90a": ("90a",), "100a": ("100a",), "120": ("120",)}
+ARCHITECTURES = [name for names in TARGETS.values() for name in names]
+FLAGS = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v"]  # as csrc/backend/devices.cmake
+
+
+def demangle(name: str) -> str:
+    """Name and template arguments of a function, without namespaces and parameters."""
+    done = (
+        subprocess.run(["c++filt", name], capture_output=True, text=True, check=False)
+        if shutil.which("c++filt")
+        else None
+    )
+    text = done.stdout.strip() if done and done.returncode == 0 else name
+    text = re.sub(r"\(anonymous namespace\)::|_GLOBAL__N__\w+::|lynx_rt::cuda::", "", text.removeprefix("void "))
+    depth = 0
+    for at, character in enumerate(text):
+        depth += {"<": 1, ">": -1}.get(character, 0)
+        if character == "(" and depth == 0:
+            return text[:at]
+    return text
+
+
+def nvcc() -> str:
+    path = shutil.which(os.environ.get("CUDACXX") or "nvcc")
+    if path is None:
+        pytest.skip("needs nvcc: CUDACXX, or on PATH")
+    return path
+
+
+def compile_file(compiler: str, file: Path, output: Path) -> str:
+    """What nvcc prints when it compiles a file for every architecture, with warnings as errors. An output *.fatbin has the
+    kernels only, which takes a third less time: their launchers are C++ that tests/simt compiles."""
+    targets = [
+        f"-gencode=arch=compute_{ptx},code=[{','.join(f'sm_{n}' for n in names)}]" for ptx, names in TARGETS.items()
+    ]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
+    what = "-fatbin" if output.suffix == ".fatbin" else "-c"
+    command = [compiler, *FLAGS, *includes, *targets, what, str(file), "-o", str(output)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode != 0:
+        pytest.fail(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}", pytrace=False)
+    return done.stdout
+
+
+class Compiled(NamedTuple):
+    output: str
+    file: Path
+
+
+@pytest.fixture(scope="session")
+def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
+    """The files that this run's tests ask for, a compiler per core, longest first."""
+    compiler = nvcc()
+    folder = Path(os.environ.get("LYNX_RT_SIMT_BUILD_DIR") or ROOT / "build" / "simt") / "nvcc"
+    folder.mkdir(parents=True, exist_ok=True)
+    headers = sorted(file for file in (ROOT / "csrc").rglob("*") if file.suffix in (".h", ".cuh"))
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    common = hashlib.sha256(repr((FLAGS, TARGETS, version, [file.read_bytes() for file in headers])).encode())
+    wanted = {item.callspec.params.get("file") for item in request.session.items if hasattr(item, "callspec")}
+
+    def work(file: Path) -> Compiled:
+        key = common.copy()
+        key.update(file.read_bytes())
+        suffix = ".o" if file.stem == "runtime" else ".fatbin"
+        target = folder / f"{file.stem}-{key.hexdigest()[:16]}{suffix}"
+        output = target.with_suffix(".txt")  # there once the compilation has ended well
+        if not output.exists():
+            for old in folder.glob(f"{file.stem}-*"):
+                old.unlink()
+            output.write_text(compile_file(compiler, file, target))
+        return Compiled(output.read_text(), target)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        files = sorted(wanted.intersection(FILES), key=lambda file: file.stat().st_size, reverse=True)
+        yield {file: pool.submit(work, file) for file in files}
