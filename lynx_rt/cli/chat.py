@@ -29,7 +29,7 @@ from lynx_rt.errors import LynxError
 from lynx_rt.text_file import decode_text
 
 if TYPE_CHECKING:
-    from lynx_rt import Engine, RequestOutput, SamplingParams, TokenStream
+    from lynx_rt import Engine, RequestOutput, SamplingParams
 
 
 def add_command(commands: Any) -> None:
@@ -74,8 +74,7 @@ class _Session:
         self._show_prompts = args.show_prompt
         self._escape = args.escape
         self._first = args.prompt
-        self._template = args.chat_template
-        self._has_template = self._template is not None or engine.get_tokenizer().chat_template is not None
+        self._has_template = args.chat_template is not None or engine.get_tokenizer().chat_template is not None
         self._system: str | None = None
         self._messages: list[dict[str, str]] = []
         self._prompt = ""  # of the last answer
@@ -137,11 +136,14 @@ class _Session:
     def _answer(self, text: str) -> None:
         system = [{"role": "system", "content": self._system}] if self._system is not None else []
         question = {"role": "user", "content": text}
-        self._prompt = self._render([*system, *self._messages, question]) if self._has_template else text
+        prompt: dict[str, Any] = {"prompt": text}
+        if self._has_template:
+            prompt = self._engine.render_chat([*system, *self._messages, question])
+        self._prompt = prompt["prompt"]
         if self._show_prompts:
             print(self._prompt, file=sys.stderr)
         output, answer = None, ""
-        with self._start(self._prompt) as stream, contextlib.suppress(KeyboardInterrupt):
+        with self._engine.stream(prompt, self._params) as stream, contextlib.suppress(KeyboardInterrupt):
             for output in stream:
                 answer = output.outputs[0].text
                 print(output.outputs[0].delta_text, end="", flush=True)
@@ -152,16 +154,6 @@ class _Session:
             self._messages += [question, {"role": "assistant", "content": answer.strip()}]
         if output is not None and output.finished:
             self._note_end(output)
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        from lynx_rt.chat import render_chat
-
-        return render_chat(messages, self._engine.get_tokenizer(), chat_template=self._template)
-
-    def _start(self, prompt: str) -> TokenStream:
-        """The stream of an answer. A chat template writes the special tokens itself."""
-        ids = self._engine.encode(prompt, add_special_tokens=not self._has_template)
-        return self._engine.stream({"prompt_token_ids": ids}, self._params)
 
     def _note_end(self, output: RequestOutput) -> None:
         if output.outputs[0].finish_reason == "length":

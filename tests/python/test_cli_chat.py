@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ from typing import Any
 import pytest
 
 from lynx_rt import Engine
-from lynx_rt.cli import chat
 from lynx_rt.cli.main import main
 
 FIRST = "<|bos|>Q: 12 times 22 = ?\nA:"  # lynx-nano's template
@@ -47,7 +48,7 @@ def test_the_template_alone_writes_special_tokens(
         Engine, "stream", lambda self, prompt, params: given.append(prompt) or stream(self, prompt, params)
     )
     assert talk(monkeypatch, f"{SUM}\n") == 0
-    assert given == [{"prompt_token_ids": nano.encode(FIRST, add_special_tokens=False)}]
+    assert given == [{"prompt": FIRST, "prompt_token_ids": nano.encode(FIRST, add_special_tokens=False)}]
     assert nano.decode(given[0]["prompt_token_ids"], skip_special_tokens=False).count("<|bos|>") == 1
 
 
@@ -101,7 +102,7 @@ def test_without_a_chat_template(
 
 
 def test_ctrl_c_ends_the_answer_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    start = chat._Session._start
+    stream = Engine.stream
 
     class Interrupted:
         """A stream whose user presses Ctrl-C at its third output."""
@@ -121,7 +122,7 @@ def test_ctrl_c_ends_the_answer_alone(capsys: pytest.CaptureFixture[str], monkey
                     signal.raise_signal(signal.SIGINT)
                 yield output
 
-    monkeypatch.setattr(chat._Session, "_start", lambda self, prompt: Interrupted(start(self, prompt)))
+    monkeypatch.setattr(Engine, "stream", lambda *given: Interrupted(stream(*given)))
     assert talk(monkeypatch, f"{SUM}\n/show-prompt\nWhat is 3 + 4?\n/show-prompt\n", "--ignore-eos") == 0
     out = capsys.readouterr().out
     first = out.split("\n")[0]
@@ -132,33 +133,33 @@ def test_ctrl_c_ends_the_answer_alone(capsys: pytest.CaptureFixture[str], monkey
 def test_on_a_terminal() -> None:
     """Prompts and notes are shown, Ctrl-C at the prompt leaves nothing, Ctrl-D ends it."""
     code = "import pty, sys; sys.exit(pty.spawn([sys.executable, '-m', 'lynx_rt', 'chat']) >> 8)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     assert process.stdin is not None and process.stdout is not None
-    shown = b""
+    shown, deadline = b"", time.monotonic() + 60
 
-    def wait_for(text: bytes) -> None:
+    def wait_for(text: bytes, again: bytes = b"") -> None:
+        """again: a key to press once more where nothing happens."""
         nonlocal shown
         while text not in shown:
-            piece = process.stdout.read1(1024)
-            assert piece, shown
-            shown += piece
+            assert time.monotonic() < deadline, shown
+            if select.select([process.stdout], [], [], 2)[0]:
+                shown += process.stdout.read(1024)
+            else:
+                process.stdin.write(again)
         shown = shown.split(text, 1)[1]
-
-    def type_in(text: bytes) -> None:
-        process.stdin.write(text)
-        process.stdin.flush()
 
     try:
         wait_for(b"Ctrl-C ends an answer")
         wait_for(b"> ")
-        type_in(SUM.encode() + b"\n")
+        process.stdin.write(SUM.encode() + b"\n")
         wait_for(b" 264\r\n")
         wait_for(b"tok/s]")
         wait_for(b"> ")
-        type_in(b"\x03")
-        wait_for(b"[/exit or Ctrl-D leaves]")
+        process.stdin.write(b"\x03")
+        # Python notices a signal that comes just before it begins to wait for a key only with the next key.
+        wait_for(b"[/exit or Ctrl-D leaves]", again=b"\x03")
         wait_for(b"> ")
-        type_in(b"\x04")
+        process.stdin.write(b"\x04")
         assert process.wait(timeout=30) == 0
     finally:
         process.kill()
