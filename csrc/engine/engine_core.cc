@@ -178,6 +178,7 @@ ModelInfo EngineCore::model_info() const {
   i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
+  i.warnings = weights_.warnings;
   return i;
 }
 

@@ -152,6 +152,7 @@ struct ModelInfo {
   int64_t num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0, num_moe_layers = 0;
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
+  std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
