@@ -212,9 +212,10 @@ std::vector<std::string> ConfigReader::unread_keys() const {
   return out;
 }
 
-DType read_config_dtype(const ConfigReader& config) {
+std::optional<DType> read_config_dtype(const ConfigReader& config) {
   const char* key = config.has("dtype") ? "dtype" : "torch_dtype";
-  const std::string text = config.string_or(key, "float32");
+  const std::string text = config.string_or(key, "auto");
+  if (text == "auto") return std::nullopt;
   std::string_view name = text;
   if (constexpr std::string_view kPrefix = "torch."; name.starts_with(kPrefix)) name.remove_prefix(kPrefix.size());
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {

@@ -45,7 +45,7 @@ class ConfigReader {
   std::string name_;  // for errors: "config.json" or "config.json: rope_parameters"
 };
 
-// dtype / torch_dtype ("bfloat16", "torch.bfloat16", ...); absent = float32; others throw kUnsupported.
-DType read_config_dtype(const ConfigReader& config);
+// dtype / torch_dtype ("bfloat16", "torch.bfloat16", ...); nullopt where absent or "auto"; others throw kUnsupported.
+std::optional<DType> read_config_dtype(const ConfigReader& config);
 
 }  // namespace lynx_rt

@@ -211,12 +211,14 @@ std::vector<Entry> read_entries(const MappedFile& file, int file_index) {
 // Tensor name -> shard file name.
 using WeightMap = std::map<std::string, std::string>;
 
-// Shards lie beside their index in every published checkpoint, so a plain name is required: no path can then lead out
-// of the folder. (A shard may be a symbolic link: the Hugging Face cache stores all files so.)
-bool is_plain_name(std::string_view name) {
-  const bool special = name.empty() || name == "." || name == "..";
-  return !special && std::none_of(name.begin(), name.end(), [](char c) {
-    return c == '/' || c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+// Plain names with a slash between them, so that no path leads out of the folder. (A shard may be a symbolic link: the Hugging
+// Face cache stores all files so.)
+bool is_path_below(std::string_view path) {
+  if (const size_t slash = path.find('/'); slash != path.npos)
+    return is_path_below(path.substr(0, slash)) && is_path_below(path.substr(slash + 1));
+  const bool special = path.empty() || path == "." || path == "..";
+  return !special && std::none_of(path.begin(), path.end(), [](char c) {
+    return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
   });
 }
 
@@ -240,9 +242,9 @@ WeightMap read_index(const std::string& path) {
       fail(ErrorCode::kCorruptFile, tensor, path, ": weight_map: ", quote(tensor), ": expected a file name, got ",
            describe(value));
     }
-    if (!is_plain_name(*shard)) {
+    if (!is_path_below(*shard)) {
       fail(ErrorCode::kCorruptFile, tensor, path, ": weight_map: ", quote(tensor),
-           ": expected the name of a file in the same folder, got ", quote(*shard));
+           ": expected the name of a file in the same folder or below, got ", quote(*shard));
     }
     shard_of.emplace(tensor, *shard);
   }
@@ -272,18 +274,14 @@ Shards open_shards(const std::filesystem::path& folder, const std::string& index
   for (const std::string& name : names) {
     const MappedFile& file = out.files.emplace_back(open_shard((folder / name).string(), index_path));
     for (Entry& entry : read_entries(file, int(out.files.size()) - 1)) {
-      const auto it = shard_of.find(entry.name);
-      if (it == shard_of.end() || it->second != name) {
-        const std::string where = it == shard_of.end() ? "does not name it" : "places it in " + quote(it->second);
-        fail(ErrorCode::kCorruptFile, entry.name, file.path(), ": tensor ", quote(entry.name), ": ", index_path, " ", where);
-      }
-      out.tensors.emplace(std::move(entry.name), std::move(entry.info));
-    }
-  }
-  for (const auto& [tensor, shard] : shard_of) {
-    if (!out.tensors.count(tensor)) {
-      fail(ErrorCode::kCorruptFile, tensor, index_path, ": weight_map: ", quote(tensor), ": its file ", quote(shard),
-           " has no such tensor");
+      const auto [known, is_new] = out.tensors.try_emplace(entry.name, entry.info);
+      if (is_new) continue;
+      const auto place = shard_of.find(entry.name);
+      const std::string& other = out.files[size_t(known->second.file)].path();
+      if (place == shard_of.end() || (place->second != name && (folder / place->second).string() != other))
+        fail(ErrorCode::kCorruptFile, entry.name, file.path(), ": tensor ", quote(entry.name), ": is in ", other,
+             " as well, and ", index_path, " does not say which is meant");
+      if (place->second == name) known->second = std::move(entry.info);
     }
   }
   return out;

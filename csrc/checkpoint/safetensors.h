@@ -22,15 +22,17 @@ struct TensorInfo {
   int file = 0;  // index into Checkpoint::files()
 };
 
-// All tensors of a model folder: `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+// All tensors of a model folder: `model.safetensors`, or those of the shards that `model.safetensors.index.json` names. The index
+// is asked for the files, and for which of two tensors of one name is meant; what else it says of tensors is not looked at, as in
+// transformers.
 // Keeps the files mapped for as long as it lives. Thread-safety: const methods are safe from any thread.
 class Checkpoint {
  public:
   // `path`: a folder or a single .safetensors file. Throws kNotFound where there is neither file (the text says what was
   // looked for), kCorruptFile for everything malformed: truncated or oversized header (limit 100 MB), bad JSON,
   // duplicate names, unknown dtype, negative or overflowing shape, offsets that are out of range, overlap, leave holes or
-  // disagree with shape x dtype; an index that names a missing file, a path outside the folder, or a tensor
-  // that its shard lacks (and tensors in a shard that the index does not name).
+  // disagree with shape x dtype; an index that names a missing file or a path outside the folder; a tensor in two shards of which
+  // the index names neither.
   static Checkpoint open(const std::string& path);
 
   bool has(const std::string& name) const { return tensors_.count(name) != 0; }

@@ -50,6 +50,10 @@ void load_floats(const uint8_t* from, DType dtype, int64_t count, float* to) {
   }
 }
 
+void load_doubles(const uint8_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = float(load_value<double>(from + i * int64_t(sizeof(double))));
+}
+
 void store_floats(const float* from, int64_t count, DType dtype, uint8_t* to) {
   if (dtype == DType::kF32) {
     std::memcpy(to, from, size_t(count * 4));

@@ -23,6 +23,7 @@ std::vector<float> read_scales(const TensorInfo& info);      // a floating dtype
 std::vector<int64_t> read_integers(const TensorInfo& info);  // I64, I32
 
 void load_floats(const uint8_t* from, DType dtype, int64_t count, float* to);
+void load_doubles(const uint8_t* from, int64_t count, float* to);
 void store_floats(const float* from, int64_t count, DType dtype, uint8_t* to);
 void round_floats(float* values, int64_t count, DType dtype);  // to what the dtype can hold
 

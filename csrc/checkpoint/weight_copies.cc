@@ -47,8 +47,8 @@ class WeightCopies::Block::Copier {
       const Band& b = bands[size_t(task)];
       const WeightPiece& p = b.copy->piece;
       const int64_t count = std::min(kBandRows, p.rows - b.begin);
-      const DType dtype = p.as_float32 ? DType::kF32 : source.dtype;
-      const bool same = source.plain && dtype == source.dtype;
+      const DType dtype = p.dtype.value_or(source.dtype);
+      const bool same = source.plain && !source.is_double() && dtype == source.dtype;
       const int64_t row_bytes = m.cols * dtype_size(dtype);
       const uint8_t* rows[kBandRows];
       for (int64_t i = 0; i < count; ++i) {
@@ -77,6 +77,8 @@ class WeightCopies::Block::Copier {
     if (dequantizer) {
       dequantizer->decode(row, floats);
       if (source.quantized->product_dtype != dtype) round_floats(floats, cols, source.quantized->product_dtype);
+    } else if (source.is_double()) {
+      load_doubles(source.plain->data + row * cols * int64_t(sizeof(double)), cols, floats);
     } else {
       load_floats(source.plain->data + row * cols * dtype_size(source.dtype), source.dtype, cols, floats);
     }

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "checkpoint/quantized_tensor.h"
@@ -13,7 +14,10 @@ namespace lynx_rt {
 struct WeightSource {
   const TensorInfo* plain = nullptr;
   std::unique_ptr<const QuantizedTensor> quantized;
-  DType dtype = DType::kF32;  // of the targets that are not as_float32
+  DType dtype = DType::kF32;  // of the targets whose piece says nothing else
+  bool is_double() const { return plain && plain->dtype == kDouble; }
+
+  static constexpr std::string_view kDouble = "F64";
 };
 
 // All copies lie in one block, in the order in which they were added; each is 64-byte aligned.

@@ -84,7 +84,7 @@ std::vector<WeightPiece> checked_pieces(const TensorSpec& spec) {
 }
 
 WeightView target_view(const WeightPiece& p, DType dtype) {
-  WeightView view{nullptr, p.as_float32 ? DType::kF32 : dtype, p.rows, p.cols};
+  WeightView view{nullptr, p.dtype.value_or(dtype), p.rows, p.cols};
   if (p.transposed) std::swap(view.rows, view.cols);
   return view;
 }

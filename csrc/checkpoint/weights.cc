@@ -25,7 +25,7 @@ bool matches(std::string_view name, std::string_view pattern) {
 
 // Where a piece lies as its target needs it, or null.
 const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
-  if (!source.plain || p.transposed || (p.as_float32 && source.dtype != DType::kF32)) return nullptr;
+  if (!source.plain || source.is_double() || p.transposed || p.dtype.value_or(source.dtype) != source.dtype) return nullptr;
   const bool one_after_the_other = p.rows <= 1 ? p.col_step == 1 : p.row_step == 1 && p.cols == m.cols;
   if (!one_after_the_other) return nullptr;
   const int64_t size = dtype_size(source.dtype);
@@ -57,7 +57,7 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
     source.plain = &checkpoint.at(spec.name);
     if (source.plain->shape != spec.shape) problems.add_wrong_shape(spec.name, str_cat(spec.shape), *source.plain);
     const std::optional<DType> found = floating_dtype(source.plain->dtype);
-    if (!found) problems.add_wrong_dtype(spec.name, "F32, BF16 or F16", *source.plain);
+    if (!found && !source.is_double()) problems.add_wrong_dtype(spec.name, "F64, F32, BF16 or F16", *source.plain);
     source.dtype = found.value_or(dtype);
   }
   int64_t cache_scales = 0;

@@ -1,6 +1,7 @@
 // Binds checkpoint tensors to weight slots with exact accounting.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,7 +26,7 @@ struct WeightPiece {
   int64_t cols = 0;
   int64_t col_step = 1;
   bool transposed = false;  // the target is the part's transpose
-  bool as_float32 = false;  // the target is float32 whatever the tensor is
+  std::optional<DType> dtype = {};  // of the target, whatever the tensor has
 };
 
 struct TensorSpec {
@@ -73,13 +74,14 @@ class WeightCopies {
 };
 
 // Fills every target: in place from the mapping where that is possible, else with its place among the copies; nothing is filled
-// unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16, F16), or, as
-// `quantization` says, the tensors of that weight quantised, which is then decoded to `dtype` (quantized_tensor.h). Each tensor
-// of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore` pattern (a name, or a prefix ending in
-// '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and the first ten of each kind: missing,
-// unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or whose pieces do not cover it, are a
-// bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. read_values: reads all copies at once. `notes`:
-// gets what there is to say. Test: tests/cpp/test_checkpoint.cc, tests/checkpoint/test_quantized_formats.py.
+// unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16, F16; F64 is
+// converted to `dtype`), or, as `quantization` says, the tensors of that weight quantised, which is then decoded to `dtype`
+// (quantized_tensor.h). Each tensor of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore`
+// pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and
+// the first ten of each kind: missing, unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or
+// whose pieces do not cover it, are a bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. read_values:
+// reads all copies at once. `notes`: gets what there is to say. Test: tests/cpp/test_checkpoint.cc,
+// tests/checkpoint/test_quantized_formats.py.
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization = {},
                           DType dtype = DType::kBF16, bool read_values = true, LoadNotes* notes = nullptr);

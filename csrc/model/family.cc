@@ -1,9 +1,9 @@
 #include "model/family.h"
 
-#include "checkpoint/dummy.h"
-
-#include <cmath>
 #include <functional>
+#include <map>
+
+#include "checkpoint/tensor_values.h"
 
 namespace lynx_rt {
 
@@ -56,10 +56,31 @@ const Family& find_family(const std::string& model_type) {
        why ? str_cat(" (", why, ")") : "", "; supported: ", known);
 }
 
+namespace {
+// Of the floating tensors in the file that which most bytes have; float32 where there is no file. A quantised checkpoint is not
+// decoded to 32 bits because its scales are.
+DType dtype_of_file(const std::string& path, bool quantized) {
+  std::map<DType, int64_t> bytes;
+  try {
+    const Checkpoint checkpoint = Checkpoint::open(path);
+    for (const auto& [name, info] : checkpoint.tensors())
+      if (const std::optional<DType> dtype = floating_dtype(info.dtype)) bytes[*dtype] += info.bytes;
+  } catch (const Error& e) {
+    if (e.code() != ErrorCode::kNotFound) throw;
+  }
+  if (quantized) bytes.erase(DType::kF32);
+  DType most = quantized ? DType::kBF16 : DType::kF32;
+  for (const auto& [dtype, count] : bytes)
+    if (count > bytes[most]) most = dtype;
+  return most;
+}
+}  // namespace
+
 ModelConfig read_model_config(const std::string& path, std::vector<std::string>* unread) {
   ConfigReader reader = ConfigReader::open(path + "/config.json");
   ModelConfig config = find_family(reader.string("model_type")).read_config(reader);
   if (config.quantization.empty()) config.quantization = read_quantization_file(path);
+  if (!config.dtype_stated) config.dtype = dtype_of_file(path, !config.quantization.empty());
   config.router.num_experts = int(config.num_experts);
   config.router.top_k = int(config.num_experts_per_tok);
   try {
@@ -73,48 +94,6 @@ ModelConfig read_model_config(const std::string& path, std::vector<std::string>*
          ": residual_multiplier is supported where every layer has experts and none is shared");
   if (unread) *unread = reader.unread_keys();
   return config;
-}
-
-namespace {
-// Experts are compared by them: a NaN would be in no order.
-void check_choice_biases(ModelWeights& weights) {
-  for (size_t l = 0; l < weights.layers.size(); ++l) {
-    const WeightView& bias = weights.layers[l].choice_bias;
-    weights.copies.read(bias);
-    for (int64_t e = 0; e < bias.cols; ++e)
-      if (const float v = static_cast<const float*>(bias.data)[e]; !std::isfinite(v))
-        fail(ErrorCode::kCorruptFile, "e_score_correction_bias", "e_score_correction_bias of layer ", l, ": expert ", e,
-             ": expected a finite value, got ", double(v));
-  }
-}
-}  // namespace
-
-void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when) {
-  const Family& family = find_family(config.model_type);
-  weights.layers.resize(size_t(config.num_layers));
-  std::vector<TensorSpec> specs = family.specs(config, checkpoint, weights);
-  std::vector<std::string> ignored = family.ignored_tensors;
-  if (config.tie_word_embeddings) ignored.push_back("lm_head.weight");  // some tied checkpoints still store it
-  // Layers after the last, quantised or not, predict further tokens (MTP: DeepSeek-V3, GLM-4.5) and are not run.
-  for (int64_t l = config.num_layers;; ++l) {
-    const std::string layer = "model.layers." + std::to_string(l) + ".";
-    const auto first = checkpoint.tensors().lower_bound(layer);
-    if (first == checkpoint.tensors().end() || !first->first.starts_with(layer)) break;
-    ignored.push_back(layer + "*");
-  }
-  LoadNotes notes;
-  weights.copies =
-      bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
-  weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
-  weights.not_used = std::move(notes.not_used);
-  if (when != ReadCopies::kNever) check_choice_biases(weights);
-  if (config.tie_word_embeddings) weights.lm_head = weights.embed;
-}
-
-void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
-  weights.layers.resize(size_t(config.num_layers));
-  weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
-  if (config.tie_word_embeddings) weights.lm_head = weights.embed;
 }
 
 }  // namespace lynx_rt

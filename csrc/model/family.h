@@ -60,13 +60,15 @@ const Family& find_family(const std::string& model_type);
 std::vector<std::string> supported_model_types();
 
 // Reads <path>/config.json (path: a model folder) through its family. Throws kUnsupported for a model that would be computed
-// wrongly, naming the key. `unread`: keys of the config that nothing looked at.
+// wrongly, naming the key. Where the config says no dtype it is that of the file's tensors. `unread`: keys of the config that
+// nothing looked at.
 ModelConfig read_model_config(const std::string& path, std::vector<std::string>* unread = nullptr);
 
 // When the values of weights are read that cannot be used in place, those of quantised checkpoints above all.
 enum class ReadCopies : uint8_t { kNow, kWhenPlaced, kNever };
-// Binds all weights of a checkpoint, in place where that is possible; layers are sized from the config. The checkpoint must
-// outlive what is not read now.
+// Binds all weights of a checkpoint, in place where that is possible; layers are sized from the config, and those that the file
+// has beyond them are left out. Experts of one layer whose dtypes differ are converted to the model's. The checkpoint must
+// outlive what is not read now. Test: tests/model/test_odd_checkpoints.py.
 void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights,
                   ReadCopies when = ReadCopies::kNow);
 // Makes weights up: checkpoint/dummy.h.

@@ -11,6 +11,12 @@ void unsupported(const ConfigReader& config, const std::string& key, const std::
   fail(ErrorCode::kUnsupported, key, config.name(), ": ", key, " ", value, " is not supported; supported: ", supported);
 }
 
+void read_dtype(const ConfigReader& c, ModelConfig& m) {
+  const std::optional<DType> dtype = read_config_dtype(c);
+  m.dtype_stated = dtype.has_value();
+  m.dtype = dtype.value_or(DType::kF32);
+}
+
 ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   ModelConfig m;
   m.model_type = c.string("model_type");
@@ -34,8 +40,10 @@ ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   m.max_position_embeddings = c.integer_or("max_position_embeddings", 32768, 1, 1 << 28);
   m.rms_norm_eps = float(c.number_or("rms_norm_eps", keys.rms_norm_eps, 0.0, 1.0));
   m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", false);
-  m.dtype = read_config_dtype(c);
-  for (int64_t id : c.integer_or_list("eos_token_id", 0, m.vocab_size - 1)) m.eos_token_ids.push_back(int32_t(id));
+  read_dtype(c, m);
+  // -1 and what lies beyond the vocabulary is never drawn, so that it ends nothing.
+  for (int64_t id : c.integer_or_list("eos_token_id", INT64_MIN, INT64_MAX))
+    if (id >= 0 && id < m.vocab_size) m.eos_token_ids.push_back(int32_t(id));
   read_rope(c, m.head_dim, m, keys);
   const std::string act = c.string_or("hidden_act", "silu");
   if (act != "silu" && act != "swish") unsupported(c, "hidden_act", quote(act), "silu");
@@ -48,8 +56,16 @@ void read_experts(const ConfigReader& c, const ExpertKeys& keys, ModelConfig& m)
     const std::string key = c.first_of(spellings);
     return keys.per_layer ? read_uniform(c, key, 1, max, m.num_layers) : c.integer(key, 1, max);
   };
+  const auto absent = [&](const std::string& key) { return !c.has(key); };
   m.num_experts = read(keys.count, 1 << 16);
-  m.num_experts_per_tok = read(keys.top_k, m.num_experts);
+  if (keys.default_top_k > 0 && std::all_of(keys.top_k.begin(), keys.top_k.end(), absent)) {
+    m.num_experts_per_tok = keys.default_top_k;
+    if (m.num_experts_per_tok > m.num_experts)
+      c.fail_key(keys.top_k[0],
+                 str_cat("missing, and the family's ", keys.default_top_k, " is more than ", m.num_experts, " experts"));
+  } else {
+    m.num_experts_per_tok = read(keys.top_k, m.num_experts);
+  }
   m.moe_intermediate_size = read(keys.width, kMaxDim);
   if (m.num_layers * m.num_experts > kMaxExperts)
     c.fail_key(c.first_of(keys.count), str_cat("num_hidden_layers * num_experts = ", m.num_layers * m.num_experts,

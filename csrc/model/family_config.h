@@ -10,7 +10,9 @@ namespace lynx_rt {
 
 inline constexpr int64_t kMaxDim = 1 << 24;  // any single size of a model; keeps products of three within int64
 inline constexpr int64_t kMaxLayers = 1 << 14;
-inline constexpr int64_t kMaxExperts = 1 << 17;  // of all layers together: bounds what an absurd config can make us allocate
+// Of all layers together: they bound what an absurd config can make us allocate.
+inline constexpr int64_t kMaxExperts = 1 << 17;
+inline constexpr int64_t kMaxLatentHeads = 1 << 20;
 
 // In what families differ about the keys that all have.
 struct CommonKeys {
@@ -25,6 +27,9 @@ struct CommonKeys {
 // at the usual scale; rope as read_rope() finds it. hidden_act must be silu.
 ModelConfig read_common(const ConfigReader& config, const CommonKeys& keys = {});
 
+// dtype, and whether the config says it.
+void read_dtype(const ConfigReader& config, ModelConfig& m);
+
 // rope_scaling and rope_theta, or rope_parameters (transformers 5); partial_rotary_factor wherever it is.
 // head_dim: the columns of a head that the factor is a part of. Called by read_common() with the head size.
 void read_rope(const ConfigReader& config, int64_t head_dim, ModelConfig& m, const CommonKeys& keys = {});
@@ -34,6 +39,7 @@ struct ExpertKeys {
   std::vector<std::string> count = {"num_experts", "num_local_experts"};
   std::vector<std::string> top_k = {"num_experts_per_tok"};
   std::vector<std::string> width = {"moe_intermediate_size"};
+  int64_t default_top_k = 0;  // without a key, as the family's transformers configuration has it; 0 = there must be one
   bool per_layer = false;  // each may be a list with an entry per layer, all the same (Hunyuan)
 };
 // E, k and I. Which layers have experts is the family's to say. A count or width may be a list with an entry per layer, all

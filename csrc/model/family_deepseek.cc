@@ -17,6 +17,9 @@ void read_latent_attention(const ConfigReader& c, ModelConfig& m) {
   if (m.num_kv_heads != m.num_heads)
     c.fail_key("num_key_value_heads",
                str_cat("expected num_attention_heads ", m.num_heads, " (all heads share one latent), got ", m.num_kv_heads));
+  if (m.num_layers * m.num_heads > kMaxLatentHeads)
+    c.fail_key("num_attention_heads", str_cat("num_hidden_layers * num_attention_heads = ", m.num_layers * m.num_heads,
+                                              " is over the limit of ", kMaxLatentHeads));
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   // What YaRN takes from cosines and sines by mscale_all_dim, all columns of the scores get here.
   const double mscale =
@@ -40,6 +43,7 @@ void add_latent_attention(WeightTable& table, int64_t l) {
   table.add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj);
   if (m.attention_bias) table.add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias);
   table.add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm);
+  if (!table.can_hold({a * (nope + v), latent})) return table.add({name + "kv_b_proj.weight", {a * (nope + v), latent}, {}});
   w.k_absorb.resize(size_t(a));
   w.v_absorb.resize(size_t(a));
   TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
@@ -53,8 +57,8 @@ void add_latent_attention(WeightTable& table, int64_t l) {
   if (m.output_bias) table.add(name + "o_proj.bias", {h}, &w.o_bias);
 }
 
-void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double scale, ModelConfig& m) {
-  read_experts(c, {{"n_routed_experts"}, {"num_experts_per_tok"}, {"moe_intermediate_size"}}, m);
+void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double scale, int64_t default_top_k, ModelConfig& m) {
+  read_experts(c, {.count = {"n_routed_experts"}, .default_top_k = default_top_k}, m);
   const int64_t shared = c.integer_or("n_shared_experts", 0, 0, 1 << 10);
   m.shared_expert_width = shared * m.moe_intermediate_size;
   m.router.scale = float(c.number_or("routed_scaling_factor", scale, 0.0, 1e6));

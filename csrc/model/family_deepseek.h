@@ -13,7 +13,8 @@ void add_latent_attention(WeightTable& table, int64_t l);
 
 // Experts in all layers from first_k_dense_replace on (or that key's fallback), every moe_layer_freq-th of them;
 // n_routed_experts, n_shared_experts, moe_intermediate_size, routed_scaling_factor.
-void read_deepseek_experts(const ConfigReader& config, int64_t first_dense, double scale, ModelConfig& m);
+// default_top_k: of ExpertKeys.
+void read_deepseek_experts(const ConfigReader& config, int64_t first_dense, double scale, int64_t default_top_k, ModelConfig& m);
 // n_group and topk_group, where missing one group.
 void read_router_groups(const ConfigReader& config, ModelConfig& m);
 // Gates are sigmoids, chosen by them plus e_score_correction_bias within groups (DeepSeek-V3, arXiv 2412.19437 section 2.1.2).

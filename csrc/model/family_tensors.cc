@@ -1,14 +1,68 @@
 #include "model/family_tensors.h"
 
+#include <algorithm>
+#include <cstring>
+
+#include "checkpoint/tensor_values.h"
+
 namespace lynx_rt {
+
+namespace {
+
+// Plain, or under one of the names that a quantised weight has.
+bool stored(const Checkpoint& checkpoint, const std::string& name) {
+  const std::string module = name.substr(0, name.rfind('.'));
+  return checkpoint.has(name) || checkpoint.has(name + "_packed") || checkpoint.has(name + "_blocks") ||
+         checkpoint.has(module + ".qweight");
+}
+
+// Whether two tensors hold the same values; false also where that takes decoding.
+bool same_values(const Checkpoint& checkpoint, const std::string& first, const std::string& second) {
+  if (!checkpoint.has(first) || !checkpoint.has(second)) return false;
+  const TensorInfo &a = checkpoint.at(first), &b = checkpoint.at(second);
+  const std::optional<DType> of_a = floating_dtype(a.dtype), of_b = floating_dtype(b.dtype);
+  if (a.shape != b.shape || !of_a || !of_b) return false;
+  if (of_a == of_b) return std::memcmp(a.data, b.data, size_t(a.bytes)) == 0;
+  constexpr int64_t kCount = 1024;
+  float values[2][kCount];
+  const int64_t total = a.bytes / dtype_size(*of_a);
+  for (int64_t i = 0; i < total; i += kCount) {
+    const int64_t count = std::min(kCount, total - i);
+    load_floats(a.data + i * dtype_size(*of_a), *of_a, count, values[0]);
+    load_floats(b.data + i * dtype_size(*of_b), *of_b, count, values[1]);
+    if (!std::equal(values[0], values[0] + count, values[1])) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+ModelNames::ModelNames(const Checkpoint& checkpoint) {
+  if (checkpoint.has("language_model.model.norm.weight")) root = "language_model.";
+  base = checkpoint.has("norm.weight") ? "" : root + "model.";
+}
+
+bool WeightTable::can_hold(const std::vector<int64_t>& shape) const {
+  double elements = 1;
+  for (const int64_t d : shape) elements *= double(d);
+  return checkpoint_.files().empty() || elements <= 2 * double(checkpoint_bytes_);
+}
 
 void WeightTable::add_model() {
   const int64_t h = m.hidden_size;
-  add(prefix_ + "model.embed_tokens.weight", {m.vocab_size, h}, &weights_.embed);
-  add(prefix_ + "model.norm.weight", {h}, &weights_.final_norm);
-  if (m.norm == NormKind::kLayer) add(prefix_ + "model.norm.bias", {h}, &weights_.final_norm_bias);
-  if (!m.tie_word_embeddings) add(prefix_ + "lm_head.weight", {m.vocab_size, h}, &weights_.lm_head);
-  if (m.lm_head_bias) add(prefix_ + "lm_head.bias", {m.vocab_size}, &weights_.lm_head_bias);
+  const std::string embed = names_.base + "embed_tokens.weight", head = names_.head();
+  const bool has_both = stored(checkpoint_, embed) && stored(checkpoint_, head);
+  const bool head_alone = m.tie_word_embeddings && !has_both && stored(checkpoint_, head);
+  add(head_alone ? head : embed, {m.vocab_size, h}, &weights_.embed);
+  add(names_.base + "norm.weight", {h}, &weights_.final_norm);
+  if (m.norm == NormKind::kLayer) add(names_.base + "norm.bias", {h}, &weights_.final_norm_bias);
+  const bool differs = m.tie_word_embeddings && has_both && !same_values(checkpoint_, embed, head);
+  if (differs)
+    weights_.warnings.push_back(
+        str_cat("config.json says tie_word_embeddings, but ", head, " and ", embed,
+                " are both in the checkpoint and differ: both are used. Set tie_word_embeddings to false"));
+  if (!m.tie_word_embeddings || differs) add(head, {m.vocab_size, h}, &weights_.lm_head);
+  if (m.lm_head_bias) add(names_.root + "lm_head.bias", {m.vocab_size}, &weights_.lm_head_bias);
 }
 
 void WeightTable::add_norms(int64_t l) {

@@ -7,6 +7,14 @@
 
 namespace lynx_rt {
 
+// What the names of a checkpoint's tensors begin with.
+struct ModelNames {
+  explicit ModelNames(const Checkpoint& checkpoint);
+  std::string root;  // of lm_head: "", or "language_model." where the model is a part of another
+  std::string base;  // of what lies below the head: root + "model.", or "" in a checkpoint of the base model
+  std::string head() const { return root + "lm_head.weight"; }
+};
+
 // Tensor names within an MLP.
 struct MlpNames {
   const char *gate = "gate_proj", *up = "up_proj", *down = "down_proj";
@@ -14,9 +22,8 @@ struct MlpNames {
 
 class WeightTable {
  public:
-  // `prefix`: of all names, where the model is a part of another.
-  WeightTable(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights, std::string prefix = "")
-      : m(config), checkpoint_(checkpoint), weights_(weights), prefix_(std::move(prefix)) {}
+  WeightTable(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights)
+      : m(config), checkpoint_(checkpoint), weights_(weights), names_(checkpoint), checkpoint_bytes_(checkpoint.total_bytes()) {}
 
   // A tensor that fills one slot whole.
   void add(std::string name, std::vector<int64_t> shape, WeightView* target) {
@@ -25,14 +32,18 @@ class WeightTable {
   // The same, made float32 whatever it is.
   void add_float32(std::string name, std::vector<int64_t> shape, WeightView* target) {
     add(std::move(name), std::move(shape), target);
-    specs_.back().pieces[0].as_float32 = true;
+    specs_.back().pieces[0].dtype = DType::kF32;
   }
   void add(TensorSpec spec) { specs_.push_back(std::move(spec)); }
+  // Whether the file is large enough for a weight of that shape, at four bits or more to an element; where it is not, a spec
+  // without pieces reports what is missing, and nothing is made for each row of it. Always where there is no file.
+  bool can_hold(const std::vector<int64_t>& shape) const;
   bool has(const std::string& name) const { return checkpoint_.has(name); }
   LayerWeights& layer(int64_t l) { return weights_.layers[size_t(l)]; }
-  std::string layer_name(int64_t l) const { return prefix_ + "model.layers." + std::to_string(l) + "."; }
+  std::string layer_name(int64_t l) const { return names_.base + "layers." + std::to_string(l) + "."; }
 
-  // model.embed_tokens, model.norm, lm_head.
+  // model.embed_tokens, model.norm, lm_head. Where the config ties the last to the first, but the file has both and they differ,
+  // both are used, as transformers does; where it has one of them, that one is both.
   void add_model();
   // input_layernorm and post_attention_layernorm.
   void add_norms(int64_t l);
@@ -56,7 +67,8 @@ class WeightTable {
  private:
   const Checkpoint& checkpoint_;
   ModelWeights& weights_;
-  std::string prefix_;
+  ModelNames names_;
+  int64_t checkpoint_bytes_;
   std::vector<TensorSpec> specs_;
 };
 

@@ -36,7 +36,8 @@ struct ModelConfig {
   float embedding_multiplier = 1;      // embedding_multiplier (Granite)
   float residual_multiplier = 1;       // what a block adds to the residual stream; residual_multiplier (Granite)
   float logits_multiplier = 1;         // 1 / logits_scaling (Granite)
-  DType dtype = DType::kF32;           // dtype, or torch_dtype; absent = float32
+  DType dtype = DType::kF32;           // dtype, or torch_dtype
+  bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's
   QuantizationConfig quantization;     // quantization_config, compression_config: how the file's weights are to be decoded
   std::vector<int32_t> eos_token_ids;  // eos_token_id: a number, a list, or absent
   std::vector<LayerConfig> layers;     // [num_layers]

@@ -94,7 +94,7 @@ void test_one_of_each_problem() {
   CHECK_THROWS(bind_weights(checkpoint, specs, {}), kCorrupt, "absent",
                {path, "1 missing: \"absent\"", "1 unexpected: \"extra\"",
                 "2 of the wrong shape: \"turned\" (expected [2, 3], got [3, 2]), \"worst\" (expected [2], got [1])",
-                "2 of the wrong dtype: \"fp8\" (expected F32, BF16 or F16, got F8_E4M3), \"worst\""});
+                "2 of the wrong dtype: \"fp8\" (expected F64, F32, BF16 or F16, got F8_E4M3), \"worst\""});
   CHECK(view.empty());  // nothing is bound unless everything fits
 }
 

@@ -141,7 +141,8 @@ void test_objects() {
 }
 
 void test_dtype() {
-  CHECK(read_config_dtype(reader("{}")) == DType::kF32);
+  CHECK(!read_config_dtype(reader("{}")));
+  CHECK(!read_config_dtype(reader(R"({"dtype": "auto"})")));
   CHECK(read_config_dtype(reader(R"({"dtype": "bfloat16"})")) == DType::kBF16);
   CHECK(read_config_dtype(reader(R"({"torch_dtype": "torch.float16"})")) == DType::kF16);
   CHECK(read_config_dtype(reader(R"({"dtype": null, "torch_dtype": "float32"})")) == DType::kF32);

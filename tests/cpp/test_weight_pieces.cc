@@ -57,7 +57,7 @@ void check_piece(const WeightPiece& p, int64_t cols, DType dtype) {
   const WeightView& v = *p.target;
   CHECK_EQ(v.rows, p.transposed ? p.cols : p.rows);
   CHECK_EQ(v.cols, p.transposed ? p.rows : p.cols);
-  CHECK(v.dtype == (p.as_float32 ? DType::kF32 : dtype));
+  CHECK(v.dtype == p.dtype.value_or(dtype));
   bool same = true;
   for (int64_t i = 0; i < p.rows; ++i)
     for (int64_t j = 0; j < p.cols; ++j) {
@@ -85,7 +85,7 @@ std::vector<WeightPiece> random_pieces(std::mt19937& random, int64_t rows, int64
     for (const auto& c : split(cols)) {
       WeightPiece p{nullptr, r[0], r[1], r[2], c[0], c[1], c[2]};
       p.transposed = random() % 3 == 0;
-      p.as_float32 = random() % 4 == 0;
+      if (random() % 4 == 0) p.dtype = DType::kF32;
       pieces.push_back(p);
     }
   targets.assign(pieces.size(), {});
@@ -144,7 +144,7 @@ void test_random_pieces_of_codes() {
               value_at(*p.target, p.transposed ? j : i, p.transposed ? i : j) == float(codes[size_t(at)]) * scales[size_t(row)];
         }
     CHECK(same);
-    for (const WeightPiece& p : pieces) CHECK(p.target->dtype == (p.as_float32 ? DType::kF32 : dtype));
+    for (const WeightPiece& p : pieces) CHECK(p.target->dtype == p.dtype.value_or(dtype));
   }
 }
 
@@ -169,7 +169,7 @@ void test_layouts() {
     bias.pieces.push_back({&up_bias[e], e, 1, 1, 1, 0, 2});
   }
   TensorSpec as_float{"vector", {kH}, {{&vector, 0, 1}}};
-  as_float.pieces[0].as_float32 = true;
+  as_float.pieces[0].dtype = DType::kF32;
   const std::vector<TensorSpec> specs = {interleaved, halves, bias, as_float};
   const WeightCopies owned = bind_weights(checkpoint, specs, {});
   for (const TensorSpec& spec : specs)
@@ -190,7 +190,7 @@ void test_in_place() {
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   WeightView a, b, c, f;
   TensorSpec as_float{"f", {4}, {{&f, 0, 1}}};
-  as_float.pieces[0].as_float32 = true;  // it is that already
+  as_float.pieces[0].dtype = DType::kF32;  // it is that already
   const WeightCopies owned =
       bind_weights(checkpoint, {{"t", {3, 8}, {{&a, 1, 1, 1, 0, 3}, {&b, 1, 1, 1, 3, 5}, {&c, 0, 2, 2}}}, as_float}, {});
   const uint8_t* data = checkpoint.at("t").data;
@@ -366,9 +366,9 @@ void test_dummy_pieces() {
   for (const bool shared : {false, true}) {
     WeightView* t = a[shared];
     TensorSpec matrix{"m", {6, 10}, {{&t[0], 0, 6, 1, 0, 5, 2, true}, {&t[1], 0, 3, 2, 1, 5, 2}, {&t[2], 1, 3, 2, 1, 5, 2}}};
-    matrix.pieces[2].as_float32 = true;
+    matrix.pieces[2].dtype = DType::kF32;
     TensorSpec vector{"v", {7}, {{&t[3], 0, 1}}};
-    vector.pieces[0].as_float32 = true;
+    vector.pieces[0].dtype = DType::kF32;
     owned.push_back(dummy_weights({matrix, vector, whole_tensor("w", {3, 4}, &t[4])}, DType::kBF16, shared));
     CHECK_EQ(t[0].rows, 5);
     CHECK_EQ(t[0].cols, 6);

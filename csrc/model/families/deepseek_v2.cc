@@ -11,7 +11,7 @@ ModelConfig read_config(const ConfigReader& c) {
   read_latent_attention(c, m);
   m.rope.interleaved = true;
   m.mlp_bias = c.boolean_or("mlp_bias", false);
-  read_deepseek_experts(c, 0, 1.0, m);
+  read_deepseek_experts(c, 0, 1.0, 0, m);
   require_word(c, "scoring_func", "softmax");
   // The models' own code normalises instead of scaling, transformers ignores the key; no checkpoint has it.
   require_flag(c, "norm_topk_prob", false);
@@ -39,7 +39,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& deepseek_v2_family() {
-  static const Family family{"deepseek_v2", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"deepseek_v2", read_config, specs, {}};
   return family;
 }
 

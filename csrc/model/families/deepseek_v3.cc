@@ -10,7 +10,7 @@ ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c, {.head_dim = "qk_rope_head_dim"});
   read_latent_attention(c, m);
   m.rope.interleaved = c.boolean_or("rope_interleave", true);
-  read_deepseek_experts(c, 3, 2.5, m);
+  read_deepseek_experts(c, 3, 2.5, 8, m);
   read_sigmoid_router(c, m);
   return m;
 }
@@ -29,7 +29,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& deepseek_v3_family() {
-  static const Family family{"deepseek_v3", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"deepseek_v3", read_config, specs, {}};
   return family;
 }
 

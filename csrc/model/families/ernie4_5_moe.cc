@@ -11,7 +11,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.rope.interleaved = true;
   m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", true);
   m.attention_bias = m.output_bias = m.mlp_bias = m.lm_head_bias = c.boolean_or("use_bias", false);
-  read_experts(c, {{"moe_num_experts", "num_experts"}, {"moe_k", "num_experts_per_tok"}, {"moe_intermediate_size"}}, m);
+  read_experts(c, {{"moe_num_experts", "num_experts"}, {"moe_k", "num_experts_per_tok"}, {"moe_intermediate_size"}, 6}, m);
   m.shared_expert_width = c.integer_or("moe_num_shared_experts", 2, 0, 1 << 10) * m.moe_intermediate_size;
   m.choice_bias = true;
   m.router.min_sum = float(c.number_or("moe_norm_min", 1e-12, 0.0, 1.0));
@@ -48,7 +48,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& ernie4_5_moe_family() {
-  static const Family family{"ernie4_5_moe", read_config, specs, {"*.rotary_emb.inv_freq", "model.mtp_*"}};
+  static const Family family{"ernie4_5_moe", read_config, specs, {"model.mtp_*", "mtp_*"}};
   return family;
 }
 

@@ -9,7 +9,7 @@ ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5, .partial_rotary = true, .partial_rotary_factor = 0.5});
   m.attention_bias = c.boolean_or("attention_bias", false);  // q, k, v alone
   if (c.boolean_or("use_qk_norm", false)) m.qk_norm = QkNorm::kHead;
-  read_deepseek_experts(c, 1, 1.0, m);
+  read_deepseek_experts(c, 1, 1.0, 8, m);
   read_sigmoid_router(c, m);
   return m;
 }
@@ -28,7 +28,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& glm4_moe_family() {
-  static const Family family{"glm4_moe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"glm4_moe", read_config, specs, {}};
   return family;
 }
 

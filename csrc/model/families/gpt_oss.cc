@@ -15,7 +15,8 @@ ModelConfig read_config(const ConfigReader& c) {
   read_window(c, m);
   if (!c.has("layer_types"))
     for (size_t l = 1; l < m.layers.size(); l += 2) m.layers[l].window = 0;  // sliding, full, sliding, ...
-  read_experts(c, {{"num_local_experts", "num_experts"}, {"num_experts_per_tok", "experts_per_token"}, {"intermediate_size"}}, m);
+  read_experts(c, {{"num_local_experts", "num_experts"}, {"num_experts_per_tok", "experts_per_token"}, {"intermediate_size"}, 4},
+               m);
   for (LayerConfig& l : m.layers) l.moe = true;
   m.router_bias = m.expert_bias = true;
   m.ffn.activation = Activation::kClampedSwiglu;
@@ -77,7 +78,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& gpt_oss_family() {
-  static const Family family{"gpt_oss", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"gpt_oss", read_config, specs, {}};
   return family;
 }
 

@@ -15,7 +15,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.embedding_multiplier = multiplier("embedding_multiplier");
   m.residual_multiplier = multiplier("residual_multiplier");
   m.logits_multiplier = 1 / multiplier("logits_scaling");
-  read_experts(c, {.width = {"intermediate_size"}}, m);
+  read_experts(c, {.width = {"intermediate_size"}, .default_top_k = 2}, m);
   for (LayerConfig& layer : m.layers) layer.moe = true;
   return m;
 }
@@ -40,7 +40,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& granitemoe_family() {
-  static const Family family{"granitemoe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"granitemoe", read_config, specs, {}};
   return family;
 }
 

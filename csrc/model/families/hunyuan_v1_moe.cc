@@ -18,12 +18,14 @@ ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5});
   m.qk_norm = QkNorm::kHeadAfterRope;
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
-  read_experts(c, {.top_k = {"moe_topk", "num_experts_per_tok"}, .width = {"intermediate_size"}, .per_layer = true}, m);
+  read_experts(
+      c, {.top_k = {"moe_topk", "num_experts_per_tok"}, .width = {"intermediate_size"}, .default_top_k = 1, .per_layer = true}, m);
   m.shared_expert_width = m.moe_intermediate_size;
   for (LayerConfig& layer : m.layers) layer.moe = true;
   for (const char* key : {"use_qk_norm", "norm_topk_prob", "use_mixed_mlp_moe", "use_rotary_pos_emb"}) require_flag(c, key, true);
   for (const char* key : {"use_mla", "use_cla", "mlp_bias", "group_limited_greedy", "position_embedding_xdrope"})
     require_flag(c, key, false);
+  for (const char* of_groups : {"n_group", "topk_group", "routed_scaling_factor"}) c.has(of_groups);  // not limited to any
   require_number(c, "moe_intermediate_size", m.moe_intermediate_size, m.num_layers);
   require_number(c, "attention_head_dim", m.head_dim, m.num_layers);
   require_number(c, "num_shared_expert", 1, m.num_layers);
@@ -48,7 +50,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& hunyuan_v1_moe_family() {
-  static const Family family{"hunyuan_v1_moe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"hunyuan_v1_moe", read_config, specs, {}};
   return family;
 }
 

@@ -13,7 +13,7 @@ ModelConfig read_config(const ConfigReader& c) {
   if (!text) c.fail_key("text_config", "missing, expected an object");
   ModelConfig m = llama4_text_family().read_config(*text);
   m.model_type = c.string("model_type");
-  if (!text->has("dtype") && !text->has("torch_dtype")) m.dtype = read_config_dtype(c);
+  if (!m.dtype_stated) read_dtype(c, m);
   if (m.quantization.empty()) m.quantization = read_quantization_config(c);
   for (const char* image : {"vision_config", "boi_token_index", "eoi_token_index", "image_token_index"}) c.has(image);
   return m;
@@ -23,7 +23,7 @@ ModelConfig read_config(const ConfigReader& c) {
 
 const Family& llama4_family() {
   static const Family family{
-      "llama4", read_config, llama4_text_family().specs, {"*.rotary_emb.inv_freq", "vision_model.*", "multi_modal_projector.*"}};
+      "llama4", read_config, llama4_text_family().specs, {"vision_model.*", "multi_modal_projector.*"}};
   return family;
 }
 

@@ -45,7 +45,7 @@ ModelConfig read_config(const ConfigReader& c) {
     m.temperature_floor = float(floor);
     m.temperature_scale = float(scale);
   }
-  read_experts(c, {{"num_local_experts"}, {"num_experts_per_tok"}, {"intermediate_size"}}, m);
+  read_experts(c, {{"num_local_experts"}, {"num_experts_per_tok"}, {"intermediate_size"}, 1}, m);
   read_layers(c, m);
   m.shared_expert_width = m.moe_intermediate_size;
   m.intermediate_size = c.integer_or("intermediate_size_mlp", 0, 1, kMaxDim);
@@ -77,8 +77,7 @@ void add_transposed_experts(WeightTable& table, const std::string& name, int64_t
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  const bool nested = checkpoint.has("language_model.model.embed_tokens.weight");
-  WeightTable table(m, checkpoint, weights, nested ? "language_model." : "");
+  WeightTable table(m, checkpoint, weights);
   table.add_model();
   for (int64_t l = 0; l < m.num_layers; ++l) {
     const std::string name = table.layer_name(l) + "feed_forward.", experts = name + "experts.";
@@ -103,7 +102,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& llama4_text_family() {
-  static const Family family{"llama4_text", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"llama4_text", read_config, specs, {}};
   return family;
 }
 

@@ -15,7 +15,7 @@ ModelConfig read_config(const ConfigReader& c) {
   }
   ModelConfig m = read_common(c, keys);
   m.qk_norm = QkNorm::kWidth;
-  read_experts(c, {{"num_local_experts", "num_experts"}, {"num_experts_per_tok"}, {"intermediate_size"}}, m);
+  read_experts(c, {{"num_local_experts", "num_experts"}, {"num_experts_per_tok"}, {"intermediate_size"}, 8}, m);
   m.router.kind = RouterKind::kSigmoid;
   m.choice_bias = true;
   for (LayerConfig& l : m.layers) l.moe = true;
@@ -49,7 +49,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& minimax_m2_family() {
-  static const Family family{"minimax_m2", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"minimax_m2", read_config, specs, {}};
   return family;
 }
 

@@ -16,7 +16,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& mistral_family() {
-  static const Family family{"mistral", read_config, dense_specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"mistral", read_config, dense_specs, {}};
   return family;
 }
 

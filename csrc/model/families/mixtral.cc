@@ -10,7 +10,7 @@ namespace {
 ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5, .rope_theta = 1e6});
   read_uniform_window(c, m);
-  read_experts(c, {.width = {"intermediate_size"}}, m);
+  read_experts(c, {.width = {"intermediate_size"}, .default_top_k = 2}, m);
   for (LayerConfig& layer : m.layers) layer.moe = true;
   return m;
 }
@@ -32,7 +32,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& mixtral_family() {
-  static const Family family{"mixtral", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"mixtral", read_config, specs, {}};
   return family;
 }
 

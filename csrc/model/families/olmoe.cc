@@ -11,7 +11,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.qk_norm = QkNorm::kWidth;
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   m.clip_qkv = float(c.number_or("clip_qkv", 0, 1e-6, 1e9));
-  read_experts(c, {.width = {"intermediate_size"}}, m);
+  read_experts(c, {.width = {"intermediate_size"}, .default_top_k = 8}, m);
   m.router.norm_topk = c.boolean_or("norm_topk_prob", false);
   for (LayerConfig& layer : m.layers) layer.moe = true;
   return m;
@@ -33,7 +33,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& olmoe_family() {
-  static const Family family{"olmoe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"olmoe", read_config, specs, {}};
   return family;
 }
 

@@ -13,7 +13,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   m.lm_head_bias = c.boolean_or("lm_head_bias", false);
   read_uniform_window(c, m);
-  read_experts(c, {.width = {"intermediate_size"}}, m);
+  read_experts(c, {.width = {"intermediate_size"}, .default_top_k = 2}, m);
   if (m.num_experts_per_tok != 2) unsupported(c, "num_experts_per_tok", str_cat(m.num_experts_per_tok), "2");
   m.router.kind = RouterKind::kSparsemixer;
   m.router.norm_topk = false;
@@ -43,7 +43,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& phimoe_family() {
-  static const Family family{"phimoe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"phimoe", read_config, specs, {}};
   return family;
 }
 

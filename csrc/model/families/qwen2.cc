@@ -17,7 +17,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& qwen2_family() {
-  static const Family family{"qwen2", read_config, dense_specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"qwen2", read_config, dense_specs, {}};
   return family;
 }
 

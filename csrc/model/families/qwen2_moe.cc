@@ -11,7 +11,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.attention_bias = c.boolean_or("qkv_bias", true);
   // Every other layer, from the first on: so transformers reads a config without layer_types.
   read_switched_window(c, m, [](int64_t layer, int64_t max_layers) { return layer % 2 == 0 && layer < max_layers; });
-  read_experts(c, {}, m);
+  read_experts(c, {.default_top_k = 4}, m);
   m.router.norm_topk = c.boolean_or("norm_topk_prob", false);
   m.shared_expert_width = c.integer("shared_expert_intermediate_size", 1, kMaxDim);
   m.shared_expert_gate = true;
@@ -42,7 +42,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& qwen2_moe_family() {
-  static const Family family{"qwen2_moe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"qwen2_moe", read_config, specs, {}};
   return family;
 }
 

@@ -18,7 +18,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& qwen3_family() {
-  static const Family family{"qwen3", read_config, dense_specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"qwen3", read_config, dense_specs, {}};
   return family;
 }
 

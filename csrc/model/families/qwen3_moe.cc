@@ -11,7 +11,8 @@ ModelConfig read_config(const ConfigReader& c) {
   m.qk_norm = QkNorm::kHead;
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   read_switched_window(c, m, [](int64_t, int64_t) { return true; });
-  read_experts(c, {}, m);
+  read_experts(c, {.default_top_k = 8}, m);
+  c.has("shared_expert_intermediate_size");  // of Qwen2-MoE; no expert is shared
   m.router.norm_topk = c.boolean_or("norm_topk_prob", false);
   read_sparse_layers(c, m);
   return m;
@@ -37,7 +38,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
 }  // namespace
 
 const Family& qwen3_moe_family() {
-  static const Family family{"qwen3_moe", read_config, specs, {"*.rotary_emb.inv_freq"}};
+  static const Family family{"qwen3_moe", read_config, specs, {}};
   return family;
 }
 

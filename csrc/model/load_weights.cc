@@ -1,0 +1,156 @@
+// From a checkpoint, or made up, to the slots that a family names.
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <map>
+#include <set>
+
+#include "checkpoint/dummy.h"
+#include "checkpoint/tensor_values.h"
+#include "model/family_tensors.h"
+
+namespace lynx_rt {
+
+namespace {
+
+// What other classes of a model, and older versions of transformers, save beside the weights: heads of reward models and
+// classifiers, and buffers that are computed.
+const std::vector<std::string> kNotOfTheModel = {"v_head.*",
+                                                 "value_head.*",
+                                                 "score.*",
+                                                 "classifier.*",
+                                                 "*rotary_emb.inv_freq",
+                                                 "*rotary_emb.original_inv_freq",
+                                                 "*rotary_emb.cos_cached",
+                                                 "*rotary_emb.sin_cached",
+                                                 "*.masked_bias"};
+
+// The number of the layer that a tensor belongs to, -1 for none.
+int64_t layer_of(const std::string& name, const std::string& layers) {
+  int64_t l = -1;
+  if (name.starts_with(layers)) std::from_chars(name.data() + layers.size(), name.data() + name.size(), l);
+  return l;
+}
+
+// The config, with no more layers than the file has and one that it lacks, whose tensors are then missing: nothing is made for
+// each layer of an absurd number.
+ModelConfig bounded(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& layers) {
+  std::set<int64_t> stored;
+  for (const auto& [name, info] : checkpoint.tensors()) stored.insert(layer_of(name, layers));
+  ModelConfig out = config;
+  int64_t count = 0;
+  while (count < config.num_layers && stored.count(count)) ++count;
+  out.num_layers = std::min(config.num_layers, count + 1);
+  out.layers.resize(size_t(out.num_layers));
+  return out;
+}
+
+// Layers that the config does not count: those that predict further tokens (MTP: DeepSeek-V3, GLM-4.5), or those that somebody
+// cut off by num_hidden_layers.
+void ignore_further_layers(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& layers,
+                           std::vector<std::string>& ignored, std::vector<std::string>& warnings) {
+  std::map<int64_t, bool> further;  // whether the layer predicts further tokens
+  for (const auto& [name, info] : checkpoint.tensors()) {
+    const int64_t l = layer_of(name, layers);
+    if (l < config.num_layers) continue;
+    const std::string_view part = std::string_view(name).substr(name.find('.', layers.size()) + 1);
+    bool& predicts = further[l];
+    for (const char* of_mtp : {"eh_proj.", "enorm.", "hnorm.", "shared_head.", "embed_tokens."})
+      predicts |= part.starts_with(of_mtp);
+  }
+  int64_t cut = 0;
+  for (const auto& [l, predicts] : further) {
+    ignored.push_back(str_cat(layers, l, ".*"));
+    cut += !predicts;
+  }
+  if (cut > 0)
+    warnings.push_back(str_cat("the checkpoint has ", cut, " more layers than num_hidden_layers ", config.num_layers,
+                               " in config.json: they are left out"));
+}
+
+// Ops take the experts of a layer at once, and a gate with its up projection: what they take together has one dtype.
+class SameDtypes {
+ public:
+  SameDtypes(const Checkpoint& checkpoint, std::vector<TensorSpec>& specs, DType dtype) : dtype_(dtype) {
+    std::vector<DType> of_spec(specs.size(), dtype);  // that of what is decoded
+    for (size_t s = 0; s < specs.size(); ++s)
+      if (checkpoint.has(specs[s].name)) of_spec[s] = floating_dtype(checkpoint.at(specs[s].name).dtype).value_or(dtype);
+    if (std::set(of_spec.begin(), of_spec.end()).size() < 2) return;
+    for (size_t s = 0; s < specs.size(); ++s)
+      for (WeightPiece& piece : specs[s].pieces) pieces_[piece.target] = {&piece, piece.dtype.value_or(of_spec[s])};
+  }
+
+  // Where they differ, those that have not the model's dtype are converted to it.
+  void make(const std::vector<WeightView*>& together) {
+    std::set<DType> dtypes;
+    for (const WeightView* view : together)
+      if (const auto it = pieces_.find(view); it != pieces_.end()) dtypes.insert(it->second.dtype);
+    if (dtypes.size() < 2) return;
+    for (const WeightView* view : together)
+      if (const auto it = pieces_.find(view); it != pieces_.end()) it->second.piece->dtype = dtype_;
+  }
+
+ private:
+  struct Source {
+    WeightPiece* piece;
+    DType dtype;
+  };
+  std::map<const WeightView*, Source> pieces_;
+  DType dtype_;
+};
+
+void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<TensorSpec>& specs, ModelWeights& weights) {
+  SameDtypes same(checkpoint, specs, dtype);
+  for (LayerWeights& layer : weights.layers) {
+    std::vector<WeightView*> gates, downs;
+    for (ExpertWeights& e : layer.experts) {
+      gates.insert(gates.end(), {&e.gate, &e.up});
+      downs.push_back(&e.down);
+    }
+    same.make(gates);
+    same.make(downs);
+    for (ExpertWeights* w : {&layer.shared_expert, &layer.mlp}) same.make({&w->gate, &w->up});
+  }
+}
+
+// Experts are compared by them: a NaN would be in no order.
+void check_choice_biases(ModelWeights& weights) {
+  for (size_t l = 0; l < weights.layers.size(); ++l) {
+    const WeightView& bias = weights.layers[l].choice_bias;
+    weights.copies.read(bias);
+    for (int64_t e = 0; e < bias.cols; ++e)
+      if (const float v = static_cast<const float*>(bias.data)[e]; !std::isfinite(v))
+        fail(ErrorCode::kCorruptFile, "e_score_correction_bias", "e_score_correction_bias of layer ", l, ": expert ", e,
+             ": expected a finite value, got ", double(v));
+  }
+}
+
+}  // namespace
+
+void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when) {
+  const Family& family = find_family(wanted.model_type);
+  const ModelNames names(checkpoint);
+  const ModelConfig config = bounded(wanted, checkpoint, names.base + "layers.");
+  weights.layers.resize(size_t(config.num_layers));
+  std::vector<TensorSpec> specs = family.specs(config, checkpoint, weights);
+  convert_mixed(checkpoint, config.dtype, specs, weights);
+  std::vector<std::string> ignored = kNotOfTheModel;
+  ignored.insert(ignored.end(), family.ignored_tensors.begin(), family.ignored_tensors.end());
+  if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store it once more
+  ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
+  LoadNotes notes;
+  weights.copies =
+      bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
+  weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
+  weights.not_used = std::move(notes.not_used);
+  if (when != ReadCopies::kNever) check_choice_biases(weights);
+  if (weights.lm_head.empty()) weights.lm_head = weights.embed;
+}
+
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
+  weights.layers.resize(size_t(config.num_layers));
+  weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
+  if (weights.lm_head.empty()) weights.lm_head = weights.embed;
+}
+
+}  // namespace lynx_rt
