@@ -16,7 +16,8 @@
  * 0.x runs with the library of the same x that came with it or later.
  *
  * Threads: every function may be called from any thread; one lock serialises them, so that a call may wait for the end of a step.
- * lynx_rt_destroy() must be the last call on an engine.
+ * lynx_rt_destroy() must be the last call on an engine. In the child of a fork() an engine of the parent gives LYNX_RT_CLOSED, and
+ * lynx_rt_destroy() frees nothing of it.
  *
  * Callbacks are called without a lock held, by the thread whose call leads to them. There it may call every function on the engine
  * but lynx_rt_step() (an error) and lynx_rt_destroy() (refused). What a callback throws through this library ends the call that led
