@@ -84,10 +84,6 @@ class InputProcessor:
         """The request of a single prompt, whose every change somebody waits for."""
         if len(prompts) != 1:
             raise ValidationError(f"expected one prompt, got {len(prompts)}; generate() takes several", "prompt")
-        if request_id is not None and not (isinstance(request_id, str) and request_id):
-            raise ValidationError(
-                f"request_id must be a string that is not empty, or None, got {shown(request_id)}", "request_id"
-            )
         params = self.default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
         request = self._request(prompts[0], params, request_id)
         request.streaming = True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lynx_rt.errors import LynxError, ValidationError
+from lynx_rt.errors import LynxError, ValidationError, shown
 from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.stop_strings import StopFilter
 
@@ -167,7 +167,9 @@ class Request:
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
-            raise ValidationError(f"request_id: expected a string that is not empty, got {request_id!r}", "request_id")
+            raise ValidationError(
+                f"request_id: expected a string that is not empty, got {shown(request_id)}", "request_id"
+            )
         self.request_id = request_id or ""
         self.prompt = prompt.text
         self.prompt_token_ids = prompt.token_ids
