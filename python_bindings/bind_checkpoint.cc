@@ -1,4 +1,4 @@
-// Checkpoint contents without a model: for `lynx-rt inspect` and the tests. Errors: lynx_rt::Error, see bind_errors.cc.
+// Checkpoint contents without an engine: for `lynx-rt inspect` and the tests. Errors: lynx_rt::Error, see bind_errors.cc.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +10,8 @@
 
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
+#include "model/decoder.h"
+#include "model/describe.h"
 #include "model/family_config.h"
 
 namespace py = pybind11;
@@ -63,6 +65,56 @@ py::tuple rope_angles_of(const std::string& config, int64_t head_dim, int64_t ma
   return py::make_tuple(angles.inverse, angles.factor);
 }
 
+// What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
+py::dict inspect(const std::string& path) {
+  std::vector<std::string> unread;
+  ModelConfig c = read_model_config(path, &unread);
+  Checkpoint checkpoint = Checkpoint::open(path);
+  ModelWeights weights;
+  load_weights(c, checkpoint, weights, ReadCopies::kNever);
+  int64_t expert_bytes = 0, experts = 0, active = 0;
+  for (const LayerWeights& layer : weights.layers) {
+    for (const ExpertWeights& e : layer.experts) expert_bytes += e.gate.bytes() + e.up.bytes() + e.down.bytes();
+    experts += int64_t(layer.experts.size());
+    active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
+  }
+  int64_t total = weight_bytes(weights), per_expert = experts ? expert_bytes / experts : 0;
+  // One token reads every weight but the experts it does not use, and one row of the embedding.
+  int64_t dense = total - expert_bytes - (c.tie_word_embeddings ? 0 : weights.embed.bytes());
+  py::dict d;
+  d["model_type"] = c.model_type;
+  d["dtype"] = dtype_name(c.dtype);
+  d["hidden_size"] = c.hidden_size;
+  d["num_layers"] = c.num_layers;
+  d["num_moe_layers"] = c.num_moe_layers();
+  d["num_heads"] = c.num_heads;
+  d["num_kv_heads"] = c.num_kv_heads;
+  d["head_dim"] = c.head_dim;
+  d["vocab_size"] = c.vocab_size;
+  d["max_position_embeddings"] = c.max_position_embeddings;
+  d["num_experts"] = c.num_experts;
+  d["num_experts_per_tok"] = c.num_experts_per_tok;
+  d["moe_intermediate_size"] = c.moe_intermediate_size;
+  d["intermediate_size"] = c.intermediate_size;
+  d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
+  d["attention"] = describe_attention(c);
+  d["rope"] = describe_rope(c);
+  d["tie_word_embeddings"] = c.tie_word_embeddings;
+  d["num_tensors"] = checkpoint.tensors().size();
+  d["num_files"] = checkpoint.files().size();
+  d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
+  d["checkpoint_bytes"] = checkpoint.total_bytes();
+  d["weight_bytes"] = total;
+  d["expert_bytes"] = per_expert;
+  d["active_bytes_per_token"] = dense + active * per_expert;
+  d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  d["copied_weight_bytes"] = weights.copies.bytes();
+  d["warnings"] = weights.warnings;
+  d["not_used"] = weights.not_used;
+  d["keys_not_understood"] = keys_that_matter(std::move(unread));
+  return d;
+}
+
 }  // namespace
 
 void register_checkpoint(py::module_& m) {
@@ -74,6 +126,7 @@ void register_checkpoint(py::module_& m) {
   m.def("checkpoint_tensor", &checkpoint_tensor, py::arg("path"), py::arg("name"),
         "A copy of one tensor's bytes as they lie in the file, a uint8 array [bytes].\n\n"
         "Raises ModelNotFoundError, CheckpointError (also where there is no such tensor).");
+  m.def("inspect", &inspect, py::arg("path"));
   m.def("rope_angles", &rope_angles_of, py::arg("config"), py::arg("head_dim"), py::arg("max_positions"),
         "(radians per position [rotated columns / 2], factor of cosines and sines) by the text of a config.json.");
 }

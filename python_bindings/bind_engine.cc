@@ -5,10 +5,10 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "checkpoint/safetensors.h"
 #include "engine/simulation.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
-#include "model/describe.h"
 
 namespace py = pybind11;
 
@@ -154,6 +154,7 @@ py::dict to_dict(const ModelInfo& i) {
   LYNX_FIELD(workspace_bytes);
   LYNX_FIELD(eos_token_ids);
   LYNX_FIELD(warnings);
+  LYNX_FIELD(copied_weight_bytes);
 #undef LYNX_FIELD
   return d;
 }
@@ -268,55 +269,6 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
   py::dict d;
   d["layers"] = list;
   d["routed_experts"] = ids;
-  return d;
-}
-
-// What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
-py::dict inspect(const std::string& path) {
-  std::vector<std::string> unread;
-  ModelConfig c = read_model_config(path, &unread);
-  Checkpoint checkpoint = Checkpoint::open(path);
-  ModelWeights weights;
-  load_weights(c, checkpoint, weights, ReadCopies::kNever);
-  int64_t expert_bytes = 0, experts = 0, active = 0;
-  for (const LayerWeights& layer : weights.layers) {
-    for (const ExpertWeights& e : layer.experts) expert_bytes += e.gate.bytes() + e.up.bytes() + e.down.bytes();
-    experts += int64_t(layer.experts.size());
-    active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
-  }
-  int64_t total = weight_bytes(weights), per_expert = experts ? expert_bytes / experts : 0;
-  // One token reads every weight but the experts it does not use, and one row of the embedding.
-  int64_t dense = total - expert_bytes - (c.tie_word_embeddings ? 0 : weights.embed.bytes());
-  py::dict d;
-  d["model_type"] = c.model_type;
-  d["dtype"] = dtype_name(c.dtype);
-  d["hidden_size"] = c.hidden_size;
-  d["num_layers"] = c.num_layers;
-  d["num_moe_layers"] = c.num_moe_layers();
-  d["num_heads"] = c.num_heads;
-  d["num_kv_heads"] = c.num_kv_heads;
-  d["head_dim"] = c.head_dim;
-  d["vocab_size"] = c.vocab_size;
-  d["max_position_embeddings"] = c.max_position_embeddings;
-  d["num_experts"] = c.num_experts;
-  d["num_experts_per_tok"] = c.num_experts_per_tok;
-  d["moe_intermediate_size"] = c.moe_intermediate_size;
-  d["intermediate_size"] = c.intermediate_size;
-  d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
-  d["attention"] = describe_attention(c);
-  d["rope"] = describe_rope(c);
-  d["tie_word_embeddings"] = c.tie_word_embeddings;
-  d["num_tensors"] = checkpoint.tensors().size();
-  d["num_files"] = checkpoint.files().size();
-  d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
-  d["checkpoint_bytes"] = checkpoint.total_bytes();
-  d["weight_bytes"] = total;
-  d["expert_bytes"] = per_expert;
-  d["active_bytes_per_token"] = dense + active * per_expert;
-  d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
-  d["warnings"] = weights.warnings;
-  d["not_used"] = weights.not_used;
-  d["keys_not_understood"] = keys_that_matter(std::move(unread));
   return d;
 }
 
@@ -438,7 +390,6 @@ void register_engine(py::module_& m) {
           py::arg("token_ids"), py::arg("metric") = "frobenius")
       .def("close", &Engine::close, release());
 
-  m.def("inspect", &inspect, py::arg("path"));
   m.def("simulate", &simulate_recorded,
         "An expert selection on recorded router logits: dict(layers, routed_experts [order.size, L, k]). `recorded` is a dict as "
         "of "
