@@ -110,6 +110,7 @@ py::dict inspect(const std::string& path) {
   d["expert_bytes"] = per_expert;
   d["active_bytes_per_token"] = dense + active * per_expert;
   d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
+  d["copied_weight_bytes"] = weights.copies.bytes();
   d["warnings"] = weights.warnings;
   d["not_used"] = weights.not_used;
   d["keys_not_understood"] = keys_that_matter(std::move(unread));
@@ -128,6 +129,7 @@ void register_checkpoint(py::module_& m) {
   m.def("checkpoint_tensor", &checkpoint_tensor, py::arg("path"), py::arg("name"),
         "A copy of one tensor's bytes as they lie in the file, a uint8 array [bytes].\n\n"
         "Raises ModelNotFoundError, CheckpointError (also where there is no such tensor).");
+  m.def("inspect", &inspect, py::arg("path"));
   m.def("rope_angles", &rope_angles_of, py::arg("config"), py::arg("head_dim"), py::arg("max_positions"),
         "(radians per position [rotated columns / 2], factor of cosines and sines) by the text of a config.json.");
 }

@@ -135,6 +135,7 @@ py::dict to_dict(const ModelInfo& i) {
   LYNX_FIELD(eos_token_ids);
   LYNX_FIELD(max_position_embeddings);
   LYNX_FIELD(warnings);
+  LYNX_FIELD(copied_weight_bytes);
 #undef LYNX_FIELD
   return d;
 }

@@ -224,6 +224,11 @@ class Backend {
   // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place; and for head_linear()'s matrices.
   virtual void place_experts(std::span<ExpertWeights>) {}
   virtual void place_heads(std::span<WeightView>) {}
+  // Whether these look at the values of what they are given: of weights for kMatrix and kHead, of experts' but their biases, and of
+  // heads. Not where an earlier run left what they make of them (BackendOptions::quantization_cache).
+  virtual bool reads_products() const { return true; }
+  // Throws kCorruptFile where a file that it uses weights from was written to or cut off.
+  virtual void check_files() const {}
   // Sets scratch memory aside; before the first step, after the weights.
   virtual void reserve(const StepLimits&) {}
   // The most rows of a step in which a batch-aware policy can act.

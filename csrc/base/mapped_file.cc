@@ -29,6 +29,8 @@ struct Descriptor {
        std::system_category().message(error));
 }
 
+int64_t time_of(const struct stat& info) { return int64_t(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec; }
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
@@ -51,11 +53,23 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (data == MAP_FAILED) fail_errno(path, "cannot map into memory", errno);
   data_ = static_cast<const uint8_t*>(data);
   size_ = info.st_size;
-  time_ = int64_t(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec;
+  time_ = time_of(info);
+  device_ = info.st_dev;
+  inode_ = info.st_ino;
 }
 
 MappedFile::~MappedFile() {
   if (data_) ::munmap(const_cast<uint8_t*>(data_), size_t(size_));
+}
+
+void MappedFile::check_unchanged() const {
+  struct stat info;
+  if (!data_ || ::stat(path_.c_str(), &info) != 0) return;
+  if (uint64_t(info.st_dev) != device_ || uint64_t(info.st_ino) != inode_) return;
+  if (info.st_size < size_)
+    fail(ErrorCode::kCorruptFile, path_, path_, ": was cut off while it is in use: it had ", size_, " bytes, now ", info.st_size);
+  if (info.st_size != size_ || time_of(info) != time_)
+    fail(ErrorCode::kCorruptFile, path_, path_, ": was written to while it is in use; load the model again");
 }
 
 void MappedFile::drop_pages() const {
@@ -63,7 +77,8 @@ void MappedFile::drop_pages() const {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), time_(other.time_) {}
+    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), time_(other.time_),
+      device_(other.device_), inode_(other.inode_) {}
 
 // `other` is left with what this held, and unmaps it when it dies.
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
@@ -71,6 +86,8 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   std::swap(time_, other.time_);
+  std::swap(device_, other.device_);
+  std::swap(inode_, other.inode_);
   return *this;
 }
 

@@ -1,4 +1,5 @@
-// A read-only memory-mapped file.
+// A read-only memory-mapped file. Another process that writes to it or cuts it off changes what is read here, and reading what was
+// cut off ends the process (SIGBUS), as does an error of the disk. Renaming another file to its name, and removing it, do no harm.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -18,6 +19,8 @@ class MappedFile {
   int64_t size() const { return size_; }
   int64_t time() const { return time_; }  // of the last change, nanoseconds since 1970
   const std::string& path() const { return path_; }
+  // Throws kCorruptFile where the file at the path is still the one that is mapped, but was written to or cut off since.
+  void check_unchanged() const;
   // Lets its pages go from this process's memory; a later access brings them back.
   void drop_pages() const;
 
@@ -25,6 +28,7 @@ class MappedFile {
   std::string path_;
   const uint8_t* data_ = nullptr;
   int64_t size_ = 0, time_ = 0;
+  uint64_t device_ = 0, inode_ = 0;  // which file it is
 };
 
 }  // namespace lynx_rt

@@ -339,6 +339,10 @@ std::string Checkpoint::fingerprint() const {
   return text;
 }
 
+void Checkpoint::check_unchanged() const {
+  for (const MappedFile& file : files_) file.check_unchanged();
+}
+
 void Checkpoint::drop_pages() const {
   for (const MappedFile& file : files_) file.drop_pages();
 }

@@ -42,6 +42,8 @@ class Checkpoint {
   int64_t total_bytes() const;  // of all tensors
   // What changes when a file is replaced: a hash, in hexadecimal, of the files' names, sizes and times of change.
   std::string fingerprint() const;
+  // Throws kCorruptFile where a file was written to or cut off since it was opened.
+  void check_unchanged() const;
   // Lets the files' pages go from this process's memory; a later access brings them back.
   void drop_pages() const;
 

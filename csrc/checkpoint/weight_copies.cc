@@ -157,6 +157,8 @@ WeightCopies::~WeightCopies() = default;
 
 int64_t WeightCopies::bytes() const { return block_ ? block_->bytes : 0; }
 
+int64_t WeightCopies::bytes_read() const { return block_ ? block_->read_bytes : 0; }
+
 void WeightCopies::read(const WeightView& view) {
   if (!block_ || view.empty()) return;
   if (Block::Tensor* tensor = block_->find(view.data)) block_->read(*tensor);

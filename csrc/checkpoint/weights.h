@@ -61,7 +61,8 @@ class WeightCopies {
   WeightCopies& operator=(WeightCopies&&) noexcept;
   ~WeightCopies();
 
-  int64_t bytes() const;  // of all
+  int64_t bytes() const;       // of all
+  int64_t bytes_read() const;  // of those that have been read
   // Makes sure that the view has its values; those of its tensor are read together. A view of anything else is left alone.
   void read(const WeightView& view);
   void check_memory() const;  // throws kOutOfMemory where all of them do not fit into free memory

@@ -64,7 +64,7 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
     std::replace_if(decoded.begin(), decoded.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   }
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), decoded,
-                 ".bin");
+                 ".v2.bin");
 }
 
 BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -102,6 +102,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
   if (records_routed_experts() && config_.num_experts > INT16_MAX)
     fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
          " experts, got ", config_.num_experts);
+  check_files();
   options_.on_load_progress = nullptr;  // what it holds is its caller's, who need not keep it longer
   reset_stats();
 }
@@ -121,6 +122,7 @@ ModelWeights EngineCore::load_weights() {
       fail(ErrorCode::kOutOfMemory, "device", "device: the weights take ", weight_bytes_, " bytes, but ", free, " are free on ",
            backend_->description(), "; use a larger device, or device=\"cpu\"");
     place_weights(*backend_, weights, options_.on_load_progress);
+    copied_weight_bytes_ = weights.copies.bytes_read();
     weights.owned.clear();
     weights.copies = {};
     checkpoint_ = Checkpoint();
@@ -128,9 +130,24 @@ ModelWeights EngineCore::load_weights() {
     if (!quantized) weights.copies.check_memory();
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
+    copied_weight_bytes_ = weights.copies.bytes_read();
     checkpoint_.drop_pages();
   }
   return weights;
+}
+
+void EngineCore::check_files() {
+  constexpr double kSeconds = 0.25;  // stat() of a hundred files takes 0.1 ms
+  if (files_error_) throw Error(*files_error_);
+  if (now() - files_checked_ < kSeconds) return;
+  try {
+    checkpoint_.check_unchanged();
+    backend_->check_files();
+  } catch (const Error& e) {
+    files_error_ = e;
+    throw;
+  }
+  files_checked_ = now();
 }
 
 void EngineCore::reset_stats() {
@@ -180,6 +197,7 @@ ModelInfo EngineCore::model_info() const {
   i.eos_token_ids = config_.eos_token_ids;
   i.max_position_embeddings = config_.max_position_embeddings;
   i.warnings = weights_.warnings;
+  i.copied_weight_bytes = copied_weight_bytes_;
   return i;
 }
 
@@ -212,6 +230,7 @@ void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, c
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {
+    check_files();
     int64_t count = std::min(chunk, total - begin);
     decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
                      observe);
@@ -393,6 +412,7 @@ std::vector<StepOutput> EngineCore::step() {
   const BytesRead before = bytes_read();
   ScheduledStep scheduled = scheduler_.schedule();
   if (scheduled.requests.empty()) return {};
+  check_files();
   for (ScheduledRequest& s : scheduled.requests)
     if (s.request->first_scheduled_time == 0) s.request->first_scheduled_time = start;
 

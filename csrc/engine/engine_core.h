@@ -1,6 +1,7 @@
 // The engine without its lock: what a step is made of.
 #pragma once
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,8 @@ class EngineCore {
 
  private:
   ModelWeights load_weights();
+  // Throws kCorruptFile where a file that weights are used from was written to or cut off, from then on; looks now and then.
+  void check_files();
   // Runs a sequence on pages of its own, under the model's own routing; done(begin, count) after each chunk (0 = all at once).
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                   const std::function<void(int64_t, int64_t)>& done);
@@ -65,7 +68,7 @@ class EngineCore {
   EngineOptions options_;
   ModelConfig config_;
   Checkpoint checkpoint_;  // empty where there is none, and once the weights are on a device
-  int64_t weight_bytes_ = 0;
+  int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
   ModelWeights weights_;
   Decoder decoder_;
@@ -86,6 +89,8 @@ class EngineCore {
   RouterLogits router_logits_;
   int64_t recorded_steps_ = 0;
   EngineStats counters_;
+  double files_checked_ = 0;  // when
+  std::optional<Error> files_error_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;
 };

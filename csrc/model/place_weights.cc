@@ -12,6 +12,8 @@ std::array<const WeightView*, 6> views(const ExpertWeights& e) {
   return {&e.gate, &e.up, &e.down, &e.gate_bias, &e.up_bias, &e.down_bias};
 }
 
+bool is_matrix(const ExpertWeights& e, const WeightView* v) { return v == &e.gate || v == &e.up || v == &e.down; }
+
 int64_t bytes_of(const ExpertWeights& e) {
   int64_t bytes = 0;
   for (const WeightView* v : views(e)) bytes += v->bytes();
@@ -80,7 +82,8 @@ void place_weights(Backend& backend, ModelWeights& weights, const Progress& prog
       weights,
       [&](WeightView& v, WeightUse use) {
         const WeightView before = v;
-        weights.copies.read(v);
+        const bool product = use == WeightUse::kMatrix || use == WeightUse::kHead;
+        if (!product || backend.reads_products()) weights.copies.read(v);
         v = backend.place(v, use);
         release(before, v);
         report(before.bytes());
@@ -90,7 +93,8 @@ void place_weights(Backend& backend, ModelWeights& weights, const Progress& prog
         const std::vector<ExpertWeights> before(experts.begin(), experts.end());
         for (const ExpertWeights& e : experts) {
           bytes += bytes_of(e);
-          for (const WeightView* v : views(e)) weights.copies.read(*v);
+          for (const WeightView* v : views(e))
+            if (!is_matrix(e, v) || backend.reads_products()) weights.copies.read(*v);
         }
         backend.place_experts(experts);
         for (size_t e = 0; e < experts.size(); ++e)
@@ -100,7 +104,8 @@ void place_weights(Backend& backend, ModelWeights& weights, const Progress& prog
       [&](std::span<WeightView> heads) {
         const int64_t bytes = bytes_of(heads);
         const std::vector<WeightView> before(heads.begin(), heads.end());
-        for (const WeightView& v : heads) weights.copies.read(v);
+        if (backend.reads_products())
+          for (const WeightView& v : heads) weights.copies.read(v);
         if (!heads.empty()) backend.place_heads(heads);
         for (size_t i = 0; i < heads.size(); ++i) release(before[i], heads[i]);
         report(bytes);

@@ -1,13 +1,17 @@
 """What quantised checkpoints hold beside codes and scales: zero points of symmetric weights, scales of a KV cache, MTP layers."""
 
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
+import family_models_b as rows_b
+import family_parity
 import quantized_formats as qf
 from test_quantized_formats import BY_NAME, GATE, MODEL, ODD, assert_same, is_module, quantized, refused, write
 
@@ -111,3 +115,39 @@ def test_activations_of_any_module(plain, tmp_path):
     for part in ("input_scale", "input_zero_point", "output_scale", "output_zero_point"):
         codes[GATE + part] = torch.full((1,), 3.0)
     assert_same(tmp_path, codes, values, config, form.config)
+
+
+def first_tokens(folder, **options):
+    """(logits, model info) of an engine that quantises to int4 anew."""
+    engine = _C.Engine(str(folder), num_threads=1, max_num_seqs=2, quantization="int4", **options)
+    return engine.forward([3, 7, 1, 44]), engine.model_info()
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize("name", ["fp8_block", "ct_int4_group", None])
+def test_a_cached_start_decodes_nothing(plain, tmp_path, family, name):
+    """quantization_cache has what is made of the weights, so that a second start reads none of them; nor does it transpose MLA's."""
+    if family == "deepseek_v3":
+        row = next(row for row in rows_b.ROWS if row.id == "deepseek_v3-bf16")
+        folder = Path(family_parity.write(row, tmp_path / "made"))
+        tensors, config = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+        bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+        tensors[bias] = tensors[bias].float()  # as published files have it; of bfloat16 a copy would be made
+    else:
+        tensors, config = plain(MODEL["bfloat16"])
+    form = BY_NAME.get(name)
+    if form:
+        codes, _ = quantized(form, tensors, config)
+        folder = write(tmp_path / "model", codes, config | {"quantization_config": form.config})
+    else:
+        folder = write(tmp_path / "model", tensors, config)
+    cache = {"quantization_cache": str(tmp_path / "cache")}
+    expected, without = first_tokens(folder)
+    copied = _C.inspect(str(folder))["copied_weight_bytes"]
+    assert without["copied_weight_bytes"] == copied and (copied > 0) == (form is not None or family == "deepseek_v3")
+    first, filling = first_tokens(folder, **cache)
+    second, cached = first_tokens(folder, **cache)
+    assert filling["copied_weight_bytes"] == copied and cached["copied_weight_bytes"] == 0
+    assert cached["weight_bytes"] == without["weight_bytes"]
+    np.testing.assert_array_equal(first, expected)
+    np.testing.assert_array_equal(second, expected)

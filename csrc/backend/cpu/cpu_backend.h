@@ -23,6 +23,9 @@ class CpuBackend final : public Backend {
   MemoryBudget memory_budget() const override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
+  void place_heads(std::span<WeightView> heads) override;
+  void check_files() const override { store_.check_unchanged(); }
+  bool reads_products() const override { return !store_.filled(); }
   void reserve(const StepLimits& limits) override;
 
  private:

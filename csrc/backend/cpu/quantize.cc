@@ -89,6 +89,19 @@ void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
   if (!all.empty()) quantize(all, quantization_);
 }
 
+// They stay as they are, and are kept for the next run, which need not decode or transpose them then.
+void CpuBackend::place_heads(std::span<WeightView> heads) {
+  if (!store_.keeps()) return;
+  int64_t bytes = 0;
+  for (const WeightView& w : heads) bytes += w.bytes();
+  char* to = store_.next(bytes);
+  for (WeightView& w : heads) {
+    if (!store_.filled()) std::memcpy(to, w.data, size_t(w.bytes()));
+    w.data = to;
+    to += w.bytes();
+  }
+}
+
 void CpuBackend::reserve(const StepLimits&) { store_.save(); }
 
 int64_t quantized_groups(const WeightView& weight) { return Quant::groups(weight.cols); }

@@ -17,7 +17,7 @@ namespace lynx_rt {
 namespace {
 
 // The file: the mark, the bytes of the file as int64, zeros up to kHeader, the pieces, each padded to kAlignment.
-constexpr char kMark[] = "lynx_rt quantized weights 1\n";
+constexpr char kMark[] = "lynx_rt quantized weights 2\n";
 constexpr int64_t kHeader = 4096, kAlignment = 64;
 
 [[noreturn]] void fail_write(const std::string& path, int error) {

@@ -19,8 +19,13 @@ class WeightStore {
   WeightStore(const WeightStore&) = delete;
 
   bool filled() const { return file_ != nullptr; }
+  bool keeps() const { return !path_.empty(); }  // there is a file, or will be
   // The next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file is shorter.
   char* next(int64_t bytes);
+  // Throws kCorruptFile where the file that they came from was written to or cut off.
+  void check_unchanged() const {
+    if (file_) file_->check_unchanged();
+  }
   // Writes the pieces to the file, unless they came from it: to a temporary file first, so that a file is whole or not there.
   // Throws kInvalidArgument (field quantization_cache) where it cannot be written; kCorruptFile where the file that they came
   // from has more.

@@ -162,6 +162,9 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
   std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
+  // Of weights that cannot be used where they lie in the file, and were decoded, converted or transposed to memory of their own,
+  // which is given back where they were then quantised or brought to a device.
+  int64_t copied_weight_bytes = 0;
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
