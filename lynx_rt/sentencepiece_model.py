@@ -60,6 +60,7 @@ class SentencePieceModel:
             raise ValueError(f"SentencePiece models of type {model_type} are not supported (1 = unigram, 2 = BPE)")
         if len(set(pieces)) != len(pieces):
             raise ValueError("the same piece comes twice")
+        check_charsmap(_bytes(normalizer.get(2, b"")))
         names = (
             ("unk_token", 40, 0, 45, b"<unk>"),
             ("bos_token", 41, 1, 46, b"<s>"),
@@ -142,6 +143,15 @@ class SentencePieceModel:
     def _decoder(self) -> Any:
         steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         return decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if self.add_dummy_prefix else steps)
+
+
+def check_charsmap(charsmap: bytes) -> None:
+    """Raises ValueError for a precompiled normalization whose trie is longer than the whole.
+
+    The tokenizers library allocates what the first four bytes say before it looks, and a failed allocation ends the process.
+    """
+    if charsmap and (len(charsmap) < 4 or int.from_bytes(charsmap[:4], "little") > len(charsmap) - 4):
+        raise ValueError("precompiled_charsmap ends inside its trie")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from tokenizers import processors
 
 from lynx_rt.errors import ModelNotFoundError
 from lynx_rt.library_errors import Guard
-from lynx_rt.sentencepiece_model import SentencePieceModel
+from lynx_rt.sentencepiece_model import SentencePieceModel, check_charsmap
 from lynx_rt.tokenizer_config import (
     TokenizerConfig,
     add_tokens,
@@ -36,6 +38,7 @@ FILE_NAMES = (
 _FILE_COUNTS = frozenset(
     {"mistral", "mixtral", "glm4_moe", "granitemoe", "ernie4_5", "ernie4_5_moe", "phimoe", "minimax_m2", "jamba"}
 )
+_CHARSMAP = re.compile(r'"precompiled_charsmap"\s*:\s*"([^"]*)"')
 _DEFAULT_NAMES = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
@@ -93,6 +96,8 @@ def _read_tokenizer_json(
     file: Path, kind: str, config: TokenizerConfig
 ) -> tuple[tokenizers.Tokenizer, Mapping[str, str]]:
     text = read_text(file)
+    for found in _CHARSMAP.finditer(text):
+        check_charsmap(base64.b64decode(found[1].replace("\\/", "/") + "=="))
     model_type = read_json(file.parent / "config.json").get("model_type")
     # Byte-level files that name the class (DeepSeek's, Llama 3's) are not from it.
     if kind == "LlamaTokenizer" and model_type not in _FILE_COUNTS and '"ByteLevel"' not in text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,15 +26,20 @@ def save_mutated(folder: Path, mutate: Mutation) -> Path:
     return made.save(folder, json.dumps(file))
 
 
+def charsmap(data: bytes) -> dict[str, str]:
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(data).decode()}
+
+
 @pytest.mark.parametrize(
     ("mutate", "message"),
     [
-        (lambda file: file.update(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"}), "Precompiled"),
+        (lambda file: file.update(normalizer={"type": "Precompiled", "precompiled_charsmap": [1]}), "Precompiled"),
+        (lambda file: file.update(normalizer=charsmap(b"\xf0\xff\xff\xf0" + bytes(64))), "ends inside its trie"),
         (lambda file: file["post_processor"]["special_tokens"].clear(), "cannot encode"),
         (lambda file: file.update(model={"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]}), "UnkId"),
         (lambda file: file["model"].update(merges=[["a", "zzzz"]]), "zzzz"),
     ],
-    ids=["a panic of the parser", "a panic of the post-processor", "unigram", "merges"],
+    ids=["a panic of the parser", "an abort of the allocator", "a panic of the post-processor", "unigram", "merges"],
 )
 def test_at_load(tmp_path: Path, mutate: Mutation, message: str) -> None:
     with pytest.raises(CheckpointError, match=message) as caught:
