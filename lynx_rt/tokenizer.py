@@ -66,6 +66,8 @@ class Tokenizer:
             # A tokenizer.json may carry the settings of its training; a prompt must never be cut or filled up.
             raw.no_truncation()
             raw.no_padding()
+            if isinstance(raw.model, tokenizers.models.BPE):
+                raw.model.dropout = None  # merges left out at random
             self._backend = Backend(raw, name)
             self._decoding = Decoding.of(raw)
         else:

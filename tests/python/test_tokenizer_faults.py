@@ -47,6 +47,11 @@ def test_at_load(tmp_path: Path, mutate: Mutation, message: str) -> None:
     assert caught.value.field == str(tmp_path / "tokenizer.json") and caught.value.field in str(caught.value)
 
 
+def test_dropout_of_the_training_is_off(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(save_mutated(tmp_path, lambda file: file["model"].update(dropout=0.5)))
+    assert len({tuple(tokenizer.encode("The quick brown fox")) for _ in range(20)}) == 1
+
+
 def test_at_encode(tmp_path: Path) -> None:
     """A plain Exception of the library for one text; the next text works. In a batch as well."""
     vocab = [["a", 0.0], ["b", 0.0]]
