@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 import torch
 from family_models_b import add_mtp_layer, experts, mla
-from family_parity import F32_BOUND, Row, engine, write
+from family_parity import F32_BOUND, Row, write
+from family_parity import engine as native_engine
 from safetensors.torch import load_file, save_file
 from tiny_models import reference, reference_logits
 
-from lynx_rt import _C, CheckpointError
+from lynx_rt import _C, CheckpointError, Engine
+from lynx_rt.progress import warn_of_model
 
 TOKENS = [3, 7, 1, 44, 9, 80]
 MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
@@ -49,6 +51,13 @@ def made(tmp_path: Path) -> Callable[..., str]:
         return write(Row(model_type, "odd", keys, edit=config, edit_tensors=tensors, **row), folder)
 
     return make
+
+
+def engine(path: str, **options: Any) -> Any:
+    """With the warnings that lynx_rt.Engine gives."""
+    e = native_engine(path, **options)
+    warn_of_model(Path(path), e.model_info())
+    return e
 
 
 def logits(path: str, **options: Any) -> np.ndarray:
@@ -111,6 +120,9 @@ def test_another_head_by_one_value(made):
     path = made(keys=MOE | TIED, tensors=last_value)
     with pytest.warns(UserWarning, match="differ"):
         assert_as_transformers(path)
+    with pytest.warns(UserWarning, match="differ") as caught:
+        Engine(path, skip_tokenizer_init=True).close()
+    assert caught[0].filename == __file__, "it names the caller"
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
