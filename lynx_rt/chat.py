@@ -9,6 +9,7 @@ from typing import Any
 from lynx_rt.chat_messages import REASONING_KEYS, fit_content, plain, plain_messages, plain_tools
 from lynx_rt.chat_template import compile_template, content_forms, pick_template
 from lynx_rt.errors import ValidationError, shown
+from lynx_rt.interrupts import comes_from_signal_handler
 from lynx_rt.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # or an object with such fields: a pydantic model, a dataclass
@@ -103,6 +104,8 @@ def _render(template: Any, conversation: list[dict[str, Any]], context: dict[str
         try:
             return str(template.render(**context, messages=conversation))
         except Exception as error:  # a template may compute anything
+            if comes_from_signal_handler(error):
+                raise
             fault = fault or error
     raise ValidationError(
         f"the chat template rejects these messages: {str(fault) or type(fault).__name__}", "messages"

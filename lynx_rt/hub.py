@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_rt.errors import LynxError, ModelNotFoundError, UnsupportedModelError
+from lynx_rt.interrupts import comes_from_signal_handler
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -116,6 +117,8 @@ def _download(hub: Any, name: str, revision: str | None, what: str) -> Path:
             f"{what}, and not on {endpoint}; if it is private, `hf auth login`, or set HF_TOKEN", "model"
         ) from None
     except Exception as error:  # of the network, of the disk, of the server
+        if comes_from_signal_handler(error):
+            raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             text = f"no space for {name} in {cache_folder()}; HF_HOME names another folder"
             raise LynxError(f"{text}. What is there is kept, and the next try goes on from it", "model") from None

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import threading
-from types import FrameType, TracebackType
+from types import CodeType, FrameType, TracebackType
 from typing import Any
 
 # Those whose handlers usually raise, to end the program or what it does at the moment.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+def comes_from_signal_handler(error: BaseException) -> bool:
+    """Whether the handler of a signal raised it, as for a time limit: no fault of the call that the signal interrupted."""
+    codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number))) is not None}
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code in codes:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    function = getattr(handler, "__func__", handler)
+    if not hasattr(function, "__code__"):
+        function = type(handler).__call__ if callable(handler) else None  # an object that is called
+    return getattr(function, "__code__", None)
 
 
 class DeferInterrupts:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from types import TracebackType
 
 from lynx_rt.errors import CheckpointError, LynxError
+from lynx_rt.interrupts import comes_from_signal_handler
 
 
 class Guard:
     """A context in which whatever a library raises becomes `kind`, with `message` before it. Reusable; thread-safe.
 
-    A panic of Rust code arrives as pyo3_runtime.PanicException, a BaseException that no module exports. Interrupts, exits
-    and LynxErrors pass.
+    A panic of Rust code arrives as pyo3_runtime.PanicException, a BaseException that no module exports. Interrupts, exits,
+    LynxErrors and what a signal handler raises pass.
     """
 
     def __init__(self, message: str, field: str = "", kind: type[LynxError] = CheckpointError) -> None:
@@ -23,7 +24,7 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or isinstance(error, LynxError):
+        if error is None or isinstance(error, LynxError) or comes_from_signal_handler(error):
             return
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             reason = " ".join(str(error).split()) or type(error).__name__

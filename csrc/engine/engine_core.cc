@@ -57,13 +57,10 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   if (parse_quantization(o.quantization) == Scheme::kPlain)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
-  // What the weights were before depends on config.json as well, where they are decoded.
-  std::string decoded;
-  if (!config.quantization.empty()) {
-    decoded = str_cat("-", config.quantization.key(), "-", dtype_name(config.dtype));
-    std::replace_if(decoded.begin(), decoded.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
-  }
-  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), decoded,
+  // What the weights were before depends on config.json as well: how they are decoded, and what those of other dtypes become.
+  std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
+  std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
+  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
                  ".v2.bin");
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import os
 import signal
@@ -11,11 +12,13 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from lynx_rt import Engine, EngineClosedError, LynxError, SamplingParams
+from lynx_rt import CheckpointError, Engine, EngineClosedError, LynxError, SamplingParams
 from lynx_rt.interrupts import DeferInterrupts
+from lynx_rt.library_errors import Guard
 
 LONG = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 
@@ -227,6 +230,29 @@ def test_signal_handlers_that_raise_lose_nothing_of_others(nano: Engine) -> None
         assert out.outputs[0].token_ids == alone.token_ids
         assert out.outputs[0].logprobs == alone.logprobs
     assert idle(nano)
+
+
+class _Alarm:
+    def __call__(self, number: int, frame: object) -> None:
+        raise TimeoutError("time is up")
+
+    def method(self, number: int, frame: object) -> None:
+        self(number, frame)
+
+
+@pytest.mark.parametrize("handler", [_Alarm(), _Alarm().method, functools.partial(_Alarm.method, _Alarm())])
+def test_what_a_signal_handler_raises_is_no_fault_of_a_library(handler: Any) -> None:
+    def call() -> None:
+        signal.raise_signal(signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(TimeoutError, match="time is up"), Guard("a library"):
+            call()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    with pytest.raises(CheckpointError, match="a library: time is up"), Guard("a library"):
+        raise TimeoutError("time is up")
 
 
 _CTRL_C = """
