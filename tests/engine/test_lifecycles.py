@@ -44,7 +44,6 @@ def cases(tiny_path: Any) -> tuple[str, Cases]:
     return path, Cases(path, 200 if COUNT <= 10_000 else 2000)
 
 
-@pytest.mark.timeout(0)
 @pytest.mark.parametrize("name", ENGINES)
 def test_lifecycles(cases: tuple[str, Cases], name: str) -> None:
     path, requests = cases
