@@ -15,7 +15,7 @@
 using namespace lynx_rt;
 
 // A child leaks what it has of its parent's engine, on purpose.
-extern "C" const char* __asan_default_options() { return "detect_leaks=0"; }
+extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() { return "detect_leaks=0"; }
 
 namespace {
 
