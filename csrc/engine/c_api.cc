@@ -38,9 +38,8 @@ lynx_rt_status failed(lynx_rt_status status, const char* text, const char* field
   return status;
 }
 
-// no_sanitize: as of call_back() in c_api_structs.cc.
 template <class Call>
-__attribute__((no_sanitize("null"))) lynx_rt_status guarded(Call call) {
+lynx_rt_status guarded(Call call) {
   try {
     call();
     return LYNX_RT_OK;

@@ -46,8 +46,7 @@ std::vector<int32_t> to_ids(const char* field, const int32_t* ids, size_t count)
 
 }  // namespace
 
-// The unwinding of a thread that ends is caught by a reference to nothing, which UBSan would take for a fault.
-__attribute__((no_sanitize("null"))) void call_back(const char* name, const std::function<void()>& call) {
+void call_back(const char* name, const std::function<void()>& call) {
   try {
     call();
 #ifdef __GLIBCXX__
