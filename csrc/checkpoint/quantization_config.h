@@ -48,8 +48,8 @@ std::string describe(const QuantizedFormat& format);
 // From config.json. Throws kCorruptFile naming the key for what is malformed, kUnsupported for methods, formats and settings that
 // cannot be decoded, naming key, value and what is supported. Test: tests/checkpoint/test_quantized_formats.py.
 QuantizationConfig read_quantization_config(const ConfigReader& config);
-// The same from <folder>/quantize_config.json (AutoGPTQ) or quant_config.json (AutoAWQ), which older tools write beside a config.json
-// that says nothing of it; without the files nothing is quantised.
+// The quantisation that <folder>/quantize_config.json (AutoGPTQ) or quant_config.json (AutoAWQ) states, which older tools write beside
+// a config.json that says nothing of it; without the files nothing is quantised.
 QuantizationConfig read_quantization_file(const std::string& folder);
 
 }  // namespace lynx_rt

@@ -57,7 +57,7 @@ const Family& find_family(const std::string& model_type) {
 }
 
 namespace {
-// Of the floating tensors in the file that which most bytes have; float32 where there is no file. A quantised checkpoint is not
+// The dtype that most bytes of the file's floating tensors have; float32 where there is no file. A quantised checkpoint is not
 // decoded to 32 bits because its scales are.
 DType dtype_of_file(const std::string& path, bool quantized) {
   std::map<DType, int64_t> bytes;

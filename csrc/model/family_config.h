@@ -10,7 +10,7 @@ namespace lynx_rt {
 
 inline constexpr int64_t kMaxDim = 1 << 24;  // any single size of a model; keeps products of three within int64
 inline constexpr int64_t kMaxLayers = 1 << 14;
-// Of all layers together: they bound what an absurd config can make us allocate.
+// Limits over all layers together bound what an absurd config can make us allocate.
 inline constexpr int64_t kMaxExperts = 1 << 17;
 inline constexpr int64_t kMaxLatentHeads = 1 << 20;
 

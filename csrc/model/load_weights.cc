@@ -80,7 +80,7 @@ class SameDtypes {
       for (WeightPiece& piece : specs[s].pieces) pieces_[piece.target] = {&piece, piece.dtype.value_or(of_spec[s])};
   }
 
-  // Where they differ, those that have not the model's dtype are converted to it.
+  // Views whose dtypes differ all become the model's dtype: those that have another one are converted at load.
   void make(const std::vector<WeightView*>& together) {
     std::set<DType> dtypes;
     for (const WeightView* view : together)

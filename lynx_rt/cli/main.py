@@ -65,7 +65,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     _open_closed_streams()
-    # Where the terminal is not of UTF-8, a character that it lacks must not end the command.
+    # A character that the terminal's encoding lacks is written as an escape: it must not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv

@@ -17,7 +17,7 @@ struct Tile {
 
 // Rows of an expert's tile for a step of T rows: 8, 16, 32 or 64. The same function sizes route()'s list and picks the kernel.
 constexpr int tile_rows(int num_rows) { return num_rows <= 32 ? 8 : num_rows <= 128 ? 16 : num_rows <= 512 ? 32 : 64; }
-// Of a product in which all rows meet the same weights: one tile holds them up to 32, so that weights pass through L2 once.
+// Tiles of a product in which all rows meet the same weights hold up to 32 rows in one, so that weights pass through L2 once.
 constexpr int dense_tile_rows(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : num_rows <= 512 ? 32 : 64; }
 // The most tiles that num_pairs pairs over num_experts experts can need.
 constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_rows) {

@@ -162,8 +162,8 @@ struct ModelInfo {
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
   std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
-  // Of weights that cannot be used where they lie in the file, and were decoded, converted or transposed to memory of their own,
-  // which is given back where they were then quantised or brought to a device.
+  // Bytes of the weights that cannot be used where they lie in the file, and were decoded, converted or transposed to memory of
+  // their own, which is given back where they were then quantised or brought to a device.
   int64_t copied_weight_bytes = 0;
 };
 
@@ -183,7 +183,7 @@ class LYNX_RT_API Engine {
   uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
   // One step: schedule -> run -> postprocess. Empty when there is nothing to do. Steps of several threads take turns.
   std::vector<StepOutput> step();
-  // The same, delivering one output at a time, without a lock held. on_output may call everything but step(), which throws
+  // One step as of step(), whose outputs are delivered one at a time, without a lock held. on_output may call everything but step(), which throws
   // kInvalidArgument there, and the destructor. Where it throws, so does step(); that output counts as delivered, and those behind
   // it are what the next step() delivers, which runs none of its own then.
   void step(const std::function<void(const StepOutput&)>& on_output);
