@@ -211,15 +211,20 @@ std::vector<Entry> read_entries(const MappedFile& file, int file_index) {
 // Tensor name -> shard file name.
 using WeightMap = std::map<std::string, std::string>;
 
+// A name of a file or folder, not a way to another folder.
+bool is_plain_name(std::string_view name) {
+  const bool special = name.empty() || name == "." || name == "..";
+  return !special && std::none_of(name.begin(), name.end(), [](char c) {
+    return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
+  });
+}
+
 // Plain names with a slash between them, so that no path leads out of the folder. (A shard may be a symbolic link: the Hugging
 // Face cache stores all files so.)
 bool is_path_below(std::string_view path) {
-  if (const size_t slash = path.find('/'); slash != path.npos)
-    return is_path_below(path.substr(0, slash)) && is_path_below(path.substr(slash + 1));
-  const bool special = path.empty() || path == "." || path == "..";
-  return !special && std::none_of(path.begin(), path.end(), [](char c) {
-    return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-  });
+  for (size_t slash; (slash = path.find('/')) != path.npos; path.remove_prefix(slash + 1))
+    if (!is_plain_name(path.substr(0, slash))) return false;
+  return is_plain_name(path);
 }
 
 WeightMap read_index(const std::string& path) {

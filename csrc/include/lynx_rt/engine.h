@@ -183,9 +183,9 @@ class LYNX_RT_API Engine {
   uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
   // One step: schedule -> run -> postprocess. Empty when there is nothing to do. Steps of several threads take turns.
   std::vector<StepOutput> step();
-  // One step as of step(), whose outputs are delivered one at a time, without a lock held. on_output may call everything but step(), which throws
-  // kInvalidArgument there, and the destructor. Where it throws, so does step(); that output counts as delivered, and those behind
-  // it are what the next step() delivers, which runs none of its own then.
+  // One step as of step(), whose outputs are delivered one at a time, without a lock held. on_output may call everything but step(),
+  // which throws kInvalidArgument there, and the destructor. Where it throws, so does step(); that output counts as delivered, and
+  // those behind it are what the next step() delivers, which runs none of its own then.
   void step(const std::function<void(const StepOutput&)>& on_output);
   // Whether this thread is inside step(on_output), where the engine must not be destroyed.
   bool in_step() const;
