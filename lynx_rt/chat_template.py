@@ -18,6 +18,7 @@ from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lynx_rt.errors import ValidationError
+from lynx_rt.interrupts import comes_from_signal_handler
 from lynx_rt.tokenizer import Tokenizer
 
 
@@ -89,6 +90,8 @@ def compile_template(text: str) -> jinja2.Template:
     try:
         return environment.from_string(text)
     except Exception as error:  # Jinja's own, and whatever a constant expression raises
+        if comes_from_signal_handler(error):
+            raise
         raise ValidationError(f"the chat template does not compile: {error}", "chat_template") from None
 
 
@@ -151,7 +154,9 @@ def _shows(text: str, role: str, content: Any, variables: Mapping[str, Any]) -> 
             messages = [*before, {"role": role, "content": content}, *after]
             try:
                 rendered = compile_template(text).render(**variables, documents=None, tools=None, messages=messages)
-            except Exception:  # the template does not want it so
+            except Exception as error:  # the template does not want it so
+                if comes_from_signal_handler(error):
+                    raise
                 continue
             if "FIRST-PART" in rendered and "SECOND-PART" in rendered:
                 return "NOT-FOR-THE-PROMPT" not in rendered

@@ -150,10 +150,10 @@ Selection parse_policy(const std::string& text, std::string* file) {
   Selection selection;
   if (text.empty() || name == "off") name = "topk";
   if (name == "top1") name = "top_j";
-  const auto found = std::find_if(policies().begin(), policies().end(), [&](const PolicyText& p) { return name == p.name; });
   if (name == "slo")
     invalid(kField, "slo: expected at the beginning of an engine's expert_selection, as in \"slo:tpot_ms=20@0=topk\", got \"", text,
             "\"");
+  const auto found = std::find_if(policies().begin(), policies().end(), [&](const PolicyText& p) { return name == p.name; });
   if (found == policies().end())
     invalid(kField, "unknown policy \"", name, "\"; the policies are off, ", joined(policies(), [](auto& p) { return p.name; }),
             ", slo");

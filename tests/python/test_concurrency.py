@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lynx_rt import CheckpointError, Engine, EngineClosedError, LynxError, SamplingParams
+from lynx_rt import CheckpointError, Engine, EngineClosedError, LynxError, SamplingParams, chat_template
 from lynx_rt.interrupts import DeferInterrupts
 from lynx_rt.library_errors import Guard
 
@@ -253,6 +254,18 @@ def test_what_a_signal_handler_raises_is_no_fault_of_a_library(handler: Any) -> 
         signal.signal(signal.SIGUSR1, before)
     with pytest.raises(CheckpointError, match="a library: time is up"), Guard("a library"):
         raise TimeoutError("time is up")
+
+
+def test_a_time_limit_is_not_taken_for_a_template_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which contents a template takes is found out by rendering, and remembered."""
+    template = SimpleNamespace(render=lambda **_: signal.raise_signal(signal.SIGUSR1))
+    monkeypatch.setattr(chat_template, "compile_template", lambda text: template)
+    before = signal.signal(signal.SIGUSR1, _Alarm())
+    try:
+        with pytest.raises(TimeoutError):
+            chat_template.content_forms("a template that nobody has rendered", "user", ())
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 _CTRL_C = """
