@@ -60,7 +60,8 @@ class SentencePieceModel:
             raise ValueError(f"SentencePiece models of type {model_type} are not supported (1 = unigram, 2 = BPE)")
         if len(set(pieces)) != len(pieces):
             raise ValueError("the same piece comes twice")
-        check_charsmap(_bytes(normalizer.get(2, b"")))
+        charsmap = _bytes(normalizer.get(2, b""))
+        check_charsmap(charsmap)
         names = (
             ("unk_token", 40, 0, 45, b"<unk>"),
             ("bos_token", 41, 1, 46, b"<s>"),
@@ -78,7 +79,7 @@ class SentencePieceModel:
                 for name, id_field, default_id, text_field, default in names
                 if _signed(trainer.get(id_field, default_id)) >= 0
             },
-            charsmap=_bytes(normalizer.get(2, b"")),
+            charsmap=charsmap,
             add_dummy_prefix=bool(normalizer.get(3, 1)),
             remove_extra_whitespaces=bool(normalizer.get(4, 1)),
         )

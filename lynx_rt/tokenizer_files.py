@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers import processors
@@ -71,10 +72,14 @@ def load_tokenizer_files(path: Path) -> tuple[Path, tokenizers.Tokenizer, Tokeni
     """
     file = find_tokenizer_file(path)
     config = read_tokenizer_config(file.parent)
-    kind = _tokenizer_class(file.parent, config)
+    model = read_json(file.parent / "config.json")
+    kind = _tokenizer_class(model, config)
     own_format = file.suffix == ".json" and file.name not in ("tekken.json", "vocab.json")
     with Guard(f"{file} is not a tokenizer", str(file)):
-        raw, names = _read_tokenizer_json(file, kind, config) if own_format else _convert(file, kind, config)
+        if own_format:
+            raw, names = _read_tokenizer_json(file, kind, model.get("model_type"), config)
+        else:
+            raw, names = _convert(file, kind, config)
     config.set_default_names(names)
     add_tokens(raw, config)
     raw.encode_special_tokens = bool(config.values.get("split_special_tokens"))
@@ -83,9 +88,11 @@ def load_tokenizer_files(path: Path) -> tuple[Path, tokenizers.Tokenizer, Tokeni
     return file, raw, config
 
 
-def _tokenizer_class(folder: Path, config: TokenizerConfig) -> str:
-    """The class of transformers 5 that reads the folder, without "Fast"; "" where the vocabulary's file says everything."""
-    model = read_json(folder / "config.json")
+def _tokenizer_class(model: Mapping[str, Any], config: TokenizerConfig) -> str:
+    """The class of transformers 5 that reads the folder, without "Fast"; "" where the vocabulary's file says everything.
+
+    model: the model's config.json.
+    """
     name, model_type = config.values.get("tokenizer_class") or model.get("tokenizer_class"), model.get("model_type")
     if isinstance(name, str) and name:
         return name.removesuffix("Fast")
@@ -93,12 +100,11 @@ def _tokenizer_class(folder: Path, config: TokenizerConfig) -> str:
 
 
 def _read_tokenizer_json(
-    file: Path, kind: str, config: TokenizerConfig
+    file: Path, kind: str, model_type: Any, config: TokenizerConfig
 ) -> tuple[tokenizers.Tokenizer, Mapping[str, str]]:
     text = read_text(file)
     for found in _CHARSMAP.finditer(text):
         check_charsmap(base64.b64decode(found[1].replace("\\/", "/") + "=="))
-    model_type = read_json(file.parent / "config.json").get("model_type")
     # Byte-level files that name the class (DeepSeek's, Llama 3's) are not from it.
     if kind == "LlamaTokenizer" and model_type not in _FILE_COUNTS and '"ByteLevel"' not in text:
         content = json.loads(text)
