@@ -76,8 +76,9 @@ void test_engine_in_a_child(const std::string& model, const std::vector<int32_t>
   CHECK(generate(*kept) == expected);
 }
 
-// The child gets locks that are held, and a step that never ends.
-void test_fork_beside_a_step(const std::vector<int32_t>& expected) {
+// The child gets locks that are held, and a step that never ends. AddressSanitizer has such locks of its own, in its allocator, and
+// gcc 12's does not free them in a child, which then hangs at an allocation: not run under it.
+[[maybe_unused]] void test_fork_beside_a_step(const std::vector<int32_t>& expected) {
   std::atomic<bool> stop = false;
   std::atomic<int> wrong = 0;
   std::thread steps([&] {
@@ -112,10 +113,20 @@ void test_c_abi_in_a_child(const char* model) {
   lynx_rt_destroy(engine);
 }
 
+// A loop in which every thread of the pool takes part: afterwards none of them is still being started. AddressSanitizer allocates in a
+// thread that starts, under a lock that a fork() beside it leaves locked in the child.
+void start_all(ThreadPool& pool, int threads) {
+  std::atomic<int> arrived = 0;
+  pool.parallel_for(threads, [&](int64_t, int) {
+    ++arrived;
+    while (arrived < threads) std::this_thread::yield();
+  });
+}
+
 void test_thread_pool_in_a_child() {
   for (int round = 0; round < 20; ++round) {
     auto pool = std::make_unique<ThreadPool>(4);
-    pool->parallel_for(100, [](int64_t, int) {});
+    start_all(*pool, 4);
     if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the workers sleep
     CHECK(in_child([&] {
       CHECK_THROWS(pool->parallel_for(100, [](int64_t, int) {}), ErrorCode::kClosed, "", {"the thread pool", "fork()"});
@@ -135,7 +146,9 @@ int main(int argc, char** argv) {
   kept = Engine::create(argv[1], options());
   const std::vector<int32_t> expected = generate(*kept);
   test_engine_in_a_child(argv[1], expected);
+#if !defined(__SANITIZE_ADDRESS__)
   test_fork_beside_a_step(expected);
+#endif
   test_c_abi_in_a_child(argv[1]);
   return check::result("test_fork");
 }
