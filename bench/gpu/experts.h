@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "backend/cuda/elementwise.h"
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/route.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/route/route.h"
 #include "measure.h"
 
 namespace bench {

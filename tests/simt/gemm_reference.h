@@ -9,9 +9,9 @@
 #include <random>
 #include <vector>
 
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/linear.h"
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/gemm/linear.h"
+#include "backend/cuda/gemm/packed.h"
 #include "check.h"
 #include "device_array.h"
 

@@ -9,7 +9,7 @@
 
 #include "backend/cpu/dispatch.h"
 #include "backend/cpu/select.h"
-#include "backend/cuda/route.h"
+#include "backend/cuda/route/route.h"
 #include "check.h"
 #include "device_array.h"
 

@@ -1,7 +1,7 @@
 // route() against the CPU's Selector and dispatch_pairs(): own routing, lynx and oea. test_route_policies.cc has the other
 // policies.
 //   test_route [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
-#include "backend/cuda/route.h"
+#include "backend/cuda/route/route.h"
 
 #include <algorithm>
 #include <bit>
@@ -73,7 +73,7 @@ void test_random_cases(int every) {
 }
 
 // More rows than one block takes: no policy acts, whatever it is. The last case counts beyond 16 bits.
-void test_many_rows(int every) {
+void test_large(int every) {
   struct Size {
     int max_rows, num_rows, num_experts, top_k, kind;
     Phase phase;
@@ -191,7 +191,7 @@ int main(int argc, char** argv) {
   const int every = argc > 1 ? std::atoi(argv[1]) : 1;
   test_cases(every);
   test_random_cases(every);
-  test_many_rows(every);
+  test_large(every);
   test_most_choices();
   test_bad_scores();
   test_without_tiles();

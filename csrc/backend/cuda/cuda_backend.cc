@@ -6,10 +6,10 @@
 #include <charconv>
 #include <utility>
 
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/linear.h"
-#include "backend/cuda/packed.h"
-#include "backend/cuda/sample.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/gemm/linear.h"
+#include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/sample/sample.h"
 #include "base/cpu_features.h"
 
 namespace lynx_rt {
