@@ -11,10 +11,11 @@ CSRC = ROOT / "csrc"
 ABOVE = {
     "base": set(),
     "checkpoint": {"base"},
-    "backend": {"base"},
-    "model": {"base", "checkpoint", "backend"},
-    "engine": {"base", "checkpoint", "backend", "model"},
-    "python_bindings": {"base", "checkpoint", "backend", "model", "engine"},
+    "routing": {"base"},
+    "backend": {"base", "routing"},
+    "model": {"base", "checkpoint", "routing", "backend"},
+    "engine": {"base", "checkpoint", "routing", "backend", "model"},
+    "python_bindings": {"base", "checkpoint", "routing", "backend", "model", "engine"},
 }
 MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt

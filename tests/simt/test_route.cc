@@ -146,7 +146,7 @@ void test_bad_scores() {
       const Output out = device.run(c, max_rows);
       CHECK_EQ(out.first_bad, first * 40 + 7);
       for (const int32_t id : out.ids) CHECK(id >= 0 && id < 40);
-      for (const int32_t row : out.row_of_pair) CHECK(row >= 0 && row < max_rows * c.top_k);
+      for (const int32_t row : out.sorted_of_pair) CHECK(row >= 0 && row < max_rows * c.top_k);
       CHECK_EQ(device.run(c, first).first_bad, -1);  // in rows that only pad, it is nobody's business
     }
 }
@@ -161,7 +161,7 @@ void test_without_tiles() {
     const Output without = device.run(c, max_rows, false), with = device.run(c, max_rows);
     CHECK_EQ(without.num_tiles, kUntouched);
     for (const int32_t v : without.tiles) CHECK_EQ(v, kUntouched);
-    CHECK(without.ids == with.ids && without.row_of_pair == with.row_of_pair && without.pair_of_row == with.pair_of_row);
+    CHECK(without.ids == with.ids && without.sorted_of_pair == with.sorted_of_pair && without.pair_of_sorted == with.pair_of_sorted);
   }
 }
 

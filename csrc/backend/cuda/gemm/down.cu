@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
   const DownArgs& a = p.args;
   grid_wait();  // hidden is there, and nobody reads partial any more
   grid_launch_dependents();
-  const Tile* tiles = a.pair_of_row ? a.tiles : nullptr;
+  const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
   const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
   const int num_units = (a.hidden_size + Gemm::kRows - 1) / Gemm::kRows, num_jobs = num_tiles * num_units;
   const int blocks = column_blocks(a.width);
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
     for (int i = int(threadIdx.x); i < done.count * Gemm::kRows; i += Gemm::kThreads) {
       const int row = i % Gemm::kRows, token = i / Gemm::kRows, n = unit * Gemm::kRows + row;
       if (n >= a.hidden_size) continue;
-      const int pair = a.pair_of_row ? a.pair_of_row[done.first + token] : done.first + token;
+      const int pair = a.pair_of_sorted ? a.pair_of_sorted[done.first + token] : done.first + token;
       float value = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
       if (a.bias) value += a.bias[int64_t(done.expert) * a.hidden_size + n];
       a.partial[int64_t(pair) * a.hidden_size + n] = value;
@@ -76,8 +76,8 @@ template <int kTokenBlocks>
 void start(const DownArgs& args, int num_sms, Stream stream) {
   using Gemm = DownGemm<kTokenBlocks>;
   const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_row ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
-  const unsigned blocks = persistent_blocks("down", args.pair_of_row ? most : args.num_rows, args.width, most,
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const unsigned blocks = persistent_blocks("down", args.pair_of_sorted ? most : args.num_rows, args.width, most,
                                             ceil_div(args.hidden_size, Gemm::kRows), num_sms, Gemm::kCtasPerSm);
   launch(down_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});
 }
@@ -88,9 +88,9 @@ void down(const DownArgs& args, int num_sms, Stream stream) {
   if (args.num_rows < 0) invalid("down", "rows: expected at least 0, got ", args.num_rows);
   if (args.hidden_size < 1 || args.width < 1)
     invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
-  if (args.pair_of_row && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
+  if (args.pair_of_sorted && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_row ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
+  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
     case 8: return start<1>(args, num_sms, stream);
     case 16: return start<2>(args, num_sms, stream);
     case 32: return start<4>(args, num_sms, stream);

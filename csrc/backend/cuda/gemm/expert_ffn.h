@@ -1,12 +1,13 @@
 // The two products of the experts over tiles of pairs, or of a dense MLP over all rows. Pairs ordered by expert are "places":
-// place r is pair pair_of_row[r] of DispatchPlan. Sums as in linear.h: the bits of a row do not depend on the other rows, nor on
+// place r is pair pair_of_sorted[r] of DispatchPlan. Sums as in linear.h: the bits of a row do not depend on the other rows, nor on
 // where it stands in its tile.
 #pragma once
 #include <cstdint>
 
 #include "backend/cuda/gemm/packed.h"
 #include "backend/cuda/runtime/runtime.h"
-#include "backend/moe_types.h"
+#include "backend/ffn_rule.h"
+#include "routing/routing.h"
 
 namespace lynx_rt::cuda {
 
@@ -33,7 +34,7 @@ struct GateUpArgs {
   int hidden_size;             // H
   int width;                   // I
   int top_k;                   // k
-  const int32_t* pair_of_row;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
+  const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
   const Tile* tiles;           // [*num_tiles] on the device
   const int32_t* num_tiles;    // [1] on the device
   uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
@@ -52,7 +53,7 @@ struct DownArgs {
   int hidden_size;
   int width;
   int top_k;
-  const int32_t* pair_of_row;
+  const int32_t* pair_of_sorted;
   const Tile* tiles;
   const int32_t* num_tiles;
   float* partial;               // out [T * k, H] by pair; pairs without an expert are not written

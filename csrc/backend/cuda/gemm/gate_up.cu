@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
   const GateUpArgs& a = p.args;
   grid_wait();  // x and the lists are there, and nobody reads hidden any more
   grid_launch_dependents();
-  const Tile* tiles = a.pair_of_row ? a.tiles : nullptr;
+  const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
   const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
   const int num_units = (a.width + kBlockRows - 1) / kBlockRows, num_jobs = num_tiles * num_units;
   const int x_blocks = column_blocks(a.hidden_size), hidden_columns = column_blocks(a.width) * kBlockColumns;
@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
     for (int j = 0; j < kTokenBlocks; ++j) {
       const int token = j * kTokenBlock + lane_id() / 4;
       rows[j] = tile.first + (token < tile.count ? token : tile.count - 1);
-      if (a.pair_of_row) rows[j] = a.pair_of_row[rows[j]] / a.top_k;
+      if (a.pair_of_sorted) rows[j] = a.pair_of_sorted[rows[j]] / a.top_k;
     }
     gemm.multiply(a.x, rows);
     const Tile done = tile;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
       const int row = i % kBlockRows, token = i / kBlockRows, column = unit * kBlockRows + row;
       float gate = Gemm::sum(0, row, token), up = Gemm::sum(1, row, token);
       if (a.pair_scale) {
-        const float scale = a.pair_scale[a.pair_of_row[done.first + token]];
+        const float scale = a.pair_scale[a.pair_of_sorted[done.first + token]];
         gate *= scale, up *= scale;
       }
       if (a.gate_bias && column < a.width) {
@@ -91,7 +91,7 @@ template <int kTokenBlocks>
 void start(const GateUpArgs& args, int num_sms, Stream stream) {
   using Gemm = GateUpGemm<kTokenBlocks>;
   const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_row ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
   const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
                                             num_sms, Gemm::kCtasPerSm);
   launch(gate_up_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
@@ -103,9 +103,9 @@ void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
   if (args.num_rows < 0) invalid("gate_up", "rows: expected at least 0, got ", args.num_rows);
   if (args.hidden_size < 1 || args.width < 1)
     invalid("gate_up", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
-  if (args.pair_of_row && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
+  if (args.pair_of_sorted && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_row ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
+  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
     case 8: return start<1>(args, num_sms, stream);
     case 16: return start<2>(args, num_sms, stream);
     case 32: return start<4>(args, num_sms, stream);

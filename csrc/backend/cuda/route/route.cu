@@ -1,4 +1,4 @@
-// Selector and dispatch of up to 256 rows, one launch of one block; route.h says what comes out, cpu/select.h how the policies
+// Selector and dispatch of up to 256 rows, one launch of one block; route.h says what comes out, routing/selector.h how the policies
 // are read, route_kernel.cuh how the work is split. Here: own routing, lynx and oea. route_gates.cu and route_rows.cu have the
 // other policies, route_large.cu has more rows.
 //

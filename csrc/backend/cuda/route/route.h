@@ -1,6 +1,6 @@
 // Selector and dispatch as one launch, or as three where there are many rows; one before them where keys are not the logits: own
 // routing, demand, admit, assign, weigh, active list, pairs ordered by expert. The meaning is that of Backend::route()
-// (backend.h, cpu/select.h): ids, lists and integer counters equal the CPU's, weights to 1e-6. Not run on a GPU yet;
+// (backend.h, routing/selector.h): ids, lists and integer counters equal the CPU's, weights to 1e-6. Not run on a GPU yet;
 // tests/simt/test_route.cc and test_route_policies.cc run it on the CPU.
 #pragma once
 #include <cstddef>
@@ -8,7 +8,9 @@
 
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/runtime/runtime.h"
-#include "backend/moe_types.h"
+#include "routing/policy.h"
+#include "routing/routing.h"
+#include "routing/rule.h"
 
 namespace lynx_rt::cuda {
 
@@ -28,8 +30,8 @@ struct RouteArgs {
   int32_t* active;          // [E]
   int32_t* num_active;      // [1]
   int32_t* offsets;         // [E + 1]
-  int32_t* row_of_pair;     // [T * k]
-  int32_t* pair_of_row;     // [T * k]
+  int32_t* sorted_of_pair;     // [T * k]
+  int32_t* pair_of_sorted;     // [T * k]
   SelectionStats* stats;    // [1]
   Tile* tiles;              // [max_tiles(T * k, E, tile_rows(T))] ascending by expert, then by place; or null
   int32_t* num_tiles;       // [1], or null
@@ -46,7 +48,7 @@ struct RouteArgs {
 };
 
 // Throws kInvalidArgument for T, E or k out of range (1 <= k <= E), where check_rule() and check_selection() do, and for more
-// than kMaxRouteRows rows where a policy acts. T = 0 writes the empty lists. row_of_pair and pair_of_row are also scratch memory
+// than kMaxRouteRows rows where a policy acts. T = 0 writes the empty lists. sorted_of_pair and pair_of_sorted are also scratch memory
 // while it runs. The bias of args.rule and the tables of args.selection are device memory; of replayed ids only those of real
 // rows are read.
 void route(const RouteArgs& args, Stream stream);

@@ -5,7 +5,7 @@
 // 30 us where it runs at 1/64 (estimates). Keeping the first results would take 2 E / 32 registers. The cover is the work of one
 // warp: E / 32 (1 + T / 32) steps a round, a round per expert that it admits.
 #include "backend/cuda/route/route_kernel.cuh"
-#include "backend/gate_mass.h"
+#include "routing/gate_mass.h"
 
 namespace lynx_rt::cuda::route_state {
 

@@ -181,8 +181,8 @@ __device__ void list_pairs(const RouteParams& p) {
   sync_block();  // count, tile
   visit_pairs(range, mine, expert_of, [&](int pair, int e, int before) {
     const int row = e >= 0 ? int(count[e]) + before : -1;
-    a.row_of_pair[pair] = row;
-    if (row >= 0) a.pair_of_row[row] = pair;
+    a.sorted_of_pair[pair] = row;
+    if (row >= 0) a.pair_of_sorted[row] = pair;
   });
   write_tiles(a, p.tile_rows, count, tile);
 }

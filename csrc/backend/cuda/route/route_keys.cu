@@ -1,4 +1,4 @@
-// Keys and gates of rules whose keys are not the logits; router_keys.h says what they are, cpu/select_keys.cc has the same bits.
+// Keys and gates of rules whose keys are not the logits; router_keys.h says what they are, routing/selector_keys.cc has the same bits.
 //
 // Work split. A warp has a row: lane l has experts l, l + 32, .. and, after them, groups l, l + 32, ..; sums over lanes are a
 // butterfly. Some 60 operations in double precision per expert: at T = 16, E = 256 about 1 us where double precision runs at half
@@ -10,8 +10,8 @@
 #include "backend/cuda/route/route_own.cuh"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/ptx.cuh"
-#include "backend/router_keys.h"
 #include "base/error.h"
+#include "routing/router_keys.h"
 
 namespace lynx_rt::cuda {
 

@@ -3,8 +3,8 @@
 // Work split, three launches. rows: a block takes neighbouring rows, a warp per row, and counts the block's pairs of each expert.
 // lists: one block turns the counts into the pairs of an expert in the blocks before, and writes offsets, active experts, tiles
 // and counters. places: the blocks of the first launch again, which order their pairs.
-// Between the launches block b keeps its counts, 16 bits each, where row_of_pair has its own pairs, and the first score that is
-// not finite in pair_of_row[b]: both arrays get their values in the last launch. A row names an expert once, so that what stands
+// Between the launches block b keeps its counts, 16 bits each, where sorted_of_pair has its own pairs, and the first score that is
+// not finite in pair_of_sorted[b]: both arrays get their values in the last launch. A row names an expert once, so that what stands
 // in front of a block is less than 65536; the sum over all blocks may be more.
 // Memory traffic: 4 T E bytes of scores, 8 T k written by the first launch, 4 T k read twice and 8 T k written by the last;
 // counts: 8 E bytes per block, of at least 64 rows.
@@ -41,7 +41,7 @@ __device__ int real_rows(const RouteArgs& a) {
 __device__ int first_row(const ManyParams& p, int block) { return int(int64_t(p.args.max_rows) * block / p.num_blocks); }
 // The counts of a block, those of experts 2 w and 2 w + 1 in word w.
 __device__ uint32_t* counts_of(const ManyParams& p, int block) {
-  return reinterpret_cast<uint32_t*>(p.args.row_of_pair + first_row(p, block) * p.args.rule.top_k);
+  return reinterpret_cast<uint32_t*>(p.args.sorted_of_pair + first_row(p, block) * p.args.rule.top_k);
 }
 
 template <int kPerLane>
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kBlockThreads, kRowBlocks) rows_kernel(const _
   sync_block();  // count, first_bad
   uint32_t* out = counts_of(p, block);
   for (int w = thread; w < words; w += kBlockThreads) out[w] = count[2 * w] | count[2 * w + 1] << 16;
-  if (thread == 0) a.pair_of_row[block] = int(*first_bad);
+  if (thread == 0) a.pair_of_sorted[block] = int(*first_bad);
 }
 
 template <int kPerLane>
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kListThreads) lists_kernel(const __grid_consta
     }
   }
   for (int b = thread; b < p.num_blocks; b += kListThreads)
-    if (a.pair_of_row[b] >= 0) atomic_min(first_bad, uint32_t(a.pair_of_row[b]));
+    if (a.pair_of_sorted[b] >= 0) atomic_min(first_bad, uint32_t(a.pair_of_sorted[b]));
   sync_block();  // count, first_bad
 
   if (warp_id() == 0) {
@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kBlockThreads) places_kernel(const __grid_cons
   sync_block();  // histogram
   visit_pairs(range, mine, expert_of, [&](int i, int e, int seen) {
     const int row = e >= 0 ? int(first_place[e]) + seen : -1;
-    a.row_of_pair[begin + i] = row;
-    if (row >= 0) a.pair_of_row[row] = begin + i;
+    a.sorted_of_pair[begin + i] = row;
+    if (row >= 0) a.pair_of_sorted[row] = begin + i;
   });
 }
 

@@ -5,7 +5,7 @@
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/runtime/ordered_key.cuh"
 #include "backend/cuda/runtime/ptx.cuh"
-#include "backend/router_keys.h"
+#include "routing/router_keys.h"
 
 namespace lynx_rt::cuda::route_state {
 
@@ -43,7 +43,7 @@ __device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_
 // Of an expert that a row may take; 0 outside its groups.
 __device__ inline uint32_t open_key(float key) { return key == -INFINITY ? 0 : to_key(key); }
 
-// sparsemixer: the sum of exp(z - best) over the experts near the `best` logit, without expert `taken`: cpu/select.cc.
+// sparsemixer: the sum of exp(z - best) over the experts near the `best` logit, without expert `taken`: routing/selector.cc.
 __device__ inline double near_mass(const float* z, int num_experts, float best, int taken, float jitter) {
   double sum = 0;
   for (int e = lane_id(); e < num_experts; e += 32) {

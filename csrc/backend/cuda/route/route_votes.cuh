@@ -1,4 +1,4 @@
-// Votes of lynx and lynx_literal, as cpu/select_admit.cc counts them: integers, so that no order changes their sums.
+// Votes of lynx and lynx_literal, as routing/selector_admit.cc counts them: integers, so that no order changes their sums.
 #pragma once
 #include "backend/cuda/route/route_state.cuh"
 #include "backend/cuda/runtime/ptx.cuh"

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <span>
 
-#include "backend/cpu/select.h"
+#include "routing/selector.h"
 
 namespace lynx_rt {
 

@@ -66,7 +66,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "backend/moe_types.h"
+#include "routing/policy.h"
+#include "routing/routing.h"
+#include "routing/rule.h"
 
 namespace lynx_rt {
 
@@ -83,7 +85,7 @@ class Selector {
  private:
   struct Batch;
   void reserve(int64_t num_rows, const RouterRule& rule);
-  void make_keys(const float* scores, int64_t num_rows, const RouterRule& rule);  // select_keys.cc
+  void make_keys(const float* scores, int64_t num_rows, const RouterRule& rule);  // selector_keys.cc
   void open_groups(const RouterRule& rule);
   void route_own(const Batch& batch, Routing& own);
   void weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const;
@@ -91,7 +93,7 @@ class Selector {
   int count_used(const Batch& batch, const int32_t* ids);
   void list_used(const Batch& batch, Routing& routing) const;
 
-  // select_admit.cc: policies that admit experts.
+  // selector_admit.cc: policies that admit experts.
   void admit(const Batch& batch, const Routing& own);
   void count_votes(const Batch& batch, const Routing& own);
   void admit_lynx(const Batch& batch, const Routing& own);
@@ -102,7 +104,7 @@ class Selector {
   void fill(const Batch& batch, int count, const uint8_t* allowed);
   void assign_admitted(const Batch& batch, const Routing& own);
 
-  // select_assign.cc: policies that choose for each row.
+  // selector_assign.cc: policies that choose for each row.
   void assign(const Batch& batch, const Routing& own);
   void assign_row(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids);
   void assign_literal(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids);

@@ -2,7 +2,8 @@
 #pragma once
 #include <cstdint>
 
-#include "backend/moe_types.h"
+#include "routing/routing.h"
+#include "routing/rule.h"
 
 namespace lynx_rt {
 

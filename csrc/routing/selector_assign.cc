@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu/select_batch.h"
+#include "routing/selector_batch.h"
 
 namespace lynx_rt {
 

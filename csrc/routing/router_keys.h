@@ -12,8 +12,8 @@
 #pragma once
 #include <cstdint>
 
-#include "backend/gate_mass.h"
-#include "backend/moe_types.h"
+#include "routing/gate_mass.h"
+#include "routing/rule.h"
 
 namespace lynx_rt {
 

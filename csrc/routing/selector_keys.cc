@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu/select_batch.h"
-#include "backend/router_keys.h"
+#include "routing/router_keys.h"
+#include "routing/selector_batch.h"
 
 namespace lynx_rt {
 

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu/select_batch.h"
-#include "backend/gate_mass.h"
+#include "routing/gate_mass.h"
+#include "routing/selector_batch.h"
 
 namespace lynx_rt {
 

@@ -1,13 +1,13 @@
-#include "backend/cpu/select.h"
+#include "routing/selector.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 
-#include "backend/backend.h"
-#include "backend/cpu/select_batch.h"
-#include "backend/router_keys.h"
 #include "base/error.h"
+#include "routing/router_keys.h"
+#include "routing/selection_text.h"
+#include "routing/selector_batch.h"
 
 namespace lynx_rt {
 

@@ -1,4 +1,4 @@
-#include "backend/cpu/dispatch.h"
+#include "routing/dispatch.h"
 
 #include <algorithm>
 
@@ -18,8 +18,8 @@ void dispatch_pairs(const Routing& routing, int64_t num_rows, const RouterRule& 
   for (int32_t pair = 0; pair < num_pairs; ++pair) {
     const int32_t e = routing.ids[pair];
     const int32_t row = e < 0 ? -1 : offsets[e]++;
-    plan.row_of_pair[pair] = row;
-    if (row >= 0) plan.pair_of_row[row] = pair;
+    plan.sorted_of_pair[pair] = row;
+    if (row >= 0) plan.pair_of_sorted[row] = pair;
   }
   for (int e = num_experts; e > 0; --e) offsets[e] = offsets[e - 1];
   offsets[0] = 0;
