@@ -12,9 +12,9 @@
 
 #include "backend/backend.h"
 #include "check.h"
-#include "engine/simulation.h"
 #include "engine_case.h"
 #include "lynx_rt/engine.h"
+#include "research/simulation.h"
 #ifdef LYNX_RT_EMULATED
 #include "simt.h"
 #endif
