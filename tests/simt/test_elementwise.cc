@@ -142,8 +142,8 @@ struct Experts {
     device_weights = DeviceVector<float>(weights);
     device_ids = DeviceVector<int32_t>(ids);
   }
-  cuda::Combine arguments() const { return {device_partial.get(), device_ids.get(), device_weights.get(), top_k}; }
-  cuda::Combine unweighted() const { return {device_partial.get(), device_ids.get(), nullptr, top_k}; }
+  ExpertSum arguments() const { return {device_partial.get(), device_ids.get(), device_weights.get(), top_k}; }
+  ExpertSum unweighted() const { return {device_partial.get(), device_ids.get(), nullptr, top_k}; }
 };
 
 void test_combine(int num_rows, int hidden, int top_k) {
@@ -184,7 +184,7 @@ struct Bias {
 };
 
 Norm run_norm(const std::vector<float>& x, const std::vector<float>& weight, float eps, int num_rows, int hidden,
-              const cuda::Combine& combine, Output output = Output::kBoth, const Bias& bias = {}) {
+              const ExpertSum& combine, Output output = Output::kBoth, const Bias& bias = {}) {
   const int shift = output == Output::kMisaligned;
   std::vector<float> shifted = x;
   if (shift) shifted.insert(shifted.begin(), 0.0f);
@@ -208,7 +208,7 @@ void test_norm(int num_rows, int hidden, const Bias& bias) {
   const std::vector<float> weight = random_floats(hidden);
   std::vector<float> x = random_floats(size_t(num_rows) * hidden, 3);
   for (size_t i = 0; bias.layer && i < x.size(); ++i) x[i] += 7;  // far from zero
-  const auto run = [&](const std::vector<float>& rows, int count, const cuda::Combine& combine = {},
+  const auto run = [&](const std::vector<float>& rows, int count, const ExpertSum& combine = {},
                        Output output = Output::kBoth) {
     return run_norm(rows, weight, eps, count, hidden, combine, output, bias);
   };

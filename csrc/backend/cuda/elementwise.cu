@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(const __grid_constant__
 // --- combine and norms
 
 // x plus the sum of row t's experts in four columns. Loads of four slots are under way together.
-__device__ Quad add_experts(const Combine& c, int64_t t, int num_columns, int column, int count, bool aligned, const Quad& x) {
+__device__ Quad add_experts(const ExpertSum& c, int64_t t, int num_columns, int column, int count, bool aligned, const Quad& x) {
   Quad sum = {};
   for (int first = 0; first < c.top_k; first += 4) {
     Quad part[4];
@@ -101,7 +101,7 @@ __device__ Quad add_experts(const Combine& c, int64_t t, int num_columns, int co
 }
 
 struct CombineParams {
-  Combine combine;
+  ExpertSum sum;
   float* x;
   int num_rows, num_columns, quads;
   bool aligned;
@@ -114,11 +114,11 @@ __global__ void __launch_bounds__(kThreads) combine_kernel(const __grid_constant
   if (at.count == 0) return;
   float* x = p.x + at.row * p.num_columns + at.column;
   const Quad old = load_quad(x, at.count, p.aligned);
-  store_quad(x, add_experts(p.combine, at.row, p.num_columns, at.column, at.count, p.aligned, old), at.count, p.aligned);
+  store_quad(x, add_experts(p.sum, at.row, p.num_columns, at.column, at.count, p.aligned, old), at.count, p.aligned);
 }
 
 struct NormParams {
-  Combine combine;
+  ExpertSum sum;
   float* x;
   const float* weight;
   const float* bias;  // of layernorm, or null
@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
   const auto load = [&](int column) {
     const int count = count_at(column);
     Quad quad = load_quad(x + column, count, p.aligned);
-    if (p.combine.partial && count > 0) {
-      quad = add_experts(p.combine, t, n, column, count, p.aligned, quad);
+    if (p.sum.partial && count > 0) {
+      quad = add_experts(p.sum, t, n, column, count, p.aligned, quad);
       store_quad(x + column, quad, count, p.aligned);
     }
     return quad;
@@ -267,14 +267,14 @@ __global__ void __launch_bounds__(kThreads) gather_kernel(const __grid_constant_
 int quads_of(int num_columns) { return int(ceil_div(num_columns, 4)); }
 
 template <bool kCentered>
-void norm(float* x, const Combine& combine, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
+void norm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
           float* out, uint16_t* rounded, Stream stream) {
   if (num_rows == 0 || hidden_size == 0) return;
-  const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(combine.partial) && aligned_16(weight) &&
+  const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(sum.partial) && aligned_16(weight) &&
                        aligned_16(bias) && aligned_16(out);
   const int quads = int(padded_columns(hidden_size) / 4);
   const int threads = std::min(kMaxThreads, int(round_up(quads, 32)));
-  const NormParams params{combine, x, weight, bias, out, rounded, eps, hidden_size, quads, aligned};
+  const NormParams params{sum, x, weight, bias, out, rounded, eps, hidden_size, quads, aligned};
   const int64_t kept = ceil_div(quads, threads);
   auto* kernel = kept == 1           ? norm_kernel<1, kCentered>
                  : kept == 2         ? norm_kernel<2, kCentered>
@@ -298,20 +298,20 @@ void embed(const void* packed_table, const int32_t* ids, int num_rows, int hidde
   launch_per_quad(embed_kernel, params, stream);
 }
 
-void combine(const Combine& combine, int num_rows, int hidden_size, float* x, Stream stream) {
-  const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(combine.partial);
-  if (combine.partial)
-    launch_per_quad(combine_kernel, {combine, x, num_rows, hidden_size, quads_of(hidden_size), aligned}, stream);
+void combine(const ExpertSum& sum, int num_rows, int hidden_size, float* x, Stream stream) {
+  const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(sum.partial);
+  if (sum.partial)
+    launch_per_quad(combine_kernel, {sum, x, num_rows, hidden_size, quads_of(hidden_size), aligned}, stream);
 }
 
-void rmsnorm(float* x, const Combine& combine, const float* weight, float eps, int num_rows, int hidden_size, float* out,
+void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,
              uint16_t* rounded, Stream stream) {
-  norm<false>(x, combine, weight, nullptr, eps, num_rows, hidden_size, out, rounded, stream);
+  norm<false>(x, sum, weight, nullptr, eps, num_rows, hidden_size, out, rounded, stream);
 }
 
-void layernorm(float* x, const Combine& combine, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
+void layernorm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
                float* out, uint16_t* rounded, Stream stream) {
-  norm<true>(x, combine, weight, bias, eps, num_rows, hidden_size, out, rounded, stream);
+  norm<true>(x, sum, weight, bias, eps, num_rows, hidden_size, out, rounded, stream);
 }
 
 void round_rows(const float* x, int64_t x_stride, int num_rows, int num_columns, uint16_t* rounded, Stream stream) {

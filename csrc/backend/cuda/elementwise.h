@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "backend/cuda/runtime/runtime.h"
+#include "backend/pending_sum.h"
 #include "base/tensor.h"
 
 namespace lynx_rt::cuda {
@@ -11,23 +12,16 @@ namespace lynx_rt::cuda {
 // out[t] = scale * row ids[t] of a packed [V, H] table as float32; [T, H].
 void embed(const void* packed_table, const int32_t* ids, int num_rows, int hidden_size, float scale, float* out, Stream stream);
 
-// What expert_ffn.h's down() left to do: x[t] += sum over slots j in order, those with id -1 skipped, of
-// weights[t, j] * partial[t * k + j]. The sum starts at 0 and is added to x at the end.
-struct Combine {
-  const float* partial = nullptr;  // [T * k, H]; null = nothing to combine
-  const int32_t* ids = nullptr;    // [T, k]
-  const float* weights = nullptr;  // [T, k]; null = all 1
-  int top_k = 0;
-};
-void combine(const Combine& combine, int num_rows, int hidden_size, float* x, Stream stream);
+// x += what expert_ffn.h's down() left to do.
+void combine(const ExpertSum& sum, int num_rows, int hidden_size, float* x, Stream stream);
 
-// Combines into x where there is something to combine; then out = x / sqrt(mean(x^2) + eps) * weight per row of H, float32 [T,
-// H], and its bf16 to `rounded`. x is [T, H]; out may be x where nothing is combined, or null.
-void rmsnorm(float* x, const Combine& combine, const float* weight, float eps, int num_rows, int hidden_size, float* out,
+// Adds the sum to x where there is one (partial is not null); then out = x / sqrt(mean(x^2) + eps) * weight per row of H, float32 [T,
+// H], and its bf16 to `rounded`. x is [T, H]; out may be x where there is none, or null.
+void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,
              uint16_t* rounded, Stream stream);
 
 // The same with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias may be null.
-void layernorm(float* x, const Combine& combine, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
+void layernorm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
                float* out, uint16_t* rounded, Stream stream);
 
 // rounded[t] = bf16 of x[t], rows of num_columns with stride x_stride.
