@@ -3,9 +3,11 @@
 #include <memory>
 #include <vector>
 
-#include "backend/cuda/elementwise.h"
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/route/route.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "measure.h"
 
 namespace bench {

@@ -9,6 +9,10 @@
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/gather.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "backend/cuda/sample/sample.h"
 #include "base/cpu_features.h"
 

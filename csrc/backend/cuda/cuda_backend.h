@@ -14,7 +14,6 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/elementwise.h"
 #include "backend/cuda/gemm/weight_loader.h"
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/runtime/runtime.h"

@@ -1,7 +1,5 @@
 // embed, combine, norms, round_rows, round_heads, gather_rows and router against float64, and their order guarantee bit by bit.
-//   test_elementwise [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
-#include "backend/cuda/elementwise.h"
-
+//   test_rows [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +8,10 @@
 #include <vector>
 
 #include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/gather.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "base/types.h"
 #include "check.h"
 #include "device_array.h"
@@ -356,5 +358,5 @@ int main(int argc, char** argv) {
           if (hidden < 2100 && !skipped()) test_router(num_rows, num_experts, hidden, dtype);
     }
   test_router_arguments();
-  return check::result("test_elementwise");
+  return check::result("test_rows");
 }
