@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lynx_rt.engine.progress import wants_bar
 from lynx_rt.errors import ValidationError
-from lynx_rt.progress import wants_bar
 from lynx_rt.tensor_file import write_tensors
 
 if TYPE_CHECKING:
-    from lynx_rt.engine import Engine
+    from lynx_rt.engine.engine import Engine
 
 Metric = Literal["frobenius", "cosine"]
 

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.engine import Engine
+from lynx_rt.engine.engine import Engine
+from lynx_rt.engine.outputs import ExpertStats, sum_prompt_logprobs
+from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
-from lynx_rt.outputs import ExpertStats, sum_prompt_logprobs
-from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.text_file import read_text
 
 _FINAL_MARK = "####"  # what follows it in a worked answer is the result

@@ -23,7 +23,7 @@ from lynx_rt.errors import ValidationError
 from lynx_rt.tensor_file import write_tensors
 
 if TYPE_CHECKING:
-    from lynx_rt.engine import Engine
+    from lynx_rt.engine.engine import Engine
 
 _ARRAYS = {  # name -> dtype, dimensions
     "layers": (np.int32, 1),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lynx_rt.outputs import LayerStats
+from lynx_rt.engine.outputs import LayerStats
 from lynx_rt.recording import Recording, offsets_of
 
 if TYPE_CHECKING:

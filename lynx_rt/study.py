@@ -22,12 +22,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.engine import Engine
+from lynx_rt.engine.engine import Engine
+from lynx_rt.engine.outputs import EngineStats, RequestOutput
+from lynx_rt.engine.progress import WorkBar
+from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.eval import Item, is_correct, load_tasks
-from lynx_rt.outputs import EngineStats, RequestOutput
-from lynx_rt.progress import WorkBar
-from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.study_records import FORMAT, Record, RunKey, RunLog
 from lynx_rt.text_file import read_text
 

@@ -40,7 +40,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lynx_rt.engine import Engine
+    from lynx_rt.engine.engine import Engine
     from lynx_rt.eval import answer_perplexity, evaluate, load_items
 
     check_output(args.json, "json")

@@ -13,7 +13,7 @@ import pytest
 
 from lynx_rt import Engine, Tokenizer, ValidationError
 from lynx_rt.chat import render_chats
-from lynx_rt.outputs import RequestOutput
+from lynx_rt.engine.outputs import RequestOutput
 from lynx_rt.prompts import parse_prompts
 
 MESSAGES = [{"role": "user", "content": "12 times 22 = ?"}]

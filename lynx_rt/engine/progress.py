@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lynx_rt.request import Request
+    from lynx_rt.engine.request import Request
 
 
 def wants_bar(use_tqdm: bool | None, count: int) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lynx_rt.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.errors import LynxError, ValidationError, shown
-from lynx_rt.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.stop_strings import StopFilter
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lynx_rt import _C
+    from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.prompts import ParsedPrompt
-    from lynx_rt.sampling_params import SamplingParams
     from lynx_rt.tokenizer import Detokenizer, Tokenizer
 
 

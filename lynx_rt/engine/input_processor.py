@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
+from lynx_rt.engine.request import Request
+from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.generation_config import GenerationConfig, eos_token_ids
 from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
-from lynx_rt.request import Request
-from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]

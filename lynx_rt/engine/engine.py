@@ -12,18 +12,18 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
-from lynx_rt.driver import Driver
-from lynx_rt.engine_options import check_options
-from lynx_rt.engine_state import EngineState, policy_text
+from lynx_rt.engine.driver import Driver
+from lynx_rt.engine.generation_config import load_generation_config
+from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
+from lynx_rt.engine.options import check_options
+from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
+from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
+from lynx_rt.engine.request import Claim, Request
+from lynx_rt.engine.sampling_params import SamplingParams
+from lynx_rt.engine.state import EngineState, policy_text
+from lynx_rt.engine.stream import TokenStream
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.generation_config import load_generation_config
-from lynx_rt.input_processor import InputProcessor, Params, ParamsPerPrompt
-from lynx_rt.outputs import RequestOutput, sum_prompt_logprobs
-from lynx_rt.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.prompts import ParsedPrompt, Prompt
-from lynx_rt.request import Claim, Request
-from lynx_rt.sampling_params import SamplingParams
-from lynx_rt.stream import TokenStream
 from lynx_rt.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -33,7 +33,7 @@ class Engine(EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
     A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
-    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.hub says how it is found).
+    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.engine.hub says how it is found).
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
@@ -84,7 +84,8 @@ class Engine(EngineState):
         record_router_logits: bool = False,
     ) -> None:
         check_options(locals())
-        from lynx_rt import _C, model_path
+        from lynx_rt import _C
+        from lynx_rt.engine import model_path
 
         self._path = model_path.resolve(model, load_format)
         # The small files come first: their faults must cost no minutes and leave no cache.

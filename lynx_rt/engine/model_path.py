@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from lynx_rt import hub
+from lynx_rt.engine import hub
 from lynx_rt.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError, ValidationError
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -23,7 +23,7 @@ _GGUF = (
 def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: str | None = None) -> Path:
     """The folder of a model.
 
-    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"), see lynx_rt.hub; a folder of that name comes first.
+    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"), see lynx_rt.engine.hub; a folder of that name comes first.
     load_format: "dummy" needs no weights.  revision: branch, tag or commit on the Hub; None = "main".
     Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ValidationError.
     """

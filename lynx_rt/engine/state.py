@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lynx_rt.engine.outputs import EngineStats, ExpertStats
 from lynx_rt.errors import ValidationError, encoding_fault, shown
-from lynx_rt.outputs import EngineStats, ExpertStats
 
 if TYPE_CHECKING:
     from lynx_rt import _C

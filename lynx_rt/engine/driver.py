@@ -16,7 +16,7 @@ from lynx_rt.interrupts import DeferInterrupts
 
 if TYPE_CHECKING:
     from lynx_rt import _C
-    from lynx_rt.request import Completion, Request
+    from lynx_rt.engine.request import Completion, Request
 
 _POLL_S = 0.05  # how soon a waiting thread sees Ctrl-C and deadlines while another one makes the steps
 

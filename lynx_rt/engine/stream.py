@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Callable
 from types import TracebackType
 
-from lynx_rt.outputs import RequestOutput
-from lynx_rt.request import Request
+from lynx_rt.engine.outputs import RequestOutput
+from lynx_rt.engine.request import Request
 
 
 class TokenStream:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import CheckpointError, ModelNotFoundError, ValidationError, shown
-from lynx_rt.sampling_params import SamplingParams
 from lynx_rt.tokenizer import Tokenizer
 from lynx_rt.tokenizer_config import read_json
 
