@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         ValidationError,
     )
-    from lynx_rt.tokenizer import Tokenizer
+    from lynx_rt.text.tokenizer import Tokenizer
 
     __version__: str
 
@@ -59,7 +59,7 @@ _MODULE_OF = {
     "Engine": "engine.engine",
     "SamplingParams": "engine.sampling_params",
     "TokenStream": "engine.stream",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(_OUTPUTS, "engine.outputs"),
 }

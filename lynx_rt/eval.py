@@ -17,7 +17,7 @@ from lynx_rt.engine.engine import Engine
 from lynx_rt.engine.outputs import ExpertStats, sum_prompt_logprobs
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
-from lynx_rt.text_file import read_text
+from lynx_rt.text.text_file import read_text
 
 _FINAL_MARK = "####"  # what follows it in a worked answer is the result
 

@@ -23,8 +23,8 @@ from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.engine.state import EngineState, policy_text
 from lynx_rt.engine.stream import TokenStream
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.prompts import ParsedPrompt, Prompt
-from lynx_rt.tokenizer import Tokenizer
+from lynx_rt.text.prompts import ParsedPrompt, Prompt
+from lynx_rt.text.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
 
@@ -92,7 +92,7 @@ class Engine(EngineState):
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
         self._generation_config = load_generation_config(self._path, generation_config)
         if chat_template is not None and self._tokenizer is not None:
-            from lynx_rt.chat_template import compile_template, pick_template
+            from lynx_rt.text.chat_template import compile_template, pick_template
 
             compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
         core = _C.Engine(
@@ -178,7 +178,7 @@ class Engine(EngineState):
         add_generation_prompt=False.
         tools: JSON schemas, or Python functions with type hints and a docstring.
         """
-        from lynx_rt.chat import as_conversations
+        from lynx_rt.text.chat import as_conversations
 
         options = {
             "chat_template": chat_template,

@@ -14,8 +14,8 @@ from typing import Any
 
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import CheckpointError, ModelNotFoundError, ValidationError, shown
-from lynx_rt.tokenizer import Tokenizer
-from lynx_rt.tokenizer_config import read_json
+from lynx_rt.text.tokenizer import Tokenizer
+from lynx_rt.text.tokenizer_config import read_json
 
 _NAME = "generation_config.json"
 _FIELD_OF_KEY = {

@@ -12,8 +12,8 @@ from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
 from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.prompts import ParsedPrompt, Prompt, parse_prompts
-from lynx_rt.tokenizer import Tokenizer
+from lynx_rt.text.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]
 ParamsPerPrompt = Params | Sequence[Params] | None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lynx_rt.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
 from lynx_rt.errors import LynxError, ValidationError, shown
-from lynx_rt.stop_strings import StopFilter
+from lynx_rt.text.stop_strings import StopFilter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from lynx_rt import _C
     from lynx_rt.engine.sampling_params import SamplingParams
-    from lynx_rt.prompts import ParsedPrompt
-    from lynx_rt.tokenizer import Detokenizer, Tokenizer
+    from lynx_rt.text.prompts import ParsedPrompt
+    from lynx_rt.text.tokenizer import Detokenizer, Tokenizer
 
 
 class Completion:

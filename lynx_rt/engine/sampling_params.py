@@ -14,7 +14,7 @@ from lynx_rt.errors import ValidationError, encoding_fault, shown
 
 if TYPE_CHECKING:
     from lynx_rt import _C
-    from lynx_rt.tokenizer import Tokenizer
+    from lynx_rt.text.tokenizer import Tokenizer
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy decoding
 _MAX_N = 16384  # vLLM's limit; each completion is a request of its own

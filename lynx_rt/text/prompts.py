@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lynx_rt.errors import ValidationError, encoding_fault, shown
-from lynx_rt.tokenizer import Tokenizer
+from lynx_rt.text.tokenizer import Tokenizer
 
 # Text, token ids, a conversation, or a dict that holds one of them.
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
@@ -90,7 +90,7 @@ def _is_one_prompt(prompts: Any) -> bool:
 
 
 def _is_message(value: Any) -> bool:
-    from lynx_rt.chat_messages import is_message
+    from lynx_rt.text.chat_messages import is_message
 
     return not isinstance(value, (str, Sequence)) and is_message(value)
 
@@ -130,7 +130,7 @@ def _parse_dict(prompt: Mapping[str, Any], label: str, tokenizer: Tokenizer | No
 
 
 def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> str:
-    from lynx_rt.chat import render_chat
+    from lynx_rt.text.chat import render_chat
 
     _need_tokenizer(tokenizer, label)
     options = {"chat_template": chat_template, **given}

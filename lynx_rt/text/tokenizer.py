@@ -10,12 +10,12 @@ from typing import Any, SupportsIndex
 
 import tokenizers
 
-from lynx_rt.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
 from lynx_rt.errors import ValidationError, encoding_fault, shown
 from lynx_rt.library_errors import Guard
-from lynx_rt.tokenizer_backend import Backend, SlowBackend
-from lynx_rt.tokenizer_config import read_chat_template
-from lynx_rt.tokenizer_files import load_tokenizer_files
+from lynx_rt.text.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
+from lynx_rt.text.tokenizer_backend import Backend, SlowBackend
+from lynx_rt.text.tokenizer_config import read_chat_template
+from lynx_rt.text.tokenizer_files import load_tokenizer_files
 
 _CONTEXT = 5  # tokens of the prompt that set the scene for detokenization
 

@@ -6,11 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lynx_rt.chat_messages import REASONING_KEYS, fit_content, plain, plain_messages, plain_tools
-from lynx_rt.chat_template import compile_template, content_forms, pick_template
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.interrupts import comes_from_signal_handler
-from lynx_rt.tokenizer import Tokenizer
+from lynx_rt.text.chat_messages import REASONING_KEYS, fit_content, plain, plain_messages, plain_tools
+from lynx_rt.text.chat_template import compile_template, content_forms, pick_template
+from lynx_rt.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # or an object with such fields: a pydantic model, a dataclass
 _CONTINUE_MARK = "CONTINUE-THIS-MESSAGE-HERE "  # ends in a space to learn whether the template strips messages

@@ -14,8 +14,8 @@ from tokenizers import processors
 
 from lynx_rt.errors import ModelNotFoundError
 from lynx_rt.library_errors import Guard
-from lynx_rt.sentencepiece_model import SentencePieceModel, check_charsmap
-from lynx_rt.tokenizer_config import (
+from lynx_rt.text.sentencepiece_model import SentencePieceModel, check_charsmap
+from lynx_rt.text.tokenizer_config import (
     TokenizerConfig,
     add_tokens,
     check_depth,
@@ -23,7 +23,7 @@ from lynx_rt.tokenizer_config import (
     read_text,
     read_tokenizer_config,
 )
-from lynx_rt.tokenizer_formats import llama_style, read_tekken, read_tiktoken, read_vocab_and_merges
+from lynx_rt.text.tokenizer_formats import llama_style, read_tekken, read_tiktoken, read_vocab_and_merges
 
 # In a folder, the first that exists is taken; "*" stands for any name.
 FILE_NAMES = (

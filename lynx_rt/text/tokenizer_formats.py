@@ -9,9 +9,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-from lynx_rt.detokenizer import bytes_of_char
 from lynx_rt.errors import shown
-from lynx_rt.tokenizer_config import TokenizerConfig
+from lynx_rt.text.detokenizer import bytes_of_char
+from lynx_rt.text.tokenizer_config import TokenizerConfig
 
 # How text is cut into words before merging. These are part of the models' definitions.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"

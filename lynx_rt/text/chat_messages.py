@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.tool_schema import schema_of_function
+from lynx_rt.text.tool_schema import schema_of_function
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # names that clients and templates have for one thing
 _TEXT_OF_PART = {  # type of a part of the content -> the key of its text

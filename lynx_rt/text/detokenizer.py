@@ -10,7 +10,7 @@ from typing import Protocol
 
 import tokenizers
 
-from lynx_rt.tokenizer_backend import Backend
+from lynx_rt.text.tokenizer_backend import Backend
 
 _REPLACEMENT = "\ufffd"  # stands for bytes that are not a whole UTF-8 character
 _BYTE_TOKEN = re.compile("<0x([0-9A-Fa-f]{2})>")

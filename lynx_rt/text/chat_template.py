@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lynx_rt.errors import ValidationError
 from lynx_rt.interrupts import comes_from_signal_handler
-from lynx_rt.tokenizer import Tokenizer
+from lynx_rt.text.tokenizer import Tokenizer
 
 
 class _GenerationBlock(Extension):

@@ -14,8 +14,8 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers
 
-from lynx_rt.tokenizer_config import TokenizerConfig
-from lynx_rt.tokenizer_formats import json_of_llama, merges_of
+from lynx_rt.text.tokenizer_config import TokenizerConfig
+from lynx_rt.text.tokenizer_formats import json_of_llama, merges_of
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # types of pieces
 _UNIGRAM, _BPE = 1, 2  # types of models
