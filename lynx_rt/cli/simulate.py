@@ -15,7 +15,7 @@ from lynx_rt.cli.files import check_output
 from lynx_rt.cli.options import format_table, integer, positive_int, selections
 
 if TYPE_CHECKING:
-    from lynx_rt.simulate import Simulation
+    from lynx_rt.research.simulate import Simulation
 
 
 def add_command(commands: Any) -> None:
@@ -37,8 +37,8 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lynx_rt.recording import Recording
-    from lynx_rt.simulate import simulate
+    from lynx_rt.research.recording import Recording
+    from lynx_rt.research.simulate import simulate
 
     check_output(args.json, "json")
     recording = Recording.load(args.recording)

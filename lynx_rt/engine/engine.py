@@ -50,7 +50,7 @@ class Engine(EngineState):
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
-    enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.recording.
+    enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
     Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
     """

@@ -5,7 +5,7 @@
         recording = take_recording(engine)
     recording.save("routing.npz")
 
-lynx_rt.simulate runs policies on it; Recording.save_routed_experts() writes what the policy `replay` reads.
+lynx_rt.research.simulate runs policies on it; Recording.save_routed_experts() writes what the policy `replay` reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.tensor_file import write_tensors
+from lynx_rt.research.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine
@@ -73,7 +73,7 @@ class Recording:
 
     def own_experts(self) -> NDArray[np.int16]:
         """[N, L, k]: what the model's own routing chooses."""
-        from lynx_rt.simulate import simulate
+        from lynx_rt.research.simulate import simulate
 
         return simulate(self, "topk").routed_experts
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lynx_rt.study import REFERENCE, canonical
-from lynx_rt.study_records import Record, key_of, unique
+from lynx_rt.research.study import REFERENCE, canonical
+from lynx_rt.research.study_records import Record, key_of, unique
 
 # task -> item -> one value per run that held the item
 Observations = Mapping[str, Mapping[int, Sequence[float]]]

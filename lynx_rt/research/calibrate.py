@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lynx_rt.engine.progress import wants_bar
 from lynx_rt.errors import ValidationError
-from lynx_rt.tensor_file import write_tensors
+from lynx_rt.research.tensor_file import write_tensors
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine

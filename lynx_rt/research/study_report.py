@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from lynx_rt.study import MINORITY
-from lynx_rt.study_records import Record
-from lynx_rt.study_stats import Estimate, Group, Setup, front_of, setups
+from lynx_rt.research.study import MINORITY
+from lynx_rt.research.study_records import Record
+from lynx_rt.research.study_stats import Estimate, Group, Setup, front_of, setups
 
 _HEADER = [
     "policy", "accuracy %", "difference", "over items", "over seeds", "perplexity", "experts before", "after", "saved %", "mass %",
@@ -29,7 +29,7 @@ _LEGEND = """\
 def write_report(records: Sequence[Record], folder: Path, *, plots: bool = True) -> list[Path]:
     """Writes table.md and the plots into a folder, and returns the files. Plots need matplotlib."""
     if plots:  # says that it is missing before anything is written
-        from lynx_rt.study_plots import draw
+        from lynx_rt.research.study_plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "table.md"

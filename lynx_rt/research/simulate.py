@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.engine.outputs import LayerStats
-from lynx_rt.recording import Recording, offsets_of
+from lynx_rt.research.recording import Recording, offsets_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,8 +27,8 @@ from lynx_rt.engine.outputs import EngineStats, RequestOutput
 from lynx_rt.engine.progress import WorkBar
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
-from lynx_rt.eval import Item, is_correct, load_tasks
-from lynx_rt.study_records import FORMAT, Record, RunKey, RunLog
+from lynx_rt.research.eval import Item, is_correct, load_tasks
+from lynx_rt.research.study_records import FORMAT, Record, RunKey, RunLog
 from lynx_rt.text.text_file import read_text
 
 REFERENCE = "topk"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.study import MINORITY, REFERENCE
-from lynx_rt.study_report import describe, title
-from lynx_rt.study_stats import Estimate, Group, Setup, front_of
+from lynx_rt.research.study import MINORITY, REFERENCE
+from lynx_rt.research.study_report import describe, title
+from lynx_rt.research.study_stats import Estimate, Group, Setup, front_of
 
 # Okabe and Ito's colours for all kinds of colour vision; the ones that share a colour have markers that do not look alike.
 _BLUE, _ORANGE, _GREEN, _RED, _SKY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
