@@ -71,12 +71,6 @@ class Recording:
         """[steps + 1]: step s has rows offsets[s] .. offsets[s + 1] - 1."""
         return offsets_of(self.step)
 
-    def own_experts(self) -> NDArray[np.int16]:
-        """[N, L, k]: what the model's own routing chooses."""
-        from lynx_rt.research.simulate import simulate
-
-        return simulate(self, "topk").routed_experts
-
     def native(self) -> dict[str, Any]:
         """As the compiled module takes it."""
         return {name: getattr(self, name) for name in (*_ARRAYS, *_FACTS)}

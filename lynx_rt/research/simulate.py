@@ -109,6 +109,11 @@ def simulate(recording: Recording, selection: str, *, batch: int | None = None, 
     return Simulation(selection, batch, layers, order, offsets, result["routed_experts"], seconds)
 
 
+def own_experts(recording: Recording) -> NDArray[np.int16]:
+    """[N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
+    return simulate(recording, "topk").routed_experts
+
+
 def batched_steps(
     request: Sequence[int] | NDArray[np.uint64], batch: int, seed: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

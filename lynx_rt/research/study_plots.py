@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_rt.research.study import MINORITY, REFERENCE
-from lynx_rt.research.study_report import describe, title
-from lynx_rt.research.study_stats import Estimate, Group, Setup, front_of
+from lynx_rt.research.study_stats import Estimate, Group, Setup, describe_batches, front_of
 
 # Okabe and Ito's colours for all kinds of colour vision; the ones that share a colour have markers that do not look alike.
 _BLUE, _ORANGE, _GREEN, _RED, _SKY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
@@ -67,7 +66,7 @@ def draw(setups: Sequence[Setup], folder: Path) -> list[Path]:
         for place, setup in enumerate(setups):
             styles = _styles(setup.policies)
             for name, figure in _figures(setup, styles):
-                prefix = f"{place + 1}-{_slug(title(setup))}-" if len(setups) > 1 else ""
+                prefix = f"{place + 1}-{_slug(setup.title)}-" if len(setups) > 1 else ""
                 files.append(folder / f"{prefix}{_slug(name)}.png")
                 figure.savefig(files[-1], dpi=_DPI)
     return files
@@ -151,7 +150,7 @@ def _accuracy(
         panels[0].set_ylim(bottom=floor)
     figure.supylabel("accuracy, mean over tasks (%)", fontsize=9)
     best = "upper right" if more_is_better else "upper left"
-    figure.suptitle(f"{title(setup)}, {describe(batches)}: best is {best}", fontsize=10)
+    figure.suptitle(f"{setup.title}, {describe_batches(batches)}: best is {best}", fontsize=10)
     _legend(figure, styles, front=True)
     return figure
 
@@ -182,7 +181,7 @@ def _experts_by_batch(setup: Setup, batches: str, styles: dict[str, tuple[str, s
         panel.annotate(text, (x, y), (7, 0), textcoords="offset points", va="center", fontsize=7, color=colour)
     panel.set_xlabel("sequences decoded together")
     panel.set_ylabel(f"experts read per layer and step (of {num_experts})")
-    panel.set_title(f"{title(setup)}, {describe(batches)}")
+    panel.set_title(f"{setup.title}, {describe_batches(batches)}")
     _legend(figure, styles)
     return figure
 
@@ -208,7 +207,7 @@ def _layers(setup: Setup, batches: str) -> Any:
                 colour = "white" if value < 65 else "black"
                 panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
     panel.set_xlabel("layer")
-    panel.set_title(f"{title(setup)}, {describe(batches)}, batch {batch}")
+    panel.set_title(f"{setup.title}, {describe_batches(batches)}, batch {batch}")
     figure.colorbar(image, ax=panel, label="experts read (% of topk's union)")
     return figure
 
@@ -260,7 +259,7 @@ def _minority(setup: Setup, styles: dict[str, tuple[str, str]]) -> Any:
         "accuracy of that task (%); filled, solid line: one of 16 rows; hollow, dotted line: alone in its batch",
         fontsize=8,
     )
-    figure.suptitle(f"{title(setup)}: a task as a minority", fontsize=10)
+    figure.suptitle(f"{setup.title}: a task as a minority", fontsize=10)
     return figure
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lynx_rt.research.study import MINORITY
 from lynx_rt.research.study_records import Record
-from lynx_rt.research.study_stats import Estimate, Group, Setup, front_of, setups
+from lynx_rt.research.study_stats import Estimate, Group, Setup, describe_batches, front_of, setups
 
 _HEADER = [
     "policy", "accuracy %", "difference", "over items", "over seeds", "perplexity", "experts before", "after", "saved %", "mass %",
@@ -48,7 +48,7 @@ def format_table_md(records: Sequence[Record]) -> str:
 
 def _setup_lines(setup: Setup) -> list[str]:
     settings, first = setup.settings, setup.groups[0].runs[0]
-    lines = [f"## {title(setup)}", ""]
+    lines = [f"## {setup.title}", ""]
     devices = dict.fromkeys(run["device"] for group in setup.groups for run in group.runs)
     lines += [
         f"{first['dtype']} on {'; '.join(devices)}; {first['results']['num_experts']} experts, "
@@ -61,20 +61,8 @@ def _setup_lines(setup: Setup) -> list[str]:
     for batches in setup.compositions:
         lines += _summary_lines(setup, batches)
         for batch in setup.batch_sizes(batches):
-            lines += _batch_lines(setup, setup.at(batches, batch), f"{describe(batches)}, batch {batch}")
+            lines += _batch_lines(setup, setup.at(batches, batch), f"{describe_batches(batches)}, batch {batch}")
     return lines
-
-
-def title(setup: Setup) -> str:
-    """The model and its weights."""
-    quantization = setup.settings["quantization"]
-    return str(setup.settings["model"]) + ("" if quantization == "none" else f", {quantization}")
-
-
-def describe(batches: str) -> str:
-    if batches.startswith(MINORITY):
-        return f"{batches.removeprefix(MINORITY)} as a minority"
-    return {"mixed": "mixed tasks", "single": "one task at a time"}[batches]
 
 
 def _summary_lines(setup: Setup, batches: str) -> list[str]:
@@ -88,7 +76,7 @@ def _summary_lines(setup: Setup, batches: str) -> list[str]:
             cells.append("" if group is None else _summary_cell(setup, group))
         rows.append([f"`{name}`", *cells])
     heading = [
-        f"### {describe(batches)}",
+        f"### {describe_batches(batches)}",
         "",
         "Points lost or won (error over items) / experts saved, by batch size:",
         "",

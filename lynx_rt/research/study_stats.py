@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lynx_rt.research.study import REFERENCE, canonical
+from lynx_rt.research.study import MINORITY, REFERENCE, canonical
 from lynx_rt.research.study_records import Record, key_of, unique
 
 # task -> item -> one value per run that held the item
@@ -124,6 +124,12 @@ class Setup:
     settings: Mapping[str, Any]
     groups: tuple[Group, ...]
 
+    @property
+    def title(self) -> str:
+        """The model and its weights."""
+        quantization = self.settings["quantization"]
+        return str(self.settings["model"]) + ("" if quantization == "none" else f", {quantization}")
+
     def find(self, policy: str, batch: int, batches: str) -> Group | None:
         wanted = (policy, batch, batches)
         return next((g for g in self.groups if (g.policy, g.batch, g.batches) == wanted), None)
@@ -152,6 +158,13 @@ class Setup:
     @property
     def compositions(self) -> list[str]:
         return list(dict.fromkeys(group.batches for group in self.groups))
+
+
+def describe_batches(batches: str) -> str:
+    """The value of --batches in words."""
+    if batches.startswith(MINORITY):
+        return f"{batches.removeprefix(MINORITY)} as a minority"
+    return {"mixed": "mixed tasks", "single": "one task at a time"}[batches]
 
 
 def setups(records: Iterable[Record]) -> list[Setup]:
