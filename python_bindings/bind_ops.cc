@@ -3,9 +3,9 @@
 #include <pybind11/stl.h>
 
 #include "arrays.h"
-#include "backend/cpu/dispatch.h"
 #include "backend/cpu/quantize.h"
 #include "bindings.h"
+#include "routing/dispatch.h"
 
 namespace lynx_rt {
 
@@ -142,14 +142,14 @@ void register_ops(py::module_& m) {
             }
             require_columns(x, experts.at(0).gate.cols);
             RouterRule rule{int(gate.size()), int(ids.shape(1)), true};
-            std::vector<int32_t> active, offsets(gate.size() + 1), row_of_pair(size_t(ids.size()) + 1),
-                pair_of_row(size_t(ids.size()) + 1);
+            std::vector<int32_t> active, offsets(gate.size() + 1), sorted_of_pair(size_t(ids.size()) + 1),
+                pair_of_sorted(size_t(ids.size()) + 1);
             for (int32_t e = 0; e < rule.num_experts; ++e)
               if (std::find(ids.data(), ids.data() + ids.size(), e) != ids.data() + ids.size()) active.push_back(e);
             int32_t num_active = int32_t(active.size());
             active.resize(gate.size());
             Routing routing{const_cast<int32_t*>(ids.data()), const_cast<float*>(weights.data()), active.data(), num_active};
-            DispatchPlan plan{offsets.data(), row_of_pair.data(), pair_of_row.data()};
+            DispatchPlan plan{offsets.data(), sorted_of_pair.data(), pair_of_sorted.data()};
             dispatch_pairs(routing, x.shape(0), rule, plan);
             Floats out({x.shape(0), x.shape(1)});
             std::fill_n(out.mutable_data(), out.size(), 0.0f);

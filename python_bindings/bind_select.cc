@@ -8,10 +8,11 @@
 #include <string>
 #include <vector>
 
-#include "backend/cpu/dispatch.h"
-#include "backend/cpu/select.h"
 #include "base/error.h"
 #include "bindings.h"
+#include "routing/dispatch.h"
+#include "routing/selection_text.h"
+#include "routing/selector.h"
 
 namespace py = pybind11;
 
@@ -136,16 +137,16 @@ py::dict dispatch(const Array<int32_t>& ids, int num_experts) {
       invalid("ids", "pair ", pair, ": expected -1..", num_experts - 1, ", got ", ids.data()[pair]);
 
   Array<int32_t> offsets(num_experts + 1);
-  Array<int32_t> row_of_pair(ids.size());
-  std::vector<int32_t> pair_of_row(ids.size());
-  DispatchPlan plan{offsets.mutable_data(), row_of_pair.mutable_data(), pair_of_row.data()};
+  Array<int32_t> sorted_of_pair(ids.size());
+  std::vector<int32_t> pair_of_sorted(ids.size());
+  DispatchPlan plan{offsets.mutable_data(), sorted_of_pair.mutable_data(), pair_of_sorted.data()};
   // dispatch_pairs() reads the ids only.
   const Routing routing{const_cast<int32_t*>(ids.data()), nullptr, nullptr, 0};
   dispatch_pairs(routing, ids.shape(0), RouterRule{.num_experts = num_experts, .top_k = int(ids.shape(1))}, plan);
   py::dict result;
   result["offsets"] = offsets;
-  result["row_of_pair"] = row_of_pair;
-  result["pair_of_row"] = Array<int32_t>(plan.offsets[num_experts], pair_of_row.data());
+  result["sorted_of_pair"] = sorted_of_pair;
+  result["pair_of_sorted"] = Array<int32_t>(plan.offsets[num_experts], pair_of_sorted.data());
   return result;
 }
 
@@ -178,7 +179,7 @@ void register_select(py::module_& m) {
         "top_groups, group_top2, scale, min_sum, jitter, the members of RouterRule.",
         LYNX_SELECT_ARGS);
 #undef LYNX_SELECT_ARGS
-  m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], row_of_pair [T * k], pair_of_row [offsets[E]]).",
+  m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], sorted_of_pair [T * k], pair_of_sorted [offsets[E]]).",
         py::arg("ids").noconvert(), py::arg("num_experts"));
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },

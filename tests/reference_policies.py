@@ -6,7 +6,7 @@ Everything is sorted in full, counted in Python integers and compared as fractio
 
 Sources: LYNX arXiv 2411.08982, OEA arXiv 2511.02237 (simplified form), XShare arXiv 2602.07265, DES-Vote arXiv 2602.00879, SERE
 arXiv 2602.07616, NAEE arXiv 2402.14800, GShard arXiv 2006.16668, MC-SMoE arXiv 2310.01334, with the open points read as in
-csrc/backend/cpu/select.h.
+routing/selector.h.
 """
 
 import math
@@ -90,7 +90,7 @@ def fill(admitted, candidates, value, count):
 
 
 def exp_mass(gap):
-    """exp(-gap) in units of 2**-32 (csrc/backend/gate_mass.h: the power of two apart, a Taylor series of the rest through the
+    """exp(-gap) in units of 2**-32 (csrc/routing/gate_mass.h: the power of two apart, a Taylor series of the rest through the
     twelfth power). Python's floats are the same IEEE doubles, so these are the same bits."""
     power = gap * 1.4426950408889634
     if not power < 32:

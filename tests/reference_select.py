@@ -2,7 +2,7 @@
 
 Notation: scores [T, E] router logits, k experts per token, and for row t: own choice base[t], first choice top[t], W0[t] = sum of
 its own weights. reference_policies.py says which experts a policy gives a row; here are the model's own routing, its keys and
-gates (csrc/backend/router_keys.h), the weights, the guard and the statistics.
+gates (csrc/routing/router_keys.h), the weights, the guard and the statistics.
 
 Sources of own routing: transformers, the routers of modeling_qwen3_moe.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py,
 modeling_ernie4_5_moe.py, and sparsemixer() of modeling_phimoe.py.
@@ -30,7 +30,7 @@ def softmax(row):
 
 @dataclass
 class Rule:
-    """The members of RouterRule (csrc/backend/moe_types.h) beside sizes and norm_topk, as _C.select takes them."""
+    """The members of RouterRule (csrc/routing/rule.h) beside sizes and norm_topk, as _C.select takes them."""
 
     kind: str = "softmax"
     bias: np.ndarray | None = None
@@ -159,14 +159,14 @@ def select(
 
 
 def dispatch(ids, num_experts):
-    """Pairs t * k + j ordered by expert, ascending inside one: (offsets [E + 1], row_of_pair [T * k], pair_of_row)."""
+    """Pairs t * k + j ordered by expert, ascending inside one: (offsets [E + 1], sorted_of_pair [T * k], pair_of_sorted)."""
     flat = np.asarray(ids).ravel()
-    pair_of_row = [p for e in range(num_experts) for p in range(flat.size) if flat[p] == e]
-    row_of_pair = np.full(flat.size, -1)
-    for row, pair in enumerate(pair_of_row):
-        row_of_pair[pair] = row
+    pair_of_sorted = [p for e in range(num_experts) for p in range(flat.size) if flat[p] == e]
+    sorted_of_pair = np.full(flat.size, -1)
+    for row, pair in enumerate(pair_of_sorted):
+        sorted_of_pair[pair] = row
     offsets = [sum(1 for e in flat if 0 <= e < limit) for limit in range(num_experts + 1)]
-    return np.array(offsets), row_of_pair, np.array(pair_of_row, int)
+    return np.array(offsets), sorted_of_pair, np.array(pair_of_sorted, int)
 
 
 def text(policy, all_phases=False, **params):

@@ -204,8 +204,8 @@ def test_configures_with_cuda(tmp_path: Path) -> None:
     def targets() -> set[str]:
         """What the kernels are compiled for."""
         commands = json.loads((tmp_path / "tree" / "compile_commands.json").read_text())
-        compiled = {Path(c["file"]): c["command"] for c in commands if Path(c["file"]).parent == CUDA}
-        assert {file for file in compiled if file.suffix == ".cu"} == set(CUDA.glob("*.cu"))
+        compiled = {Path(c["file"]): c["command"] for c in commands if Path(c["file"]).is_relative_to(CUDA)}
+        assert {file for file in compiled if file.suffix == ".cu"} == set(CUDA.rglob("*.cu"))
         kernels = [command for file, command in compiled.items() if file.suffix == ".cu"]
         assert all("-fmad=false" in command for command in kernels)
         [codes] = {",".join(re.findall(r",code=\[?([\w,]+)", command)) for command in kernels}
@@ -226,6 +226,6 @@ def test_configures_with_cuda(tmp_path: Path) -> None:
 
 def test_every_file_is_in_the_build() -> None:
     listed = set(
-        re.findall(r"csrc/backend/cuda/(\w+\.(?:cu|cc))\b", (ROOT / "csrc" / "backend" / "devices.cmake").read_text())
+        re.findall(r"csrc/backend/cuda/([\w/]+\.(?:cu|cc))\b", (ROOT / "csrc" / "backend" / "devices.cmake").read_text())
     )
-    assert listed == {file.name for pattern in ("*.cu", "*.cc") for file in CUDA.glob(pattern)}
+    assert listed == {str(file.relative_to(CUDA)) for pattern in ("*.cu", "*.cc") for file in CUDA.rglob(pattern)}

@@ -13,10 +13,11 @@ CSRC = ROOT / "csrc"
 ABOVE = {
     "base": set(),
     "checkpoint": {"base"},
-    "backend": {"base"},
-    "model": {"base", "checkpoint", "backend"},
-    "engine": {"base", "checkpoint", "backend", "model"},
-    "python_bindings": {"base", "checkpoint", "backend", "model", "engine"},
+    "routing": {"base"},
+    "backend": {"base", "routing"},
+    "model": {"base", "checkpoint", "routing", "backend"},
+    "engine": {"base", "checkpoint", "routing", "backend", "model"},
+    "python_bindings": {"base", "checkpoint", "routing", "backend", "model", "engine"},
 }
 # folder of lynx_rt -> the folders that its modules may import from, beside itself and the modules at the top. lynx_rt/__init__.py,
 # which offers the public names, stands above all but cli.

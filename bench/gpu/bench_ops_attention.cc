@@ -3,9 +3,9 @@
 #include <numeric>
 #include <random>
 
-#include "backend/cuda/attention.h"
+#include "backend/cuda/attention/attention.h"
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/packed.h"
 #include "measure.h"
 
 namespace bench {

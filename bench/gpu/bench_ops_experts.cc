@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "experts.h"
+#include "routing/selection_text.h"
 
 namespace bench {
 
@@ -44,13 +45,13 @@ Routed::Routed(const Context& context, int rows, int experts, int k, uint32_t se
       weights(size_t(rows) * k),
       ids(weights.size()),
       offsets(size_t(experts) + 1),
-      pair_of_row(ids.size()),
+      pair_of_sorted(ids.size()),
       num_tiles(1),
       tiles(size_t(max_tiles(int64_t(rows) * k, experts, tile_rows(rows)))),
       count_(std::vector<int32_t>{rows}),
       active_(size_t(experts)),
       num_active_(1),
-      row_of_pair_(ids.size()),
+      sorted_of_pair_(ids.size()),
       stats_(1) {
   fill_random_float(scores.get(), int64_t(scores.size()), seed, 4.0f, context.stream());
   synchronize(context.stream());
@@ -65,8 +66,8 @@ void Routed::route(const Selection& selection, Stream stream) const {
   args.active = active_.get();
   args.num_active = num_active_.get();
   args.offsets = offsets.get();
-  args.row_of_pair = row_of_pair_.get();
-  args.pair_of_row = pair_of_row.get();
+  args.sorted_of_pair = sorted_of_pair_.get();
+  args.pair_of_sorted = pair_of_sorted.get();
   args.stats = stats_.get();
   args.tiles = tiles.get();
   args.num_tiles = num_tiles.get();
@@ -101,12 +102,12 @@ ExpertStep::ExpertStep(const Context& context, const Shape& s, int rows, const E
 GateUpArgs ExpertStep::gate_up(const Routed& r, int turn) const {
   const size_t copy = size_t(turn % experts.num_copies) * size_t(shape.num_experts) * size_t(experts.gate_up_bytes / 2);
   return {rounded.get(), experts.gate_up.get() + copy, experts.gate_up_bytes, num_rows,          shape.hidden_size, shape.width,
-          shape.top_k,   r.pair_of_row.get(),          r.tiles.get(),         r.num_tiles.get(), hidden.get()};
+          shape.top_k,   r.pair_of_sorted.get(),          r.tiles.get(),         r.num_tiles.get(), hidden.get()};
 }
 DownArgs ExpertStep::down(const Routed& r, int turn) const {
   const size_t copy = size_t(turn % experts.num_copies) * size_t(shape.num_experts) * size_t(experts.down_bytes / 2);
   return {hidden.get(), experts.down.get() + copy, experts.down_bytes, num_rows,          shape.hidden_size, shape.width,
-          shape.top_k,  r.pair_of_row.get(),       r.tiles.get(),      r.num_tiles.get(), partial.get()};
+          shape.top_k,  r.pair_of_sorted.get(),       r.tiles.get(),      r.num_tiles.get(), partial.get()};
 }
 double ExpertStep::mean_active() const {
   double total = 0;

@@ -2,8 +2,8 @@
 #include <algorithm>
 
 #include "backend/cuda/elementwise.h"
-#include "backend/cuda/linear.h"
-#include "backend/cuda/sample.h"
+#include "backend/cuda/gemm/linear.h"
+#include "backend/cuda/sample/sample.h"
 #include "measure.h"
 
 namespace bench {

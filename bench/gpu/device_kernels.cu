@@ -1,8 +1,8 @@
 // Kernels that the measurements need beside those of the library: plain reading and copying, random data, an empty launch.
 #include <cuda_runtime.h>
 
-#include "backend/cuda/launch.h"
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
 #include "measure.h"
 
 namespace bench {

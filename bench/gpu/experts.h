@@ -4,8 +4,8 @@
 #include <vector>
 
 #include "backend/cuda/elementwise.h"
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/route.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/route/route.h"
 #include "measure.h"
 
 namespace bench {
@@ -42,11 +42,11 @@ class Routed {
 
   int num_rows, num_experts, top_k;
   DeviceVector<float> scores, weights;
-  DeviceVector<int32_t> ids, offsets, pair_of_row, num_tiles;
+  DeviceVector<int32_t> ids, offsets, pair_of_sorted, num_tiles;
   DeviceVector<lynx_rt::cuda::Tile> tiles;
 
  private:
-  DeviceVector<int32_t> count_, active_, num_active_, row_of_pair_;
+  DeviceVector<int32_t> count_, active_, num_active_, sorted_of_pair_;
   DeviceVector<lynx_rt::SelectionStats> stats_;
 };
 

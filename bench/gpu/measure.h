@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "../../tests/simt/device_array.h"
-#include "backend/cuda/runtime.h"
+#include "backend/cuda/runtime/runtime.h"
 
 namespace bench {
 

@@ -20,9 +20,12 @@
 #include <span>
 #include <string>
 
-#include "backend/moe_types.h"
+#include "backend/ffn_rule.h"
 #include "backend/sampling.h"
 #include "base/tensor.h"
+#include "routing/policy.h"
+#include "routing/routing.h"
+#include "routing/rule.h"
 
 namespace lynx_rt {
 
@@ -123,17 +126,6 @@ struct ExpertWeights {
   WeightView up;                             // [I, H]
   WeightView down;                           // [H, I]
   WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
-};
-
-// Something is wrong with one row of the step; the others are not to blame.
-class RowError : public Error {
- public:
-  RowError(int64_t row, ErrorCode code, std::string field, const std::string& text)
-      : Error(code, std::move(field), text), row_(row) {}
-  int64_t row() const { return row_; }
-
- private:
-  int64_t row_;
 };
 
 // The sizes that a model's steps stay within; what a backend needs to set its scratch memory aside.
@@ -293,11 +285,11 @@ class Backend {
   //   selection     in    the layer's policy, as check_selection() passes it, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
-  // Where acts() says no, or every row is exact: the model's own routing, whatever the other rows are. Otherwise as cpu/select.h
+  // Where acts() says no, or every row is exact: the model's own routing, whatever the other rows are. Otherwise as routing/selector.h
   // says for each policy: exact rows get their own routing; where the active set would not be smaller than the union of own
   // choices, the own routing is returned (guard).
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
-  // the policies in moe_types.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
+  // the policies in routing/policy.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
   // test_policies.py, test_router_kinds.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
              DispatchPlan& plan);

@@ -2,28 +2,28 @@
 # static library of these objects has to be linked with.
 set(LYNX_RT_CUDA_SOURCES
   csrc/backend/registry_cuda.cc
-  csrc/backend/cuda/attention_plan.cc
+  csrc/backend/cuda/attention/attention_plan.cc
   csrc/backend/cuda/cuda_backend.cc
   csrc/backend/cuda/cuda_step.cc
   csrc/backend/cuda/cuda_weights.cc
-  csrc/backend/cuda/weight_loader.cc)
+  csrc/backend/cuda/gemm/weight_loader.cc)
 set(LYNX_RT_CUDA_KERNELS
-  csrc/backend/cuda/attention.cu
-  csrc/backend/cuda/down.cu
+  csrc/backend/cuda/attention/attention.cu
+  csrc/backend/cuda/gemm/down.cu
   csrc/backend/cuda/elementwise.cu
-  csrc/backend/cuda/gate_up.cu
-  csrc/backend/cuda/head_linear.cu
-  csrc/backend/cuda/linear.cu
-  csrc/backend/cuda/pack.cu
-  csrc/backend/cuda/qkv_post.cu
-  csrc/backend/cuda/route.cu
-  csrc/backend/cuda/route_gates.cu
-  csrc/backend/cuda/route_keys.cu
-  csrc/backend/cuda/route_many.cu
-  csrc/backend/cuda/route_rows.cu
-  csrc/backend/cuda/router.cu
-  csrc/backend/cuda/sample.cu)
-set(runtime csrc/backend/cuda/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt
+  csrc/backend/cuda/gemm/gate_up.cu
+  csrc/backend/cuda/gemm/head_linear.cu
+  csrc/backend/cuda/gemm/linear.cu
+  csrc/backend/cuda/gemm/pack.cu
+  csrc/backend/cuda/attention/qkv_post.cu
+  csrc/backend/cuda/route/route.cu
+  csrc/backend/cuda/route/route_gates.cu
+  csrc/backend/cuda/route/route_keys.cu
+  csrc/backend/cuda/route/route_large.cu
+  csrc/backend/cuda/route/route_rows.cu
+  csrc/backend/cuda/route/router.cu
+  csrc/backend/cuda/sample/sample.cu)
+set(runtime csrc/backend/cuda/runtime/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt
 
 if(NOT LYNX_RT_CUDA MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "LYNX_RT_CUDA: expected auto, on or off, got '${LYNX_RT_CUDA}'")

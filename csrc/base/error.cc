@@ -1,5 +1,6 @@
 #include "base/error.h"
 
+#include <charconv>
 #include <cstdio>
 
 namespace lynx_rt::detail {
@@ -25,3 +26,12 @@ void append(std::string& out, const std::vector<int64_t>& shape) {
 }
 
 }  // namespace lynx_rt::detail
+
+namespace lynx_rt {
+
+std::string shortest(double value) {
+  char buffer[32];
+  return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
+}
+
+}  // namespace lynx_rt

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "lynx_rt/error.h"
@@ -41,5 +42,19 @@ template <class... Parts>
 [[noreturn]] void invalid(const std::string& field, const Parts&... parts) {
   throw Error(ErrorCode::kInvalidArgument, field, str_cat(field, ": ", parts...));
 }
+
+// Something is wrong with one row of the step; the others are not to blame.
+class RowError : public Error {
+ public:
+  RowError(int64_t row, ErrorCode code, std::string field, const std::string& text)
+      : Error(code, std::move(field), text), row_(row) {}
+  int64_t row() const { return row_; }
+
+ private:
+  int64_t row_;
+};
+
+// The shortest text that reads back as the same number.
+std::string shortest(double value);
 
 }  // namespace lynx_rt

@@ -5,8 +5,8 @@
 #include <cmath>
 #include <string_view>
 
-#include "backend/moe_types.h"
 #include "base/error.h"
+#include "routing/selection_text.h"
 
 namespace lynx_rt {
 

@@ -4,8 +4,8 @@
 #include <span>
 #include <vector>
 
-#include "backend/moe_types.h"
 #include "engine/request.h"
+#include "routing/routing.h"
 
 namespace lynx_rt {
 

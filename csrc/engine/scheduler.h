@@ -7,9 +7,9 @@
 #include <memory>
 #include <vector>
 
-#include "backend/moe_types.h"
 #include "engine/block_pool.h"
 #include "engine/request.h"
+#include "routing/policy.h"
 
 namespace lynx_rt {
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "model/decoder.h"
+#include "routing/selection_text.h"
 
 namespace lynx_rt {
 

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 
-#include "backend/cpu/select.h"
 #include "base/error.h"
 #include "engine/recording.h"
 #include "engine/selection_tables.h"
+#include "routing/selector.h"
 
 namespace lynx_rt {
 

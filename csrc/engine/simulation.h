@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/moe_types.h"
 #include "lynx_rt/engine.h"
+#include "routing/rule.h"
 
 namespace lynx_rt {
 

@@ -13,7 +13,7 @@ void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Sel
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
   Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
-  DispatchPlan plan{ws.offsets.get(), ws.row_of_pair.get(), ws.pair_of_row.get()};
+  DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, ws.normed.get());
   backend_.router(ws.normed.get(), w.router, w.router_bias, batch.num_rows, scores);
   backend_.route(scores, batch, rule, selection, routing, plan);

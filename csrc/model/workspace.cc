@@ -24,14 +24,14 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
       weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
       active(b, m.num_experts, "workspace"),
       offsets(b, m.num_experts + 1, "workspace"),
-      row_of_pair(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
-      pair_of_row(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      sorted_of_pair(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
+      pair_of_sorted(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
       logit_rows(b, checked_mul(l, m.hidden_size, "workspace"), "workspace") {}
 
 int64_t Workspace::bytes() const {
   return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + q_a.bytes() + kv_a.bytes() + latent_q.bytes() +
          latent_out.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() + offsets.bytes() +
-         row_of_pair.bytes() + pair_of_row.bytes() + logit_rows.bytes();
+         sorted_of_pair.bytes() + pair_of_sorted.bytes() + logit_rows.bytes();
 }
 
 }  // namespace lynx_rt

@@ -60,8 +60,8 @@ struct Workspace {
   DeviceArray<float> weights;        // [T, k]
   DeviceArray<int32_t> active;       // [E]
   DeviceArray<int32_t> offsets;      // [E + 1]
-  DeviceArray<int32_t> row_of_pair;  // [T * k]
-  DeviceArray<int32_t> pair_of_row;  // [T * k]
+  DeviceArray<int32_t> sorted_of_pair;  // [T * k]
+  DeviceArray<int32_t> pair_of_sorted;  // [T * k]
   DeviceArray<float> logit_rows;     // [L, H]
 };
 

@@ -55,7 +55,7 @@ class Recording:
     request: NDArray[np.uint64]  # [N] number of the request
     position: NDArray[np.int32]  # [N] in its sequence
     exact: NDArray[np.uint8]  # [N] 1 = expert_selection="exact"
-    # How logits rank experts: the members of RouterRule (csrc/backend/moe_types.h), and its bias of each layer.
+    # How logits rank experts: the members of RouterRule (csrc/routing/rule.h), and its bias of each layer.
     router: dict[str, Any] = field(default_factory=_PLAIN_ROUTER.copy)
     choice_bias: NDArray[np.float32] = None  # type: ignore[assignment]  # [L, E], or [L, 0] = none
 

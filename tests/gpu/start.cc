@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <string>
 
-#include "backend/cuda/runtime.h"
+#include "backend/cuda/runtime/runtime.h"
 #include "base/error.h"
 
 extern "C" int __real_main(int argc, char** argv);

@@ -19,8 +19,8 @@ def random_ids(num_rows, k, num_experts, dropped, seed=0):
 def test_by_hand():
     plan = _C.dispatch(np.array([[2, 0], [2, -1], [0, 3]], np.int32), 4)
     assert plan["offsets"].tolist() == [0, 2, 2, 4, 5]
-    assert plan["pair_of_row"].tolist() == [1, 4, 0, 2, 5]
-    assert plan["row_of_pair"].tolist() == [2, 0, 3, -1, 1, 4]
+    assert plan["pair_of_sorted"].tolist() == [1, 4, 0, 2, 5]
+    assert plan["sorted_of_pair"].tolist() == [2, 0, 3, -1, 1, 4]
 
 
 @pytest.mark.parametrize("dropped", [0, 0.3, 1])
@@ -28,20 +28,20 @@ def test_by_hand():
 def test_matches_the_oracle(num_rows, k, num_experts, dropped):
     ids = random_ids(num_rows, k, num_experts, dropped)
     plan = _C.dispatch(ids, num_experts)
-    for got, want in zip((plan["offsets"], plan["row_of_pair"], plan["pair_of_row"]), ref.dispatch(ids, num_experts)):
+    for got, want in zip((plan["offsets"], plan["sorted_of_pair"], plan["pair_of_sorted"]), ref.dispatch(ids, num_experts)):
         np.testing.assert_array_equal(got, want)
 
 
 def test_round_trip_and_order():
     ids = random_ids(50, 6, 24, dropped=0.2)
     plan = _C.dispatch(ids, 24)
-    offsets, row_of_pair, pair_of_row = plan["offsets"], plan["row_of_pair"], plan["pair_of_row"]
+    offsets, sorted_of_pair, pair_of_sorted = plan["offsets"], plan["sorted_of_pair"], plan["pair_of_sorted"]
     flat = ids.ravel()
-    np.testing.assert_array_equal(row_of_pair[pair_of_row], np.arange(offsets[-1]))
-    np.testing.assert_array_equal(row_of_pair == -1, flat == -1)
+    np.testing.assert_array_equal(sorted_of_pair[pair_of_sorted], np.arange(offsets[-1]))
+    np.testing.assert_array_equal(sorted_of_pair == -1, flat == -1)
     np.testing.assert_array_equal(np.diff(offsets), [(flat == e).sum() for e in range(24)])
     for e in range(24):
-        segment = pair_of_row[offsets[e] : offsets[e + 1]]
+        segment = pair_of_sorted[offsets[e] : offsets[e + 1]]
         assert (flat[segment] == e).all()
         assert (np.diff(segment) > 0).all()
 
@@ -49,13 +49,13 @@ def test_round_trip_and_order():
 def test_one_expert_takes_all_and_the_others_none():
     plan = _C.dispatch(np.full((9, 1), 2, np.int32), 5)
     assert plan["offsets"].tolist() == [0, 0, 0, 9, 9, 9]
-    assert plan["pair_of_row"].tolist() == list(range(9))
+    assert plan["pair_of_sorted"].tolist() == list(range(9))
 
 
 def test_pairs_without_an_expert_have_no_row():
     plan = _C.dispatch(np.array([[0, -1]] * 3, np.int32), 6)
     assert plan["offsets"].tolist() == [0, 3, 3, 3, 3, 3, 3]
-    assert plan["row_of_pair"].tolist() == [0, -1, 1, -1, 2, -1]
+    assert plan["sorted_of_pair"].tolist() == [0, -1, 1, -1, 2, -1]
 
 
 @pytest.mark.parametrize("expert", [-2, 4])

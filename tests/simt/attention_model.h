@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "backend/cuda/attention.h"
+#include "backend/cuda/attention/attention.h"
 #include "base/types.h"
 
 constexpr uint16_t kNaN16 = 0x7fff;

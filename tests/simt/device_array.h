@@ -2,7 +2,7 @@
 #pragma once
 #include <vector>
 
-#include "backend/cuda/runtime.h"
+#include "backend/cuda/runtime/runtime.h"
 
 template <class T>
 class DeviceVector {

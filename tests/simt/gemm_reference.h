@@ -9,9 +9,9 @@
 #include <random>
 #include <vector>
 
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/linear.h"
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/gemm/linear.h"
+#include "backend/cuda/gemm/packed.h"
 #include "check.h"
 #include "device_array.h"
 
@@ -174,17 +174,17 @@ struct Experts {
 
 // Pairs ordered by expert, and their tiles, as route() makes them.
 struct Plan {
-  std::vector<int32_t> pair_of_row, expert_of_place;
+  std::vector<int32_t> pair_of_sorted, expert_of_place;
   std::vector<cuda::Tile> tiles;
 
   Plan(const std::vector<int32_t>& ids, int num_rows, int num_experts) {
     const int tile_rows = cuda::tile_rows(num_rows);
     for (int e = 0; e < num_experts; ++e) {
-      const int first = int(pair_of_row.size());
+      const int first = int(pair_of_sorted.size());
       for (size_t pair = 0; pair < ids.size(); ++pair)
-        if (ids[pair] == e) pair_of_row.push_back(int32_t(pair)), expert_of_place.push_back(e);
-      for (int at = first; at < int(pair_of_row.size()); at += tile_rows)
-        tiles.push_back({e, at, std::min(tile_rows, int(pair_of_row.size()) - at)});
+        if (ids[pair] == e) pair_of_sorted.push_back(int32_t(pair)), expert_of_place.push_back(e);
+      for (int at = first; at < int(pair_of_sorted.size()); at += tile_rows)
+        tiles.push_back({e, at, std::min(tile_rows, int(pair_of_sorted.size()) - at)});
     }
     CHECK(int64_t(tiles.size()) <= cuda::max_tiles(int64_t(ids.size()), num_experts, tile_rows));
   }
@@ -205,9 +205,9 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   const int num_rows = int(x.size()) / experts.hidden, stride = int(padded_columns(experts.width));
   Plan plan(ids, num_rows, experts.num_experts);
   const size_t num_pairs = size_t(num_rows) * top_k;
-  plan.pair_of_row.resize(std::max(num_pairs, size_t{1}), 1 << 30);  // behind the last place: nothing to be used
+  plan.pair_of_sorted.resize(std::max(num_pairs, size_t{1}), 1 << 30);  // behind the last place: nothing to be used
   DeviceVector<uint16_t> rounded(rounded_rows(x, experts.hidden));
-  DeviceVector<int32_t> pair_of_row(plan.pair_of_row), num_tiles(std::vector<int32_t>{int32_t(plan.tiles.size())});
+  DeviceVector<int32_t> pair_of_sorted(plan.pair_of_sorted), num_tiles(std::vector<int32_t>{int32_t(plan.tiles.size())});
   plan.tiles.resize(plan.tiles.size() + 5, {1 << 30, 1 << 30, 1 << 30});
   DeviceVector<cuda::Tile> tiles(plan.tiles);
   DeviceVector<uint16_t> hidden(std::vector<uint16_t>(num_pairs * stride + kGuard, 0xabcd));
@@ -221,7 +221,7 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   first.hidden_size = experts.hidden;
   first.width = experts.width;
   first.top_k = top_k;
-  first.pair_of_row = ids.empty() ? nullptr : pair_of_row.get();
+  first.pair_of_sorted = ids.empty() ? nullptr : pair_of_sorted.get();
   first.tiles = ids.empty() ? nullptr : tiles.get();
   first.num_tiles = ids.empty() ? nullptr : num_tiles.get();
   first.hidden = hidden.get();
@@ -240,7 +240,7 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   second.hidden_size = experts.hidden;
   second.width = experts.width;
   second.top_k = top_k;
-  second.pair_of_row = first.pair_of_row;
+  second.pair_of_sorted = first.pair_of_sorted;
   second.tiles = first.tiles;
   second.num_tiles = first.num_tiles;
   second.partial = partial.get();

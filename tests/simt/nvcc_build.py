@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "backend" / "cuda"
-FILES = sorted(CUDA.glob("*.cu"))
+FILES = sorted(CUDA.rglob("*.cu"))
 # What is compiled -> for which architectures: one front end serves three that see the same source and give the same registers.
 TARGETS = {"80": ("80", "86", "89"), "90a": ("90a",), "100a": ("100a",), "120": ("120",)}
 ARCHITECTURES = [name for names in TARGETS.values() for name in names]

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/cuda/launch.h"
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
 #include "check.h"
 
 using namespace lynx_rt::cuda;

@@ -7,11 +7,11 @@
 #include <string>
 #include <vector>
 
-#include "backend/cpu/dispatch.h"
-#include "backend/cpu/select.h"
-#include "backend/cuda/route.h"
+#include "backend/cuda/route/route.h"
 #include "check.h"
 #include "device_array.h"
+#include "routing/dispatch.h"
+#include "routing/selector.h"
 
 namespace route_case {
 
@@ -54,7 +54,7 @@ struct Case {
 };
 
 struct Output {
-  std::vector<int32_t> ids, active, offsets, row_of_pair, pair_of_row;
+  std::vector<int32_t> ids, active, offsets, sorted_of_pair, pair_of_sorted;
   std::vector<float> weights;
   int32_t num_active = kUntouched;
   std::vector<int32_t> tiles;  // expert, first, count; of tiles that were not written kUntouched
@@ -66,8 +66,8 @@ struct Output {
       : ids(c.max_rows * c.top_k, kUntouched),
         active(c.num_experts, kUntouched),
         offsets(c.num_experts + 1, kUntouched),
-        row_of_pair(ids),
-        pair_of_row(ids),
+        sorted_of_pair(ids),
+        pair_of_sorted(ids),
         weights(ids.size(), -1.0f),
         tiles(3 * cuda::max_tiles(int64_t(ids.size()), c.num_experts, cuda::tile_rows(c.max_rows)), kUntouched) {}
 };
@@ -82,8 +82,8 @@ class Device {
         ids_(untouched_.ids),
         active_(untouched_.active),
         offsets_(untouched_.offsets),
-        row_of_pair_(untouched_.row_of_pair),
-        pair_of_row_(untouched_.pair_of_row),
+        sorted_of_pair_(untouched_.sorted_of_pair),
+        pair_of_sorted_(untouched_.pair_of_sorted),
         tiles_(untouched_.tiles),
         counts_(std::vector<int32_t>(3, kUntouched)),
         weights_(untouched_.weights),
@@ -107,8 +107,8 @@ class Device {
     args.active = active_.get();
     args.num_active = counts_.get() + 1;
     args.offsets = offsets_.get();
-    args.row_of_pair = row_of_pair_.get();
-    args.pair_of_row = pair_of_row_.get();
+    args.sorted_of_pair = sorted_of_pair_.get();
+    args.pair_of_sorted = pair_of_sorted_.get();
     args.stats = stats_.get();
     if (with_tiles) args.tiles = reinterpret_cast<cuda::Tile*>(tiles_.get());
     if (with_tiles) args.num_tiles = counts_.get() + 2;
@@ -127,8 +127,8 @@ class Device {
     out.weights = weights_.read();
     out.active = active_.read();
     out.offsets = offsets_.read();
-    out.row_of_pair = row_of_pair_.read();
-    out.pair_of_row = pair_of_row_.read();
+    out.sorted_of_pair = sorted_of_pair_.read();
+    out.pair_of_sorted = pair_of_sorted_.read();
     out.tiles = tiles_.read();
     const std::vector<int32_t> counts = counts_.read();
     out.num_active = counts[1];
@@ -143,7 +143,7 @@ class Device {
   Output untouched_;
   DeviceVector<float> scores_;
   DeviceVector<uint8_t> exact_;
-  DeviceVector<int32_t> ids_, active_, offsets_, row_of_pair_, pair_of_row_, tiles_, counts_;
+  DeviceVector<int32_t> ids_, active_, offsets_, sorted_of_pair_, pair_of_sorted_, tiles_, counts_;
   DeviceVector<float> weights_, similarity_;
   DeviceVector<int32_t> alias_, replay_;
   DeviceVector<float> bias_, scratch_;
@@ -165,7 +165,7 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   const uint8_t* exact = c.exact.empty() ? nullptr : c.exact.data();
   out.stats = selector.run(c.scores.data(), num_rows, rule, selection, c.phase, exact, routing);
   out.num_active = routing.num_active;
-  DispatchPlan plan{out.offsets.data(), out.row_of_pair.data(), out.pair_of_row.data()};
+  DispatchPlan plan{out.offsets.data(), out.sorted_of_pair.data(), out.pair_of_sorted.data()};
   dispatch_pairs(routing, c.max_rows, rule, plan);
 
   const int rows = cuda::tile_rows(c.max_rows);
@@ -212,15 +212,15 @@ inline Output compare(const Case& c, int num_rows, Device& device, Selector& sel
   Output want = run_host(c, num_rows, selector);
   const int32_t num_pairs = want.offsets.back();
   std::copy(got.active.begin() + want.num_active, got.active.end(), want.active.begin() + want.num_active);
-  std::copy(got.pair_of_row.begin() + num_pairs, got.pair_of_row.end(), want.pair_of_row.begin() + num_pairs);
+  std::copy(got.pair_of_sorted.begin() + num_pairs, got.pair_of_sorted.end(), want.pair_of_sorted.begin() + num_pairs);
 
   CHECK(got.ids == want.ids);
   CHECK_EQ(different_weights(c, want.stats.acted && !want.stats.guard_hit, got.weights, want.weights), 0);
   CHECK_EQ(got.num_active, want.num_active);
   CHECK(got.active == want.active);
   CHECK(got.offsets == want.offsets);
-  CHECK(got.row_of_pair == want.row_of_pair);
-  CHECK(got.pair_of_row == want.pair_of_row);
+  CHECK(got.sorted_of_pair == want.sorted_of_pair);
+  CHECK(got.pair_of_sorted == want.pair_of_sorted);
   CHECK_EQ(got.num_tiles, want.num_tiles);
   CHECK(got.tiles == want.tiles);
   const SelectionStats &g = got.stats, &w = want.stats;

@@ -5,7 +5,7 @@
 #include <new>
 #include <vector>
 
-#include "backend/cuda/runtime.h"
+#include "backend/cuda/runtime/runtime.h"
 #include "base/error.h"
 #include "simt.h"
 

@@ -3,7 +3,7 @@
 //
 // Keys that no row sees are NaN in every run, pages are shuffled, and table entries behind the sequence are garbage:
 // attention_model.h.
-#include "backend/cuda/attention.h"
+#include "backend/cuda/attention/attention.h"
 
 #include <algorithm>
 #include <cmath>
@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "attention_model.h"
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/packed.h"
 #include "check.h"
 #include "device_array.h"
 

@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/packed.h"
 #include "base/types.h"
 #include "check.h"
 #include "device_array.h"

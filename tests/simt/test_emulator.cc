@@ -3,8 +3,8 @@
 #include <string>
 #include <vector>
 
-#include "backend/cuda/launch.h"
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
 #include "check.h"
 #include "device_array.h"
 

@@ -49,8 +49,8 @@ void compare(const Experts& experts, const std::vector<float>& x, std::vector<in
   const Plan plan(ids, num_rows, experts.num_experts);
   const bool bias = experts.extras.bias;
   int wrong = 0;
-  for (size_t place = 0; place < plan.pair_of_row.size(); ++place) {
-    const int pair = plan.pair_of_row[place], e = plan.expert_of_place[place];
+  for (size_t place = 0; place < plan.pair_of_sorted.size(); ++place) {
+    const int pair = plan.pair_of_sorted[place], e = plan.expert_of_place[place];
     const float* row = &x[size_t(pair / top_k) * hidden];
     const uint16_t* h = &got.hidden[place * stride];
     std::vector<float> values(static_cast<size_t>(width));
@@ -72,7 +72,7 @@ void compare(const Experts& experts, const std::vector<float>& x, std::vector<in
     }
   }
   // What belongs to no pair stays.
-  for (size_t i = plan.pair_of_row.size() * stride; i < got.hidden.size(); ++i) wrong += got.hidden[i] != 0xabcd;
+  for (size_t i = plan.pair_of_sorted.size() * stride; i < got.hidden.size(); ++i) wrong += got.hidden[i] != 0xabcd;
   for (size_t i = 0; i < got.partial.size(); ++i)
     if (i / hidden >= ids.size() || ids[i / hidden] < 0) wrong += got.partial[i] != kUntouched;
   CHECK_EQ(wrong, 0);

@@ -313,7 +313,7 @@ void test_arguments() {
   CHECK_THROWS(cuda::down(down, 1, {}), code, "down", {"sizes", "0"});
   const int32_t* some_list = reinterpret_cast<const int32_t*>(256);  // never read
   gate_up.hidden_size = gate_up.width = down.hidden_size = down.width = 8;
-  gate_up.pair_of_row = down.pair_of_row = some_list;
+  gate_up.pair_of_sorted = down.pair_of_sorted = some_list;
   CHECK_THROWS(cuda::gate_up(gate_up, 1, {}), code, "gate_up", {"experts per token", "0"});
   CHECK_THROWS(cuda::down(down, 1, {}), code, "down", {"experts per token", "0"});
 

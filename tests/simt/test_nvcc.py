@@ -94,7 +94,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "route_keys": {
         "keys_kernel": 48,
     },
-    "route_many": {
+    "route_large": {
         "lists_kernel<16>": 59,
         "lists_kernel<2>": 59,
         "lists_kernel<4>": 59,
@@ -202,14 +202,14 @@ def wrappers(header: Path) -> set[str]:
 
 def test_every_wrapper_is_emulated() -> None:
     real, emulated = (
-        wrappers(folder / "backend" / "cuda" / "ptx.cuh") for folder in (ROOT / "csrc", ROOT / "tests" / "simt")
+        wrappers(folder / "backend" / "cuda" / "runtime" / "ptx.cuh") for folder in (ROOT / "csrc", ROOT / "tests" / "simt")
     )
     assert len(real) > 30 and real <= emulated, sorted(real - emulated)
 
 
 def test_nvcc_compiles_every_wrapper(tmp_path: Path) -> None:
     """PTX that no kernel uses yet is assembled as well."""
-    unused = {name for name in wrappers(CUDA / "ptx.cuh") if not re.search(rf"\b{name}\b[<(]", WRAPPERS)}
+    unused = {name for name in wrappers(CUDA / "runtime" / "ptx.cuh") if not re.search(rf"\b{name}\b[<(]", WRAPPERS)}
     assert not unused, f"add {sorted(unused)} to WRAPPERS"
     source = tmp_path / "wrappers.cu"
     source.write_text(WRAPPERS)
@@ -217,8 +217,8 @@ def test_nvcc_compiles_every_wrapper(tmp_path: Path) -> None:
 
 
 WRAPPERS = """
-#include "backend/cuda/launch.h"
-#include "backend/cuda/ptx.cuh"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
 using namespace lynx_rt::cuda;
 __global__ void use(const uint4* in, float* out, uint32_t* counts) {
   grid_wait();

@@ -1,7 +1,7 @@
 // route() against the CPU's Selector and dispatch_pairs(): own routing, lynx and oea. test_route_policies.cc has the other
 // policies.
 //   test_route [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
-#include "backend/cuda/route.h"
+#include "backend/cuda/route/route.h"
 
 #include <algorithm>
 #include <bit>
@@ -73,7 +73,7 @@ void test_random_cases(int every) {
 }
 
 // More rows than one block takes: no policy acts, whatever it is. The last case counts beyond 16 bits.
-void test_many_rows(int every) {
+void test_large(int every) {
   struct Size {
     int max_rows, num_rows, num_experts, top_k, kind;
     Phase phase;
@@ -146,7 +146,7 @@ void test_bad_scores() {
       const Output out = device.run(c, max_rows);
       CHECK_EQ(out.first_bad, first * 40 + 7);
       for (const int32_t id : out.ids) CHECK(id >= 0 && id < 40);
-      for (const int32_t row : out.row_of_pair) CHECK(row >= 0 && row < max_rows * c.top_k);
+      for (const int32_t row : out.sorted_of_pair) CHECK(row >= 0 && row < max_rows * c.top_k);
       CHECK_EQ(device.run(c, first).first_bad, -1);  // in rows that only pad, it is nobody's business
     }
 }
@@ -161,7 +161,7 @@ void test_without_tiles() {
     const Output without = device.run(c, max_rows, false), with = device.run(c, max_rows);
     CHECK_EQ(without.num_tiles, kUntouched);
     for (const int32_t v : without.tiles) CHECK_EQ(v, kUntouched);
-    CHECK(without.ids == with.ids && without.row_of_pair == with.row_of_pair && without.pair_of_row == with.pair_of_row);
+    CHECK(without.ids == with.ids && without.sorted_of_pair == with.sorted_of_pair && without.pair_of_sorted == with.pair_of_sorted);
   }
 }
 
@@ -191,7 +191,7 @@ int main(int argc, char** argv) {
   const int every = argc > 1 ? std::atoi(argv[1]) : 1;
   test_cases(every);
   test_random_cases(every);
-  test_many_rows(every);
+  test_large(every);
   test_most_choices();
   test_bad_scores();
   test_without_tiles();

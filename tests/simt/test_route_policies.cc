@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "route_policy_case.h"
+#include "routing/selection_text.h"
 
 using namespace lynx_rt;
 using namespace route_case;
@@ -211,7 +212,7 @@ void test_bad_scores() {
       const Output out = device.run(c, 7);
       CHECK_EQ(out.first_bad, 3 * 40 + 7);
       for (const int32_t id : out.ids) CHECK(id >= -1 && id < 40);
-      for (const int32_t row : out.row_of_pair) CHECK(row >= -1 && row < 7 * c.top_k);
+      for (const int32_t row : out.sorted_of_pair) CHECK(row >= -1 && row < 7 * c.top_k);
     }
 }
 

@@ -4,8 +4,8 @@
 #include <cstring>
 #include <limits>
 
-#include "backend/router_keys.h"
 #include "route_policy_case.h"
+#include "routing/router_keys.h"
 
 using namespace lynx_rt;
 using namespace route_case;

@@ -1,7 +1,7 @@
 // sample() against TokenDrawer, and both against the draw in long double: the same token wherever the uniform number and the
 // filters' thresholds are farther from a boundary than roundings reach.
 //   test_sample [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
-#include "backend/cuda/sample.h"
+#include "backend/cuda/sample/sample.h"
 
 #include <algorithm>
 #include <cmath>

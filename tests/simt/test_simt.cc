@@ -1,7 +1,7 @@
 // Each function of ptx.cuh and runtime.h against its definition, lane by lane: here the emulation's, and on a GPU (tests/gpu) the
 // hardware's. What only the emulation does is in test_emulator.cc.
-#include <backend/cuda/launch.h>  // in <>: not the files beside this one, but those of the include path
-#include <backend/cuda/ptx.cuh>
+#include <backend/cuda/runtime/launch.h>  // in <>: not the files beside this one, but those of the include path
+#include <backend/cuda/runtime/ptx.cuh>
 
 #include <algorithm>
 #include <bit>

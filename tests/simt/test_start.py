@@ -22,7 +22,7 @@ def link_options() -> list[str]:
     return [option.replace("LINKER:", "-Wl,") for option in found[1].split()] if found else []
 
 
-@pytest.mark.parametrize("file", [CUDA / "runtime.cu"], ids=lambda file: file.name)
+@pytest.mark.parametrize("file", [CUDA / "runtime" / "runtime.cu"], ids=lambda file: file.name)
 def test_a_program_asks_for_kernels_once_they_are_registered(
     file: Path, compiled: dict[Path, Future], tmp_path: Path
 ) -> None:

@@ -1,8 +1,8 @@
 // Construction, memory, and the ops that are a loop over rows.
 #include "backend/cpu/cpu_backend.h"
 
-#include "backend/cpu/dispatch.h"
 #include "base/memory.h"
+#include "routing/dispatch.h"
 
 namespace lynx_rt {
 

@@ -6,9 +6,9 @@
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/product.h"
 #include "backend/cpu/scratch.h"
-#include "backend/cpu/select.h"
 #include "backend/cpu/weight_store.h"
 #include "base/thread_pool.h"
+#include "routing/selector.h"
 
 namespace lynx_rt {
 

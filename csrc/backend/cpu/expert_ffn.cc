@@ -43,7 +43,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += RowGroup::kRows) {
       const int64_t m = std::min<int64_t>(RowGroup::kRows, plan.offsets[e + 1] - r);
       const float* rows[RowGroup::kRows];
-      for (int64_t j = 0; j < m; ++j) rows[j] = x + plan.pair_of_row[r + j] / k * hidden + begin;
+      for (int64_t j = 0; j < m; ++j) rows[j] = x + plan.pair_of_sorted[r + j] / k * hidden + begin;
       into.pack(rows, m, begin, count, gathered.from(r));
     }
   });
@@ -70,7 +70,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
         if (ffn.scale_input) {  // a scale of the input is one of the products
-          const float weight = routing.weights[plan.pair_of_row[r + j]];
+          const float weight = routing.weights[plan.pair_of_sorted[r + j]];
           for (int64_t i = 0; i < count; ++i) g[i] *= weight, u[i] *= weight;
         }
         if (biased) {
@@ -107,7 +107,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     float* sum = tile_[size_t(thread)].get(hidden);
     std::memset(sum, 0, size_t(hidden) * 4);
     for (int64_t j = 0; j < k; ++j) {
-      int32_t r = plan.row_of_pair[t * k + j];
+      int32_t r = plan.sorted_of_pair[t * k + j];
       if (r >= 0) kernels_.axpy(ffn.scale_input ? 1.0f : routing.weights[t * k + j], expert_out + r * hidden, hidden, sum);
     }
     kernels_.axpy(1.0f, sum, hidden, out + t * hidden);

@@ -6,10 +6,10 @@
 #include <charconv>
 #include <utility>
 
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/linear.h"
-#include "backend/cuda/packed.h"
-#include "backend/cuda/sample.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/gemm/linear.h"
+#include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/sample/sample.h"
 #include "base/cpu_features.h"
 
 namespace lynx_rt {
@@ -234,8 +234,8 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   args.active = routing.active;
   args.num_active = counts;
   args.offsets = plan.offsets;
-  args.row_of_pair = plan.row_of_pair;
-  args.pair_of_row = plan.pair_of_row;
+  args.sorted_of_pair = plan.sorted_of_pair;
+  args.pair_of_sorted = plan.pair_of_sorted;
   args.stats = static_cast<SelectionStats*>(stats_.get()) + route_calls_++;
   args.tiles = static_cast<Tile*>(tiles_.get());
   args.num_tiles = counts + 1;
@@ -260,7 +260,7 @@ void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<cons
   up.hidden_size = int(gate.cols);
   up.width = int(gate.rows);
   up.top_k = rule.top_k;
-  up.pair_of_row = plan.pair_of_row;
+  up.pair_of_sorted = plan.pair_of_sorted;
   up.tiles = static_cast<const Tile*>(tiles_.get());
   up.num_tiles = counts + 1;
   up.hidden = static_cast<uint16_t*>(hidden_.get());
@@ -278,7 +278,7 @@ void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<cons
   args.hidden_size = up.hidden_size;
   args.width = up.width;
   args.top_k = rule.top_k;
-  args.pair_of_row = plan.pair_of_row;
+  args.pair_of_sorted = plan.pair_of_sorted;
   args.tiles = up.tiles;
   args.num_tiles = up.num_tiles;
   args.partial = static_cast<float*>(partial_.get());

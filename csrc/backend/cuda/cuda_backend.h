@@ -13,11 +13,11 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "backend/cuda/attention.h"
+#include "backend/cuda/attention/attention.h"
 #include "backend/cuda/elementwise.h"
-#include "backend/cuda/route.h"
-#include "backend/cuda/runtime.h"
-#include "backend/cuda/weight_loader.h"
+#include "backend/cuda/gemm/weight_loader.h"
+#include "backend/cuda/route/route.h"
+#include "backend/cuda/runtime/runtime.h"
 
 namespace lynx_rt {
 

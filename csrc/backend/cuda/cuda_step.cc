@@ -4,9 +4,9 @@
 #include <cstring>
 
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/expert_ffn.h"
-#include "backend/cuda/packed.h"
-#include "backend/cuda/sample.h"
+#include "backend/cuda/gemm/expert_ffn.h"
+#include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/sample/sample.h"
 
 namespace lynx_rt {
 

@@ -1,6 +1,6 @@
 // How weights come to the device: matrices packed, vectors as float32.
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/packed.h"
+#include "backend/cuda/gemm/packed.h"
 
 namespace lynx_rt {
 

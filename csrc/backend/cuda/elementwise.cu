@@ -11,10 +11,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cuda/launch.h"
-#include "backend/cuda/packed.h"
-#include "backend/cuda/ptx.cuh"
-#include "backend/cuda/quads.cuh"
+#include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
+#include "backend/cuda/runtime/quads.cuh"
 #include "base/types.h"
 
 namespace lynx_rt::cuda {

@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "backend/cuda/runtime.h"
+#include "backend/cuda/runtime/runtime.h"
 #include "base/tensor.h"
 
 namespace lynx_rt::cuda {

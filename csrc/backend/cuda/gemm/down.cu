@@ -1,0 +1,101 @@
+// The second product of the experts: partial = hidden . down, by pair. The router weights and the sum over a row's pairs are left
+// to what reads the row next (elementwise.h), which keeps their order fixed without atomics.
+//
+// Work split: packed_gemm.cuh. A job is a tile of places times 32 rows of H. CTAs of 4 warps: I is short, so that more warps
+// would spend their time on the sum across warps. The number of tiles is read on the device: the grid is sized without it. Memory
+// traffic: 2 I H bytes per active expert (while its places fill one group of tiles); hidden from L2; partial is written once.
+// Limits: packed_gemm.cuh.
+#include "backend/cuda/gemm/packed_gemm.cuh"
+
+namespace lynx_rt::cuda {
+
+namespace {
+
+constexpr int kWarps = 4, kDepth = 2;
+
+struct DownParams {
+  DownArgs args;
+  int num_tiles;  // without a list
+};
+
+template <int kTokenBlocks>
+using DownGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, false>;
+
+template <int kTokenBlocks>
+__global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerSm)
+    down_kernel(const __grid_constant__ DownParams p) {
+  using Gemm = DownGemm<kTokenBlocks>;
+  const DownArgs& a = p.args;
+  grid_wait();  // hidden is there, and nobody reads partial any more
+  grid_launch_dependents();
+  const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
+  const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
+  const int num_units = (a.hidden_size + Gemm::kRows - 1) / Gemm::kRows, num_jobs = num_tiles * num_units;
+  const int blocks = column_blocks(a.width);
+
+  JobPlace place;
+  Tile tile;
+  Gemm gemm(a.width);
+  const auto start = [&](int job) {
+    place = job_place(job, num_tiles, num_units);
+    tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
+    const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // of 16 rows
+    const unsigned char* rows =
+        static_cast<const unsigned char*>(a.weights) + tile.expert * a.expert_bytes + 2 * place.unit * bytes;
+    // Where H has no second block, the first is loaded again and its sums are not stored.
+    const bool both = place.unit * Gemm::kRows + kBlockRows < a.hidden_size;
+    gemm.prefetch({rows, both ? rows + bytes : rows});
+  };
+  if (int(blockIdx.x) < num_jobs) start(int(blockIdx.x));
+
+  for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {
+    int rows[kTokenBlocks];
+    LYNX_UNROLL
+    for (int j = 0; j < kTokenBlocks; ++j) {
+      const int token = j * kTokenBlock + lane_id() / 4;
+      rows[j] = tile.first + (token < tile.count ? token : tile.count - 1);
+    }
+    gemm.multiply(a.hidden, rows);
+    const Tile done = tile;
+    const int unit = place.unit;
+    if (job + int(gridDim.x) < num_jobs) start(job + int(gridDim.x));
+    gemm.share();
+
+    for (int i = int(threadIdx.x); i < done.count * Gemm::kRows; i += Gemm::kThreads) {
+      const int row = i % Gemm::kRows, token = i / Gemm::kRows, n = unit * Gemm::kRows + row;
+      if (n >= a.hidden_size) continue;
+      const int pair = a.pair_of_sorted ? a.pair_of_sorted[done.first + token] : done.first + token;
+      float value = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
+      if (a.bias) value += a.bias[int64_t(done.expert) * a.hidden_size + n];
+      a.partial[int64_t(pair) * a.hidden_size + n] = value;
+    }
+  }
+}
+
+template <int kTokenBlocks>
+void start(const DownArgs& args, int num_sms, Stream stream) {
+  using Gemm = DownGemm<kTokenBlocks>;
+  const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const unsigned blocks = persistent_blocks("down", args.pair_of_sorted ? most : args.num_rows, args.width, most,
+                                            ceil_div(args.hidden_size, Gemm::kRows), num_sms, Gemm::kCtasPerSm);
+  launch(down_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});
+}
+
+}  // namespace
+
+void down(const DownArgs& args, int num_sms, Stream stream) {
+  if (args.num_rows < 0) invalid("down", "rows: expected at least 0, got ", args.num_rows);
+  if (args.hidden_size < 1 || args.width < 1)
+    invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
+  if (args.pair_of_sorted && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
+  if (args.num_rows == 0) return;
+  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
+    case 8: return start<1>(args, num_sms, stream);
+    case 16: return start<2>(args, num_sms, stream);
+    case 32: return start<4>(args, num_sms, stream);
+    default: return start<8>(args, num_sms, stream);
+  }
+}
+
+}  // namespace lynx_rt::cuda

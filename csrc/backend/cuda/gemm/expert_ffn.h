@@ -1,0 +1,64 @@
+// The two products of the experts over tiles of pairs, or of a dense MLP over all rows. Pairs ordered by expert are "places":
+// place r is pair pair_of_sorted[r] of DispatchPlan. Sums as in linear.h: the bits of a row do not depend on the other rows, nor on
+// where it stands in its tile.
+#pragma once
+#include <cstdint>
+
+#include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/runtime/runtime.h"
+#include "backend/ffn_rule.h"
+#include "routing/routing.h"
+
+namespace lynx_rt::cuda {
+
+// Places [first, first + count) of one expert; count <= the list's rows per tile.
+struct Tile {
+  int32_t expert, first, count;
+};
+
+// Rows of an expert's tile for a step of T rows: 8, 16, 32 or 64. The same function sizes route()'s list and picks the kernel.
+constexpr int tile_rows(int num_rows) { return num_rows <= 32 ? 8 : num_rows <= 128 ? 16 : num_rows <= 512 ? 32 : 64; }
+// Tiles of a product in which all rows meet the same weights hold up to 32 rows in one, so that weights pass through L2 once.
+constexpr int dense_tile_rows(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : num_rows <= 512 ? 32 : 64; }
+// The most tiles that num_pairs pairs over num_experts experts can need.
+constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_rows) {
+  const int64_t starts = num_experts < num_pairs ? num_experts : num_pairs;  // tiles that are not full
+  return starts + num_pairs / tile_rows;
+}
+
+struct GateUpArgs {
+  const uint16_t* x;           // [T, padded_columns(H)] rounded activations
+  const void* weights;         // experts one after the other, gate and up sharing an array
+  int64_t expert_bytes;        // from one expert to the next
+  int num_rows;                // T
+  int hidden_size;             // H
+  int width;                   // I
+  int top_k;                   // k
+  const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
+  const Tile* tiles;           // [*num_tiles] on the device
+  const int32_t* num_tiles;    // [1] on the device
+  uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
+  const float* gate_bias = nullptr;  // [E, I], added to x . gate; both or none
+  const float* up_bias = nullptr;
+  const float* pair_scale = nullptr;  // [T * k] of the input, applied to its products; null: 1, and always of a dense MLP
+  FfnRule ffn = {};                   // the activation
+};
+void gate_up(const GateUpArgs& args, int num_sms, Stream stream);
+
+struct DownArgs {
+  const uint16_t* hidden;  // [T * k, padded_columns(I)] by place
+  const void* weights;     // experts one after the other, packed [H, I]
+  int64_t expert_bytes;
+  int num_rows;
+  int hidden_size;
+  int width;
+  int top_k;
+  const int32_t* pair_of_sorted;
+  const Tile* tiles;
+  const int32_t* num_tiles;
+  float* partial;               // out [T * k, H] by pair; pairs without an expert are not written
+  const float* bias = nullptr;  // [E, H] or null
+};
+void down(const DownArgs& args, int num_sms, Stream stream);
+
+}  // namespace lynx_rt::cuda

@@ -1,0 +1,116 @@
+// The first product of the experts, with their activation: hidden = bf16(activation(x . gate, x . up)).
+//
+// Work split: packed_gemm.cuh. A job is a tile of places times 16 gate and the 16 up rows of the same numbers, so that the two
+// sums of an element meet in one thread. CTAs of 8 warps. The number of tiles is read on the device: the grid is sized without
+// it. Memory traffic: 4 I H bytes per active expert (while its places fill one group of tiles); rows of x from L2; hidden is
+// written once. Limits: packed_gemm.cuh.
+#include <cmath>
+
+#include "backend/cuda/gemm/packed_gemm.cuh"
+
+namespace lynx_rt::cuda {
+
+namespace {
+
+constexpr int kWarps = 8, kDepth = 2;
+
+struct GateUpParams {
+  GateUpArgs args;
+  int num_tiles;  // without a list
+};
+
+template <int kTokenBlocks>
+using GateUpGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, true>;
+
+__device__ float activate(const FfnRule& ffn, float gate, float up) {
+  if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // exp overflows to infinity: -0
+  // Comparisons that let NaN through.
+  const float g = gate > ffn.limit ? ffn.limit : gate, u = up > ffn.limit ? ffn.limit : up < -ffn.limit ? -ffn.limit : up;
+  return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
+}
+
+template <int kTokenBlocks>
+__global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPerSm)
+    gate_up_kernel(const __grid_constant__ GateUpParams p) {
+  using Gemm = GateUpGemm<kTokenBlocks>;
+  const GateUpArgs& a = p.args;
+  grid_wait();  // x and the lists are there, and nobody reads hidden any more
+  grid_launch_dependents();
+  const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
+  const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
+  const int num_units = (a.width + kBlockRows - 1) / kBlockRows, num_jobs = num_tiles * num_units;
+  const int x_blocks = column_blocks(a.hidden_size), hidden_columns = column_blocks(a.width) * kBlockColumns;
+
+  JobPlace place;
+  Tile tile;
+  Gemm gemm(a.hidden_size);
+  const auto start = [&](int job) {
+    place = job_place(job, num_tiles, num_units);
+    tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
+    const unsigned char* gate = static_cast<const unsigned char*>(a.weights) + tile.expert * a.expert_bytes +
+                                int64_t(place.unit) * x_blocks * (4 * kStepBytes);
+    gemm.prefetch({gate});
+  };
+  if (int(blockIdx.x) < num_jobs) start(int(blockIdx.x));
+
+  for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {
+    int rows[kTokenBlocks];
+    LYNX_UNROLL
+    for (int j = 0; j < kTokenBlocks; ++j) {
+      const int token = j * kTokenBlock + lane_id() / 4;
+      rows[j] = tile.first + (token < tile.count ? token : tile.count - 1);
+      if (a.pair_of_sorted) rows[j] = a.pair_of_sorted[rows[j]] / a.top_k;
+    }
+    gemm.multiply(a.x, rows);
+    const Tile done = tile;
+    const int unit = place.unit;
+    if (job + int(gridDim.x) < num_jobs) start(job + int(gridDim.x));
+    gemm.share();
+
+    for (int i = int(threadIdx.x); i < done.count * kBlockRows; i += Gemm::kThreads) {
+      const int row = i % kBlockRows, token = i / kBlockRows, column = unit * kBlockRows + row;
+      float gate = Gemm::sum(0, row, token), up = Gemm::sum(1, row, token);
+      if (a.pair_scale) {
+        const float scale = a.pair_scale[a.pair_of_sorted[done.first + token]];
+        gate *= scale, up *= scale;
+      }
+      if (a.gate_bias && column < a.width) {
+        const int64_t at = int64_t(done.expert) * a.width + column;
+        gate += a.gate_bias[at], up += a.up_bias[at];
+      }
+      const float value = activate(a.ffn, gate, up);
+      uint16_t* hidden = a.hidden + int64_t(done.first + token) * hidden_columns + column;
+      *hidden = column < a.width ? to_bf16(value) : uint16_t{0};
+      // The last block of 32 columns may have one block of 16 weight rows.
+      if (unit == num_units - 1 && num_units % 2) hidden[kBlockRows] = 0;
+    }
+  }
+}
+
+template <int kTokenBlocks>
+void start(const GateUpArgs& args, int num_sms, Stream stream) {
+  using Gemm = GateUpGemm<kTokenBlocks>;
+  const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
+                                            num_sms, Gemm::kCtasPerSm);
+  launch(gate_up_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
+}
+
+}  // namespace
+
+void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
+  if (args.num_rows < 0) invalid("gate_up", "rows: expected at least 0, got ", args.num_rows);
+  if (args.hidden_size < 1 || args.width < 1)
+    invalid("gate_up", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
+  if (args.pair_of_sorted && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
+  if (args.num_rows == 0) return;
+  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
+    case 8: return start<1>(args, num_sms, stream);
+    case 16: return start<2>(args, num_sms, stream);
+    case 32: return start<4>(args, num_sms, stream);
+    default: return start<8>(args, num_sms, stream);
+  }
+}
+
+}  // namespace lynx_rt::cuda

@@ -1,0 +1,40 @@
+// Streams weights from host memory to a device: threads copy pieces into a ring of pinned buffers while earlier ones travel and
+// are packed. Host memory taken: the ring, whatever the size of the weights.
+#pragma once
+#include <functional>
+#include <vector>
+
+#include "backend/cuda/runtime/runtime.h"
+#include "base/tensor.h"
+#include "base/thread_pool.h"
+
+namespace lynx_rt::cuda {
+
+class WeightLoader {
+ public:
+  static constexpr int kSlots = 3;
+  static constexpr int64_t kSlotBytes = int64_t{32} << 20;
+
+  WeightLoader(Stream stream, int num_threads);
+
+  // Calls take(rows, row_begin, num_rows) for consecutive pieces of a matrix: `rows` on the device, valid for work that take()
+  // queues on the stream. Pieces begin at multiples of 16 rows. The weight may be freed when load() returns.
+  using Take = std::function<void(const void* rows, int64_t row_begin, int64_t num_rows)>;
+  void load(const WeightView& weight, const Take& take);
+
+ private:
+  struct Slot {
+    PinnedMemory host;
+    DeviceMemory device;
+    int64_t bytes = 0;
+    Event free;
+  };
+  Slot& next_slot(int64_t bytes);
+
+  Stream stream_;
+  ThreadPool pool_;
+  std::vector<Slot> slots_;
+  size_t next_ = 0;
+};
+
+}  // namespace lynx_rt::cuda

@@ -1,0 +1,267 @@
+// The one-block kernel of route(), which all policies share: own routing -> what a policy does -> guard, weights -> lists and
+// counters. A policy's part is a Rule, a class of two device functions:
+//   template <int kPerLane> static void prepare(const RouteParams& p, int num_rows);
+//       By the whole block, before any row: own choices are in `chosen` and, by rank, in s.wanted. Policies that admit experts
+//       fill s.admitted. What choose() reads must be behind a barrier when it returns.
+//   template <int kPerLane> static int choose(const RouteParams& p, int t, int own);
+//       By a warp, for a real row: lane j < k gives its own choice and gets what slot j ends with, -1 for no expert. Adds the own
+//       choices that the row lost to s.remapped.
+//   static constexpr bool kVotes, kMovesWeights: has policies that count votes; has policies whose weights move with the choices.
+//   static constexpr int kMaxThreads: 1024, or 512 where a thread needs more than 64 registers.
+//
+// Work split. A row belongs to one warp, in which lane l holds experts l, l + 32, ..; pairs of a row belong to lanes 0..k-1.
+// Sets of experts are E / 32 words of bits. Lists: a warp owns a range of pairs; a histogram per warp keeps their order.
+// Limits: T <= 256, E <= 512, k <= 16. A block has a warp per row, up to kMaxThreads, and a thread per expert. One block: at T =
+// 256 a cluster or a second launch may be faster (TODO measure on a GPU).
+#pragma once
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cuda/route/route_lists.cuh"
+#include "backend/cuda/route/route_state.cuh"
+#include "backend/cuda/route/route_votes.cuh"
+#include "backend/cuda/runtime/launch.h"
+#include "backend/cuda/runtime/ptx.cuh"
+
+namespace lynx_rt::cuda::route_state {
+
+// --- for rules
+
+// Admits all choices of exact rows: after the filling, so that they only ever add. By the whole block, with a barrier.
+__device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
+  const RouteArgs& a = p.args;
+  const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
+  for (int pair = int(threadIdx.x); a.exact && pair < num_rows * a.rule.top_k; pair += int(blockDim.x))
+    if (a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
+  sync_block();  // admitted
+}
+
+// choose() of policies that admit experts: the best admitted of row t, without those that are not worth running. Exact rows need
+// no case of their own: all they want is admitted.
+template <int kPerLane>
+__device__ int choose_admitted(const RouteParams& p, int t, int own) {
+  Shared& s = shared_state();
+  const int k = p.args.rule.top_k, num_experts = p.args.rule.num_experts, lane = lane_id();
+  int expert = own;
+  const uint32_t lost = ballot(kFullWarp, lane < k && !has_bit(s.admitted, expert));
+  if (lost) {
+    uint32_t key[kPerLane], expert_key = 0;
+    LYNX_UNROLL
+    for (int i = 0; i < kPerLane; ++i) {
+      const int e = i * 32 + lane;
+      key[i] = e < num_experts && has_bit(s.admitted, e) ? open_key(p.args.keys[t * num_experts + e]) : 0;
+    }
+    pick_best(key, k, expert, expert_key);
+    const bool none = shuffle(kFullWarp, expert_key, 0) == 0;  // in its groups: the row keeps its first choice
+    if (expert_key == 0) expert = lane == 0 ? own : -1;
+    if (p.refill_limit < INFINITY) {
+      const double gap = double(from_key(shuffle(kFullWarp, expert_key, 0))) - from_key(expert_key);
+      const int kept = k - count_bits(lost);  // own choices, which are first: they are better than others
+      if (lane >= kept && gap > p.refill_limit) expert = -1;
+    }
+    if (lane == 0) atomic_add(&s.remapped, uint32_t(count_bits(lost) - none));
+  }
+  return expert;
+}
+
+// --- the kernel's own steps
+
+__device__ inline void initialise(const RouteParams& p) {
+  Shared& s = shared_state();
+  const int threads = int(blockDim.x), t = int(threadIdx.x);
+  for (int i = t; i < kMaxRouteTopK * kWords; i += threads) s.wanted[i / kWords][i % kWords] = 0;
+  if (t < kWords) s.admitted[t] = s.used[t] = 0;
+  uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
+  for (int i = t; i < threads / 32 * p.args.rule.num_experts; i += threads) histogram[i] = 0;
+  if (t == 0) {
+    s.first_bad = kNoneBad;
+    s.remapped = s.num_exact = 0;
+  }
+}
+
+// The own choice of row t, by one warp; a row that only pads gets none.
+template <int kPerLane>
+__device__ void route_own(const RouteParams& p, int t, int num_rows) {
+  Shared& s = shared_state();
+  const RouteArgs& a = p.args;
+  const int k = a.rule.top_k, lane = lane_id(), pair = t * k + lane;
+  int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
+  if (t >= num_rows) {
+    if (lane < k) chosen[pair] = -1, a.ids[pair] = -1, a.weights[pair] = 0;
+    return;
+  }
+  const OwnRoute own = own_route<kPerLane>(a, t, &s.first_bad);
+  if (lane < k) {
+    chosen[pair] = int16_t(own.expert);
+    a.ids[pair] = own.expert;
+    a.weights[pair] = own.weight;
+    set_bit(s.wanted[lane], own.expert);
+  }
+  if (lane == 0) {
+    shared_array<float>(p.layout.best)[t] = own.best;
+    shared_array<uint8_t>(p.layout.confident)[t] = own.confident;
+    if (a.exact && a.exact[t]) atomic_add(&s.num_exact, 1);
+  }
+}
+
+// sere, alias: what a choice of row t becomes. sere leaves it alone rather than leave the row's groups.
+__device__ inline int target_of(const RouteParams& p, int t, int own) {
+  const int target = shared_array<int16_t>(p.layout.target)[own];
+  const bool outside = p.args.keys[t * p.args.rule.num_experts + target] == -INFINITY;
+  return outside && p.args.selection.policy == Policy::kSere ? own : target;
+}
+
+// sere, alias: the weight of slot `lane` after each own weight went to the slot of what its choice became; added in the order of
+// the slots. By one warp.
+__device__ inline float moved_weight(const RouteParams& p, int t, int own, int expert, float weight) {
+  const int target = own >= 0 ? target_of(p, t, own) : -1;
+  float sum = 0;
+  for (int j = 0; j < p.args.rule.top_k; ++j) {
+    const int to = shuffle(kFullWarp, target, j);
+    const float w = shuffle(kFullWarp, weight, j);
+    if (to == expert) sum += w;
+  }
+  return sum;
+}
+
+// Makes the assignment of row t its choice: the row's own mass, shared as the softmax of the gates. By one warp.
+template <class Rule>
+__device__ void weigh(const RouteParams& p, int t) {
+  const RouteArgs& a = p.args;
+  const int k = a.rule.top_k, lane = lane_id(), pair = t * k + lane;
+  int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
+  const int own = lane < k ? chosen[pair] : -1;
+  const int expert = lane < k ? shared_array<int16_t>(p.layout.assigned)[pair] : -1;
+  double retained = 1;
+  if (ballot(kFullWarp, own != expert)) {
+    const float* gates = a.gates + t * a.rule.num_experts;
+    const float own_score = lane < k ? gates[own] : 0, score = expert >= 0 ? gates[expert] : 0;
+    const float own_best = from_key(reduce_max(kFullWarp, lane < k ? to_key(own_score) : 0));
+    const uint32_t best_key = reduce_max(kFullWarp, expert >= 0 ? to_key(score) : 0);  // 0: replay, a row of no experts
+    const float best = best_key ? from_key(best_key) : 0;
+    const float gate = expert >= 0 ? accurate_exp(score - best) : 0;
+    const double mass = warp_sum(gate, k);
+    const double own_mass = warp_sum(lane < k ? accurate_exp(own_score - own_best) : 0, k);
+    const float own_weight = lane < k ? a.weights[pair] : 0;
+    retained = best_key ? fmin(1.0, mass * exp(double(best) - own_best) / own_mass) : 0;
+    float weight = 0;
+    if (Rule::kMovesWeights && (a.selection.policy == Policy::kSere || a.selection.policy == Policy::kAlias)) {
+      weight = moved_weight(p, t, own, expert, own_weight);
+    } else {
+      double row_weight = is_normalised(a.rule) ? double(a.rule.scale) : warp_sum(own_weight, k);
+      if (p.damp > 0) row_weight *= exp(p.damp * log(retained));  // pow() would not be inlined
+      if (expert >= 0) weight = float(row_weight * gate / mass);
+    }
+    if (lane < k) {
+      chosen[pair] = int16_t(expert);
+      a.ids[pair] = expert;
+      a.weights[pair] = expert >= 0 ? weight : 0;
+    }
+  }
+  if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
+}
+
+// Pairs ordered by expert, active experts, tiles. By the whole block.
+template <int kPerLane>
+__device__ void list_pairs(const RouteParams& p) {
+  const RouteArgs& a = p.args;
+  const int num_experts = a.rule.num_experts;
+  const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
+  const auto expert_of = [chosen](int pair) { return int(chosen[pair]); };
+  uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
+  uint16_t* mine = histogram + warp_id() * num_experts;
+  uint32_t* count = shared_array<uint32_t>(p.layout.count);
+  uint32_t* tile = shared_array<uint32_t>(p.layout.tile);
+  const Range range = range_of_warp(a.max_rows * a.rule.top_k);
+  visit_pairs(range, mine, expert_of, [](int, int, int) {});
+  sync_block();  // histogram
+  sum_warps(histogram, num_experts, [count](int e, uint32_t sum) { count[e] = sum; });
+  sync_block();  // histogram, count
+  if (warp_id() == 0) list_experts<kPerLane>(a, p.tile_rows, count, tile);
+  sync_block();  // count, tile
+  visit_pairs(range, mine, expert_of, [&](int pair, int e, int before) {
+    const int row = e >= 0 ? int(count[e]) + before : -1;
+    a.sorted_of_pair[pair] = row;
+    if (row >= 0) a.pair_of_sorted[row] = pair;
+  });
+  write_tiles(a, p.tile_rows, count, tile);
+}
+
+// kPerLane: experts per lane, a power of two >= E / 32.
+template <int kPerLane, class Rule>
+__global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __grid_constant__ RouteParams p) {
+  grid_wait();  // scores are there, and no earlier kernel reads the outputs any more
+  grid_launch_dependents();
+  Shared& s = shared_state();
+  const RouteArgs& a = p.args;
+  const int warps = int(blockDim.x) / 32, k = a.rule.top_k, lane = lane_id();
+  int num_rows = *a.num_rows;
+  num_rows = num_rows < 0 ? 0 : num_rows < a.max_rows ? num_rows : a.max_rows;
+  initialise(p);
+  sync_block();  // Shared, histogram
+  for (int t = warp_id(); t < a.max_rows; t += warps) route_own<kPerLane>(p, t, num_rows);
+  if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32) set_vote_values(p, num_rows);  // a warp with the fewest rows
+  sync_block();  // chosen, best, wanted, values of votes
+
+  const bool acted = num_rows >= p.least_rows && (!a.exact || int(s.num_exact) < num_rows);
+  if (warp_id() == warps - 1) {
+    uint32_t word = 0;
+    for (int j = 0; j < k; ++j) word |= lane < kWords ? s.wanted[j][lane] : 0;
+    const int n = int(reduce_add(kFullWarp, uint32_t(count_bits(word))));
+    if (lane == 0) s.num_wanted = n;
+  }
+  bool guard_hit = false;
+  if (acted) {
+    Rule::template prepare<kPerLane>(p, num_rows);
+    for (int t = warp_id(); t < num_rows; t += warps) {
+      const int own = lane < k ? shared_array<int16_t>(p.layout.chosen)[t * k + lane] : 0;
+      const int expert = Rule::template choose<kPerLane>(p, t, own);
+      if (lane >= k) continue;
+      shared_array<int16_t>(p.layout.assigned)[t * k + lane] = int16_t(expert);
+      if (expert >= 0) set_bit(s.used, expert);
+    }
+    sync_block();  // assigned, used, num_wanted
+    guard_hit = p.guard && count_set(s.used) >= s.num_wanted;
+    for (int t = warp_id(); t < num_rows && !guard_hit; t += warps) weigh<Rule>(p, t);
+  }
+  sync_block();  // the final choice, retained, num_wanted
+  list_pairs<kPerLane>(p);
+
+  if (warp_id() != 0) return;
+  const bool changed = acted && !guard_hit;
+  double retained = 0;
+  for (int t = lane; t < num_rows; t += 32) retained += changed ? shared_array<double>(p.layout.retained)[t] : 1;
+  retained = warp_sum(retained);
+  const int active = count_set(s.used);
+  if (lane == 0) {
+    SelectionStats stats;
+    stats.rows = num_rows;
+    stats.union_before = s.num_wanted;
+    stats.active = changed ? active : s.num_wanted;
+    stats.remapped_pairs = changed ? int(s.remapped) : 0;
+    stats.retained_mass = retained;
+    stats.acted = acted;
+    stats.guard_hit = guard_hit;
+    write_stats(a, stats, s.first_bad);
+  }
+}
+
+// Sets params.layout.
+template <class Rule>
+void launch_route(RouteParams& params, Stream stream) {
+  const RouteArgs& a = params.args;
+  const int num_experts = a.rule.num_experts;
+  const int threads = 32 * std::clamp(std::max(a.max_rows, (num_experts + 31) / 32), 1, Rule::kMaxThreads / 32);
+  params.layout = route_layout(a.max_rows, num_experts, a.rule.top_k, threads);
+  auto* kernel = num_experts <= 64    ? route_kernel<2, Rule>
+                 : num_experts <= 128 ? route_kernel<4, Rule>
+                 : num_experts <= 256 ? route_kernel<8, Rule>
+                                      : route_kernel<16, Rule>;
+  launch(kernel, 1, threads, size_t(params.layout.bytes), stream, params);
+}
+
+// The rules that are not route.cu's own: route_gates.cu, route_rows.cu.
+void launch_gates(RouteParams& params, Stream stream);  // xshare, des_vote, cover
+void launch_rows(RouteParams& params, Stream stream);   // what admits no experts
+
+}  // namespace lynx_rt::cuda::route_state

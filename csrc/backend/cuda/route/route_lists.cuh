@@ -1,0 +1,106 @@
+// Pairs ordered by expert: what the one block of route.cu and the many of route_large.cu share. An expert's places come after
+// those of lower experts, and its pairs stand there in their own order.
+#pragma once
+#include "backend/cuda/route/route.h"
+#include "backend/cuda/runtime/ptx.cuh"
+
+namespace lynx_rt::cuda::route_state {
+
+// The warp's part of `count` things in steps of 32, in the order of the warps.
+struct Range {
+  int begin, end;
+};
+__device__ inline Range range_of_warp(int count) {
+  const int warps = int(blockDim.x) / 32, size = (count + 32 * warps - 1) / (32 * warps) * 32;
+  const int begin = warp_id() * size < count ? warp_id() * size : count;
+  return {begin, begin + size < count ? begin + size : count};
+}
+
+// Visits pairs in order, by one warp: visit(pair, expert or -1, how often `seen`, which it counts up, had the expert before).
+template <class ExpertOf, class Visit>
+__device__ void visit_pairs(Range range, uint16_t* seen, ExpertOf expert_of, Visit visit) {
+  for (int i = range.begin; i < range.end; i += 32) {
+    const int pair = i + lane_id();
+    const int e = pair < range.end ? expert_of(pair) : -1;
+    const uint32_t peers = match_any(kFullWarp, uint32_t(e));
+    const int rank = count_bits(peers & ((1u << lane_id()) - 1));
+    const int before = e >= 0 ? seen[e] : 0;
+    sync_warp();  // all have read seen
+    if (e >= 0 && rank == 0) seen[e] = uint16_t(before + count_bits(peers));
+    sync_warp();  // seen
+    if (pair < range.end) visit(pair, e, before + rank);
+  }
+}
+
+// histogram [warps, E] becomes, per expert, the sum of the warps before; total(e, sum of all). By the whole block.
+template <class Total>
+__device__ void sum_warps(uint16_t* histogram, int num_experts, Total total) {
+  const int threads = int(blockDim.x);
+  for (int e = int(threadIdx.x); e < num_experts; e += threads) {
+    uint32_t sum = 0;
+    for (int warp = 0; warp < threads / 32; ++warp) {
+      uint16_t& entry = histogram[warp * num_experts + e];
+      const uint32_t n = entry;
+      entry = uint16_t(sum);
+      sum += n;
+    }
+    total(e, sum);
+  }
+}
+
+// Writes offsets and the active experts, and counts tiles, from count[e], the pairs of each expert. Leaves the first place of an
+// expert in count[e], all places in count[E], and the first tile in tile[e]. By one warp. Returns the number of active experts.
+template <int kPerLane>
+__device__ int list_experts(const RouteArgs& a, int rows_per_tile, uint32_t* count, uint32_t* tile) {
+  // One scan for three sums: places (at most 2^20), active experts, tiles.
+  constexpr int kActive = 24, kTiles = 36;
+  const int num_experts = a.rule.num_experts, first = lane_id() * kPerLane;
+  const auto add = [rows_per_tile](uint32_t n) {
+    return n ? n + (uint64_t(1) << kActive) + (uint64_t((n + rows_per_tile - 1) / rows_per_tile) << kTiles) : 0;
+  };
+  uint64_t total = 0;
+  for (int e = first; e < first + kPerLane && e < num_experts; ++e) total += add(count[e]);
+  uint64_t sum = total;
+  for (int delta = 1; delta < 32; delta *= 2) {
+    const uint64_t other = shuffle_up(kFullWarp, sum, delta);
+    if (lane_id() >= delta) sum += other;
+  }
+  const auto places = [](uint64_t v) { return uint32_t(v) & ((1u << kActive) - 1); };
+  const auto active = [](uint64_t v) { return int(v >> kActive) & ((1 << (kTiles - kActive)) - 1); };
+  uint64_t at = sum - total;
+  for (int e = first; e < first + kPerLane && e < num_experts; ++e) {
+    const uint32_t n = count[e];
+    if (n) a.active[active(at)] = e;
+    count[e] = places(at);
+    tile[e] = uint32_t(at >> kTiles);
+    a.offsets[e] = int(places(at));
+    at += add(n);
+  }
+  if (lane_id() == 31) {
+    count[num_experts] = places(sum);
+    a.offsets[num_experts] = int(places(sum));
+    *a.num_active = active(sum);
+    if (a.num_tiles) *a.num_tiles = int(sum >> kTiles);
+  }
+  return shuffle(kFullWarp, active(sum), 31);
+}
+
+// The tile list, from what list_experts() left. By the whole block.
+__device__ inline void write_tiles(const RouteArgs& a, int rows_per_tile, const uint32_t* count, const uint32_t* tile) {
+  const int rows = rows_per_tile, warps = int(blockDim.x) / 32;
+  for (int e = warp_id(); a.tiles && e < a.rule.num_experts; e += warps) {
+    const int begin = int(count[e]), end = int(count[e + 1]);
+    for (int i = lane_id(); begin + i * rows < end; i += 32) {
+      const int first = begin + i * rows;
+      a.tiles[int(tile[e]) + i] = {e, first, first + rows < end ? rows : end - first};
+    }
+  }
+}
+
+// By one thread.
+__device__ inline void write_stats(const RouteArgs& a, const SelectionStats& stats, uint32_t first_bad) {
+  *a.stats = stats;
+  a.stats->first_bad = int(first_bad);
+}
+
+}  // namespace lynx_rt::cuda::route_state

@@ -1,0 +1,74 @@
+// Votes of lynx and lynx_literal, as routing/selector_admit.cc counts them: integers, so that no order changes their sums.
+#pragma once
+#include "backend/cuda/route/route_state.cuh"
+#include "backend/cuda/runtime/ptx.cuh"
+
+namespace lynx_rt::cuda::route_state {
+
+// The largest of the lanes' values and its expert, for all lanes; ties to the lower expert. A lane without one has value 0 and an
+// expert above all.
+__device__ inline void largest_of_warp(uint64_t& value, int& expert) {
+  for (int bit = 16; bit > 0; bit /= 2) {
+    const uint64_t other_value = shuffle_xor(kFullWarp, value, bit);
+    const int other = shuffle_xor(kFullWarp, expert, bit);
+    if (other_value > value || (other_value == value && other < expert)) value = other_value, expert = other;
+  }
+}
+
+// Values of a vote per bin and the votes that admit. One thread.
+__device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
+  __extension__ using uint128 = unsigned __int128;
+  Shared& s = shared_state();
+  const uint64_t voters = num_rows > 0 ? uint64_t(num_rows) : 1;
+  const uint64_t limit = (uint64_t{1} << 62) / voters;
+  uint64_t power = 1;
+  s.num_bins = 0;
+  for (; s.num_bins < p.args.selection.beta && power <= limit; ++s.num_bins) power *= voters;
+  uint64_t value = 1;
+  for (int bin = s.num_bins - 1; bin >= 0; --bin, value *= voters) s.value[bin] = value;
+
+  // The least integer >= theta * top vote.
+  if (p.theta_exponent > 63) {
+    s.needed = ~uint64_t{0};
+    return;
+  }
+  uint128 product = uint128(p.theta_fraction) * s.value[0];
+  const int shift = 53 - p.theta_exponent < 127 ? 53 - p.theta_exponent : 127;
+  if (shift <= 0) {
+    product <<= -shift;
+  } else {
+    product = (product + ((uint128(1) << shift) - 1)) >> shift;
+  }
+  s.needed = product >> 64 ? ~uint64_t{0} : uint64_t(product);
+}
+
+// Sums the votes; those of expert e are returned to thread e and, behind the next barrier, in the array `votes`. By the whole
+// block: a thread sums those of one expert from every (threads / E)-th row.
+__device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
+  Shared& s = shared_state();
+  const RouteArgs& a = p.args;
+  const int num_experts = a.rule.num_experts, thread = int(threadIdx.x);
+  const int groups = int(blockDim.x) / num_experts, group = thread / num_experts;
+  uint64_t* partial = shared_array<uint64_t>(p.layout.partial);
+  const float* best = shared_array<float>(p.layout.best);
+  if (group < groups) {
+    const int e = thread % num_experts;
+    uint64_t sum = 0;
+    for (int t = group; t < num_rows; t += groups) {
+      const float score = a.keys[t * num_experts + e];
+      if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // most are: spares the double precision
+      const double position = a.selection.alpha * (double(best[t]) - score);
+      if (position < s.num_bins) sum += s.value[int(position)];
+    }
+    partial[group * num_experts + e] = sum;
+  }
+  sync_block();  // partial
+  uint64_t sum = 0;
+  if (thread < num_experts) {
+    for (int g = 0; g < groups; ++g) sum += partial[g * num_experts + thread];
+    shared_array<uint64_t>(p.layout.votes)[thread] = sum;
+  }
+  return sum;
+}
+
+}  // namespace lynx_rt::cuda::route_state

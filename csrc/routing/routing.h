@@ -1,0 +1,35 @@
+// Plain data that flows through the four MoE stages router -> selector -> dispatch -> expert_ffn.
+// T rows (tokens) of a step, E experts, k experts per token; a pair is (token t, slot j), numbered t * k + j.
+#pragma once
+#include <cstdint>
+
+namespace lynx_rt {
+
+// Which experts a row goes to. All arrays are the caller's, sized for its largest batch.
+struct Routing {
+  int32_t* ids;        // [T, k] expert, -1 = no expert
+  float* weights;      // [T, k] >= 0; 0 where id = -1
+  int32_t* active;     // [E] the first num_active are the experts that some id names, ascending
+  int32_t num_active;  // on the host; a backend on a device keeps the count there and leaves this alone
+};
+
+// Counters of one route() call.
+struct SelectionStats {
+  int32_t rows = 0;            // real rows
+  int32_t union_before = 0;    // distinct experts of the model's own choices
+  int32_t active = 0;          // distinct experts after selection
+  int32_t remapped_pairs = 0;  // chosen experts that differ from the model's own choice (as sets, per row, summed)
+  double retained_mass = 0;    // sum over rows of (gate mass of the final choice / of the own choice), 1 at most
+  bool acted = false;          // a policy changed or could have changed this call (phase, rows, policy)
+  bool guard_hit = false;      // never-worse guard: result discarded for the model's own routing
+  int32_t first_bad = -1;      // t * E + e of the first score that is not finite, -1 = none; else the rest is meaningless
+};
+
+// The pairs ordered by expert.
+struct DispatchPlan {
+  int32_t* offsets;      // [E + 1] the pairs of expert e have the sorted positions [offsets[e], offsets[e + 1])
+  int32_t* sorted_of_pair;  // [T * k] sorted position of a pair, -1 for a pair without an expert
+  int32_t* pair_of_sorted;  // [T * k] the inverse; offsets[E] of them are valid; pairs of one expert ascend
+};
+
+}  // namespace lynx_rt

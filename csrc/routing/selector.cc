@@ -1,0 +1,223 @@
+#include "routing/selector.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+#include "base/error.h"
+#include "routing/router_keys.h"
+#include "routing/selection_text.h"
+#include "routing/selector_batch.h"
+
+namespace lynx_rt {
+
+namespace {
+
+void check_scores(const float* scores, int64_t num_rows, int num_experts) {
+  constexpr uint32_t kExponent = 0x7f800000;  // all ones in NaN and infinity, and only there
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const float* z = scores + t * num_experts;
+    uint32_t bad = 0;
+    for (int e = 0; e < num_experts; ++e) bad |= (std::bit_cast<uint32_t>(z[e]) & kExponent) == kExponent;
+    if (!bad) continue;
+    const int e = int(std::find_if(z, z + num_experts, [](float v) { return !std::isfinite(v); }) - z);
+    throw RowError(t, ErrorCode::kInvalidArgument, "router scores",
+                   str_cat("router scores: row ", t, ", expert ", e, ": expected a finite value, got ", double(z[e])));
+  }
+}
+
+template <class T>
+void grow(std::vector<T>& v, int64_t size) {
+  if (int64_t(v.size()) < size) v.resize(size_t(size));
+}
+
+float best_gate(const float* gates, const int32_t* ids, int k) {
+  float best = -INFINITY;
+  for (int j = 0; j < k; ++j)
+    if (ids[j] >= 0) best = std::max(best, gates[ids[j]]);
+  return best;
+}
+
+// Phi-MoE: softmax probability of the `best` logit among the experts near it, as transformers' modeling_phimoe.py has it:
+// without those that are further off than 2 * jitter of the larger of |z| and the best, and without expert `taken`.
+double near_probability(const float* z, int num_experts, float best, int taken, float jitter) {
+  double sum = 0;
+  for (int e = 0; e < num_experts; ++e) {
+    const bool far = (best - z[e]) / std::max(std::abs(z[e]), best) > 2 * jitter;  // 0 / 0: all are 0, and near
+    if (e != taken && !far) sum += std::exp(z[e] - best);
+  }
+  return 1 / sum;
+}
+
+}  // namespace
+
+SelectionStats Selector::run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
+                             Phase phase, const uint8_t* exact, Routing& routing) {
+  check_selection(selection, rule.num_experts, rule.top_k);
+  check_scores(scores, num_rows, rule.num_experts);
+  reserve(num_rows, rule);
+  if (has_keys(rule)) make_keys(scores, num_rows, rule);
+  const Batch batch{has_keys(rule) ? keys_.data() : scores,
+                    has_keys(rule) ? gates_.data() : scores,
+                    num_rows,
+                    rule.num_experts,
+                    rule.top_k,
+                    exact,
+                    rule,
+                    selection};
+
+  route_own(batch, routing);
+  SelectionStats stats;
+  stats.rows = int32_t(num_rows);
+  stats.union_before = stats.active = count_used(batch, routing.ids);
+  stats.retained_mass = double(num_rows);
+  list_used(batch, routing);
+
+  const bool all_exact = exact && std::all_of(exact, exact + num_rows, [](uint8_t flag) { return flag != 0; });
+  stats.acted = acts(selection, phase, num_rows) && !all_exact;
+  if (!stats.acted) return stats;
+
+  if (admits(selection.policy)) {
+    admit(batch, routing);
+    assign_admitted(batch, routing);
+  } else {
+    assign(batch, routing);
+  }
+  const int active = count_used(batch, assigned_.data());
+  stats.guard_hit = has_guard(selection.policy) && active >= stats.union_before;
+  if (stats.guard_hit) return stats;
+
+  weigh(batch, routing, stats);
+  list_used(batch, routing);
+  stats.active = active;
+  return stats;
+}
+
+void Selector::reserve(int64_t num_rows, const RouterRule& rule) {
+  const int num_experts = rule.num_experts;
+  for (int e = int(all_experts_.size()); e < num_experts; ++e) all_experts_.push_back(e);
+  if (has_keys(rule)) {
+    grow(keys_, num_rows * num_experts);
+    grow(gates_, num_rows * num_experts);
+    grow(ungated_, num_experts);
+    grow(choice_, num_experts);
+    grow(group_score_, rule.num_groups);
+    grow(open_, rule.num_groups);
+  }
+  grow(own_mass_, num_rows);
+  grow(confident_, num_rows);
+  grow(served_, num_rows);
+  grow(serves_, num_experts);
+  grow(votes_, num_experts);
+  grow(masses_, num_experts);
+  grow(admitted_, num_experts);
+  admitted_list_.reserve(size_t(num_experts));
+  grow(voted_, num_experts);
+  grow(target_, num_experts);
+  grow(load_, num_experts);
+  grow(assigned_, num_rows * rule.top_k);
+  grow(used_, num_experts);
+}
+
+// The model's own routing. Nothing here looks at more than one row.
+void Selector::route_own(const Batch& batch, Routing& own) {
+  const RouterRule& rule = batch.rule;
+  const std::span<const int32_t> experts(all_experts_.data(), batch.num_experts);
+  for (int64_t t = 0; t < batch.num_rows; ++t) {
+    const float* gates = batch.gates_of(t);
+    int32_t* ids = own.ids + t * batch.top_k;
+    float* weights = own.weights + t * batch.top_k;
+    pick_best(batch.keys_of(t), experts, batch.top_k, ids);
+    const float best = best_gate(gates, ids, batch.top_k);
+
+    double mass = 0;
+    for (int j = 0; j < batch.top_k; ++j) {
+      weights[j] = std::exp(gates[ids[j]] - best);
+      mass += weights[j];
+    }
+    own_mass_[t] = mass;
+    if (rule.kind == RouterKind::kSparsemixer) {
+      for (int j = 0; j < 2; ++j)
+        weights[j] = float(rule.scale * near_probability(gates, batch.num_experts, gates[ids[j]], j ? ids[0] : -1, rule.jitter));
+      continue;
+    }
+    // softmax / (sum of the chosen softmax) = exp / (sum of the chosen exp): the rest of the row is not needed.
+    double denominator = mass;
+    if (!is_normalised(rule)) {
+      double one = 0;  // what a gate of 1 would be in units of the best
+      if (rule.kind == RouterKind::kSigmoid)
+        one = std::exp(-double(best));
+      else
+        for (int e = 0; e < batch.num_experts; ++e) one += std::exp(gates[e] - best);
+      denominator = rule.norm_topk ? std::max(mass, rule.min_sum * one) : one;
+    }
+    for (int j = 0; j < batch.top_k; ++j) weights[j] = float(double(rule.scale) * weights[j] / denominator);
+  }
+}
+
+// Moves the assignment into `routing`, which holds the own routing. Rows that kept their choice are not touched.
+void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const {
+  const int k = batch.top_k;
+  stats.retained_mass = 0;
+  for (int64_t t = 0; t < batch.num_rows; ++t) {
+    const float* gates = batch.gates_of(t);
+    const int32_t* assigned = assigned_.data() + t * k;
+    int32_t* ids = routing.ids + t * k;
+    float* weights = routing.weights + t * k;
+    if (std::equal(ids, ids + k, assigned)) {
+      stats.retained_mass += 1;
+      continue;
+    }
+    for (int j = 0; j < k; ++j) stats.remapped_pairs += std::find(assigned, assigned + k, ids[j]) == assigned + k;
+    const float own_best = best_gate(gates, ids, k), best = best_gate(gates, assigned, k);
+    double row_weight = batch.rule.scale;  // W0
+    if (!is_normalised(batch.rule)) {
+      row_weight = 0;
+      for (int j = 0; j < k; ++j) row_weight += weights[j];
+    }
+    const bool moves = moves_weights(batch.selection.policy);
+    if (moves) move_weights(batch, t, ids, weights);
+
+    double mass = 0;  // relative to the best assigned expert, so that it cannot vanish
+    for (int j = 0; j < k; ++j) {
+      ids[j] = assigned[j];
+      const float gate = ids[j] < 0 ? 0 : std::exp(gates[ids[j]] - best);
+      mass += gate;
+      if (!moves) weights[j] = gate;
+    }
+    if (mass == 0) continue;  // replay: a row of no experts
+    // Where a bias or groups decide, other experts may have larger gates than the own.
+    const double retained = std::min(1.0, mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)]);
+    stats.retained_mass += retained;
+    const double damp = has_refill(batch.selection.policy) ? batch.selection.damp : 0;
+    if (damp > 0) row_weight *= std::pow(retained, damp);
+    for (int j = 0; j < k && !moves; ++j) weights[j] = float(row_weight * weights[j] / mass);
+  }
+}
+
+// The weight of each own choice goes to the slot of what it became.
+void Selector::move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const {
+  const int32_t* assigned = assigned_.data() + t * batch.top_k;
+  for (int j = 0; j < batch.top_k; ++j) {
+    if (assigned[j] >= 0) continue;  // the first of those that met: its own weight is there
+    const auto first = std::find(assigned, assigned + j, target_[size_t(own[j])]);
+    weights[first - assigned] += weights[j];
+    weights[j] = 0;
+  }
+}
+
+// Marks the experts that `ids` [T, k] names and returns how many they are.
+int Selector::count_used(const Batch& batch, const int32_t* ids) {
+  std::fill_n(used_.begin(), batch.num_experts, 0);
+  for (int64_t pair = 0; pair < batch.num_pairs(); ++pair)
+    if (ids[pair] >= 0) used_[ids[pair]] = 1;
+  return int(std::count(used_.begin(), used_.begin() + batch.num_experts, 1));
+}
+
+void Selector::list_used(const Batch& batch, Routing& routing) const {
+  routing.num_active = 0;
+  for (int e = 0; e < batch.num_experts; ++e)
+    if (used_[e]) routing.active[routing.num_active++] = e;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,60 @@
+// What the parts of Selector share.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <span>
+
+#include "routing/selector.h"
+
+namespace lynx_rt {
+
+struct Selector::Batch {
+  const float* keys;     // [T, E] what experts are chosen and compared by; router_keys.h
+  const float* gates;    // [T, E] what weights are computed from
+  int64_t num_rows;      // T
+  int num_experts;       // E
+  int top_k;             // k
+  const uint8_t* exact;  // [T] or null
+  const RouterRule& rule;
+  const Selection& selection;
+
+  const float* keys_of(int64_t t) const { return keys + t * num_experts; }
+  const float* gates_of(int64_t t) const { return gates + t * num_experts; }
+  int64_t num_pairs() const { return num_rows * top_k; }
+  bool is_exact(int64_t t) const { return exact && exact[t]; }
+};
+
+// Whether the weights of own choices move with them.
+constexpr bool moves_weights(Policy p) { return p == Policy::kSere || p == Policy::kAlias; }
+
+// The k best of `candidates` (ascending expert ids) by key, best first, ties to the lower expert. Returns how many there
+// are: min(k, candidates). An insertion sort of the best k; most candidates fail the first comparison.
+inline int pick_best(const float* keys, std::span<const int32_t> candidates, int k, int32_t* ids) {
+  int n = 0;
+  for (const int32_t e : candidates) {
+    if (n == k && keys[e] <= keys[ids[k - 1]]) continue;
+    int slot = n < k ? n++ : k - 1;
+    for (; slot > 0 && keys[e] > keys[ids[slot - 1]]; --slot) ids[slot] = ids[slot - 1];
+    ids[slot] = e;
+  }
+  return n;
+}
+
+// Drops experts outside the row's groups. A row that would be left with none takes `first`, its own first choice.
+inline void drop_outside(const float* keys, int32_t first, int k, int32_t* ids) {
+  for (int j = 0; j < k; ++j)
+    if (keys[ids[j]] == -INFINITY) ids[j] = -1;
+  if (ids[0] < 0) ids[0] = first;
+}
+
+// Drops what a row did not choose itself and whose key is more than `limit` nats (-log(refill)) below the best that it got.
+// ids[0] is an expert.
+inline void drop_refills(const float* keys, const int32_t* wanted, int k, double limit, int32_t* ids) {
+  float best = keys[ids[0]];
+  for (int j = 1; j < k; ++j)
+    if (ids[j] >= 0) best = std::max(best, keys[ids[j]]);
+  for (int j = 0; j < k; ++j)
+    if (ids[j] >= 0 && double(best) - keys[ids[j]] > limit && std::find(wanted, wanted + k, ids[j]) == wanted + k) ids[j] = -1;
+}
+
+}  // namespace lynx_rt
