@@ -15,12 +15,12 @@ from typing import Any
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
-from lynx_rt.engine.options import check_options
+from lynx_rt.engine.options import check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.engine.request import Claim, Request
 from lynx_rt.engine.sampling_params import SamplingParams
-from lynx_rt.engine.state import EngineState, policy_text
+from lynx_rt.engine.state import EngineState
 from lynx_rt.engine.stream import TokenStream
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.prompts import ParsedPrompt, Prompt
@@ -83,7 +83,8 @@ class Engine(EngineState):
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
     ) -> None:
-        check_options(locals())
+        given = locals()
+        check_options(Engine.__init__.__annotations__, given)
         from lynx_rt import _C
         from lynx_rt.engine import model_path
 
@@ -97,25 +98,7 @@ class Engine(EngineState):
             compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
         core = _C.Engine(
             os.fspath(self._path),
-            device=device,
-            load_format=load_format,
-            dtype=dtype,
-            quantization=quantization or "none",
-            quantization_cache=os.fspath(quantization_cache or ""),
-            max_model_len=max_model_len or 0,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_queued_reqs=max_num_queued_reqs or 0,
-            kv_cache_memory_bytes=kv_cache_memory_bytes or 0,
-            block_size=block_size,
-            enable_prefix_caching=enable_prefix_caching,
-            enable_mixed_chunk=enable_mixed_chunk,
-            expert_selection=policy_text(expert_selection),
-            num_threads=num_threads or 0,
-            isa=isa or "",
-            seed=seed,
-            enable_return_routed_experts=enable_return_routed_experts,
-            record_router_logits=record_router_logits,
+            **native_options(Engine.__init__.__annotations__, given),
             on_load_progress=LoadProgress(),
         )
         try:

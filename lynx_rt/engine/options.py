@@ -1,4 +1,7 @@
-"""The types of Engine's arguments. Their ranges are checked where they are used, in C++."""
+"""Engine's arguments: their types, which its signature states, and what the compiled Engine gets of them.
+
+Ranges are checked where the values are used, in C++.
+"""
 
 from __future__ import annotations
 
@@ -10,44 +13,36 @@ from typing import Any
 from lynx_rt.errors import ValidationError, encoding_fault, shown
 
 _NONE = type(None)
-_PATHS = (str, os.PathLike)
-_BOOL = ((bool,), "True or False")
-_INTEGER = ((numbers.Integral,), "an integer")
-_INTEGER_OR_NONE = ((numbers.Integral, _NONE), "an integer or None")
-_PATH_OR_NONE = ((*_PATHS, _NONE), "a path or None")
-_TEXT = ((str,), "a string")
-_TEXT_OR_NONE = ((str, _NONE), "a string or None")
-_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
-    "model": (_PATHS, "a path"),
-    "skip_tokenizer_init": _BOOL,
-    "chat_template": ((*_PATHS, _NONE), "a template's text or path, or None"),
-    "generation_config": _PATH_OR_NONE,
-    "device": _TEXT,
-    "load_format": _TEXT,
-    "dtype": _TEXT,
-    "quantization": _TEXT_OR_NONE,
-    "quantization_cache": _PATH_OR_NONE,
-    "max_model_len": _INTEGER_OR_NONE,
-    "max_num_seqs": _INTEGER,
-    "max_num_batched_tokens": _INTEGER,
-    "max_num_queued_reqs": _INTEGER_OR_NONE,
-    "block_size": _INTEGER,
-    "enable_prefix_caching": _BOOL,
-    "enable_mixed_chunk": _BOOL,
-    "kv_cache_memory_bytes": _INTEGER_OR_NONE,
-    "expert_selection": _TEXT_OR_NONE,
-    "num_threads": _INTEGER_OR_NONE,
-    "seed": _INTEGER,
-    "isa": _TEXT_OR_NONE,
-    "enable_return_routed_experts": _BOOL,
-    "record_router_logits": _BOOL,
+_KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "True or False"),
+    "int": ((numbers.Integral,), "an integer"),
+    "int | None": ((numbers.Integral, _NONE), "an integer or None"),
+    "str": ((str,), "a string"),
+    "str | None": ((str, _NONE), "a string or None"),
+    "str | os.PathLike[str]": ((str, os.PathLike), "a path"),
+    "str | os.PathLike[str] | None": ((str, os.PathLike, _NONE), "a path or None"),
 }
+_EXPECTED = {"chat_template": "a template's text or path, or None"}  # where it is more than its type says
+_NOT_NATIVE = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "generation_config")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """options: Engine's arguments by name; others are not looked at. Raises ValidationError that names the first bad one."""
-    for name, (types, expected) in _KINDS.items():
-        value = options[name]
+def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    """Raises ValidationError that names the first of the given arguments whose value is not of its annotated type.
+
+    annotations: of Engine.__init__, as text; those that are not in the table above are not checked.
+    """
+    for name, annotation in annotations.items():
+        if annotation not in _KIND_OF_ANNOTATION or name == "return":
+            continue
+        types, expected = _KIND_OF_ANNOTATION[annotation]
+        value = given[name]
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if not fits or (isinstance(value, str) and encoding_fault(value)):
-            raise ValidationError(f"{name} must be {expected}, got {shown(value)}", name)
+            raise ValidationError(f"{name} must be {_EXPECTED.get(name, expected)}, got {shown(value)}", name)
+
+
+def native_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the compiled Engine. What is None or "" is left out: its default is EngineOptions' own."""
+    names = [name for name in annotations if name not in (*_NOT_NATIVE, "return")]
+    values = {name: os.fspath(v) if isinstance(v := given[name], os.PathLike) else v for name in names}
+    return {name: value for name, value in values.items() if value is not None and value != ""}

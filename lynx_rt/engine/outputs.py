@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from lynx_rt.errors import RequestAborted
 
@@ -203,7 +203,7 @@ class EngineStats:
     @classmethod
     def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
         """From the dict that the compiled module gives."""
-        values = {item.name: raw[item.name] for item in fields(cls)}
+        values = dict(raw)
         values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
         values["ops"] = [OpStats(**op) for op in raw["ops"]]
         values["slo"] = None if raw["slo"] is None else SloStats(**raw["slo"])
@@ -248,29 +248,32 @@ class ExpertStats:
 
     @classmethod
     def from_stats(cls, stats: EngineStats, selection: str, num_experts: int, experts_per_tok: int) -> ExpertStats:
-        layers = [
-            LayerExpertStats(
-                layer=layer.layer,
-                union_before=_ratio(layer.union_before, layer.steps),
-                active=_ratio(layer.active, layer.steps),
-                retained_mass=_ratio(layer.retained_mass, layer.rows),
-                remapped_share=_ratio(layer.remapped_pairs, layer.rows * experts_per_tok),
-                guard_share=_ratio(layer.guard_hits, layer.steps),
-            )
-            for layer in stats.layers
-        ]
-        count = len(layers)
         return cls(
             selection=selection,
             num_experts=num_experts,
             num_experts_per_tok=experts_per_tok,
             decode_steps=stats.decode_steps,
             rows_per_step=stats.mean_decode_batch,
-            union_before=_ratio(sum(layer.union_before for layer in layers), count),
-            active=_ratio(sum(layer.active for layer in layers), count),
-            retained_mass=_ratio(sum(layer.retained_mass for layer in layers), count),
-            layers=layers,
+            union_before=layer_mean(stats.layers, "union_before", "steps"),
+            active=layer_mean(stats.layers, "active", "steps"),
+            retained_mass=layer_mean(stats.layers, "retained_mass", "rows"),
+            layers=[
+                LayerExpertStats(
+                    layer=layer.layer,
+                    union_before=layer_mean([layer], "union_before", "steps"),
+                    active=layer_mean([layer], "active", "steps"),
+                    retained_mass=layer_mean([layer], "retained_mass", "rows"),
+                    remapped_share=layer_mean([layer], "remapped_pairs", "rows") / max(experts_per_tok, 1),
+                    guard_share=layer_mean([layer], "guard_hits", "steps"),
+                )
+                for layer in stats.layers
+            ],
         )
+
+
+def layer_mean(layers: Sequence[LayerStats], name: str, over: Literal["steps", "rows"]) -> float:
+    """The mean of a field of LayerStats over the decode-only steps, or their rows, of all these layers; 0 where there are none."""
+    return _ratio(sum(getattr(layer, name) for layer in layers), sum(getattr(layer, over) for layer in layers))
 
 
 def _ratio(total: float, count: float) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lynx_rt.engine.outputs import LayerStats
+from lynx_rt.engine.outputs import LayerStats, layer_mean
 from lynx_rt.research.recording import Recording, offsets_of
 
 if TYPE_CHECKING:
@@ -48,27 +48,27 @@ class Simulation:
     @property
     def union_before(self) -> float:
         """Experts that the model's own routing reads."""
-        return self._mean("union_before", "steps")
+        return layer_mean(self.layers, "union_before", "steps")
 
     @property
     def active(self) -> float:
         """Experts that are read."""
-        return self._mean("active", "steps")
+        return layer_mean(self.layers, "active", "steps")
 
     @property
     def retained_mass(self) -> float:
         """Share of the rows' own gate mass that is kept, 0..1."""
-        return self._mean("retained_mass", "rows")
+        return layer_mean(self.layers, "retained_mass", "rows")
 
     @property
     def remapped_share(self) -> float:
         """Share of the (row, slot) pairs that lost their own choice, 0..1."""
-        return self._mean("remapped_pairs", "rows") / max(self.routed_experts.shape[-1], 1)
+        return layer_mean(self.layers, "remapped_pairs", "rows") / max(self.routed_experts.shape[-1], 1)
 
     @property
     def guard_share(self) -> float:
         """Share of steps that fell back to the model's own routing, 0..1."""
-        return self._mean("guard_hits", "steps")
+        return layer_mean(self.layers, "guard_hits", "steps")
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; without the arrays."""
@@ -83,10 +83,6 @@ class Simulation:
             "seconds": self.seconds,
             "layers": [asdict(layer) for layer in self.layers],
         }
-
-    def _mean(self, name: str, over: str) -> float:
-        each = [getattr(layer, name) / max(getattr(layer, over), 1) for layer in self.layers]
-        return sum(each) / max(len(each), 1)
 
 
 def simulate(recording: Recording, selection: str, *, batch: int | None = None, seed: int | None = None) -> Simulation:

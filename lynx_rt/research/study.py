@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from lynx_rt.engine.engine import Engine
-from lynx_rt.engine.outputs import EngineStats, RequestOutput
+from lynx_rt.engine.outputs import EngineStats, RequestOutput, layer_mean
 from lynx_rt.engine.progress import WorkBar
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
@@ -304,16 +304,14 @@ def _work_off(
 def _measured(engine: Engine, meter: StepMeter) -> dict[str, Any]:
     stats, experts = engine.stats(), engine.expert_stats()
     steps = max(stats.decode_steps, 1)
-    pairs = sum(layer.rows for layer in stats.layers) * experts.num_experts_per_tok
-    layer_steps = sum(layer.steps for layer in stats.layers)
     return {
         "num_experts": experts.num_experts,
         "num_experts_per_tok": experts.num_experts_per_tok,
         "union_before": experts.union_before,
         "active": experts.active,
         "retained_mass": experts.retained_mass,
-        "remapped_share": sum(layer.remapped_pairs for layer in stats.layers) / max(pairs, 1),
-        "guard_share": sum(layer.guard_hits for layer in stats.layers) / max(layer_steps, 1),
+        "remapped_share": layer_mean(stats.layers, "remapped_pairs", "rows") / max(experts.num_experts_per_tok, 1),
+        "guard_share": layer_mean(stats.layers, "guard_hits", "steps"),
         "layers": [asdict(layer) for layer in stats.layers],
         "rows_per_step": experts.rows_per_step,
         "decode_steps": stats.decode_steps,
