@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lynx_rt.recording import Recording
-from lynx_rt.simulate import simulate
+from lynx_rt.research.recording import Recording
+from lynx_rt.research.simulate import simulate
 
 CELL, GAP, LEFT, TOP, BETWEEN = 11, 2, 24, 76, 48
 PITCH = CELL + GAP
