@@ -13,7 +13,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lynx_rt.engine import Engine
+    from lynx_rt.engine.engine import Engine
+    from lynx_rt.engine.outputs import (
+        CompletionOutput,
+        EngineStats,
+        ExpertStats,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+    )
+    from lynx_rt.engine.sampling_params import SamplingParams
+    from lynx_rt.engine.stream import TokenStream
     from lynx_rt.errors import (
         CheckpointError,
         DeviceError,
@@ -27,17 +37,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         ValidationError,
     )
-    from lynx_rt.outputs import (
-        CompletionOutput,
-        EngineStats,
-        ExpertStats,
-        Logprob,
-        RequestMetrics,
-        RequestOutput,
-    )
-    from lynx_rt.sampling_params import SamplingParams
-    from lynx_rt.stream import TokenStream
-    from lynx_rt.tokenizer import Tokenizer
+    from lynx_rt.text.tokenizer import Tokenizer
 
     __version__: str
 
@@ -56,12 +56,12 @@ _ERRORS = (
 )
 _OUTPUTS = ("CompletionOutput", "EngineStats", "ExpertStats", "Logprob", "RequestMetrics", "RequestOutput")
 _MODULE_OF = {
-    "Engine": "engine",
-    "SamplingParams": "sampling_params",
-    "TokenStream": "stream",
-    "Tokenizer": "tokenizer",
+    "Engine": "engine.engine",
+    "SamplingParams": "engine.sampling_params",
+    "TokenStream": "engine.stream",
+    "Tokenizer": "text.tokenizer",
     **dict.fromkeys(_ERRORS, "errors"),
-    **dict.fromkeys(_OUTPUTS, "outputs"),
+    **dict.fromkeys(_OUTPUTS, "engine.outputs"),
 }
 
 __all__ = [

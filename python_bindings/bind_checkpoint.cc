@@ -10,6 +10,7 @@
 
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
+#include "engine/public_fields.h"
 #include "gil.h"
 #include "model/decoder.h"
 #include "model/describe.h"
@@ -66,61 +67,43 @@ py::tuple rope_angles_of(const std::string& config, int64_t head_dim, int64_t ma
   return py::make_tuple(angles.inverse, angles.factor);
 }
 
-// What `lynx-rt inspect` shows. Reads config.json and the tensors' headers, no weights.
 py::dict inspect(const std::string& path) {
-  std::vector<std::string> unread;
-  ModelConfig c = read_model_config(path, &unread);
-  Checkpoint checkpoint = Checkpoint::open(path);
-  ModelWeights weights;
-  load_weights(c, checkpoint, weights, ReadCopies::kNever);
-  int64_t expert_bytes = 0, experts = 0, active = 0;
-  for (const LayerWeights& layer : weights.layers) {
-    for (const ExpertWeights& e : layer.experts) expert_bytes += e.gate.bytes() + e.up.bytes() + e.down.bytes();
-    experts += int64_t(layer.experts.size());
-    active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
+  ModelDescription m;
+  {
+    const ReleaseGil nogil;
+    m = describe_model(path);
   }
-  int64_t total = weight_bytes(weights), per_expert = experts ? expert_bytes / experts : 0;
-  // One token reads every weight but the experts it does not use, and one row of the embedding.
-  const bool tied = weights.lm_head.data == weights.embed.data;
-  int64_t dense = total - expert_bytes - (tied ? 0 : weights.embed.bytes());
+  const ModelConfig& c = m.config;
   py::dict d;
   d["model_type"] = c.model_type;
   d["dtype"] = dtype_name(c.dtype);
-  d["hidden_size"] = c.hidden_size;
-  d["num_layers"] = c.num_layers;
+#define LYNX_RT_FIELD(name) d[#name] = c.name;
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
   d["num_moe_layers"] = c.num_moe_layers();
-  d["num_heads"] = c.num_heads;
-  d["num_kv_heads"] = c.num_kv_heads;
-  d["head_dim"] = c.head_dim;
-  d["vocab_size"] = c.vocab_size;
-  d["max_position_embeddings"] = c.max_position_embeddings;
-  d["num_experts"] = c.num_experts;
-  d["num_experts_per_tok"] = c.num_experts_per_tok;
-  d["moe_intermediate_size"] = c.moe_intermediate_size;
   d["intermediate_size"] = c.intermediate_size;
   d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
   d["attention"] = describe_attention(c);
   d["rope"] = describe_rope(c);
-  d["tie_word_embeddings"] = tied;
-  d["num_tensors"] = checkpoint.tensors().size();
-  d["num_files"] = checkpoint.files().size();
+  d["tie_word_embeddings"] = m.tied;
+  d["num_tensors"] = m.num_tensors;
+  d["num_files"] = m.num_files;
   d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
-  d["checkpoint_bytes"] = checkpoint.total_bytes();
-  d["weight_bytes"] = total;
-  d["expert_bytes"] = per_expert;
-  d["active_bytes_per_token"] = dense + active * per_expert;
-  d["kv_bytes_per_token"] = KvCache::bytes_per_block(c, c.dtype, 1);
-  d["copied_weight_bytes"] = weights.copies.bytes();
-  d["warnings"] = weights.warnings;
-  d["not_used"] = weights.not_used;
-  d["keys_not_understood"] = keys_that_matter(std::move(unread));
+  d["checkpoint_bytes"] = m.checkpoint_bytes;
+  d["weight_bytes"] = m.weight_bytes;
+  d["expert_bytes"] = m.expert_bytes;
+  d["active_bytes_per_token"] = m.active_bytes_per_token;
+  d["kv_bytes_per_token"] = m.kv_bytes_per_token;
+  d["copied_weight_bytes"] = m.copied_weight_bytes;
+  d["warnings"] = m.warnings;
+  d["not_used"] = m.not_used;
+  d["keys_not_understood"] = m.keys_not_understood;
   return d;
 }
 
 }  // namespace
 
 void register_checkpoint(py::module_& m) {
-  m.def("inspect", &inspect, py::arg("path"));
   m.def("read_checkpoint", &read_checkpoint, py::arg("path"),
         "What a checkpoint holds, without reading tensor data.\n\n"
         "path: a model folder or one .safetensors file. Returns {\"tensors\": {name: (dtype, shape, bytes, file)},\n"

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "bindings.h"
+#include "engine/public_fields.h"
 #include "gil.h"
 #include "lynx_rt/engine.h"
 #include "research/simulation.h"
@@ -30,32 +31,14 @@ EngineOptions to_options(const py::kwargs& kwargs) {
   EngineOptions o;
   for (auto [key, value] : kwargs) {
     std::string k = py::cast<std::string>(key);
-#define LYNX_OPTION(name)                             \
+#define LYNX_RT_FIELD(name)                           \
   if (k == #name) {                                   \
     o.name = cast_option<decltype(o.name)>(k, value); \
     continue;                                         \
   }
-    LYNX_OPTION(device)
-    LYNX_OPTION(load_format)
-    LYNX_OPTION(dtype)
-    LYNX_OPTION(quantization)
-    LYNX_OPTION(quantization_cache)
-    LYNX_OPTION(max_model_len)
-    LYNX_OPTION(max_num_seqs)
-    LYNX_OPTION(max_num_batched_tokens)
-    LYNX_OPTION(max_num_queued_reqs)
-    LYNX_OPTION(kv_cache_memory_bytes)
-    LYNX_OPTION(block_size)
-    LYNX_OPTION(enable_prefix_caching)
-    LYNX_OPTION(enable_mixed_chunk)
-    LYNX_OPTION(expert_selection)
-    LYNX_OPTION(num_threads)
-    LYNX_OPTION(isa)
-    LYNX_OPTION(seed)
-    LYNX_OPTION(disable_dependent_launch)
-    LYNX_OPTION(enable_return_routed_experts)
-    LYNX_OPTION(record_router_logits)
-#undef LYNX_OPTION
+    LYNX_RT_OPTION_FIELDS(LYNX_RT_FIELD)
+    LYNX_RT_OPTION_FIELDS_UNLIKE_C(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
     if (k == "on_load_progress") {
       if (value.is_none()) continue;
       // Called and freed with or without the GIL.
@@ -137,27 +120,13 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
 }  // namespace
 
 void register_engine(py::module_& m) {
-  py::class_<SamplingParams>(m, "SamplingParams")
-      .def(py::init<>())
-      .def_readwrite("temperature", &SamplingParams::temperature)
-      .def_readwrite("top_p", &SamplingParams::top_p)
-      .def_readwrite("top_k", &SamplingParams::top_k)
-      .def_readwrite("min_p", &SamplingParams::min_p)
-      .def_readwrite("presence_penalty", &SamplingParams::presence_penalty)
-      .def_readwrite("frequency_penalty", &SamplingParams::frequency_penalty)
-      .def_readwrite("repetition_penalty", &SamplingParams::repetition_penalty)
-      .def_readwrite("seed", &SamplingParams::seed)
-      .def_readwrite("max_tokens", &SamplingParams::max_tokens)
-      .def_readwrite("min_tokens", &SamplingParams::min_tokens)
-      .def_readwrite("stop_token_ids", &SamplingParams::stop_token_ids)
-      .def_readwrite("ignore_eos", &SamplingParams::ignore_eos)
-      .def_readwrite("logprobs", &SamplingParams::logprobs)
-      .def_readwrite("prompt_logprobs", &SamplingParams::prompt_logprobs)
-      .def_readwrite("logit_bias", &SamplingParams::logit_bias)
-      .def_readwrite("allowed_token_ids", &SamplingParams::allowed_token_ids)
-      .def_readwrite("forced_token_ids", &SamplingParams::forced_token_ids)
-      .def_readwrite("bad_words", &SamplingParams::bad_words)
-      .def_readwrite("exact", &SamplingParams::exact);
+  py::class_<SamplingParams> params(m, "SamplingParams");
+  params.def(py::init<>());
+#define LYNX_RT_FIELD(name) params.def_readwrite(#name, &SamplingParams::name);
+  LYNX_RT_SAMPLING_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_SAMPLING_ID_LISTS(LYNX_RT_FIELD)
+  LYNX_RT_SAMPLING_FIELDS_UNLIKE_C(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
 
   py::class_<StepOutput>(m, "StepOutput")
       .def_readonly("request_id", &StepOutput::request_id)

@@ -2,6 +2,8 @@
 
 #include <pybind11/stl.h>
 
+#include "engine/public_fields.h"
+
 namespace lynx_rt {
 
 py::list to_list(const std::vector<TokenLogprobs>& tokens) {
@@ -53,91 +55,48 @@ py::dict to_dict(RouterLogits&& r) {
   return d;
 }
 
-py::dict to_dict(const EngineStats::Layer& l) {
+#define LYNX_RT_FIELD(name) d[#name] = from.name;
+
+py::dict to_dict(const EngineStats::Layer& from) {
   py::dict d;
-  d["layer"] = l.layer;
-  d["steps"] = l.steps;
-  d["rows"] = l.rows;
-  d["union_before"] = l.union_before;
-  d["active"] = l.active;
-  d["remapped_pairs"] = l.remapped_pairs;
-  d["guard_hits"] = l.guard_hits;
-  d["retained_mass"] = l.retained_mass;
+  LYNX_RT_LAYER_STATS_FIELDS(LYNX_RT_FIELD)
   return d;
 }
 
-py::dict to_dict(const EngineStats& s) {
+static py::dict to_dict(const EngineStats::Op& from) {
   py::dict d;
-#define LYNX_FIELD(name) d[#name] = s.name
-  LYNX_FIELD(num_running);
-  LYNX_FIELD(num_waiting);
-  LYNX_FIELD(kv_blocks_used);
-  LYNX_FIELD(kv_blocks_total);
-  LYNX_FIELD(steps);
-  LYNX_FIELD(decode_steps);
-  LYNX_FIELD(prompt_tokens);
-  LYNX_FIELD(cached_prompt_tokens);
-  LYNX_FIELD(generation_tokens);
-  LYNX_FIELD(preemptions);
-  LYNX_FIELD(finished);
-  LYNX_FIELD(aborted);
-  LYNX_FIELD(step_seconds);
-  LYNX_FIELD(decode_seconds);
-  LYNX_FIELD(model_seconds);
-  LYNX_FIELD(sampling_seconds);
-  LYNX_FIELD(decode_rows);
-  LYNX_FIELD(bytes_read);
-#undef LYNX_FIELD
+  LYNX_RT_OP_STATS_FIELDS(LYNX_RT_FIELD)
+  return d;
+}
+
+static py::dict to_dict(const EngineStats::Slo& from) {
+  py::dict d;
+  LYNX_RT_SLO_STATS_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_SLO_STATS_PARTS(LYNX_RT_FIELD)
+  return d;
+}
+
+py::dict to_dict(const EngineStats& from) {
+  py::dict d;
+  LYNX_RT_STATS_FIELDS(LYNX_RT_FIELD)
   py::list layers, ops;
-  for (const EngineStats::Layer& l : s.layers) layers.append(to_dict(l));
-  for (const EngineStats::Op& o : s.ops) {
-    py::dict e;
-    e["name"] = o.name;
-    e["calls"] = o.calls;
-    e["seconds"] = o.seconds;
-    e["bytes"] = o.bytes;
-    ops.append(e);
-  }
-  py::dict slo;
-  slo["target_seconds"] = s.slo.target_seconds;
-  slo["fixed_seconds"] = s.slo.fixed_seconds;
-  slo["seconds_per_expert"] = s.slo.seconds_per_expert;
-  slo["steps_over_target"] = s.slo.steps_over_target;
-  slo["level"] = s.slo.level;
-  slo["levels"] = s.slo.levels;
-  d["slo"] = s.slo.levels.empty() ? py::object(py::none()) : slo;
+  for (const EngineStats::Layer& layer : from.layers) layers.append(to_dict(layer));
+  for (const EngineStats::Op& op : from.ops) ops.append(to_dict(op));
   d["layers"] = layers;
   d["ops"] = ops;
+  d["slo"] = from.slo.levels.empty() ? py::object(py::none()) : to_dict(from.slo);
   return d;
 }
 
-py::dict to_dict(const ModelInfo& i) {
+py::dict to_dict(const ModelInfo& from) {
   py::dict d;
-#define LYNX_FIELD(name) d[#name] = i.name
-  LYNX_FIELD(model_type);
-  LYNX_FIELD(dtype);
-  LYNX_FIELD(device);
-  LYNX_FIELD(hidden_size);
-  LYNX_FIELD(num_layers);
-  LYNX_FIELD(num_heads);
-  LYNX_FIELD(num_kv_heads);
-  LYNX_FIELD(head_dim);
-  LYNX_FIELD(vocab_size);
-  LYNX_FIELD(num_experts);
-  LYNX_FIELD(num_experts_per_tok);
-  LYNX_FIELD(moe_intermediate_size);
-  LYNX_FIELD(num_moe_layers);
-  LYNX_FIELD(max_model_len);
-  LYNX_FIELD(weight_bytes);
-  LYNX_FIELD(kv_bytes);
-  LYNX_FIELD(kv_bytes_per_token);
-  LYNX_FIELD(workspace_bytes);
-  LYNX_FIELD(eos_token_ids);
-  LYNX_FIELD(max_position_embeddings);
-  LYNX_FIELD(warnings);
-  LYNX_FIELD(copied_weight_bytes);
-#undef LYNX_FIELD
+  LYNX_RT_MODEL_TEXT_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_MODEL_SIZE_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_MODEL_OTHER_FIELDS(LYNX_RT_FIELD)
   return d;
 }
+
+#undef LYNX_RT_FIELD
 
 }  // namespace lynx_rt

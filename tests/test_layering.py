@@ -1,5 +1,7 @@
-"""What may include what, and how long a file may be."""
+"""What may include or import what, and how long a file may be."""
 
+import ast
+import graphlib
 import re
 from pathlib import Path
 
@@ -17,6 +19,15 @@ ABOVE = {
     "research": {"base", "checkpoint", "routing", "backend", "model"},
     "engine": {"base", "checkpoint", "routing", "backend", "model", "research"},
     "python_bindings": {"base", "checkpoint", "routing", "backend", "model", "research", "engine"},
+}
+# folder of lynx_rt -> the folders that its modules may import from, beside itself and the modules at the top. lynx_rt/__init__.py,
+# which offers the public names, stands above all but cli.
+PYTHON_ABOVE = {
+    "": set(),
+    "text": set(),
+    "engine": {"text"},
+    "research": {"text", "engine"},
+    "cli": {"text", "engine", "research"},
 }
 MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt
@@ -60,6 +71,71 @@ def test_includes_point_upwards(file: Path) -> None:
             assert top == own or top in ABOVE[own], f"{own} must not include {target}"
         else:
             assert (file.parent / target).is_file(), f"{target} does not exist"
+
+
+def test_includes_have_no_circle() -> None:
+    graph = {}
+    for file in sources():
+        quoted = [target for quote, target in includes(file) if quote == '"' and target not in GENERATED]
+        roots = {target: CSRC / "include" if target.startswith("lynx_rt/") else CSRC for target in quoted}
+        graph[name(file)] = [name(roots[t] / t if "/" in t else file.parent / t) for t in quoted]
+    assert circle(graph) == []
+
+
+def circle(graph: dict[str, list[str]]) -> list[str]:
+    """The nodes of one circle, [] where there is none. graph: node -> the nodes that it needs."""
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+def modules() -> dict[str, Path]:
+    files = sorted((ROOT / "lynx_rt").rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imports(file: Path) -> list[str]:
+    """The modules of lynx_rt that a file imports anywhere: at its top, in a function, for type checkers only."""
+    known, found = modules(), []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name(file)}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found += [full if full in known or full == "lynx_rt._C" else str(node.module) for full in names]
+    return sorted({module for module in found if module in known})
+
+
+def folder(module: str) -> str:
+    """The folder of lynx_rt that a module lies in, "" = none."""
+    inside = modules()[module].relative_to(ROOT / "lynx_rt").parts
+    return inside[0] if len(inside) > 1 else ""
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_upwards(module: str) -> None:
+    own = folder(module)
+    for target in imports(modules()[module]):
+        if module == "lynx_rt":
+            assert folder(target) != "cli", f"{module} must not import {target}"
+        elif module == "lynx_rt.__main__":
+            assert target == "lynx_rt.cli.main"
+        elif target == "lynx_rt":
+            assert own == "cli", f"{module} imports a public name by way of lynx_rt"
+        else:
+            assert folder(target) in {own, "", *PYTHON_ABOVE[own]}, f"{module} must not import {target}"
+
+
+def test_imports_have_no_circle() -> None:
+    assert circle({module: imports(file) for module, file in modules().items()}) == []
+
+
+def test_circles_are_found() -> None:
+    assert circle({"a": ["b"], "b": ["c"], "c": []}) == []
+    assert set(circle({"a": ["b"], "b": ["c"], "c": ["b"]})) == {"b", "c"}
 
 
 @pytest.mark.parametrize("file", [file for file in sources() if "cuda" not in file.parts], ids=name)

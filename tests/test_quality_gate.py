@@ -22,8 +22,8 @@ from isas import ISAS
 
 import lynx_rt
 from lynx_rt import Engine, RequestOutput
-from lynx_rt.eval import Item, is_correct, load_tasks
-from lynx_rt.study_stats import mean_over_tasks
+from lynx_rt.research.eval import Item, is_correct, load_tasks
+from lynx_rt.research.study_stats import mean_over_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 ANSWERS = Path(__file__).parent / "data" / "quality_gate.json"

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "engine/public_fields.h"
 
 namespace lynx_rt {
 
@@ -27,6 +28,12 @@ Struct read(const Struct* from, const char* name) {
   if (from->size < sizeof from->size) invalid(name, "size is not set: expected sizeof(lynx_rt_", name, "), got ", from->size);
   std::memcpy(&out, from, std::min(from->size, sizeof out));
   return out;
+}
+
+// A field of the caller's struct, unless it is 0 and so stands for the default, which `to` holds.
+template <class To, class From>
+void take(To& to, From from) {
+  if (from) to = To(from);
 }
 
 int32_t at_least_zero(const char* field, int32_t value) {
@@ -63,26 +70,12 @@ void call_back(const char* name, const std::function<void()>& call) {
 EngineOptions to_options(const lynx_rt_options* from) {
   const lynx_rt_options given = read(from, "options");
   EngineOptions out;
-  if (given.device) out.device = given.device;
-  if (given.dtype) out.dtype = given.dtype;
-  if (given.expert_selection) out.expert_selection = given.expert_selection;
-  if (given.load_format) out.load_format = given.load_format;
-  if (given.quantization) out.quantization = given.quantization;
-  if (given.quantization_cache) out.quantization_cache = given.quantization_cache;
-  if (given.isa) out.isa = given.isa;
-  out.max_model_len = given.max_model_len;
-  if (given.max_num_seqs) out.max_num_seqs = given.max_num_seqs;
-  out.max_num_batched_tokens =
-      given.max_num_batched_tokens ? given.max_num_batched_tokens : std::max(out.max_num_batched_tokens, out.max_num_seqs);
-  out.max_num_queued_reqs = given.max_num_queued_reqs;
-  out.kv_cache_memory_bytes = given.kv_cache_memory_bytes;
-  if (given.block_size) out.block_size = given.block_size;
+#define LYNX_RT_FIELD(name) take(out.name, given.name);
+  LYNX_RT_OPTION_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+  if (!given.max_num_batched_tokens) out.max_num_batched_tokens = std::max(out.max_num_batched_tokens, out.max_num_seqs);
   out.enable_prefix_caching = !given.disable_prefix_caching;
   out.enable_mixed_chunk = !given.disable_mixed_chunk;
-  out.disable_dependent_launch = given.disable_dependent_launch != 0;
-  out.enable_return_routed_experts = given.enable_return_routed_experts != 0;
-  out.num_threads = given.num_threads;
-  out.seed = given.seed;
   if (given.on_load_progress)
     out.on_load_progress = [call = given.on_load_progress, user = given.load_progress_user](int64_t done, int64_t total) {
       int goes_on = 0;
@@ -99,23 +92,16 @@ EngineOptions to_options(const lynx_rt_options* from) {
 SamplingParams to_params(const lynx_rt_params* from) {
   const lynx_rt_params given = read(from, "params");
   SamplingParams out;
+#define LYNX_RT_FIELD(name) take(out.name, given.name);
+  LYNX_RT_SAMPLING_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+#define LYNX_RT_FIELD(name) out.name = to_ids(#name, given.name, given.num_##name);
+  LYNX_RT_SAMPLING_ID_LISTS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
   out.temperature = given.temperature;
-  if (given.top_p != 0) out.top_p = given.top_p;
-  out.top_k = given.top_k;
-  out.min_p = given.min_p;
-  out.presence_penalty = given.presence_penalty;
-  out.frequency_penalty = given.frequency_penalty;
-  if (given.repetition_penalty != 0) out.repetition_penalty = given.repetition_penalty;
   if (given.has_seed) out.seed = given.seed;
-  if (given.max_tokens) out.max_tokens = given.max_tokens;
-  out.min_tokens = given.min_tokens;
-  out.ignore_eos = given.ignore_eos != 0;
-  out.exact = given.exact != 0;
   if (given.has_logprobs) out.logprobs = at_least_zero("logprobs", given.logprobs);
   if (given.has_prompt_logprobs) out.prompt_logprobs = at_least_zero("prompt_logprobs", given.prompt_logprobs);
-  out.stop_token_ids = to_ids("stop_token_ids", given.stop_token_ids, given.num_stop_token_ids);
-  out.allowed_token_ids = to_ids("allowed_token_ids", given.allowed_token_ids, given.num_allowed_token_ids);
-  out.forced_token_ids = to_ids("forced_token_ids", given.forced_token_ids, given.num_forced_token_ids);
   checked("logit_bias", given.logit_bias, given.num_logit_bias);
   for (size_t i = 0; i < given.num_logit_bias; ++i)
     out.logit_bias.emplace_back(given.logit_bias[i].token_id, given.logit_bias[i].bias);
@@ -166,27 +152,13 @@ const lynx_rt_logprobs* OutputView::add(const std::vector<TokenLogprobs>& tokens
 }
 
 ModelInfoView::ModelInfoView(ModelInfo info) : info_(std::move(info)) {
-  view_.model_type = info_.model_type.c_str();
-  view_.dtype = info_.dtype.c_str();
-  view_.device = info_.device.c_str();
-#define LYNX_FIELD(name) view_.name = info_.name
-  LYNX_FIELD(hidden_size);
-  LYNX_FIELD(num_layers);
-  LYNX_FIELD(num_heads);
-  LYNX_FIELD(num_kv_heads);
-  LYNX_FIELD(head_dim);
-  LYNX_FIELD(vocab_size);
-  LYNX_FIELD(num_experts);
-  LYNX_FIELD(num_experts_per_tok);
-  LYNX_FIELD(moe_intermediate_size);
-  LYNX_FIELD(num_moe_layers);
-  LYNX_FIELD(max_model_len);
-  LYNX_FIELD(max_position_embeddings);
-  LYNX_FIELD(weight_bytes);
-  LYNX_FIELD(kv_bytes);
-  LYNX_FIELD(kv_bytes_per_token);
-  LYNX_FIELD(workspace_bytes);
-#undef LYNX_FIELD
+#define LYNX_RT_FIELD(name) view_.name = info_.name;
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+  LYNX_RT_MODEL_SIZE_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+#define LYNX_RT_FIELD(name) view_.name = info_.name.c_str();
+  LYNX_RT_MODEL_TEXT_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
   view_.eos_token_ids = info_.eos_token_ids.data();
   view_.num_eos_token_ids = info_.eos_token_ids.size();
 }
@@ -217,29 +189,15 @@ const lynx_rt_stats* make_stats(EngineStats stats) {
   auto out = std::make_unique<OwnedStats>();
   out->from = std::move(stats);
   const EngineStats& from = out->from;
-#define LYNX_FIELD(name) out->name = from.name
-  LYNX_FIELD(num_running);
-  LYNX_FIELD(num_waiting);
-  LYNX_FIELD(kv_blocks_used);
-  LYNX_FIELD(kv_blocks_total);
-  LYNX_FIELD(steps);
-  LYNX_FIELD(decode_steps);
-  LYNX_FIELD(prompt_tokens);
-  LYNX_FIELD(cached_prompt_tokens);
-  LYNX_FIELD(generation_tokens);
-  LYNX_FIELD(preemptions);
-  LYNX_FIELD(finished);
-  LYNX_FIELD(aborted);
-  LYNX_FIELD(step_seconds);
-  LYNX_FIELD(decode_seconds);
-  LYNX_FIELD(model_seconds);
-  LYNX_FIELD(sampling_seconds);
-  LYNX_FIELD(decode_rows);
-  LYNX_FIELD(bytes_read);
-#undef LYNX_FIELD
-  for (const EngineStats::Layer& l : from.layers)
-    out->layer_values.push_back(
-        {l.layer, l.steps, l.rows, l.union_before, l.active, l.remapped_pairs, l.guard_hits, l.retained_mass});
+#define LYNX_RT_FIELD(name) out->name = from.name;
+  LYNX_RT_STATS_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+  for (const EngineStats::Layer& layer_stats : from.layers) {
+    lynx_rt_layer_stats& to = out->layer_values.emplace_back();
+#define LYNX_RT_FIELD(name) to.name = layer_stats.name;
+    LYNX_RT_LAYER_STATS_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+  }
   for (const EngineStats::Op& o : from.ops) out->op_values.push_back({o.name.c_str(), o.calls, o.seconds, o.bytes});
   for (const auto& [selection, steps] : from.slo.levels) out->level_values.push_back({selection.c_str(), steps});
   out->layer_list = pointers(out->layer_values);
@@ -249,11 +207,9 @@ const lynx_rt_stats* make_stats(EngineStats stats) {
   out->num_layers = out->layer_list.size();
   out->ops = out->op_list.data();
   out->num_ops = out->op_list.size();
-  out->slo_target_seconds = from.slo.target_seconds;
-  out->slo_fixed_seconds = from.slo.fixed_seconds;
-  out->slo_seconds_per_expert = from.slo.seconds_per_expert;
-  out->slo_steps_over_target = from.slo.steps_over_target;
-  out->slo_level = from.slo.level;
+#define LYNX_RT_FIELD(name) out->slo_##name = from.slo.name;
+  LYNX_RT_SLO_STATS_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
   out->slo_levels = out->level_list.data();
   out->num_slo_levels = out->level_list.size();
   return out.release();

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "engine/public_fields.h"
 
 namespace lynx_rt {
 
@@ -176,15 +177,9 @@ ModelInfo EngineCore::model_info() const {
   i.model_type = config_.model_type;
   i.dtype = dtype_name(backend_->compute_dtype());
   i.device = backend_->description();
-  i.hidden_size = config_.hidden_size;
-  i.num_layers = config_.num_layers;
-  i.num_heads = config_.num_heads;
-  i.num_kv_heads = config_.num_kv_heads;
-  i.head_dim = config_.head_dim;
-  i.vocab_size = config_.vocab_size;
-  i.num_experts = config_.num_experts;
-  i.num_experts_per_tok = config_.num_experts_per_tok;
-  i.moe_intermediate_size = config_.moe_intermediate_size;
+#define LYNX_RT_FIELD(name) i.name = config_.name;
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
   i.num_moe_layers = decoder_.num_moe_layers();
   i.max_model_len = plan_.max_model_len;
   i.weight_bytes = weight_bytes_;
@@ -192,7 +187,6 @@ ModelInfo EngineCore::model_info() const {
   i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
-  i.max_position_embeddings = config_.max_position_embeddings;
   i.warnings = weights_.warnings;
   i.copied_weight_bytes = copied_weight_bytes_;
   return i;

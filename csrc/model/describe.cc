@@ -4,6 +4,8 @@
 #include <set>
 
 #include "base/error.h"
+#include "checkpoint/safetensors.h"
+#include "model/decoder.h"
 
 namespace lynx_rt {
 
@@ -111,6 +113,37 @@ std::vector<std::string> keys_that_matter(std::vector<std::string> keys) {
     return key.starts_with("quantization_config.") || kHarmless.count(key.substr(key.rfind('.') + 1)) > 0;
   });
   return keys;
+}
+
+ModelDescription describe_model(const std::string& path) {
+  ModelDescription d;
+  std::vector<std::string> unread;
+  d.config = read_model_config(path, &unread);
+  const ModelConfig& c = d.config;
+  const Checkpoint checkpoint = Checkpoint::open(path);
+  ModelWeights weights;
+  load_weights(c, checkpoint, weights, ReadCopies::kNever);
+  int64_t bytes_of_experts = 0, num_experts = 0, num_active = 0;  // over all layers
+  for (const LayerWeights& layer : weights.layers) {
+    for (const ExpertWeights& e : layer.experts) bytes_of_experts += e.gate.bytes() + e.up.bytes() + e.down.bytes();
+    num_experts += int64_t(layer.experts.size());
+    num_active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
+  }
+  d.tied = weights.lm_head.data == weights.embed.data;
+  d.num_tensors = int64_t(checkpoint.tensors().size());
+  d.num_files = int64_t(checkpoint.files().size());
+  d.checkpoint_bytes = checkpoint.total_bytes();
+  d.weight_bytes = weight_bytes(weights);
+  d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
+  // One token reads every weight but the experts it does not use, and one row of the embedding.
+  const int64_t dense = d.weight_bytes - bytes_of_experts - (d.tied ? 0 : weights.embed.bytes());
+  d.active_bytes_per_token = dense + num_active * d.expert_bytes;
+  d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);
+  d.copied_weight_bytes = weights.copies.bytes();
+  d.warnings = weights.warnings;
+  d.not_used = weights.not_used;
+  d.keys_not_understood = keys_that_matter(std::move(unread));
+  return d;
 }
 
 }  // namespace lynx_rt

@@ -27,6 +27,7 @@ from lynx_rt.cli.options import (
     positive_ints,
     selections,
 )
+from lynx_rt.engine.outputs import LayerStats, layer_mean
 
 _TURN = 4  # steps of one policy before the next
 _WARMUP = 4  # untimed decode steps per batch size
@@ -63,21 +64,12 @@ class _Tally:
     times: list[float] = field(default_factory=list)
     read_gb_s: list[float] = field(default_factory=list)  # one per turn
     bytes_read: int = 0
-    layer_steps: int = 0
-    layer_rows: int = 0
-    union_before: int = 0
-    active: int = 0
-    retained_mass: float = 0.0
+    layers: list[LayerStats] = field(default_factory=list)  # of all turns
     ops: dict[str, list[float]] = field(default_factory=dict)  # name -> [seconds, bytes]
 
     def add(self, stats: dict[str, Any]) -> None:
         self.bytes_read += stats["bytes_read"]
-        for layer in stats["layers"]:
-            self.layer_steps += layer["steps"]
-            self.layer_rows += layer["rows"]
-            self.union_before += layer["union_before"]
-            self.active += layer["active"]
-            self.retained_mass += layer["retained_mass"]
+        self.layers += [LayerStats(**layer) for layer in stats["layers"]]
         for op in stats["ops"]:
             sums = self.ops.setdefault(op["name"], [0.0, 0.0])
             sums[0] += op["seconds"]
@@ -86,7 +78,6 @@ class _Tally:
     def row(self, batch: int, selection: str) -> Row:
         ordered, count = sorted(self.times), len(self.times)
         median, p10, p90 = (ordered[round(q * (count - 1))] for q in (0.5, 0.1, 0.9))
-        layer_steps = max(self.layer_steps, 1)
         return Row(
             batch,
             selection,
@@ -100,9 +91,9 @@ class _Tally:
             gb_per_s=(gb_per_s := self.bytes_read / count / median / 1e9),
             read_gb_per_s=(read := statistics.median(self.read_gb_s) if self.read_gb_s else None),
             percent_of_read=100 * gb_per_s / read if read else None,
-            union_before=self.union_before / layer_steps,
-            active=self.active / layer_steps,
-            retained_mass=self.retained_mass / max(self.layer_rows, 1),
+            union_before=layer_mean(self.layers, "union_before", "steps"),
+            active=layer_mean(self.layers, "active", "steps"),
+            retained_mass=layer_mean(self.layers, "retained_mass", "rows"),
             ops={name: {"ms": s / count * 1e3, "bytes": b / count} for name, (s, b) in self.ops.items()},
         )
 

@@ -1,6 +1,6 @@
 """`lynx-rt calibrate`: how similar the experts of each layer are, for the policies `sere` and, with --alias, `alias`.
 
-Runs every expert on every token of the text; see lynx_rt/calibrate.py. CPU only.
+Runs every expert on every token of the text; see lynx_rt/research/calibrate.py. CPU only.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     import numpy as np
 
     from lynx_rt import Engine
-    from lynx_rt.calibrate import calibrate, text_sequences
-    from lynx_rt.eval import load_items
+    from lynx_rt.research.calibrate import calibrate, text_sequences
+    from lynx_rt.research.eval import load_items
 
     check_output(args.out, "out")
     text = "" if args.text is None else read_input(args.text, "text")

@@ -26,7 +26,7 @@ from lynx_rt.cli.generate import add_length, check_not_a_prompt, print_speed
 from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder
 from lynx_rt.cli.sampling import add_sampling_options, sampling_fields, unescape
 from lynx_rt.errors import LynxError
-from lynx_rt.text_file import decode_text
+from lynx_rt.text.text_file import decode_text
 
 if TYPE_CHECKING:
     from lynx_rt import Engine, RequestOutput, SamplingParams

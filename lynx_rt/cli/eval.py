@@ -22,7 +22,7 @@ from lynx_rt.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from lynx_rt.eval import PolicyResult
+    from lynx_rt.research.eval import PolicyResult
 
 
 def add_command(commands: Any) -> None:
@@ -40,8 +40,8 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lynx_rt.engine import Engine
-    from lynx_rt.eval import answer_perplexity, evaluate, load_items
+    from lynx_rt.engine.engine import Engine
+    from lynx_rt.research.eval import answer_perplexity, evaluate, load_items
 
     check_output(args.json, "json")
     folder = model_folder(args)

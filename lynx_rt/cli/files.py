@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.text_file import decode_text, read_text
+from lynx_rt.text.text_file import decode_text, read_text
 
 
 def read_input(file: Path, field: str) -> str:

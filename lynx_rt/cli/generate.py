@@ -15,7 +15,7 @@ from lynx_rt.cli.sampling import add_sampling_options, looks_escaped, sampling_f
 
 if TYPE_CHECKING:
     from lynx_rt import CompletionOutput, Engine, RequestOutput, SamplingParams
-    from lynx_rt.outputs import TokenLogprobs
+    from lynx_rt.engine.outputs import TokenLogprobs
 
 
 def add_command(commands: Any) -> None:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_not_a_prompt(args: argparse.Namespace) -> None:
     """`lynx-rt generate "Q: 1 + 1 ="` has its prompt in the model's place."""
-    from lynx_rt.hub import is_id
+    from lynx_rt.engine.hub import is_id
 
     missing = not os.path.exists(args.model) and not is_id(args.model)
     if missing and (any(map(str.isspace, args.model)) or (args.prompt is None and os.sep not in args.model)):

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _tokenizer(folder: str) -> str | None:
     """The name of the vocabulary's file; None, and a line on stderr, where an Engine would find none that works."""
-    from lynx_rt.tokenizer import Tokenizer
-    from lynx_rt.tokenizer_files import find_tokenizer_file
+    from lynx_rt.text.tokenizer import Tokenizer
+    from lynx_rt.text.tokenizer_files import find_tokenizer_file
 
     try:
         Tokenizer(folder)

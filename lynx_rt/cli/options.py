@@ -27,9 +27,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def model_folder(args: argparse.Namespace) -> str:
     """The folder of MODEL, as it was given where it is one; found or downloaded where it is a name on the Hub.
 
-    Raises what lynx_rt.model_path.resolve() does.
+    Raises what lynx_rt.engine.model_path.resolve() does.
     """
-    from lynx_rt.model_path import resolve
+    from lynx_rt.engine.model_path import resolve
 
     folder = resolve(args.model, getattr(args, "load_format", "auto"), args.revision)
     return args.model if Path(args.model).is_dir() else str(folder)

@@ -32,8 +32,8 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from lynx_rt import Engine, SamplingParams, ValidationError
-    from lynx_rt.eval import load_items
-    from lynx_rt.recording import take_recording
+    from lynx_rt.research.eval import load_items
+    from lynx_rt.research.recording import take_recording
 
     if args.out is None and args.routed_experts is None:
         raise ValidationError("give --out, --routed-experts or both", "out")

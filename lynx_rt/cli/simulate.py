@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.files import check_output
 from lynx_rt.cli.options import format_table, integer, positive_int, selections
+from lynx_rt.engine.outputs import layer_mean
 
 if TYPE_CHECKING:
-    from lynx_rt.simulate import Simulation
+    from lynx_rt.research.simulate import Simulation
 
 
 def add_command(commands: Any) -> None:
@@ -37,8 +38,8 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lynx_rt.recording import Recording
-    from lynx_rt.simulate import simulate
+    from lynx_rt.research.recording import Recording
+    from lynx_rt.research.simulate import simulate
 
     check_output(args.json, "json")
     recording = Recording.load(args.recording)
@@ -97,7 +98,7 @@ def _format(results: list[Simulation]) -> str:
 def _format_layers(results: list[Simulation]) -> str:
     header = ["selection", "batch", *[str(layer.layer) for layer in results[0].layers]]
     rows = [
-        [result.selection, _name(result), *[f"{layer.active / max(layer.steps, 1):.2f}" for layer in result.layers]]
+        [result.selection, _name(result), *[f"{layer_mean([layer], 'active', 'steps'):.2f}" for layer in result.layers]]
         for result in results
     ]
     return format_table(header, rows)

@@ -78,11 +78,11 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from lynx_rt.study_records import read_runs
-    from lynx_rt.study_report import write_report
+    from lynx_rt.research.study_records import read_runs
+    from lynx_rt.research.study_report import write_report
 
     if not args.no_plots:
-        from lynx_rt.study_plots import require_matplotlib
+        from lynx_rt.research.study_plots import require_matplotlib
 
         require_matplotlib()  # before hours of runs, not after
     check_output_folder(args.out, "out")
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_missing(args: argparse.Namespace) -> None:
     from lynx_rt.errors import ValidationError
-    from lynx_rt.study import StudyOptions, run_study
-    from lynx_rt.study_records import RunLog
+    from lynx_rt.research.study import StudyOptions, run_study
+    from lynx_rt.research.study_records import RunLog
 
     if args.tasks is None:
         raise ValidationError("--tasks DIR is needed, except with --report-only", "tasks")
@@ -127,7 +127,7 @@ def _run_missing(args: argparse.Namespace) -> None:
 
 def _batches(text: str) -> list[str]:
     from lynx_rt.errors import ValidationError
-    from lynx_rt.study import check_batches
+    from lynx_rt.research.study import check_batches
 
     try:
         return [check_batches(piece) for piece in _names(text)]

@@ -1,9 +1,40 @@
-// lynx_rt_params and lynx_rt_output: each field does what it does over the C++ API, and 0 is its default.
+// lynx_rt_params and lynx_rt_output: each field does what it does over the C++ API, and 0 is its default. Compiles only where the
+// lists of engine/public_fields.h are complete.
 // Usage: test_c_api_params MODEL_FOLDER
 #include "c_api_client.h"
+#include "engine/public_fields.h"
 #include "lynx_rt/engine.h"
 
 namespace {
+
+// Stands for a value of any type, to find out with how many a struct can be initialised.
+struct AnyValue {
+  template <class T>
+  operator T() const;
+};
+
+template <class Struct, class... Values>
+constexpr int num_fields() {
+  if constexpr (requires { Struct{Values{}..., AnyValue{}}; })
+    return num_fields<Struct, Values..., AnyValue>();
+  else
+    return sizeof...(Values);
+}
+
+// clang-format off
+#define ONE(name) +1
+static_assert(num_fields<lynx_rt::EngineOptions>() ==
+              LYNX_RT_OPTION_FIELDS(ONE) LYNX_RT_OPTION_FIELDS_UNLIKE_C(ONE) LYNX_RT_OPTION_CALLBACKS(ONE));
+static_assert(num_fields<lynx_rt::SamplingParams>() ==
+              LYNX_RT_SAMPLING_FIELDS(ONE) LYNX_RT_SAMPLING_ID_LISTS(ONE) LYNX_RT_SAMPLING_FIELDS_UNLIKE_C(ONE));
+static_assert(num_fields<lynx_rt::EngineStats>() == LYNX_RT_STATS_FIELDS(ONE) LYNX_RT_STATS_PARTS(ONE));
+static_assert(num_fields<lynx_rt::EngineStats::Layer>() == LYNX_RT_LAYER_STATS_FIELDS(ONE));
+static_assert(num_fields<lynx_rt::EngineStats::Op>() == LYNX_RT_OP_STATS_FIELDS(ONE));
+static_assert(num_fields<lynx_rt::EngineStats::Slo>() == LYNX_RT_SLO_STATS_FIELDS(ONE) LYNX_RT_SLO_STATS_PARTS(ONE));
+static_assert(num_fields<lynx_rt::ModelInfo>() == LYNX_RT_MODEL_SHAPE_FIELDS(ONE) LYNX_RT_MODEL_SIZE_FIELDS(ONE)
+              LYNX_RT_MODEL_TEXT_FIELDS(ONE) LYNX_RT_MODEL_OTHER_FIELDS(ONE));
+#undef ONE
+// clang-format on
 
 using lynx_rt::SamplingParams;
 

@@ -1,4 +1,4 @@
-"""lynx_rt.calibrate: similarities against float64, stand-ins, the file that the engine and the safetensors package read."""
+"""lynx_rt.research.calibrate: similarities against float64, stand-ins, the file that the engine and the safetensors package read."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from lynx_rt import Engine, UnsupportedModelError, ValidationError
-from lynx_rt.calibrate import Calibration, calibrate, text_sequences
 from lynx_rt.cli.main import main
-from lynx_rt.tensor_file import write_tensors
+from lynx_rt.research.calibrate import Calibration, calibrate, text_sequences
+from lynx_rt.research.tensor_file import write_tensors
 
 TASKS = Path(__file__).parents[2] / "bench" / "tasks"
 F32_BOUND = 1e-4  # of a row's largest value: tests/model/test_transformers_parity.py

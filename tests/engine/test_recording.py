@@ -10,8 +10,8 @@ from driving import Job, engine, params, record, run
 from driving import Result as BaseResult
 
 from lynx_rt import Engine, SamplingParams, ValidationError
-from lynx_rt.recording import Recording
-from lynx_rt.simulate import simulate
+from lynx_rt.research.recording import Recording
+from lynx_rt.research.simulate import own_experts, simulate
 
 MODELS = ["mixed", "many"]  # one with a dense layer, one with 64 experts
 POLICIES = [
@@ -257,7 +257,7 @@ def test_simulator_counts_what_the_engine_counted(tiny_path, model, policy):
     assert counted == stats["layers"]
     assert np.array_equal(result.routed_experts, recording.routed_experts)
     if policy != "topk":
-        assert not same_sets(recording.routed_experts, recording.own_experts()), "the policy did nothing"
+        assert not same_sets(recording.routed_experts, own_experts(recording)), "the policy did nothing"
 
 
 def test_logits_and_experts_of_a_row_belong_together(tiny_path):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import reference, reference_logits
 
 from lynx_rt import _C, CheckpointError, Engine
-from lynx_rt.progress import warn_of_model
+from lynx_rt.engine.progress import warn_of_model
 
 TOKENS = [3, 7, 1, 44, 9, 80]
 MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 16}

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from lynx_rt import LynxError, Tokenizer
-from lynx_rt.chat import render_chats
-from lynx_rt.generation_config import load_generation_config
+from lynx_rt.engine.generation_config import load_generation_config
+from lynx_rt.text.chat import render_chats
 
 TEXTS = ["", " a b", "The quick 日本 e\u0301 👩‍👩‍👧", "<s>x</s> <|user|> fox\n\t12", "<unk> \x00 ▁▁q"]
 CPU_SECONDS = 2.0

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lynx_rt import Tokenizer, ValidationError
-from lynx_rt.chat import render_chat
+from lynx_rt.text.chat import render_chat
 
 HELLO = [{"role": "user", "content": "What is 1 + 1?"}]
 TRICKY = """{% if messages[0]['role'] == 'robot' %}

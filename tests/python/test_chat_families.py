@@ -14,8 +14,9 @@ import pytest
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
-from lynx_rt import CheckpointError, Tokenizer, ValidationError, chat_template
-from lynx_rt.chat import render_chat
+from lynx_rt import CheckpointError, Tokenizer, ValidationError
+from lynx_rt.text import chat_template
+from lynx_rt.text.chat import render_chat
 
 TEMPLATES = Path(__file__).parent / "chat_templates"
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 from transformers.utils import get_json_schema
 
 from lynx_rt import Tokenizer, ValidationError
-from lynx_rt.chat import render_chat
-from lynx_rt.tool_schema import schema_of_function
+from lynx_rt.text.chat import render_chat
+from lynx_rt.text.tool_schema import schema_of_function
 
 TEMPLATES = {file.stem: file.read_text() for file in (Path(__file__).parent / "chat_templates").glob("*.jinja")}
 USER = {"role": "user", "content": "Weather?"}

@@ -12,9 +12,9 @@ import made_tokenizers as made
 import pytest
 
 from lynx_rt import Engine, Tokenizer, ValidationError
-from lynx_rt.chat import render_chats
-from lynx_rt.outputs import RequestOutput
-from lynx_rt.prompts import parse_prompts
+from lynx_rt.engine.outputs import RequestOutput
+from lynx_rt.text.chat import render_chats
+from lynx_rt.text.prompts import parse_prompts
 
 MESSAGES = [{"role": "user", "content": "12 times 22 = ?"}]
 SUM = "Q: 12 times 22 = ?\nA:"

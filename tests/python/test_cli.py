@@ -17,7 +17,7 @@ import lynx_rt
 from lynx_rt import ValidationError
 from lynx_rt.cli.main import main
 from lynx_rt.cli.options import format_bytes, format_table, selections
-from lynx_rt.eval import Item, is_correct, load_items
+from lynx_rt.research.eval import Item, is_correct, load_items
 
 SUM = "Q: 12 times 22 = ?\nA:"
 

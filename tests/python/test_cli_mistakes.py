@@ -14,8 +14,8 @@ from lynx_rt.cli.files import check_output, check_output_folder
 from lynx_rt.cli.main import build_parser, main
 from lynx_rt.cli.parser import _COMMANDS_OF, _NAMES_OF
 from lynx_rt.cli.sampling import looks_escaped, unescape
-from lynx_rt.eval import load_items
-from lynx_rt.text_file import decode_text
+from lynx_rt.research.eval import load_items
+from lynx_rt.text.text_file import decode_text
 
 SUM = "Q: 12 times 22 = ?\nA:"
 

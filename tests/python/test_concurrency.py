@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from lynx_rt import CheckpointError, Engine, EngineClosedError, LynxError, SamplingParams, chat_template
+from lynx_rt import CheckpointError, Engine, EngineClosedError, LynxError, SamplingParams
 from lynx_rt.interrupts import DeferInterrupts
 from lynx_rt.library_errors import Guard
+from lynx_rt.text import chat_template
 
 LONG = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
 

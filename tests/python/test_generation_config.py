@@ -12,7 +12,7 @@ import transformers
 from transformers import Llama4Config
 
 from lynx_rt import CheckpointError, Engine, ModelNotFoundError, SamplingParams, Tokenizer, ValidationError
-from lynx_rt.generation_config import (
+from lynx_rt.engine.generation_config import (
     GenerationConfig,
     GenerationConfigWarning,
     eos_token_ids,

@@ -9,7 +9,7 @@ import pytest
 
 import lynx_rt
 from lynx_rt import Engine, LynxError, ModelNotFoundError, SamplingParams, ValidationError
-from lynx_rt.progress import LoadProgress
+from lynx_rt.engine.progress import LoadProgress
 
 GREEDY = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True)
 

@@ -13,8 +13,9 @@ import pytest
 from fake_hub import COMMIT, FakeHub, serve
 
 import lynx_rt
-from lynx_rt import CheckpointError, Engine, LynxError, ModelNotFoundError, UnsupportedModelError, ValidationError, hub
-from lynx_rt.model_path import resolve
+from lynx_rt import CheckpointError, Engine, LynxError, ModelNotFoundError, UnsupportedModelError, ValidationError
+from lynx_rt.engine import hub
+from lynx_rt.engine.model_path import resolve
 
 SUM = "Q: 12 times 22 = ?\nA:"
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 43231040\n"
@@ -218,7 +219,7 @@ def fake(nano_path: str) -> Iterator[FakeHub]:
 
 def fetch(fake: FakeHub, home: Path, calls: list[tuple[str, str | None]], setup: str = "") -> tuple[list[str], str]:
     """The answers of find_or_download() in another process, and its standard error."""
-    code = f"import lynx_rt.hub as hub, json, errno\n{setup}\n" + (
+    code = f"import lynx_rt.engine.hub as hub, json, errno\n{setup}\n" + (
         f"for name, revision in {calls!r}:\n"
         "    try: answer = str(hub.find_or_download(name, revision))\n"
         "    except Exception as error: answer = f'{type(error).__name__}: {error}'\n"

@@ -1,4 +1,4 @@
-"""lynx_rt.simulate: how batches are formed, that policies do what they do step by step, recordings as files, and the commands."""
+"""Recordings simulated: how batches are formed, that policies do what they do step by step, recordings as files, the commands."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lynx_rt import _C, Engine, ValidationError
-from lynx_rt import recording as recording_module
 from lynx_rt.cli.main import main
-from lynx_rt.recording import Recording
-from lynx_rt.simulate import batched_steps, simulate
+from lynx_rt.research import recording as recording_module
+from lynx_rt.research.recording import Recording
+from lynx_rt.research.simulate import batched_steps, own_experts, simulate
 
 TASKS = Path(__file__).parents[2] / "bench" / "tasks"
 LAYERS, EXPERTS, TOP_K = 3, 13, 3
@@ -183,7 +183,7 @@ def test_own_experts_of_ties_and_order() -> None:
     recording = made_up([2, 2])
     recording.scores[0, 0] = 0
     recording.scores[0, 0, [4, 9]] = 1, 2
-    own = recording.own_experts()
+    own = own_experts(recording)
     assert own[0, 0].tolist() == [9, 4, 0]
     expected = np.argsort(-recording.scores, axis=-1, kind="stable")[..., :TOP_K]
     assert np.array_equal(own, expected)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lynx_rt.stop_strings import StopFilter
+from lynx_rt.text.stop_strings import StopFilter
 
 PIECES = st.lists(st.text(alphabet="abc", max_size=5), max_size=12)
 STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)

@@ -13,8 +13,8 @@ import pytest
 
 from lynx_rt import Engine, ValidationError
 from lynx_rt.cli.main import main
-from lynx_rt.eval import Item, answer_perplexity, is_correct, load_tasks
-from lynx_rt.study import (
+from lynx_rt.research.eval import Item, answer_perplexity, is_correct, load_tasks
+from lynx_rt.research.study import (
     StudyOptions,
     canonical,
     compose,
@@ -23,8 +23,8 @@ from lynx_rt.study import (
     run_study,
     text_chunks,
 )
-from lynx_rt.study_records import RunLog
-from lynx_rt.study_stats import setups
+from lynx_rt.research.study_records import RunLog
+from lynx_rt.research.study_stats import setups
 
 POLICIES = ["topk", "oea:k0=1"]
 
@@ -200,7 +200,7 @@ def test_a_second_time_runs_only_what_is_missing(
         "sub",
     ]
     with monkeypatch.context() as patch:  # nothing to run, nothing to load
-        patch.setattr("lynx_rt.study.Engine", None)
+        patch.setattr("lynx_rt.research.study.Engine", None)
         assert main(argv(tasks, tmp_path, *more, "--seeds", "0")) == 0
     assert (tmp_path / "runs.jsonl").read_bytes() == first
     # A line that was cut off is run again; the others stay.

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from lynx_rt import ValidationError
-from lynx_rt.study_records import FORMAT, RunKey, RunLog, read_runs
-from lynx_rt.study_report import format_table_md, write_report
-from lynx_rt.study_stats import error_of_mean, estimate, mean_over_tasks, pareto_front, setups
+from lynx_rt.research.study_records import FORMAT, RunKey, RunLog, read_runs
+from lynx_rt.research.study_report import format_table_md, write_report
+from lynx_rt.research.study_stats import error_of_mean, estimate, mean_over_tasks, pareto_front, setups
 
 
 def record(
@@ -54,7 +54,7 @@ def test_log(tmp_path: Path) -> None:
         assert not log.has(RunKey("topk", 4, "mixed", 0), {**one["settings"], "items": 5})
         # Another process must not write between.
         code = (
-            "import sys; from pathlib import Path; from lynx_rt.study_records import RunLog; RunLog(Path(sys.argv[1]))"
+            "import sys; from pathlib import Path; from lynx_rt.research.study_records import RunLog; RunLog(Path(sys.argv[1]))"
         )
         other = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
         assert other.returncode == 1 and "is being written by another study" in other.stderr
@@ -207,7 +207,7 @@ def test_odd_studies_are_drawn(tmp_path: Path) -> None:
 
 def test_colours_and_markers() -> None:
     pytest.importorskip("matplotlib")
-    from lynx_rt.study_plots import _STYLES, _styles, family
+    from lynx_rt.research.study_plots import _STYLES, _styles, family
 
     assert len(set(_STYLES.values())) == len(_STYLES)
     assert [family(p) for p in ("lynx", "oea:k0=2", "lynx@0-1", "lynx:alpha=4@0-1+7=topk")] == [

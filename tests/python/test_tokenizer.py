@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from lynx_rt import CheckpointError, ModelNotFoundError, Tokenizer, ValidationError, shipped_model
-from lynx_rt.detokenizer import Detokenizer
+from lynx_rt.text.detokenizer import Detokenizer
 
 NANO = Tokenizer(shipped_model())
 MIXED = "naïve 日本語 👩‍👩‍👧 émigré\n\t🇩🇪 e\u0301 end"

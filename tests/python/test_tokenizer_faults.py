@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, processors
 
 from lynx_rt import CheckpointError, Engine, LynxError, Tokenizer
-from lynx_rt.tokenizer_config import read_json
+from lynx_rt.text.tokenizer_config import read_json
 
 DEEP = "[" * 100_000 + "]" * 100_000
 Mutation = Callable[[dict[str, Any]], None]

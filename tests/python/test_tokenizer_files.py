@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, ByT5Tokenizer, GPTSw3Tokenizer
 
 from lynx_rt import CheckpointError, ModelNotFoundError, Tokenizer
-from lynx_rt.tokenizer_formats import _CL100K, _KIMI, _QWEN
+from lynx_rt.text.tokenizer_formats import _CL100K, _KIMI, _QWEN
 
 TEXTS = texts()
 SPECIAL = ("<s>", "</s>", "<unk>", "<pad>", "<|user|>", "<|ctl|>")

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, decoders, models, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lynx_rt import CheckpointError, Tokenizer, ValidationError
-from lynx_rt.detokenizer import ByteDetokenizer, WindowDetokenizer
+from lynx_rt.text.detokenizer import ByteDetokenizer, WindowDetokenizer
 
 TEXTS = [
     "",

@@ -1,0 +1,1 @@
+"""Requests and their engine: options in, the thread that drives the compiled core, outputs."""

@@ -1,0 +1,239 @@
+"""Runs the C++ engine for any number of threads: whichever of them waits first makes the steps, for all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lynx_rt.errors import EngineClosedError, InternalError, ValidationError
+from lynx_rt.interrupts import DeferInterrupts
+
+if TYPE_CHECKING:
+    from lynx_rt import _C
+    from lynx_rt.engine.request import Completion, Request
+
+_POLL_S = 0.05  # how soon a waiting thread sees Ctrl-C and deadlines while another one makes the steps
+
+
+class Driver:
+    """Requests in flight and who steps. Thread-safe.
+
+    One lock guards everything here; it is free while C++ runs a step. Adding and aborting take the lock and then wait
+    for the step in progress inside C++, so a request is always known here before its first output arrives.
+
+    Once the interpreter exits, and in the child of a fork(), the other threads are gone, perhaps with the lock: from then on
+    nothing takes it, and everything but closing and aborting raises EngineClosedError.
+    """
+
+    def __init__(self, core: _C.Engine) -> None:
+        self._core = core
+        self._changed = threading.Condition()  # on an RLock: a stream may be dropped, and so aborted, at any point
+        self._live: dict[int, Completion] = {}  # by the C++ engine's number
+        self._requests: dict[str, Request] = {}  # by request_id, not finished
+        self._stepping = False
+        self._steps = 0  # made so far
+        self._closed = False
+        self._pid = os.getpid()
+        self._numbers = itertools.count()  # for requests without an id
+        self._background: threading.Thread | None = None
+        self._background_requests: set[Request] = set()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed or not self._alive
+
+    def check_open(self) -> None:
+        self._check_alive()
+        if self._closed:
+            raise EngineClosedError("the engine has been closed")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds requests still, for reading their outputs."""
+        with self._lock:
+            yield
+
+    def add(self, requests: Sequence[Request]) -> None:
+        """Queues all of them, or none and raises."""
+        try:
+            with DeferInterrupts(), self._lock:
+                self.check_open()
+                for request in requests:
+                    self._add(request)
+        except BaseException:
+            self.abort(requests)
+            raise
+
+    def abort(self, requests: Sequence[Request]) -> int:
+        """Ends those that are not finished and returns how many there were; waiting threads see them as aborted.
+
+        One that is not added yet never will be.
+        """
+        if not self._alive:
+            return 0
+        count = 0
+        with DeferInterrupts(), self._lock:
+            for request in requests:
+                request.abandoned = True
+                if self._requests.get(request.request_id) is not request:
+                    continue
+                del self._requests[request.request_id]
+                self._background_requests.discard(request)
+                count += 1
+                for completion in request.completions:
+                    if completion.native_id is not None and self._live.pop(completion.native_id, None) is not None:
+                        self._abort_native(completion.native_id)
+                    completion.abort()
+                request.touch()
+            self._changed.notify_all()
+        return count
+
+    def find(self, request_id: str) -> Request | None:
+        """A request that is not finished."""
+        with self._lock:
+            return self._requests.get(request_id)
+
+    def run_until(self, ready: Callable[[], bool], deadline: float | None = None) -> bool:
+        """Steps, or waits while another thread does, until ready() is true; False at the deadline (monotonic seconds).
+
+        ready is called under the lock. Raises EngineClosedError, what a step raised, KeyboardInterrupt between steps.
+        """
+        with DeferInterrupts() as interrupts, self._lock:
+            try:
+                while not ready():
+                    interrupts.check()
+                    self.check_open()
+                    if deadline is not None and time.monotonic() >= deadline:
+                        return False
+                    if self._stepping:
+                        self._changed.wait(_POLL_S)
+                    elif not self._step() and not self._core.has_unfinished() and not ready():
+                        raise InternalError("the engine has nothing to do, but a request is still waiting for it")
+                return True
+            finally:
+                self._changed.notify_all()  # another thread may have to take over
+
+    def step_once(self) -> None:
+        """One step, or the rest of the one that another thread is making. Nothing where there is nothing to do."""
+        with DeferInterrupts(), self._lock:
+            self.check_open()
+            before = self._steps
+            if not self._stepping:
+                self._step()
+            while self._stepping and self._steps == before:
+                self._changed.wait(_POLL_S)
+
+    def run_in_background(self, request: Request) -> None:
+        """Has a thread of the driver step until the request is finished; for callers that must not block."""
+        with self._lock:
+            if request.finished:  # other threads' steps were enough
+                return
+            self._background_requests.add(request)
+            if self._background is None:
+                self._background = threading.Thread(target=self._run_background, name="lynx_rt-driver", daemon=True)
+                self._background.start()
+
+    def close(self) -> None:
+        """Ends everything and frees the C++ engine's memory. Idempotent."""
+        if not self._alive:
+            return
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._core.close()  # waits for a step in progress
+        with self._changed:
+            for request in self._requests.values():
+                request.error = EngineClosedError("the engine has been closed")
+                request.touch()
+            self._live.clear()
+            self._requests.clear()
+
+    @property
+    def _alive(self) -> bool:
+        """Whether the threads are there that may hold the lock."""
+        return os.getpid() == self._pid and not sys.is_finalizing()
+
+    @property
+    def _lock(self) -> threading.Condition:
+        self._check_alive()
+        return self._changed
+
+    def _check_alive(self) -> None:
+        if not self._alive:
+            self._core.has_unfinished()  # after a fork, raises what says so
+            raise EngineClosedError("the interpreter is exiting")
+
+    def _add(self, request: Request) -> None:
+        while not request.request_id:
+            name = f"auto-{next(self._numbers)}"
+            request.request_id = "" if name in self._requests else name
+        if request.request_id in self._requests:
+            raise ValidationError(f"request_id {request.request_id!r} is in use", "request_id")
+        if request.abandoned:
+            return
+        self._requests[request.request_id] = request
+        for completion in request.completions:
+            number = self._core.add_request(request.prompt_token_ids, completion.native_params)
+            completion.native_id = number
+            self._live[number] = completion
+
+    def _step(self) -> bool:
+        """One C++ step, with the lock released meanwhile; False if nothing came out. Held once on entry and exit."""
+        self._stepping = True
+        self._changed.release()
+        try:
+            outputs = self._core.step()
+        finally:
+            self._changed.acquire()
+            self._stepping = False
+            self._steps += 1
+        wake = False
+        for output in outputs:
+            completion = self._live.get(output.request_id)
+            if completion is not None:  # not aborted during the step
+                wake |= self._apply(completion, output)
+        if wake or not outputs:
+            self._changed.notify_all()
+        return bool(outputs)
+
+    def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:
+        """Hands one output on; True if a thread may be waiting for it."""
+        request = completion.request
+        if request.abandoned:
+            self.abort([request])
+            return True
+        if completion.apply(output):
+            self._abort_native(output.request_id)
+        if completion.finished:
+            del self._live[output.request_id]
+            if request.finished:
+                self._requests.pop(request.request_id, None)
+                self._background_requests.discard(request)
+        request.touch()
+        return request.streaming or request.finished
+
+    def _abort_native(self, number: int) -> None:
+        with contextlib.suppress(EngineClosedError):
+            self._core.abort(number)
+
+    def _run_background(self) -> None:
+        def idle() -> bool:
+            if not self._background_requests:
+                self._background = None  # decided under the lock: the next request starts a new thread
+            return self._background is None
+
+        try:
+            self.run_until(idle)
+        except BaseException as error:
+            with self._changed:
+                self._background = None
+                failed = list(self._background_requests)
+                for request in failed:
+                    request.error = error
+                self.abort(failed)

@@ -1,0 +1,413 @@
+"""The Python surface of the engine: prompts in, RequestOutputs out. Parsing and text only; the work is done in C++."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import numbers
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from lynx_rt.engine.driver import Driver
+from lynx_rt.engine.generation_config import load_generation_config
+from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
+from lynx_rt.engine.options import check_options, native_options
+from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
+from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
+from lynx_rt.engine.request import Claim, Request
+from lynx_rt.engine.sampling_params import SamplingParams
+from lynx_rt.engine.state import EngineState
+from lynx_rt.engine.stream import TokenStream
+from lynx_rt.errors import ValidationError, shown
+from lynx_rt.text.prompts import ParsedPrompt, Prompt
+from lynx_rt.text.tokenizer import Tokenizer
+
+Conversation = Sequence[Mapping[str, Any]]
+
+
+class Engine(EngineState):
+    """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
+    A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
+
+    model: a Hugging Face model folder, or the name of one on the Hub ("org/name"; lynx_rt.engine.hub says how it is found).
+    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
+    tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
+    chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
+    device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
+    dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
+    quantization_cache: a folder that keeps the quantised weights for the next time; None = nothing is kept.
+    max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
+    max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
+    max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
+    enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
+    block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
+    expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
+    that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
+    num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
+
+    Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        tokenizer: str | os.PathLike[str] | Any | None = None,
+        skip_tokenizer_init: bool = False,
+        chat_template: str | os.PathLike[str] | None = None,
+        generation_config: str | os.PathLike[str] | None = "auto",
+        device: str = "auto",
+        load_format: str = "auto",
+        dtype: str = "auto",
+        quantization: str | None = None,
+        quantization_cache: str | os.PathLike[str] | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 128,
+        max_num_batched_tokens: int = 2048,
+        max_num_queued_reqs: int | None = None,
+        block_size: int = 16,
+        enable_prefix_caching: bool = True,
+        enable_mixed_chunk: bool = True,
+        kv_cache_memory_bytes: int | None = None,
+        expert_selection: str | None = None,
+        num_threads: int | None = None,
+        seed: int = 0,
+        isa: str | None = None,
+        enable_return_routed_experts: bool = False,
+        record_router_logits: bool = False,
+    ) -> None:
+        given = locals()
+        check_options(Engine.__init__.__annotations__, given)
+        from lynx_rt import _C
+        from lynx_rt.engine import model_path
+
+        self._path = model_path.resolve(model, load_format)
+        # The small files come first: their faults must cost no minutes and leave no cache.
+        self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
+        self._generation_config = load_generation_config(self._path, generation_config)
+        if chat_template is not None and self._tokenizer is not None:
+            from lynx_rt.text.chat_template import compile_template, pick_template
+
+            compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
+        core = _C.Engine(
+            os.fspath(self._path),
+            **native_options(Engine.__init__.__annotations__, given),
+            on_load_progress=LoadProgress(),
+        )
+        try:
+            self._core = core
+            self._driver = Driver(core)
+            self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
+            self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
+        except BaseException:
+            core.close()
+            raise
+        self._unfinished: set[Request] = set()  # those of add_request()
+        self._outbox: dict[str, Request] = {}  # those of add_request() that changed since the last step()
+
+    # Generation
+
+    def generate(
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: ParamsPerPrompt = None,
+        *,
+        add_special_tokens: bool | None = None,
+        use_tqdm: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[RequestOutput]:
+        """Completes every prompt; returns a list in the order of the prompts, also for a single one.
+
+        prompts: text, token ids, a conversation (a list of {"role", "content"}), or several of these. As a dict:
+        {"prompt": text}, {"prompt_token_ids": ids} (also with the "prompt" to report), or {"messages": conversation} with
+        the arguments of `chat`.
+        sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
+        add_special_tokens: whether the tokenizer puts its own around a text (a start token, mostly); None = around all but
+        conversations, whose template does it. A start token that the text has already is never doubled.
+        use_tqdm: None = a progress bar for several prompts on a terminal.
+        timeout: seconds for the whole call; what is not finished by then comes back as it is, with finish_reason
+        "abort".
+        Raises ValidationError before anything is queued, QueueFullError with nothing left behind. Ctrl-C ends the
+        requests of this call only.
+        """
+        parsed = self._parse(prompts, add_special_tokens=add_special_tokens)
+        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: ParamsPerPrompt = None,
+        *,
+        chat_template: str | os.PathLike[str] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool | str = False,
+        tools: Sequence[Any] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        use_tqdm: bool | None = None,
+        timeout: float | None = None,
+    ) -> list[RequestOutput]:
+        """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`.
+
+        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses.
+        chat_template: text, path or name; None = the engine's.  chat_template_kwargs: further variables for it.
+        continue_final_message: go on with the last message (True, or the name of its field), with
+        add_generation_prompt=False.
+        tools: JSON schemas, or Python functions with type hints and a docstring.
+        """
+        from lynx_rt.text.chat import as_conversations
+
+        options = {
+            "chat_template": chat_template,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+            "tools": tools,
+            "chat_template_kwargs": chat_template_kwargs,
+        }
+        each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
+        parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
+        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+
+    def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
+        """One conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
+
+        options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
+        """
+        (parsed,) = self._parse({"messages": messages, **options})
+        return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids}
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
+    ) -> TokenStream:
+        """An iterator over the output of one prompt or conversation while it grows. Leaving it early aborts the request."""
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
+        stream = TokenStream(request, self._wait_for_change, self._driver.abort)
+        self._driver.add([request])
+        return stream
+
+    async def agenerate(
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
+    ) -> AsyncIterator[RequestOutput]:
+        """As `stream`, for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake(_: Request) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
+                loop.call_soon_threadsafe(changed.set)
+
+        request.notify = wake
+        claim, finished = Claim(request), False
+        try:
+            # Both calls may have to wait for the step in progress, which must not hold up the event loop.
+            await asyncio.to_thread(self._driver.add, [request])
+            self._driver.run_in_background(request)
+            while not finished:
+                await changed.wait()
+                changed.clear()
+                if (output := self._take_change(request)) is not None:
+                    finished = output.finished
+                    yield output
+        finally:
+            del claim  # where no loop is left to wait in, the next step ends the request
+            if not finished:
+                with contextlib.suppress(RuntimeError):
+                    await asyncio.to_thread(self._driver.abort, [request])
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        *,
+        request_id: str | None = None,
+        add_special_tokens: bool | None = None,
+    ) -> str:
+        """Queues a request for a loop around `step()` and returns its id."""
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
+        request.notify = self._post
+        self._unfinished.add(request)
+        try:
+            self._driver.add([request])
+        except BaseException:
+            with self._driver.locked():
+                self._unfinished.discard(request)
+                self._outbox.pop(request.request_id, None)
+            raise
+        return request.request_id
+
+    def step(self) -> list[RequestOutput]:
+        """Runs one step; returns what is new for the requests of `add_request`."""
+        with self._driver.locked():
+            pending = bool(self._outbox)
+        if not pending:
+            self._driver.step_once()
+        with self._driver.locked():
+            changed, self._outbox = self._outbox, {}
+            return [request.take_output() for request in changed.values()]
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether `step()` has more to return for the requests of `add_request`."""
+        self._driver.check_open()
+        return bool(self._outbox or self._unfinished)
+
+    def abort(self, request_id: str | Iterable[str]) -> int:
+        """Ends requests by id and returns how many were running; whoever waits for one gets finish_reason "abort"."""
+        ids = [request_id] if isinstance(request_id, str) else request_id
+        try:
+            ids = list(ids)
+        except TypeError:
+            ids = [ids]
+        if odd := [name for name in ids if not isinstance(name, str)]:
+            raise ValidationError(f"request_id must be a string or a list of them, got {shown(odd[0])}", "request_id")
+        found = [request for name in ids if (request := self._driver.find(name)) is not None]
+        return self._driver.abort(found)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float]:
+        """Sum of log probabilities (natural) of each completion after its prompt; both are tokenized separately."""
+        heads = self._parse(prompts)
+        tails = self._parse(completions, name="completion", add_special_tokens=False)
+        if len(heads) != len(tails):
+            raise ValidationError(f"{len(heads)} prompts but {len(tails)} completions", "completions")
+        joined = [{"prompt_token_ids": h.token_ids + t.token_ids} for h, t in zip(heads, tails, strict=True)]
+        outputs = self.generate(joined, {"prompt_logprobs": 0, "max_tokens": 1, "detokenize": False}, use_tqdm=False)
+        return [sum_prompt_logprobs(out, len(head.token_ids)) for out, head in zip(outputs, heads, strict=True)]
+
+    # Text
+
+    def get_tokenizer(self) -> Tokenizer:
+        """The tokenizer. Raises ValidationError where the engine was made without one."""
+        if self._tokenizer is None:
+            raise ValidationError("this engine was made with skip_tokenizer_init=True", "tokenizer")
+        return self._tokenizer
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
+        if not isinstance(text, str):
+            raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
+        _check_bool("add_special_tokens", add_special_tokens)
+        return self.get_tokenizer().encode(text, add_special_tokens)
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids; those outside the vocabulary add nothing."""
+        _check_bool("skip_special_tokens", skip_special_tokens)
+        return self.get_tokenizer().decode(ids, skip_special_tokens)
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
+
+        What that file says and cannot be used is warned of by name (GenerationConfigWarning), once.
+        """
+        return self._inputs.default_sampling_params()
+
+    # Life
+
+    @property
+    def is_closed(self) -> bool:
+        return self._driver.closed
+
+    def close(self) -> None:
+        """Frees all memory; later calls raise EngineClosedError, also those that are waiting. Idempotent."""
+        self._driver.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        if self.is_closed:
+            return f"Engine({str(self._path)!r}, closed)"
+        info = self._info
+        return (
+            f"Engine({str(self._path)!r}, {info['model_type']}, dtype={info['dtype']!r}, device={info['device']!r}, "
+            f"expert_selection={self.expert_selection!r})"
+        )
+
+    # Internals
+
+    def _parse(
+        self, prompts: Any, *, name: str = "prompt", add_special_tokens: bool | None = None
+    ) -> list[ParsedPrompt]:
+        self._driver.check_open()
+        return self._inputs.parse(prompts, name, add_special_tokens)
+
+    def _make_one(
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None,
+        request_id: str | None,
+        add_special_tokens: bool | None = None,
+    ) -> Request:
+        parsed = self._parse(prompt, add_special_tokens=add_special_tokens)
+        return self._inputs.request(parsed, sampling_params, request_id)
+
+    def _run(self, requests: list[Request], use_tqdm: bool | None, timeout: float | None) -> list[RequestOutput]:
+        if not isinstance(use_tqdm, (bool, type(None))):
+            raise ValidationError(f"use_tqdm must be True, False or None, got {shown(use_tqdm)}", "use_tqdm")
+        if timeout is not None and (
+            isinstance(timeout, bool) or not isinstance(timeout, numbers.Real) or timeout != timeout
+        ):
+            raise ValidationError(f"timeout must be a number of seconds or None, got {shown(timeout)}", "timeout")
+        deadline = None if timeout is None else time.monotonic() + float(min(timeout, threading.TIMEOUT_MAX))
+        waiting = set(requests)
+
+        def note(request: Request) -> None:
+            if request.finished:
+                waiting.discard(request)
+
+        for request in requests:
+            request.notify = note
+        with ProgressBar(requests, use_tqdm) as bar:
+
+            def ready() -> bool:
+                bar.show(len(requests) - len(waiting))
+                return not waiting
+
+            try:
+                self._driver.add(requests)
+                self._driver.run_until(ready, deadline)
+            finally:
+                self._driver.abort(requests)
+        return [request.take_output() for request in requests]
+
+    def _wait_for_change(self, request: Request) -> RequestOutput:
+        while True:
+            self._driver.run_until(lambda: request.changed)
+            if (output := self._take_change(request)) is not None:
+                return output
+
+    def _take_change(self, request: Request) -> RequestOutput | None:
+        """What is new; None if nothing is. Raises what made the request fail."""
+        with self._driver.locked():
+            if request.error is not None:
+                raise request.error
+            return request.take_output() if request.changed else None
+
+    def _post(self, request: Request) -> None:
+        self._outbox[request.request_id] = request
+        if request.finished:
+            self._unfinished.discard(request)
+
+
+def _check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValidationError(f"{name} must be True or False, got {shown(value)}", name)

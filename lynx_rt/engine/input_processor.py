@@ -1,0 +1,128 @@
+"""From what callers pass to requests: prompts are rendered and tokenized, parameters checked, ends of text resolved."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
+from lynx_rt.engine.request import Request
+from lynx_rt.engine.sampling_params import SamplingParams
+from lynx_rt.errors import ValidationError, shown
+from lynx_rt.text.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.text.tokenizer import Tokenizer
+
+Params = SamplingParams | Mapping[str, Any]
+ParamsPerPrompt = Params | Sequence[Params] | None
+
+
+class InputProcessor:
+    """Makes the requests of one engine. Thread-safe."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        generation_config: GenerationConfig,
+        chat_template: str | os.PathLike[str] | None,
+        model_info: Mapping[str, Any],
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._generation_config = generation_config
+        self._chat_template = chat_template
+        self._vocab_size = int(model_info["vocab_size"])
+        self._max_model_len = int(model_info["max_model_len"])
+        # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
+        known = frozenset(model_info["eos_token_ids"])
+        self._eos_token_ids = known | eos_token_ids(generation_config, tokenizer, self._vocab_size)
+        self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+        self._special_stops = functools.lru_cache(maxsize=256)(self._find_special_stops)
+
+    def parse(
+        self, prompts: Prompt | Iterable[Prompt], name: str = "prompt", add_special_tokens: bool | None = None
+    ) -> list[ParsedPrompt]:
+        """One entry per prompt; `parse_prompts` says more."""
+        return parse_prompts(
+            prompts,
+            self._tokenizer,
+            vocab_size=self._vocab_size,
+            max_model_len=self._max_model_len,
+            name=name,
+            add_special_tokens=add_special_tokens,
+            chat_template=self._chat_template,
+        )
+
+    def default_sampling_params(self) -> SamplingParams:
+        """What a request without parameters gets."""
+        return self._generation_config.default_sampling_params(self._vocab_size, self._tokenizer is not None)
+
+    def requests(self, prompts: list[ParsedPrompt], sampling_params: ParamsPerPrompt) -> list[Request]:
+        """A request per prompt. sampling_params: one for all or one per prompt; None = the defaults."""
+        if sampling_params is None:
+            sampling_params = self.default_sampling_params()
+        if isinstance(sampling_params, (SamplingParams, Mapping)):
+            each = [SamplingParams.of(sampling_params)] * len(prompts)
+        elif not isinstance(sampling_params, Sequence) or isinstance(
+            sampling_params, (str, bytes, bytearray, memoryview)
+        ):
+            raise ValidationError(
+                f"sampling_params must be SamplingParams, a dict or a list of them, got {shown(sampling_params)}",
+                "sampling_params",
+            )
+        else:
+            each = [SamplingParams.of(params) for params in sampling_params]
+            if len(each) != len(prompts):
+                raise ValidationError(
+                    f"{len(prompts)} prompts but {len(each)} sampling_params: give one for all or one per prompt",
+                    "sampling_params",
+                )
+        return [self._request(p, s, None) for p, s in zip(prompts, each, strict=True)]
+
+    def request(self, prompts: list[ParsedPrompt], sampling_params: Params | None, request_id: str | None) -> Request:
+        """The request of a single prompt, whose every change somebody waits for."""
+        if len(prompts) != 1:
+            raise ValidationError(f"expected one prompt, got {len(prompts)}; generate() takes several", "prompt")
+        params = self.default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
+        request = self._request(prompts[0], params, request_id)
+        request.streaming = True
+        return request
+
+    def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
+        if params.stop and self._tokenizer is None:
+            raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+        stop_of_token = self._special_stops(tuple(params.stop or ()), params.skip_special_tokens)
+
+        def make_native(index: int) -> Any:
+            return params.to_native(
+                index=index,
+                vocab_size=self._vocab_size,
+                max_model_len=self._max_model_len,
+                eos_token_ids=self._extra_eos,
+                tokenizer=self._tokenizer,
+                stop_token_ids=stop_of_token,
+            )
+
+        return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token)
+
+    def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
+        """The stop strings that are special tokens, by id. The text mostly hides these, so they are looked for as tokens.
+
+        hidden: whether it does; then a string with such a token among others is never found, which is warned of.
+        """
+        found: dict[int, str] = {}
+        if self._tokenizer is None:
+            return found
+        special = self._tokenizer.special_token_ids
+        for stop in stops:
+            ids = self._tokenizer.encode(stop, add_special_tokens=False)
+            if len(ids) == 1 and ids[0] in special:
+                found[ids[0]] = stop
+            elif hidden and not special.isdisjoint(ids):
+                warnings.warn(
+                    f"stop: {stop!r} has a special token in it, which the text leaves out: only skip_special_tokens=False "
+                    "lets it be found",
+                    stacklevel=5,
+                )
+        return found

@@ -1,0 +1,162 @@
+"""From what a user calls a model to its folder, with an error that says what to do where that is not a model folder."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from pathlib import Path
+
+from lynx_rt.engine import hub
+from lynx_rt.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError, ValidationError
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_LFS_HEAD = b"version https://git-lfs"
+_LFS_MAX_BYTES = 1024
+_NEEDS = "a model folder holds config.json, *.safetensors and the tokenizer's files"
+_GGUF = (
+    "GGUF is not supported; take the model in safetensors, as its authors publish it: bf16, FP8, GPTQ, AWQ, MXFP4 or "
+    "compressed-tensors (quantization='int4' makes it small)"
+)
+
+
+def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: str | None = None) -> Path:
+    """The folder of a model.
+
+    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"), see lynx_rt.engine.hub; a folder of that name comes first.
+    load_format: "dummy" needs no weights.  revision: branch, tag or commit on the Hub; None = "main".
+    Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ValidationError.
+    """
+    try:
+        text = os.fspath(model)
+        path = Path(text)
+        exists = path.exists()
+    except (TypeError, ValueError):  # ValueError: a null character
+        raise ValidationError(
+            f"model must be the path of a model folder or a name on the Hub, got {model!r}", "model"
+        ) from None
+    except OSError as error:
+        raise ModelNotFoundError(f"{model}: {error.strerror}", "model") from None
+    if exists:
+        if revision is not None:
+            raise ValidationError(f"revision is for models by their name on the Hub, and {text} is a path", "revision")
+    elif isinstance(model, str) and hub.is_id(model):
+        path = hub.find_or_download(model, revision)
+    else:
+        raise ModelNotFoundError(_describe_missing(path), "model")
+    if path.is_file():
+        _refuse_file(path)
+    _check_folder(path, weights=load_format != "dummy")
+    return path
+
+
+def _describe_missing(path: Path) -> str:
+    if not str(path).strip(" ."):
+        return f"the model's name is empty; {_NEEDS}"
+    text = f"no model folder {str(path)!r}"
+    above = path.parent
+    if not above.is_dir():
+        while not above.is_dir() and above != above.parent:
+            above = above.parent
+        return f"{text}: {above / path.relative_to(above).parts[0]} does not exist"
+    try:
+        near = difflib.get_close_matches(path.name, [entry.name for entry in above.iterdir() if entry.is_dir()], 1)
+    except OSError:
+        near = []
+    return f"{text}: it does not exist" + (f"; did you mean {str(above / near[0])!r}?" if near else "")
+
+
+def _refuse_file(path: Path) -> None:
+    suffix = path.suffix.lower()
+    folder = f"expected the folder of a model, got the file {path}"
+    if suffix == ".gguf" or _begins_with(path, b"GGUF"):
+        raise UnsupportedModelError(f"{path} is a GGUF file. {_GGUF}", "model")
+    if suffix in _PICKLED:
+        raise UnsupportedModelError(f"{folder}, in PyTorch's format. {_how_to_convert(path.parent)}", "model")
+    if (path.parent / "config.json").is_file():
+        raise ValidationError(f"{folder}; give {str(path.parent)!r} instead", "model")
+    raise ValidationError(f"{folder}; {_NEEDS}", "model")
+
+
+def _check_folder(path: Path, weights: bool) -> None:
+    """What the loader would say only by the name of a file that is missing."""
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as error:
+        raise ModelNotFoundError(f"{path}: {error.strerror}", "model") from None
+    has_config, has_weights = "config.json" in names, any(map(_is_weights, names))
+    if has_config and (has_weights or not weights):
+        if weights:
+            _check_lfs(path, names)
+        return
+    if not has_weights:
+        if "adapter_config.json" in names:
+            raise UnsupportedModelError(_adapter(path), "model")
+        if any(name.lower().endswith(".gguf") for name in names):
+            raise UnsupportedModelError(f"{path} holds GGUF files only. {_GGUF}", "model")
+        if any(name.lower().endswith(_PICKLED) for name in names):
+            pickled = next(name for name in names if name.lower().endswith(_PICKLED))
+            raise UnsupportedModelError(
+                f"{path} holds weights in PyTorch's format only ({pickled}). {_how_to_convert(path)}", "model"
+            )
+    if inner := _model_below(path):
+        raise ModelNotFoundError(f"{path} is not a model folder, but {str(inner)!r} is one: give that", "model")
+    if not has_config:
+        raise ModelNotFoundError(f"{path} has no config.json; {_NEEDS}", "model")
+    other = [name for name in names if name.endswith(".safetensors")]
+    found = f", only {', '.join(other[:3])}" if other else ""
+    raise ModelNotFoundError(
+        f"{path} has no weights: neither model.safetensors nor model.safetensors.index.json{found}", "model"
+    )
+
+
+def _is_weights(name: str) -> bool:
+    return name in ("model.safetensors", "model.safetensors.index.json")
+
+
+def _check_lfs(path: Path, names: list[str]) -> None:
+    """A clone without git-lfs has small text files in place of the large ones."""
+    for name in names:
+        if name.endswith((".safetensors", ".json", ".model", ".tiktoken")):
+            file = path / name
+            if file.is_file() and file.stat().st_size < _LFS_MAX_BYTES and _begins_with(file, _LFS_HEAD):
+                raise CheckpointError(
+                    f"{file} is a pointer of git-lfs, not the file itself: run `git lfs install && git lfs pull` in "
+                    f"{path}, or download the model with `hf download`",
+                    str(file),
+                )
+
+
+def _model_below(path: Path) -> Path | None:
+    """The model one folder down, or in a folder of the Hub's cache, where there is just one."""
+    found = [file.parent for pattern in ("*", "snapshots/*") for file in path.glob(f"{pattern}/config.json")]
+    found = [folder for folder in found if not hub.missing_files(folder)]
+    return found[0] if len(found) == 1 else None
+
+
+def _how_to_convert(folder: Path) -> str:
+    return (
+        "It is not supported, since it can run code; convert it to safetensors with transformers: "
+        f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto'); m.save_pretrained('NEW'), and copy "
+        "the tokenizer's files"
+    )
+
+
+def _adapter(folder: Path) -> str:
+    try:
+        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, LookupError, TypeError):
+        base = None
+    of = f" of {base}" if base else ""
+    return (
+        f"{folder} is an adapter (LoRA){of}, not a model: merge it into its base model with peft: "
+        f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('NEW')"
+    )
+
+
+def _begins_with(file: Path, head: bytes) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(head)) == head
+    except OSError:
+        return False

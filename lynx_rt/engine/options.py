@@ -1,0 +1,48 @@
+"""Engine's arguments: their types, which its signature states, and what the compiled Engine gets of them.
+
+Ranges are checked where the values are used, in C++.
+"""
+
+from __future__ import annotations
+
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lynx_rt.errors import ValidationError, encoding_fault, shown
+
+_NONE = type(None)
+_KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
+    "bool": ((bool,), "True or False"),
+    "int": ((numbers.Integral,), "an integer"),
+    "int | None": ((numbers.Integral, _NONE), "an integer or None"),
+    "str": ((str,), "a string"),
+    "str | None": ((str, _NONE), "a string or None"),
+    "str | os.PathLike[str]": ((str, os.PathLike), "a path"),
+    "str | os.PathLike[str] | None": ((str, os.PathLike, _NONE), "a path or None"),
+}
+_EXPECTED = {"chat_template": "a template's text or path, or None"}  # where it is more than its type says
+_NOT_NATIVE = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "generation_config")
+
+
+def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    """Raises ValidationError that names the first of the given arguments whose value is not of its annotated type.
+
+    annotations: of Engine.__init__, as text; those that are not in the table above are not checked.
+    """
+    for name, annotation in annotations.items():
+        if annotation not in _KIND_OF_ANNOTATION or name == "return":
+            continue
+        types, expected = _KIND_OF_ANNOTATION[annotation]
+        value = given[name]
+        fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
+        if not fits or (isinstance(value, str) and encoding_fault(value)):
+            raise ValidationError(f"{name} must be {_EXPECTED.get(name, expected)}, got {shown(value)}", name)
+
+
+def native_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of the compiled Engine. What is None or "" is left out: its default is EngineOptions' own."""
+    names = [name for name in annotations if name not in (*_NOT_NATIVE, "return")]
+    values = {name: os.fspath(v) if isinstance(v := given[name], os.PathLike) else v for name in names}
+    return {name: value for name, value in values.items() if value is not None and value != ""}

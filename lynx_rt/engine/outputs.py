@@ -1,0 +1,288 @@
+"""What the engine returns: completions with their timing, and its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from lynx_rt.errors import RequestAborted
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(slots=True)
+class Logprob:
+    """One token's likelihood under the model's own distribution, before penalties and temperature."""
+
+    logprob: float  # natural logarithm
+    rank: int | None = None  # 1 = most likely
+    # Without a tokenizer, both are None.
+    decoded_token: str | None = (
+        None  # with the space before a word; bytes that are only part of a character read "\\xe6"
+    )
+    bytes: list[int] | None = None  # 0..255; the chosen tokens' bytes joined are the UTF-8 of their text
+
+
+TokenLogprobs = dict[int, Logprob]  # token id -> Logprob; the token itself first, then the most likely ones in order
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One completion of a prompt."""
+
+    index: int  # 0 .. n-1
+    text: str  # everything so far, without stop strings and special tokens
+    token_ids: list[int]  # with the end-of-text or stop token
+    cumulative_logprob: float | None = None  # sum over token_ids; None unless logprobs were asked for
+    logprobs: list[TokenLogprobs] | None = None  # one per token
+    finish_reason: str | None = None  # None (goes on), "stop", "length", "abort" or "error"
+    stop_reason: int | str | None = None  # the stop token or stop string; None for end of text
+    delta_text: str = ""  # what `text` grew by since the previous output of this request
+    error: str | None = None  # why it ended with "error"
+    # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts that each went to, -1 = none. None until it has
+    # finished, and for an engine without enable_return_routed_experts.
+    routed_experts: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(slots=True)
+class RequestMetrics:
+    """When things happened to a request: seconds on the steady clock (`time.monotonic()` on Linux), 0 = not yet.
+
+    Durations are None until both of their ends are known.
+    """
+
+    arrival_time: float = 0.0
+    first_scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    finish_time: float = 0.0
+    num_prompt_tokens: int = 0
+    num_generation_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def queue_time(self) -> float | None:
+        """Seconds from arrival to the first step that worked on it."""
+        return _span(self.arrival_time, self.first_scheduled_time)
+
+    @property
+    def ttft(self) -> float | None:
+        """Seconds from arrival to the first token."""
+        return _span(self.arrival_time, self.first_token_time)
+
+    @property
+    def prefill_time(self) -> float | None:
+        return _span(self.first_scheduled_time, self.first_token_time)
+
+    @property
+    def decode_time(self) -> float | None:
+        return _span(self.first_token_time, self.finish_time)
+
+    @property
+    def e2e(self) -> float | None:
+        return _span(self.arrival_time, self.finish_time)
+
+    @property
+    def prompt_tps(self) -> float | None:
+        """Prompt tokens per second of prefill, cached ones included."""
+        return _rate(self.num_prompt_tokens, self.prefill_time)
+
+    @property
+    def generation_tps(self) -> float | None:
+        """Tokens per second after the first one."""
+        return _rate(self.num_generation_tokens - 1, self.decode_time)
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The state of one request: final from `generate` and `chat`, a snapshot from `stream`, `agenerate` and `step`."""
+
+    request_id: str
+    prompt: str | None  # its text; None where only token ids were given
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]  # n of them, in order of index
+    finished: bool
+    metrics: RequestMetrics
+    num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    prompt_logprobs: list[TokenLogprobs | None] | None = None  # entry 0 is None: nothing precedes it
+
+    @property
+    def text(self) -> str:
+        """The first completion's text."""
+        return self.outputs[0].text
+
+    def __str__(self) -> str:
+        return self.text
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """IPython: the text instead of the whole record."""
+        reasons = ", ".join(str(out.finish_reason) for out in self.outputs)
+        printer.text(f"<RequestOutput {self.request_id}: {self.text!r} ({reasons})>")
+
+
+def sum_prompt_logprobs(output: RequestOutput, start: int) -> float:
+    """Over the prompt tokens from `start` on. Raises RequestAborted where they were not computed."""
+    if output.prompt_logprobs is None:
+        raise RequestAborted(f"request {output.request_id} ended before its prompt was done")
+    entries = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
+    return sum(entry[token_id].logprob for token_id, entry in entries if entry is not None)
+
+
+@dataclass(slots=True)
+class LayerStats:
+    """Sums over the decode-only steps of one MoE layer."""
+
+    layer: int
+    steps: int
+    rows: int
+    union_before: int  # experts that the model's own routing would have read
+    active: int  # experts that were read
+    remapped_pairs: int  # (row, slot) pairs that got another expert
+    guard_hits: int  # steps in which the selection would not have saved anything
+    retained_mass: float  # gate mass kept, summed over rows
+
+
+@dataclass(slots=True)
+class OpStats:
+    name: str
+    calls: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(slots=True)
+class SloStats:
+    """What a governor ("slo:tpot_ms=20") did. What it cost is the retained mass of the layers."""
+
+    target_seconds: float  # of a decode-only step
+    fixed_seconds: (
+        float  # the measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers
+    )
+    seconds_per_expert: float
+    steps_over_target: int
+    level: int  # in force, index into levels
+    levels: list[tuple[str, int]]  # the selection of each level, weakest first, and the decode-only steps under it
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Gauges, and counters since the engine was made or `reset_stats()`. Times are seconds."""
+
+    num_running: int
+    num_waiting: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    steps: int
+    decode_steps: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generation_tokens: int
+    preemptions: int
+    finished: int
+    aborted: int
+    step_seconds: float
+    decode_seconds: float
+    model_seconds: float
+    sampling_seconds: float
+    decode_rows: int  # rows of decode-only steps
+    bytes_read: int  # weights and KV that the steps had to read
+    layers: list[LayerStats] = field(default_factory=list)
+    ops: list[OpStats] = field(default_factory=list)
+    slo: SloStats | None = None  # where expert_selection is "slo:..."
+
+    @classmethod
+    def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
+        """From the dict that the compiled module gives."""
+        values = dict(raw)
+        values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
+        values["ops"] = [OpStats(**op) for op in raw["ops"]]
+        values["slo"] = None if raw["slo"] is None else SloStats(**raw["slo"])
+        return cls(**values)
+
+    @property
+    def kv_usage(self) -> float:
+        """Share of the KV pages in use, 0..1."""
+        return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
+
+    @property
+    def mean_decode_batch(self) -> float:
+        """Rows per decode-only step."""
+        return self.decode_rows / self.decode_steps if self.decode_steps else 0.0
+
+
+@dataclass(slots=True)
+class LayerExpertStats:
+    """Means over the decode-only steps of one MoE layer."""
+
+    layer: int
+    union_before: float  # experts per step that the model's own routing would have read
+    active: float  # experts per step that were read
+    retained_mass: float  # share of the rows' own gate mass that was kept, 0..1
+    remapped_share: float  # share of (row, slot) pairs that got another expert, 0..1
+    guard_share: float  # share of steps that fell back to the model's own routing, 0..1
+
+
+@dataclass(slots=True)
+class ExpertStats:
+    """How many experts decoding reads: means over decode-only steps, and over layers at the top level."""
+
+    selection: str  # the policy in force now
+    num_experts: int
+    num_experts_per_tok: int
+    decode_steps: int
+    rows_per_step: float
+    union_before: float
+    active: float
+    retained_mass: float
+    layers: list[LayerExpertStats]
+
+    @classmethod
+    def from_stats(cls, stats: EngineStats, selection: str, num_experts: int, experts_per_tok: int) -> ExpertStats:
+        return cls(
+            selection=selection,
+            num_experts=num_experts,
+            num_experts_per_tok=experts_per_tok,
+            decode_steps=stats.decode_steps,
+            rows_per_step=stats.mean_decode_batch,
+            union_before=layer_mean(stats.layers, "union_before", "steps"),
+            active=layer_mean(stats.layers, "active", "steps"),
+            retained_mass=layer_mean(stats.layers, "retained_mass", "rows"),
+            layers=[
+                LayerExpertStats(
+                    layer=layer.layer,
+                    union_before=layer_mean([layer], "union_before", "steps"),
+                    active=layer_mean([layer], "active", "steps"),
+                    retained_mass=layer_mean([layer], "retained_mass", "rows"),
+                    remapped_share=layer_mean([layer], "remapped_pairs", "rows") / max(experts_per_tok, 1),
+                    guard_share=layer_mean([layer], "guard_hits", "steps"),
+                )
+                for layer in stats.layers
+            ],
+        )
+
+
+def layer_mean(layers: Sequence[LayerStats], name: str, over: Literal["steps", "rows"]) -> float:
+    """The mean of a field of LayerStats over the decode-only steps, or their rows, of all these layers; 0 where there are none."""
+    return _ratio(sum(getattr(layer, name) for layer in layers), sum(getattr(layer, over) for layer in layers))
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0
+
+
+def _span(start: float, end: float) -> float | None:
+    return end - start if start and end else None
+
+
+def _rate(count: int, seconds: float | None) -> float | None:
+    return count / seconds if seconds else None

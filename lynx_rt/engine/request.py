@@ -1,0 +1,247 @@
+"""A request in flight: C++ step outputs go in, RequestOutputs come out. Used by the engine only, under its lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from lynx_rt.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from lynx_rt.errors import LynxError, ValidationError, shown
+from lynx_rt.text.stop_strings import StopFilter
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from lynx_rt import _C
+    from lynx_rt.engine.sampling_params import SamplingParams
+    from lynx_rt.text.prompts import ParsedPrompt
+    from lynx_rt.text.tokenizer import Detokenizer, Tokenizer
+
+
+class Completion:
+    """One of the n completions of a request; it is one request to the C++ engine."""
+
+    def __init__(self, request: Request, index: int, native_params: _C.SamplingParams) -> None:
+        params, tokenizer = request.params, request.tokenizer
+        self.request = request
+        self.native_params = native_params
+        self.native_id: int | None = None  # the C++ engine's number, once added
+        self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
+        self.prompt_logprobs: list[TokenLogprobs | None] | None = None
+        self._out = CompletionOutput(index, "", [])
+        self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
+        self._detokenizer: Detokenizer | None = None
+        if params.detokenize and tokenizer is not None:
+            self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
+        self._text = StopFilter(params.stop or (), params.include_stop_str_in_output)
+        if params.logprobs is not None:
+            self._out.logprobs = []
+            self._out.cumulative_logprob = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self._out.finish_reason is not None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self._out.token_ids)
+
+    def apply(self, step: _C.StepOutput) -> bool:
+        """Takes in what a step did. True where this side ended the completion, so that C++ must be told."""
+        try:
+            return self._apply(step)
+        except LynxError as error:  # a tokenizer that cannot decode; other requests go on
+            self._detokenizer = None
+            self._out.error = str(error)
+            self._finish("error", None)
+            return step.finish_reason is None
+
+    def _apply(self, step: _C.StepOutput) -> bool:
+        if (routed_experts := step.routed_experts) is not None:
+            if step.num_preemptions > self.metrics.num_preemptions:  # all positions were computed again
+                self._routed_experts.clear()
+            self._routed_experts.append(routed_experts)
+        self._update_metrics(step)
+        if prompt_logprobs := step.prompt_logprobs:
+            self.prompt_logprobs = [self._logprobs(entry) if entry else None for entry in prompt_logprobs]
+        token_ids, logprobs = step.token_ids, step.logprobs
+        hide_last = step.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
+        last = len(token_ids) - 1
+        for place, token_id in enumerate(token_ids):
+            self._add_token(token_id, logprobs[place] if logprobs else None)
+            if hide_last and place == last:
+                break
+            if self._add_text(token_id):
+                self._finish("stop", self._text.stopped_by)
+                return step.finish_reason is None
+        if step.finish_reason is not None:
+            self._out.error = step.error or None
+            reason = self.request.stop_reason(step.stop_token_id)
+            self._finish(step.finish_reason, reason)
+            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+                self._text.append(reason)  # a special token, which the detokenizer hides
+        return False
+
+    def abort(self) -> None:
+        """Ends it from outside; no effect where it has ended."""
+        if not self.finished:
+            self._finish("abort", None)
+
+    def take_output(self) -> CompletionOutput:
+        """A snapshot; its delta_text is what became visible since the last one."""
+        out = self._out
+        delta = self._text.take()
+        return CompletionOutput(
+            index=out.index,
+            text=self._text.text,
+            token_ids=list(out.token_ids),
+            cumulative_logprob=out.cumulative_logprob,
+            logprobs=None if out.logprobs is None else list(out.logprobs),
+            finish_reason=out.finish_reason,
+            stop_reason=out.stop_reason,
+            delta_text=delta,
+            error=out.error,
+            routed_experts=out.routed_experts,
+        )
+
+    def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
+        self._out.token_ids.append(token_id)
+        if self._out.logprobs is not None and logprobs:
+            self._out.logprobs.append(self._logprobs(logprobs))
+            self._out.cumulative_logprob = (self._out.cumulative_logprob or 0.0) + logprobs[0][1]
+
+    def _add_text(self, token_id: int) -> bool:
+        if self._detokenizer is None:
+            return False
+        armed = len(self._out.token_ids) > self.request.params.min_tokens
+        return self._text.add(self._detokenizer.add(token_id), armed)
+
+    def _finish(self, reason: str, stop_reason: int | str | None) -> None:
+        if self._detokenizer is not None and self._text.stopped_by is None:
+            self._text.add(self._detokenizer.finish(), armed=False)
+            self._text.finish()
+        if self._routed_experts:
+            import numpy as np
+
+            self._out.routed_experts = np.concatenate(self._routed_experts)
+        self._out.finish_reason = reason
+        self._out.stop_reason = stop_reason
+        if not self.metrics.finish_time:  # ended on this side
+            self.metrics.finish_time = time.monotonic()
+
+    def _logprobs(self, entries: list[tuple[int, float, int]]) -> TokenLogprobs:
+        tokenizer = self.request.tokenizer
+        if tokenizer is None:
+            return {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
+        return {
+            token_id: Logprob(logprob, rank, tokenizer.piece(token_id), list(tokenizer.token_bytes(token_id)))
+            for token_id, logprob, rank in entries
+        }
+
+    def _update_metrics(self, step: _C.StepOutput) -> None:
+        metrics = self.metrics
+        for name in ("arrival_time", "first_scheduled_time", "first_token_time", "finish_time"):
+            setattr(metrics, name, getattr(step, name))
+        metrics.num_cached_tokens = step.num_cached_tokens
+        metrics.num_preemptions = step.num_preemptions
+
+
+class Request:
+    """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
+
+    request_id: None = the driver finds one that is not in use, when the request is added.
+    """
+
+    def __init__(
+        self,
+        request_id: str | None,
+        prompt: ParsedPrompt,
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        eos_token_ids: frozenset[int],
+        make_native: Callable[[int], _C.SamplingParams],
+        stop_of_token: Mapping[int, str] = MappingProxyType({}),
+    ) -> None:
+        if request_id is not None and not (isinstance(request_id, str) and request_id):
+            raise ValidationError(
+                f"request_id: expected a string that is not empty, got {shown(request_id)}", "request_id"
+            )
+        self.request_id = request_id or ""
+        self.prompt = prompt.text
+        self.prompt_token_ids = prompt.token_ids
+        self.params = params
+        self.tokenizer = tokenizer
+        self.error: BaseException | None = None  # set where the thread that steps for it failed
+        self.streaming = False  # a thread may be waiting for every change, not just for the end
+        self.abandoned = False  # nobody wants it any more
+        self.changed = False  # since the last take_output()
+        self.notify: Callable[[Request], None] = lambda request: None
+        self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
+        self._stop_of_token = stop_of_token  # the stop strings that are special tokens, by id
+        self.completions = [Completion(self, index, make_native(index)) for index in range(params.n)]
+
+    @property
+    def finished(self) -> bool:
+        return all(completion.finished for completion in self.completions)
+
+    def stop_reason(self, token_id: int | None) -> int | str | None:
+        """The stop token, or the stop string that it is, where the caller asked for it; None for the model's own end."""
+        if token_id is None or token_id in self._eos_token_ids:
+            return None
+        return self._stop_of_token.get(token_id, token_id)
+
+    def touch(self) -> None:
+        """Says that something changed."""
+        self.changed = True
+        self.notify(self)
+
+    def take_output(self) -> RequestOutput:
+        """A snapshot of everything so far."""
+        self.changed = False
+        first = self.completions[0]
+        return RequestOutput(
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=[completion.take_output() for completion in self.completions],
+            finished=self.finished,
+            metrics=self._metrics(),
+            num_cached_tokens=first.metrics.num_cached_tokens,
+            prompt_logprobs=first.prompt_logprobs,
+        )
+
+    def _metrics(self) -> RequestMetrics:
+        """Over all completions: the earliest start, the latest end, and all of the tokens."""
+        each = [completion.metrics for completion in self.completions]
+        first = each[0]
+
+        def earliest(name: str) -> float:
+            return min((time for item in each if (time := getattr(item, name))), default=0.0)
+
+        return RequestMetrics(
+            arrival_time=first.arrival_time,
+            first_scheduled_time=earliest("first_scheduled_time"),
+            first_token_time=earliest("first_token_time"),
+            finish_time=max(item.finish_time for item in each) if self.finished else 0.0,
+            num_prompt_tokens=first.num_prompt_tokens,
+            num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
+            num_cached_tokens=first.num_cached_tokens,
+            num_preemptions=sum(item.num_preemptions for item in each),
+        )
+
+
+class Claim:
+    """Held by whoever reads a request's outputs: once it is dropped, the next step ends the request.
+
+    The last resort for an asynchronous generator, which Python drops without running its `finally` once the loop is closed.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    def __del__(self) -> None:
+        self._request.abandoned = True

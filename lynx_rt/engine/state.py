@@ -1,0 +1,77 @@
+"""What an engine tells about itself: its model, statistics and policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lynx_rt.engine.outputs import EngineStats, ExpertStats
+from lynx_rt.errors import ValidationError, encoding_fault, shown
+
+if TYPE_CHECKING:
+    from lynx_rt import _C
+
+
+def policy_text(selection: str | None) -> str:
+    """The C++ form of an expert_selection argument."""
+    if not isinstance(selection, (str, type(None))) or encoding_fault(selection or ""):
+        raise ValidationError(
+            f"expert_selection must be a policy such as 'lynx' or None, got {shown(selection)}", "expert_selection"
+        )
+    return selection or "topk"
+
+
+class EngineState:
+    """The part of Engine that runs no requests. Its methods may be called at any time, from any thread."""
+
+    _core: _C.Engine
+    _info: dict[str, Any]  # the model as loaded
+
+    def stats(self) -> EngineStats:
+        """Gauges, and counters since the start or `reset_stats()`."""
+        return EngineStats.from_native(self._core.stats())
+
+    def reset_stats(self) -> None:
+        self._core.reset_stats()
+
+    def expert_stats(self) -> ExpertStats:
+        """How many experts the decode-only steps read, before and after selection."""
+        info = self._info
+        return ExpertStats.from_stats(
+            self.stats(), self.expert_selection, info["num_experts"], info["num_experts_per_tok"]
+        )
+
+    def set_expert_selection(self, selection: str | None) -> None:
+        """Changes the policy from the next step on; None = the model's own routing. Raises ValidationError."""
+        self._core.set_expert_selection(policy_text(selection))
+
+    @property
+    def expert_selection(self) -> str:
+        return self._core.expert_selection()
+
+    @property
+    def model_config(self) -> dict[str, Any]:
+        """Shape of the model (hidden_size, num_layers, num_experts, ...) as loaded."""
+        return dict(self._info)
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and output may have together."""
+        return int(self._info["max_model_len"])
+
+    @property
+    def device(self) -> str:
+        """What the model runs on, in words; begins with "cpu"."""
+        return str(self._info["device"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self._info["dtype"])
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of weights, KV cache and workspace."""
+        return {name: self._info[f"{name}_bytes"] for name in ("weight", "kv", "workspace")}
+
+    @property
+    def _vocab_size(self) -> int:
+        return int(self._info["vocab_size"])

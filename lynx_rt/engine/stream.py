@@ -1,0 +1,61 @@
+"""Iterating over a request's output while it is generated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from types import TracebackType
+
+from lynx_rt.engine.outputs import RequestOutput
+from lynx_rt.engine.request import Request
+
+
+class TokenStream:
+    """What `Engine.stream` returns: an iterator of RequestOutput, each with the text so far and its `delta_text`.
+
+    Leaving it early (`close()`, the end of a `with` block, or dropping it) aborts the request. For one thread.
+    """
+
+    def __init__(
+        self, request: Request, wait: Callable[[Request], RequestOutput], abort: Callable[[list[Request]], int]
+    ) -> None:
+        self._request = request
+        self._wait = wait
+        self._abort = abort
+        self._done = False
+
+    @property
+    def request_id(self) -> str:
+        return self._request.request_id
+
+    def __iter__(self) -> TokenStream:
+        return self
+
+    def __next__(self) -> RequestOutput:
+        """Waits for the next tokens. A step may bring several outputs' worth at once, or text may be held back."""
+        if self._done:
+            raise StopIteration
+        try:
+            output = self._wait(self._request)
+        except BaseException:
+            self.close()
+            raise
+        self._done = output.finished
+        return output
+
+    def close(self) -> None:
+        """Aborts the request if it is not finished. Idempotent."""
+        self._done = True
+        self._abort([self._request])
+
+    def __enter__(self) -> TokenStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

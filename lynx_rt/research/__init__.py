@@ -1,0 +1,1 @@
+"""What measures methods: evaluation, studies, recorded routing, simulation, calibration."""

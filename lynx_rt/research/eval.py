@@ -1,0 +1,205 @@
+"""Accuracy of expert-selection policies and of quantised weights on task sets, decoded greedily in mixed, continuously filled batches.
+
+A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lynx_rt.engine.engine import Engine
+from lynx_rt.engine.outputs import ExpertStats, sum_prompt_logprobs
+from lynx_rt.engine.sampling_params import SamplingParams
+from lynx_rt.errors import LynxError, ValidationError
+from lynx_rt.text.text_file import read_text
+
+_FINAL_MARK = "####"  # what follows it in a worked answer is the result
+
+
+@dataclass(slots=True, frozen=True)
+class Item:
+    task: str
+    prompt: str
+    answer: str  # the exact continuation, stripped
+    final: str | None  # the result after "####", where that is enough
+    number: int = 0  # which of its task's items, in the order of the files
+
+
+@dataclass(slots=True)
+class PolicyResult:
+    """One policy on one list of items."""
+
+    quantization: str  # of the engine's weights
+    selection: str
+    correct: dict[str, list[bool]]  # task -> per item, in the order of the list
+    experts: ExpertStats
+    decode_only_share: float  # generated tokens that came from decode-only steps, where selection acts, 0..1
+    seconds: float
+    perplexity: float  # of the expected answers, under the model's own routing
+
+    @property
+    def name(self) -> str:
+        """What is not the model as it is: "lynx", "int4", "int4 lynx"; "topk" where nothing is."""
+        parts = [self.quantization] * (self.quantization != "none") + [self.selection] * (self.selection != "topk")
+        return " ".join(parts) or "topk"
+
+    @property
+    def task_accuracy(self) -> dict[str, float]:
+        """0..1 per task."""
+        return {task: sum(marks) / len(marks) for task, marks in sorted(self.correct.items())}
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over tasks, 0..1."""
+        return _mean(list(self.task_accuracy.values()))
+
+    @property
+    def standard_error(self) -> float:
+        """Of `accuracy`, from the items' binomial variance; NaN where a task has one item, which says nothing about it."""
+        return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
+
+    def difference(self, other: PolicyResult) -> tuple[float, float]:
+        """accuracy - other.accuracy, and its standard error (or NaN) from the items' paired differences."""
+        pairs = {
+            task: [float(a) - float(b) for a, b in zip(marks, other.correct[task], strict=True)]
+            for task, marks in self.correct.items()
+        }
+        return self.accuracy - other.accuracy, _error_of_mean(pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "quantization": self.quantization,
+            "selection": self.selection,
+            "perplexity": self.perplexity,
+            "accuracy": self.accuracy,
+            "standard_error": None if math.isnan(error := self.standard_error) else error,
+            "task_accuracy": self.task_accuracy,
+            "items": sum(len(marks) for marks in self.correct.values()),
+            "decode_only_share": self.decode_only_share,
+            "seconds": self.seconds,
+            "experts": asdict(self.experts),
+        }
+
+
+def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
+    """Every task's items in the order of the files. Raises ValidationError for a folder without tasks or a malformed line."""
+    files = sorted(Path(folder).glob("*.jsonl"))
+    if not files:
+        raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
+    by_task: dict[str, list[Item]] = {}
+    for file in files:
+        for number, line in enumerate(read_text(file, "tasks").split("\n"), 1):
+            if line.strip():
+                item = _parse_item(line, f"{file}:{number}")
+                items = by_task.setdefault(item.task, [])
+                items.append(replace(item, number=len(items)))
+    return by_task
+
+
+def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> list[Item]:
+    """All tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`."""
+    chosen: list[Item] = []
+    for items in load_tasks(folder).values():
+        random.Random(seed).shuffle(items)
+        chosen += items[:limit]
+    random.Random(seed).shuffle(chosen)
+    return chosen
+
+
+def is_correct(item: Item, completion: str) -> bool:
+    """Exact match of the stripped text with the answer, or of what follows "####" with the final result."""
+    text = completion.strip()
+    if text == item.answer:
+        return True
+    _, mark, final = text.rpartition(_FINAL_MARK)
+    return bool(mark) and item.final is not None and final.strip() == item.final
+
+
+def answer_perplexity(engine: Engine, items: Sequence[Item], *, use_tqdm: bool | None = None) -> float:
+    """exp of the mean negative log-probability of a token of the expected answers, each after its own question.
+
+    Answers enter as prompts, where every policy leaves the routing as it is: this is about the weights.
+    """
+    encode = engine.get_tokenizer().encode
+    starts = [len(encode(item.prompt)) for item in items]
+    prompts = [encode(f"{item.prompt} {item.answer}") for item in items]
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=use_tqdm)
+    total = sum(sum_prompt_logprobs(output, start) for output, start in zip(outputs, starts, strict=True))
+    return math.exp(-total / sum(len(ids) - start for ids, start in zip(prompts, starts, strict=True)))
+
+
+def evaluate(
+    engine: Engine,
+    items: Sequence[Item],
+    selection: str,
+    *,
+    max_tokens: int = 64,
+    perplexity: float = math.nan,
+    quantization: str = "none",
+    use_tqdm: bool | None = None,
+) -> PolicyResult:
+    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`. `quantization`, which the engine
+    was made with, and answer_perplexity() are noted in the result.
+
+    The engine's max_num_seqs is the batch. Make it without prefix caching, so that every policy does the same work, and
+    without mixed chunks, so that selection acts on every decode row. Leaves the policy set and the statistics of this
+    run in the engine.
+    """
+    engine.set_expert_selection(selection)
+    engine.reset_stats()
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"])
+    outputs = engine.generate([item.prompt for item in items], params, use_tqdm=use_tqdm)
+    correct: dict[str, list[bool]] = {}
+    for item, output in zip(items, outputs, strict=True):
+        if output.outputs[0].error:
+            raise LynxError(f"{item.task}: {output.outputs[0].error}")
+        correct.setdefault(item.task, []).append(is_correct(item, output.text))
+    stats = engine.stats()
+    return PolicyResult(
+        quantization=quantization,
+        selection=selection,
+        correct=correct,
+        experts=engine.expert_stats(),
+        decode_only_share=stats.decode_rows / max(stats.generation_tokens, 1),
+        seconds=stats.step_seconds,
+        perplexity=perplexity,
+    )
+
+
+def _parse_item(line: str, place: str) -> Item:
+    try:
+        fields = json.loads(line)
+        final = fields.get("final")
+        if not isinstance(fields["prompt"], str) or not fields["prompt"]:
+            raise ValueError("the prompt must be text")
+        return Item(
+            str(fields["task"]),
+            fields["prompt"],
+            str(fields["answer"]).strip(),
+            None if final is None else str(final).strip(),
+        )
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValidationError(f"{place}: expected an object with task, prompt and answer: {error!r}", "tasks") from None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _error_of_mean(samples: dict[str, list[float]]) -> float:
+    """Standard error of the mean over tasks of each task's mean; NaN where a task has one sample only."""
+    if min(map(len, samples.values()), default=0) < 2:
+        return math.nan
+    variance = 0.0
+    for values in samples.values():
+        mean = _mean(values)
+        variance += sum((value - mean) ** 2 for value in values) / len(values) ** 2
+    return math.sqrt(variance) / max(len(samples), 1)

@@ -1,0 +1,135 @@
+"""Recorded routing: the router logits and experts of the decode-only steps of an engine with record_router_logits=True.
+
+    with Engine(model, max_num_seqs=16, enable_mixed_chunk=False, record_router_logits=True) as engine:
+        engine.generate(prompts)
+        recording = take_recording(engine)
+    recording.save("routing.npz")
+
+lynx_rt.research.simulate runs policies on it; Recording.save_routed_experts() writes what the policy `replay` reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lynx_rt.errors import ValidationError
+from lynx_rt.research.tensor_file import write_tensors
+
+if TYPE_CHECKING:
+    from lynx_rt.engine.engine import Engine
+
+_ARRAYS = {  # name -> dtype, dimensions
+    "layers": (np.int32, 1),
+    "scores": (np.float32, 3),
+    "routed_experts": (np.int16, 3),
+    "step": (np.int64, 1),
+    "request": (np.uint64, 1),
+    "position": (np.int32, 1),
+    "exact": (np.uint8, 1),
+    "choice_bias": (np.float32, 2),
+}
+_FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob", "router")
+_PLAIN_ROUTER = {"kind": "softmax", "num_groups": 1, "top_groups": 1, "group_top2": False}
+
+
+@dataclass(slots=True, eq=False)
+class Recording:
+    """N rows of decode-only steps, in order of step; L MoE layers, E experts, k per token."""
+
+    model: str  # path
+    selection: str  # the policy they were decoded under
+    num_model_layers: int  # dense ones too
+    num_experts_per_tok: int
+    norm_topk_prob: bool
+    layers: NDArray[np.int32]  # [L] the model's numbers of its MoE layers
+    scores: NDArray[np.float32]  # [N, L, E] router logits
+    routed_experts: NDArray[np.int16]  # [N, L, k] after selection, -1 = none
+    step: NDArray[np.int64]  # [N] rising
+    request: NDArray[np.uint64]  # [N] number of the request
+    position: NDArray[np.int32]  # [N] in its sequence
+    exact: NDArray[np.uint8]  # [N] 1 = expert_selection="exact"
+    # How logits rank experts: the members of RouterRule (csrc/routing/rule.h), and its bias of each layer.
+    router: dict[str, Any] = field(default_factory=_PLAIN_ROUTER.copy)
+    choice_bias: NDArray[np.float32] = None  # type: ignore[assignment]  # [L, E], or [L, 0] = none
+
+    def __post_init__(self) -> None:
+        if self.choice_bias is None:
+            self.choice_bias = np.zeros((len(self.layers), 0), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    @property
+    def step_offsets(self) -> NDArray[np.int64]:
+        """[steps + 1]: step s has rows offsets[s] .. offsets[s + 1] - 1."""
+        return offsets_of(self.step)
+
+    def native(self) -> dict[str, Any]:
+        """As the compiled module takes it."""
+        return {name: getattr(self, name) for name in (*_ARRAYS, *_FACTS)}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """One .npz file, under exactly this name."""
+        facts = np.array(json.dumps({name: getattr(self, name) for name in _FACTS}))
+        with Path(path).open("wb") as file:
+            np.savez(file, facts=facts, **{name: getattr(self, name) for name in _ARRAYS})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Recording:
+        """Raises OSError, and ValidationError for a file that is no recording."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                facts = json.loads(str(file["facts"]))
+                facts.setdefault("router", _PLAIN_ROUTER.copy())  # files from before there were others
+                arrays = {name: file[name] for name in _ARRAYS if name in file.files or name != "choice_bias"}
+                recording = cls(**{name: facts[name] for name in _FACTS}, **arrays)
+        except OSError:
+            raise
+        except Exception as error:  # a damaged file raises whatever the layer below it does
+            raise ValidationError(f"{os.fspath(path)} is no recording: {error!r}", "recording") from None
+        recording._check(os.fspath(path))
+        return recording
+
+    def save_routed_experts(self, path: str | os.PathLike[str], batch: int) -> int:
+        """Writes the effective experts of the steps with `batch` rows, for the policy `replay` at that batch size; returns the
+        rows written. Raises ValidationError where no step has that many."""
+        offsets = self.step_offsets
+        full = np.repeat(np.diff(offsets) == batch, np.diff(offsets))
+        if not full.any():
+            raise ValidationError(f"no decode-only step has {batch} rows", "batch")
+        metadata = {"model": self.model, "selection": self.selection, "batch": str(batch)}
+        write_tensors(path, {"routed_experts": self.routed_experts[full].astype(np.int32)}, metadata)
+        return int(full.sum())
+
+    def _check(self, path: str) -> None:
+        kinds = {name: type(value) for name, value in _PLAIN_ROUTER.items()}
+        if not isinstance(self.router, dict) or {name: type(value) for name, value in self.router.items()} != kinds:
+            raise ValidationError(f"{path}: router: unexpected {self.router!r}", "recording")
+        rows, layers = len(np.atleast_1d(self.scores)), self.layers.size
+        for name, (dtype, dimensions) in _ARRAYS.items():
+            array = getattr(self, name)
+            lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
+            if name == "choice_bias":
+                lengths = (layers, self.scores.shape[2] if array.size else 0)
+            if array.dtype != dtype or array.ndim != dimensions or array.shape != lengths:
+                raise ValidationError(f"{path}: {name}: unexpected {array.dtype} {array.shape}", "recording")
+
+
+def take_recording(engine: Engine) -> Recording:
+    """What the engine recorded since the last call, under the policy that is set now. Raises ValidationError where the engine
+    was made without record_router_logits."""
+    recorded = engine._core.take_router_logits()
+    return Recording(model=str(engine._path), selection=engine.expert_selection, **recorded)
+
+
+def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:
+    """[steps + 1] where each run of equal values begins, and the end."""
+    starts = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))
+    return np.append(starts, len(step)).astype(np.int64)

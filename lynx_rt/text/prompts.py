@@ -1,0 +1,204 @@
+"""The forms that a prompt may take, brought to one."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.text.tokenizer import Tokenizer
+
+# Text, token ids, a conversation, or a dict that holds one of them.
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
+_BYTES = (bytes, bytearray, memoryview)  # sequences of integers that nobody means as token ids
+_CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
+_FORMS = (("messages", *_CHAT_OPTIONS), ("prompt_token_ids", "prompt"), ("prompt",))  # by the first key that is there
+# Keys of vLLM's prompts that have no counterpart here. They are accepted where they say nothing.
+_UNSUPPORTED = {
+    "multi_modal_data": "this engine reads text only",
+    "multi_modal_uuids": "this engine reads text only",
+    "mm_processor_kwargs": "this engine reads text only",
+    "prompt_embeds": "pass text or token ids",
+    "token_type_ids": "pass text or token ids",
+    "cache_salt": "all requests share one prefix cache; Engine(enable_prefix_caching=False) shares nothing",
+}
+
+
+@dataclass(slots=True)
+class ParsedPrompt:
+    label: str  # how error texts call it: "prompt" or "prompts[3]"
+    text: str | None
+    token_ids: list[int] | None  # None = not made from the text yet
+    rendered: bool = False  # the text of a chat, which has its special tokens
+
+
+def parse_prompts(
+    prompts: Prompt | Iterable[Prompt],
+    tokenizer: Tokenizer | None,
+    *,
+    vocab_size: int,
+    max_model_len: int,
+    name: str = "prompt",
+    add_special_tokens: bool | None = None,
+    chat_template: Any = None,
+) -> list[ParsedPrompt]:
+    """One entry per prompt, with valid token ids.
+
+    prompts: text, token ids, a conversation, {"prompt": text}, {"prompt_token_ids": ids}, {"messages": conversation}, or
+    several of these.
+    max_model_len: prompts must be shorter, so that a token can follow.  name: how error texts call one.
+    add_special_tokens: whether the tokenizer puts its own around texts; None = around all but chats, whose template does
+    it. What a text starts with already is not put there twice.
+    chat_template: for conversations that bring none.
+    Raises ValidationError that says which prompt.
+    """
+    if not isinstance(add_special_tokens, (bool, type(None))):
+        raise ValidationError(
+            f"add_special_tokens must be True, False or None, got {shown(add_special_tokens)}", "add_special_tokens"
+        )
+    if _is_one_prompt(prompts):
+        parsed = [_parse(prompts, name, tokenizer, chat_template)]
+    else:
+        try:
+            items = (
+                None if isinstance(prompts, (Set, bytes, bytearray, memoryview)) else list(prompts)
+            )  # a set has no order
+        except TypeError:
+            items = None
+        if items is None:
+            raise ValidationError(f"{name}s must be text, token ids or a list of them, got {shown(prompts)}", "prompts")
+        parsed = [_parse(item, f"{name}s[{index}]", tokenizer, chat_template) for index, item in enumerate(items)]
+    _tokenize([prompt for prompt in parsed if prompt.token_ids is None], tokenizer, add_special_tokens)
+    for prompt in parsed:
+        _check_ids(prompt, vocab_size, max_model_len)
+    return parsed
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    if isinstance(prompts, (str, Mapping)):
+        return True
+    if isinstance(prompts, _BYTES):
+        return False
+    shape = getattr(prompts, "shape", None)
+    if shape is not None:  # an array: one row is one prompt
+        return len(shape) == 1
+    if not isinstance(prompts, Sequence) or len(prompts) == 0:
+        return False
+    return isinstance(prompts[0], numbers.Integral) or _is_message(prompts[0])
+
+
+def _is_message(value: Any) -> bool:
+    from lynx_rt.text.chat_messages import is_message
+
+    return not isinstance(value, (str, Sequence)) and is_message(value)
+
+
+def _parse(prompt: Any, label: str, tokenizer: Tokenizer | None, chat_template: Any) -> ParsedPrompt:
+    if isinstance(prompt, Mapping):
+        return _parse_dict(prompt, label, tokenizer, chat_template)
+    if isinstance(prompt, str):
+        return ParsedPrompt(label, prompt, None)
+    if isinstance(prompt, Sequence) and len(prompt) > 0 and _is_message(prompt[0]):
+        return _parse_dict({"messages": prompt}, label, tokenizer, chat_template)
+    return ParsedPrompt(label, None, _token_ids(prompt, label))
+
+
+def _parse_dict(prompt: Mapping[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> ParsedPrompt:
+    given = {key: value for key, value in prompt.items() if value is not None}
+    for key, advice in _UNSUPPORTED.items():
+        if key in given and not (isinstance(given[key], (Mapping, Sequence)) and len(given[key]) == 0):
+            raise ValidationError(f"{label}: {key!r} is not supported: {advice}", "prompts")
+        given.pop(key, None)
+    form = next((keys for keys in _FORMS if keys[0] in given), None)
+    if form is None or not set(given) <= set(form):
+        keys = "'prompt', 'prompt_token_ids' or 'messages'" if form is None else " and ".join(map(repr, form))
+        found = shown(sorted(map(str, prompt)))
+        raise ValidationError(f"{label}: a dict prompt may have the keys {keys}, got {found}", "prompts")
+    text = given.get("prompt")
+    if text is not None and not isinstance(text, str):
+        raise ValidationError(f"{label}: 'prompt' must be text, got {type(text).__name__}", "prompts")
+    if "prompt_token_ids" in given:
+        ids = given["prompt_token_ids"]
+        if isinstance(ids, str):
+            raise ValidationError(f"{label}: 'prompt_token_ids' must be token ids, got text", "prompts")
+        return ParsedPrompt(label, text, _token_ids(ids, label))
+    if "messages" not in given:
+        return ParsedPrompt(label, text, None)
+    return ParsedPrompt(label, _rendered(given, label, tokenizer, chat_template), None, rendered=True)
+
+
+def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> str:
+    from lynx_rt.text.chat import render_chat
+
+    _need_tokenizer(tokenizer, label)
+    options = {"chat_template": chat_template, **given}
+    messages, variables = options.pop("messages"), options.pop("chat_template_kwargs", None)
+    try:
+        return render_chat(messages, tokenizer, template_kwargs=variables, **options)
+    except ValidationError as error:
+        raise ValidationError(f"{label}: {error}" if label.endswith("]") else str(error), error.field) from None
+
+
+def _token_ids(ids: Any, label: str) -> list[int]:
+    """Python integers of a list or an array of one axis."""
+    if hasattr(ids, "tolist") and not isinstance(ids, _BYTES):  # numpy, torch
+        ids = ids.tolist()
+    if not isinstance(ids, Sequence) or isinstance(ids, (str, *_BYTES)):
+        raise ValidationError(f"{label} must be text or token ids, got {type(ids).__name__}", "prompts")
+    for place, item in enumerate(ids):
+        if isinstance(item, bool) or not isinstance(item, numbers.Integral):
+            raise ValidationError(f"{label}: token {place} must be an integer, got {shown(item)}", "prompts")
+    return [int(item) for item in ids]
+
+
+def _need_tokenizer(tokenizer: Tokenizer | None, label: str) -> Tokenizer:
+    if tokenizer is None:
+        raise ValidationError(
+            f"{label}: text needs a tokenizer, and this engine was made without one; pass token ids", "prompts"
+        )
+    return tokenizer
+
+
+def _tokenize(prompts: list[ParsedPrompt], tokenizer: Tokenizer | None, add_special_tokens: bool | None) -> None:
+    if not prompts:
+        return
+    tokenizer = _need_tokenizer(tokenizer, prompts[0].label)
+    for prompt in prompts:
+        if (fault := encoding_fault(prompt.text or "")) is not None:
+            raise ValidationError(f"{prompt.label}: {fault}", "prompts")
+    for special in (True, False):
+        wanted = (lambda prompt: not prompt.rendered) if add_special_tokens is None else lambda _: add_special_tokens
+        group = [prompt for prompt in prompts if wanted(prompt) == special]
+        texts = [prompt.text or "" for prompt in group]
+        for prompt, ids in zip(group, tokenizer.encode_batch(texts, special), strict=True):
+            prompt.token_ids = _undoubled(ids, prompt.text or "", tokenizer) if special else ids
+
+
+def _undoubled(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:
+    """Less the special tokens that were put before a text which starts with the same: "<s>" of a rendered chat."""
+    if not ids or ids[0] not in tokenizer.special_token_ids or not text.startswith(tokenizer.piece(ids[0])):
+        return ids
+    own = tokenizer.encode(text, add_special_tokens=False)
+    for count in range(len(ids) - len(own), 0, -1):
+        if ids[count : count + len(own)] == own and own[:count] == ids[:count]:
+            return ids[count:]
+    return ids
+
+
+def _check_ids(prompt: ParsedPrompt, vocab_size: int, max_model_len: int) -> None:
+    ids = prompt.token_ids
+    if not ids:
+        raise ValidationError(f"{prompt.label} is empty: it must have at least one token", "prompts")
+    if len(ids) >= max_model_len:
+        raise ValidationError(
+            f"{prompt.label} has {len(ids)} tokens, but prompt and output together may have {max_model_len} "
+            "(max_model_len)",
+            "prompts",
+        )
+    if min(ids) < 0 or max(ids) >= vocab_size:
+        place, bad = next((p, i) for p, i in enumerate(ids) if not 0 <= i < vocab_size)
+        raise ValidationError(
+            f"{prompt.label}: token {place} is {shown(bad)}, outside the vocabulary of {vocab_size}", "prompts"
+        )

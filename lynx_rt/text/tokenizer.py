@@ -1,0 +1,168 @@
+"""Text to token ids and back, on Hugging Face's `tokenizers`; with detokenizers that work token by token."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import tokenizers
+
+from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.library_errors import Guard
+from lynx_rt.text.detokenizer import ByteDetokenizer, Decoding, Detokenizer, WindowDetokenizer, token_bytes_by_decoding
+from lynx_rt.text.tokenizer_backend import Backend, SlowBackend
+from lynx_rt.text.tokenizer_config import read_chat_template
+from lynx_rt.text.tokenizer_files import load_tokenizer_files
+
+_CONTEXT = 5  # tokens of the prompt that set the scene for detokenization
+
+
+class Tokenizer:
+    """A tokenizer with its special tokens. Thread-safe.
+
+    source: a model folder; one file of it (tokenizer.json, vocab.json beside merges.txt, SentencePiece's tokenizer.model, a
+    tiktoken file, tekken.json); a `tokenizers.Tokenizer`; or a tokenizer of transformers, fast or slow.
+
+    Files are read as transformers 5 reads them, with the tokens and names that tokenizer_config.json,
+    special_tokens_map.json and added_tokens.json add. Three things are otherwise, because models count on them:
+    `add_bos_token: true` is heeded where tokenizer.json itself adds no start token (DeepSeek's); a tokenizer.model of a class
+    other than LlamaTokenizer has the prefix space and the white space that the model asks for; and tiktoken files have the
+    word pattern of their class (Kimi's, HunYuan's, Qwen's).
+    Raises ModelNotFoundError, CheckpointError, ValidationError.
+    """
+
+    @staticmethod
+    def of(tokenizer: Any, model: Path) -> Tokenizer:
+        """`tokenizer` as one; None = the model's."""
+        return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)
+
+    def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
+        special: Mapping[str, str | tokenizers.AddedToken] = {}
+        self.chat_template: str | dict[str, str] | None = None
+        name, prepend_bos = "the given tokenizer", False
+        if isinstance(source, (str, os.PathLike)):
+            file, raw, config = load_tokenizer_files(Path(source))
+            name, special = str(file), config.named
+            prepend_bos = config.values.get("add_bos_token") is True
+            self.chat_template = read_chat_template(file.parent, config.values)
+        elif isinstance(source, tokenizers.Tokenizer):
+            raw = _copy(source)
+        elif all(hasattr(source, attribute) for attribute in ("encode", "decode", "special_tokens_map")):
+            raw = source
+            if isinstance(getattr(source, "backend_tokenizer", None), tokenizers.Tokenizer):
+                raw = _copy(source.backend_tokenizer)
+                raw.encode_special_tokens = source.backend_tokenizer.encode_special_tokens
+            special = {name: token for name, token in source.special_tokens_map.items() if isinstance(token, str)}
+            self.chat_template = getattr(source, "chat_template", None)
+        else:
+            raise ValidationError(
+                f"tokenizer must be a path or a tokenizer of transformers or tokenizers, got {type(source).__name__}",
+                "tokenizer",
+            )
+        if isinstance(raw, tokenizers.Tokenizer):
+            # A tokenizer.json may carry the settings of its training; a prompt must never be cut or filled up.
+            raw.no_truncation()
+            raw.no_padding()
+            if isinstance(raw.model, tokenizers.models.BPE):
+                raw.model.dropout = None  # merges left out at random
+            self._backend = Backend(raw, name)
+            self._decoding = Decoding.of(raw)
+        else:
+            self._backend, self._decoding = SlowBackend(raw, name), None
+        # "bos_token", "eos_token", ... -> the token's text, where there is one: what chat templates use.
+        self.special_tokens = {name: str(getattr(token, "content", token)) for name, token in special.items()}
+        self.special_token_ids = self._backend.special_ids()
+        self._prepend_bos = self.bos_token_id if prepend_bos else None
+        self._bytes_of_id: dict[int, bytes] = {}
+        self.encode_batch([""])  # a post-processor may name a token that it does not have
+
+    @property
+    def backend(self) -> Any:
+        """What does the work: a `tokenizers.Tokenizer`, or the slow tokenizer of transformers that was given."""
+        return self._backend.raw
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included; the model's vocabulary may be larger."""
+        return self._backend.size
+
+    @property
+    def bos_token_id(self) -> int | None:
+        return self._special_id("bos_token")
+
+    @property
+    def eos_token_id(self) -> int | None:
+        return self._special_id("eos_token")
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of `text`. Raises ValidationError for text that is not valid Unicode."""
+        return self.encode_batch([text], add_special_tokens)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of each text."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise ValidationError(f"text must be a string, got {type(text).__name__}", "prompt")
+            if (fault := encoding_fault(text)) is not None:
+                raise ValidationError(fault, "prompt")
+        encoded = self._backend.encode_batch(texts, add_special_tokens)
+        if add_special_tokens and self._prepend_bos is not None:
+            bos = self._prepend_bos
+            encoded = [ids if ids[:1] == [bos] else [bos, *ids] for ids in encoded]
+        return encoded
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of `ids`; ids that are not in the vocabulary add nothing."""
+        ids = list(ids)
+        if not all(isinstance(token_id, SupportsIndex) and 0 <= operator.index(token_id) < 2**32 for token_id in ids):
+            raise ValidationError(f"token ids must be integers from 0 on, got {shown(ids)}", "ids")
+        return self._backend.decode(ids, skip_special_tokens) if ids else ""
+
+    def piece(self, token_id: int) -> str:
+        """The text of one token after others, special or not; bytes of a character that it has in part read "\\xe6"."""
+        return self.token_bytes(token_id).decode(errors="backslashreplace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What the token adds to a text, as UTF-8. Joined over the tokens after a prompt, this is the text."""
+        found = self._bytes_of_id.get(token_id)
+        if found is None:
+            token = self._backend.token_of(token_id) or ""
+            if self._decoding is not None:
+                found = self._decoding.token_bytes(token)
+            else:
+                found = token_bytes_by_decoding(self._backend, token_id, token)
+            self._bytes_of_id[token_id] = found
+        return found
+
+    def detokenizer(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for what follows `prompt_token_ids`.
+
+        Its pieces together are decode() of prompt and tokens, less decode() of the prompt. The exception is a run of
+        byte tokens that goes wrong (sentencepiece vocabularies): the pieces keep the characters that it completed,
+        which decode() replaces.
+        """
+        skip = self.special_token_ids if skip_special_tokens else frozenset()
+        context: list[int] = []
+        for token_id in reversed(prompt_token_ids):
+            if token_id not in skip and self._backend.token_of(token_id) is not None:
+                context.insert(0, token_id)
+                if len(context) == _CONTEXT:
+                    break
+        if self._decoding is None:
+            return WindowDetokenizer(self._backend, skip, skip_special_tokens, context)
+        return ByteDetokenizer(self.token_bytes, skip, self._decoding.strip, context)
+
+    def _special_id(self, name: str) -> int | None:
+        token = self.special_tokens.get(name)
+        return self._backend.id_of(token) if token else None
+
+    def __repr__(self) -> str:
+        return f"Tokenizer(vocab_size={self.vocab_size}, eos_token={self.special_tokens.get('eos_token')!r})"
+
+
+def _copy(raw: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    with Guard("the given tokenizer cannot be copied", "tokenizer", ValidationError):
+        return tokenizers.Tokenizer.from_str(raw.to_str())
