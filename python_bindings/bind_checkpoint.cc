@@ -13,7 +13,7 @@
 #include "gil.h"
 #include "model/decoder.h"
 #include "model/describe.h"
-#include "model/family_config.h"
+#include "model/families/common/config_keys.h"
 
 namespace py = pybind11;
 

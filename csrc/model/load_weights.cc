@@ -7,7 +7,7 @@
 
 #include "checkpoint/dummy.h"
 #include "checkpoint/tensor_values.h"
-#include "model/family_tensors.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

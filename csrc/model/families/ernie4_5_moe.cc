@@ -1,6 +1,6 @@
 // ERNIE 4.5, the text models with experts. Keys and names: transformers' ernie4_5_moe configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

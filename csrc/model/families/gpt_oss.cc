@@ -1,6 +1,6 @@
 // gpt-oss (arXiv 2508.10925). Keys and names: transformers' gpt_oss configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

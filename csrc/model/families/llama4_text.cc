@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "checkpoint/json.h"
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -1,4 +1,4 @@
-#include "model/family_deepseek.h"
+#include "model/families/common/deepseek.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "model/family_tensors.h"
+#include "model/families/common/weight_table.h"
 
 #include <algorithm>
 #include <cstring>
