@@ -14,6 +14,8 @@
 #include "model/decoder.h"
 #include "model/describe.h"
 #include "model/families/common/config_keys.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace py = pybind11;
 

@@ -6,6 +6,8 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 

@@ -1,4 +1,5 @@
-// From a checkpoint, or made up, to the slots that a family names.
+#include "model/load_weights.h"
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>

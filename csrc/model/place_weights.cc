@@ -2,7 +2,7 @@
 #include <array>
 #include <vector>
 
-#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 
