@@ -83,7 +83,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      attention_block(w, layer, rows, cache.layer(l));
+      mixer_block(w, layer, rows, cache.layer(l));
       if (!layer.moe) {
         mlp_block(w, rows);
         continue;
@@ -98,6 +98,20 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   num_rows_ = batch.num_rows;
   padded_rows_ = rows.num_rows;
   backend_.run({selections.text, cache.layer(0).k}, rows, std::ref(layers));
+}
+
+void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* out) {
+  if (config_.norm == NormKind::kLayer)
+    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, out);
+  else
+    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, out);
+}
+
+void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache) {
+  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, workspace_.normed.get());
+  const RopeTable rope{rope_cos_.get(), rope_sin_.get(), config_.rope.dim, config_.rope.interleaved};
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache};
+  std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {

@@ -63,12 +63,8 @@ class Decoder {
   int64_t workspace_bytes() const { return workspace_.bytes(); }
 
  private:
-  // attention_block.cc
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* out);
-  void attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
-  void grouped_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
-  void latent_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
-  RopeTable rope_table(int64_t dim) const { return {rope_cos_.get(), rope_sin_.get(), dim, config_.rope.interleaved}; }
+  void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
   void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                  const MoeObserver& observe);                     // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc

@@ -1,27 +1,23 @@
 // The weights of a model, as the decoder takes them.
 #pragma once
+#include <span>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "backend/backend.h"
 #include "checkpoint/weights.h"
+#include "model/mixers/gqa.h"
+#include "model/mixers/mla.h"
 
 namespace lynx_rt {
 
-// Weights of one decoder layer; what a model lacks is empty. H hidden, A/G query/kv heads, D head size, E experts, I expert width.
+using MixerWeights = std::variant<GqaWeights, MlaWeights>;  // of LayerConfig::mixer
+
+// Weights of one decoder layer; what a model lacks is empty. H hidden size, E experts.
 struct LayerWeights {
   WeightView input_norm, input_norm_bias;  // [H]
-  WeightView q_proj, q_bias;               // [A * D, H], [A * D]
-  WeightView k_proj, k_bias;               // [G * D, H], [G * D]
-  WeightView v_proj, v_bias;               // [G * D, H], [G * D]
-  WeightView o_proj, o_bias;               // [H, A * Dv], [H]
-  WeightView q_norm, k_norm;               // as ModelConfig::qk_norm says
-  WeightView sinks;                        // [A]
-  // MLA: L = kv_lora_rank, R = rope.dim, Q = q_lora_rank; without Q, q_proj is [A * D, H].
-  WeightView q_a_proj, q_a_bias, q_a_norm, q_b_proj;         // [Q, H], [Q], [Q], [A * D, Q]
-  WeightView kv_a_proj, kv_a_bias, kv_a_norm;                // [L + R, H], [L + R], [L]
-  std::vector<WeightView> k_absorb;                          // A of [L, nope]: the K rows of kv_b_proj, transposed
-  std::vector<WeightView> v_absorb;                          // A of [Dv, L]: its V rows
+  MixerWeights mixer;
   WeightView post_attention_norm, post_attention_norm_bias;  // [H]
   WeightView router, router_bias;                            // [E, H], [E]
   WeightView choice_bias;                                    // [E] float32: RouterRule::bias
@@ -31,11 +27,24 @@ struct LayerWeights {
   ExpertWeights mlp;                                         // the dense MLP
 };
 
+// One weight, placed by itself.
+struct WeightSlot {
+  WeightView* view;
+  WeightUse use;
+};
+// How a weight gets to the backend: by itself, with all experts of its layer (or as its MLP alone), or with all heads of its kind.
+using Placing = std::variant<WeightSlot, std::span<ExpertWeights>, std::span<WeightView>>;
+
+// Neither copied nor moved: `placing` points into it.
 struct ModelWeights {
+  ModelWeights() = default;
+  ModelWeights(const ModelWeights&) = delete;
+
   WeightView embed;                        // [V, H]
   WeightView final_norm, final_norm_bias;  // [H]
   WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
   std::vector<LayerWeights> layers;
+  std::vector<Placing> placing;       // of all of the above, as their specifications say
   WeightCopies copies;                // values of the checkpoint that cannot be used where they lie in the file
   OwnedWeights owned;                 // values that load_dummy_weights() made up
   std::vector<std::string> warnings;  // where the checkpoint contradicts its config

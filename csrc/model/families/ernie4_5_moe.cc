@@ -37,7 +37,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
       table.add_mlp(mlp, m.intermediate_size, w.mlp, m.mlp_bias);
       continue;
     }
-    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &w.router);
+    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
     table.add_float32(mlp + (table.has(mlp + "gate." + bias) ? "gate." : "") + bias, {1, m.num_experts}, &w.choice_bias);
     table.add_experts(mlp + "experts.", l);
     if (m.shared_expert_width > 0) table.add_mlp(mlp + "shared_experts.", m.shared_expert_width, w.shared_expert, m.mlp_bias);

@@ -1,0 +1,33 @@
+#include "model/mixers/mla.h"
+
+namespace lynx_rt {
+
+void mix(const MlaWeights& w, const MixerStep& s) {
+  const ModelConfig& m = s.config;
+  const int64_t heads = m.num_heads, latent = m.kv_lora_rank, width = latent + m.rope.dim, rows = s.batch.num_rows;
+  Workspace& ws = s.workspace;
+  float* input = ws.normed.get();
+  const LinearPart kv{w.kv_a_proj, w.kv_a_bias, 0};
+  s.backend.linear(input, rows, {&kv, 1}, false, ws.kv_a.get(), width);
+  LinearPart q{w.q_proj, {}, 0};
+  if (m.q_lora_rank > 0) {
+    const LinearPart a{w.q_a_proj, w.q_a_bias, 0};
+    s.backend.linear(input, rows, {&a, 1}, false, ws.q_a.get(), m.q_lora_rank);
+    s.backend.rmsnorm(ws.q_a.get(), w.q_a_norm, m.latent_norm_eps, rows, ws.q_a.get());
+    input = ws.q_a.get();
+    q.weight = w.q_b_proj;
+  }
+  s.backend.linear(input, rows, {&q, 1}, false, ws.qkv.get(), heads * m.head_dim);
+  s.backend.head_linear(ws.qkv.get(), heads * m.head_dim, m.head_dim, rows, w.k_absorb, ws.latent_q.get(), heads * width, width);
+
+  const MlaPostArgs post{ws.qkv.get(), ws.kv_a.get(),     heads,  m.qk_nope_head_dim,
+                         w.kv_a_norm,  m.latent_norm_eps, s.rope, ws.latent_q.get()};
+  s.backend.mla_post(post, s.batch, s.cache);
+  const AttentionArgs args{ws.latent_q.get(), heads * width, heads, m.attention_scale, s.layer.window, s.layer.chunk, {}};
+  s.backend.attention(args, s.batch, s.cache, ws.latent_out.get());
+  s.backend.head_linear(ws.latent_out.get(), heads * latent, latent, rows, w.v_absorb, ws.attended.get(), heads * m.v_head_dim,
+                        m.v_head_dim);
+  add_attended(s, w.o_proj, w.o_bias);
+}
+
+}  // namespace lynx_rt
