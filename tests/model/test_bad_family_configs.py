@@ -11,7 +11,7 @@ import torch
 from family_models_special import MXFP4, ROWS, split_experts, to_mxfp4
 from family_parity import write
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 NAMES = {row.id: row for row in [*ROWS, MXFP4]}
 MISSING = object()

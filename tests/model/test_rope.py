@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 CONTEXT = 4096  # max_position_embeddings
 

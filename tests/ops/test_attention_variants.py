@@ -6,7 +6,7 @@ import reference as ref
 import reference_attention as ra
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 
 def weights(kind, heads, rng):

@@ -6,7 +6,7 @@ import reference as ref
 import tolerance as tol
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 
 def make_experts(count, hidden, width, weight_dtype, down_dtype=None, seed=0):

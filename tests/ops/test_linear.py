@@ -8,7 +8,7 @@ import pytest
 import reference as ref
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 # Rows 0, 1, a tile (4) and what is left of one; K around the vector widths 16 and 32; N around the tile of 4.
 SHAPES = [
