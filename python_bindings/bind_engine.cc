@@ -6,9 +6,9 @@
 #include "base/error.h"
 #include "bindings.h"
 #include "engine/public_fields.h"
-#include "engine/simulation.h"
 #include "gil.h"
 #include "lynx_rt/engine.h"
+#include "research/simulation.h"
 #include "routing/selection_text.h"
 #include "to_python.h"
 
@@ -231,7 +231,7 @@ void register_engine(py::module_& m) {
   m.def("simulate", &simulate_recorded,
         "An expert selection on recorded router logits: dict(layers, routed_experts [order.size, L, k]). `recorded` is a dict as "
         "of "
-        "Engine.take_router_logits(); step s has rows order[offsets[s]:offsets[s + 1]] of it. See csrc/engine/simulation.h.",
+        "Engine.take_router_logits(); step s has rows order[offsets[s]:offsets[s + 1]] of it. See csrc/research/simulation.h.",
         py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert());
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },

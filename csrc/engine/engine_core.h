@@ -7,12 +7,12 @@
 
 #include "engine/batch.h"
 #include "engine/memory_plan.h"
-#include "engine/recording.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_control.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
+#include "research/recording.h"
 
 namespace lynx_rt {
 
@@ -33,8 +33,8 @@ class EngineCore {
   ModelInfo model_info() const;
   void check_integrity() const { pool_.check_integrity(scheduler_.held_blocks()); }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
-  RouterLogits take_router_logits();                                                             // recording.cc
-  ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // calibration.cc
+  RouterLogits take_router_logits();  // engine_research.cc
+  ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
  private:
   ModelWeights load_weights();
@@ -44,8 +44,8 @@ class EngineCore {
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                   const std::function<void(int64_t, int64_t)>& done);
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
-  void record(const ScheduledStep& step, const BatchView& batch);  // recording.cc
-  RoutedExperts take_routed_experts(Request& request);             // recording.cc
+  void record(const ScheduledStep& step, const BatchView& batch);  // engine_research.cc
+  RoutedExperts take_routed_experts(Request& request);             // engine_research.cc
   void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
   struct Drawn {
     Request* request;

@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "engine/governor.h"
-#include "engine/selection_tables.h"
 #include "lynx_rt/engine.h"
+#include "model/selection_tables.h"
 
 namespace lynx_rt {
 

@@ -3,22 +3,25 @@
 
 namespace lynx_rt {
 
-void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* out) {
+void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {
   if (config_.norm == NormKind::kLayer)
-    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, out);
+    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
   else
-    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, out);
+    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
 }
 
-void Decoder::attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache) {
-  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, workspace_.normed.get());
+void Decoder::attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
+                              PendingSum pending) {
+  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
   if (config_.mla())
     latent_attention(w, layer, batch, cache);
   else
     grouped_attention(w, layer, batch, cache);
-  LinearPart out{w.o_proj, w.o_bias, 0};
-  backend_.linear(workspace_.attended.get(), batch.num_rows, {&out, 1}, true, workspace_.x.get(), config_.hidden_size,
-                  config_.residual_multiplier);
+}
+
+void Decoder::add_attention(const LayerWeights& w, const Activations& attended) {
+  const LinearPart out{w.o_proj, w.o_bias, 0};
+  backend_.linear(attended, {&out, 1}, true, workspace_.x.get(), config_.hidden_size, config_.residual_multiplier);
 }
 
 void Decoder::grouped_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch,
@@ -27,7 +30,7 @@ void Decoder::grouped_attention(const LayerWeights& w, const LayerConfig& layer,
   const int64_t q_size = m.num_heads * m.head_dim, kv_size = m.num_kv_heads * m.head_dim, stride = q_size + 2 * kv_size;
   Workspace& ws = workspace_;
   LinearPart parts[] = {{w.q_proj, w.q_bias, 0}, {w.k_proj, w.k_bias, q_size}, {w.v_proj, w.v_bias, q_size + kv_size}};
-  backend_.linear(ws.normed.get(), batch.num_rows, parts, false, ws.qkv.get(), stride);
+  backend_.linear(ws.normed, parts, false, ws.qkv.get(), stride);
 
   QkvPostArgs post{};
   post.qkv = ws.qkv.get();
@@ -46,7 +49,8 @@ void Decoder::grouped_attention(const LayerWeights& w, const LayerConfig& layer,
   backend_.qkv_post(post, batch, cache);
 
   const AttentionArgs args{ws.qkv.get(), stride, m.num_heads, m.attention_scale, layer.window, layer.chunk, w.sinks};
-  backend_.attention(args, batch, cache, ws.attended.get());
+  backend_.attention(args, batch, cache, ws.attended);
+  add_attention(w, ws.attended);
 }
 
 // Multi-head latent attention in the absorbed form: keys and values stay the latent vectors of the cache; instead, queries are
@@ -57,27 +61,26 @@ void Decoder::latent_attention(const LayerWeights& w, const LayerConfig& layer, 
   const ModelConfig& m = config_;
   const int64_t heads = m.num_heads, latent = m.kv_lora_rank, width = latent + m.rope.dim, rows = batch.num_rows;
   Workspace& ws = workspace_;
-  float* input = ws.normed.get();
   const LinearPart kv{w.kv_a_proj, w.kv_a_bias, 0};
-  backend_.linear(input, rows, {&kv, 1}, false, ws.kv_a.get(), width);
+  backend_.linear(ws.normed, {&kv, 1}, false, ws.kv_a.get(), width);
   LinearPart q{w.q_proj, {}, 0};
   if (m.q_lora_rank > 0) {
     const LinearPart a{w.q_a_proj, w.q_a_bias, 0};
-    backend_.linear(input, rows, {&a, 1}, false, ws.q_a.get(), m.q_lora_rank);
-    backend_.rmsnorm(ws.q_a.get(), w.q_a_norm, m.latent_norm_eps, rows, ws.q_a.get());
-    input = ws.q_a.get();
+    backend_.linear(ws.normed, {&a, 1}, false, ws.q_a.get(), m.q_lora_rank);
+    backend_.rmsnorm(ws.q_a.get(), w.q_a_norm, m.latent_norm_eps, rows, ws.normed);
     q.weight = w.q_b_proj;
   }
-  backend_.linear(input, rows, {&q, 1}, false, ws.qkv.get(), heads * m.head_dim);
-  backend_.head_linear(ws.qkv.get(), heads * m.head_dim, m.head_dim, rows, w.k_absorb, ws.latent_q.get(), heads * width, width);
+  backend_.linear(ws.normed, {&q, 1}, false, ws.qkv.get(), heads * m.head_dim);
+  backend_.head_linear(Activations(ws.qkv.get(), rows, heads * m.head_dim), m.head_dim, w.k_absorb, ws.latent_q.get(),
+                       heads * width, width);
 
   MlaPostArgs post{ws.qkv.get(),           ws.kv_a.get(),    heads, m.qk_nope_head_dim, w.kv_a_norm, m.latent_norm_eps,
                    rope_table(m.rope.dim), ws.latent_q.get()};
   backend_.mla_post(post, batch, cache);
   const AttentionArgs args{ws.latent_q.get(), heads * width, heads, m.attention_scale, layer.window, layer.chunk, {}};
-  backend_.attention(args, batch, cache, ws.latent_out.get());
-  backend_.head_linear(ws.latent_out.get(), heads * latent, latent, rows, w.v_absorb, ws.attended.get(), heads * m.v_head_dim,
-                       m.v_head_dim);
+  backend_.attention(args, batch, cache, ws.attended);
+  backend_.head_linear(ws.attended, latent, w.v_absorb, ws.head_values.get(), heads * m.v_head_dim, m.v_head_dim);
+  add_attention(w, Activations(ws.head_values.get(), rows, heads * m.v_head_dim));
 }
 
 }  // namespace lynx_rt

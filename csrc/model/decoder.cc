@@ -106,19 +106,21 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
     size_t moe = 0;
+    PendingSum pending;  // of the layer before
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      attention_block(w, layer, rows, cache.layer(l));
+      attention_block(w, layer, rows, cache.layer(l), std::move(pending));
       if (!layer.moe) {
         mlp_block(w, rows);
         continue;
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
-      moe_block(w, rows, selection, int64_t(moe), observe);
+      pending = moe_block(w, rows, selection, int64_t(moe), observe);
       ++moe;
     }
+    backend_.combine(std::move(pending));
   };
   const BatchView rows = backend_.begin_step(batch);
   num_rows_ = batch.num_rows;
@@ -130,8 +132,8 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
   if (int64_t(rows.size()) > max_logit_rows_) invalid("rows", "expected at most ", max_logit_rows_, ", got ", rows.size());
   float* gathered = workspace_.logit_rows.get();
   backend_.gather_rows(workspace_.x.get(), rows, config_.hidden_size, gathered);
-  norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()), gathered);
-  backend_.logits(gathered, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, int64_t(rows.size()), out);
+  norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()));
+  backend_.logits(workspace_.normed, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, out);
 }
 
 void Decoder::end_step(std::span<SelectionStats> stats) {

@@ -79,13 +79,16 @@ class Decoder {
 
  private:
   // attention_block.cc
-  void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* out);
-  void attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
+  // Leaves the normed rows in the workspace; adds what is pending to x first.
+  void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
+  void attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
+                       PendingSum pending);
+  void add_attention(const LayerWeights& w, const Activations& attended);  // the output projection, added to x
   void grouped_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
   void latent_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
   RopeTable rope_table(int64_t dim) const { return {rope_cos_.get(), rope_sin_.get(), dim, config_.rope.interleaved}; }
-  void moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                 const MoeObserver& observe);                     // moe_block.cc
+  PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                       const MoeObserver& observe);               // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
 
   template <class T>

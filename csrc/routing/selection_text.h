@@ -20,8 +20,6 @@ std::vector<PolicySetting> parse_settings(std::string_view text, const char* fie
 // replay. Throws kInvalidArgument naming the unknown policy or key and those that exist.
 Selection parse_policy(const std::string& text, std::string* file = nullptr);
 std::string to_string(const Selection& selection, const std::string& file = "");  // parse_policy's canonical form
-// Throws kInvalidArgument naming the parameter that does not fit a model with E experts, k per token.
-void check_selection(const Selection& selection, int num_experts, int top_k);
 
 // What all layers of a model do: "POLICY" or "POLICY@LAYERS=POLICY@...", as in "lynx:alpha=4@0-1+7=topk@5=oea:k0=2". LAYERS are
 // numbers and ranges of the model's layers (from 0), joined by "+".

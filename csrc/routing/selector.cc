@@ -6,7 +6,6 @@
 
 #include "base/error.h"
 #include "routing/router_keys.h"
-#include "routing/selection_text.h"
 #include "routing/selector_batch.h"
 
 namespace lynx_rt {

@@ -5,8 +5,8 @@
 #include <new>
 
 #include "check.h"
-#include "engine/selection_tables.h"
 #include "model/decoder.h"
+#include "model/selection_tables.h"
 
 namespace {
 std::atomic<int64_t> allocations = 0;

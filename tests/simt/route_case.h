@@ -11,6 +11,7 @@
 #include "check.h"
 #include "device_array.h"
 #include "routing/dispatch.h"
+#include "routing/selection_text.h"
 #include "routing/selector.h"
 
 namespace route_case {

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "route_policy_case.h"
-#include "routing/selection_text.h"
 
 using namespace lynx_rt;
 using namespace route_case;

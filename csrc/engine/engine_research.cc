@@ -1,33 +1,12 @@
-#include "engine/recording.h"
-
-#include <algorithm>
+// What EngineCore does for research beside its results: recorded routing, compared experts.
 #include <utility>
 
+#include "base/cpu_features.h"
 #include "base/error.h"
 #include "engine/engine_core.h"
+#include "research/calibration.h"
 
 namespace lynx_rt {
-
-void RoutedExpertsTable::store(const std::vector<int32_t>& ids, std::span<const int64_t> slots) {
-  const int64_t width = num_layers_ * top_k_;
-  for (size_t t = 0; t < slots.size(); ++t) {
-    std::vector<int16_t>& page = pages_[size_t(slots[t] / block_size_)];
-    page.resize(size_t(block_size_ * width));
-    std::transform(ids.begin() + int64_t(t) * width, ids.begin() + int64_t(t + 1) * width,
-                   page.begin() + slots[t] % block_size_ * width, [](int32_t id) { return int16_t(id); });
-  }
-}
-
-RoutedExperts RoutedExpertsTable::gather(const Request& request, int64_t begin, int64_t end) const {
-  const int64_t width = num_layers_ * top_k_;
-  RoutedExperts out{end - begin, num_layers_, top_k_, {}};
-  out.ids.reserve(size_t((end - begin) * width));
-  for (int64_t p = begin; p < end; ++p) {
-    const auto from = pages_[size_t(request.blocks[size_t(p / block_size_)])].begin() + p % block_size_ * width;
-    out.ids.insert(out.ids.end(), from, from + width);
-  }
-  return out;
-}
 
 // After the step has run: `batch` in host memory.
 void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
@@ -56,7 +35,7 @@ RoutedExperts EngineCore::take_routed_experts(Request& r) {
   if (!options_.enable_return_routed_experts) return {};
   const int64_t begin = r.num_routed_returned;
   r.num_routed_returned = r.num_computed;
-  return routed_experts_.gather(r, begin, r.num_computed);
+  return routed_experts_.gather(r.blocks, begin, r.num_computed);
 }
 
 RouterLogits EngineCore::take_router_logits() {
@@ -72,6 +51,26 @@ RouterLogits EngineCore::take_router_logits() {
   out.num_groups = config_.router.num_groups;
   out.top_groups = config_.router.top_groups;
   out.group_top2 = config_.router.group_top2;
+  return out;
+}
+
+ExpertComparison EngineCore::compare_experts(const std::vector<int32_t>& tokens, ExpertMetric metric) {
+  if (!backend_->host_memory())
+    fail(ErrorCode::kUnsupported, "device", "device: experts are compared on the CPU only, got ", backend_->description(),
+         "; use device=\"cpu\"");
+  ExpertComparison out;
+  out.num_layers = decoder_.num_moe_layers();
+  out.num_experts = config_.num_experts;
+  if (out.num_layers == 0) fail(ErrorCode::kUnsupported, "model", "model: there are no experts to compare");
+  if (config_.ffn.activation != Activation::kSilu || config_.ffn.scale_input)
+    fail(ErrorCode::kUnsupported, "model_type", "model_type: experts of ", config_.model_type,
+         " are not compared; supported: models whose experts are down(silu(gate) * up), weighed at their output");
+  out.num_tokens = int64_t(tokens.size());
+  out.sums.resize(size_t(out.num_layers * out.num_experts * out.num_experts));
+  out.usage.resize(size_t(out.num_layers * out.num_experts));
+  ExpertComparer compare(*backend_, config_, metric, options_.num_threads ? options_.num_threads : usable_cores(),
+                         int64_t(tokens.size()), out);
+  run_single(tokens, 0, std::ref(compare), [](int64_t, int64_t) {});
   return out;
 }
 

@@ -4,7 +4,7 @@
 #include <span>
 #include <vector>
 
-#include "engine/request.h"
+#include "lynx_rt/engine.h"
 #include "routing/routing.h"
 
 namespace lynx_rt {
@@ -18,8 +18,8 @@ class RoutedExpertsTable {
 
   // ids [slots.size(), L, k], -1 or below 2^15.
   void store(const std::vector<int32_t>& ids, std::span<const int64_t> slots);
-  // Of tokens [begin, end) of a request.
-  RoutedExperts gather(const Request& request, int64_t begin, int64_t end) const;
+  // Of tokens [begin, end) of a sequence whose pages are `blocks`.
+  RoutedExperts gather(std::span<const int32_t> blocks, int64_t begin, int64_t end) const;
 
  private:
   int64_t block_size_, num_layers_, top_k_;

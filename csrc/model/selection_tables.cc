@@ -1,4 +1,4 @@
-#include "engine/selection_tables.h"
+#include "model/selection_tables.h"
 
 #include <algorithm>
 #include <cmath>

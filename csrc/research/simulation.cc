@@ -1,10 +1,10 @@
-#include "engine/simulation.h"
+#include "research/simulation.h"
 
 #include <algorithm>
 
 #include "base/error.h"
-#include "engine/recording.h"
-#include "engine/selection_tables.h"
+#include "model/selection_tables.h"
+#include "research/recording.h"
 #include "routing/selector.h"
 
 namespace lynx_rt {

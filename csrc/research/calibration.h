@@ -1,0 +1,31 @@
+// Experts compared pair by pair: every expert of a layer on every token.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "lynx_rt/engine.h"
+#include "model/decoder.h"
+
+namespace lynx_rt {
+
+// Adds up one layer after the other, as a MoeObserver. Experts run on the CPU's backend.
+class ExpertComparer {
+ public:
+  ExpertComparer(Backend& backend, const ModelConfig& config, ExpertMetric metric, int num_threads, int64_t max_rows,
+                 ExpertComparison& sums);
+  void operator()(const MoeInput& in);
+
+ private:
+  void compare_row(int64_t t, int64_t rows);
+
+  Backend& backend_;
+  ExpertMetric metric_;
+  int64_t num_experts_, hidden_, top_k_;
+  ThreadPool pool_;
+  std::vector<float> outputs_;  // [E, rows, H]
+  std::vector<double> of_row_;  // [rows, E, E]
+  ExpertComparison& sums_;
+};
+
+}  // namespace lynx_rt
