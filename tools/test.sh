@@ -3,6 +3,7 @@
 #   tools/test.sh [pytest options]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
+export LYNX_RT_TESTING=1  # lynx_rt._C_testing as well, which is not part of a plain install
 prepare "[test]"
 cd "$root"
 # Safe path: neither pytest nor the processes that tests start take ./lynx_rt, which has no compiled module, for the package.

@@ -3,7 +3,7 @@
 import pytest
 from isas import ISAS
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -32,4 +32,4 @@ def float_backend(isa):
 
 @pytest.fixture
 def backend(isa, dtype):
-    return _C.Backend(dtype=dtype, isa=isa, num_threads=2)
+    return _C_testing.Backend(dtype=dtype, isa=isa, num_threads=2)

@@ -94,7 +94,7 @@ def test_silu_over_its_range(isa):
     """One expert of width 1 whose gate passes x on: from where the exponential overflows to where it vanishes."""
     x = np.concatenate([np.linspace(-110, 110, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
     rows = np.concatenate([x, np.ones_like(x)], 1)
-    b = _C.Backend(isa=isa)
+    b = _C_testing.Backend(isa=isa)
     gate, up, down = (np.array(w, np.float32) for w in ([[1, 0]], [[0, 1]], [[1], [0]]))
     s = ref.silu(x[:, 0].astype(np.float64))
     assert_within(b.mlp(rows, gate, up, down)[:, 0], (s, tol.SILU * np.abs(s) + tol.SILU_TINY + tol.U32 * np.abs(s)))
