@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lynx_rt.engine import weight_formats
 from lynx_rt.errors import LynxError, ModelNotFoundError, UnsupportedModelError
 from lynx_rt.interrupts import comes_from_signal_handler
 
@@ -136,16 +137,8 @@ def _check_format(name: str, files: list[str]) -> None:
     """Before gigabytes are fetched that nothing can be done with."""
     if any(re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", file) for file in files):
         return
-    if any(file.endswith(".gguf") for file in files):
-        raise UnsupportedModelError(
-            f"{name} holds GGUF files, which are not supported; take the model in safetensors, as its authors publish it",
-            "model",
-        )
-    if "adapter_config.json" in files:
-        raise UnsupportedModelError(
-            f"{name} is an adapter (LoRA), not a model: merge it into its base model with peft's merge_and_unload()",
-            "model",
-        )
+    if known := weight_formats.what_it_is(name, files):
+        raise UnsupportedModelError(known, "model")
     raise UnsupportedModelError(
         f"{name} has no model.safetensors or model.safetensors.index.json; other formats of weights are not supported",
         "model",
