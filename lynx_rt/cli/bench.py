@@ -248,7 +248,7 @@ def _op_cells(row: Row) -> list[tuple[str, ...]]:
     """Where a mean step goes, the longest first; what no op took is the scheduler's, the batch's and Python's."""
     outside = row.mean_ms - sum(op["ms"] for op in row.ops.values())
     ops = {**row.ops, "outside the ops": {"ms": outside, "bytes": 0.0}}
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for name, op in sorted(ops.items(), key=lambda item: -item[1]["ms"]):
         if op["ms"] == 0:
             continue

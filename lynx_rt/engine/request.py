@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from lynx_rt import _C
     from lynx_rt.engine.sampling_params import SamplingParams
+    from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
-    from lynx_rt.text.tokenizer import Detokenizer, Tokenizer
+    from lynx_rt.text.tokenizer import Tokenizer
 
 
 class Completion:

@@ -63,7 +63,7 @@ class Simulation:
     @property
     def remapped_share(self) -> float:
         """Share of the (row, slot) pairs that lost their own choice, 0..1."""
-        return layer_mean(self.layers, "remapped_pairs", "rows") / max(self.routed_experts.shape[-1], 1)
+        return layer_mean(self.layers, "remapped_pairs", "rows") / max(int(self.routed_experts.shape[-1]), 1)
 
     @property
     def guard_share(self) -> float:
