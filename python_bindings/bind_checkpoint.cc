@@ -11,7 +11,11 @@
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
 #include "gil.h"
-#include "model/family_config.h"
+#include "model/decoder.h"
+#include "model/describe.h"
+#include "model/families/common/config_keys.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace py = pybind11;
 
