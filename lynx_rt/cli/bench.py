@@ -32,7 +32,7 @@ from lynx_rt.engine.outputs import LayerStats, layer_mean
 _TURN = 4  # steps of one policy before the next
 _WARMUP = 4  # untimed decode steps per batch size
 _BANDWIDTH_BYTES = 1 << 29  # large against any cache
-_ROWS_PER_STEP = 2048  # of prefill
+_ROWS_PER_STEP = 2048  # rows of a prefill step
 
 
 @dataclass

@@ -204,7 +204,7 @@ class Engine(EngineState):
         request_id: str | None = None,
         add_special_tokens: bool | None = None,
     ) -> AsyncIterator[RequestOutput]:
-        """As `stream`, for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
+        """`stream` for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
         request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 

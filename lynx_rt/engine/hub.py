@@ -20,9 +20,9 @@ from lynx_rt.interrupts import comes_from_signal_handler
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What an engine reads: weights, configs, tokenizers of all formats, chat templates.
+# Files that an engine reads: weights, configs, tokenizers of all formats, chat templates.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-# The same weights once more, in other formats and layouts.
+# Files that hold the same weights once more, in other formats and layouts.
 _UNWANTED = ["consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*", ".*"]
 
 
@@ -134,7 +134,7 @@ def _download(hub: Any, name: str, revision: str | None, what: str) -> Path:
 
 
 def _check_format(name: str, files: list[str]) -> None:
-    """Before gigabytes are fetched that nothing can be done with."""
+    """Raises UnsupportedModelError for a model without safetensors, before gigabytes are fetched that nothing can be done with."""
     if any(re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", file) for file in files):
         return
     if known := weight_formats.what_it_is(name, files):

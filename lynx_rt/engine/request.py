@@ -216,7 +216,7 @@ class Request:
         )
 
     def _metrics(self) -> RequestMetrics:
-        """Over all completions: the earliest start, the latest end, and all of the tokens."""
+        """The metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
         first = each[0]
 

@@ -32,11 +32,12 @@ def what_it_is(model: str, files: Iterable[str], base: str | None = None) -> str
 
 
 def gguf_file(path: str) -> str:
+    """What to do where one GGUF file was given as the model."""
     return f"{path} is a GGUF file. {_GGUF}"
 
 
 def how_to_convert(model: str) -> str:
-    """For weights in PyTorch's own format."""
+    """What to do with weights in PyTorch's own format."""
     return (
         "It is not supported, since it can run code; convert it to safetensors with transformers: "
         f"m = AutoModelForCausalLM.from_pretrained({model!r}, dtype='auto'); m.save_pretrained('NEW'), and copy "

@@ -71,7 +71,7 @@ class Simulation:
         return layer_mean(self.layers, "guard_hits", "steps")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without the arrays."""
+        """The figures as JSON can hold them, without the arrays."""
         from dataclasses import asdict
 
         means = ("rows_per_step", "union_before", "active", "retained_mass", "remapped_share", "guard_share")

@@ -33,7 +33,7 @@ from lynx_rt.text.text_file import read_text
 
 REFERENCE = "topk"
 MINORITY = "minority:"
-_MINORITY_SHARE = 1 / 16  # of the decode rows
+_MINORITY_SHARE = 1 / 16  # the share of decode rows that a task has as a minority
 _TEXT_CHUNK = 256  # tokens of a text that are one sequence
 TokenText = tuple[list[int], list[int]]  # what is given, and what follows it
 
@@ -99,7 +99,7 @@ class StudyOptions:
         }
 
     def run_keys(self) -> list[RunKey]:
-        """In the order in which they run: whole comparisons first."""
+        """All runs in the order in which they are made: whole comparisons first."""
         return [
             RunKey(policy, batch, batches, seed)
             for batch in self.batch_sizes
@@ -193,7 +193,7 @@ def _open_engine(options: StudyOptions, batch: int) -> Engine:
 
 
 def _work(options: StudyOptions, key: RunKey) -> float:
-    """Of a run, for the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
+    """How much a run is, to tell the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
     return len(options.pool) * options.items / math.sqrt(key.batch)
 
 

@@ -180,7 +180,7 @@ def _tokenize(prompts: list[ParsedPrompt], tokenizer: Tokenizer | None, add_spec
 
 
 def _undoubled(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:
-    """Less the special tokens that were put before a text which starts with the same: "<s>" of a rendered chat."""
+    """The ids without special tokens that were put before a text which starts with the same ones: "<s>" of a rendered chat."""
     if not ids or ids[0] not in tokenizer.special_token_ids or not text.startswith(tokenizer.piece(ids[0])):
         return ids
     own = tokenizer.encode(text, add_special_tokens=False)
