@@ -311,9 +311,12 @@ class Backend {
   // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
 
-  // tokens[i] = draw of logits row i under params[i], as TokenDrawer::draw() says (sampling.h), or its error value; logits
-  // [params.size(), V], params and tokens in host memory, tokens to be read after end_step(). Test: tests/engine/test_sampler.py.
-  void sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens);
+  // tokens[i] = draw of logits row i under params[i] and, where mask_row says so, a row of `masks`, as TokenDrawer::draw() says
+  // (sampling.h), or its error value: kNoToken where the mask is all zero. logits [params.size(), V]; masks
+  // [at most params.size(), token_mask_words(V)], params and tokens in host memory, tokens to be read after end_step().
+  // Tests: tests/engine/test_sampler.py, tests/cpp/test_sampling.cc, tests/simt/test_sample.cc.
+  void sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
+              int32_t* tokens);
 
   std::span<const OpProfile> profile() const { return profile_; }
   // Charges weight bytes that only became known at the end of a step.
@@ -342,7 +345,7 @@ class Backend {
                              const Routing&, const DispatchPlan&, float*) = 0;
   virtual void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
-  virtual void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) = 0;
+  virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }
   virtual void do_run(const StepKey&, const BatchView& batch, const std::function<void(const BatchView&)>& ops) { ops(batch); }
   virtual void do_end_step(std::span<SelectionStats>) = 0;

@@ -321,7 +321,7 @@ std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
     double start = now();
     draws_.clear();
     for (size_t j = 0; j < count; ++j) draws_.push_back(Sampler::draw_params(*drawn[i + j].request));
-    backend_->sample(logits_.get(), draws_, config_.vocab_size, drawn_tokens_.data() + i);
+    backend_->sample(logits_.get(), draws_, {}, config_.vocab_size, drawn_tokens_.data() + i);
     for (size_t j = 0; j < count; ++j) {
       Drawn& d = drawn[i + j];
       if (Sampler::draws_only(*d.request)) continue;

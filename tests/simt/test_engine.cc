@@ -329,9 +329,9 @@ void test_products() {
   backend->begin_step({});
   const std::vector<DrawParams> draws(1, DrawParams{0, 1, 0, 0, 0});
   int32_t tokens[3] = {-9, -9, -9};
-  backend->sample(device_x, draws, 4, tokens);
-  backend->sample(device_x + 4, draws, 2, tokens + 1);
-  backend->sample(device_x + 6, draws, 2, tokens + 2);
+  backend->sample(device_x, draws, {}, 4, tokens);
+  backend->sample(device_x + 4, draws, {}, 2, tokens + 1);
+  backend->sample(device_x + 6, draws, {}, 2, tokens + 2);
   backend->end_step({});
   CHECK_EQ(tokens[0], 1);
   CHECK_EQ(tokens[1], 0);

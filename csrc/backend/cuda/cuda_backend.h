@@ -62,7 +62,7 @@ class CudaBackend final : public Backend {
                      const DispatchPlan&, float*) override;
   void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
-  void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
+  void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
   void do_run(const StepKey&, const BatchView&, const std::function<void(const BatchView&)>& ops) override;
   void do_end_step(std::span<SelectionStats>) override;
@@ -127,7 +127,7 @@ class CudaBackend final : public Backend {
 
   // Scratch, sized by reserve()
   cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
-      sample_scratch_, params_, tokens_, rows_;
+      token_masks_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
   const float* rounded_of_ = nullptr;
   cuda::Combine combine_;  // pending where partial is not null
