@@ -273,67 +273,8 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   return id;
 }
 
-// Logits of each prompt row of this chunk give the logprobs of the token after it.
-void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row) {
-  Request& r = *s.request;
-  if (r.params.prompt_logprobs < 0 || r.num_generated() > 0) return;
-  r.prompt_logprobs.resize(size_t(r.num_computed + 1));  // entry 0 stays empty: nothing predicts the first token
-  int64_t end = std::min(s.num_tokens, r.prompt_len - 1 - r.num_computed);
-  for (int64_t i = 0; i < end; i += decoder_.max_logit_rows()) {
-    std::vector<int32_t> rows;
-    for (int64_t j = i; j < std::min(end, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(first_row + j));
-    decoder_.logits(rows, logits_.get());
-    for (size_t j = 0; j < rows.size(); ++j) {
-      int32_t token = r.tokens[size_t(r.num_computed + i + int64_t(j) + 1)];
-      r.prompt_logprobs.push_back(sampler_.top_logprobs(host_logits(int64_t(j)), token, r.params.prompt_logprobs));
-    }
-  }
-}
-
 void EngineCore::count_selection() {
   for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
-}
-
-float* EngineCore::host_logits(int64_t row) {
-  float* logits = logits_.get() + row * config_.vocab_size;
-  if (backend_->host_memory()) return logits;
-  host_logits_.resize(size_t(config_.vocab_size));
-  backend_->read(host_logits_.data(), logits, config_.vocab_size * int64_t(sizeof(float)));
-  return host_logits_.data();
-}
-
-// Takes the logits of every request whose last token was computed, and draws its next one: where nothing but the draw is asked
-// for, with all the others in the backend. A request whose constraints or logits leave nothing to draw gets an error of its
-// own; the others go on.
-std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
-  std::vector<Drawn> drawn;
-  std::vector<int32_t> rows;
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    const ScheduledRequest& s = step.requests[i];
-    if (s.request->num_computed + s.num_tokens < int64_t(s.request->tokens.size())) continue;  // in the middle of its prompt
-    drawn.push_back({s.request, {}, {}});
-    rows.push_back(int32_t(batch_.first_row(i) + s.num_tokens - 1));
-  }
-  drawn_tokens_.resize(rows.size());
-  for (size_t i = 0; i < rows.size(); i += size_t(decoder_.max_logit_rows())) {
-    size_t count = std::min(rows.size() - i, size_t(decoder_.max_logit_rows()));
-    decoder_.logits(std::span(rows).subspan(i, count), logits_.get());
-    double start = now();
-    draws_.clear();
-    for (size_t j = 0; j < count; ++j) draws_.push_back(Sampler::draw_params(*drawn[i + j].request));
-    backend_->sample(logits_.get(), draws_, {}, config_.vocab_size, drawn_tokens_.data() + i);
-    for (size_t j = 0; j < count; ++j) {
-      Drawn& d = drawn[i + j];
-      if (Sampler::draws_only(*d.request)) continue;
-      try {
-        d.result = sampler_.sample(*d.request, config_.eos_token_ids, host_logits(int64_t(j)));
-      } catch (const Error& e) {
-        d.error = e.what();
-      }
-    }
-    counters_.sampling_seconds += now() - start;
-  }
-  return drawn;
 }
 
 std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
@@ -342,16 +283,10 @@ std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   selection_.prepare(batch);
   decoder_.forward(batch, cache_, selection_.current());
   counters_.model_seconds += now() - start;
-  for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
-  std::vector<Drawn> drawn = sample(step);
+  std::vector<Drawn> drawn = use_logits(step);
   decoder_.end_step(layer_stats_);
   record(step, batch);
-  for (size_t i = 0; i < drawn.size(); ++i) {
-    Drawn& d = drawn[i];
-    if (!Sampler::draws_only(*d.request)) continue;
-    d.result.token = drawn_tokens_[i];
-    if (d.result.token < 0) d.error = Sampler::describe_error(*d.request, d.result.token);
-  }
+  take_drawn_tokens(drawn);
   return drawn;
 }
 

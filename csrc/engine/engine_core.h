@@ -46,15 +46,19 @@ class EngineCore {
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
   void record(const ScheduledStep& step, const BatchView& batch);  // engine_research.cc
   RoutedExperts take_routed_experts(Request& request);             // engine_research.cc
-  void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
+  // What was drawn for a sampled row.
   struct Drawn {
     Request* request;
     Sampler::Result result;
-    std::string error;  // what went wrong for this request alone; empty = nothing
+    std::string error;        // what went wrong for this request alone; empty = nothing
+    bool by_backend = false;  // the token is there after the step
   };
   // What a step brings for its requests. Throws RowError.
   std::vector<Drawn> run(const ScheduledStep& step);
-  std::vector<Drawn> sample(const ScheduledStep& step);
+  // engine_sample.cc
+  std::vector<Drawn> use_logits(const ScheduledStep& step);
+  void sample(std::span<const SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens);
+  void take_drawn_tokens(std::span<Drawn> drawn) const;
   float* host_logits(int64_t row);  // row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
   StepOutput postprocess(Drawn drawn);  // may end the request
@@ -82,7 +86,7 @@ class EngineCore {
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
-  std::vector<int32_t> drawn_tokens_;  // of the rows of a step
+  std::vector<int32_t> drawn_tokens_;  // of the sampled rows of a step
   std::vector<SelectionStats> layer_stats_;
   RoutedExpertsTable routed_experts_;
   std::vector<int32_t> routed_ids_;  // of the last step, [rows, L, k]

@@ -21,12 +21,14 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   decoder_.read_router_logits(scores);
   r.scores.insert(r.scores.end(), scores.begin(), scores.end());
   r.routed_experts.insert(r.routed_experts.end(), routed_ids_.begin(), routed_ids_.end());
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    r.step.push_back(recorded_steps_);
-    r.request.push_back(step.requests[i].request->id);
-    r.position.push_back(batch.positions[i]);
-    r.exact.push_back(batch.exact[i]);
-  }
+  size_t row = 0;
+  for (const ScheduledRequest& s : step.requests)
+    for (int64_t i = 0; i < s.num_tokens; ++i, ++row) {
+      r.step.push_back(recorded_steps_);
+      r.request.push_back(s.request->id);
+      r.position.push_back(batch.positions[row]);
+      r.exact.push_back(batch.exact[row]);
+    }
   ++recorded_steps_;
 }
 

@@ -1,5 +1,6 @@
 // One request's state. Plain data; the scheduler and the engine keep its invariants.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -12,8 +13,9 @@ struct Request {
   uint64_t id = 0;
   SamplingParams params;
   uint64_t seed = 0;            // params.seed, or derived from the engine's
-  std::vector<int32_t> tokens;  // prompt, then what was generated
+  std::vector<int32_t> tokens;  // prompt, then what was generated, then drafts
   int64_t prompt_len = 0;
+  int64_t num_drafts = 0;  // guessed tokens, each to be compared with the one drawn after the token before it
   int64_t max_len = 0;  // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
 
   int64_t num_computed = 0;  // tokens whose K and V are in `blocks`; < tokens.size() between steps
@@ -30,8 +32,13 @@ struct Request {
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
 
   int64_t num_generated() const { return int64_t(tokens.size()) - prompt_len; }
-  // One token to compute, and it was generated: a decode row.
-  bool is_decoding() const { return num_computed + 1 == int64_t(tokens.size()) && num_computed >= prompt_len; }
+  int64_t num_pending() const { return int64_t(tokens.size()) - num_computed; }  // tokens still to be computed
+  // The first token whose logits a token is drawn from: the last one that is known, the drafts after it aside.
+  int64_t first_sampled() const { return int64_t(tokens.size()) - 1 - num_drafts; }
+  // Every pending token is one to draw after, and none is of the prompt: decode rows.
+  bool is_decoding() const { return num_computed >= std::max(prompt_len, first_sampled()); }
+  // Logits of prompt rows are wanted as well, for the log-probabilities of the tokens after them.
+  bool wants_prompt_logits() const { return params.prompt_logprobs >= 0 && num_generated() == 0; }
 };
 
 // Throws kInvalidArgument naming the field, what was expected and what was found.

@@ -42,13 +42,14 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (!r->is_decoding()) continue;
-    bool ok = reserve(*r, 1);
+    const int64_t n = std::min(budget(step), r->num_pending());
+    bool ok = reserve(*r, n);
     while (!ok && running_.size() > i + 1) {
       preempt_last();
-      ok = reserve(*r, 1);
+      ok = reserve(*r, n);
     }
     if (ok) {
-      take(step, *r, 1);
+      take(step, *r, n);
     } else {
       preempt_last();  // itself; the ones before it hold the pages and go on
     }
@@ -62,7 +63,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
-    int64_t n = std::min(budget(step), int64_t(r->tokens.size()) - r->num_computed);
+    int64_t n = std::min(budget(step), r->num_pending());
     bool ok = reserve(*r, n);
     bool alone =
         step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
@@ -77,24 +78,40 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
     if (!admit(step)) break;
 }
 
+void Scheduler::choose_rows(ScheduledStep& step) {
+  const auto add = [&](size_t i, int64_t begin, int64_t end, bool is_sampled) {  // tokens of request i, as far as they are computed
+    const ScheduledRequest& s = step.requests[i];
+    const int64_t first = s.request->num_computed;
+    begin = std::max(begin, first);
+    end = std::min(end, first + s.num_tokens);
+    for (int64_t token = begin; token < end; ++token) step.logit_rows.push_back({i, token - first, is_sampled});
+  };
+  for (size_t i = 0; i < step.requests.size(); ++i)
+    if (const Request& r = *step.requests[i].request; r.wants_prompt_logits()) add(i, 0, r.prompt_len - 1, false);
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const Request& r = *step.requests[i].request;
+    add(i, r.first_sampled(), int64_t(r.tokens.size()), true);
+  }
+}
+
 ScheduledStep Scheduler::schedule() {
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
-  if (!mixed_) {
-    schedule_prefill(step);
-    if (!step.requests.empty()) return step;
+  if (!mixed_) schedule_prefill(step);
+  if (step.requests.empty()) {
+    schedule_decode(step);
+    size_t num_decode = step.requests.size();
+    if (mixed_ && num_preemptions_ == preemptions) schedule_prefill(step);
+    step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
-  schedule_decode(step);
-  size_t num_decode = step.requests.size();
-  if (mixed_ && num_preemptions_ == preemptions) schedule_prefill(step);
-  step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
+  choose_rows(step);
   return step;
 }
 
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last token is always computed, for its logits; prompt logprobs need those of every token.
-  int64_t reusable = r.params.prompt_logprobs >= 0 ? 0 : (int64_t(r.tokens.size()) - 1) / pool_.block_size();
+  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token.
+  int64_t reusable = r.params.prompt_logprobs >= 0 ? 0 : r.first_sampled() / pool_.block_size();
   BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
   int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
   int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);

@@ -18,8 +18,16 @@ struct ScheduledRequest {
   int64_t num_tokens;  // rows of this step: tokens [num_computed, num_computed + num_tokens)
 };
 
+// A row whose logits are wanted.
+struct LogitRow {
+  size_t request;   // among those of the step
+  int64_t row;      // among those of the request
+  bool is_sampled;  // a token is drawn from the logits; else they tell the log-probability of the prompt token after the row
+};
+
 struct ScheduledStep {
   std::vector<ScheduledRequest> requests;  // decode rows first
+  std::vector<LogitRow> logit_rows;        // sampled rows last; each group in the order of the requests and their rows
   int64_t num_rows = 0;
   Phase phase = Phase::kPrefill;
 };
@@ -30,7 +38,7 @@ class Scheduler {
   Scheduler(BlockPool& pool, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk);
 
   void add(std::unique_ptr<Request> request);
-  // The next step; empty where nothing waits or runs. Takes pages for its rows.
+  // The next step and the rows whose logits it needs; empty where nothing waits or runs. Takes pages for its rows.
   ScheduledStep schedule();
   // After the step has run: counts its rows as computed and offers full pages to the prefix cache. `reproducible` = the rows were
   // computed under the model's own routing (per request).
@@ -53,6 +61,7 @@ class Scheduler {
   void schedule_prefill(ScheduledStep& step);  // running requests, then waiting ones
   bool admit(ScheduledStep& step);
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
+  void choose_rows(ScheduledStep& step);
   int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
 
   BlockPool& pool_;
