@@ -245,7 +245,7 @@ std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64
   return out;
 }
 
-uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params) {
+uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask) {
   validate(params, config_.vocab_size);
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
@@ -262,6 +262,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   auto r = std::make_unique<Request>();
   r->id = next_id_++;
   r->params = params;
+  r->token_mask = std::move(token_mask);
   r->seed = params.seed ? *params.seed : derive_seed(options_.seed, r->id);
   r->prompt_len = int64_t(prompt.size());
   r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + (num_forced ? num_forced : params.max_tokens));

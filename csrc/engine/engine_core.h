@@ -21,7 +21,7 @@ class EngineCore {
  public:
   EngineCore(const std::string& path, const EngineOptions& options);
 
-  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params);
+  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr);
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
@@ -52,12 +52,14 @@ class EngineCore {
     Sampler::Result result;
     std::string error;        // what went wrong for this request alone; empty = nothing
     bool by_backend = false;  // the token is there after the step
+    bool has_mask = false;
   };
   // What a step brings for its requests. Throws RowError.
   std::vector<Drawn> run(const ScheduledStep& step);
   // engine_sample.cc
   std::vector<Drawn> use_logits(const ScheduledStep& step);
-  void sample(std::span<const SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens);
+  bool fill_token_mask(const SampleRow& row, std::span<int32_t> words, std::string& error) const;
+  void sample(std::span<SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens);
   void take_drawn_tokens(std::span<Drawn> drawn) const;
   float* host_logits(int64_t row);  // row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
@@ -86,6 +88,7 @@ class EngineCore {
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
+  std::vector<int32_t> token_masks_;   // of those rows that have one
   std::vector<int32_t> drawn_tokens_;  // of the sampled rows of a step
   std::vector<SelectionStats> layer_stats_;
   RoutedExpertsTable routed_experts_;

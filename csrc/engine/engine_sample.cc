@@ -54,17 +54,43 @@ std::vector<EngineCore::Drawn> EngineCore::use_logits(const ScheduledStep& step)
   return drawn;
 }
 
+// Whether the row has a token mask, which is then in `words`; what goes wrong is told in `error`.
+bool EngineCore::fill_token_mask(const SampleRow& row, std::span<int32_t> words, std::string& error) const {
+  const Request& r = row.request;
+  if (!r.token_mask || !r.params.forced_token_ids.empty()) return false;
+  std::fill(words.begin(), words.end(), 0);
+  try {
+    return r.token_mask(row.tokens, words);
+  } catch (const std::exception& e) {
+    error = str_cat("request ", r.id, ": token mask: ", e.what());
+    return false;
+  }
+}
+
 // Draws a token for each row, whose logits are rows of logits_ from first_logits on: where nothing but the draw is asked for, in
 // the backend, which leaves it in `tokens` at the end of the step. A row whose constraints or logits leave nothing to draw gets
 // an error of its own; the others go on.
-void EngineCore::sample(std::span<const SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens) {
+void EngineCore::sample(std::span<SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens) {
   const double start = now();
+  const size_t words = size_t(token_mask_words(config_.vocab_size));
+  size_t num_masks = 0;
+  if (std::any_of(rows.begin(), rows.end(), [](const SampleRow& row) { return row.request.token_mask != nullptr; }))
+    token_masks_.resize(std::max(token_masks_.size(), rows.size() * words));
   draws_.clear();
-  for (const SampleRow& row : rows) draws_.push_back(Sampler::draw_params(row));
-  backend_->sample(logits_.get() + first_logits * config_.vocab_size, draws_, {}, config_.vocab_size, tokens);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    draws_.push_back(Sampler::draw_params(rows[i]));
+    if (!rows[i].request.token_mask) continue;
+    const auto mask = std::span(token_masks_).subspan(num_masks * words, words);
+    if (!fill_token_mask(rows[i], mask, drawn[i].error)) continue;
+    rows[i].mask = mask.data();
+    drawn[i].has_mask = true;
+    draws_.back().mask_row = int32_t(num_masks++);
+  }
+  backend_->sample(logits_.get() + first_logits * config_.vocab_size, draws_, std::span(token_masks_).first(num_masks * words),
+                   config_.vocab_size, tokens);
   for (size_t i = 0; i < rows.size(); ++i) {
     drawn[i].by_backend = Sampler::draws_only(rows[i]);
-    if (drawn[i].by_backend) continue;
+    if (drawn[i].by_backend || !drawn[i].error.empty()) continue;
     try {
       drawn[i].result = sampler_.sample(rows[i], config_.eos_token_ids, host_logits(first_logits + int64_t(i)));
     } catch (const Error& e) {
@@ -77,9 +103,9 @@ void EngineCore::sample(std::span<const SampleRow> rows, int64_t first_logits, s
 // After the step: the tokens that the backend has drawn.
 void EngineCore::take_drawn_tokens(std::span<Drawn> drawn) const {
   for (size_t i = 0; i < drawn.size(); ++i) {
-    if (!drawn[i].by_backend) continue;
+    if (!drawn[i].by_backend || !drawn[i].error.empty()) continue;
     drawn[i].result.token = drawn_tokens_[i];
-    if (drawn_tokens_[i] < 0) drawn[i].error = Sampler::describe_error(*drawn[i].request, drawn_tokens_[i]);
+    if (drawn_tokens_[i] < 0) drawn[i].error = Sampler::describe_error(*drawn[i].request, drawn_tokens_[i], drawn[i].has_mask);
   }
 }
 

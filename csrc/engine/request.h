@@ -2,6 +2,8 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "engine/block_pool.h"
@@ -9,9 +11,16 @@
 
 namespace lynx_rt {
 
+// Says which tokens may come after `tokens` (a request's prompt and what follows it): sets their bits in `words`, a token mask as
+// backend/sampling.h says, all zero before; or returns false where every token may. Called once for each row that a token is drawn
+// from, in the step and under the engine's lock, so it must not call the engine. A step that failed is run again: the answer
+// must depend on `tokens` alone. What it throws, and a mask of no token, ends its request with an error, and no other.
+using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
+
 struct Request {
   uint64_t id = 0;
   SamplingParams params;
+  TokenMask token_mask;         // null = every token may come
   uint64_t seed = 0;            // params.seed, or derived from the engine's
   std::vector<int32_t> tokens;  // prompt, then what was generated, then drafts
   int64_t prompt_len = 0;

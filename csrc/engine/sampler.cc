@@ -45,6 +45,7 @@ TokenLogprobs Sampler::top_logprobs(const float* logits, int32_t token, int64_t 
 
 void Sampler::apply_constraints(const SampleRow& row, std::span<const int32_t> eos, float* logits) {
   const SamplingParams& p = row.request.params;
+  if (row.mask) apply_token_mask(logits, vocab_size_, row.mask, logits);
   if (!p.allowed_token_ids.empty()) {
     std::vector<float> kept;
     for (int32_t id : p.allowed_token_ids) kept.push_back(logits[id]);
@@ -101,9 +102,9 @@ DrawParams Sampler::draw_params(const SampleRow& row) {
   return {p.temperature, p.top_p, p.min_p, p.top_k, counter_uniform(row.request.seed, uint64_t(row.tokens.size()))};
 }
 
-std::string Sampler::describe_error(const Request& r, int32_t token) {
+std::string Sampler::describe_error(const Request& r, int32_t token, bool has_mask) {
   if (token == kNanLogit) return str_cat("request ", r.id, ": a logit is NaN");
-  return str_cat("request ", r.id, ": all logits are -infinity");
+  return str_cat("request ", r.id, has_mask ? ": the token mask leaves no token to choose from" : ": all logits are -infinity");
 }
 
 Sampler::Result Sampler::sample(const SampleRow& row, std::span<const int32_t> eos, float* logits) {
@@ -122,6 +123,7 @@ Sampler::Result Sampler::sample(const SampleRow& row, std::span<const int32_t> e
   const double uniform = counter_uniform(r.seed, uint64_t(row.tokens.size()));
   const int32_t token = drawer_.draw(logits, vocab_size_, {p.temperature, p.top_p, p.min_p, p.top_k, uniform});
   if (token == kNanLogit) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": a penalty or bias made a logit NaN");
+  if (token == kNoToken && row.mask) invalid("token_mask", describe_error(r, token, true));
   if (token == kNoToken) invalid("allowed_token_ids", "request ", r.id, ": the constraints leave no token to choose from");
   Result result{token, {}};
   if (p.logprobs >= 0) result.logprobs = top_logprobs(raw.data(), result.token, p.logprobs);

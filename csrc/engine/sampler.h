@@ -14,6 +14,7 @@ namespace lynx_rt {
 struct SampleRow {
   const Request& request;
   std::span<const int32_t> tokens;  // the request's, up to the row's and with it
+  const int32_t* mask = nullptr;    // token mask (backend/sampling.h); null = none
 
   int64_t num_generated() const { return int64_t(tokens.size()) - request.prompt_len; }
 };
@@ -27,8 +28,9 @@ class Sampler {
     int32_t token;
     TokenLogprobs logprobs;  // empty where not asked for
   };
-  // logits [V], overwritten. Order of effects: allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens), logit_bias,
-  // repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given.
+  // logits [V], overwritten. Order of effects: token mask, allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens),
+  // logit_bias, repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given,
+  // before any of it, as in vLLM.
   // The draw is a pure function of (request.seed, position = row.tokens.size(), logits).
   // forced_token_ids takes the place of all of it.
   // Throws kInternal naming the request where a logit is NaN; kInvalidArgument where no token is left to choose from.
@@ -38,7 +40,7 @@ class Sampler {
   // draw (of a row that needs more: of the cheapest one); and what the error value of such a draw means.
   static bool draws_only(const SampleRow& row);
   static DrawParams draw_params(const SampleRow& row);
-  static std::string describe_error(const Request& request, int32_t token);
+  static std::string describe_error(const Request& request, int32_t token, bool has_mask);
 
   // The `count` most likely tokens and `token` itself (first), from logits [V].
   TokenLogprobs top_logprobs(const float* logits, int32_t token, int64_t count);
