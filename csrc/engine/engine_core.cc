@@ -205,6 +205,16 @@ bool EngineCore::abort(uint64_t id) {
   return true;
 }
 
+bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
+  Request* r = scheduler_.find_running(id);
+  if (!r || num_tokens < 0 || num_tokens >= r->num_generated()) return false;
+  r->tokens.resize(r->tokens.size() - size_t(num_tokens));
+  // The last token that is left is computed again, for its logits.
+  scheduler_.rollback(*r, std::max<int64_t>(0, r->num_computed + 1 - int64_t(r->tokens.size())));
+  counters_.generation_tokens -= num_tokens;
+  return true;
+}
+
 // Its own pages, so that running requests are not touched.
 void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                             const std::function<void(int64_t, int64_t)>& done) {

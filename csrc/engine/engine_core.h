@@ -24,6 +24,10 @@ class EngineCore {
   uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr);
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
+  // Takes back the last `num_tokens` generated tokens of a running request, of which one at least must be left: later steps draw
+  // them again, the same ones where neither the token mask nor the selection changes. False, and nothing done, where the request
+  // does not run or has fewer.
+  bool rollback(uint64_t id, int64_t num_tokens);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
   int64_t num_preemptions() const { return scheduler_.num_preemptions(); }  // since creation
   void set_selection(const std::string& text) { selection_.set(text); }

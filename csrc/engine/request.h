@@ -31,9 +31,8 @@ struct Request {
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends it: pages
   // from there on depend on the batch and must never be found by another request.
   int64_t num_reproducible = 0;
-  std::vector<int32_t> blocks;          // page i holds tokens [i * block_size, (i + 1) * block_size)
-  int64_t num_registered = 0;           // leading pages offered to the prefix cache
-  ContentId last_content = kNoContent;  // content of the last registered page
+  std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
+  std::vector<ContentId> contents;  // of the leading pages, which the prefix cache came from or was offered
 
   std::vector<TokenLogprobs> prompt_logprobs;
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts the caller has

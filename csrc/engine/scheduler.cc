@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "base/types.h"
 
 namespace lynx_rt {
@@ -19,8 +20,8 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
 void Scheduler::forget_pages(Request& r) {
   pool_.release(r.blocks);
   r.blocks.clear();
-  r.num_computed = r.num_reproducible = r.num_registered = r.num_routed_returned = 0;
-  r.last_content = kNoContent;
+  r.contents.clear();
+  r.num_computed = r.num_reproducible = r.num_routed_returned = 0;
 }
 
 void Scheduler::preempt_last() {
@@ -58,8 +59,7 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
 
 // Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was
 // preempted in this step is not let in again before the next.
-void Scheduler::schedule_prefill(ScheduledStep& step) {
-  int64_t preemptions = num_preemptions_;
+void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
@@ -79,7 +79,8 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
 }
 
 void Scheduler::choose_rows(ScheduledStep& step) {
-  const auto add = [&](size_t i, int64_t begin, int64_t end, bool is_sampled) {  // tokens of request i, as far as they are computed
+  // Rows of request i's tokens [begin, end), as far as the step computes them.
+  const auto add = [&](size_t i, int64_t begin, int64_t end, bool is_sampled) {
     const ScheduledRequest& s = step.requests[i];
     const int64_t first = s.request->num_computed;
     begin = std::max(begin, first);
@@ -97,11 +98,12 @@ void Scheduler::choose_rows(ScheduledStep& step) {
 ScheduledStep Scheduler::schedule() {
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
-  if (!mixed_) schedule_prefill(step);
+  if (!mixed_) schedule_prefill(step, preemptions);
   if (step.requests.empty()) {
     schedule_decode(step);
     size_t num_decode = step.requests.size();
-    if (mixed_ && num_preemptions_ == preemptions) schedule_prefill(step);
+    // Where the last request to decode gave way, those that hold the pages go on with what they have to compute again.
+    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
   choose_rows(step);
@@ -117,8 +119,7 @@ bool Scheduler::admit(ScheduledStep& step) {
   int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
   r.blocks = std::move(match.blocks);
   r.num_computed = r.num_reproducible = matched;
-  r.num_registered = int64_t(r.blocks.size());
-  r.last_content = match.content;
+  r.contents = std::move(match.contents);
   if (!reserve(r, n)) {
     forget_pages(r);
     return false;
@@ -133,11 +134,33 @@ bool Scheduler::admit(ScheduledStep& step) {
 void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   if (reproducible && r.num_reproducible == r.num_computed) r.num_reproducible += num_tokens;
   r.num_computed += num_tokens;
-  int64_t size = pool_.block_size();
-  for (; (r.num_registered + 1) * size <= r.num_reproducible; ++r.num_registered) {
-    auto tokens = std::span<const int32_t>(r.tokens).subspan(size_t(r.num_registered * size), size_t(size));
-    r.last_content = pool_.register_block(r.blocks[size_t(r.num_registered)], r.last_content, tokens);
+  const size_t size = size_t(pool_.block_size());
+  for (size_t i = r.contents.size(); (i + 1) * size <= size_t(r.num_reproducible); ++i) {
+    auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
+    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens));
   }
+}
+
+void Scheduler::rollback(Request& r, int64_t num_tokens) {
+  if (num_tokens < 0 || num_tokens > r.num_computed)
+    fail(ErrorCode::kInternal, "rollback", "rollback: expected 0 to ", r.num_computed, " tokens of request ", r.id, ", got ",
+         num_tokens);
+  if (num_tokens == 0) return;
+  const int64_t size = pool_.block_size(), kept = r.num_computed - num_tokens;
+  size_t full = size_t(kept / size), num_blocks = size_t(ceil_div(kept, size));
+  for (size_t i = r.contents.size(); i-- > full;)
+    if (!pool_.unregister_block(r.blocks[i])) num_blocks = std::min(num_blocks, i);
+  pool_.release(std::span(r.blocks).subspan(num_blocks));
+  r.blocks.resize(num_blocks);
+  r.contents.resize(std::min(r.contents.size(), full));
+  r.num_computed = std::min(kept, int64_t(num_blocks) * size);
+  r.num_reproducible = std::min(r.num_reproducible, r.num_computed);
+  r.num_routed_returned = std::min(r.num_routed_returned, r.num_computed);
+}
+
+Request* Scheduler::find_running(uint64_t id) const {
+  const auto it = std::find_if(running_.begin(), running_.end(), [id](const auto& r) { return r->id == id; });
+  return it == running_.end() ? nullptr : it->get();
 }
 
 std::unique_ptr<Request> Scheduler::remove(uint64_t id) {

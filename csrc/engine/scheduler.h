@@ -43,6 +43,11 @@ class Scheduler {
   // After the step has run: counts its rows as computed and offers full pages to the prefix cache. `reproducible` = the rows were
   // computed under the model's own routing (per request).
   void advance(Request& request, int64_t num_tokens, bool reproducible);
+  // Takes back the last `num_tokens` computed tokens of a running request, between steps: frees the pages that hold nothing else,
+  // and takes those that it keeps in part out of the prefix cache. A page that others share is not written to again: where it would be
+  // kept in part, it is given up, and its first tokens are computed again. request.tokens is left to the caller.
+  void rollback(Request& request, int64_t num_tokens);
+  Request* find_running(uint64_t id) const;  // null where it waits or is unknown
   // Removes a request, running or waiting, and frees its pages; null where it is unknown.
   std::unique_ptr<Request> remove(uint64_t id);
 
@@ -58,7 +63,8 @@ class Scheduler {
   void forget_pages(Request& request);
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
-  void schedule_prefill(ScheduledStep& step);  // running requests, then waiting ones
+  // Running requests, then waiting ones, unless the scheduler has made more than `preemptions` by then.
+  void schedule_prefill(ScheduledStep& step, int64_t preemptions);
   bool admit(ScheduledStep& step);
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
   void choose_rows(ScheduledStep& step);
