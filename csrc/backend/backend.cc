@@ -239,6 +239,10 @@ void Backend::sample(const float* logits, std::span<const DrawParams> params, st
   do_sample(logits, params, masks, vocab_size, tokens);
 }
 
+void Backend::copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+}
+
 void Backend::write(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, size_t(bytes));
 }

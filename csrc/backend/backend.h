@@ -208,6 +208,8 @@ class Backend {
   // waits for what it reads.
   virtual void write(void* to, const void* from, int64_t bytes);
   virtual void read(void* to, const void* from, int64_t bytes);
+  // Copies within allocate()'s memory, in order with the ops; the two ranges do not overlap.
+  virtual void copy(void* to, const void* from, int64_t bytes);
 
   // Brings a weight to where and how this backend's ops read it; the view that they take, and that stays valid as long as the
   // backend. On the CPU weights are used where they are. Throws kOutOfMemory, kUnsupported for a dtype that there is no kernel

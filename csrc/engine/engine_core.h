@@ -10,6 +10,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_control.h"
+#include "engine/state_cache.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
 #include "research/recording.h"
@@ -35,7 +36,10 @@ class EngineCore {
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
-  void check_integrity() const { pool_.check_integrity(scheduler_.held_blocks()); }
+  void check_integrity() const {
+    pool_.check_integrity(scheduler_.held_blocks());
+    states_.check_integrity(scheduler_.held_states());
+  }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
   RouterLogits take_router_logits();  // engine_research.cc
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
@@ -86,6 +90,7 @@ class EngineCore {
   MemoryPlan plan_;            // after what takes memory, before what is sized by what is left
   KvCache cache_;
   BlockPool pool_;
+  StateCache states_;
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;

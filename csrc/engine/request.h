@@ -34,6 +34,14 @@ struct Request {
   std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
   std::vector<ContentId> contents;  // of the leading pages, which the prefix cache came from or was offered
 
+  // Where layers have a state beside pages (StateCache): the slot of the one after num_computed tokens, -1 = none; and that of one
+  // after fewer.
+  int32_t state = -1;
+  struct Snapshot {
+    int32_t slot = -1;  // -1 = none
+    int64_t num_computed = 0;
+  } snapshot;
+
   std::vector<TokenLogprobs> prompt_logprobs;
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts the caller has
   int64_t num_cached_tokens = 0, num_preemptions = 0;

@@ -1,14 +1,20 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "base/types.h"
 
 namespace lynx_rt {
 
-Scheduler::Scheduler(BlockPool& pool, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk)
-    : pool_(pool), max_num_seqs_(max_num_seqs), max_num_batched_tokens_(max_num_batched_tokens), mixed_(enable_mixed_chunk) {}
+Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
+                     bool enable_mixed_chunk)
+    : pool_(pool),
+      states_(states),
+      max_num_seqs_(max_num_seqs),
+      max_num_batched_tokens_(max_num_batched_tokens),
+      mixed_(enable_mixed_chunk) {}
 
 void Scheduler::add(std::unique_ptr<Request> request) { waiting_.push_back(std::move(request)); }
 
@@ -17,7 +23,15 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   return needed <= 0 || pool_.allocate(needed, r.blocks);
 }
 
-void Scheduler::forget_pages(Request& r) {
+// A slot whose state is that before the first token.
+bool Scheduler::reserve_state(Request& r) {
+  if (!states_.empty()) r.state = states_.allocate();
+  return states_.empty() || r.state >= 0;
+}
+
+void Scheduler::forget(Request& r) {
+  states_.release(std::exchange(r.state, -1));
+  states_.release(std::exchange(r.snapshot, {}).slot);
   pool_.release(r.blocks);
   r.blocks.clear();
   r.contents.clear();
@@ -27,7 +41,7 @@ void Scheduler::forget_pages(Request& r) {
 void Scheduler::preempt_last() {
   std::unique_ptr<Request> r = std::move(running_.back());
   running_.pop_back();
-  forget_pages(*r);
+  forget(*r);
   ++r->num_preemptions;
   ++num_preemptions_;
   waiting_.push_front(std::move(r));
@@ -38,7 +52,8 @@ void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
   step.num_rows += num_tokens;
 }
 
-// A row that finds no page preempts the latest request, which has not been scheduled yet, or is itself.
+// A request that finds no page preempts the latest one, which has not been scheduled in this step yet; the latest one itself
+// waits.
 void Scheduler::schedule_decode(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
@@ -112,16 +127,18 @@ ScheduledStep Scheduler::schedule() {
 
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token.
-  int64_t reusable = r.params.prompt_logprobs >= 0 ? 0 : r.first_sampled() / pool_.block_size();
+  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token, and pages do
+  // not bring back the state that a layer beside them has after their tokens.
+  const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
+  int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
   BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
   int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
   int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
   r.blocks = std::move(match.blocks);
   r.num_computed = r.num_reproducible = matched;
   r.contents = std::move(match.contents);
-  if (!reserve(r, n)) {
-    forget_pages(r);
+  if (!reserve(r, n) || !reserve_state(r)) {
+    forget(r);
     return false;
   }
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
@@ -141,13 +158,26 @@ void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   }
 }
 
+// Takes the state back to `kept` computed tokens or fewer; returns how many.
+int64_t Scheduler::rollback_state(Request& r, int64_t kept) {
+  if (states_.empty()) return kept;
+  if (r.snapshot.slot >= 0 && r.snapshot.num_computed <= kept) {
+    states_.copy(r.snapshot.slot, r.state);
+    return r.snapshot.num_computed;
+  }
+  states_.release(std::exchange(r.snapshot, {}).slot);
+  states_.clear(r.state);
+  return 0;
+}
+
 void Scheduler::rollback(Request& r, int64_t num_tokens) {
   if (num_tokens < 0 || num_tokens > r.num_computed)
     fail(ErrorCode::kInternal, "rollback", "rollback: expected 0 to ", r.num_computed, " tokens of request ", r.id, ", got ",
          num_tokens);
   if (num_tokens == 0) return;
-  const int64_t size = pool_.block_size(), kept = r.num_computed - num_tokens;
-  size_t full = size_t(kept / size), num_blocks = size_t(ceil_div(kept, size));
+  const int64_t size = pool_.block_size(), kept = rollback_state(r, r.num_computed - num_tokens);
+  const size_t full = size_t(kept / size);
+  size_t num_blocks = size_t(ceil_div(kept, size));
   for (size_t i = r.contents.size(); i-- > full;)
     if (!pool_.unregister_block(r.blocks[i])) num_blocks = std::min(num_blocks, i);
   pool_.release(std::span(r.blocks).subspan(num_blocks));
@@ -156,6 +186,15 @@ void Scheduler::rollback(Request& r, int64_t num_tokens) {
   r.num_computed = std::min(kept, int64_t(num_blocks) * size);
   r.num_reproducible = std::min(r.num_reproducible, r.num_computed);
   r.num_routed_returned = std::min(r.num_routed_returned, r.num_computed);
+}
+
+bool Scheduler::take_snapshot(Request& r) {
+  if (states_.empty()) return true;
+  if (r.snapshot.slot < 0) r.snapshot.slot = states_.allocate();
+  if (r.snapshot.slot < 0) return false;
+  states_.copy(r.state, r.snapshot.slot);
+  r.snapshot.num_computed = r.num_computed;
+  return true;
 }
 
 Request* Scheduler::find_running(uint64_t id) const {
@@ -173,7 +212,7 @@ std::unique_ptr<Request> Scheduler::remove(uint64_t id) {
     out = std::move(*w);
     waiting_.erase(w);
   }
-  if (out) forget_pages(*out);
+  if (out) forget(*out);
   return out;
 }
 
@@ -181,6 +220,14 @@ std::vector<int32_t> Scheduler::held_blocks() const {
   std::vector<int32_t> held;
   for (const auto& r : running_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
   for (const auto& r : waiting_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
+  return held;
+}
+
+std::vector<int32_t> Scheduler::held_states() const {
+  std::vector<int32_t> held;
+  for (const auto& r : running_)
+    for (const int32_t slot : {r->state, r->snapshot.slot})
+      if (slot >= 0) held.push_back(slot);
   return held;
 }
 

@@ -40,6 +40,7 @@ class CudaBackend final : public Backend {
   bool host_memory() const override { return false; }
   void write(void* to, const void* from, int64_t bytes) override;
   void read(void* to, const void* from, int64_t bytes) override;
+  void copy(void* to, const void* from, int64_t bytes) override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
   void place_heads(std::span<WeightView> heads) override;

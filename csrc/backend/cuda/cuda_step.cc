@@ -133,6 +133,13 @@ void CudaBackend::read(void* to, const void* from, int64_t bytes) {
   wait();
 }
 
+void CudaBackend::copy(void* to, const void* from, int64_t bytes) {
+  set_device(device_);
+  flush();
+  rounded_of_ = nullptr;
+  if (bytes > 0) copy_async(to, from, size_t(bytes), stream_);
+}
+
 // --- a step
 
 // Padding a decode-only batch to few sizes lets one recorded step serve many: rows, the stride of the block tables and the
