@@ -227,8 +227,8 @@ void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t
   if (!rows.empty()) do_gather_rows(x, rows, hidden_size, out);
 }
 
-void Backend::sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
-                     int64_t vocab_size, int32_t* tokens) {
+void Backend::sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
+                     int32_t* tokens) {
   require(vocab_size >= 1, "sample", "expected a vocabulary");
   const int64_t words = token_mask_words(vocab_size), num_masks = int64_t(masks.size()) / words;
   require(num_masks * words == int64_t(masks.size()) && num_masks <= int64_t(params.size()), "sample",

@@ -37,7 +37,8 @@ class BlockPool {
   // Offers a full page to the cache and returns its content. Where another page has that content already, that one stays.
   ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens);
 
-  // Takes a page out of the cache, so that nobody finds it again. False, and nothing changed, where others have a reference as well.
+  // Takes a page out of the cache, so that nobody finds it again. False, and nothing changed, where others have a reference as
+  // well.
   bool unregister_block(int32_t block);
 
   // `held`: every reference that requests hold, one entry each. Throws kInternal saying what is inconsistent.

@@ -92,7 +92,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
                {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
-      plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(), StateCache::slot_bytes(kStates))),
+      plan_(
+          plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(), StateCache::slot_bytes(kStates))),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, kStates, plan_.num_state_slots),

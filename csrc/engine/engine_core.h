@@ -46,9 +46,10 @@ class EngineCore {
 
  private:
   ModelWeights load_weights();
-  // Throws kCorruptFile where a file that weights are used from was written to or cut off, from then on; looks now and then.
+  // Throws kCorruptFile once a file that weights are read from has been written to or cut off; looks at the files now and then.
   void check_files();
-  // Runs a sequence on pages of its own, under the model's own routing; done(begin, count) after each chunk (0 = all at once).
+  // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once); calls
+  // done(begin, count) after each chunk.
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                   const std::function<void(int64_t, int64_t)>& done);
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
@@ -62,7 +63,7 @@ class EngineCore {
     bool by_backend = false;  // the token is there after the step
     bool has_mask = false;
   };
-  // What a step brings for its requests. Throws RowError.
+  // Runs the model on a step's rows and draws the next tokens. Throws RowError.
   std::vector<Drawn> run(const ScheduledStep& step);
   // engine_sample.cc
   std::vector<Drawn> use_logits(const ScheduledStep& step);

@@ -8,7 +8,7 @@
 
 namespace lynx_rt {
 
-// After the step has run: `batch` in host memory.
+// Records a step that has run; `batch` is in host memory.
 void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   if (!records_routed_experts()) return;
   decoder_.read_routed_experts(routed_ids_);
@@ -32,7 +32,8 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   ++recorded_steps_;
 }
 
-// What is new for the caller: positions since the last time, or, where a preemption had them computed again, all.
+// Returns the experts of the positions that the caller does not have: those computed since the last time or, after a preemption,
+// which has all of them computed again, those from 0 on.
 RoutedExperts EngineCore::take_routed_experts(Request& r) {
   if (!options_.enable_return_routed_experts) return {};
   const int64_t begin = r.num_routed_returned;

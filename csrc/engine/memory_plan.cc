@@ -24,8 +24,8 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   const int64_t state_bytes = checked_mul(num_slots, slot_bytes, "max_num_seqs");
   if (state_bytes > budget)
     fail(ErrorCode::kOutOfMemory, "max_num_seqs", "max_num_seqs: ", num_slots, " states and snapshots of ", o.max_num_seqs,
-         " sequences need ", state_bytes, " bytes, but ", budget, " are there for states and KV cache; pass max_num_seqs=",
-         std::max<int64_t>(1, budget / (2 * slot_bytes)), " or less");
+         " sequences need ", state_bytes, " bytes, but ", budget,
+         " are there for states and KV cache; pass max_num_seqs=", std::max<int64_t>(1, budget / (2 * slot_bytes)), " or less");
   budget -= state_bytes;
   int64_t blocks = budget / block_bytes;
   int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");

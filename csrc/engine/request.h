@@ -12,9 +12,9 @@
 namespace lynx_rt {
 
 // Says which tokens may come after `tokens` (a request's prompt and what follows it): sets their bits in `words`, a token mask as
-// backend/sampling.h says, all zero before; or returns false where every token may. Called once for each row that a token is drawn
-// from, in the step and under the engine's lock, so it must not call the engine. A step that failed is run again: the answer
-// must depend on `tokens` alone. What it throws, and a mask of no token, ends its request with an error, and no other.
+// backend/sampling.h says, all zero before; or returns false where every token may. Called once for each row that a token is
+// drawn from, in the step and under the engine's lock, so it must not call the engine. A step that failed is run again: the
+// answer must depend on `tokens` alone. What it throws, and a mask of no token, ends its request with an error, and no other.
 using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
 struct Request {
@@ -34,8 +34,8 @@ struct Request {
   std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
   std::vector<ContentId> contents;  // of the leading pages, which the prefix cache came from or was offered
 
-  // Where layers have a state beside pages (StateCache): the slot of the one after num_computed tokens, -1 = none; and that of one
-  // after fewer.
+  // Where layers have a state beside pages (StateCache): the slot of the one after num_computed tokens, -1 = none; and that of
+  // one after fewer.
   int32_t state = -1;
   struct Snapshot {
     int32_t slot = -1;  // -1 = none

@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// From masses: off by less than n * 2^-45, which is 2^-27 for 2^18 tokens.
+// The logarithm of the sum of exp(x[i]), by masses: the sum is off by less than n * 2^-45 of exp(max), 2^-27 for 2^18 tokens.
 double log_sum_exp(const float* x, int64_t n, float max) {
   constexpr int64_t kBlock = 512;
   const MassRule rule{max, std::numbers::log2e, mass_of_one(n), 0};

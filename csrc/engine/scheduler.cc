@@ -127,8 +127,8 @@ ScheduledStep Scheduler::schedule() {
 
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token, and pages do
-  // not bring back the state that a layer beside them has after their tokens.
+  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token, and pages
+  // do not bring back the state that a layer beside them has after their tokens.
   const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
   int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
   BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
