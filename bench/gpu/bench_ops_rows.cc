@@ -159,12 +159,11 @@ void bench_sample(Context& context) {
   const Stream stream = context.stream();
   for (const int rows : {1, 8, 16, 32, 64, 128}) {
     const DeviceVector<float> logits(size_t(rows) * kVocab);
-    const DeviceVector<char> scratch(sample_scratch_bytes(rows, kVocab));
     const DeviceVector<int32_t> tokens{size_t(rows)};
     fill_random_float(logits.get(), int64_t(logits.size()), 41, 10.0f, stream);
     for (const Kind& kind : kinds) {
       const DeviceVector<DrawParams> params(std::vector<DrawParams>(size_t(rows), kind.params));
-      const SampleArgs args{logits.get(), params.get(), rows, kVocab, scratch.get(), tokens.get()};
+      const SampleArgs args{logits.get(), params.get(), rows, kVocab, nullptr, tokens.get()};
       const Times times = time_graph(context, stream, 16, [&](int) { sample(args, stream); });
       for (const int32_t token : tokens.read())
         if (token < 0 || token >= kVocab) fail(ErrorCode::kInternal, "sample", "sample: token ", token);

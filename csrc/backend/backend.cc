@@ -281,11 +281,25 @@ void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t
   if (!rows.empty()) do_gather_rows(x, rows, hidden_size, out);
 }
 
-void Backend::sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens) {
+void Backend::sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
+                     int32_t* tokens) {
   require(vocab_size >= 1, "sample", "expected a vocabulary");
+  const int64_t words = token_mask_words(vocab_size), num_masks = int64_t(masks.size()) / words;
+  require(num_masks * words == int64_t(masks.size()) && num_masks <= int64_t(params.size()), "sample",
+          "expected whole masks, at most one for each row");
+  for (const DrawParams& p : params) require(p.mask_row >= -1 && p.mask_row < num_masks, "sample", "expected a row of the masks");
   if (params.empty()) return;
   Scope scope(this, kSample);
-  do_sample(logits, params, vocab_size, tokens);
+  do_sample(logits, params, masks, vocab_size, tokens);
+}
+
+void Backend::copy(void* to, const void* from, int64_t bytes) {
+  require_none_pending("copy");
+  do_copy(to, from, bytes);
+}
+
+void Backend::do_copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
 }
 
 void Backend::write(void* to, const void* from, int64_t bytes) {

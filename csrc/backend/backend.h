@@ -225,6 +225,8 @@ class Backend {
   // waits for what it reads.
   void write(void* to, const void* from, int64_t bytes);
   void read(void* to, const void* from, int64_t bytes);
+  // Copies within allocate()'s memory, in order with the ops; the two ranges do not overlap.
+  void copy(void* to, const void* from, int64_t bytes);
   // Bytes of a row of Activations beside its float32 values; 0 where products read those.
   virtual int64_t rounded_row_bytes(int64_t /*num_columns*/) const { return 0; }
 
@@ -335,9 +337,12 @@ class Backend {
   // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
 
-  // tokens[i] = draw of logits row i under params[i], as TokenDrawer::draw() says (sampling.h), or its error value; logits
-  // [params.size(), V], params and tokens in host memory, tokens to be read after end_step(). Test: tests/engine/test_sampler.py.
-  void sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens);
+  // tokens[i] = draw of logits row i under params[i] and, where mask_row says so, a row of `masks`, as TokenDrawer::draw() says
+  // (sampling.h), or its error value: kNoToken where the mask is all zero. logits [params.size(), V]; masks
+  // [at most params.size(), token_mask_words(V)], params and tokens in host memory, tokens to be read after end_step().
+  // Tests: tests/engine/test_sampler.py, tests/cpp/test_sampling.cc, tests/simt/test_sample.cc.
+  void sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
+              int32_t* tokens);
 
   std::span<const OpProfile> profile() const { return profile_; }
   // Charges weight bytes that only became known at the end of a step.
@@ -369,12 +374,13 @@ class Backend {
                                   const FfnRule&, const Routing&, const DispatchPlan&, float*) = 0;
   virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
-  virtual void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) = 0;
+  virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }
   virtual void do_run(const StepKey&, const BatchView& batch, const std::function<void(const BatchView&)>& ops) { ops(batch); }
   virtual void do_end_step(std::span<SelectionStats>) = 0;
   virtual void do_write(void* to, const void* from, int64_t bytes);
   virtual void do_read(void* to, const void* from, int64_t bytes);
+  virtual void do_copy(void* to, const void* from, int64_t bytes);
 
   class Scope;
   void require_none_pending(const char* op) const;

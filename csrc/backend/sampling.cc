@@ -62,6 +62,17 @@ uint64_t mix_bits(uint64_t z) {
 
 double counter_uniform(uint64_t seed, uint64_t position) { return double(mix_bits(mix_bits(seed) ^ position) >> 11) * 0x1p-53; }
 
+void apply_token_mask(const float* logits, int64_t vocab_size, const int32_t* mask, float* out) {
+  for (int64_t begin = 0; begin < vocab_size; begin += 32) {
+    const uint32_t word = uint32_t(mask[begin / 32]);
+    const int n = int(std::min<int64_t>(32, vocab_size - begin));
+    for (int i = 0; i < n; ++i) {
+      const float logit = logits[begin + i];
+      out[begin + i] = (word >> i & 1) || std::isnan(logit) ? logit : -kInfinity;
+    }
+  }
+}
+
 double mass_of_one(int64_t vocab_size) { return std::ldexp(1.0, std::min(45, 63 - int(std::bit_width(uint64_t(vocab_size))))); }
 
 struct TokenDrawer::Row {
@@ -78,7 +89,12 @@ struct TokenDrawer::Crossing {
   uint64_t mass_through;  // of all tokens up to this one
 };
 
-int32_t TokenDrawer::draw(const float* logits, int64_t vocab_size, const DrawParams& p) {
+int32_t TokenDrawer::draw(const float* logits, int64_t vocab_size, const DrawParams& p, const int32_t* mask) {
+  if (mask) {
+    masked_.resize(size_t(vocab_size));
+    apply_token_mask(logits, vocab_size, mask, masked_.data());
+    logits = masked_.data();
+  }
   const KeyRange range = kernels_.range(logits, vocab_size);
   const float largest = logit_of(range.max);
   if (range.max > rising_key(kInfinity) || range.min < rising_key(-kInfinity)) return kNanLogit;

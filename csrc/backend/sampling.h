@@ -15,10 +15,17 @@ struct DrawParams {
   float min_p = 0;        // [0, 1]; 0 = off. Tokens of at least min_p times the largest probability: arXiv 2407.01082
   int32_t top_k = 0;      // the k largest logits, ties to the lower token; <= 0 or >= V = off
   double uniform = 0;     // [0, 1): counter_uniform() of the request's seed and position
+  int32_t mask_row = -1;  // row of the token masks that the draw comes with; -1 = every token is allowed
 };
 inline constexpr float kGreedyTemperature = 1e-5f;
 
 inline constexpr int32_t kNanLogit = -1, kNoToken = -2;
+
+// A token mask says which tokens may be drawn: bit v % 32 of word v / 32 is set where token v may. Bits from V on are ignored.
+// The layout is that of xgrammar and llguidance.
+constexpr int64_t token_mask_words(int64_t vocab_size) { return (vocab_size + 31) / 32; }
+// out [V] = logits, -inf for tokens that the mask leaves out, except for NaN, which stays. May be in place.
+void apply_token_mask(const float* logits, int64_t vocab_size, const int32_t* mask, float* out);
 
 extern const DrawKernels kPortableDrawKernels;
 
@@ -35,7 +42,8 @@ class TokenDrawer {
   // candidates are walked from the most likely down (ties by token), else by token; the token is the first whose cumulative mass
   // exceeds uniform * mass. Masses are weights relative to the largest token's, rounded to multiples of 2^-45: sums of such
   // integers do not depend on their order, so the token is the same however the walk is made.
-  int32_t draw(const float* logits, int64_t vocab_size, const DrawParams& params);
+  // mask [token_mask_words(V)], null = none: the draw is that of the logits as apply_token_mask() leaves them.
+  int32_t draw(const float* logits, int64_t vocab_size, const DrawParams& params, const int32_t* mask = nullptr);
 
  private:
   struct Row;
@@ -47,6 +55,7 @@ class TokenDrawer {
   Crossing descend(const Row& row, uint64_t target);
 
   DrawKernels kernels_;
+  std::vector<float> masked_;  // logits of a row with a mask
   std::vector<uint64_t> block_sum_;
   // From the most likely down: bins of equal width in the logit, which of them each token of a row is in, and what they hold.
   std::vector<int16_t> bin_;

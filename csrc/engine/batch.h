@@ -11,9 +11,9 @@ namespace lynx_rt {
 // Owns the arrays behind a BatchView; reused from step to step.
 class Batch {
  public:
-  // The view is valid until the next call.
+  // Writes a step's arrays. The view is valid until the next call.
   const BatchView& build(const ScheduledStep& step, int64_t block_size);
-  // A single sequence of consecutive tokens starting at `position`, whose pages are `blocks`.
+  // Writes the arrays of one sequence alone: consecutive tokens from `position` on, whose pages are `blocks`.
   const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
                                 int64_t block_size);
   int64_t first_row(size_t request) const { return query_start_[request]; }

@@ -36,16 +36,19 @@ void BlockPool::remove_free(int32_t b) {
   --num_free_;
 }
 
+void BlockPool::drop_content(Block& block) {
+  if (block.content == cache_.end()) return;
+  cache_.erase(block.content);
+  block.content = cache_.end();
+}
+
 bool BlockPool::allocate(int64_t count, std::vector<int32_t>& out) {
   if (count > num_free_) return false;
   for (int64_t i = 0; i < count; ++i) {
     int32_t b = free_head_;
     remove_free(b);
     Block& block = blocks_[size_t(b)];
-    if (block.content != cache_.end()) {
-      cache_.erase(block.content);
-      block.content = cache_.end();
-    }
+    drop_content(block);
     block.references = 1;
     out.push_back(b);
   }
@@ -62,14 +65,15 @@ void BlockPool::release(std::span<const int32_t> blocks) {
 BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_t max_blocks) {
   Match match;
   if (!caching_) return match;
+  ContentId parent = kNoContent;
   for (int64_t i = 0; i < max_blocks && (i + 1) * block_size_ <= int64_t(tokens.size()); ++i) {
     auto part = tokens.subspan(size_t(i * block_size_), size_t(block_size_));
-    auto it = cache_.find(Key{match.content, {part.begin(), part.end()}});
+    auto it = cache_.find(Key{parent, {part.begin(), part.end()}});
     if (it == cache_.end()) break;
     int32_t b = it->second.block;
     if (blocks_[size_t(b)].references++ == 0) remove_free(b);
     match.blocks.push_back(b);
-    match.content = it->second.id;
+    match.contents.push_back(parent = it->second.id);
   }
   return match;
 }
@@ -82,6 +86,13 @@ ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const
     blocks_[size_t(b)].content = it;
   }
   return it->second.id;
+}
+
+bool BlockPool::unregister_block(int32_t b) {
+  Block& block = blocks_[size_t(b)];
+  if (block.references > 1) return false;
+  drop_content(block);
+  return true;
 }
 
 void BlockPool::check_integrity(std::span<const int32_t> held) const {

@@ -29,13 +29,17 @@ class BlockPool {
   void release(std::span<const int32_t> blocks);
 
   struct Match {
-    std::vector<int32_t> blocks;  // referenced for the caller
-    ContentId content = kNoContent;
+    std::vector<int32_t> blocks;      // referenced for the caller
+    std::vector<ContentId> contents;  // of each of them
   };
   // The longest run of cached pages that holds a prefix of `tokens`, at most max_blocks.
   Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks);
   // Offers a full page to the cache and returns its content. Where another page has that content already, that one stays.
   ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens);
+
+  // Takes a page out of the cache, so that nobody finds it again. False, and nothing changed, where others have a reference as
+  // well.
+  bool unregister_block(int32_t block);
 
   // `held`: every reference that requests hold, one entry each. Throws kInternal saying what is inconsistent.
   void check_integrity(std::span<const int32_t> held) const;
@@ -62,6 +66,7 @@ class BlockPool {
 
   void push_free(int32_t block);
   void remove_free(int32_t block);
+  void drop_content(Block& block);
 
   int64_t block_size_;
   bool caching_;

@@ -39,14 +39,14 @@ struct Engine::Impl {
     return std::unique_lock(mutex);
   }
 
-  // With the lock held.
+  // Called with the lock held.
   EngineCore& locked_core() const {
     if (!core) fail(ErrorCode::kClosed, "", "the engine has been closed");
     return *core;
   }
   bool has_unfinished() const { return num_delivered < outputs.size() || locked_core().has_unfinished(); }
 
-  // The core, held until the end of the statement.
+  // Access to the core, under the lock until the end of the statement.
   class Open {
    public:
     explicit Open(const Impl& impl) : lock_(impl.lock()), core_(&impl.locked_core()) {}

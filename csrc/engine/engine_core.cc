@@ -29,6 +29,9 @@ void check_tokens(const char* field, const std::vector<int32_t>& tokens, int64_t
       invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
 }
 
+// Bytes that each layer keeps of a sequence beside pages: no layer of today's families does.
+constexpr std::span<const int64_t> kStates;
+
 const EngineOptions& checked(const EngineOptions& o) {
   auto at_least = [](const char* field, int64_t v, int64_t min) {
     if (v < min) invalid(field, "expected at least ", min, ", got ", v);
@@ -91,10 +94,12 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
                {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
-      plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget())),
+      plan_(
+          plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(), StateCache::slot_bytes(kStates))),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
-      scheduler_(pool_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
+      states_(*backend_, kStates, plan_.num_state_slots),
+      scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
       selection_(*backend_, config_, options_, o.expert_selection),
       layer_stats_(size_t(decoder_.num_moe_layers())),
@@ -208,6 +213,16 @@ bool EngineCore::abort(uint64_t id) {
   return true;
 }
 
+bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
+  Request* r = scheduler_.find_running(id);
+  if (!r || num_tokens < 0 || num_tokens >= r->num_generated()) return false;
+  r->tokens.resize(r->tokens.size() - size_t(num_tokens));
+  // The last token that is left is computed again, for its logits.
+  scheduler_.rollback(*r, std::max<int64_t>(0, r->num_computed + 1 - int64_t(r->tokens.size())));
+  counters_.generation_tokens -= num_tokens;
+  return true;
+}
+
 // Its own pages, so that running requests are not touched.
 void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                             const std::function<void(int64_t, int64_t)>& done) {
@@ -248,7 +263,7 @@ std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64
   return out;
 }
 
-uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params) {
+uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask) {
   validate(params, config_.vocab_size);
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
@@ -265,6 +280,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   auto r = std::make_unique<Request>();
   r->id = next_id_++;
   r->params = params;
+  r->token_mask = std::move(token_mask);
   r->seed = params.seed ? *params.seed : derive_seed(options_.seed, r->id);
   r->prompt_len = int64_t(prompt.size());
   r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + (num_forced ? num_forced : params.max_tokens));
@@ -276,67 +292,8 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   return id;
 }
 
-// Logits of each prompt row of this chunk give the logprobs of the token after it.
-void EngineCore::record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row) {
-  Request& r = *s.request;
-  if (r.params.prompt_logprobs < 0 || r.num_generated() > 0) return;
-  r.prompt_logprobs.resize(size_t(r.num_computed + 1));  // entry 0 stays empty: nothing predicts the first token
-  int64_t end = std::min(s.num_tokens, r.prompt_len - 1 - r.num_computed);
-  for (int64_t i = 0; i < end; i += decoder_.max_logit_rows()) {
-    std::vector<int32_t> rows;
-    for (int64_t j = i; j < std::min(end, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(first_row + j));
-    decoder_.logits(rows, logits_.get());
-    for (size_t j = 0; j < rows.size(); ++j) {
-      int32_t token = r.tokens[size_t(r.num_computed + i + int64_t(j) + 1)];
-      r.prompt_logprobs.push_back(sampler_.top_logprobs(host_logits(int64_t(j)), token, r.params.prompt_logprobs));
-    }
-  }
-}
-
 void EngineCore::count_selection() {
   for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
-}
-
-float* EngineCore::host_logits(int64_t row) {
-  float* logits = logits_.get() + row * config_.vocab_size;
-  if (backend_->host_memory()) return logits;
-  host_logits_.resize(size_t(config_.vocab_size));
-  backend_->read(host_logits_.data(), logits, config_.vocab_size * int64_t(sizeof(float)));
-  return host_logits_.data();
-}
-
-// Takes the logits of every request whose last token was computed, and draws its next one: where nothing but the draw is asked
-// for, with all the others in the backend. A request whose constraints or logits leave nothing to draw gets an error of its
-// own; the others go on.
-std::vector<EngineCore::Drawn> EngineCore::sample(const ScheduledStep& step) {
-  std::vector<Drawn> drawn;
-  std::vector<int32_t> rows;
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    const ScheduledRequest& s = step.requests[i];
-    if (s.request->num_computed + s.num_tokens < int64_t(s.request->tokens.size())) continue;  // in the middle of its prompt
-    drawn.push_back({s.request, {}, {}});
-    rows.push_back(int32_t(batch_.first_row(i) + s.num_tokens - 1));
-  }
-  drawn_tokens_.resize(rows.size());
-  for (size_t i = 0; i < rows.size(); i += size_t(decoder_.max_logit_rows())) {
-    size_t count = std::min(rows.size() - i, size_t(decoder_.max_logit_rows()));
-    decoder_.logits(std::span(rows).subspan(i, count), logits_.get());
-    double start = now();
-    draws_.clear();
-    for (size_t j = 0; j < count; ++j) draws_.push_back(Sampler::draw_params(*drawn[i + j].request));
-    backend_->sample(logits_.get(), draws_, config_.vocab_size, drawn_tokens_.data() + i);
-    for (size_t j = 0; j < count; ++j) {
-      Drawn& d = drawn[i + j];
-      if (Sampler::draws_only(*d.request)) continue;
-      try {
-        d.result = sampler_.sample(*d.request, config_.eos_token_ids, host_logits(int64_t(j)));
-      } catch (const Error& e) {
-        d.error = e.what();
-      }
-    }
-    counters_.sampling_seconds += now() - start;
-  }
-  return drawn;
 }
 
 std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
@@ -345,16 +302,10 @@ std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   selection_.prepare(batch);
   decoder_.forward(batch, cache_, selection_.current());
   counters_.model_seconds += now() - start;
-  for (size_t i = 0; i < step.requests.size(); ++i) record_prompt_logprobs(step.requests[i], batch_.first_row(i));
-  std::vector<Drawn> drawn = sample(step);
+  std::vector<Drawn> drawn = use_logits(step);
   decoder_.end_step(layer_stats_);
   record(step, batch);
-  for (size_t i = 0; i < drawn.size(); ++i) {
-    Drawn& d = drawn[i];
-    if (!Sampler::draws_only(*d.request)) continue;
-    d.result.token = drawn_tokens_[i];
-    if (d.result.token < 0) d.error = Sampler::describe_error(*d.request, d.result.token);
-  }
+  take_drawn_tokens(drawn);
   return drawn;
 }
 

@@ -10,6 +10,7 @@
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_control.h"
+#include "engine/state_cache.h"
 #include "lynx_rt/engine.h"
 #include "model/decoder.h"
 #include "research/recording.h"
@@ -21,9 +22,13 @@ class EngineCore {
  public:
   EngineCore(const std::string& path, const EngineOptions& options);
 
-  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params);
+  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr);
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
+  // Takes back the last `num_tokens` generated tokens of a running request, of which one at least must be left: later steps draw
+  // them again, the same ones where neither the token mask nor the selection changes. False, and nothing done, where the request
+  // does not run or has fewer.
+  bool rollback(uint64_t id, int64_t num_tokens);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
   int64_t num_preemptions() const { return scheduler_.num_preemptions(); }  // since creation
   void set_selection(const std::string& text) { selection_.set(text); }
@@ -31,30 +36,40 @@ class EngineCore {
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
-  void check_integrity() const { pool_.check_integrity(scheduler_.held_blocks()); }
+  void check_integrity() const {
+    pool_.check_integrity(scheduler_.held_blocks());
+    states_.check_integrity(scheduler_.held_states());
+  }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
   RouterLogits take_router_logits();  // engine_research.cc
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  // Throws kCorruptFile where a file that weights are used from was written to or cut off, from then on; looks now and then.
+  // Throws kCorruptFile once a file that weights are read from has been written to or cut off; looks at the files now and then.
   void check_files();
-  // Runs a sequence on pages of its own, under the model's own routing; done(begin, count) after each chunk (0 = all at once).
+  // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once); calls
+  // done(begin, count) after each chunk.
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                   const std::function<void(int64_t, int64_t)>& done);
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
   void record(const ScheduledStep& step, const BatchView& batch);  // engine_research.cc
   RoutedExperts take_routed_experts(Request& request);             // engine_research.cc
-  void record_prompt_logprobs(const ScheduledRequest& s, int64_t first_row);
+  // What was drawn for a sampled row.
   struct Drawn {
     Request* request;
     Sampler::Result result;
-    std::string error;  // what went wrong for this request alone; empty = nothing
+    std::string error;        // what went wrong for this request alone; empty = nothing
+    bool by_backend = false;  // the token is there after the step
+    bool has_mask = false;
   };
-  // What a step brings for its requests. Throws RowError.
+  // Runs the model on a step's rows and draws the next tokens. Throws RowError.
   std::vector<Drawn> run(const ScheduledStep& step);
-  std::vector<Drawn> sample(const ScheduledStep& step);
+  // engine_sample.cc
+  std::vector<Drawn> use_logits(const ScheduledStep& step);
+  bool fill_token_mask(const SampleRow& row, std::span<int32_t> words, std::string& error) const;
+  void sample(std::span<SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens);
+  void take_drawn_tokens(std::span<Drawn> drawn) const;
   float* host_logits(int64_t row);  // row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
   StepOutput postprocess(Drawn drawn);  // may end the request
@@ -76,13 +91,15 @@ class EngineCore {
   MemoryPlan plan_;            // after what takes memory, before what is sized by what is left
   KvCache cache_;
   BlockPool pool_;
+  StateCache states_;
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // of the rows of one logits() call
-  std::vector<int32_t> drawn_tokens_;  // of the rows of a step
+  std::vector<int32_t> token_masks_;   // of those rows that have one
+  std::vector<int32_t> drawn_tokens_;  // of the sampled rows of a step
   std::vector<SelectionStats> layer_stats_;
   RoutedExpertsTable routed_experts_;
   std::vector<int32_t> routed_ids_;  // of the last step, [rows, L, k]

@@ -8,7 +8,7 @@
 
 namespace lynx_rt {
 
-// After the step has run: `batch` in host memory.
+// Records a step that has run; `batch` is in host memory.
 void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   if (!records_routed_experts()) return;
   decoder_.read_routed_experts(routed_ids_);
@@ -21,16 +21,19 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   decoder_.read_router_logits(scores);
   r.scores.insert(r.scores.end(), scores.begin(), scores.end());
   r.routed_experts.insert(r.routed_experts.end(), routed_ids_.begin(), routed_ids_.end());
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    r.step.push_back(recorded_steps_);
-    r.request.push_back(step.requests[i].request->id);
-    r.position.push_back(batch.positions[i]);
-    r.exact.push_back(batch.exact[i]);
-  }
+  size_t row = 0;
+  for (const ScheduledRequest& s : step.requests)
+    for (int64_t i = 0; i < s.num_tokens; ++i, ++row) {
+      r.step.push_back(recorded_steps_);
+      r.request.push_back(s.request->id);
+      r.position.push_back(batch.positions[row]);
+      r.exact.push_back(batch.exact[row]);
+    }
   ++recorded_steps_;
 }
 
-// What is new for the caller: positions since the last time, or, where a preemption had them computed again, all.
+// Returns the experts of the positions that the caller does not have: those computed since the last time or, after a preemption,
+// which has all of them computed again, those from 0 on.
 RoutedExperts EngineCore::take_routed_experts(Request& r) {
   if (!options_.enable_return_routed_experts) return {};
   const int64_t begin = r.num_routed_returned;

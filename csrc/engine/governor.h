@@ -2,8 +2,9 @@
 //
 // The cost model is that of decoding bound by memory (arXiv 2511.02237, section 3): a step takes c0 + b * n, n = experts read,
 // summed over layers. c0 and b are least squares over recent decode-only steps, with b pulled towards what one expert's share of
-// the step's bytes would take. The model's own union of experts is counted at every level, so that what a level reads can be told
-// for the next step as its usual share of that union; the weakest level that is expected to meet the target is the next step's.
+// the step's bytes would take. Every step, whatever its level, also counts the union: the experts that the model's own routing
+// would have read. A level is expected to read its usual share of the union, and the next step runs at the weakest level that is
+// expected to meet the target.
 // Levels depend on the clock: with a governor, two runs of the same requests may differ.
 #pragma once
 #include <cstdint>
@@ -20,8 +21,8 @@ struct SloPlan {
 };
 
 bool is_slo(const std::string& text);
-// Keys: tpot_ms (> 0, needed), policy (lynx, oea). Parts for layers ("@0=topk") follow and hold on all levels. Throws
-// kInvalidArgument.
+// Reads "slo:" and its keys: tpot_ms (> 0, needed), policy (lynx, oea). Parts for layers ("@0=topk") may follow and hold on all
+// levels. Throws kInvalidArgument.
 SloPlan parse_slo(const std::string& text, int top_k);
 
 class Governor {
@@ -35,7 +36,7 @@ class Governor {
     double union_before = 0, active = 0;  // experts, summed over layers
     double expert_share = 1;              // of the step's bytes: those of experts
   };
-  // What the step at level() took; chooses the next level.
+  // Takes in what the step at level() took, and chooses the level of the next one.
   void observe(const Step& step);
 
   struct Report {

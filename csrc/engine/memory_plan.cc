@@ -8,7 +8,8 @@
 
 namespace lynx_rt {
 
-MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions& o, Backend::MemoryBudget memory) {
+MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions& o, Backend::MemoryBudget memory,
+                       int64_t slot_bytes) {
   if (o.max_model_len > m.max_position_embeddings)
     invalid("max_model_len", "expected at most the model's max_position_embeddings = ", m.max_position_embeddings, ", got ",
             o.max_model_len);
@@ -19,6 +20,13 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   if (budget > memory.free)
     fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ",
          memory.free, " bytes of memory are free; pass no more than that, or 0 to have it chosen");
+  const int64_t num_slots = slot_bytes > 0 ? 2 * o.max_num_seqs : 0;
+  const int64_t state_bytes = checked_mul(num_slots, slot_bytes, "max_num_seqs");
+  if (state_bytes > budget)
+    fail(ErrorCode::kOutOfMemory, "max_num_seqs", "max_num_seqs: ", num_slots, " states and snapshots of ", o.max_num_seqs,
+         " sequences need ", state_bytes, " bytes, but ", budget,
+         " are there for states and KV cache; pass max_num_seqs=", std::max<int64_t>(1, budget / (2 * slot_bytes)), " or less");
+  budget -= state_bytes;
   int64_t blocks = budget / block_bytes;
   int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");
   // More than every running request can use is only worth having where it was asked for by size.
@@ -34,7 +42,7 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
          blocks > 0 ? str_cat(", or max_model_len=", blocks * o.block_size, " or less") : "");
   }
   int64_t len = std::min(wanted_len, blocks * o.block_size);
-  return {blocks, len};
+  return {blocks, len, num_slots};
 }
 
 }  // namespace lynx_rt

@@ -14,7 +14,7 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// From masses: off by less than n * 2^-45, which is 2^-27 for 2^18 tokens.
+// The logarithm of the sum of exp(x[i]), by masses: the sum is off by less than n * 2^-45 of exp(max), 2^-27 for 2^18 tokens.
 double log_sum_exp(const float* x, int64_t n, float max) {
   constexpr int64_t kBlock = 512;
   const MassRule rule{max, std::numbers::log2e, mass_of_one(n), 0};
@@ -43,8 +43,9 @@ TokenLogprobs Sampler::top_logprobs(const float* logits, int32_t token, int64_t 
   return out;
 }
 
-void Sampler::apply_constraints(const Request& r, std::span<const int32_t> eos, float* logits) {
-  const SamplingParams& p = r.params;
+void Sampler::apply_constraints(const SampleRow& row, std::span<const int32_t> eos, float* logits) {
+  const SamplingParams& p = row.request.params;
+  if (row.mask) apply_token_mask(logits, vocab_size_, row.mask, logits);
   if (!p.allowed_token_ids.empty()) {
     std::vector<float> kept;
     for (int32_t id : p.allowed_token_ids) kept.push_back(logits[id]);
@@ -52,11 +53,11 @@ void Sampler::apply_constraints(const Request& r, std::span<const int32_t> eos, 
     for (size_t i = 0; i < kept.size(); ++i) logits[p.allowed_token_ids[i]] = kept[i];
   }
   for (const auto& word : p.bad_words) {
-    size_t prefix = word.size() - 1, generated = size_t(r.num_generated());
-    if (prefix <= generated && std::equal(word.begin(), word.end() - 1, r.tokens.end() - ptrdiff_t(prefix)))
+    size_t prefix = word.size() - 1, generated = size_t(row.num_generated());
+    if (prefix <= generated && std::equal(word.begin(), word.end() - 1, row.tokens.end() - ptrdiff_t(prefix)))
       logits[word.back()] = kMasked;
   }
-  if (r.num_generated() < p.min_tokens) {
+  if (row.num_generated() < p.min_tokens) {
     for (int32_t id : eos) logits[id] = kMasked;
     for (int32_t id : p.stop_token_ids) logits[id] = kMasked;
   }
@@ -64,19 +65,19 @@ void Sampler::apply_constraints(const Request& r, std::span<const int32_t> eos, 
 }
 
 // repetition: arXiv 1909.05858 section 4.1, on prompt and output; frequency, presence: on output, as in OpenAI's API.
-void Sampler::apply_penalties(const Request& r, float* logits) {
-  const SamplingParams& p = r.params;
+void Sampler::apply_penalties(const SampleRow& row, float* logits) {
+  const SamplingParams& p = row.request.params;
   if (p.repetition_penalty == 1.0f && p.frequency_penalty == 0.0f && p.presence_penalty == 0.0f) return;
   count_.resize(size_t(vocab_size_));
   in_prompt_.resize(size_t(vocab_size_));
-  for (int64_t i = 0; i < int64_t(r.tokens.size()); ++i) {
-    size_t id = size_t(r.tokens[size_t(i)]);
-    if (i < r.prompt_len)
+  for (int64_t i = 0; i < int64_t(row.tokens.size()); ++i) {
+    size_t id = size_t(row.tokens[size_t(i)]);
+    if (i < row.request.prompt_len)
       in_prompt_[id] = 1;
     else
       ++count_[id];
   }
-  for (int32_t token : r.tokens) {
+  for (int32_t token : row.tokens) {
     size_t id = size_t(token);
     if (!in_prompt_[id] && !count_[id]) continue;  // done at an earlier occurrence
     float& l = logits[id];
@@ -88,39 +89,41 @@ void Sampler::apply_penalties(const Request& r, float* logits) {
   }
 }
 
-bool Sampler::draws_only(const Request& r) {
-  const SamplingParams& p = r.params;
+bool Sampler::draws_only(const SampleRow& row) {
+  const SamplingParams& p = row.request.params;
   return p.logprobs < 0 && p.allowed_token_ids.empty() && p.forced_token_ids.empty() && p.bad_words.empty() &&
-         p.logit_bias.empty() && r.num_generated() >= p.min_tokens && p.repetition_penalty == 1.0f &&
+         p.logit_bias.empty() && row.num_generated() >= p.min_tokens && p.repetition_penalty == 1.0f &&
          p.frequency_penalty == 0.0f && p.presence_penalty == 0.0f;
 }
 
-DrawParams Sampler::draw_params(const Request& r) {
-  const SamplingParams& p = r.params;
-  if (!draws_only(r)) return {0.0f, 1.0f, 0.0f, 0, 0.0};
-  return {p.temperature, p.top_p, p.min_p, p.top_k, counter_uniform(r.seed, uint64_t(r.tokens.size()))};
+DrawParams Sampler::draw_params(const SampleRow& row) {
+  const SamplingParams& p = row.request.params;
+  if (!draws_only(row)) return {0.0f, 1.0f, 0.0f, 0, 0.0};
+  return {p.temperature, p.top_p, p.min_p, p.top_k, counter_uniform(row.request.seed, uint64_t(row.tokens.size()))};
 }
 
-std::string Sampler::describe_error(const Request& r, int32_t token) {
+std::string Sampler::describe_error(const Request& r, int32_t token, bool has_mask) {
   if (token == kNanLogit) return str_cat("request ", r.id, ": a logit is NaN");
-  return str_cat("request ", r.id, ": all logits are -infinity");
+  return str_cat("request ", r.id, has_mask ? ": the token mask leaves no token to choose from" : ": all logits are -infinity");
 }
 
-Sampler::Result Sampler::sample(const Request& r, std::span<const int32_t> eos, float* logits) {
+Sampler::Result Sampler::sample(const SampleRow& row, std::span<const int32_t> eos, float* logits) {
+  const Request& r = row.request;
   for (int64_t i = 0; i < vocab_size_; ++i)
     if (std::isnan(logits[i])) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": the logit of token ", i, " is NaN");
   const SamplingParams& p = r.params;
   if (!p.forced_token_ids.empty()) {
-    const int32_t token = p.forced_token_ids[size_t(r.num_generated())];
+    const int32_t token = p.forced_token_ids[size_t(row.num_generated())];
     return {token, p.logprobs < 0 ? TokenLogprobs{} : top_logprobs(logits, token, p.logprobs)};
   }
   std::vector<float> raw;
   if (p.logprobs >= 0) raw.assign(logits, logits + vocab_size_);
-  apply_constraints(r, eos, logits);
-  apply_penalties(r, logits);
-  const double uniform = counter_uniform(r.seed, uint64_t(r.tokens.size()));
+  apply_constraints(row, eos, logits);
+  apply_penalties(row, logits);
+  const double uniform = counter_uniform(r.seed, uint64_t(row.tokens.size()));
   const int32_t token = drawer_.draw(logits, vocab_size_, {p.temperature, p.top_p, p.min_p, p.top_k, uniform});
   if (token == kNanLogit) fail(ErrorCode::kInternal, "logits", "request ", r.id, ": a penalty or bias made a logit NaN");
+  if (token == kNoToken && row.mask) invalid("token_mask", describe_error(r, token, true));
   if (token == kNoToken) invalid("allowed_token_ids", "request ", r.id, ": the constraints leave no token to choose from");
   Result result{token, {}};
   if (p.logprobs >= 0) result.logprobs = top_logprobs(raw.data(), result.token, p.logprobs);

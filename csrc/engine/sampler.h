@@ -10,6 +10,15 @@
 
 namespace lynx_rt {
 
+// A row of logits whose next token is drawn.
+struct SampleRow {
+  const Request& request;
+  std::span<const int32_t> tokens;  // the request's, up to the row's and with it
+  const int32_t* mask = nullptr;    // token mask (backend/sampling.h); null = none
+
+  int64_t num_generated() const { return int64_t(tokens.size()) - request.prompt_len; }
+};
+
 // Scratch for one vocabulary; reused. Thread-safety: one call at a time.
 class Sampler {
  public:
@@ -19,30 +28,31 @@ class Sampler {
     int32_t token;
     TokenLogprobs logprobs;  // empty where not asked for
   };
-  // logits [V], overwritten. Order of effects: allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens), logit_bias,
-  // repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given.
-  // The draw is a pure function of (request.seed, position = request.tokens.size(), logits).
+  // logits [V], overwritten. Order of effects: token mask, allowed_token_ids, bad_words, min_tokens (masks eos and stop tokens),
+  // logit_bias, repetition / frequency / presence penalty, temperature, top_k, top_p, min_p. Logprobs are of the logits as given,
+  // before any of it, as in vLLM.
+  // The draw is a pure function of (request.seed, position = row.tokens.size(), logits).
   // forced_token_ids takes the place of all of it.
   // Throws kInternal naming the request where a logit is NaN; kInvalidArgument where no token is left to choose from.
-  Result sample(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
+  Result sample(const SampleRow& row, std::span<const int32_t> eos_token_ids, float* logits);
 
-  // Whether the next token of a request needs nothing but the draw, so that Backend::sample() can make it; the parameters of that
-  // draw (of a request that needs more: of the cheapest one); and what the error value of such a draw means.
-  static bool draws_only(const Request& request);
-  static DrawParams draw_params(const Request& request);
-  static std::string describe_error(const Request& request, int32_t token);
+  // Whether the next token of a row needs nothing but the draw, so that Backend::sample() can make it; the parameters of that
+  // draw (of a row that needs more: of the cheapest one); and what the error value of such a draw means.
+  static bool draws_only(const SampleRow& row);
+  static DrawParams draw_params(const SampleRow& row);
+  static std::string describe_error(const Request& request, int32_t token, bool has_mask);
 
   // The `count` most likely tokens and `token` itself (first), from logits [V].
   TokenLogprobs top_logprobs(const float* logits, int32_t token, int64_t count);
 
  private:
-  void apply_constraints(const Request& request, std::span<const int32_t> eos_token_ids, float* logits);
-  void apply_penalties(const Request& request, float* logits);
+  void apply_constraints(const SampleRow& row, std::span<const int32_t> eos_token_ids, float* logits);
+  void apply_penalties(const SampleRow& row, float* logits);
 
   int64_t vocab_size_;
   TokenDrawer drawer_;
   std::vector<int32_t> order_;
-  std::vector<int32_t> count_;  // occurrences of each token in the request; all zero between calls
+  std::vector<int32_t> count_;  // occurrences of each token in the row's tokens; all zero between calls
   std::vector<uint8_t> in_prompt_;
 };
 

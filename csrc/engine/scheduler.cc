@@ -1,13 +1,20 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <utility>
 
+#include "base/error.h"
 #include "base/types.h"
 
 namespace lynx_rt {
 
-Scheduler::Scheduler(BlockPool& pool, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk)
-    : pool_(pool), max_num_seqs_(max_num_seqs), max_num_batched_tokens_(max_num_batched_tokens), mixed_(enable_mixed_chunk) {}
+Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
+                     bool enable_mixed_chunk)
+    : pool_(pool),
+      states_(states),
+      max_num_seqs_(max_num_seqs),
+      max_num_batched_tokens_(max_num_batched_tokens),
+      mixed_(enable_mixed_chunk) {}
 
 void Scheduler::add(std::unique_ptr<Request> request) { waiting_.push_back(std::move(request)); }
 
@@ -16,17 +23,25 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   return needed <= 0 || pool_.allocate(needed, r.blocks);
 }
 
-void Scheduler::forget_pages(Request& r) {
+// A slot whose state is that before the first token.
+bool Scheduler::reserve_state(Request& r) {
+  if (!states_.empty()) r.state = states_.allocate();
+  return states_.empty() || r.state >= 0;
+}
+
+void Scheduler::forget(Request& r) {
+  states_.release(std::exchange(r.state, -1));
+  states_.release(std::exchange(r.snapshot, {}).slot);
   pool_.release(r.blocks);
   r.blocks.clear();
-  r.num_computed = r.num_reproducible = r.num_registered = r.num_routed_returned = 0;
-  r.last_content = kNoContent;
+  r.contents.clear();
+  r.num_computed = r.num_reproducible = r.num_routed_returned = 0;
 }
 
 void Scheduler::preempt_last() {
   std::unique_ptr<Request> r = std::move(running_.back());
   running_.pop_back();
-  forget_pages(*r);
+  forget(*r);
   ++r->num_preemptions;
   ++num_preemptions_;
   waiting_.push_front(std::move(r));
@@ -37,18 +52,20 @@ void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
   step.num_rows += num_tokens;
 }
 
-// A row that finds no page preempts the latest request, which has not been scheduled yet, or is itself.
+// A request that finds no page preempts the latest one, which has not been scheduled in this step yet; the latest one itself
+// waits.
 void Scheduler::schedule_decode(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (!r->is_decoding()) continue;
-    bool ok = reserve(*r, 1);
+    const int64_t n = std::min(budget(step), r->num_pending());
+    bool ok = reserve(*r, n);
     while (!ok && running_.size() > i + 1) {
       preempt_last();
-      ok = reserve(*r, 1);
+      ok = reserve(*r, n);
     }
     if (ok) {
-      take(step, *r, 1);
+      take(step, *r, n);
     } else {
       preempt_last();  // itself; the ones before it hold the pages and go on
     }
@@ -57,12 +74,11 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
 
 // Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was
 // preempted in this step is not let in again before the next.
-void Scheduler::schedule_prefill(ScheduledStep& step) {
-  int64_t preemptions = num_preemptions_;
+void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
-    int64_t n = std::min(budget(step), int64_t(r->tokens.size()) - r->num_computed);
+    int64_t n = std::min(budget(step), r->num_pending());
     bool ok = reserve(*r, n);
     bool alone =
         step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
@@ -77,33 +93,52 @@ void Scheduler::schedule_prefill(ScheduledStep& step) {
     if (!admit(step)) break;
 }
 
+void Scheduler::choose_rows(ScheduledStep& step) {
+  // Rows of request i's tokens [begin, end), as far as the step computes them.
+  const auto add = [&](size_t i, int64_t begin, int64_t end, bool is_sampled) {
+    const ScheduledRequest& s = step.requests[i];
+    const int64_t first = s.request->num_computed;
+    begin = std::max(begin, first);
+    end = std::min(end, first + s.num_tokens);
+    for (int64_t token = begin; token < end; ++token) step.logit_rows.push_back({i, token - first, is_sampled});
+  };
+  for (size_t i = 0; i < step.requests.size(); ++i)
+    if (const Request& r = *step.requests[i].request; r.wants_prompt_logits()) add(i, 0, r.prompt_len - 1, false);
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const Request& r = *step.requests[i].request;
+    add(i, r.first_sampled(), int64_t(r.tokens.size()), true);
+  }
+}
+
 ScheduledStep Scheduler::schedule() {
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
-  if (!mixed_) {
-    schedule_prefill(step);
-    if (!step.requests.empty()) return step;
+  if (!mixed_) schedule_prefill(step, preemptions);
+  if (step.requests.empty()) {
+    schedule_decode(step);
+    size_t num_decode = step.requests.size();
+    // Where the last request to decode gave way, those that hold the pages go on with what they have to compute again.
+    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
+    step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
-  schedule_decode(step);
-  size_t num_decode = step.requests.size();
-  if (mixed_ && num_preemptions_ == preemptions) schedule_prefill(step);
-  step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
+  choose_rows(step);
   return step;
 }
 
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last token is always computed, for its logits; prompt logprobs need those of every token.
-  int64_t reusable = r.params.prompt_logprobs >= 0 ? 0 : (int64_t(r.tokens.size()) - 1) / pool_.block_size();
+  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token, and pages
+  // do not bring back the state that a layer beside them has after their tokens.
+  const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
+  int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
   BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
   int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
   int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
   r.blocks = std::move(match.blocks);
   r.num_computed = r.num_reproducible = matched;
-  r.num_registered = int64_t(r.blocks.size());
-  r.last_content = match.content;
-  if (!reserve(r, n)) {
-    forget_pages(r);
+  r.contents = std::move(match.contents);
+  if (!reserve(r, n) || !reserve_state(r)) {
+    forget(r);
     return false;
   }
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
@@ -116,11 +151,55 @@ bool Scheduler::admit(ScheduledStep& step) {
 void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   if (reproducible && r.num_reproducible == r.num_computed) r.num_reproducible += num_tokens;
   r.num_computed += num_tokens;
-  int64_t size = pool_.block_size();
-  for (; (r.num_registered + 1) * size <= r.num_reproducible; ++r.num_registered) {
-    auto tokens = std::span<const int32_t>(r.tokens).subspan(size_t(r.num_registered * size), size_t(size));
-    r.last_content = pool_.register_block(r.blocks[size_t(r.num_registered)], r.last_content, tokens);
+  const size_t size = size_t(pool_.block_size());
+  for (size_t i = r.contents.size(); (i + 1) * size <= size_t(r.num_reproducible); ++i) {
+    auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
+    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens));
   }
+}
+
+// Takes the state back to `kept` computed tokens or fewer; returns how many.
+int64_t Scheduler::rollback_state(Request& r, int64_t kept) {
+  if (states_.empty()) return kept;
+  if (r.snapshot.slot >= 0 && r.snapshot.num_computed <= kept) {
+    states_.copy(r.snapshot.slot, r.state);
+    return r.snapshot.num_computed;
+  }
+  states_.release(std::exchange(r.snapshot, {}).slot);
+  states_.clear(r.state);
+  return 0;
+}
+
+void Scheduler::rollback(Request& r, int64_t num_tokens) {
+  if (num_tokens < 0 || num_tokens > r.num_computed)
+    fail(ErrorCode::kInternal, "rollback", "rollback: expected 0 to ", r.num_computed, " tokens of request ", r.id, ", got ",
+         num_tokens);
+  if (num_tokens == 0) return;
+  const int64_t size = pool_.block_size(), kept = rollback_state(r, r.num_computed - num_tokens);
+  const size_t full = size_t(kept / size);
+  size_t num_blocks = size_t(ceil_div(kept, size));
+  for (size_t i = r.contents.size(); i-- > full;)
+    if (!pool_.unregister_block(r.blocks[i])) num_blocks = std::min(num_blocks, i);
+  pool_.release(std::span(r.blocks).subspan(num_blocks));
+  r.blocks.resize(num_blocks);
+  r.contents.resize(std::min(r.contents.size(), full));
+  r.num_computed = std::min(kept, int64_t(num_blocks) * size);
+  r.num_reproducible = std::min(r.num_reproducible, r.num_computed);
+  r.num_routed_returned = std::min(r.num_routed_returned, r.num_computed);
+}
+
+bool Scheduler::take_snapshot(Request& r) {
+  if (states_.empty()) return true;
+  if (r.snapshot.slot < 0) r.snapshot.slot = states_.allocate();
+  if (r.snapshot.slot < 0) return false;
+  states_.copy(r.state, r.snapshot.slot);
+  r.snapshot.num_computed = r.num_computed;
+  return true;
+}
+
+Request* Scheduler::find_running(uint64_t id) const {
+  const auto it = std::find_if(running_.begin(), running_.end(), [id](const auto& r) { return r->id == id; });
+  return it == running_.end() ? nullptr : it->get();
 }
 
 std::unique_ptr<Request> Scheduler::remove(uint64_t id) {
@@ -133,7 +212,7 @@ std::unique_ptr<Request> Scheduler::remove(uint64_t id) {
     out = std::move(*w);
     waiting_.erase(w);
   }
-  if (out) forget_pages(*out);
+  if (out) forget(*out);
   return out;
 }
 
@@ -141,6 +220,14 @@ std::vector<int32_t> Scheduler::held_blocks() const {
   std::vector<int32_t> held;
   for (const auto& r : running_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
   for (const auto& r : waiting_) held.insert(held.end(), r->blocks.begin(), r->blocks.end());
+  return held;
+}
+
+std::vector<int32_t> Scheduler::held_states() const {
+  std::vector<int32_t> held;
+  for (const auto& r : running_)
+    for (const int32_t slot : {r->state, r->snapshot.slot})
+      if (slot >= 0) held.push_back(slot);
   return held;
 }
 

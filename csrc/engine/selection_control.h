@@ -12,18 +12,18 @@ namespace lynx_rt {
 
 class SelectionControl {
  public:
-  // `max_num_seqs` and `max_num_batched_tokens`: the rows that decode-only and other steps may have.
+  // options.max_num_seqs and max_num_batched_tokens bound the rows of decode-only and of other steps.
   SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options, const std::string& text);
 
-  // From the next step on. Throws as SelectionTables::resolve(), and for more rows than the backend selects experts over; nothing
-  // has changed then.
+  // Changes the selection from the next step on. Throws as SelectionTables::resolve(), and for more rows than the backend selects
+  // experts over; nothing has changed then.
   void set(const std::string& text);
   const std::string& text() const { return text_; }
 
   const LayerSelections& current() const { return levels_[governor_ ? size_t(governor_->level()) : 0]; }
   // Fills batch.replayed, where a layer replays.
   void prepare(BatchView& batch);
-  // After a decode-only step. `bytes`: what it read, `expert_bytes` of that for experts.
+  // Called after a decode-only step, which read `bytes`, `expert_bytes` of them for experts.
   void observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes);
 
   void report(EngineStats& stats) const;

@@ -59,16 +59,12 @@ void SelectionTables::commit() {
 }
 
 LayerSelections SelectionTables::resolve(const std::string& text) {
-  SelectionPlan plan;
-  try {
-    plan = parse_selection(text);
-    for (const SelectionPlan::Part& part : plan.parts) {
-      if (config_.num_experts > 0) check_selection(part.selection, int(config_.num_experts), int(config_.num_experts_per_tok));
-      for (const auto& [first, last] : part.layers)
-        if (last >= config_.num_layers) invalid(kField, "layers: expected 0..", config_.num_layers - 1, ", got ", last);
-    }
-  } catch (const Error& e) {
-    throw Error(e.code(), kField, str_cat(kField, std::string_view(e.what()).substr(std::string_view(e.what()).find(':'))));
+  const SelectionPlan plan = parse_selection(text, kField);
+  for (const SelectionPlan::Part& part : plan.parts) {
+    if (config_.num_experts > 0)
+      check_selection(part.selection, int(config_.num_experts), int(config_.num_experts_per_tok), kField);
+    for (const auto& [first, last] : part.layers)
+      if (last >= config_.num_layers) invalid(kField, "layers: expected 0..", config_.num_layers - 1, ", got ", last);
   }
 
   LayerSelections out;

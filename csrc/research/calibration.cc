@@ -7,7 +7,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kRows = 128;  // whose outputs of all experts are held at once
+constexpr int64_t kRows = 128;  // rows whose outputs, of all experts, are held at once
 constexpr int kLanes = 16;      // partial sums, so that the loops below become vector instructions
 
 // sum over n of term(a[i], b[i])

@@ -9,7 +9,7 @@
 
 namespace lynx_rt {
 
-// Adds up one layer after the other, as a MoeObserver. Experts run on the CPU's backend.
+// A MoeObserver that compares the experts of each layer on the CPU and adds the results to `sums`.
 class ExpertComparer {
  public:
   ExpertComparer(Backend& backend, const ModelConfig& config, ExpertMetric metric, int num_threads, int64_t max_rows,

@@ -16,9 +16,9 @@ class RoutedExpertsTable {
   RoutedExpertsTable(int64_t num_blocks, int64_t block_size, int64_t num_layers, int64_t top_k)
       : block_size_(block_size), num_layers_(num_layers), top_k_(top_k), pages_(size_t(num_blocks)) {}
 
-  // ids [slots.size(), L, k], -1 or below 2^15.
+  // Stores ids [slots.size(), L, k], each -1 or below 2^15, for the tokens of those KV slots.
   void store(const std::vector<int32_t>& ids, std::span<const int64_t> slots);
-  // Of tokens [begin, end) of a sequence whose pages are `blocks`.
+  // Returns the experts of tokens [begin, end) of a sequence whose pages are `blocks`.
   RoutedExperts gather(std::span<const int32_t> blocks, int64_t begin, int64_t end) const;
 
  private:
@@ -26,7 +26,7 @@ class RoutedExpertsTable {
   std::vector<std::vector<int16_t>> pages_;  // [block_size, L, k] each, or empty
 };
 
-// One step of one layer, added to the sums.
+// Adds one step of one layer to the sums.
 inline void add_step(EngineStats::Layer& sums, const SelectionStats& step) {
   ++sums.steps;
   sums.rows += step.rows;

@@ -28,7 +28,7 @@ ModelConfig config_of(const RecordedRows& r) {
   return c;
 }
 
-// Largest step. Throws where a step or a row does not exist.
+// Returns the rows of the largest step. Throws where a step or a row does not exist.
 int64_t check_steps(int64_t num_rows, std::span<const int64_t> order, std::span<const int64_t> offsets) {
   for (int64_t row : order)
     if (row < 0 || row >= num_rows) invalid("order", "expected rows in [0, ", num_rows, "), got ", row);

@@ -25,8 +25,8 @@ struct RecordedRows {
 };
 
 // Runs `selection` (any text that an engine takes) on decode steps made of recorded rows: step s has rows
-// order[offsets[s]] .. order[offsets[s + 1] - 1]. What an engine under that policy counts in such steps, bit for bit; and in
-// `routed_experts` [order.size(), L, k], unless null, the experts that each row ends with.
+// order[offsets[s]] .. order[offsets[s + 1] - 1]. Returns what an engine under that policy counts in such steps, bit for bit, and
+// writes the experts that each row ends with to `routed_experts` [order.size(), L, k], unless that is null.
 // Throws as Engine::set_expert_selection(), and kInvalidArgument for a row or an offset out of range and scores that are not
 // finite.
 std::vector<EngineStats::Layer> simulate(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,

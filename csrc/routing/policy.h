@@ -75,7 +75,7 @@ constexpr int budget_experts(const Selection& s, int num_experts) {
   const double m = s.budget < 1 ? s.budget * num_experts : s.budget;
   return m >= num_experts ? num_experts : m < 1 ? 1 : int(m);
 }
-// Throws kInvalidArgument naming the parameter that does not fit a model with E experts, k per token.
-void check_selection(const Selection& selection, int num_experts, int top_k);
+// Throws kInvalidArgument naming `field` and the parameter that does not fit a model with E experts, k per token.
+void check_selection(const Selection& selection, int num_experts, int top_k, const char* field = "selection");
 
 }  // namespace lynx_rt

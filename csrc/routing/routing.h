@@ -1,5 +1,5 @@
 // Plain data that flows through the four MoE stages router -> selector -> dispatch -> expert_ffn.
-// T rows (tokens) of a step, E experts, k experts per token; a pair is (token t, slot j), numbered t * k + j.
+// T rows (tokens) of a step, E experts, k experts per token; a pair is (row t, rank j), numbered t * k + j.
 #pragma once
 #include <cstdint>
 

@@ -12,8 +12,6 @@
 namespace lynx_rt {
 namespace {
 
-constexpr const char* kField = "selection";
-
 // A parameter of a policy: its key, where it is kept, what it may be.
 struct Parameter {
   const char* key;
@@ -56,7 +54,7 @@ const std::vector<PolicyText>& policies() {
 const PolicyText& text_of(Policy policy) {
   for (const PolicyText& p : policies())
     if (p.policy == policy) return p;
-  fail(ErrorCode::kInternal, kField, "policy ", int(policy), " has no name");
+  fail(ErrorCode::kInternal, "selection", "policy ", int(policy), " has no name");
 }
 
 template <class Range, class Name>
@@ -84,26 +82,26 @@ bool in_range(const Parameter& p, double v) {
   return std::isfinite(v) && v <= p.most && (p.above_least ? v > p.least : v >= p.least);
 }
 
-void set(Selection& selection, const Parameter& p, const PolicySetting& setting) {
+void set(Selection& selection, const Parameter& p, const PolicySetting& setting, const char* field) {
   const auto store = [&](auto Selection::* member) {
     auto value = selection.*member;
     if (!parse_number(setting.value, value) || !in_range(p, double(value)))
-      invalid(kField, setting.key, ": expected ", range_text(p), ", got \"", setting.value, "\"");
+      invalid(field, setting.key, ": expected ", range_text(p), ", got \"", setting.value, "\"");
     selection.*member = value;
   };
   std::visit(store, p.member);
 }
 
-bool set_phase(Selection& selection, const PolicySetting& setting) {
+bool set_phase(Selection& selection, const PolicySetting& setting, const char* field) {
   if (setting.key != "phase") return false;
   if (setting.value != "decode" && setting.value != "all")
-    invalid(kField, "phase: expected decode or all, got \"", setting.value, "\"");
+    invalid(field, "phase: expected decode or all, got \"", setting.value, "\"");
   selection.all_phases = setting.value == "all";
   return true;
 }
 
 // "0-1+7"
-std::vector<std::pair<int, int>> parse_layers(std::string_view text) {
+std::vector<std::pair<int, int>> parse_layers(std::string_view text, const char* field) {
   std::vector<std::pair<int, int>> layers;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find('+', begin), text.size());
@@ -112,7 +110,7 @@ std::vector<std::pair<int, int>> parse_layers(std::string_view text) {
     int first = 0, last = 0;
     const bool ok = parse_number(item.substr(0, dash), first) && first >= 0 &&
                     (dash == item.size() ? (last = first, true) : parse_number(item.substr(dash + 1), last)) && last >= first;
-    if (!ok) invalid(kField, "layers: expected numbers and ranges like \"0-2+7\", got \"", text, "\"");
+    if (!ok) invalid(field, "layers: expected numbers and ranges like \"0-2+7\", got \"", text, "\"");
     layers.push_back({first, last});
     begin = end + 1;
   }
@@ -137,18 +135,18 @@ std::vector<PolicySetting> parse_settings(std::string_view text, const char* fie
   return settings;
 }
 
-Selection parse_policy(const std::string& text, std::string* file) {
+Selection parse_policy(const std::string& text, std::string* file, const char* field) {
   const size_t colon = std::min(text.find(':'), text.size());
   std::string name = text.substr(0, colon);
   Selection selection;
   if (text.empty() || name == "off") name = "topk";
   if (name == "top1") name = "top_j";
   if (name == "slo")
-    invalid(kField, "slo: expected at the beginning of an engine's expert_selection, as in \"slo:tpot_ms=20@0=topk\", got \"", text,
-            "\"");
+    invalid(field, "slo: expected at the beginning of an engine's expert_selection, as in \"slo:tpot_ms=20@0=topk\", got \"",
+            text, "\"");
   const auto found = std::find_if(policies().begin(), policies().end(), [&](const PolicyText& p) { return name == p.name; });
   if (found == policies().end())
-    invalid(kField, "unknown policy \"", name, "\"; the policies are off, ", joined(policies(), [](auto& p) { return p.name; }),
+    invalid(field, "unknown policy \"", name, "\"; the policies are off, ", joined(policies(), [](auto& p) { return p.name; }),
             ", slo");
   selection.policy = found->policy;
   // Defaults that differ from those of Selection, which are the published rules; docs/study.md says where they come from.
@@ -156,25 +154,25 @@ Selection parse_policy(const std::string& text, std::string* file) {
   if (selection.policy == Policy::kLynxLiteral) selection.alpha = 16;
   if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 1, selection.damp = 0.7;
   const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
-  if (colon < text.size() && fixed) invalid(kField, text.substr(0, colon), " has no keys, got \"", text, "\"");
+  if (colon < text.size() && fixed) invalid(field, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
   if (colon == text.size()) return selection;
-  for (const PolicySetting& setting : parse_settings(std::string_view(text).substr(colon + 1), kField)) {
+  for (const PolicySetting& setting : parse_settings(std::string_view(text).substr(colon + 1), field)) {
     const auto parameter = std::find_if(found->parameters.begin(), found->parameters.end(),
                                         [&](const Parameter& p) { return setting.key == p.key; });
     if (parameter != found->parameters.end()) {
-      set(selection, *parameter, setting);
+      set(selection, *parameter, setting, field);
     } else if (found->reads_file && setting.key == "file") {
       if (file) *file = setting.value;
-    } else if (!set_phase(selection, setting)) {
+    } else if (!set_phase(selection, setting, field)) {
       std::string keys = joined(found->parameters, [](auto& p) { return p.key; });
       for (const char* key : {found->reads_file ? "file" : "", "phase"})
         if (*key) keys += (keys.empty() ? "" : ", ") + std::string(key);
-      invalid(kField, name, " has no key \"", setting.key, "\"; its keys are ", keys);
+      invalid(field, name, " has no key \"", setting.key, "\"; its keys are ", keys);
     }
   }
   if (selection.budget >= 1 && selection.budget != std::floor(selection.budget))
-    invalid(kField, "m: expected a share of the experts below 1, or a whole number, got ", shortest(selection.budget));
+    invalid(field, "m: expected a share of the experts below 1, or a whole number, got ", shortest(selection.budget));
   return selection;
 }
 
@@ -200,9 +198,9 @@ std::string to_string(const Selection& selection, const std::string& file) {
   return text;
 }
 
-void check_selection(const Selection& s, int num_experts, int top_k) {
+void check_selection(const Selection& s, int num_experts, int top_k, const char* field) {
   const auto check = [&](const char* key, int64_t value, int64_t least, int64_t most, const char* what) {
-    if (value < least || value > most) invalid(kField, key, ": expected ", least, "..", most, " (", what, "), got ", value);
+    if (value < least || value > most) invalid(field, key, ": expected ", least, "..", most, " (", what, "), got ", value);
   };
   constexpr const char* kPerToken = "experts per token of this model";
   const Policy p = s.policy;
@@ -222,7 +220,7 @@ const SelectionPlan::Part& SelectionPlan::of_layer(int layer) const {
   return parts[0];
 }
 
-SelectionPlan parse_selection(const std::string& text) {
+SelectionPlan parse_selection(const std::string& text, const char* field) {
   SelectionPlan plan;
   size_t begin = 0;
   for (size_t i = 0; begin <= text.size(); ++i) {
@@ -230,12 +228,12 @@ SelectionPlan parse_selection(const std::string& text) {
     std::string part = text.substr(begin, end - begin);
     if (i > 0) {
       const size_t equals = part.find('=');
-      if (equals == std::string::npos) invalid(kField, "expected LAYERS=POLICY after \"@\", got \"", part, "\"");
-      plan.parts.push_back({parse_layers(std::string_view(part).substr(0, equals)), {}, ""});
+      if (equals == std::string::npos) invalid(field, "expected LAYERS=POLICY after \"@\", got \"", part, "\"");
+      plan.parts.push_back({parse_layers(std::string_view(part).substr(0, equals), field), {}, ""});
       part.erase(0, equals + 1);
-      if (part.empty()) invalid(kField, "expected a policy after \"=\" of \"", text, "\", got none");
+      if (part.empty()) invalid(field, "expected a policy after \"=\" of \"", text, "\", got none");
     }
-    plan.parts.back().selection = parse_policy(part, &plan.parts.back().file);
+    plan.parts.back().selection = parse_policy(part, &plan.parts.back().file, field);
     begin = end + 1;
   }
   return plan;

@@ -17,8 +17,8 @@ std::vector<PolicySetting> parse_settings(std::string_view text, const char* fie
 
 // A policy's text, "name:key=value,...": "topk" (also "off", ""), "lynx:alpha=8,beta=4,theta=1", "oea:k0=2", "top1" (=
 // top_j:j=1). `file` gets the value of the key of that name ("" = none given), of policies that read a table: sere, alias,
-// replay. Throws kInvalidArgument naming the unknown policy or key and those that exist.
-Selection parse_policy(const std::string& text, std::string* file = nullptr);
+// replay. Throws kInvalidArgument naming `field`, and the unknown policy or key and those that exist.
+Selection parse_policy(const std::string& text, std::string* file = nullptr, const char* field = "selection");
 std::string to_string(const Selection& selection, const std::string& file = "");  // parse_policy's canonical form
 
 // What all layers of a model do: "POLICY" or "POLICY@LAYERS=POLICY@...", as in "lynx:alpha=4@0-1+7=topk@5=oea:k0=2". LAYERS are
@@ -33,7 +33,7 @@ struct SelectionPlan {
 
   const Part& of_layer(int layer) const;  // of the last part that names it
 };
-SelectionPlan parse_selection(const std::string& text);  // throws as parse_policy()
+SelectionPlan parse_selection(const std::string& text, const char* field = "selection");  // throws as parse_policy()
 std::string to_string(const SelectionPlan& plan);
 
 }  // namespace lynx_rt

@@ -194,7 +194,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
   }
 }
 
-// The weight of each own choice goes to the slot of what it became.
+// The weight of each own choice goes to the rank of what it became.
 void Selector::move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const {
   const int32_t* assigned = assigned_.data() + t * batch.top_k;
   for (int j = 0; j < batch.top_k; ++j) {

@@ -7,7 +7,7 @@
 //   own routing   the k best scores of a row, ties to the lower expert. Their weights are softmax probabilities (sigmoids, the
 //                 probabilities of sparsemixer), divided by their sum, but at least min_sum, where the router normalises; times
 //                 its scale. A row's own mass W0 is the sum of its k own weights (scale where the router normalises).
-//   groups        An expert outside a row's groups has score -inf. The row takes none such, its slot is dropped instead; sere
+//   groups        An expert outside a row's groups has score -inf. The row takes none such, that rank is dropped instead; sere
 //                 leaves the choice alone. alias and replay are as their tables say.
 //   never none    A row that a policy leaves without any expert takes its first own choice, admitted or not, full or not; replay
 //                 may leave rows without.
@@ -19,7 +19,7 @@
 //   guard         (not for policies that look at single rows, nor for capacity) active experts, those that some row ends with,
 //                 against the union of own choices: where they are no fewer, the own routing is the result.
 //   remapped_pairs counts own choices that a row lost, whether replaced or dropped.
-//   dropped       a slot without an expert has id -1 and weight 0.
+//   dropped       a rank without an expert has id -1 and weight 0.
 //   sums          of votes are exact 64-bit integers, those of gates are of gate_mass() (gate_mass.h) of the scores.
 //
 // Policies that admit experts. Every row ends with the k best of its scores among the admitted, which are k at least; but those
@@ -48,18 +48,19 @@
 //                 z[t, e] + lambda * (S[e] - its own vote), computed in double precision and rounded to float32, ties to the
 //                 lower expert; where the row has no other expert in bin 0 and lost its first choice, that replaces the last of
 //                 the k. refill as above.
-//   sere          Experts among the first s own choices of any row are primary. In the slots from s on, a choice u that is not
+//   sere          Experts among the first s own choices of any row are primary. From rank s on, a choice u that is not
 //                 primary becomes the primary v with the largest similarity[u, v] (ties to the lower expert), unless rho > 0
-//                 and that is below it. A row's choices that meet become one, in the first slot; the others are dropped.
-//   capacity      No expert takes more than ceil(factor * B * k / E) rows, but for rows that would be left with none. Slots are
-//                 filled in order of rank, and of rows within a rank: each gets the best expert that the row has not asked yet and
+//                 and that is below it. A row's choices that meet become one, at the first of their ranks; the others are
+//                 dropped.
+//   capacity      No expert takes more than ceil(factor * B * k / E) rows, but for rows that would be left with none. Ranks are
+//                 filled in order, and rows in order within a rank: each gets the best expert that the row has not asked yet and
 //                 that has room; where none is left it is dropped. First come, first served: the result depends on the order of
 //                 the rows. Exact rows come first.
 //
 // Policies that look at single rows. They act on single rows too.
 //   skip          A row's choices up to the first whose gate is below ratio * the first choice's; the rest is dropped.
 //   top_j         The first j choices; the rest is dropped.
-//   deny_rank     The choice of that rank is taken away; the best expert outside the row's choices takes the last slot.
+//   deny_rank     The choice of that rank is taken away; the best expert outside the row's choices takes the last rank.
 //   alias         A choice u becomes alias[u]; choices that meet become one, as of sere.
 //   replay        The ids of Selection::replay.
 #pragma once

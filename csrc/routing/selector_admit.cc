@@ -73,7 +73,7 @@ void Selector::admit(const Batch& batch, const Routing& own) {
       for (int j = 0; j < batch.top_k; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
 }
 
-// What rows need, and what enough votes ask for.
+// lynx: admits what enough rows vote for, and what a row cannot do without.
 void Selector::admit_lynx(const Batch& batch, const Routing& own) {
   const uint64_t needed = votes_needed(batch.selection.theta, vote_value_[0]);
   for (int e = 0; e < batch.num_experts; ++e) admitted_[size_t(e)] = votes_[size_t(e)] >= needed;
@@ -82,7 +82,7 @@ void Selector::admit_lynx(const Batch& batch, const Routing& own) {
   fill(batch, batch.top_k, nullptr);
 }
 
-// The first k0 choices, and one more of each row while that is fewer than k experts.
+// oea: admits the first k0 choices of every row, and one more of each while that is fewer than k experts.
 void Selector::admit_oea(const Batch& batch, const Routing& own) {
   int count = 0;
   for (int j = 0; j < batch.top_k && (j < batch.selection.k0 || count < batch.top_k); ++j)
@@ -93,7 +93,7 @@ void Selector::admit_oea(const Batch& batch, const Routing& own) {
     }
 }
 
-// votes_: the sums of gates over all rows; of des_vote, over the rows that chose the expert.
+// Sets votes_ to the sums of gates over all rows or, for des_vote, over the rows that chose the expert.
 void Selector::sum_gates(const Batch& batch, const Routing& own) {
   const bool own_only = batch.selection.policy == Policy::kDesVote;
   std::fill_n(votes_.begin(), batch.num_experts, 0);
@@ -121,7 +121,7 @@ void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
   fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), own_only ? used_.data() : nullptr);
 }
 
-// A greedy cover of the rows by the experts that serve them.
+// cover: a greedy cover of the rows by the experts that serve them.
 void Selector::admit_cover(const Batch& batch, const Routing& own) {
   const double delta = batch.selection.delta;
   const auto serves = [&](int64_t t, int e) {

@@ -58,7 +58,7 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
   }
 }
 
-// The k best of the keys with the others' votes added; a row's groups have k at least.
+// lynx_literal: takes the k best of the keys with the others' votes added. A row's groups have k experts at least.
 void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids) {
   const Selection& s = batch.selection;
   const float* z = batch.keys_of(t);
@@ -75,7 +75,7 @@ void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* want
   drop_refills(z, wanted, batch.top_k, -std::log(s.refill), ids);
 }
 
-// sere: target_, which is the expert itself where it is primary, or has no primary that is similar enough.
+// sere: sets target_, which is the expert itself where it is primary or no primary is similar enough.
 void Selector::map_to_primary(const Batch& batch, const Routing& own) {
   const Selection& s = batch.selection;
   std::fill_n(admitted_.begin(), batch.num_experts, 0);  // primary

@@ -33,9 +33,9 @@ inline int pick_best(const float* keys, std::span<const int32_t> candidates, int
   int n = 0;
   for (const int32_t e : candidates) {
     if (n == k && keys[e] <= keys[ids[k - 1]]) continue;
-    int slot = n < k ? n++ : k - 1;
-    for (; slot > 0 && keys[e] > keys[ids[slot - 1]]; --slot) ids[slot] = ids[slot - 1];
-    ids[slot] = e;
+    int rank = n < k ? n++ : k - 1;
+    for (; rank > 0 && keys[e] > keys[ids[rank - 1]]; --rank) ids[rank] = ids[rank - 1];
+    ids[rank] = e;
   }
   return n;
 }

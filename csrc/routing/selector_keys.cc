@@ -9,7 +9,8 @@ namespace lynx_rt {
 
 namespace {
 
-// In the order of a warp, so that a device gets the same bits: lane l adds every 32nd from l, then lanes add in pairs.
+// A sum in the order of a warp, so that a device gets the same bits: lane l adds every 32nd term from l on, then lanes add in
+// pairs.
 double sum_as_warp(const double* values, int count) {
   double lane[32] = {};
   for (int i = 0; i < count; ++i) lane[i % 32] += values[i];
@@ -54,7 +55,7 @@ void Selector::make_keys(const float* scores, int64_t num_rows, const RouterRule
   }
 }
 
-// open_: which groups of the row are its best, by choice_; ties to the lower group.
+// Sets open_: which groups of the row are its best, by choice_; ties to the lower group.
 void Selector::open_groups(const RouterRule& rule) {
   const int group_size = rule.num_experts / rule.num_groups;
   for (int g = 0; g < rule.num_groups; ++g) {

@@ -116,7 +116,7 @@ void test_same_content_twice() {
   CHECK(pool.register_block(take(pool, 1)[0], content, Ids{1, 2}) != content);
   BlockPool::Match match = pool.match_prefix(Ids{1, 2}, 1);
   CHECK_EQ(match.blocks, first);
-  CHECK_EQ(match.content, content);
+  CHECK_EQ(match.contents.back(), content);
 }
 
 void test_caching_off() {
@@ -157,7 +157,7 @@ void test_random_use() {
       for (size_t i = 0; i < match.blocks.size(); ++i)
         CHECK_EQ(prefix_of[match.blocks[i]], Ids(tokens.begin(), tokens.begin() + int64_t(i + 1) * kSize));
       Ids blocks = match.blocks;
-      ContentId content = match.content;
+      ContentId content = match.contents.empty() ? kNoContent : match.contents.back();
       size_t known = blocks.size();
       if (!pool.allocate(pages - int64_t(known), blocks)) {
         pool.release(blocks);

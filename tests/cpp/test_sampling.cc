@@ -130,6 +130,48 @@ void test_greedy_and_errors() {
   CHECK_EQ(drawer.draw(negative, 4, {0, 1, 0, 0, 0}), 2);
 }
 
+std::vector<int32_t> make_mask(int kind, int64_t vocab_size, std::mt19937& random) {
+  std::vector<int32_t> mask(size_t(token_mask_words(vocab_size)), kind == 2 ? -1 : 0);
+  for (int64_t i = 0; i < vocab_size; ++i)
+    if (kind == 0 && random() % 2) mask[size_t(i / 32)] |= int32_t(1u << (i % 32));
+  const auto one = int64_t(random() % uint64_t(vocab_size));
+  mask[size_t(one / 32)] |= int32_t(1u << (one % 32));                                // kind 1: this token alone
+  if (kind < 2 && vocab_size % 32) mask.back() |= int32_t(~0u << (vocab_size % 32));  // bits that are no token's
+  return mask;
+}
+
+// A draw with a mask is the draw, by its definition, of logits that are -inf where it says so.
+void test_token_masks() {
+  std::mt19937 random(5);
+  TokenDrawer drawer;
+  for (const int64_t n : {1, 2, 31, 32, 33, 63, 64, 65, 1000})
+    for (int i = 0; i < 60; ++i) {
+      std::vector<float> logits = make_logits(i % kKinds, n, random);
+      const std::vector<int32_t> mask = make_mask(i % 3, n, random);
+      std::vector<float> allowed = logits;
+      int64_t num_allowed = 0, last = 0;
+      for (int64_t v = 0; v < n; ++v) {
+        const bool is_set = uint32_t(mask[size_t(v / 32)]) >> (v % 32) & 1;
+        if (is_set) ++num_allowed, last = v;
+        if (!is_set) allowed[size_t(v)] = -kInf;
+      }
+      CHECK(num_allowed > 0 && (i % 3 != 1 || num_allowed == 1) && (i % 3 != 2 || num_allowed == n));
+      DrawParams p = make_params(n, random);
+      if (i % 4 == 0) p.temperature = 0;
+      const float largest = *std::max_element(allowed.begin(), allowed.end());
+      int32_t want = largest == -kInf        ? kNoToken
+                     : p.temperature < 1e-5f ? int32_t(std::find(allowed.begin(), allowed.end(), largest) - allowed.begin())
+                                             : draw_by_sorting(allowed, p);
+      CHECK_EQ(drawer.draw(logits.data(), n, p, mask.data()), want);
+      if (i % 3 == 1 && largest > -kInf) CHECK_EQ(want, last);
+      std::vector<int32_t> none(mask.size(), 0);
+      if (n % 32) none.back() = int32_t(~0u << (n % 32));
+      CHECK_EQ(drawer.draw(logits.data(), n, p, none.data()), kNoToken);
+      logits[size_t(n / 2)] = std::nanf("");  // told wherever it is
+      CHECK_EQ(drawer.draw(logits.data(), n, p, mask.data()), kNanLogit);
+    }
+}
+
 // draw_kernels.h states the error.
 void test_masses() {
   std::mt19937 random(3);
@@ -183,6 +225,7 @@ void test_instruction_sets_agree() {
 int main() {
   test_against_sorting();
   test_greedy_and_errors();
+  test_token_masks();
   test_masses();
   test_instruction_sets_agree();
   return check::result("test_sampling");

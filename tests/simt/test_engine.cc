@@ -324,19 +324,29 @@ void test_products() {
       CHECK_EQ(double(out[size_t(t * kStride + c)]), want);  // small multiples of 1/32: exact in float32
     }
 
-  // Two draws in one step, each with tokens of its own.
+  // Draws in one step, each with tokens of its own.
   const std::vector<float> logits = {0, 3, 1, 2, 5, 4, std::nanf(""), 1};
   backend->write(device_x, logits.data(), int64_t(logits.size()) * 4);
   backend->begin_step({});
   const std::vector<DrawParams> draws(1, DrawParams{0, 1, 0, 0, 0});
-  int32_t tokens[3] = {-9, -9, -9};
-  backend->sample(device_x, draws, 4, tokens);
-  backend->sample(device_x + 4, draws, 2, tokens + 1);
-  backend->sample(device_x + 6, draws, 2, tokens + 2);
+  const std::vector<DrawParams> masked = {{0, 1, 0, 0, 0, 1}, {0, 1, 0, 0, 0, 0}};
+  const std::vector<int32_t> masks = {-1 - 2, 0b0101};
+  int32_t tokens[5] = {-9, -9, -9, -9, -9};
+  backend->sample(device_x, draws, {}, 4, tokens);
+  backend->sample(device_x + 4, draws, {}, 2, tokens + 1);
+  backend->sample(device_x + 6, draws, {}, 2, tokens + 2);
+  backend->sample(device_x, masked, masks, 2, tokens + 3);
   backend->end_step({});
   CHECK_EQ(tokens[0], 1);
   CHECK_EQ(tokens[1], 0);
   CHECK_EQ(tokens[2], kNanLogit);
+  CHECK_EQ(tokens[3], 0);  // of {0, 3} the first alone is allowed
+  CHECK_EQ(tokens[4], 0);
+  // Copies within the device's memory are in order with what writes and reads it.
+  backend->copy(device_x + 4, device_x, 4 * sizeof(float));
+  std::vector<float> copied(8);
+  backend->read(copied.data(), device_x, 8 * sizeof(float));
+  CHECK_EQ(std::vector<float>(copied.begin() + 4, copied.end()), (std::vector<float>{0, 3, 1, 2}));
   backend->release(memory, bytes);
 }
 

@@ -28,12 +28,19 @@ struct Batch {
   int vocab_size;
   std::vector<float> logits;       // [S, V]
   std::vector<DrawParams> params;  // [S]
+  std::vector<int32_t> masks = {};  // [rows that mask_row names, words]
 
   int rows() const { return int(params.size()); }
   const float* row(int i) const { return logits.data() + size_t(i) * size_t(vocab_size); }
   void add(const std::vector<float>& row, const DrawParams& p) {
     logits.insert(logits.end(), row.begin(), row.end());
     params.push_back(p);
+  }
+  // A row with a mask.
+  void add(const std::vector<float>& row, const DrawParams& p, const std::vector<int32_t>& mask) {
+    add(row, p);
+    params.back().mask_row = int32_t(masks.size() / mask.size());
+    masks.insert(masks.end(), mask.begin(), mask.end());
   }
 };
 
@@ -48,9 +55,9 @@ std::vector<int32_t> run_device(const Batch& b) {
   const size_t rows = b.params.size();
   const DeviceVector<float> logits(b.logits);
   const DeviceVector<DrawParams> params(b.params);
-  const DeviceVector<char> scratch(cuda::sample_scratch_bytes(b.rows(), b.vocab_size));
+  const DeviceVector<int32_t> masks(b.masks);
   const DeviceVector<int32_t> tokens(std::vector<int32_t>(rows + 2, kUntouched));
-  cuda::sample({logits.get(), params.get(), b.rows(), b.vocab_size, scratch.get(), tokens.get() + 1}, {});
+  cuda::sample({logits.get(), params.get(), b.rows(), b.vocab_size, masks.get(), tokens.get() + 1}, {});
   std::vector<int32_t> out = tokens.read();
   CHECK_EQ(out.front(), kUntouched);
   CHECK_EQ(out.back(), kUntouched);
@@ -350,6 +357,59 @@ void test_not_finite() {
   }
 }
 
+// A row with a mask, among rows without: the token of the row whose logits are -inf where the mask says so.
+void test_token_masks(int every) {
+  std::mt19937 random(37);
+  int number = 0;
+  for (const int vocab_size : {1, 31, 32, 33, 64, 1000, 4097}) {
+    Batch with{vocab_size, {}, {}}, without{vocab_size, {}, {}};
+    for (int i = 0; i < 24; ++i) {
+      std::vector<float> logits = make_logits(i % kKinds, vocab_size, random);
+      DrawParams p = make_params(vocab_size, random);
+      if (i % 5 == 0) p.temperature = 0;
+      std::vector<int32_t> mask(size_t(token_mask_words(vocab_size)), i % 4 == 2 ? -1 : 0);
+      const auto allow = [&](int v) { mask[size_t(v / 32)] |= int32_t(1u << (v % 32)); };
+      for (int v = 0; v < vocab_size; ++v)
+        if (i % 4 == 0 && random() % 2) allow(v);
+      if (i % 4 < 2) allow(int(random() % unsigned(vocab_size)));  // 1: one token; 3: none
+      if (vocab_size % 32) mask.back() |= int32_t(~0u << (vocab_size % 32));
+      if (i % 7 == 6) {
+        with.add(logits, p);
+      } else {
+        with.add(logits, p, mask);
+        for (int v = 0; v < vocab_size; ++v)
+          if (!(uint32_t(mask[size_t(v / 32)]) >> (v % 32) & 1)) logits[size_t(v)] = -kInf;
+      }
+      without.add(logits, p);
+    }
+    // NaN under a mask that leaves it out, and +inf under one that does and one that does not.
+    const std::vector<int32_t> all(size_t(token_mask_words(vocab_size)), -1), none(all.size(), 0);
+    std::vector<float> logits(size_t(vocab_size), 1.0f);
+    logits.back() = std::nanf("");
+    with.add(logits, {1, 1, 0, 0, 0.3}, none);
+    without.add(logits, {1, 1, 0, 0, 0.3});
+    logits.back() = kInf;
+    with.add(logits, {1, 1, 0, 0, 0.3}, all);
+    without.add(logits, {1, 1, 0, 0, 0.3});
+    with.add(logits, {1, 1, 0, 0, 0.3}, none);
+    without.add(std::vector<float>(size_t(vocab_size), -kInf), {1, 1, 0, 0, 0.3});
+    if (number++ % every) continue;
+    const std::vector<int32_t> got = run_device(with), want = run_device(without);
+    for (int i = 0; i < with.rows(); ++i) {
+      const DrawParams& p = with.params[size_t(i)];
+      const int32_t* mask = p.mask_row < 0 ? nullptr : with.masks.data() + size_t(p.mask_row) * all.size();
+      TokenDrawer drawer;
+      CHECK_EQ(got[size_t(i)], want[size_t(i)]);
+      CHECK_EQ(drawer.draw(with.row(i), vocab_size, p, mask), run_host(without, i));
+      if (check::failures) std::cerr << "  in " << text(with, i) << "\n";
+    }
+    CHECK_EQ(got[3], kNoToken);
+    CHECK_EQ(got[24], kNanLogit);
+    CHECK_EQ(got[25], vocab_size - 1);
+    CHECK_EQ(got[26], kNoToken);
+  }
+}
+
 void test_arguments() {
   const DeviceVector<int32_t> token(std::vector<int32_t>{kUntouched});
   const auto call = [&](int rows, int vocab_size) {
@@ -374,6 +434,7 @@ int main(int argc, char** argv) {
   test_greedy_ties();
   test_rows_are_independent();
   test_not_finite();
+  test_token_masks(every);
   test_arguments();
   CHECK(coverage.undecided * 100 < coverage.draws);
   if (every == 1) {

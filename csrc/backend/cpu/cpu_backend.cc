@@ -99,9 +99,12 @@ void CpuBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, i
   for (size_t i = 0; i < rows.size(); ++i) std::copy_n(x + rows[i] * hidden_size, hidden_size, out + int64_t(i) * hidden_size);
 }
 
-void CpuBackend::do_sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens) {
+void CpuBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
+                           int64_t vocab_size, int32_t* tokens) {
   pool_.parallel_for(int64_t(params.size()), [&](int64_t i, int thread) {
-    tokens[i] = drawers_[size_t(thread)].draw(logits + i * vocab_size, vocab_size, params[size_t(i)]);
+    const DrawParams& p = params[size_t(i)];
+    const int32_t* mask = p.mask_row < 0 ? nullptr : masks.data() + p.mask_row * token_mask_words(vocab_size);
+    tokens[i] = drawers_[size_t(thread)].draw(logits + i * vocab_size, vocab_size, p, mask);
   });
 }
 

@@ -44,7 +44,7 @@ class CpuBackend : public Backend {
                           const Routing&, const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
-  void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
+  void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
   void do_end_step(std::span<SelectionStats>) override;
 

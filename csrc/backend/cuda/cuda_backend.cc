@@ -306,7 +306,9 @@ void CudaBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, 
   cuda::gather_rows(x, static_cast<const int32_t*>(rows_.get()), int(rows.size()), int(hidden_size), out, stream_);
 }
 
-void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> params, int64_t vocab_size, int32_t* tokens) {
+void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
+                            int64_t vocab_size, int32_t* tokens) {
+  write(token_masks_.get(), masks.data(), int64_t(masks.size_bytes()));
   copy_async(params_.get(), stage_copy(params), params.size_bytes(), stream_);
   const int64_t first = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;
   if (first + int64_t(params.size()) > limits_.max_rows) fail(ErrorCode::kInternal, "sample", "sample: more tokens than rows");
@@ -315,7 +317,7 @@ void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> par
   args.params = static_cast<const DrawParams*>(params_.get());
   args.num_rows = int(params.size());
   args.vocab_size = int(vocab_size);
-  args.scratch = sample_scratch_.get();
+  args.masks = static_cast<const int32_t*>(token_masks_.get());
   args.tokens = static_cast<int32_t*>(tokens_.get()) + first;
   cuda::sample(args, stream_);
   pending_tokens_.push_back({tokens, first, int64_t(params.size())});

@@ -62,12 +62,13 @@ class CudaBackend final : public Backend {
                           const Routing&, const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
-  void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
+  void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
   void do_run(const StepKey&, const BatchView&, const std::function<void(const BatchView&)>& ops) override;
   void do_end_step(std::span<SelectionStats>) override;
   void do_write(void* to, const void* from, int64_t bytes) override;
   void do_read(void* to, const void* from, int64_t bytes) override;
+  void do_copy(void* to, const void* from, int64_t bytes) override;
 
   // As allocate_device(), for what the size of steps decides: an error says which arguments would need less.
   static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
@@ -122,7 +123,7 @@ class CudaBackend final : public Backend {
 
   // Scratch, sized by reserve()
   cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
-      sample_scratch_, params_, tokens_, rows_;
+      token_masks_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
   int route_calls_ = 0;
   bool in_step_ = false;

@@ -81,7 +81,7 @@ void CudaBackend::reserve(const StepLimits& l) {
   route_scratch_ = allocate_step_memory(2 * t * l.num_experts * int64_t(sizeof(float)), "workspace");
   stats_ = allocate_step_memory(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
   host_stats_ = allocate_pinned(std::max<int64_t>(1, l.num_moe_layers) * int64_t(sizeof(SelectionStats)), "workspace");
-  sample_scratch_ = allocate_step_memory(int64_t(sample_scratch_bytes(int(l.max_logit_rows), int(l.vocab_size))), "workspace");
+  token_masks_ = allocate_step_memory(l.max_logit_rows * token_mask_words(l.vocab_size) * int64_t(sizeof(int32_t)), "workspace");
   params_ = allocate_step_memory(l.max_logit_rows * int64_t(sizeof(DrawParams)), "workspace");
   tokens_ = allocate_step_memory(t * int64_t(sizeof(int32_t)), "workspace");
   host_tokens_ = allocate_pinned(t * int64_t(sizeof(int32_t)), "workspace");
@@ -128,6 +128,11 @@ void CudaBackend::do_read(void* to, const void* from, int64_t bytes) {
   set_device(device_);
   if (bytes > 0) copy_async(to, from, size_t(bytes), stream_);
   wait();
+}
+
+void CudaBackend::do_copy(void* to, const void* from, int64_t bytes) {
+  set_device(device_);
+  if (bytes > 0) copy_async(to, from, size_t(bytes), stream_);
 }
 
 // --- a step

@@ -8,8 +8,11 @@
 // order, so that a filter is nothing but its mass. Where nothing filters, the walk is by token: a range of tokens per warp,
 // then a part of the range that holds the target per warp, and so on.
 //
-// Memory traffic: 4 V bytes for each time that a row is read, from L2 after the first: once for greedy, a little over twice where
-// nothing filters, else 3 times and 1 to 4 times per search. All weights are computed once, and those of a bin per refinement.
+// A token mask is read with the logits, which count as -inf where it says so.
+//
+// Memory traffic: 4 V bytes for each time that a row is read, V / 8 more with a mask, from L2 after the first: once for greedy, a
+// little over twice where nothing filters, else 3 times and 1 to 4 times per search. All weights are computed once, and those of a
+// bin per refinement.
 //
 // Limits: V <= 2^18, which keeps the sums below 2^63. One block per row leaves most of a large GPU idle at few rows, and a weight
 // costs a double-precision exp(): 1/64 rate on sm_86, sm_89 and sm_120 (TODO measure on a GPU).
@@ -59,11 +62,18 @@ __device__ Shared& shared_state() { return *reinterpret_cast<Shared*>(dynamic_sh
 
 struct Row {
   const float* logits;
+  const int32_t* mask;  // null = every token is allowed
   int vocab_size;
   float largest;
   float bin_scale;  // bins per unit of the logit
   double inverse_temperature;
 
+  // As apply_token_mask() says.
+  __device__ float load(int token) const {
+    const float logit = logits[token];
+    const bool allowed = !mask || (uint32_t(mask[token / 32]) >> (token % 32) & 1) || logit != logit;
+    return allowed ? logit : from_key(kLowestKey);
+  }
   __device__ double weight(float logit) const {
     const double gap = (double(largest) - double(logit)) * inverse_temperature;
     return gap < kLargestGap ? exp(-gap) : 0.0;
@@ -75,12 +85,12 @@ __device__ uint64_t to_mass(double weight) { return uint64_t(weight * kOne + 0.5
 
 // visit(token, logit) for begin + i, begin + i + stride, ..; loads go ahead of the visits.
 template <class Visit>
-__device__ void for_each(const float* logits, int begin, int end, int stride, Visit visit) {
+__device__ void for_each(const Row& row, int begin, int end, int stride, Visit visit) {
   constexpr int kAhead = 4;
   for (int first = begin; first < end; first += kAhead * stride) {
     float logit[kAhead];
     LYNX_UNROLL
-    for (int j = 0; j < kAhead; ++j) logit[j] = first + j * stride < end ? logits[first + j * stride] : 0;
+    for (int j = 0; j < kAhead; ++j) logit[j] = first + j * stride < end ? row.load(first + j * stride) : 0;
     LYNX_UNROLL
     for (int j = 0; j < kAhead; ++j)
       if (first + j * stride < end) visit(first + j * stride, logit[j]);
@@ -88,7 +98,7 @@ __device__ void for_each(const float* logits, int begin, int end, int stride, Vi
 }
 template <class Visit>
 __device__ void for_each(const Row& row, Visit visit) {
-  for_each(row.logits, int(threadIdx.x), row.vocab_size, int(blockDim.x), visit);
+  for_each(row, int(threadIdx.x), row.vocab_size, int(blockDim.x), visit);
 }
 
 __device__ uint64_t warp_sum(uint64_t v) {
@@ -127,7 +137,7 @@ __device__ int walk_tokens(const Row& row, Measure measure, Choose choose) {
     const int length = (end - begin + warps - 1) / warps;
     const int from = begin + warp_id() * length, to = from + length < end ? from + length : end;
     uint64_t sum = 0;
-    for_each(row.logits, from + lane, to, kWarpSize, [&](int, float logit) { sum += measure(logit); });
+    for_each(row, from + lane, to, kWarpSize, [&](int, float logit) { sum += measure(logit); });
     sum = warp_sum(sum);
     if (lane == 0) s.warp_sum[warp_id()] = sum;
     sync_block();  // warp_sum
@@ -142,7 +152,7 @@ __device__ int walk_tokens(const Row& row, Measure measure, Choose choose) {
     begin += w * length;
     end = begin + length < end ? begin + length : end;
   }
-  const uint64_t sum = inclusive_scan(begin + lane < end ? measure(row.logits[begin + lane]) : 0);
+  const uint64_t sum = inclusive_scan(begin + lane < end ? measure(row.load(begin + lane)) : 0);
   const uint32_t past = ballot(kFullWarp, sum > target);
   const int token = begin + (past ? lowest_bit(past) : 0);
   return token < row.vocab_size ? token : row.vocab_size - 1;  // for parameters that are not as sampling.h says
@@ -315,7 +325,8 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(const __grid_con
   Shared& s = shared_state();
   const int warps = int(blockDim.x) / kWarpSize;
   const DrawParams p = a.params[blockIdx.x];
-  Row row{a.logits + int64_t(blockIdx.x) * a.vocab_size, a.vocab_size, 0, 0, 0};
+  const int32_t* mask = p.mask_row < 0 ? nullptr : a.masks + int64_t(p.mask_row) * ((a.vocab_size + 31) / 32);
+  Row row{a.logits + int64_t(blockIdx.x) * a.vocab_size, mask, a.vocab_size, 0, 0, 0};
 
   uint32_t key = 0, token = 0;
   bool nan = false, excluded = false;
@@ -353,8 +364,6 @@ __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(const __grid_con
 }
 
 }  // namespace
-
-size_t sample_scratch_bytes(int, int) { return 0; }
 
 void sample(const SampleArgs& args, Stream stream) {
   if (args.num_rows < 0) invalid("sample", "rows: expected 0 or more, got ", args.num_rows);

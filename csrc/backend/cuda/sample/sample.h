@@ -15,10 +15,9 @@ struct SampleArgs {
   const DrawParams* params;  // [S] in device memory
   int num_rows;              // S
   int vocab_size;            // V
-  void* scratch;             // sample_scratch_bytes(S, V)
+  const int32_t* masks;      // [rows, ceil(V / 32)] in device memory: those that DrawParams::mask_row names
   int32_t* tokens;           // [S] out: the token; -1 where a logit is NaN; -2 where all are -inf
 };
-size_t sample_scratch_bytes(int num_rows, int vocab_size);
 void sample(const SampleArgs& args, Stream stream);
 
 }  // namespace lynx_rt::cuda

@@ -1,0 +1,111 @@
+// csrc/engine/state_cache.h: slots, what they hold, and what they take.
+#include "engine/state_cache.h"
+
+#include <cstring>
+#include <random>
+
+#include "check.h"
+#include "engine/memory_plan.h"
+
+using namespace lynx_rt;
+
+namespace {
+
+std::unique_ptr<Backend> cpu() { return make_backend({"cpu", DType::kF32, 1, ""}); }
+
+void test_no_states() {
+  const auto backend = cpu();
+  for (const std::vector<int64_t>& layers : {std::vector<int64_t>{}, {0, 0, 0}}) {
+    StateCache cache(*backend, layers, 5);
+    CHECK(cache.empty());
+    CHECK_EQ(cache.bytes(), 0);
+    CHECK_EQ(cache.num_slots(), 0);
+    CHECK_EQ(cache.allocate(), -1);
+    cache.release(-1);
+    cache.check_integrity({});
+  }
+}
+
+void test_slots() {
+  const auto backend = cpu();
+  const std::vector<int64_t> layers = {100, 0, 64};
+  CHECK_EQ(StateCache::slot_bytes(layers), 192);
+  StateCache cache(*backend, layers, 3);
+  CHECK(!cache.empty());
+  CHECK_EQ(cache.bytes(), 3 * 192);
+  CHECK(cache.state(1, 0) == nullptr);
+  CHECK_EQ(cache.stride(0), 128);
+  std::vector<int32_t> held;
+  for (int i = 0; i < 3; ++i) held.push_back(cache.allocate());
+  CHECK_EQ(held, (std::vector<int32_t>{0, 1, 2}));
+  CHECK_EQ(cache.allocate(), -1);
+  CHECK_EQ(cache.num_free(), 0);
+  for (const int32_t slot : held)
+    for (const int64_t layer : {0, 2}) {
+      CHECK_EQ(reinterpret_cast<uintptr_t>(cache.state(layer, slot)) % 64, 0);
+      std::memset(cache.state(layer, slot), 'a' + slot, size_t(layers[size_t(layer)]));
+    }
+  const auto first = [&](int64_t layer, int32_t slot) { return static_cast<const char*>(cache.state(layer, slot))[0]; };
+  const auto last = [&](int64_t layer, int32_t slot) {
+    return static_cast<const char*>(cache.state(layer, slot))[layers[size_t(layer)] - 1];
+  };
+  cache.copy(0, 2);
+  for (const int64_t layer : {0, 2}) {
+    CHECK_EQ(first(layer, 0), 'a');
+    CHECK_EQ(last(layer, 1), 'b');
+    CHECK_EQ(first(layer, 2), 'a');
+    CHECK_EQ(last(layer, 2), 'a');
+  }
+  cache.check_integrity(held);
+  cache.release(2);
+  CHECK_EQ(cache.allocate(), 2);  // zeros again
+  CHECK_EQ(first(0, 2) + last(0, 2) + first(2, 2) + last(2, 2), 0);
+  CHECK_EQ(first(0, 1), 'b');
+  cache.release(1);
+  CHECK_THROWS(cache.release(1), ErrorCode::kInternal, "state_cache", {"slot 1 is released twice"});
+}
+
+void test_integrity_finds_wrong_slots() {
+  const auto backend = cpu();
+  StateCache cache(*backend, std::vector<int64_t>{8}, 2);
+  const int32_t slot = cache.allocate();
+  cache.check_integrity(std::vector<int32_t>{slot});
+  const auto check = [&](std::vector<int32_t> held) { cache.check_integrity(held); };
+  CHECK_THROWS(check({}), ErrorCode::kInternal, "state_cache", {"slot 0 is held or free 0 times"});
+  CHECK_THROWS(check({0, 0}), ErrorCode::kInternal, "state_cache", {"slot 0 is held or free 2 times"});
+  CHECK_THROWS(check({0, 1}), ErrorCode::kInternal, "state_cache", {"slot 1 is held or free 2 times"});
+  CHECK_THROWS(check({0, 7}), ErrorCode::kInternal, "state_cache", {"slot 7 of 2"});
+}
+
+// States come out of the memory that pages are given, before them.
+void test_memory_plan() {
+  ModelConfig config;
+  config.num_layers = 2;
+  config.layers.resize(2);
+  config.num_kv_heads = 2;
+  config.head_dim = config.v_head_dim = 8;
+  config.max_position_embeddings = 1024;
+  EngineOptions options;
+  options.max_num_seqs = 4;
+  options.block_size = 16;
+  options.kv_cache_memory_bytes = 1 << 20;
+  const Backend::MemoryBudget memory{int64_t(1) << 30, int64_t(1) << 30};
+  const MemoryPlan without = plan_memory(config, DType::kF32, options, memory, 0);
+  CHECK_EQ(without.num_state_slots, 0);
+  const int64_t block_bytes = (1 << 20) / without.num_blocks;
+  const MemoryPlan with = plan_memory(config, DType::kF32, options, memory, 10 * block_bytes);
+  CHECK_EQ(with.num_state_slots, 8);
+  CHECK_EQ(with.num_blocks, without.num_blocks - 80);
+  CHECK_THROWS(plan_memory(config, DType::kF32, options, memory, 1 << 18), ErrorCode::kOutOfMemory, "max_num_seqs",
+               {"8 states and snapshots of 4 sequences need 2097152 bytes, but 1048576 are there", "max_num_seqs=2 or less"});
+}
+
+}  // namespace
+
+int main() {
+  test_no_states();
+  test_slots();
+  test_integrity_finds_wrong_slots();
+  test_memory_plan();
+  return check::result("test_state_cache");
+}
