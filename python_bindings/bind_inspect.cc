@@ -54,9 +54,10 @@ py::dict inspect(const std::string& path) {
 
 void register_inspect(py::module_& m) {
   m.def("supported_model_types", &supported_model_types, "What `model_type` of a config.json may be.");
-  m.def("inspect", &inspect, py::arg("path"),
-        "What a model folder holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt inspect --json` "
-        "prints. Raises what making an Engine of the folder would.");
+  m.def(
+      "inspect", &inspect, py::arg("path"),
+      "What a model folder holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt inspect --json` "
+      "prints. Raises what making an Engine of the folder would.");
 }
 
 }  // namespace lynx_rt

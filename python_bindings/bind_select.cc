@@ -179,7 +179,8 @@ void register_select(py::module_& m) {
         "top_groups, group_top2, scale, min_sum, jitter, the members of RouterRule.",
         LYNX_SELECT_ARGS);
 #undef LYNX_SELECT_ARGS
-  m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], sorted_of_pair [T * k], pair_of_sorted [offsets[E]]).",
+  m.def("dispatch", &dispatch,
+        "Orders pairs by expert: dict(offsets [E + 1], sorted_of_pair [T * k], pair_of_sorted [offsets[E]]).",
         py::arg("ids").noconvert(), py::arg("num_experts"));
 }
 

@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
         return [leaf for parser in below for leaf in parser.leaves()] if below else [self]
 
     def unexpected(self, words: Sequence[str]) -> NoReturn:
-        """Ends with an error about arguments that have no place."""
+        """Ends the program with an error about arguments that no option takes."""
         text = f"unexpected {shlex.join(words[:1])}"
         if "--prompt" in self._option_string_actions:
             text += f": the prompt is given by -p, as in `{self.prog} MODEL -p {shlex.join(words[:1])}`"

@@ -34,8 +34,8 @@ class Driver:
     def __init__(self, core: _C.Engine) -> None:
         self._core = core
         self._changed = threading.Condition()  # on an RLock: a stream may be dropped, and so aborted, at any point
-        self._live: dict[int, Completion] = {}  # by the C++ engine's number
-        self._requests: dict[str, Request] = {}  # by request_id, not finished
+        self._live: dict[int, Completion] = {}  # the C++ engine's number -> completion
+        self._requests: dict[str, Request] = {}  # request_id -> request, unfinished ones
         self._stepping = False
         self._steps = 0  # made so far
         self._closed = False
@@ -60,7 +60,7 @@ class Driver:
             yield
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Queues all of them, or none and raises."""
+        """Queues all requests; where one is refused, none of them stays queued, and the error is raised."""
         try:
             with DeferInterrupts(), self._lock:
                 self.check_open()
@@ -95,7 +95,7 @@ class Driver:
         return count
 
     def find(self, request_id: str) -> Request | None:
-        """A request that is not finished."""
+        """The unfinished request with this id, None where there is none."""
         with self._lock:
             return self._requests.get(request_id)
 

@@ -318,6 +318,7 @@ class Engine(EngineState):
 
     @property
     def is_closed(self) -> bool:
+        """Whether calls raise EngineClosedError: after `close()`, and in the child of a fork()."""
         return self._driver.closed
 
     def close(self) -> None:

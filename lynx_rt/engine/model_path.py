@@ -76,7 +76,7 @@ def _refuse_file(path: Path) -> None:
 
 
 def _check_folder(path: Path, weights: bool) -> None:
-    """What the loader would say only by the name of a file that is missing."""
+    """Raises where a folder holds no model that can be loaded, and says what it holds instead."""
     try:
         names = sorted(os.listdir(path))
     except OSError as error:

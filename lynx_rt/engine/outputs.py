@@ -48,6 +48,7 @@ class CompletionOutput:
 
     @property
     def finished(self) -> bool:
+        """Whether there is nothing more to come; finish_reason says why."""
         return self.finish_reason is not None
 
     def __str__(self) -> str:
@@ -72,7 +73,7 @@ class RequestMetrics:
 
     @property
     def queue_time(self) -> float | None:
-        """Seconds from arrival to the first step that worked on it."""
+        """Seconds from the request's arrival to the first step that worked on it."""
         return _span(self.arrival_time, self.first_scheduled_time)
 
     @property
@@ -82,14 +83,17 @@ class RequestMetrics:
 
     @property
     def prefill_time(self) -> float | None:
+        """Seconds from the first step that worked on it to the first token."""
         return _span(self.first_scheduled_time, self.first_token_time)
 
     @property
     def decode_time(self) -> float | None:
+        """Seconds from the first token to the last."""
         return _span(self.first_token_time, self.finish_time)
 
     @property
     def e2e(self) -> float | None:
+        """Seconds from arrival to the last token."""
         return _span(self.arrival_time, self.finish_time)
 
     @property
@@ -154,6 +158,8 @@ class LayerStats:
 
 @dataclass(slots=True)
 class OpStats:
+    """Sums over all steps of one op of the backend. bytes: of weights and KV that it had to read."""
+
     name: str
     calls: int
     seconds: float
@@ -247,6 +253,7 @@ class ExpertStats:
 
     @classmethod
     def from_stats(cls, stats: EngineStats, selection: str, num_experts: int, experts_per_tok: int) -> ExpertStats:
+        """Means from the engine's sums; 0 where there were no decode-only steps."""
         return cls(
             selection=selection,
             num_experts=num_experts,

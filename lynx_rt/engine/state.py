@@ -31,6 +31,7 @@ class EngineState:
         return EngineStats.from_native(self._core.stats())
 
     def reset_stats(self) -> None:
+        """Sets the counters of `stats()` to zero."""
         self._core.reset_stats()
 
     def expert_stats(self) -> ExpertStats:
@@ -46,6 +47,7 @@ class EngineState:
 
     @property
     def expert_selection(self) -> str:
+        """The policy in force, with all of its parameters; "topk" is the model's own routing."""
         return self._core.expert_selection()
 
     @property
@@ -65,6 +67,7 @@ class EngineState:
 
     @property
     def dtype(self) -> str:
+        """The type that is computed in: "float32", "bfloat16" or "float16"."""
         return str(self._info["dtype"])
 
     @property

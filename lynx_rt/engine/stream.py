@@ -26,6 +26,7 @@ class TokenStream:
 
     @property
     def request_id(self) -> str:
+        """The id that was given, or else the engine's own for the request; for `Engine.abort`."""
         return self._request.request_id
 
     def __iter__(self) -> TokenStream:

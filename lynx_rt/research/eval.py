@@ -24,6 +24,8 @@ _FINAL_MARK = "####"  # what follows it in a worked answer is the result
 
 @dataclass(slots=True, frozen=True)
 class Item:
+    """One question of a task, and its answer."""
+
     task: str
     prompt: str
     answer: str  # the exact continuation, stripped

@@ -39,10 +39,12 @@ class Simulation:
 
     @property
     def num_steps(self) -> int:
+        """Decode-only steps."""
         return len(self.offsets) - 1
 
     @property
     def rows_per_step(self) -> float:
+        """Mean rows of a step."""
         return len(self.order) / max(self.num_steps, 1)
 
     @property

@@ -117,6 +117,7 @@ def canonical(selection: str) -> str:
 
 
 def check_batches(text: str) -> str:
+    """The text itself. Raises ValidationError where it names no composition of batches."""
     if text in ("mixed", "single") or (text.startswith(MINORITY) and text != MINORITY):
         return text
     raise ValidationError(f"batches must be mixed, single or minority:TASK, got {text!r}", "batches")

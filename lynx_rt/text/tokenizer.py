@@ -91,10 +91,12 @@ class Tokenizer:
 
     @property
     def bos_token_id(self) -> int | None:
+        """The token that starts a text; None where the tokenizer names none."""
         return self._special_id("bos_token")
 
     @property
     def eos_token_id(self) -> int | None:
+        """The token that ends a text; None where the tokenizer names none."""
         return self._special_id("eos_token")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:

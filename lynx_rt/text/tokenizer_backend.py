@@ -41,7 +41,7 @@ class Backend:
             return token_id
 
     def special_ids(self) -> frozenset[int]:
-        """The tokens that decoding can skip."""
+        """The ids of special tokens, which decoding can skip."""
         with self._encoding:
             added = self.raw.get_added_tokens_decoder()
             return frozenset(token_id for token_id, token in added.items() if token.special)

@@ -145,8 +145,7 @@ void test_constraints(Twins& twins) {
 }
 
 void test_logprobs(Twins& twins) {
-  Collected got =
-      twins.check("logprobs = 0", [](auto& p) { p.has_logprobs = 1; }, [](auto& p) { p.logprobs = 0; });
+  Collected got = twins.check("logprobs = 0", [](auto& p) { p.has_logprobs = 1; }, [](auto& p) { p.logprobs = 0; });
   CHECK_EQ(got.tokens, twins.base().tokens);
   CHECK_EQ(got.logprobs.size(), 8);
   for (size_t i = 0; i < 8; ++i) {
@@ -154,12 +153,12 @@ void test_logprobs(Twins& twins) {
     CHECK_EQ(got.logprobs[i][0], float(got.tokens[i]));
     CHECK(got.logprobs[i][1] < 0 && got.logprobs[i][2] == 1);
   }
-  got = twins.check(
-      "logprobs", [](auto& p) { p.has_logprobs = 1, p.logprobs = 5; }, [](auto& p) { p.logprobs = 5; });
+  got = twins.check("logprobs", [](auto& p) { p.has_logprobs = 1, p.logprobs = 5; }, [](auto& p) { p.logprobs = 5; });
   CHECK_EQ(got.logprobs[0].size(), 3 * 5);
   twins.check("logprobs without has_logprobs", [](auto& p) { p.logprobs = 5; }, [](auto&) {}, false);
   got = twins.check(
-      "prompt_logprobs", [](auto& p) { p.has_prompt_logprobs = 1, p.prompt_logprobs = 2; }, [](auto& p) { p.prompt_logprobs = 2; });
+      "prompt_logprobs", [](auto& p) { p.has_prompt_logprobs = 1, p.prompt_logprobs = 2; },
+      [](auto& p) { p.prompt_logprobs = 2; });
   CHECK_EQ(got.prompt_logprobs.size(), kPrompt.size());
   CHECK_EQ(got.prompt_logprobs[0].size(), 0);
   CHECK_EQ(got.prompt_logprobs[1][0], float(kPrompt[1]));
