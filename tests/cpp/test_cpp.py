@@ -25,8 +25,9 @@ def holds(command: list[str | Path], **environment: str) -> None:
 
 
 def arguments(name: str) -> list[Path]:
-    takes_model = name.startswith(("test_allocations", "test_c_api", "test_engine_threads", "test_fork"))
-    return [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
+    takes_model = name.startswith(("test_allocations", "test_c_api", "test_engine_threads", "test_fork", "test_model"))
+    folders = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
+    return [*folders, ROOT / "tests" / "simt" / "families"] if name == "test_model" else folders
 
 
 @pytest.mark.parametrize("name", UNIT_TESTS)
