@@ -7,6 +7,7 @@ out=$(realpath -m "${1:-$root/dist}")
 [[ -x $venv/bin/pip ]] || python3 -m venv "$venv"
 fetch project.optional-dependencies.wheel
 cd "$root"
+rm -rf build/lib*  # setuptools would pack what earlier builds left there
 "$venv/bin/python" -m build --sdist --wheel --outdir "$out" .
 for wheel in "$out"/*-linux_*.whl; do
   [[ -e $wheel ]] || continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -34,8 +35,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, tree = tmp_path_factory.mktemp("wheel"), configured("plain")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
     options = f"{os.environ.get('CMAKE_ARGS', '')} -DLYNX_RT_LIBRARY=ON"  # as the C++ tests have it
+    for old in (ROOT / "build").glob("lib*"):  # setuptools would pack what earlier builds left there
+        shutil.rmtree(old)
+    facts = ROOT / "lynx_rt.egg-info"
+    kept = facts.exists()
     with locked(tree):
         run(*build, LYNX_RT_BUILD_DIR=str(tree), CMAKE_ARGS=options, LYNX_RT_TESTING="0")
+    if not kept:  # else lynx_rt would count as installed where only the source tree is on the path
+        shutil.rmtree(facts, ignore_errors=True)
     [file] = folder.glob("*.whl")
     return file
 

@@ -210,7 +210,8 @@ def wrappers(header: Path) -> set[str]:
 
 def test_every_wrapper_is_emulated() -> None:
     real, emulated = (
-        wrappers(folder / "backend" / "cuda" / "runtime" / "ptx.cuh") for folder in (ROOT / "csrc", ROOT / "tests" / "simt")
+        wrappers(folder / "backend" / "cuda" / "runtime" / "ptx.cuh")
+        for folder in (ROOT / "csrc", ROOT / "tests" / "simt")
     )
     assert len(real) > 30 and real <= emulated, sorted(real - emulated)
 

@@ -143,7 +143,10 @@ def test_thread_sanitizer_finds_races() -> None:
 
     def check(case: tuple[str, str]) -> None:
         done = execute("tsan", "planted_bugs", case[0], "bug", copy=case[1])
-        assert done.returncode != 0 and "data race" in done.stdout and "planted_bugs.cc" in done.stdout, (case, done.stdout)
+        assert done.returncode != 0 and "data race" in done.stdout and "planted_bugs.cc" in done.stdout, (
+            case,
+            done.stdout,
+        )
 
     side_by_side(check, RACES)
 
