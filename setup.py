@@ -6,6 +6,7 @@ CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this proc
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -47,4 +48,6 @@ class CMakeBuild(build_ext):
         )
 
 
-setup(ext_modules=[Extension("lynx_rt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+VERSION = re.search(r'LYNX_RT_VERSION "(.*)"', (ROOT / "csrc" / "include" / "lynx_rt" / "version.h").read_text())[1]
+
+setup(version=VERSION, ext_modules=[Extension("lynx_rt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "backend/backend.h"
+#include "backend/device_array.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -32,6 +32,16 @@ inline WeightView weight(const std::optional<py::array>& a) { return a ? weight(
 
 inline void require_columns(const Floats& x, int64_t columns) {
   if (x.ndim() != 2 || x.shape(1) != columns) invalid("x", "expected [T, ", columns, "]");
+}
+
+// Of rows that the caller keeps.
+inline Activations activations(const Floats& x) { return {x.data(), x.shape(0), x.shape(1)}; }
+
+// A copy of rows in host memory.
+inline Floats to_array(const Activations& x) {
+  Floats out({x.num_rows(), x.num_columns()});
+  std::copy_n(x.f32(), out.size(), out.mutable_data());
+  return out;
 }
 
 }  // namespace lynx_rt

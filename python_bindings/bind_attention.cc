@@ -114,9 +114,9 @@ class PagedCache {
 
  private:
   Floats attention(const AttentionArgs& args, const BatchView& batch) {
-    Floats out({batch.num_rows, args.num_heads * view_.v_columns()});
-    backend_.attention(args, batch, view_, out.mutable_data());
-    return out;
+    Activations out(backend_, batch.num_rows, args.num_heads * view_.v_columns(), "test");
+    backend_.attention(args, batch, view_, out);
+    return to_array(out);
   }
 
   Backend& backend_;

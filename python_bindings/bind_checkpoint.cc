@@ -14,7 +14,9 @@
 #include "gil.h"
 #include "model/decoder.h"
 #include "model/describe.h"
-#include "model/family_config.h"
+#include "model/families/common/config_keys.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace py = pybind11;
 

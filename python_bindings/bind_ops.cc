@@ -62,16 +62,16 @@ void register_ops(py::module_& m) {
       .def("layernorm",
            [](Backend& b, const Floats& x, const py::array& w, const py::array& bias, float eps) {
              require_columns(x, weight(w).cols);
-             Floats out({x.shape(0), x.shape(1)});
-             b.layernorm(x.data(), weight(w), weight(bias), eps, x.shape(0), out.mutable_data());
-             return out;
+             Activations out(b, x.shape(0), x.shape(1), "test");
+             b.layernorm(x.data(), weight(w), weight(bias), eps, x.shape(0), out);
+             return to_array(out);
            })
       .def("rmsnorm",
            [](Backend& b, const Floats& x, const py::array& w, float eps) {
              require_columns(x, weight(w).cols);
-             Floats out({x.shape(0), x.shape(1)});
-             b.rmsnorm(x.data(), weight(w), eps, x.shape(0), out.mutable_data());
-             return out;
+             Activations out(b, x.shape(0), x.shape(1), "test");
+             b.rmsnorm(x.data(), weight(w), eps, x.shape(0), out);
+             return to_array(out);
            })
       .def(
           "linear",
@@ -81,7 +81,7 @@ void register_ops(py::module_& m) {
             require_columns(x, part.weight.cols);
             Floats out({x.shape(0), part.weight.rows});
             if (add_to) std::copy(add_to->data(), add_to->data() + add_to->size(), out.mutable_data());
-            b.linear(x.data(), x.shape(0), {&part, 1}, add_to.has_value(), out.mutable_data(), part.weight.rows, scale);
+            b.linear(activations(x), {&part, 1}, add_to.has_value(), out.mutable_data(), part.weight.rows, scale);
             return out;
           },
           py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("add_to") = py::none(), py::arg("scale") = 1.0f)
@@ -100,7 +100,7 @@ void register_ops(py::module_& m) {
             std::fill_n(out.mutable_data(), out.size(), fill);
             if (out_column < 0 || out_column + views[0].rows > out_columns) invalid("out_column", "reaches past out_columns");
             b.place_heads(views);
-            b.head_linear(x.data() + first_column, heads * columns, columns, rows, views, out.mutable_data() + out_column,
+            b.head_linear({x.data() + first_column, rows, heads * columns}, columns, views, out.mutable_data() + out_column,
                           heads * out_columns, out_columns);
             return out;
           },
@@ -153,7 +153,7 @@ void register_ops(py::module_& m) {
             dispatch_pairs(routing, x.shape(0), rule, plan);
             Floats out({x.shape(0), x.shape(1)});
             std::fill_n(out.mutable_data(), out.size(), 0.0f);
-            b.expert_ffn(x.data(), x.shape(0), experts, rule, ffn, routing, plan, out.mutable_data());
+            b.combine(b.expert_ffn(activations(x), experts, rule, ffn, routing, plan, out.mutable_data()));
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("ids"), py::arg("weights"),
@@ -174,7 +174,7 @@ void register_ops(py::module_& m) {
             require_columns(x, w.gate.cols);
             Floats out({x.shape(0), x.shape(1)});
             std::fill_n(out.mutable_data(), out.size(), 0.0f);
-            b.mlp(x.data(), x.shape(0), w, weight(row_gate), out.mutable_data());
+            b.mlp(activations(x), w, weight(row_gate), out.mutable_data());
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("biases") = py::none(),

@@ -56,8 +56,6 @@ def test_env_command() -> None:
 def test_versions_agree() -> None:
     version = lynx_rt._C.build_info()["version"]
     assert lynx_rt._C.__version__ == version
-    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text()
-    assert f"project(lynx_rt VERSION {version} " in (ROOT / "CMakeLists.txt").read_text()
     header = (ROOT / "csrc" / "include" / "lynx_rt" / "version.h").read_text()
     parts = re.findall(r"LYNX_RT_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header)
     assert ".".join(parts) == version and f'LYNX_RT_VERSION "{version}"' in header

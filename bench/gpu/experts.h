@@ -3,9 +3,11 @@
 #include <memory>
 #include <vector>
 
-#include "backend/cuda/elementwise.h"
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/route/route.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "measure.h"
 
 namespace bench {
@@ -56,7 +58,7 @@ struct ExpertStep {
   // The arguments for `routed`, with weights of copy number `turn`.
   lynx_rt::cuda::GateUpArgs gate_up(const Routed& routed, int turn) const;
   lynx_rt::cuda::DownArgs down(const Routed& routed, int turn) const;
-  lynx_rt::cuda::Combine combine(const Routed& routed) const {
+  lynx_rt::ExpertSum combine(const Routed& routed) const {
     return {partial.get(), routed.ids.get(), routed.weights.get(), shape.top_k};
   }
   double mean_active() const;  // after route()

@@ -3,6 +3,8 @@
 #include <chrono>
 #include <cstring>
 
+#include "backend/device_array.h"
+
 namespace lynx_rt {
 
 namespace {
@@ -49,10 +51,11 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
 
 }  // namespace
 
-// Charges the time of its lifetime and `bytes` to an op.
+// Charges the time of its lifetime and `bytes` to an op; refuses the op where a sum is pending.
 class Backend::Scope {
  public:
   Scope(Backend* backend, Op op, int64_t bytes = 0) : profile_(backend->profile_[op]), start_(std::chrono::steady_clock::now()) {
+    backend->require_none_pending(kOpNames[op]);
     ++profile_.calls;
     profile_.bytes += bytes;
   }
@@ -75,6 +78,36 @@ void Backend::reset_profile() {
   for (int i = 0; i < kNumOps; ++i) profile_[i] = OpProfile{kOpNames[i]};
 }
 
+void Backend::require_none_pending(const char* op) const {
+  if (pending_) fail(ErrorCode::kInternal, op, op, ": the sum that expert_ffn() left must be given to a norm or to combine() first");
+}
+
+ExpertSum Backend::take(PendingSum& pending, const char* op, const float* x, int64_t num_rows) {
+  const float* of = std::exchange(pending.x_, nullptr);
+  if (!of) {
+    require_none_pending(op);
+    return {};
+  }
+  if (!pending_) fail(ErrorCode::kInternal, op, op, ": the sum is of an earlier step");
+  if (of != x || pending.num_rows_ != num_rows)
+    fail(ErrorCode::kInternal, op, op, ": the sum of ", pending.num_rows_, " rows is for other rows than the ", num_rows, " given");
+  pending_ = false;
+  return pending.sum_;
+}
+
+RowsIn Backend::rows_in(const Activations& x, const char* op, int64_t num_columns) const {
+  if (x.num_columns_ != num_columns) invalid(op, "x: expected ", num_columns, " columns, got ", x.num_columns_);
+  return {x.values_, x.rounded_.bytes() > 0 ? x.rounded_.get() : nullptr};
+}
+
+RowsOut Backend::rows_out(Activations& x, const char* op, int64_t num_rows, int64_t num_columns) const {
+  if (num_rows > x.max_rows_ || num_columns > x.max_columns_)
+    invalid(op, "out: expected at most [", x.max_rows_, ", ", x.max_columns_, "], got [", num_rows, ", ", num_columns, "]");
+  x.num_rows_ = num_rows;
+  x.num_columns_ = num_columns;
+  return {x.f32_.get(), x.rounded_.bytes() > 0 ? x.rounded_.get() : nullptr};
+}
+
 void Backend::embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
   require(!table.empty() && num_rows >= 0, "embed", "expected a table and num_rows >= 0");
   if (num_rows == 0) return;
@@ -82,24 +115,36 @@ void Backend::embed(const WeightView& table, const int32_t* ids, int64_t num_row
   do_embed(table, ids, num_rows, out, scale);
 }
 
-void Backend::rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
+void Backend::rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, Activations& out,
+                      PendingSum pending) {
   require_shape(weight, "rmsnorm", "weight", 1, weight.cols);
+  const ExpertSum sum = take(pending, "rmsnorm", x, num_rows);
+  const RowsOut rows = rows_out(out, "rmsnorm", num_rows, weight.cols);
   if (num_rows == 0) return;
   Scope scope(this, kRmsNorm, weight.bytes());
-  do_rmsnorm(x, weight, eps, num_rows, out);
+  do_rmsnorm(x, weight, eps, num_rows, rows, sum);
 }
 
 void Backend::layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
-                        float* out) {
+                        Activations& out, PendingSum pending) {
   require_shape(weight, "layernorm", "weight", 1, weight.cols);
   require_shape(bias, "layernorm", "bias", 1, weight.cols);
+  const ExpertSum sum = take(pending, "layernorm", x, num_rows);
+  const RowsOut rows = rows_out(out, "layernorm", num_rows, weight.cols);
   if (num_rows == 0) return;
   Scope scope(this, kLayerNorm, weight.bytes() + bias.bytes());
-  do_layernorm(x, weight, bias, eps, num_rows, out);
+  do_layernorm(x, weight, bias, eps, num_rows, rows, sum);
 }
 
-void Backend::linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-                     int64_t out_stride, float scale) {
+void Backend::combine(PendingSum pending) {
+  float* x = pending.x_;
+  const int64_t num_rows = pending.num_rows_;
+  const ExpertSum sum = take(pending, "combine", x, num_rows);
+  if (sum.partial) do_combine(x, num_rows, sum);
+}
+
+void Backend::linear(const Activations& x, std::span<const LinearPart> parts, bool accumulate, float* out, int64_t out_stride,
+                     float scale) {
   int64_t bytes = 0;
   for (const LinearPart& p : parts) {
     require_shape(p.weight, "linear", "weight", p.weight.rows, parts[0].weight.cols);
@@ -107,36 +152,38 @@ void Backend::linear(const float* x, int64_t num_rows, std::span<const LinearPar
     require(p.out_column >= 0 && p.out_column + p.weight.rows <= out_stride, "linear", "a part reaches past out_stride");
     bytes += p.weight.bytes();
   }
-  if (num_rows == 0 || parts.empty()) return;
+  if (parts.empty()) return;
+  const RowsIn rows = rows_in(x, "linear", parts[0].weight.cols);
+  if (x.num_rows() == 0) return;
   Scope scope(this, kLinear, bytes);
-  do_linear(x, num_rows, parts, accumulate, out, out_stride, scale);
+  do_linear(rows, x.num_rows(), parts, accumulate, out, out_stride, scale);
 }
 
-void Backend::logits(const float* x, const WeightView& weight, const WeightView& bias, float scale, int64_t num_rows,
-                     float* out) {
+void Backend::logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out) {
   require_shape(weight, "logits", "weight", weight.rows, weight.cols);
   require_vector(bias, "logits", "bias", weight.rows);
-  if (num_rows == 0) return;
+  const RowsIn rows = rows_in(x, "logits", weight.cols);
+  if (x.num_rows() == 0) return;
   Scope scope(this, kLogits, weight.bytes());
   LinearPart part{weight, bias, 0};
-  do_linear(x, num_rows, {&part, 1}, false, out, weight.rows, scale);
+  do_linear(rows, x.num_rows(), {&part, 1}, false, out, weight.rows, scale);
 }
 
-void Backend::head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights, float* out,
-                          int64_t out_stride, int64_t out_head) {
+void Backend::head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride,
+                          int64_t out_head) {
   int64_t bytes = 0;
   for (const WeightView& w : weights) {
     require_shape(w, "head_linear", "weight", weights[0].rows, weights[0].cols);
     require(w.dtype == weights[0].dtype && w.scheme == weights[0].scheme, "head_linear", "all heads must have the same dtype");
     bytes += w.bytes();
   }
-  if (num_rows == 0 || weights.empty()) return;
-  const int64_t last = int64_t(weights.size()) - 1;
-  require(x_head >= 0 && last * x_head + weights[0].cols <= x_stride, "head_linear", "a head reaches past x_stride");
+  if (x.num_rows() == 0 || weights.empty()) return;
+  const int64_t last = int64_t(weights.size()) - 1, x_stride = x.num_columns();
+  require(x_head >= 0 && last * x_head + weights[0].cols <= x_stride, "head_linear", "a head reaches past the columns of x");
   require(out_head >= weights[0].rows && last * out_head + weights[0].rows <= out_stride, "head_linear",
           "heads overlap in out, or reach past out_stride");
   Scope scope(this, kHeadLinear, bytes);
-  do_head_linear(x, x_stride, x_head, num_rows, weights, out, out_stride, out_head);
+  do_head_linear(rows_in(x, "head_linear", x_stride), x_stride, x_head, x.num_rows(), weights, out, out_stride, out_head);
 }
 
 void Backend::qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
@@ -165,16 +212,18 @@ void Backend::mla_post(const MlaPostArgs& args, const BatchView& batch, const Kv
   do_mla_post(args, batch, cache);
 }
 
-void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out) {
+void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache,
+                        Activations& out) {
   require_heads(args.num_heads, cache, "attention");
   require(args.q_stride >= args.num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
   require(cache.v || cache.v_columns() <= cache.head_dim, "attention", "V is the first columns of K, but has more");
   require(args.window >= 0 && args.chunk >= 0, "attention", "window and chunk must not be negative");
   require_vector(args.sinks, "attention", "sinks", args.num_heads);
+  const RowsOut rows = rows_out(out, "attention", batch.num_rows, args.num_heads * cache.v_columns());
   if (batch.num_rows == 0) return;
   const int64_t columns = cache.head_dim + (cache.v ? cache.v_columns() : 0);
   Scope scope(this, kAttention, attended_tokens_ * cache.num_kv_heads * columns * dtype_size(cache.dtype));
-  do_attention(args, batch, cache, out);
+  do_attention(args, batch, cache, rows);
 }
 
 void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
@@ -199,8 +248,8 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
   do_route(scores, batch, rule, selection, routing, plan);
 }
 
-void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                         const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
+PendingSum Backend::expert_ffn(const Activations& x, std::span<const ExpertWeights> experts, const RouterRule& rule,
+                               const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
   check_rule(rule);
   require(int64_t(experts.size()) == rule.num_experts, "expert_ffn", "one ExpertWeights per expert is needed");
   for (const ExpertWeights& w : experts) {
@@ -210,20 +259,25 @@ void Backend::expert_ffn(const float* x, int64_t num_rows, std::span<const Exper
                 w.gate.cols == experts[0].gate.cols && w.gate_bias.empty() == experts[0].gate_bias.empty(),
             "expert_ffn", "all experts must have the same dtypes, biases and hidden size");
   }
-  if (num_rows == 0) return;
+  const RowsIn rows = rows_in(x, "expert_ffn", experts[0].gate.cols);
+  if (x.num_rows() == 0) return {};
   Scope scope(this, kExpertFfn);  // the decoder charges the bytes, which depend on the routing
-  do_expert_ffn(x, num_rows, experts, rule, ffn, routing, plan, out);
+  const ExpertSum sum = do_expert_ffn(rows, x.num_rows(), experts, rule, ffn, routing, plan, out);
+  pending_ = true;
+  return {out, x.num_rows(), sum};
 }
 
-void Backend::mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
+void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   require_expert(weights, "mlp", weights.gate.rows);
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
-  if (num_rows == 0) return;
+  const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
+  if (x.num_rows() == 0) return;
   Scope scope(this, kMlp, weights.gate.bytes() + weights.up.bytes() + weights.down.bytes());
-  do_mlp(x, num_rows, weights, row_gate, out);
+  do_mlp(rows, x.num_rows(), weights, row_gate, out);
 }
 
 void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
+  require_none_pending("gather_rows");
   if (!rows.empty()) do_gather_rows(x, rows, hidden_size, out);
 }
 
@@ -239,20 +293,36 @@ void Backend::sample(const float* logits, std::span<const DrawParams> params, st
   do_sample(logits, params, masks, vocab_size, tokens);
 }
 
-void Backend::copy(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
-}
-
 void Backend::write(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+  require_none_pending("write");
+  do_write(to, from, bytes);
 }
 
 void Backend::read(void* to, const void* from, int64_t bytes) {
+  require_none_pending("read");
+  do_read(to, from, bytes);
+}
+
+void Backend::copy(void* to, const void* from, int64_t bytes) {
+  require_none_pending("copy");
+  do_copy(to, from, bytes);
+}
+
+void Backend::do_copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+}
+
+void Backend::do_write(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
+}
+
+void Backend::do_read(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) std::memcpy(to, from, size_t(bytes));
 }
 
 BatchView Backend::begin_step(const BatchView& batch) {
   attended_tokens_ = 0;
+  pending_ = false;  // of a step that failed
   for (int64_t s = 0; s < batch.num_seqs; ++s)
     if (batch.query_start[s + 1] > batch.query_start[s]) attended_tokens_ += batch.positions[batch.query_start[s + 1] - 1] + 1;
   return do_begin_step(batch);
@@ -260,8 +330,12 @@ BatchView Backend::begin_step(const BatchView& batch) {
 
 void Backend::run(const StepKey& key, const BatchView& batch, const std::function<void(const BatchView&)>& ops) {
   if (batch.num_rows > 0) do_run(key, batch, ops);
+  require_none_pending("run");
 }
 
-void Backend::end_step(std::span<SelectionStats> stats) { do_end_step(stats); }
+void Backend::end_step(std::span<SelectionStats> stats) {
+  require_none_pending("end_step");
+  do_end_step(stats);
+}
 
 }  // namespace lynx_rt

@@ -10,6 +10,10 @@
 // whatever T, the other rows, and the number of threads are. Bitwise: tests/ops/test_batch_invariance.py. The one exception is
 // route().
 //
+// Ops hand two things on to each other, both as values. Activations, which norms and attention() write and products read, hold the
+// form of rows that the backend's products take beside the float32 values. A PendingSum is what expert_ffn() leaves to the norm
+// that follows: until a norm or combine() has taken it every other op, read() and write() are refused (kInternal).
+//
 // A backend on a device queues its ops and returns; read() and end_step() wait for them. Weights are given to ops as place() and
 // place_experts() returned them, and batches as begin_step() did.
 #pragma once
@@ -21,6 +25,7 @@
 #include <string>
 
 #include "backend/ffn_rule.h"
+#include "backend/pending_sum.h"
 #include "backend/sampling.h"
 #include "base/tensor.h"
 #include "routing/policy.h"
@@ -28,6 +33,8 @@
 #include "routing/rule.h"
 
 namespace lynx_rt {
+
+class Activations;  // device_array.h
 
 // One layer's paged KV cache. K: [num_blocks, G, block_size, D], V: [num_blocks, G, block_size, Dv] in `dtype`.
 struct KvCacheView {
@@ -161,6 +168,16 @@ struct StepKey {
   const void* cache = nullptr;   // K of the first layer
 };
 
+// Activations as a backend reads and writes them.
+struct RowsIn {
+  const float* f32;     // [T, columns]
+  const void* rounded;  // T rows of rounded_row_bytes(columns); null: there are none, the product rounds f32 itself
+};
+struct RowsOut {
+  float* f32;
+  void* rounded;  // null where rounded_row_bytes() is 0
+};
+
 // Time and weight/KV bytes per op since the last reset.
 struct OpProfile {
   const char* name;
@@ -206,10 +223,12 @@ class Backend {
   virtual bool host_memory() const { return true; }
   // Copies between the host and allocate()'s memory, in order with the ops. `from` may be reused when write() returns; read()
   // waits for what it reads.
-  virtual void write(void* to, const void* from, int64_t bytes);
-  virtual void read(void* to, const void* from, int64_t bytes);
+  void write(void* to, const void* from, int64_t bytes);
+  void read(void* to, const void* from, int64_t bytes);
   // Copies within allocate()'s memory, in order with the ops; the two ranges do not overlap.
-  virtual void copy(void* to, const void* from, int64_t bytes);
+  void copy(void* to, const void* from, int64_t bytes);
+  // Bytes of a row of Activations beside its float32 values; 0 where products read those.
+  virtual int64_t rounded_row_bytes(int64_t /*num_columns*/) const { return 0; }
 
   // Brings a weight to where and how this backend's ops read it; the view that they take, and that stays valid as long as the
   // backend. On the CPU weights are used where they are. Throws kOutOfMemory, kUnsupported for a dtype that there is no kernel
@@ -242,24 +261,28 @@ class Backend {
   // Cost: reads T rows. Test: tests/ops/test_elementwise.py.
   void embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale = 1);
 
-  // out = x / sqrt(mean(x^2) + eps) * weight, per row of H; x and out [T, H], may be the same.
-  // Source: arXiv 1910.07467 eq. 4; config key rms_norm_eps. Test: tests/ops/test_elementwise.py.
-  void rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out);
+  // Adds what is pending to x, if anything; then out = x / sqrt(mean(x^2) + eps) * weight, per row of H; x [T, H] is none of out.
+  // `pending` must be of the same rows. Source: arXiv 1910.07467 eq. 4; config key rms_norm_eps.
+  // Test: tests/ops/test_elementwise.py.
+  void rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, Activations& out, PendingSum pending = {});
 
-  // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, per row of H; x and out [T, H], may be the same.
+  // As rmsnorm(), with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias.
   // Source: arXiv 1607.06450 eq. 4. Test: tests/ops/test_elementwise.py.
-  void layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows, float* out);
+  void layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows, Activations& out,
+                 PendingSum pending = {});
+
+  // Adds what is pending to its rows, if anything; for what no norm follows. Test: tests/cpp/test_op_contract.cc.
+  void combine(PendingSum pending);
 
   // For each part: out[t, out_column + n] (+)= scale * (dot(round(x[t]), weight[n]) + bias[n]); x [T, K], out row stride
   // `out_stride`. accumulate adds to out (the residual). Reads each weight once per call for small T.
   // Test: tests/ops/test_linear.py.
-  void linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
-              int64_t out_stride, float scale = 1);
+  void linear(const Activations& x, std::span<const LinearPart> parts, bool accumulate, float* out, int64_t out_stride,
+              float scale = 1);
 
   // A product of its own for each head: out[t, a * out_head + n] = dot(round(x[t, a * x_head .. + K]), weights[a][n]) for
-  // n < N; rows of x and out have strides x_stride, out_stride; out is none of x. Test: tests/ops/test_head_linear.py.
-  void head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights, float* out,
-                   int64_t out_stride, int64_t out_head);
+  // n < N; rows of out have stride out_stride; out is none of x. Test: tests/ops/test_head_linear.py.
+  void head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride, int64_t out_head);
 
   // q/k norm, clamping and rotation as QkvPostArgs says, k and v stored to their slots in the cache's dtype. Rotation by the
   // position's angles: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
@@ -274,7 +297,7 @@ class Backend {
   // Causal attention of every row over the positions that AttentionArgs says, through the pages; query head a uses kv head
   // a / (A / G). out [T, A * Dv]. softmax(scale * q.k) in float32.
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
-  void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out);
+  void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
 
   // scores[t, e] = dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
   // Test: tests/ops/test_select.py.
@@ -298,17 +321,18 @@ class Backend {
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over slots j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
   // the expert's biases; with ffn.scale_input f(weights[t, j] * x[t]) instead. x, out [T, H]. routing and plan are those of the
-  // last route(). Each active expert's weights are read once. Test: tests/ops/test_expert_ffn.py.
-  void expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                  const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out);
+  // last route(). The sum may be left to the norm of out that follows, which the result is for.
+  // Each active expert's weights are read once. Test: tests/ops/test_expert_ffn.py.
+  PendingSum expert_ffn(const Activations& x, std::span<const ExpertWeights> experts, const RouterRule& rule, const FfnRule& ffn,
+                        const Routing& routing, const DispatchPlan& plan, float* out);
 
   // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases; s = sigmoid(dot(x[t],
   // row_gate)) where row_gate [1, H] is not empty, with x unrounded, else 1. Test: tests/ops/test_expert_ffn.py.
-  void mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out);
+  void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out);
 
   // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. linear() under its own label.
   // Test: tests/ops/test_linear.py.
-  void logits(const float* x, const WeightView& weight, const WeightView& bias, float scale, int64_t num_rows, float* out);
+  void logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out);
 
   // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
@@ -333,26 +357,39 @@ class Backend {
 
  private:
   virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) = 0;
-  virtual void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) = 0;
-  virtual void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, float*) = 0;
-  virtual void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float scale) = 0;
-  virtual void do_head_linear(const float*, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*,
+  virtual void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) = 0;
+  virtual void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, const RowsOut&,
+                            const ExpertSum&) = 0;
+  virtual void do_combine(float*, int64_t num_rows, const ExpertSum&) = 0;
+  virtual void do_linear(const RowsIn&, int64_t num_rows, std::span<const LinearPart>, bool, float*, int64_t, float scale) = 0;
+  virtual void do_head_linear(const RowsIn&, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*,
                               int64_t out_stride, int64_t out_head) = 0;
   virtual void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
-  virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) = 0;
+  virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
   virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
-  virtual void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
-                             const Routing&, const DispatchPlan&, float*) = 0;
-  virtual void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
+  // Returns what is left to add; an empty sum where all is added.
+  virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, const RouterRule&,
+                                  const FfnRule&, const Routing&, const DispatchPlan&, float*) = 0;
+  virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }
   virtual void do_run(const StepKey&, const BatchView& batch, const std::function<void(const BatchView&)>& ops) { ops(batch); }
   virtual void do_end_step(std::span<SelectionStats>) = 0;
+  virtual void do_write(void* to, const void* from, int64_t bytes);
+  virtual void do_read(void* to, const void* from, int64_t bytes);
+  virtual void do_copy(void* to, const void* from, int64_t bytes);
 
   class Scope;
+  void require_none_pending(const char* op) const;
+  // The sum that an op on rows x takes; what is pending is no longer.
+  ExpertSum take(PendingSum& pending, const char* op, const float* x, int64_t num_rows);
+  RowsIn rows_in(const Activations& x, const char* op, int64_t num_columns) const;
+  RowsOut rows_out(Activations& x, const char* op, int64_t num_rows, int64_t num_columns) const;
+
+  bool pending_ = false;  // a PendingSum has not been taken yet
 };
 
 // "none", "int8" or "int4"; throws kInvalidArgument (field quantization).

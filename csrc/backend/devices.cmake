@@ -10,7 +10,6 @@ set(LYNX_RT_CUDA_SOURCES
 set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/attention/attention.cu
   csrc/backend/cuda/gemm/down.cu
-  csrc/backend/cuda/elementwise.cu
   csrc/backend/cuda/gemm/gate_up.cu
   csrc/backend/cuda/gemm/head_linear.cu
   csrc/backend/cuda/gemm/linear.cu
@@ -22,6 +21,10 @@ set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/route/route_large.cu
   csrc/backend/cuda/route/route_rows.cu
   csrc/backend/cuda/route/router.cu
+  csrc/backend/cuda/rows/combine.cu
+  csrc/backend/cuda/rows/gather.cu
+  csrc/backend/cuda/rows/norm.cu
+  csrc/backend/cuda/rows/round.cu
   csrc/backend/cuda/sample/sample.cu)
 set(runtime csrc/backend/cuda/runtime/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt
 

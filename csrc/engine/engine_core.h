@@ -45,7 +45,7 @@ class EngineCore {
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
  private:
-  ModelWeights load_weights();
+  std::unique_ptr<const ModelWeights> load_weights();
   // Throws kCorruptFile once a file that weights are read from has been written to or cut off; looks at the files now and then.
   void check_files();
   // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once); calls
@@ -85,7 +85,7 @@ class EngineCore {
   Checkpoint checkpoint_;  // empty where there is none, and once the weights are on a device
   int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
-  ModelWeights weights_;
+  std::unique_ptr<const ModelWeights> weights_;
   Decoder decoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
   MemoryPlan plan_;            // after what takes memory, before what is sized by what is left

@@ -12,32 +12,6 @@ constexpr int64_t kRopeRows = 64;  // added at a time
 
 }  // namespace
 
-int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t block_size) {
-  int64_t per_token = checked_mul(m.cache_columns(), dtype_size(dtype), "kv_cache");
-  return checked_mul(checked_mul(per_token, m.num_layers, "kv_cache"), block_size, "kv_cache");
-}
-
-KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int64_t block_size)
-    : num_blocks_(num_blocks), block_size_(block_size) {
-  const DType dtype = backend.compute_dtype();
-  const int64_t values = checked_mul(num_blocks, block_size * m.cache_heads(), "kv_cache");
-  const auto pages = [&](int64_t width) {
-    memory_.emplace_back(backend, checked_mul(values, width * dtype_size(dtype), "kv_cache"), "kv_cache");
-    return memory_.back().get();
-  };
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    void* k = pages(m.cache_head_dim());
-    void* v = m.mla() ? nullptr : pages(m.cache_v_dim());
-    views_.push_back({k, v, dtype, num_blocks, block_size, m.cache_heads(), m.cache_head_dim(), m.cache_v_dim()});
-  }
-}
-
-int64_t KvCache::bytes() const {
-  int64_t sum = 0;
-  for (const auto& a : memory_) sum += a.bytes();
-  return sum;
-}
-
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
                  int64_t max_logit_rows, int64_t max_positions, StepRecording recording)
     : backend_(backend),
@@ -106,19 +80,21 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
     size_t moe = 0;
+    PendingSum pending;  // of the layer before
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      attention_block(w, layer, rows, cache.layer(l));
+      mixer_block(w, layer, rows, cache.layer(l), std::move(pending));
       if (!layer.moe) {
         mlp_block(w, rows);
         continue;
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
-      moe_block(w, rows, selection, int64_t(moe), observe);
+      pending = moe_block(w, rows, selection, int64_t(moe), observe);
       ++moe;
     }
+    backend_.combine(std::move(pending));
   };
   const BatchView rows = backend_.begin_step(batch);
   num_rows_ = batch.num_rows;
@@ -126,12 +102,27 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   backend_.run({selections.text, cache.layer(0).k}, rows, std::ref(layers));
 }
 
+void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {
+  if (config_.norm == NormKind::kLayer)
+    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+  else
+    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+}
+
+void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
+                          PendingSum pending) {
+  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
+  const RopeTable rope{rope_cos_.get(), rope_sin_.get(), config_.rope.dim, config_.rope.interleaved};
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache};
+  std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
+}
+
 void Decoder::logits(std::span<const int32_t> rows, float* out) {
   if (int64_t(rows.size()) > max_logit_rows_) invalid("rows", "expected at most ", max_logit_rows_, ", got ", rows.size());
   float* gathered = workspace_.logit_rows.get();
   backend_.gather_rows(workspace_.x.get(), rows, config_.hidden_size, gathered);
-  norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()), gathered);
-  backend_.logits(gathered, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, int64_t(rows.size()), out);
+  norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()));
+  backend_.logits(workspace_.normed, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, out);
 }
 
 void Decoder::end_step(std::span<SelectionStats> stats) {

@@ -6,6 +6,8 @@
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
 #include "model/decoder.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 

@@ -3,8 +3,8 @@
 
 namespace lynx_rt {
 
-void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                        const MoeObserver& observe) {
+PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                              const MoeObserver& observe) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
   RouterRule rule = m.router;
@@ -14,18 +14,18 @@ void Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Sel
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
   Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
   DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, ws.normed.get());
-  backend_.router(ws.normed.get(), w.router, w.router_bias, batch.num_rows, scores);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
   backend_.route(scores, batch, rule, selection, routing, plan);
-  if (observe) observe({moe_layer, batch.num_rows, ws.normed.get(), ids, w.experts});
-  if (m.shared_expert_width > 0) backend_.mlp(ws.normed.get(), batch.num_rows, w.shared_expert, w.shared_expert_gate, ws.x.get());
-  backend_.expert_ffn(ws.normed.get(), batch.num_rows, w.experts, rule, m.ffn, routing, plan, ws.x.get());
+  if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, w.experts});
+  if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
+  return backend_.expert_ffn(ws.normed, w.experts, rule, m.ffn, routing, plan, ws.x.get());
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
   Workspace& ws = workspace_;
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, ws.normed.get());
-  backend_.mlp(ws.normed.get(), batch.num_rows, w.mlp, {}, ws.x.get());
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  backend_.mlp(ws.normed, w.mlp, {}, ws.x.get());
 }
 
 }  // namespace lynx_rt

@@ -12,13 +12,13 @@ int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std
 
 Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
-      normed(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
+      normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
       qkv(b, checked_mul(t, (m.num_heads + (m.mla() ? 0 : 2 * m.num_kv_heads)) * m.head_dim, "workspace"), "workspace"),
-      attended(b, checked_mul(t, m.num_heads * m.v_head_dim, "workspace"), "workspace"),
+      attended(b, t, m.num_heads * (m.mla() ? m.kv_lora_rank : m.v_head_dim), "workspace"),
       q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
       kv_a(b, checked_mul(t, m.mla() ? m.cache_head_dim() : 0, "workspace"), "workspace"),
       latent_q(b, checked_mul(t, m.mla() ? m.num_heads * m.cache_head_dim() : 0, "workspace"), "workspace"),
-      latent_out(b, checked_mul(t, m.mla() ? m.num_heads * m.kv_lora_rank : 0, "workspace"), "workspace"),
+      head_values(b, checked_mul(t, m.mla() ? m.num_heads * m.v_head_dim : 0, "workspace"), "workspace"),
       scores(b, checked_mul(t, m.num_experts * kept_layers(m, recording.router_logits), "workspace"), "workspace"),
       ids(b, checked_mul(t, m.num_experts_per_tok * kept_layers(m, recording.routed_experts), "workspace"), "workspace"),
       weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),
@@ -30,7 +30,7 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
 
 int64_t Workspace::bytes() const {
   return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + q_a.bytes() + kv_a.bytes() + latent_q.bytes() +
-         latent_out.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() + offsets.bytes() +
+         head_values.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() + offsets.bytes() +
          sorted_of_pair.bytes() + pair_of_sorted.bytes() + logit_rows.bytes();
 }
 

@@ -1,40 +1,11 @@
 // All activations of a model, allocated once for its largest step.
 #pragma once
 #include <cstdint>
-#include <utility>
 
-#include "backend/backend.h"
+#include "backend/device_array.h"
 #include "model/model_config.h"
 
 namespace lynx_rt {
-
-// An array in a backend's memory. Move-only; the backend must outlive it.
-template <class T>
-class DeviceArray {
- public:
-  DeviceArray() = default;
-  DeviceArray(Backend& backend, int64_t count, const char* what)
-      : backend_(&backend),
-        bytes_(checked_mul(count, int64_t(sizeof(T)), what)),
-        data_(static_cast<T*>(backend.allocate(bytes_, what))) {}
-  ~DeviceArray() {
-    if (data_) backend_->release(data_, bytes_);
-  }
-  DeviceArray(DeviceArray&& o) noexcept : backend_(o.backend_), bytes_(o.bytes_), data_(std::exchange(o.data_, nullptr)) {}
-  DeviceArray& operator=(DeviceArray&& o) noexcept {
-    std::swap(backend_, o.backend_);
-    std::swap(bytes_, o.bytes_);
-    std::swap(data_, o.data_);
-    return *this;
-  }
-  T* get() const { return data_; }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  Backend* backend_ = nullptr;
-  int64_t bytes_ = 0;
-  T* data_ = nullptr;
-};
 
 // What a step leaves of every MoE layer, not just of the last.
 struct StepRecording {
@@ -49,12 +20,12 @@ struct Workspace {
   int64_t bytes() const;
 
   DeviceArray<float> x;              // [T, H] residual stream
-  DeviceArray<float> normed;         // [T, H]
+  Activations normed;                // [T, H]; MLA: [T, q_lora_rank] too
   DeviceArray<float> qkv;            // [T, (A + 2 G) * D]; MLA: q [T, A * D]
-  DeviceArray<float> attended;       // [T, A * Dv]
+  Activations attended;              // [T, A * Dv]; MLA: [T, A * L]
   DeviceArray<float> q_a, kv_a;      // MLA: [T, q_lora_rank], [T, L + R]; L = kv_lora_rank, R = rope.dim
   DeviceArray<float> latent_q;       // MLA: [T, A * (L + R)]
-  DeviceArray<float> latent_out;     // MLA: [T, A * L]
+  DeviceArray<float> head_values;    // MLA: [T, A * Dv]
   DeviceArray<float> scores;         // [M, T, E] router logits
   DeviceArray<int32_t> ids;          // [M, T, k]
   DeviceArray<float> weights;        // [T, k]

@@ -97,7 +97,7 @@ def test_link_to_the_file_is_followed(tmp_path):
 
 def test_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(lynx_rt.CheckpointError, match="model.safetensors: expected a file, found a folder"):
+    with pytest.raises(lynx_rt.CheckpointError, match=r"model.safetensors: expected a file, found a folder"):
         _C.read_checkpoint(tmp_path)
 
 

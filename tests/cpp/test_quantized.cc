@@ -3,7 +3,7 @@
 #include <random>
 #include <vector>
 
-#include "backend/backend.h"
+#include "backend/device_array.h"
 #include "base/cpu_features.h"
 #include "check.h"
 
@@ -36,8 +36,9 @@ std::vector<float> compute(const char* isa, Scheme scheme, int64_t rows, int64_t
   backend->place_experts({&w, 1});
   std::vector<float> out(static_cast<size_t>(rows * (n + k)));
   const LinearPart part{w.gate, {}, 0};
-  backend->linear(x.data(), rows, {&part, 1}, false, out.data(), n);
-  backend->mlp(x.data(), rows, w, {}, out.data() + rows * n);
+  const Activations input(x.data(), rows, k);
+  backend->linear(input, {&part, 1}, false, out.data(), n);
+  backend->mlp(input, w, {}, out.data() + rows * n);
   return out;
 }
 

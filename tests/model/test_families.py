@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import family_models_a
-import family_models_b
+import family_models_plain
+import family_models_special
 import numpy as np
 import pytest
 import tiny_models as tm
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from lynx_rt import _C
 
-ROWS = family_models_a.ROWS + family_models_b.ROWS
+ROWS = family_models_plain.ROWS + family_models_special.ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

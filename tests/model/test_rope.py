@@ -1,5 +1,5 @@
 """Angles and factors of rotary embeddings against transformers' own functions, from the same keys of config.json, and what is
-refused. (Whole models with each kind: the llama rows of family_models_a.py.)"""
+refused. (Whole models with each kind: the llama rows of family_models_plain.py.)"""
 
 import copy
 import json
@@ -12,7 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 CONTEXT = 4096  # max_position_embeddings
 

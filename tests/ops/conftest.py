@@ -1,4 +1,4 @@
-"""What the op tests run over: every instruction set of this CPU, every compute dtype."""
+"""What the op tests run over: every instruction set of this CPU; every compute dtype, for ops that round to it."""
 
 import pytest
 from isas import ISAS
@@ -22,6 +22,12 @@ def dtype(request):
 @pytest.fixture(params=DTYPES)
 def weight_dtype(request):
     return request.param
+
+
+@pytest.fixture
+def float_backend(isa):
+    """For ops that the compute dtype does not concern: test_elementwise.py says which, and that it does not."""
+    return _C.Backend(dtype="float32", isa=isa, num_threads=2)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import reference as ref
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 EPS = 1e-6
 

@@ -6,7 +6,7 @@ import reference as ref
 import reference_attention as ra
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 
 def weights(kind, heads, rng):
@@ -72,7 +72,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants(backend, dtype, name):
+def test_attention_options(backend, dtype, name):
     heads, length, rotated, variant = VARIANTS[name]
     layer = Layer(backend, dtype, heads, length, rotated, **variant)
     assert_within(layer.feed(0, length), layer.expected(), name)

@@ -8,7 +8,7 @@ import pytest
 import reference as ref
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 # Rows 0, 1, a tile (4) and what is left of one; K around the vector widths 16 and 32; N around the tile of 4.
 SHAPES = [
@@ -31,19 +31,19 @@ def test_linear(backend, dtype, weight_dtype, shape):
 
 
 # Around tiles of 16 weight rows, 32 columns and 16 or 32 rows of x: beyond them, short of them, and far short.
-TAILS_N, TAILS_K, TAILS_M = (1, 15, 16, 17, 33, 47), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 55, 70)
+PARTIAL_N, PARTIAL_K, PARTIAL_M = (1, 15, 16, 17, 33, 47), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 55, 70)
 
 
-@pytest.mark.parametrize("k", TAILS_K)
-def test_tails(backend, dtype, weight_dtype, k):
+@pytest.mark.parametrize("k", PARTIAL_K)
+def test_partial_tiles(backend, dtype, weight_dtype, k):
     """Fewer rows or fewer weights give the same bits of what is left, with and without an output to add to."""
-    x, w, rng = make((max(TAILS_M), k, max(TAILS_N)), weight_dtype)
+    x, w, rng = make((max(PARTIAL_M), k, max(PARTIAL_N)), weight_dtype)
     add_to = rng.standard_normal((len(x), len(w))).astype(np.float32)
     whole, added = backend.linear(x, w), backend.linear(x, w, add_to=add_to)
     assert_within(whole, ref.linear(x, w, dtype), str(k))
     assert_within(added, ref.linear(x, w, dtype, add_to=add_to), str(k))
-    for n in TAILS_N:
-        for m in TAILS_M:
+    for n in PARTIAL_N:
+        for m in PARTIAL_M:
             got = backend.linear(x[:m], w[:n]), backend.linear(x[-m:], w[-n:], add_to=add_to[-m:, -n:].copy())
             np.testing.assert_array_equal(got[0].view(np.uint32), whole[:m, :n].copy().view(np.uint32), f"{m} {n}")
             np.testing.assert_array_equal(got[1].view(np.uint32), added[-m:, -n:].copy().view(np.uint32), f"{m} {n}")
@@ -112,9 +112,9 @@ def test_rounding_where_the_contract_says(isa):
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (1, 33, 8), (5, 48, 12), (33, 64, 130)])
-def test_router(backend, weight_dtype, shape):
+def test_router(float_backend, weight_dtype, shape):
     x, w, _ = make(shape, weight_dtype)
-    assert_within(backend.router(x, w), ref.router(x, w), str(shape))
+    assert_within(float_backend.router(x, w), ref.router(x, w), str(shape))
 
 
 def test_wrong_shapes():
@@ -148,9 +148,9 @@ def test_scale(backend, dtype, weight_dtype, shape):
             np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
 
 
-def test_router_bias(backend, weight_dtype):
+def test_router_bias(float_backend, weight_dtype):
     x, w, rng = make((5, 33, 17), weight_dtype)
     bias = ref.weight(rng.standard_normal(17), weight_dtype)
-    assert_within(backend.router(x, w, bias), ref.router(x, w, bias))
+    assert_within(float_backend.router(x, w, bias), ref.router(x, w, bias))
     with pytest.raises(ValidationError, match="bias"):
-        backend.router(x, w, bias[:16])
+        float_backend.router(x, w, bias[:16])

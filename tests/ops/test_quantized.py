@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isas import SUPPORTED
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import _C, ValidationError
 
 GROUP = 128
 ZERO = {"int8": 128, "int4": 8}

@@ -365,7 +365,7 @@ def test_rules_that_do_not_fit_are_refused(members, words):
 
 
 def test_sparsemixer_takes_two():
-    with pytest.raises(ValidationError, match="top_k.*2 with sparsemixer.*3"):
+    with pytest.raises(ValidationError, match=r"top_k.*2 with sparsemixer.*3"):
         _C.select(np.zeros((2, 6), np.float32), 3, kind="sparsemixer")
 
 
@@ -376,5 +376,5 @@ def test_sparsemixer_takes_two():
 def test_scores_that_are_not_finite_are_refused(rule, bad):
     scores = np.zeros((3, 4), np.float32)
     scores[1, 2] = bad
-    with pytest.raises(ValidationError, match="row 1, expert 2.*finite"):
+    with pytest.raises(ValidationError, match=r"row 1, expert 2.*finite"):
         _C.select(scores, 2, **rule)

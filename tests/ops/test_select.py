@@ -240,7 +240,7 @@ def test_guard_where_the_new_set_differs_but_is_not_smaller(selection):
     assert got["stats"]["guard_hit"]
 
 
-@pytest.mark.parametrize("selection", POLICIES + ["oea:k0=4"])
+@pytest.mark.parametrize("selection", [*POLICIES, "oea:k0=4"])
 def test_all_experts_chosen_is_the_identity(selection):
     scores = random_scores(6, 4)
     got = _C.select(scores, 4, selection=selection)

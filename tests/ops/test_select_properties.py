@@ -2,6 +2,7 @@
 return, it is checked on the oracle; test_matches_the_oracle ties the two together.
 """
 
+import itertools
 from functools import partial
 
 import numpy as np
@@ -286,7 +287,7 @@ def test_oea_floor_is_kept_and_the_active_set_is_the_union_of_floors(case):
 @given(cases(["oea"], min_rows=2))
 def test_oea_k0_is_monotone(case):
     active = [set(case.select(k0=k0)["active"].tolist()) for k0 in range(1, case.k + 1)]
-    for smaller, larger in zip(active, active[1:]):
+    for smaller, larger in itertools.pairwise(active):
         assert smaller <= larger
 
 

@@ -10,7 +10,7 @@
 #include <filesystem>
 #include <memory>
 
-#include "backend/backend.h"
+#include "backend/device_array.h"
 #include "check.h"
 #include "engine_case.h"
 #include "lynx_rt/engine.h"
@@ -287,7 +287,7 @@ void test_recording() {
   }
 }
 
-// A product of rows that no op has left rounded, after one that has; into columns of a wider array, with a bias, and added to.
+// A product of rows that come without a rounded form, after an op that made one; into columns of a wider array, with a bias, and added to.
 void test_products() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   constexpr int64_t kRows = 3, kIn = 40, kOut = 21, kStride = 30;
@@ -304,14 +304,15 @@ void test_products() {
   limits.num_heads = limits.num_kv_heads = limits.vocab_size = 1;
   limits.head_dim = 16;
   backend->reserve(limits);
-  const int64_t bytes = int64_t(x.size() + out.size()) * 4 + kRows * kIn * 4;
+  const int64_t bytes = int64_t(x.size() + out.size()) * 4;
   auto* memory = static_cast<float*>(backend->allocate(bytes, "test"));
-  float *device_x = memory, *device_out = memory + x.size(), *normed = device_out + out.size();
+  float *device_x = memory, *device_out = memory + x.size();
+  Activations normed(*backend, kRows, kIn, "test");
   backend->write(device_x, x.data(), int64_t(x.size()) * 4);
   backend->write(device_out, out.data(), int64_t(out.size()) * 4);
   backend->rmsnorm(device_x, placed_norm, 1e-6f, kRows, normed);
   const LinearPart part{placed, placed_bias, 7};
-  backend->linear(device_x, kRows, {&part, 1}, true, device_out, kStride);
+  backend->linear({device_x, kRows, kIn}, {&part, 1}, true, device_out, kStride);
   backend->read(out.data(), device_out, int64_t(out.size()) * 4);
   for (int64_t t = 0; t < kRows; ++t)
     for (int64_t c = 0; c < kStride; ++c) {

@@ -3,7 +3,7 @@
 #include <filesystem>
 #include <tuple>
 
-#include "backend/backend.h"
+#include "backend/device_array.h"
 #include "check.h"
 #include "engine_case.h"
 
@@ -102,10 +102,10 @@ void engine_case::test_sinks() {
   batch.query_start = starts;
   batch.block_tables = &table;
   const BatchView step = backend->begin_step(batch);
-  backend->attention({memory, 2, 1, 1.0f, 0, 0, sinks}, step, {memory + 512, memory + 256, DType::kBF16, 1, 16, 1, 2, 2},
-                     memory + 128);
+  Activations attended(*backend, 1, 2, "test");
+  backend->attention({memory, 2, 1, 1.0f, 0, 0, sinks}, step, {memory + 512, memory + 256, DType::kBF16, 1, 16, 1, 2, 2}, attended);
   float out[2];
-  backend->read(out, memory + 128, sizeof out);
+  backend->read(out, attended.f32(), sizeof out);
   backend->end_step({});
   CHECK_EQ(out[0], 1.5f);
   CHECK_EQ(out[1], -4.0f);

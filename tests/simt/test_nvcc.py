@@ -23,22 +23,18 @@ CEILINGS: dict[str, dict[str, int]] = {
         "attention_kernel<8>": 199,
         "merge_kernel": 116,
     },
+    "combine": {
+        "combine_kernel": 64,
+    },
     "down": {
         "down_kernel<1>": 88,
         "down_kernel<2>": 122,
         "down_kernel<4>": 136,
         "down_kernel<8>": 224,
     },
-    "elementwise": {
-        "combine_kernel": 64,
+    "gather": {
         "embed_kernel": 30,
         "gather_kernel": 25,
-        "norm_kernel<0, *>": 68,
-        "norm_kernel<1, *>": 70,
-        "norm_kernel<2, *>": 77,
-        "norm_kernel<4, *>": 101,
-        "round_heads_kernel": 34,
-        "round_kernel": 30,
     },
     "gate_up": {
         "gate_up_kernel<1>": 88,
@@ -61,6 +57,12 @@ CEILINGS: dict[str, dict[str, int]] = {
         "linear_kernel<2, 4>": 134,
         "linear_kernel<2, 8>": 222,
     },
+    "norm": {
+        "norm_kernel<0, *>": 68,
+        "norm_kernel<1, *>": 70,
+        "norm_kernel<2, *>": 77,
+        "norm_kernel<4, *>": 101,
+    },
     "pack": {
         "pack_kernel<(lynx_rt::DType)0>": 44,
         "pack_kernel<(lynx_rt::DType)1>": 41,
@@ -74,6 +76,10 @@ CEILINGS: dict[str, dict[str, int]] = {
         "qkv_post_kernel<4>": 61,
         "qkv_post_kernel<8>": 80,
         "width_kernel": 47,
+    },
+    "round": {
+        "round_heads_kernel": 34,
+        "round_kernel": 30,
     },
     "route": {
         "route_state::route_kernel<16, Admit>": 68,

@@ -26,7 +26,7 @@ KERNELS = {
     "test_route": {"plain": 16, "asan": 30, "tsan": 60},
     "test_route_policies": {"plain": 16, "asan": 30, "tsan": 60},
     "test_route_rules": {"plain": 16, "asan": 30, "tsan": 60},
-    "test_elementwise": {"plain": 2, "asan": 6, "tsan": 12},
+    "test_rows": {"plain": 2, "asan": 6, "tsan": 12},
     "test_gemm": {"plain": 2, "asan": 4, "tsan": 12},
     "test_experts": {"plain": 2, "asan": 4, "tsan": 12},
     "test_attention": {"plain": 4, "asan": 8, "tsan": 12},

@@ -201,7 +201,8 @@ void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, c
   }
 }
 
-void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, float* out) {
+void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache,
+                              const RowsOut& out) {
   const AttentionCall call{args, batch, cache};
   const int64_t dv = cache.v_columns(), g = cache.num_kv_heads, size = state_size(cache);
   const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile
@@ -226,7 +227,7 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
         kernels_.merge(sink, dv, args.scale, state);
       }
       const float inverse = 1.0f / state[dv + 1];
-      for (int64_t i = 0; i < dv; ++i) out[(row * args.num_heads + h) * dv + i] = state[i] * inverse;
+      for (int64_t i = 0; i < dv; ++i) out.f32[(row * args.num_heads + h) * dv + i] = state[i] * inverse;
     }
   };
 

@@ -64,20 +64,21 @@ void CpuBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t n
   }
 }
 
-void CpuBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
+void CpuBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, const RowsOut& out,
+                            const ExpertSum&) {
   const int64_t n = weight.cols;
   pool_.parallel_for(ceil_div(num_rows, kNormRows), [&](int64_t task, int) {
     for (int64_t t = task * kNormRows; t < std::min(num_rows, (task + 1) * kNormRows); ++t)
-      kernels_.rmsnorm(x + t * n, weight.data, weight.dtype, n, eps, out + t * n);
+      kernels_.rmsnorm(x + t * n, weight.data, weight.dtype, n, eps, out.f32 + t * n);
   });
 }
 
 void CpuBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
-                              float* out) {
+                              const RowsOut& out, const ExpertSum&) {
   const int64_t n = weight.cols;
   pool_.parallel_for(ceil_div(num_rows, kNormRows), [&](int64_t task, int) {
     for (int64_t t = task * kNormRows; t < std::min(num_rows, (task + 1) * kNormRows); ++t)
-      kernels_.layernorm(x + t * n, weight.data, weight.dtype, bias.data, bias.dtype, n, eps, out + t * n);
+      kernels_.layernorm(x + t * n, weight.data, weight.dtype, bias.data, bias.dtype, n, eps, out.f32 + t * n);
   });
 }
 

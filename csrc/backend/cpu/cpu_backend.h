@@ -30,18 +30,19 @@ class CpuBackend final : public Backend {
 
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float) override;
-  void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) override;
-  void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, float*) override;
-  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float) override;
-  void do_head_linear(const float*, int64_t, int64_t, int64_t, HeadWeights, float*, int64_t, int64_t) override;
+  void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_combine(float*, int64_t, const ExpertSum&) override {}  // do_expert_ffn() adds everything
+  void do_linear(const RowsIn&, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float) override;
+  void do_head_linear(const RowsIn&, int64_t, int64_t, int64_t, HeadWeights, float*, int64_t, int64_t) override;
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
-  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) override;
+  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&, const Routing&,
-                     const DispatchPlan&, float*) override;
-  void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView&, float*) override;
+  ExpertSum do_expert_ffn(const RowsIn&, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
+                          const Routing&, const DispatchPlan&, float*) override;
+  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;

@@ -24,11 +24,12 @@ const void* at(const WeightView& bias, int64_t begin) {
 
 }  // namespace
 
-void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                               const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
+ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts,
+                                    const RouterRule& rule, const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan,
+                                    float* out) {
   int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows, k = rule.top_k;
   int64_t pairs = plan.offsets[rule.num_experts], active = routing.num_active;
-  if (pairs == 0) return;
+  if (pairs == 0) return {};
 
   const Product &into = product(experts[0].gate), &down = product(experts[0].down);
 
@@ -43,7 +44,7 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += RowGroup::kRows) {
       const int64_t m = std::min<int64_t>(RowGroup::kRows, plan.offsets[e + 1] - r);
       const float* rows[RowGroup::kRows];
-      for (int64_t j = 0; j < m; ++j) rows[j] = x + plan.pair_of_sorted[r + j] / k * hidden + begin;
+      for (int64_t j = 0; j < m; ++j) rows[j] = x.f32 + plan.pair_of_sorted[r + j] / k * hidden + begin;
       into.pack(rows, m, begin, count, gathered.from(r));
     }
   });
@@ -112,13 +113,14 @@ void CpuBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const
     }
     kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
   });
+  return {};
 }
 
 // One expert that takes every row, with weight 1 or by its gate.
-void CpuBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
+void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   int32_t* rows = mlp_rows_.get(num_rows);
   float* row_weights = mlp_weights_.get(num_rows);
-  if (!row_gate.empty()) do_router(x, row_gate, {}, num_rows, row_weights);
+  if (!row_gate.empty()) do_router(x.f32, row_gate, {}, num_rows, row_weights);
   for (int64_t t = 0; t < num_rows; ++t) {
     rows[t] = int32_t(t);
     row_weights[t] = row_gate.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-row_weights[t]));

@@ -20,14 +20,14 @@ void add_bias(const cpu::Kernels& kernels, const WeightView& bias, int64_t begin
 
 }  // namespace
 
-void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
+void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
                            int64_t out_stride, float scale) {
   int64_t k = parts[0].weight.cols;
   RowGroup rows[5];
   int64_t total = 0;
   for (const LinearPart& p : parts) {
     const int f = form(p.weight);
-    if (!rows[f].data) rows[f] = pack_rows(product(p.weight), x, num_rows, k, packed_[f]);
+    if (!rows[f].data) rows[f] = pack_rows(product(p.weight), x.f32, num_rows, k, packed_[f]);
     total += p.weight.rows;
   }
   int64_t block = INT64_MAX;
@@ -59,12 +59,12 @@ void CpuBackend::do_linear(const float* x, int64_t num_rows, std::span<const Lin
 }
 
 // A task is a head: its rows are packed, then multiplied.
-void CpuBackend::do_head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
+void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
                                 float* out, int64_t out_stride, int64_t out_head) {
   const Product& p = product(weights[0]);
   const int64_t k = weights[0].cols;
   pool_.parallel_for(int64_t(weights.size()), [&](int64_t head, int thread) {
-    const float* from = x + head * x_head;
+    const float* from = x.f32 + head * x_head;
     RowGroup rows{const_cast<char*>(reinterpret_cast<const char*>(from)), x_stride * 4};
     if (!p.takes_any_row()) {
       rows.row_bytes = p.row_bytes(k);

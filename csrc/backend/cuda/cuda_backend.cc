@@ -9,6 +9,10 @@
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/gather.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "backend/cuda/sample/sample.h"
 #include "base/cpu_features.h"
 
@@ -92,51 +96,38 @@ Backend::MemoryBudget CudaBackend::memory_budget() const {
 
 // --- ops
 
-void CudaBackend::flush() {
-  if (!combine_.partial) return;
-  wrote(combine_out_);
-  combine(combine_, int(combine_rows_), int(limits_.hidden_size), combine_out_, stream_);
-  combine_ = {};
-}
+int64_t CudaBackend::rounded_row_bytes(int64_t num_columns) const { return padded_columns(num_columns) * int64_t(sizeof(uint16_t)); }
 
-const uint16_t* CudaBackend::rounded(const float* x, int64_t num_rows, int64_t num_columns) {
+const uint16_t* CudaBackend::rounded(const RowsIn& x, int64_t num_rows, int64_t num_columns) {
+  if (x.rounded) return static_cast<const uint16_t*>(x.rounded);
   uint16_t* to = static_cast<uint16_t*>(rounded_.get());
-  if (rounded_of_ != x) round_rows(x, num_columns, int(num_rows), int(num_columns), to, stream_);
-  rounded_of_ = x;
+  round_rows(x.f32, num_columns, int(num_rows), int(num_columns), to, stream_);
   return to;
 }
 
 void CudaBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
-  flush();
-  wrote(out);
   cuda::embed(table.data, ids, int(num_rows), int(table.cols), scale, out, stream_);
 }
 
-Combine CudaBackend::take_combine(const float* x, int64_t num_rows, const float* out) {
-  const bool fused = combine_.partial && x == combine_out_ && num_rows == combine_rows_ && out != x;
-  if (!fused) flush();
-  if (fused) wrote(x);
-  return std::exchange(combine_, {});
-}
-
-void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, float* out) {
-  const Combine combine = take_combine(x, num_rows, out);
-  cuda::rmsnorm(const_cast<float*>(x), combine, floats(weight), eps, int(num_rows), int(weight.cols), out,
-                static_cast<uint16_t*>(rounded_.get()), stream_);
-  rounded_of_ = out;
+// x is written to where there is something to add: a sum holds the same rows as ones that may be written.
+void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, const RowsOut& out,
+                             const ExpertSum& sum) {
+  cuda::rmsnorm(const_cast<float*>(x), sum, floats(weight), eps, int(num_rows), int(weight.cols), out.f32,
+                static_cast<uint16_t*>(out.rounded), stream_);
 }
 
 void CudaBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
-                               float* out) {
-  const Combine combine = take_combine(x, num_rows, out);
-  cuda::layernorm(const_cast<float*>(x), combine, floats(weight), floats(bias), eps, int(num_rows), int(weight.cols), out,
-                  static_cast<uint16_t*>(rounded_.get()), stream_);
-  rounded_of_ = out;
+                               const RowsOut& out, const ExpertSum& sum) {
+  cuda::layernorm(const_cast<float*>(x), sum, floats(weight), floats(bias), eps, int(num_rows), int(weight.cols), out.f32,
+                  static_cast<uint16_t*>(out.rounded), stream_);
 }
 
-void CudaBackend::do_linear(const float* x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
+void CudaBackend::do_combine(float* x, int64_t num_rows, const ExpertSum& sum) {
+  cuda::combine(sum, int(num_rows), int(limits_.hidden_size), x, stream_);
+}
+
+void CudaBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
                             int64_t out_stride, float scale) {
-  flush();
   LinearArgs args = {};
   if (parts.size() > std::size(args.parts)) invalid("linear", "expected at most ", std::size(args.parts), " parts");
   const int64_t columns = parts[0].weight.cols;
@@ -152,21 +143,18 @@ void CudaBackend::do_linear(const float* x, int64_t num_rows, std::span<const Li
   args.accumulate = accumulate;
   args.scale = scale;
   cuda::linear(args, properties_.num_sms, stream_);
-  wrote(out);
 }
 
-void CudaBackend::do_head_linear(const float* x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
+void CudaBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
                                  float* out, int64_t out_stride, int64_t out_head) {
-  flush();
   const int64_t heads = int64_t(weights.size()), columns = weights[0].cols;
   HeadLinearArgs args = {};
   if (columns == x_head && x_stride == heads * x_head && columns % kBlockColumns == 0) {
     args.x = rounded(x, num_rows, x_stride);  // the same values in the same places
   } else {
     uint16_t* to = static_cast<uint16_t*>(rounded_.get());
-    round_heads(x, x_stride, x_head, int(num_rows), int(heads), int(columns), to, stream_);
+    round_heads(x.f32, x_stride, x_head, int(num_rows), int(heads), int(columns), to, stream_);
     args.x = to;
-    rounded_of_ = nullptr;
   }
   args.weights = weights[0].data;
   args.num_rows = int(num_rows);
@@ -177,20 +165,18 @@ void CudaBackend::do_head_linear(const float* x, int64_t x_stride, int64_t x_hea
   args.out_stride = out_stride;
   args.out_head = out_head;
   cuda::head_linear(args, properties_.num_sms, stream_);
-  wrote(out);
 }
 
 void CudaBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  wrote(args.qkv);
   cuda::qkv_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, static_cast<float*>(row_scales_.get()), stream_);
 }
 
 void CudaBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  wrote(args.latent_q);
   cuda::mla_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, stream_);
 }
 
-void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache, float* out) {
+void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache,
+                               const RowsOut& out) {
   PagedAttentionArgs args = {};
   args.q = a.q;
   args.q_stride = a.q_stride;
@@ -209,15 +195,12 @@ void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, c
   args.first_partial = step_.first_partial;
   args.num_partials = step_.split ? max_partials_ : 0;
   args.partial = static_cast<float*>(attention_partial_.get());
-  args.out = out;
-  args.rounded = static_cast<uint16_t*>(rounded_.get());
+  args.out = out.f32;
+  args.rounded = static_cast<uint16_t*>(out.rounded);
   cuda::attention(args, stream_);
-  rounded_of_ = out;
 }
 
 void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
-  flush();
-  wrote(scores);
   cuda::router(x, weight, floats(bias), int(num_rows), scores, stream_);
 }
 
@@ -247,9 +230,9 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   cuda::route(args, stream_);
 }
 
-void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                                const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
-  flush();
+ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts,
+                                     const RouterRule& rule, const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan,
+                                     float*) {
   const WeightView& gate = experts[0].gate;
   const int32_t* counts = static_cast<const int32_t*>(counts_.get());
   GateUpArgs up = {};
@@ -285,13 +268,10 @@ void CudaBackend::do_expert_ffn(const float* x, int64_t num_rows, std::span<cons
   args.bias = floats(experts[0].down_bias);
   down(args, properties_.num_sms, stream_);
 
-  combine_ = {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
-  combine_out_ = out;
-  combine_rows_ = num_rows;
+  return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
 }
 
-void CudaBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
-  flush();
+void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, weights.gate.cols);
   up.weights = weights.gate.data;
@@ -315,23 +295,20 @@ void CudaBackend::do_mlp(const float* x, int64_t num_rows, const ExpertWeights& 
   args.accumulate = true;
   if (!row_gate.empty()) {
     float* gates = static_cast<float*>(row_scales_.get());
-    cuda::router(x, row_gate, nullptr, up.num_rows, gates, stream_);
+    cuda::router(x.f32, row_gate, nullptr, up.num_rows, gates, stream_);
     args.row_gate = gates;
   }
   cuda::linear(args, properties_.num_sms, stream_);
-  wrote(out);
 }
 
 void CudaBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
-  flush();
-  wrote(out);
   copy_async(rows_.get(), stage_copy(rows), rows.size_bytes(), stream_);
   cuda::gather_rows(x, static_cast<const int32_t*>(rows_.get()), int(rows.size()), int(hidden_size), out, stream_);
 }
 
 void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
                             int64_t vocab_size, int32_t* tokens) {
-  write(token_masks_.get(), masks.data(), int64_t(masks.size_bytes()));
+  do_write(token_masks_.get(), masks.data(), int64_t(masks.size_bytes()));
   copy_async(params_.get(), stage_copy(params), params.size_bytes(), stream_);
   const int64_t first = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;
   if (first + int64_t(params.size()) > limits_.max_rows) fail(ErrorCode::kInternal, "sample", "sample: more tokens than rows");

@@ -1,9 +1,9 @@
 // The CUDA backend: queues kernels on one stream. Matrix weights are packed bfloat16 (packed.h), products take bfloat16 rows.
 //
-// Three things happen between ops, all within a step:
-//   rounded rows   norms and attention() leave a bfloat16 copy of their output, which the next product takes; other inputs are
-//                  rounded by a launch of their own
-//   combine        expert_ffn() leaves the weighted sum over a row's experts to the norm that follows
+// What the contract of the ops (backend.h) saves here:
+//   rounded rows   norms and attention() write the bfloat16 form of their Activations too; rows that come without are rounded by a
+//                  launch of their own
+//   pending sums   expert_ffn() leaves the weighted sum over a row's experts to the norm that follows
 //   graphs         a decode-only step of at most kMaxGraphRows rows is padded to a power of two, recorded at the second use of
 //                  its sizes, and repeated from then on
 // Not run on a GPU yet; tests/simt runs it on the CPU.
@@ -14,7 +14,6 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
-#include "backend/cuda/elementwise.h"
 #include "backend/cuda/gemm/weight_loader.h"
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/runtime/runtime.h"
@@ -38,9 +37,7 @@ class CudaBackend final : public Backend {
   void release(void* p, int64_t bytes) noexcept override;
   MemoryBudget memory_budget() const override;
   bool host_memory() const override { return false; }
-  void write(void* to, const void* from, int64_t bytes) override;
-  void read(void* to, const void* from, int64_t bytes) override;
-  void copy(void* to, const void* from, int64_t bytes) override;
+  int64_t rounded_row_bytes(int64_t num_columns) const override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
   void place_heads(std::span<WeightView> heads) override;
@@ -49,37 +46,35 @@ class CudaBackend final : public Backend {
 
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) override;
-  void do_rmsnorm(const float*, const WeightView&, float, int64_t, float*) override;
-  void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, float*) override;
-  void do_linear(const float*, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float scale) override;
-  void do_head_linear(const float*, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*, int64_t out_stride,
+  void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, const RowsOut&,
+                    const ExpertSum&) override;
+  void do_combine(float*, int64_t num_rows, const ExpertSum&) override;
+  void do_linear(const RowsIn&, int64_t num_rows, std::span<const LinearPart>, bool, float*, int64_t, float scale) override;
+  void do_head_linear(const RowsIn&, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights, float*, int64_t out_stride,
                       int64_t out_head) override;
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
-  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, float*) override;
+  void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  void do_expert_ffn(const float*, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&, const Routing&,
-                     const DispatchPlan&, float*) override;
-  void do_mlp(const float*, int64_t, const ExpertWeights&, const WeightView& row_gate, float*) override;
+  ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
+                          const Routing&, const DispatchPlan&, float*) override;
+  void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
   void do_run(const StepKey&, const BatchView&, const std::function<void(const BatchView&)>& ops) override;
   void do_end_step(std::span<SelectionStats>) override;
+  void do_write(void* to, const void* from, int64_t bytes) override;
+  void do_read(void* to, const void* from, int64_t bytes) override;
+  void do_copy(void* to, const void* from, int64_t bytes) override;
 
   // As allocate_device(), for what the size of steps decides: an error says which arguments would need less.
   static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
   char* allocate_weights(int64_t bytes);  // that stays as long as the backend
-  // What the norm of x has to combine first: what expert_ffn() left, where x is what it adds to. Else that is ended here.
-  cuda::Combine take_combine(const float* x, int64_t num_rows, const float* out);
-  // The bfloat16 copy of x [num_rows, num_columns], made now where no op has left it.
-  const uint16_t* rounded(const float* x, int64_t num_rows, int64_t num_columns);
-  // Ends what is left between ops, before an op that reads or writes `out` arrays as the caller sees them.
-  void flush();
-  void wrote(const float* p) {
-    if (p == rounded_of_) rounded_of_ = nullptr;
-  }
+  // The bfloat16 form of x [num_rows, num_columns]; rows that have none are rounded into scratch memory, for this op alone.
+  const uint16_t* rounded(const RowsIn& x, int64_t num_rows, int64_t num_columns);
   void wait();  // for the stream, after which the staging memory is free again
   // `bytes` of pinned memory that stays as it is until the next wait().
   void* stage(int64_t bytes);
@@ -130,10 +125,6 @@ class CudaBackend final : public Backend {
   cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
       token_masks_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
-  const float* rounded_of_ = nullptr;
-  cuda::Combine combine_;  // pending where partial is not null
-  float* combine_out_ = nullptr;
-  int64_t combine_rows_ = 0;
   int route_calls_ = 0;
   bool in_step_ = false;
   struct PendingTokens {

@@ -58,7 +58,7 @@ void CudaBackend::reserve(const StepLimits& l) {
     fail(ErrorCode::kUnsupported, "device", "device: heads of ", l.head_dim, " columns need ", attention_shared_bytes(l.head_dim),
          " bytes of shared memory, device \"cuda:", device_, "\" has ", properties_.max_shared_per_block);
   const int64_t t = l.max_rows;
-  // Of a norm, of attention(), of linear(), and of head_linear(), whose heads are padded each.
+  // Rows that are rounded for one op: of linear(), and of head_linear(), whose heads are padded each.
   const int64_t rounded_columns =
       std::max({padded_columns(l.hidden_size), padded_columns(l.num_heads * v_head_dim), padded_columns(l.max_columns),
                 l.num_heads * padded_columns(ceil_div(l.max_columns, l.num_heads))});
@@ -113,10 +113,8 @@ T* CudaBackend::stage_copy(std::span<const T> values) {
 template int32_t* CudaBackend::stage_copy(std::span<const int32_t>);
 template DrawParams* CudaBackend::stage_copy(std::span<const DrawParams>);
 
-void CudaBackend::write(void* to, const void* from, int64_t bytes) {
+void CudaBackend::do_write(void* to, const void* from, int64_t bytes) {
   set_device(device_);
-  flush();
-  rounded_of_ = nullptr;
   for (int64_t done = 0; done < bytes;) {
     const int64_t count = std::min(bytes - done, kStagingBytes / 2);
     void* staged = stage(count);
@@ -126,17 +124,14 @@ void CudaBackend::write(void* to, const void* from, int64_t bytes) {
   }
 }
 
-void CudaBackend::read(void* to, const void* from, int64_t bytes) {
+void CudaBackend::do_read(void* to, const void* from, int64_t bytes) {
   set_device(device_);
-  flush();
   if (bytes > 0) copy_async(to, from, size_t(bytes), stream_);
   wait();
 }
 
-void CudaBackend::copy(void* to, const void* from, int64_t bytes) {
+void CudaBackend::do_copy(void* to, const void* from, int64_t bytes) {
   set_device(device_);
-  flush();
-  rounded_of_ = nullptr;
   if (bytes > 0) copy_async(to, from, size_t(bytes), stream_);
 }
 
@@ -148,8 +143,6 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   set_device(device_);   // a step may come from any thread, and runs in one
   if (in_step_) wait();  // the last one failed before its end
   in_step_ = true;
-  rounded_of_ = nullptr;
-  combine_ = {};
   route_calls_ = 0;
   pending_tokens_.clear();
   step_ = {};
@@ -231,10 +224,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
 }
 
 void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::function<void(const BatchView&)>& ops) {
-  const auto run_ops = [&] {
-    ops(batch);
-    flush();
-  };
+  const auto run_ops = [&] { ops(batch); };
   if (!step_.graph) return run_ops();
   if (recorded_.size() >= kMaxRecordedSteps) recorded_.clear();
   RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles, " ",
@@ -258,11 +248,9 @@ void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::
   }
   recorded.graph.launch(stream_);
   route_calls_ = recorded.route_calls;
-  rounded_of_ = nullptr;
 }
 
 void CudaBackend::do_end_step(std::span<SelectionStats> stats) {
-  flush();
   const size_t stats_bytes = size_t(route_calls_) * sizeof(SelectionStats);
   if (stats_bytes) copy_async(host_stats_.get(), stats_.get(), stats_bytes, stream_);
   const int64_t num_tokens = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;

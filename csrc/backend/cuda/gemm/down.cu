@@ -1,5 +1,5 @@
 // The second product of the experts: partial = hidden . down, by pair. The router weights and the sum over a row's pairs are left
-// to what reads the row next (elementwise.h), which keeps their order fixed without atomics.
+// to what reads the row next (rows/add_experts.cuh), which keeps their order fixed without atomics.
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 32 rows of H. CTAs of 4 warps: I is short, so that more warps
 // would spend their time on the sum across warps. The number of tiles is read on the device: the grid is sized without it. Memory

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cuda/elementwise.h"
+#include "backend/cuda/route/router.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/ptx.cuh"
 #include "backend/cuda/runtime/quads.cuh"

@@ -1,7 +1,5 @@
 // embed, combine, norms, round_rows, round_heads, gather_rows and router against float64, and their order guarantee bit by bit.
-//   test_elementwise [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
-#include "backend/cuda/elementwise.h"
-
+//   test_rows [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -10,6 +8,10 @@
 #include <vector>
 
 #include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/route/router.h"
+#include "backend/cuda/rows/gather.h"
+#include "backend/cuda/rows/norm.h"
+#include "backend/cuda/rows/round.h"
 #include "base/types.h"
 #include "check.h"
 #include "device_array.h"
@@ -142,8 +144,8 @@ struct Experts {
     device_weights = DeviceVector<float>(weights);
     device_ids = DeviceVector<int32_t>(ids);
   }
-  cuda::Combine arguments() const { return {device_partial.get(), device_ids.get(), device_weights.get(), top_k}; }
-  cuda::Combine unweighted() const { return {device_partial.get(), device_ids.get(), nullptr, top_k}; }
+  ExpertSum arguments() const { return {device_partial.get(), device_ids.get(), device_weights.get(), top_k}; }
+  ExpertSum unweighted() const { return {device_partial.get(), device_ids.get(), nullptr, top_k}; }
 };
 
 void test_combine(int num_rows, int hidden, int top_k) {
@@ -184,7 +186,7 @@ struct Bias {
 };
 
 Norm run_norm(const std::vector<float>& x, const std::vector<float>& weight, float eps, int num_rows, int hidden,
-              const cuda::Combine& combine, Output output = Output::kBoth, const Bias& bias = {}) {
+              const ExpertSum& combine, Output output = Output::kBoth, const Bias& bias = {}) {
   const int shift = output == Output::kMisaligned;
   std::vector<float> shifted = x;
   if (shift) shifted.insert(shifted.begin(), 0.0f);
@@ -208,7 +210,7 @@ void test_norm(int num_rows, int hidden, const Bias& bias) {
   const std::vector<float> weight = random_floats(hidden);
   std::vector<float> x = random_floats(size_t(num_rows) * hidden, 3);
   for (size_t i = 0; bias.layer && i < x.size(); ++i) x[i] += 7;  // far from zero
-  const auto run = [&](const std::vector<float>& rows, int count, const cuda::Combine& combine = {},
+  const auto run = [&](const std::vector<float>& rows, int count, const ExpertSum& combine = {},
                        Output output = Output::kBoth) {
     return run_norm(rows, weight, eps, count, hidden, combine, output, bias);
   };
@@ -356,5 +358,5 @@ int main(int argc, char** argv) {
           if (hidden < 2100 && !skipped()) test_router(num_rows, num_experts, hidden, dtype);
     }
   test_router_arguments();
-  return check::result("test_elementwise");
+  return check::result("test_rows");
 }

@@ -1,0 +1,39 @@
+// What expert_ffn() leaves undone: the weighted sum over a row's experts, which the op that reads the row next adds.
+#pragma once
+#include <cstdint>
+#include <utility>
+
+namespace lynx_rt {
+
+// x[t] += sum over slots j in order, those with id -1 skipped, of weights[t, j] * partial[t * k + j]. The sum starts at 0 and is
+// added to x at the end. All arrays are in the backend's memory.
+struct ExpertSum {
+  const float* partial = nullptr;  // [T * k, H]; null = nothing is left to add
+  const int32_t* ids = nullptr;    // [T, k]
+  const float* weights = nullptr;  // [T, k]; null = all 1
+  int top_k = 0;
+};
+
+// A sum that a call of expert_ffn() left, to be given to the norm that reads the same rows, or to combine(). It is used once, and
+// the backend refuses every other op until then.
+class [[nodiscard]] PendingSum {
+ public:
+  PendingSum() = default;  // nothing is pending
+  PendingSum(PendingSum&& o) noexcept : x_(std::exchange(o.x_, nullptr)), num_rows_(o.num_rows_), sum_(o.sum_) {}
+  PendingSum& operator=(PendingSum&& o) noexcept {
+    x_ = std::exchange(o.x_, nullptr);
+    num_rows_ = o.num_rows_;
+    sum_ = o.sum_;
+    return *this;
+  }
+
+ private:
+  friend class Backend;
+  PendingSum(float* x, int64_t num_rows, const ExpertSum& sum) : x_(x), num_rows_(num_rows), sum_(sum) {}
+
+  float* x_ = nullptr;  // the rows to add to; null = nothing is pending
+  int64_t num_rows_ = 0;
+  ExpertSum sum_;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,131 @@
+// What ops hand on to each other cannot be used stale: the types forbid it, or the op refuses.
+#include <concepts>
+#include <utility>
+#include <vector>
+
+#include "backend/device_array.h"
+#include "check.h"
+
+using namespace lynx_rt;
+
+namespace {
+
+// --- what does not compile
+
+// Only ops write Activations, both of their forms at once: nobody gets at the values but to read them, and there is no copy that
+// could keep an earlier shape.
+static_assert(std::same_as<decltype(std::declval<Activations&>().f32()), const float*>);
+static_assert(!std::copy_constructible<Activations> && !std::is_copy_assignable_v<Activations>);
+// A sum is used once.
+static_assert(!std::copy_constructible<PendingSum> && !std::is_copy_assignable_v<PendingSum>);
+
+template <class In>
+concept ProductTakes =
+    requires(Backend& b, const In& x, float* out) { b.linear(x, std::span<const LinearPart>(), false, out, int64_t{1}); };
+static_assert(ProductTakes<Activations> && !ProductTakes<float*>);
+
+template <class Out>
+concept NormWrites = requires(Backend& b, Out& out) { b.rmsnorm(nullptr, WeightView(), 0.f, int64_t{1}, out); };
+static_assert(NormWrites<Activations> && !NormWrites<float*>);
+
+// --- what is refused
+
+constexpr int64_t kRows = 3, kHidden = 8, kWidth = 4;
+constexpr int kExperts = 2;
+
+struct Layer {
+  std::unique_ptr<Backend> backend = make_backend({"cpu", DType::kF32, 1, ""});
+  std::vector<float> matrix = std::vector<float>(kHidden * kHidden, 0.25f), x = std::vector<float>(kRows * kHidden, 1.f),
+                     out = std::vector<float>(kRows * kHidden), ones = std::vector<float>(kHidden, 1.f);
+  WeightView norm{ones.data(), DType::kF32, 1, kHidden};
+  Activations rows{*backend, kRows, kHidden, "test"};
+  std::vector<ExpertWeights> experts{kExperts};
+  std::vector<int32_t> ids{0, 1, 0}, active{0, 1}, offsets{0, 2, 3}, sorted_of_pair{0, 2, 1}, pair_of_sorted{0, 2, 1};
+  std::vector<float> weights{1.f, 2.f, 0.5f};
+
+  Layer() {
+    for (ExpertWeights& e : experts) {
+      e.gate = e.up = {matrix.data(), DType::kF32, kWidth, kHidden};
+      e.down = {matrix.data(), DType::kF32, kHidden, kWidth};
+    }
+    backend->rmsnorm(x.data(), norm, 0, kRows, rows);
+  }
+  PendingSum expert_ffn() {
+    return backend->expert_ffn(rows, experts, RouterRule{kExperts, 1, true}, {},
+                               {ids.data(), weights.data(), active.data(), kExperts},
+                               {offsets.data(), sorted_of_pair.data(), pair_of_sorted.data()}, x.data());
+  }
+};
+
+void test_a_sum_is_taken_before_anything_else() {
+  Layer l;
+  PendingSum sum = l.expert_ffn();
+  const LinearPart part{{l.matrix.data(), DType::kF32, kHidden, kHidden}, {}, 0};
+  const int32_t row = 0;
+  float* out = l.out.data();
+  CHECK_THROWS(l.backend->linear(l.rows, {&part, 1}, false, out, kHidden), ErrorCode::kInternal, "linear", {"expert_ffn"});
+  CHECK_THROWS(l.backend->mlp(l.rows, l.experts[0], {}, out), ErrorCode::kInternal, "mlp", {"expert_ffn"});
+  CHECK_THROWS(l.backend->router(l.rows.f32(), part.weight, {}, kRows, out), ErrorCode::kInternal, "router", {"expert_ffn"});
+  CHECK_THROWS(l.backend->gather_rows(l.x.data(), {&row, 1}, kHidden, out), ErrorCode::kInternal, "gather_rows", {"expert_ffn"});
+  CHECK_THROWS(l.backend->read(out, l.x.data(), 4), ErrorCode::kInternal, "read", {"expert_ffn"});
+  CHECK_THROWS(l.backend->write(l.x.data(), out, 4), ErrorCode::kInternal, "write", {"expert_ffn"});
+  CHECK_THROWS(l.backend->end_step({}), ErrorCode::kInternal, "end_step", {"expert_ffn"});
+  CHECK_THROWS(l.expert_ffn(), ErrorCode::kInternal, "expert_ffn", {"expert_ffn"});
+  CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows), ErrorCode::kInternal, "rmsnorm", {"expert_ffn"});
+  l.backend->combine(std::move(sum));
+  l.backend->linear(l.rows, {&part, 1}, false, out, kHidden);
+}
+
+void test_a_sum_goes_to_its_own_rows_once() {
+  Layer l;
+  PendingSum sum = l.expert_ffn();
+  CHECK_THROWS(l.backend->rmsnorm(l.out.data(), l.norm, 0, kRows, l.rows, std::move(sum)), ErrorCode::kInternal, "rmsnorm",
+               {"other rows"});
+  CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows), ErrorCode::kInternal, "rmsnorm", {"expert_ffn"});
+
+  l.backend->begin_step({});  // the step failed
+  sum = l.expert_ffn();
+  PendingSum taken = std::move(sum);
+  l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows, std::move(taken));
+  l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows, std::move(taken));  // nothing is left in it
+  l.backend->combine({});
+
+  sum = l.expert_ffn();
+  l.backend->begin_step({});
+  CHECK_THROWS(l.backend->combine(std::move(sum)), ErrorCode::kInternal, "combine", {"earlier step"});
+}
+
+void test_a_step_ends_without_a_sum() {
+  Layer l;
+  BatchView batch;
+  batch.num_rows = kRows;
+  PendingSum lost;
+  CHECK_THROWS(l.backend->run({"topk"}, batch, [&](const BatchView&) { lost = l.expert_ffn(); }), ErrorCode::kInternal, "run",
+               {"expert_ffn"});
+}
+
+void test_activations_have_the_shape_of_the_last_write() {
+  Layer l;
+  std::vector<float> few(kRows * 2, 1.f);
+  const WeightView narrow{l.ones.data(), DType::kF32, 1, 2};
+  const LinearPart part{{l.matrix.data(), DType::kF32, kHidden, kHidden}, {}, 0};
+  l.backend->rmsnorm(few.data(), narrow, 0, kRows, l.rows);
+  CHECK_EQ(l.rows.num_columns(), 2);
+  CHECK_THROWS(l.backend->linear(l.rows, {&part, 1}, false, l.out.data(), kHidden), ErrorCode::kInvalidArgument, "linear",
+               {"expected 8 columns, got 2"});
+  CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows + 1, l.rows), ErrorCode::kInvalidArgument, "rmsnorm",
+               {"at most [3, 8]", "[4, 8]"});
+  Activations borrowed(l.x.data(), kRows, kHidden);  // the caller's values are nobody's to write
+  CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, borrowed), ErrorCode::kInvalidArgument, "rmsnorm",
+               {"at most [0, 0]"});
+}
+
+}  // namespace
+
+int main() {
+  test_a_sum_is_taken_before_anything_else();
+  test_a_sum_goes_to_its_own_rows_once();
+  test_a_step_ends_without_a_sum();
+  test_activations_have_the_shape_of_the_last_write();
+  return check::result("test_op_contract");
+}
