@@ -12,13 +12,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lynx_rt import _C, CheckpointError, UnsupportedModelError
+from lynx_rt import CheckpointError, UnsupportedModelError, _C_testing
 
 CONTEXT = 4096  # max_position_embeddings
 
 
 def angles(keys, max_positions=CONTEXT, head_dim=64):
-    return _C.rope_angles(json.dumps(keys), head_dim, max_positions)
+    return _C_testing.rope_angles(json.dumps(keys), head_dim, max_positions)
 
 
 def expected(keys, max_positions, head_dim):

@@ -6,7 +6,7 @@ import reference as ref
 from test_attention import Layer
 from test_expert_ffn import make_experts, own_choices
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 ROWS = 41  # several tiles of 4 and of 32, and a rest
 SUBSETS = [[0], [40], [3, 2], [7, 7, 7], list(range(5)), list(range(40, -1, -1)), list(range(0, 41, 3)), list(range(33))]
@@ -14,7 +14,7 @@ SUBSETS = [[0], [40], [3, 2], [7, 7, 7], list(range(5)), list(range(40, -1, -1))
 
 @pytest.fixture
 def backends(isa, dtype):
-    return [_C.Backend(dtype=dtype, isa=isa, num_threads=n) for n in (1, 2, 3)]
+    return [_C_testing.Backend(dtype=dtype, isa=isa, num_threads=n) for n in (1, 2, 3)]
 
 
 def check(backends, run):
@@ -40,7 +40,7 @@ def test_linear(backends, weight_dtype, k, n):
 
 @pytest.fixture
 def float_backends(isa):
-    return [_C.Backend(dtype="float32", isa=isa, num_threads=n) for n in (1, 2, 3)]
+    return [_C_testing.Backend(dtype="float32", isa=isa, num_threads=n) for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("k, n", [(48, 130), (33, 7), (257, 64)])

@@ -6,7 +6,7 @@ import reference as ref
 import tolerance as tol
 from tolerance import assert_within
 
-from lynx_rt import _C, ValidationError
+from lynx_rt import ValidationError, _C_testing
 
 
 def make_experts(count, hidden, width, weight_dtype, down_dtype=None, seed=0):
@@ -152,7 +152,7 @@ def test_down_in_another_dtype(backend, dtype, weight_dtype, down_dtype):
 
 def test_weight_zero_and_sign():
     """A weight of 0 adds nothing; the order of a row's slots does not change what is chosen."""
-    b, w = _C.Backend(), make_experts(4, 16, 8, "float32")
+    b, w = _C_testing.Backend(), make_experts(4, 16, 8, "float32")
     x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
     ids = np.array([[0, 3], [2, 1]], np.int32)
     alone = b.expert_ffn(x, *w, ids[:, :1], np.ones((2, 1), np.float32))
@@ -160,7 +160,7 @@ def test_weight_zero_and_sign():
 
 
 def test_wrong_shapes():
-    b, (gate, up, down) = _C.Backend(), make_experts(2, 16, 8, "float32")
+    b, (gate, up, down) = _C_testing.Backend(), make_experts(2, 16, 8, "float32")
     x, ids, weights = np.zeros((1, 16), np.float32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)
     with pytest.raises(ValidationError, match="up"):
         b.expert_ffn(x, gate, [up[0], up[1][:4]], down, ids, weights)
