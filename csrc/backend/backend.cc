@@ -293,15 +293,6 @@ void Backend::sample(const float* logits, std::span<const DrawParams> params, st
   do_sample(logits, params, masks, vocab_size, tokens);
 }
 
-void Backend::copy(void* to, const void* from, int64_t bytes) {
-  require_none_pending("copy");
-  do_copy(to, from, bytes);
-}
-
-void Backend::do_copy(void* to, const void* from, int64_t bytes) {
-  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
-}
-
 void Backend::write(void* to, const void* from, int64_t bytes) {
   require_none_pending("write");
   do_write(to, from, bytes);
@@ -310,6 +301,15 @@ void Backend::write(void* to, const void* from, int64_t bytes) {
 void Backend::read(void* to, const void* from, int64_t bytes) {
   require_none_pending("read");
   do_read(to, from, bytes);
+}
+
+void Backend::copy(void* to, const void* from, int64_t bytes) {
+  require_none_pending("copy");
+  do_copy(to, from, bytes);
+}
+
+void Backend::do_copy(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, size_t(bytes));
 }
 
 void Backend::do_write(void* to, const void* from, int64_t bytes) {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "model/workspace.h"
+#include "backend/device_array.h"
 
 namespace lynx_rt {
 

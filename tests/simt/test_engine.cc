@@ -324,7 +324,7 @@ void test_products() {
       CHECK_EQ(double(out[size_t(t * kStride + c)]), want);  // small multiples of 1/32: exact in float32
     }
 
-  // Draws in one step, each with tokens of its own.
+  // Three draws in one step, each with tokens of its own, and one with masks in the next.
   const std::vector<float> logits = {0, 3, 1, 2, 5, 4, std::nanf(""), 1};
   backend->write(device_x, logits.data(), int64_t(logits.size()) * 4);
   backend->begin_step({});
@@ -335,6 +335,8 @@ void test_products() {
   backend->sample(device_x, draws, {}, 4, tokens);
   backend->sample(device_x + 4, draws, {}, 2, tokens + 1);
   backend->sample(device_x + 6, draws, {}, 2, tokens + 2);
+  backend->end_step({});
+  backend->begin_step({});
   backend->sample(device_x, masked, masks, 2, tokens + 3);
   backend->end_step({});
   CHECK_EQ(tokens[0], 1);

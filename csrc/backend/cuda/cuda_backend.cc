@@ -308,7 +308,7 @@ void CudaBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, 
 
 void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
                             int64_t vocab_size, int32_t* tokens) {
-  write(token_masks_.get(), masks.data(), int64_t(masks.size_bytes()));
+  do_write(token_masks_.get(), masks.data(), int64_t(masks.size_bytes()));
   copy_async(params_.get(), stage_copy(params), params.size_bytes(), stream_);
   const int64_t first = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;
   if (first + int64_t(params.size()) > limits_.max_rows) fail(ErrorCode::kInternal, "sample", "sample: more tokens than rows");
