@@ -35,11 +35,15 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.max_logit_rows = max_logit_rows;
   limits.hidden_size = config.hidden_size;
   limits.num_heads = config.num_heads;
-  limits.num_kv_heads = config.cache_heads();
-  limits.head_dim = config.cache_head_dim();
-  limits.v_head_dim = config.cache_v_dim();
-  limits.max_columns = std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.cache_v_dim()),
-                                 config.num_heads * config.v_head_dim, config.q_lora_rank});
+  limits.max_columns =
+      std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
+  for (const LayerConfig& layer : config.layers) {
+    const KvShape kv = kv_shape(config, layer.mixer);
+    limits.num_kv_heads = std::max(limits.num_kv_heads, kv.num_heads);
+    limits.head_dim = std::max(limits.head_dim, kv.head_dim);
+    limits.v_head_dim = std::max(limits.v_head_dim, kv.v_head_dim);
+    limits.max_columns = std::max(limits.max_columns, config.num_heads * kv.v_head_dim);
+  }
   limits.num_experts = config.num_experts;
   limits.top_k = config.num_experts_per_tok;
   limits.expert_width = num_moe_layers_ > 0 ? config.moe_intermediate_size : 0;
@@ -99,7 +103,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   const BatchView rows = backend_.begin_step(batch);
   num_rows_ = batch.num_rows;
   padded_rows_ = rows.num_rows;
-  backend_.run({selections.text, cache.layer(0).k}, rows, std::ref(layers));
+  backend_.run({selections.text, cache.data()}, rows, std::ref(layers));
 }
 
 void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {

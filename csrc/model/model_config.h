@@ -81,13 +81,6 @@ struct ModelConfig {
   bool has_mixer(MixerKind kind) const {
     return std::any_of(layers.begin(), layers.end(), [&](const LayerConfig& l) { return l.mixer == kind; });
   }
-  bool mla() const { return has_mixer(MixerKind::kMla); }
-  // Of one token in one layer of the KV cache. With MLA it is one head: the latent and the rotated columns as K, of which the
-  // latent is V.
-  int64_t cache_heads() const { return mla() ? 1 : num_kv_heads; }
-  int64_t cache_head_dim() const { return mla() ? kv_lora_rank + rope.dim : head_dim; }
-  int64_t cache_v_dim() const { return mla() ? kv_lora_rank : head_dim; }
-  int64_t cache_columns() const { return cache_heads() * (cache_head_dim() + (mla() ? 0 : cache_v_dim())); }
   int64_t num_moe_layers() const {
     return std::count_if(layers.begin(), layers.end(), [](const LayerConfig& l) { return l.moe; });
   }

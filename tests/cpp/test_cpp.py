@@ -18,8 +18,10 @@ def test_cmake_builds_every_test() -> None:
 
 @pytest.mark.parametrize("name", UNIT_TESTS)
 def test_unit(name: str) -> None:
-    takes_model = name.startswith(("test_allocations", "test_c_api", "test_fork"))
+    takes_model = name.startswith(("test_allocations", "test_c_api", "test_fork", "test_model"))
     arguments = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
+    if name == "test_model":
+        arguments.append(ROOT / "tests" / "simt" / "families")
     output = run([build_tree() / "tests" / "cpp" / name, *arguments], timeout=120)
     checks, failures = map(int, re.search(r"(\d+) checks, (\d+) failures", output).groups())
     assert checks > 0 and failures == 0

@@ -43,6 +43,13 @@ def test_bfloat16(row, tmp_path):
     assert 0 < ours <= theirs, f"median over rows of the largest error: {ours:.3g} against {theirs:.3g}"
 
 
+@pytest.mark.parametrize("row", FIRST, ids=lambda row: row.id)
+def test_every_weight_is_placed(row, tmp_path):
+    """weight_bytes counts what is placed on the backend: all that the checkpoint holds."""
+    info = _C.inspect(write(row, tmp_path))
+    assert info["weight_bytes"] == info["checkpoint_bytes"]
+
+
 LAYOUTS = {
     "mixtral-plain": "block_sparse_moe.experts.0.w1.weight",
     "mixtral-fused": "mlp.experts.gate_up_proj",
