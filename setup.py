@@ -23,11 +23,13 @@ sys.path.insert(0, str(ROOT / "tools"))  # for whoever runs this file without th
 
 from build_backend import cuda_environment, cuda_mode, forget_lost_compiler  # noqa: E402
 
+MODULE, TESTING_MODULE = (Extension(f"lynx_rt.{name}", sources=[]) for name in ("_C", "_C_testing"))
+
 
 class CMakeBuild(build_ext):
     def finalize_options(self):
         if self.inplace or self.editable_mode or os.environ.get("LYNX_RT_TESTING") == "1":
-            self.distribution.ext_modules.append(Extension("lynx_rt._C_testing", sources=[]))
+            self.distribution.ext_modules = [MODULE, TESTING_MODULE]
         super().finalize_options()
 
     def build_extension(self, ext):
@@ -58,4 +60,4 @@ class CMakeBuild(build_ext):
 
 VERSION = re.search(r'LYNX_RT_VERSION "(.*)"', (ROOT / "csrc" / "include" / "lynx_rt" / "version.h").read_text())[1]
 
-setup(version=VERSION, ext_modules=[Extension("lynx_rt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(version=VERSION, ext_modules=[MODULE], cmdclass={"build_ext": CMakeBuild})

@@ -5,6 +5,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+__version__: str
+
 class SamplingParams:
     temperature: float
     top_p: float

@@ -27,7 +27,7 @@ def weight_dtype(request):
 @pytest.fixture
 def float_backend(isa):
     """For ops that the compute dtype does not concern: test_elementwise.py says which, and that it does not."""
-    return _C.Backend(dtype="float32", isa=isa, num_threads=2)
+    return _C_testing.Backend(dtype="float32", isa=isa, num_threads=2)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_linear(backends, weight_dtype, k, n):
 
 @pytest.fixture
 def float_backends(isa):
-    return [_C.Backend(dtype="float32", isa=isa, num_threads=n) for n in (1, 2, 3)]
+    return [_C_testing.Backend(dtype="float32", isa=isa, num_threads=n) for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("k, n", [(48, 130), (33, 7), (257, 64)])

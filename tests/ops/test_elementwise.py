@@ -6,7 +6,7 @@ import reference as ref
 import tolerance as tol
 from tolerance import assert_within
 
-from lynx_rt import _C, ValidationError
+from lynx_rt import ValidationError, _C_testing
 
 
 @pytest.mark.parametrize("rows, width, vocab", [(0, 16, 5), (1, 1, 1), (5, 33, 9), (40, 48, 7)])
@@ -74,7 +74,7 @@ def test_rmsnorm_wrong_shape(float_backend):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_the_compute_dtype_changes_no_bit(float_backend, isa, dtype, weight_dtype):
     """embed, rmsnorm, layernorm and router keep float32, so that other tests of theirs run over one compute dtype."""
-    rng, other = np.random.default_rng(0), _C.Backend(dtype=dtype, isa=isa, num_threads=2)
+    rng, other = np.random.default_rng(0), _C_testing.Backend(dtype=dtype, isa=isa, num_threads=2)
     for rows, width, n in [(1, 1, 1), (5, 33, 17), (33, 600, 8)]:
         x = (rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1)))).astype(np.float32)
         w, vector, bias = (ref.weight(rng.standard_normal(shape), weight_dtype) for shape in ((n, width), width, n))
