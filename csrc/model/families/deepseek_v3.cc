@@ -15,21 +15,10 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    table.add_norms(l);
-    add_latent_attention(table, l);
-    add_deepseek_mlp(table, l);
-  }
-  return table.take();
-}
-
 }  // namespace
 
 const Family& deepseek_v3_family() {
-  static const Family family{"deepseek_v3", read_config, specs, {}};
+  static const Family family{"deepseek_v3", read_config, usual_specs, {}};
   return family;
 }
 

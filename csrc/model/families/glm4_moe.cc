@@ -14,21 +14,10 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    table.add_norms(l);
-    table.add_attention(l);
-    add_deepseek_mlp(table, l);
-  }
-  return table.take();
-}
-
 }  // namespace
 
 const Family& glm4_moe_family() {
-  static const Family family{"glm4_moe", read_config, specs, {}};
+  static const Family family{"glm4_moe", read_config, usual_specs, {}};
   return family;
 }
 

@@ -62,17 +62,8 @@ void add_experts(WeightTable& table, const std::string& name, int64_t l) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string mlp = table.layer_name(l) + "mlp.";
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add(mlp + "router.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router, WeightUse::kRouter);
-    table.add(mlp + "router.bias", {m.num_experts}, &table.layer(l).router_bias, WeightUse::kVector);
-    add_experts(table, mlp + "experts.", l);
-  }
-  return table.take();
+  const MoeNames names{.router = "router.weight", .router_bias = "router.bias", .add_experts = add_experts};
+  return decoder_specs({m, checkpoint, weights}, {names});
 }
 
 }  // namespace

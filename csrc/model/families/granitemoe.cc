@@ -21,20 +21,15 @@ ModelConfig read_config(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string moe = table.layer_name(l) + "block_sparse_moe.";
-    const bool renamed = table.has(moe + "router.weight");
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add_router(moe + (renamed ? "router.weight" : "router.layer.weight"), l);
-    if (renamed)
-      table.add_fused_experts(moe + "experts.gate_up_proj", moe + "experts.down_proj", l);
-    else
-      table.add_fused_experts(moe + "input_linear.weight", moe + "output_linear.weight", l);
-  }
-  return table.take();
+  MoeNames released{.block = "block_sparse_moe.", .router = "router.layer.weight", .experts = ""}, renamed = released;
+  released.add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
+    table.add_fused_experts(prefix + "input_linear.weight", prefix + "output_linear.weight", l);
+  };
+  renamed.router = "router.weight";
+  renamed.add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
+    table.add_fused_experts(prefix + "experts.gate_up_proj", prefix + "experts.down_proj", l);
+  };
+  return decoder_specs({m, checkpoint, weights}, {released, renamed});
 }
 
 }  // namespace

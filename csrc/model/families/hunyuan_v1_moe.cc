@@ -35,16 +35,9 @@ ModelConfig read_config(const ConfigReader& c) {
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
   WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string mlp = table.layer_name(l) + "mlp.";
-    table.add_norms(l);
-    table.add_attention(l, "query_layernorm", "key_layernorm");
-    table.add_router(mlp + "gate.wg.weight", l);
-    table.add_experts(mlp + "experts.", l);
-    table.add_mlp(mlp + "shared_mlp.", m.shared_expert_width, table.layer(l).shared_expert);
-  }
-  return table.take();
+  table.q_norm = "query_layernorm";
+  table.k_norm = "key_layernorm";
+  return decoder_specs(std::move(table), {{.router = "gate.wg.weight", .shared_expert = "shared_mlp."}});
 }
 
 }  // namespace

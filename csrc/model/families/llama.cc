@@ -17,7 +17,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& llama_family() {
-  static const Family family{"llama", read_config, dense_specs, {}};
+  static const Family family{"llama", read_config, usual_specs, {}};
   return family;
 }
 

@@ -77,26 +77,14 @@ void add_transposed_experts(WeightTable& table, const std::string& name, int64_t
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string name = table.layer_name(l) + "feed_forward.", experts = name + "experts.";
-    LayerWeights& w = table.layer(l);
-    table.add_norms(l);
-    table.add_attention(l);
-    if (!m.layers[size_t(l)].moe) {
-      table.add_mlp(name, m.intermediate_size, w.mlp);
-      continue;
-    }
-    table.add(name + "router.weight", {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
-    if (table.has(experts + "gate_up_proj")) {
-      add_transposed_experts(table, experts, l);
-    } else {
-      table.add_experts(experts, l);  // as tools that quantise write it
-    }
-    table.add_mlp(name + "shared_expert.", m.shared_expert_width, w.shared_expert);
-  }
-  return table.take();
+  const MoeNames names{.block = "feed_forward.",
+                       .router = "router.weight",
+                       .shared_expert = "shared_expert.",
+                       .add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
+                         if (table.has(prefix + "gate_up_proj")) return add_transposed_experts(table, prefix, l);
+                         table.add_experts(prefix, l);  // as tools that quantise write it
+                       }};
+  return decoder_specs({m, checkpoint, weights}, {names});
 }
 
 }  // namespace

@@ -32,18 +32,10 @@ ModelConfig read_config(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const bool renamed = table.has(table.layer_name(l) + "mlp.gate.weight");  // as transformers 5 holds it
-    const std::string mlp = table.layer_name(l) + (renamed ? "mlp." : "block_sparse_moe.");
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router, WeightUse::kRouter);
-    table.add_float32(mlp + "e_score_correction_bias", {m.num_experts}, &table.layer(l).choice_bias);
-    table.add_experts(mlp + "experts.", l, {"w1", "w3", "w2"});
-  }
-  return table.take();
+  MoeNames released{.block = "block_sparse_moe.", .choice_bias = "e_score_correction_bias", .expert = {"w1", "w3", "w2"}};
+  MoeNames renamed = released;  // as transformers 5 holds it
+  renamed.block = "mlp.";
+  return decoder_specs({m, checkpoint, weights}, {released, renamed});
 }
 
 }  // namespace

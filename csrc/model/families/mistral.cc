@@ -16,7 +16,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& mistral_family() {
-  static const Family family{"mistral", read_config, dense_specs, {}};
+  static const Family family{"mistral", read_config, usual_specs, {}};
   return family;
 }
 

@@ -16,17 +16,8 @@ ModelConfig read_config(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string name = table.layer_name(l);
-    const std::string moe = name + (table.has(name + "mlp.gate.weight") ? "mlp." : "block_sparse_moe.");
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add_router(moe + "gate.weight", l);
-    table.add_experts(moe + "experts.", l, {"w1", "w3", "w2"});
-  }
-  return table.take();
+  const MoeNames released{.block = "block_sparse_moe.", .expert = {"w1", "w3", "w2"}}, renamed{.expert = {"w1", "w3", "w2"}};
+  return decoder_specs({m, checkpoint, weights}, {released, renamed});
 }
 
 }  // namespace

@@ -17,23 +17,10 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string mlp = table.layer_name(l) + "mlp.";
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add_router(mlp + "gate.weight", l);
-    table.add_experts(mlp + "experts.", l);
-  }
-  return table.take();
-}
-
 }  // namespace
 
 const Family& olmoe_family() {
-  static const Family family{"olmoe", read_config, specs, {}};
+  static const Family family{"olmoe", read_config, usual_specs, {}};
   return family;
 }
 

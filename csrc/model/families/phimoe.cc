@@ -27,17 +27,9 @@ ModelConfig read_config(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string name = table.layer_name(l);
-    const bool renamed = table.has(name + "mlp.router.weight");
-    table.add_norms(l);
-    table.add_attention(l);
-    table.add_router(name + (renamed ? "mlp.router.weight" : "block_sparse_moe.gate.weight"), l);
-    table.add_experts(name + (renamed ? "mlp.experts." : "block_sparse_moe.experts."), l, {"w1", "w3", "w2"});
-  }
-  return table.take();
+  const MoeNames released{.block = "block_sparse_moe.", .expert = {"w1", "w3", "w2"}};
+  const MoeNames renamed{.router = "router.weight", .expert = {"w1", "w3", "w2"}};
+  return decoder_specs({m, checkpoint, weights}, {released, renamed});
 }
 
 }  // namespace

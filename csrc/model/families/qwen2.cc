@@ -17,7 +17,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& qwen2_family() {
-  static const Family family{"qwen2", read_config, dense_specs, {}};
+  static const Family family{"qwen2", read_config, usual_specs, {}};
   return family;
 }
 

@@ -20,23 +20,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
-  table.add_model();
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    const std::string mlp = table.layer_name(l) + "mlp.";
-    table.add_norms(l);
-    table.add_attention(l);
-    if (!m.layers[size_t(l)].moe) {
-      table.add_dense_mlp(l);
-      continue;
-    }
-    table.add_router(mlp + "gate.weight", l);
-    table.add_experts(mlp + "experts.", l);
-    table.add_mlp(mlp + "shared_expert.", m.shared_expert_width, table.layer(l).shared_expert);
-    if (m.shared_expert_gate)
-      table.add(mlp + "shared_expert_gate.weight", {1, m.hidden_size}, &table.layer(l).shared_expert_gate, WeightUse::kRouter);
-  }
-  return table.take();
+  return decoder_specs({m, checkpoint, weights}, {{.shared_expert = "shared_expert."}});
 }
 
 }  // namespace

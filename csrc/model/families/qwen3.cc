@@ -18,7 +18,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& qwen3_family() {
-  static const Family family{"qwen3", read_config, dense_specs, {}};
+  static const Family family{"qwen3", read_config, usual_specs, {}};
   return family;
 }
 

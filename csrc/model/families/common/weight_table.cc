@@ -105,7 +105,7 @@ void WeightTable::add_norms(int64_t l) {
   add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias, WeightUse::kVector);
 }
 
-void WeightTable::add_attention(int64_t l, const char* q_norm, const char* k_norm) {
+void WeightTable::add_attention(int64_t l) {
   const int64_t h = m.hidden_size, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
   const std::string name = layer_name(l) + "self_attn.";
   GqaWeights& w = layer(l).mixer.emplace<GqaWeights>();
@@ -164,15 +164,72 @@ void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::
   add(std::move(down), {experts});
 }
 
-std::vector<TensorSpec> dense_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  WeightTable table(m, checkpoint, weights);
+void WeightTable::add_latent_attention(int64_t l) {
+  const int64_t h = m.hidden_size, a = m.num_heads, latent = m.kv_lora_rank, nope = m.qk_nope_head_dim, v = m.v_head_dim;
+  const std::string name = layer_name(l) + "self_attn.";
+  MlaWeights& w = layer(l).mixer.emplace<MlaWeights>();
+  if (m.q_lora_rank == 0) {
+    add(name + "q_proj.weight", {a * m.head_dim, h}, &w.q_proj, WeightUse::kMatrix);
+  } else {
+    add(name + "q_a_proj.weight", {m.q_lora_rank, h}, &w.q_a_proj, WeightUse::kMatrix);
+    if (m.attention_bias) add(name + "q_a_proj.bias", {m.q_lora_rank}, &w.q_a_bias, WeightUse::kVector);
+    add(name + "q_a_layernorm.weight", {m.q_lora_rank}, &w.q_a_norm, WeightUse::kVector);
+    add(name + "q_b_proj.weight", {a * m.head_dim, m.q_lora_rank}, &w.q_b_proj, WeightUse::kMatrix);
+  }
+  add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj, WeightUse::kMatrix);
+  if (m.attention_bias) add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias, WeightUse::kVector);
+  add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm, WeightUse::kVector);
+  if (!can_hold({a * (nope + v), latent})) return add({name + "kv_b_proj.weight", {a * (nope + v), latent}, {}}, {});
+  w.k_absorb.resize(size_t(a));
+  w.v_absorb.resize(size_t(a));
+  TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
+  for (int64_t i = 0; i < a; ++i) {  // of each head: nope rows that make keys, v rows that make values
+    const int64_t row = i * (nope + v);
+    kv_b.pieces.push_back({.target = &w.k_absorb[size_t(i)], .row_begin = row, .rows = nope, .transposed = true});
+    kv_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = row + nope, .rows = v});
+  }
+  add(std::move(kv_b), {w.k_absorb, w.v_absorb});
+  add(name + "o_proj.weight", {h, a * v}, &w.o_proj, WeightUse::kMatrix);
+  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
+}
+
+std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNames>& names) {
+  const ModelConfig& m = table.m;
   table.add_model();
   for (int64_t l = 0; l < m.num_layers; ++l) {
+    const LayerConfig& layer = m.layers[size_t(l)];
+    LayerWeights& w = table.layer(l);
     table.add_norms(l);
-    table.add_attention(l);
-    table.add_dense_mlp(l);
+    switch (layer.mixer) {
+      case MixerKind::kGqa: table.add_attention(l); break;
+      case MixerKind::kMla: table.add_latent_attention(l); break;
+    }
+    const auto stored = std::find_if(names.begin(), names.end(), [&](const MoeNames& n) {
+      return table.has(table.layer_name(l) + n.block + n.router);
+    });
+    const MoeNames& n = stored == names.end() ? names[0] : *stored;
+    const std::string block = table.layer_name(l) + n.block;
+    if (!layer.moe) {
+      table.add_mlp(block, m.intermediate_size, w.mlp, m.mlp_bias);
+      continue;
+    }
+    table.add(block + n.router, {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
+    if (m.router_bias) table.add(block + n.router_bias, {m.num_experts}, &w.router_bias, WeightUse::kVector);
+    if (m.choice_bias) table.add_float32(block + n.choice_bias, {m.num_experts}, &w.choice_bias);
+    if (n.add_experts) {
+      n.add_experts(table, block + n.experts, l);
+    } else {
+      table.add_experts(block + n.experts, l, n.expert);
+    }
+    if (m.shared_expert_width > 0) table.add_mlp(block + n.shared_expert, m.shared_expert_width, w.shared_expert, m.mlp_bias);
+    if (m.shared_expert_gate)
+      table.add(block + n.shared_expert_gate, {1, m.hidden_size}, &w.shared_expert_gate, WeightUse::kRouter);
   }
   return table.take();
+}
+
+std::vector<TensorSpec> usual_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  return decoder_specs({m, checkpoint, weights}, {MoeNames{}});
 }
 
 }  // namespace lynx_rt

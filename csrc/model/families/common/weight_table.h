@@ -21,6 +21,22 @@ struct MlpNames {
   const char *gate = "gate_proj", *up = "up_proj", *down = "down_proj";
 };
 
+class WeightTable;
+
+// Tensor names within a layer of what has experts, after the layer's own name; most families' are those that stand here.
+struct MoeNames {
+  std::string block = "mlp.";  // begins the names below, and those of a dense layer's MLP
+  std::string router = "gate.weight";
+  std::string router_bias = "gate.bias";  // where ModelConfig::router_bias
+  std::string choice_bias = "gate.e_score_correction_bias";  // where ModelConfig::choice_bias
+  std::string experts = "experts.";
+  MlpNames expert = {};
+  std::string shared_expert = "shared_experts.";  // where there is one
+  std::string shared_expert_gate = "shared_expert_gate.weight";
+  // Adds the experts of a layer, of tensors that begin with `prefix`; null: WeightTable::add_experts().
+  void (*add_experts)(WeightTable& table, const std::string& prefix, int64_t l) = nullptr;
+};
+
 class WeightTable {
  public:
   WeightTable(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights)
@@ -50,8 +66,12 @@ class WeightTable {
   void add_model();
   // input_layernorm and post_attention_layernorm.
   void add_norms(int64_t l);
+  // Names in self_attn of the norms of q and k.
+  const char *q_norm = "q_norm", *k_norm = "k_norm";
   // self_attn.{q,k,v,o}_proj, with biases where the config has them, and q_norm, k_norm as ModelConfig::qk_norm says.
-  void add_attention(int64_t l, const char* q_norm = "q_norm", const char* k_norm = "k_norm");
+  void add_attention(int64_t l);
+  // self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj.
+  void add_latent_attention(int64_t l);
   // PREFIX{gate,up,down}.weight, and .bias.
   void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias = false, const MlpNames& names = {}) {
     add_mlp(prefix, width, w, {&w, 1}, bias, names);
@@ -60,12 +80,6 @@ class WeightTable {
   void add_experts(const std::string& prefix, int64_t l, const MlpNames& names = {});
   // One tensor [E, 2I, H] (gate rows first) and one [E, H, I].
   void add_fused_experts(const std::string& gate_up, const std::string& down, int64_t l);
-
-  // mlp.{gate,up,down}_proj of a dense layer.
-  void add_dense_mlp(int64_t l) { add_mlp(layer_name(l) + "mlp.", m.intermediate_size, layer(l).mlp, m.mlp_bias); }
-  void add_router(std::string name, int64_t l) {
-    add(std::move(name), {m.num_experts, m.hidden_size}, &layer(l).router, WeightUse::kRouter);
-  }
 
   std::vector<TensorSpec> take() { return std::move(specs_); }
 
@@ -83,7 +97,11 @@ class WeightTable {
   std::set<const void*> placed_;  // where the entries of ModelWeights::placing begin
 };
 
-// Family::specs of dense models whose names are Llama's.
-std::vector<TensorSpec> dense_specs(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
+// The specifications of a decoder: embedding and head, and of each layer norms, the mixer that LayerConfig::mixer says, and experts
+// or a dense MLP as LayerConfig::moe says. Of several `names`, a layer has the first whose router the checkpoint holds, else names[0].
+std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNames>& names);
+
+// Family::specs of a family whose names are MoeNames', or which has no experts.
+std::vector<TensorSpec> usual_specs(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
 
 }  // namespace lynx_rt
