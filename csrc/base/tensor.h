@@ -11,9 +11,12 @@ enum class Scheme : uint8_t {
   kPlain,  // as in the checkpoint: row-major, of the weight's dtype
   kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
   kInt4,
+  kPacked,  // bfloat16 as the tensor cores read it: backend/cuda/gemm/packed.h
 };
 
-constexpr const char* scheme_name(Scheme s) { return s == Scheme::kPlain ? "none" : s == Scheme::kInt8 ? "int8" : "int4"; }
+constexpr const char* scheme_name(Scheme s) {
+  return s == Scheme::kPlain ? "none" : s == Scheme::kInt8 ? "int8" : s == Scheme::kInt4 ? "int4" : "packed";
+}
 
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
 struct WeightView {

@@ -40,8 +40,9 @@ class CpuBackend final : public Backend {
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  ExpertSum do_expert_ffn(const RowsIn&, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
-                          const Routing&, const DispatchPlan&, float*) override;
+  const void* do_expert_table(std::span<const ExpertWeights>) override;
+  ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
+                          const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, int64_t, int32_t*) override;
@@ -53,6 +54,9 @@ class CpuBackend final : public Backend {
     int64_t seq, first, rows, first_task;
   };
   struct AttentionCall;
+  // What expert_ffn() and mlp() share; experts of any formats.
+  void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
+                   const DispatchPlan&, float* out);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
   void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
              int64_t slot) const;

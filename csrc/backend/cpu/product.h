@@ -44,6 +44,8 @@ class Product {
                   int64_t out_stride) const {
     pieces_(w, n, pieces, 2 * k, x.data, x.row_bytes, m, k, out, out_stride);
   }
+  // Parts of a weight begin at multiples of so many rows.
+  int64_t tile_rows() const { return pack_ ? 16 : 4; }
   // Weight rows for one task, `row_bytes` each: in whole register tiles, and so few that they stay in the second-level cache
   // while the task's rows of x pass over them. `most` bounds them as far as whole tiles allow.
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;

@@ -172,6 +172,12 @@ __device__ inline Tile tile_at(const Tile* tiles, int index, int size, int num_r
   return {0, first, num_rows - first < size ? num_rows - first : size};
 }
 
+// What the entry of an expert says; without a table, that of the dense MLP.
+template <class T>
+__device__ inline T of_expert(const ExpertEntry* experts, const ExpertEntry& dense, int expert, T ExpertEntry::*member) {
+  return experts ? experts[expert].*member : dense.*member;
+}
+
 // Order of the jobs: tiles in groups, inside a group all tiles of a unit (block of rows) one after the other. So CTAs that run at
 // the same time share both the weights of a unit and the rows of a group's tiles in L2.
 struct JobPlace {
