@@ -39,7 +39,7 @@ void require_heads(int64_t num_heads, const KvCacheView& cache, const char* op) 
 void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64_t hidden) {
   require_shape(w.gate, op, "gate", width, hidden);
   require_shape(w.up, op, "up", width, hidden);
-  require(w.up.dtype == w.gate.dtype && w.up.scheme == w.gate.scheme, op, "gate and up must have the same dtype");
+  require(w.up.dtype == w.gate.dtype && w.up.format == w.gate.format, op, "gate and up must have the same dtype");
   require_shape(w.down, op, "down", hidden, width);
   require_vector(w.gate_bias, op, "gate_bias", width);
   require_vector(w.up_bias, op, "up_bias", width);
@@ -65,9 +65,9 @@ class Backend::Scope {
   std::chrono::steady_clock::time_point start_;
 };
 
-Scheme parse_quantization(const std::string& text) {
-  for (Scheme s : {Scheme::kPlain, Scheme::kInt8, Scheme::kInt4})
-    if (text == scheme_name(s)) return s;
+QuantFormat parse_quantization(const std::string& text) {
+  for (QuantFormat s : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
+    if (text == quant_format_name(s)) return s;
   invalid("quantization", "expected none, int8 or int4, got \"", text, "\"");
 }
 
@@ -173,7 +173,7 @@ void Backend::head_linear(const Activations& x, int64_t x_head, HeadWeights weig
   int64_t bytes = 0;
   for (const WeightView& w : weights) {
     require_shape(w, "head_linear", "weight", weights[0].rows, weights[0].cols);
-    require(w.dtype == weights[0].dtype && w.scheme == weights[0].scheme, "head_linear", "all heads must have the same dtype");
+    require(w.dtype == weights[0].dtype && w.format == weights[0].format, "head_linear", "all heads must have the same dtype");
     bytes += w.bytes();
   }
   if (x.num_rows() == 0 || weights.empty()) return;

@@ -386,7 +386,7 @@ class Backend {
 };
 
 // "none", "int8" or "int4"; throws kInvalidArgument (field quantization).
-Scheme parse_quantization(const std::string& text);
+QuantFormat parse_quantization(const std::string& text);
 
 struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
@@ -397,7 +397,7 @@ struct BackendOptions {
   // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8
   // where it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same
   // weights.
-  Scheme quantization = Scheme::kPlain;
+  QuantFormat quantization = QuantFormat::kPlain;
   std::string quantization_cache = "";
 };
 

@@ -124,7 +124,7 @@ void test_activations_have_the_shape_of_the_last_write() {
 
 void test_a_table_is_checked_once() {
   Layer l;
-  l.experts[1].gate.scheme = l.experts[1].up.scheme = Scheme::kPacked;
+  l.experts[1].gate.format = l.experts[1].up.format = QuantFormat::kPacked;
   CHECK_THROWS(l.backend->expert_table(l.experts), ErrorCode::kUnsupported, "experts", {"expert 1 is packed"});
   l.experts[1] = l.experts[0];
   l.experts[1].down_bias = l.norm;

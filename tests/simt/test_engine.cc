@@ -355,7 +355,7 @@ void test_expert_formats() {
   CHECK(table.entries() != nullptr);
   CHECK_EQ(table.size(), 2);
   CHECK_EQ(table[1].down.bytes(), 16 * 4 * 2);
-  experts[1].down.scheme = Scheme::kInt8;
+  experts[1].down.format = QuantFormat::kInt8;
   CHECK_THROWS(backend->expert_table(experts), ErrorCode::kUnsupported, "experts", {"packed bfloat16", "expert 1 is int8"});
 }
 

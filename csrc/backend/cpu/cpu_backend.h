@@ -65,23 +65,22 @@ class CpuBackend final : public Backend {
 
   // Weight rows per task with which the last tasks do not leave threads idle.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
-  static int form(const WeightView& w) { return w.scheme == Scheme::kPlain ? int(w.dtype) : 2 + int(w.scheme); }
-  const Product& product(const WeightView& w) const { return products_[form(w)]; }
-  const Product& key_product() const { return products_[int(compute_dtype_)]; }  // with the K pages, which have that dtype
-  void quantize(std::span<WeightView* const> weights, Scheme scheme);
+  const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
+  const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
+  void quantize(std::span<WeightView* const> weights, QuantFormat format);
   // Packs `num_rows` rows of n values; the group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
 
   DType compute_dtype_;
   const cpu::Kernels& kernels_;
   const cpu::QuantKernels& quant_kernels_;
-  const Product products_[5];  // with weights, by their form()
+  const PerKind<Product> products_;
   ThreadPool pool_;
-  const Scheme quantization_;
+  const QuantFormat quantization_;
   WeightStore store_;
   Selector selector_;
   std::vector<SelectionStats> stats_;  // of the step's route() calls
-  Scratch<char> packed_[5];            // rows entering linear(), by the weights' form()
+  PerKind<Scratch<char>> packed_;      // rows entering linear()
   Scratch<char> gathered_, hidden_;    // expert_ffn: rows entering gate and up, and down, by expert
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan

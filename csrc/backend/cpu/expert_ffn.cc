@@ -29,8 +29,9 @@ const void* at(const WeightView& bias, int64_t begin) {
 const void* CpuBackend::do_expert_table(std::span<const ExpertWeights> experts) {
   for (size_t e = 0; e < experts.size(); ++e)
     for (const WeightView* w : {&experts[e].gate, &experts[e].down})
-      if (w->scheme == Scheme::kPacked)
-        fail(ErrorCode::kUnsupported, "experts", "experts: expert ", e, " is ", scheme_name(w->scheme), ", which the CPU does not multiply");
+      if (w->format == QuantFormat::kPacked)
+        fail(ErrorCode::kUnsupported, "experts", "experts: expert ", e, " is ", quant_format_name(w->format),
+             ", which the CPU does not multiply");
   return nullptr;
 }
 

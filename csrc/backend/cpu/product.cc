@@ -20,8 +20,8 @@ Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
   }
 }
 
-Product::Product(const cpu::QuantKernels& kernels, Scheme weight)
-    : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == Scheme::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
+Product::Product(const cpu::QuantKernels& kernels, QuantFormat weight)
+    : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == QuantFormat::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
 
 int64_t Product::row_bytes(int64_t k) const {
   if (form_ == Form::kQuantized) return cpu::Quant::x_bytes(k);

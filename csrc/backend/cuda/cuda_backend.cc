@@ -239,9 +239,10 @@ const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts)
   std::vector<ExpertEntry> entries;
   for (const ExpertWeights& w : experts) {
     for (const WeightView* matrix : {&w.gate, &w.down})
-      if (matrix->scheme != Scheme::kPacked || matrix->dtype != DType::kBF16)
-        fail(ErrorCode::kUnsupported, "experts", "experts: device \"cuda:", device_, "\" multiplies experts that are packed bfloat16, ",
-             "expert ", entries.size(), " is ", matrix->scheme == Scheme::kPlain ? dtype_name(matrix->dtype) : scheme_name(matrix->scheme));
+      if (matrix->format != QuantFormat::kPacked || matrix->dtype != DType::kBF16)
+        fail(ErrorCode::kUnsupported, "experts", "experts: device \"cuda:", device_,
+             "\" multiplies experts that are packed bfloat16, expert ", entries.size(), " is ",
+             matrix->format == QuantFormat::kPlain ? dtype_name(matrix->dtype) : quant_format_name(matrix->format));
     entries.push_back(entry_of(w));
   }
   const int64_t bytes = int64_t(entries.size() * sizeof(ExpertEntry));

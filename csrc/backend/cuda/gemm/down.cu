@@ -90,12 +90,8 @@ void down(const DownArgs& args, int num_sms, Stream stream) {
     invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
   if (args.pair_of_sorted && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
-    case 8: return start<1>(args, num_sms, stream);
-    case 16: return start<2>(args, num_sms, stream);
-    case 32: return start<4>(args, num_sms, stream);
-    default: return start<8>(args, num_sms, stream);
-  }
+  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
+                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

@@ -20,6 +20,8 @@ struct Tile {
 constexpr int tile_rows(int num_rows) { return num_rows <= 32 ? 8 : num_rows <= 128 ? 16 : num_rows <= 512 ? 32 : 64; }
 // Tiles of a product in which all rows meet the same weights hold up to 32 rows in one, so that weights pass through L2 once.
 constexpr int dense_tile_rows(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : num_rows <= 512 ? 32 : 64; }
+// Rows of a tile of gate_up() and down(): of experts where there is a list of tiles, else of a dense MLP.
+constexpr int ffn_tile_rows(bool routed, int num_rows) { return routed ? tile_rows(num_rows) : dense_tile_rows(num_rows); }
 // The most tiles that num_pairs pairs over num_experts experts can need.
 constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_rows) {
   const int64_t starts = num_experts < num_pairs ? num_experts : num_pairs;  // tiles that are not full

@@ -2,8 +2,8 @@
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 16 gate and the 16 up rows of the same numbers, so that the two
 // sums of an element meet in one thread. CTAs of 8 warps. The number of tiles is read on the device: the grid is sized without
-// it. The first CTA brings the table of experts to L2, for down() too. Memory traffic: 4 I H bytes per active expert (while its places fill one group of tiles); rows of x from L2; hidden is
-// written once. Limits: packed_gemm.cuh.
+// it. The first CTA brings the table of experts to L2, for down() too. Memory traffic: 4 I H bytes per active expert (while its
+// places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
 #include <cmath>
 
 #include "backend/cuda/gemm/packed_gemm.cuh"
@@ -108,12 +108,8 @@ void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
     invalid("gate_up", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
   if (args.pair_of_sorted && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
-    case 8: return start<1>(args, num_sms, stream);
-    case 16: return start<2>(args, num_sms, stream);
-    case 32: return start<4>(args, num_sms, stream);
-    default: return start<8>(args, num_sms, stream);
-  }
+  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
+                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

@@ -191,6 +191,17 @@ __device__ inline JobPlace job_place(int job, int num_tiles, int num_units) {
   return {first + job % size, job / size};
 }
 
+// Calls start.template operator()<token blocks>() for tiles of `rows` rows: 8, 16, 32 or 64.
+template <class Start>
+void dispatch_tile_rows(int rows, Start start) {
+  switch (rows) {
+    case 8: return start.template operator()<1>();
+    case 16: return start.template operator()<2>();
+    case 32: return start.template operator()<4>();
+    default: return start.template operator()<8>();
+  }
+}
+
 // CTAs of a persistent grid over rows of x. Throws where a job's number or an offset into x would not fit.
 inline unsigned persistent_blocks(const char* what, int64_t x_rows, int64_t num_columns, int64_t tiles, int64_t units,
                                   int num_sms, int ctas_per_sm) {
