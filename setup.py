@@ -1,11 +1,14 @@
-"""Builds lynx_rt._C by running CMake. Everything else is in pyproject.toml.
+"""Builds lynx_rt._C by running CMake, and lynx_rt._C_testing, which tests need, in place and for editable installs.
+
+Everything else is in pyproject.toml.
 
 Environment: LYNX_RT_CUDA=auto|on|off; LYNX_RT_CUDA_ARCHITECTURES ("80;90a"; default: the GPUs of this machine); CUDACXX;
 CMAKE_ARGS (extra arguments); LYNX_RT_BUILD_DIR (kept between builds, so that a rebuild compiles only what changed);
-CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this process).
+CMAKE_BUILD_PARALLEL_LEVEL (compilers at a time, default: the cores of this process); LYNX_RT_TESTING=1 (_C_testing in every case).
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,8 +23,15 @@ sys.path.insert(0, str(ROOT / "tools"))  # for whoever runs this file without th
 
 from build_backend import cuda_environment, cuda_mode, forget_lost_compiler  # noqa: E402
 
+MODULE, TESTING_MODULE = (Extension(f"lynx_rt.{name}", sources=[]) for name in ("_C", "_C_testing"))
+
 
 class CMakeBuild(build_ext):
+    def finalize_options(self):
+        if self.inplace or self.editable_mode or os.environ.get("LYNX_RT_TESTING") == "1":
+            self.distribution.ext_modules = [MODULE, TESTING_MODULE]
+        super().finalize_options()
+
     def build_extension(self, ext):
         cmake = shutil.which("cmake")
         if cmake is None:
@@ -37,14 +47,17 @@ class CMakeBuild(build_ext):
             # Named, because a kept build folder remembers the ninja of an environment that pip has deleted since.
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
+        module = ext.name.rpartition(".")[2]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
         forget_lost_compiler(build_dir)
-        build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", "_C"]
+        build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", module]
         subprocess.run(configure, check=True, env=environment)
         subprocess.run(build, check=True, env=environment)
         subprocess.run(
-            [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", "python"], check=True
+            [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", f"python{module}"], check=True
         )
 
 
-setup(ext_modules=[Extension("lynx_rt._C", sources=[])], cmdclass={"build_ext": CMakeBuild})
+VERSION = re.search(r'LYNX_RT_VERSION "(.*)"', (ROOT / "csrc" / "include" / "lynx_rt" / "version.h").read_text())[1]
+
+setup(version=VERSION, ext_modules=[MODULE], cmdclass={"build_ext": CMakeBuild})

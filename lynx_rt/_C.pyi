@@ -1,10 +1,11 @@
-"""The compiled module. Mirrors csrc/include/lynx_rt one to one; errors are the classes of lynx_rt.errors."""
+"""The compiled module: the classes of csrc/include/lynx_rt under their names there. Errors are the classes of lynx_rt.errors."""
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+__version__: str
 
 class SamplingParams:
     temperature: float
@@ -59,32 +60,8 @@ class StepOutput:
     def finish_time(self) -> float: ...
 
 class Engine:
-    def __init__(
-        self,
-        path: str,
-        *,
-        device: str = "auto",
-        load_format: str = "auto",
-        quantization: str = "none",
-        quantization_cache: str = "",
-        dtype: str = "auto",
-        max_model_len: int = 0,
-        max_num_seqs: int = 128,
-        max_num_batched_tokens: int = 2048,
-        max_num_queued_reqs: int = 0,
-        kv_cache_memory_bytes: int = 0,
-        block_size: int = 16,
-        enable_prefix_caching: bool = True,
-        enable_mixed_chunk: bool = True,
-        expert_selection: str = "topk",
-        num_threads: int = 0,
-        isa: str = "",
-        seed: int = 0,
-        disable_dependent_launch: bool = False,
-        enable_return_routed_experts: bool = False,
-        record_router_logits: bool = False,
-        on_load_progress: Callable[[int, int], None] | None = None,
-    ) -> None: ...
+    # options: fields of EngineOptions (csrc/include/lynx_rt/engine.h); on_load_progress: Callable[[int, int], None] | None
+    def __init__(self, path: str, **options: Any) -> None: ...
     def add_request(self, prompt_token_ids: list[int], params: SamplingParams) -> int: ...
     def step(self) -> list[StepOutput]: ...
     def abort(self, request_id: int) -> bool: ...
@@ -107,7 +84,9 @@ def inspect(path: str) -> dict[str, Any]: ...
 def simulate(
     recorded: dict[str, Any], selection: str, order: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> dict[str, Any]: ...
+def parse_selection(text: str) -> str: ...
 def build_info() -> dict[str, Any]: ...
+
 class BandwidthProbe:
     def __init__(self, num_threads: int = 0, bytes: int = ...) -> None: ...
     def measure(self) -> float: ...

@@ -34,7 +34,7 @@ inline void require_columns(const Floats& x, int64_t columns) {
   if (x.ndim() != 2 || x.shape(1) != columns) invalid("x", "expected [T, ", columns, "]");
 }
 
-// Of rows that the caller keeps.
+// A view of rows in an array, which the caller keeps alive.
 inline Activations activations(const Floats& x) { return {x.data(), x.shape(0), x.shape(1)}; }
 
 // A copy of rows in host memory.

@@ -1,4 +1,4 @@
-// Checkpoint contents without an engine: for `lynx-rt inspect` and the tests. Errors: lynx_rt::Error, see bind_errors.cc.
+// What files of a checkpoint hold, for tests.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,11 +10,12 @@
 
 #include "bindings.h"
 #include "checkpoint/safetensors.h"
-#include "engine/public_fields.h"
 #include "gil.h"
 #include "model/decoder.h"
 #include "model/describe.h"
-#include "model/family_config.h"
+#include "model/families/common/config_keys.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace py = pybind11;
 
@@ -59,46 +60,11 @@ py::array_t<uint8_t> checkpoint_tensor(const std::filesystem::path& path, const 
   return out;
 }
 
-// For tests/model/test_rope.py.
 py::tuple rope_angles_of(const std::string& config, int64_t head_dim, int64_t max_positions) {
   ModelConfig m;
   read_rope(ConfigReader::parse(config, "config.json"), head_dim, m, {.partial_rotary = true});
   const RopeAngles angles = rope_angles(m.rope, max_positions);
   return py::make_tuple(angles.inverse, angles.factor);
-}
-
-py::dict inspect(const std::string& path) {
-  ModelDescription m;
-  {
-    const ReleaseGil nogil;
-    m = describe_model(path);
-  }
-  const ModelConfig& c = m.config;
-  py::dict d;
-  d["model_type"] = c.model_type;
-  d["dtype"] = dtype_name(c.dtype);
-#define LYNX_RT_FIELD(name) d[#name] = c.name;
-  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
-#undef LYNX_RT_FIELD
-  d["num_moe_layers"] = c.num_moe_layers();
-  d["intermediate_size"] = c.intermediate_size;
-  d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
-  d["attention"] = describe_attention(c);
-  d["rope"] = describe_rope(c);
-  d["tie_word_embeddings"] = m.tied;
-  d["num_tensors"] = m.num_tensors;
-  d["num_files"] = m.num_files;
-  d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
-  d["checkpoint_bytes"] = m.checkpoint_bytes;
-  d["weight_bytes"] = m.weight_bytes;
-  d["expert_bytes"] = m.expert_bytes;
-  d["active_bytes_per_token"] = m.active_bytes_per_token;
-  d["kv_bytes_per_token"] = m.kv_bytes_per_token;
-  d["copied_weight_bytes"] = m.copied_weight_bytes;
-  d["warnings"] = m.warnings;
-  d["not_used"] = m.not_used;
-  d["keys_not_understood"] = m.keys_not_understood;
-  return d;
 }
 
 }  // namespace
@@ -112,7 +78,6 @@ void register_checkpoint(py::module_& m) {
   m.def("checkpoint_tensor", &checkpoint_tensor, py::arg("path"), py::arg("name"),
         "A copy of one tensor's bytes as they lie in the file, a uint8 array [bytes].\n\n"
         "Raises ModelNotFoundError, CheckpointError (also where there is no such tensor).");
-  m.def("inspect", &inspect, py::arg("path"));
   m.def("rope_angles", &rope_angles_of, py::arg("config"), py::arg("head_dim"), py::arg("max_positions"),
         "(radians per position [rotated columns / 2], factor of cosines and sines) by the text of a config.json.");
 }

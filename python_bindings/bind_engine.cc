@@ -9,6 +9,7 @@
 #include "gil.h"
 #include "lynx_rt/engine.h"
 #include "research/simulation.h"
+#include "routing/selection_text.h"
 #include "to_python.h"
 
 namespace py = pybind11;
@@ -232,7 +233,9 @@ void register_engine(py::module_& m) {
         "of "
         "Engine.take_router_logits(); step s has rows order[offsets[s]:offsets[s + 1]] of it. See csrc/research/simulation.h.",
         py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert());
-  m.def("supported_model_types", &supported_model_types);
+  m.def(
+      "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
+      "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));
 }
 
 }  // namespace lynx_rt

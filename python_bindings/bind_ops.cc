@@ -22,7 +22,7 @@ WeightView any_weight(const py::object& w) {
   return weight(w.cast<py::array>());
 }
 
-// Of a quantised weight: the integers [N, K] and the scales [N, groups of K].
+// The integers [N, K] and the scales [N, groups of K] of a quantised weight.
 py::tuple quantized_values(const PlacedWeight& w) {
   py::array_t<int8_t> values({w.view.rows, w.view.cols});
   Floats scales({w.view.rows, quantized_groups(w.view)});

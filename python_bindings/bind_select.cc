@@ -181,9 +181,6 @@ void register_select(py::module_& m) {
 #undef LYNX_SELECT_ARGS
   m.def("dispatch", &dispatch, "Orders pairs by expert: dict(offsets [E + 1], sorted_of_pair [T * k], pair_of_sorted [offsets[E]]).",
         py::arg("ids").noconvert(), py::arg("num_experts"));
-  m.def(
-      "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
-      "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));
 }
 
 }  // namespace lynx_rt

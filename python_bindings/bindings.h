@@ -1,12 +1,14 @@
-// One register function per file; module.cc calls them all.
+// One register function per file. module.cc calls those of _C, module_testing.cc those of _C_testing.
 #pragma once
 #include <pybind11/pybind11.h>
 
 namespace lynx_rt {
-void register_checkpoint(pybind11::module_& m);
+void register_errors(pybind11::module_& m);  // both
 void register_engine(pybind11::module_& m);
-void register_errors(pybind11::module_& m);
+void register_inspect(pybind11::module_& m);
+
 void register_attention(pybind11::module_& m);
+void register_checkpoint(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_select(pybind11::module_& m);
 }  // namespace lynx_rt

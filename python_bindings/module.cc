@@ -16,10 +16,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("__version__") = LYNX_RT_VERSION;
   lynx_rt::register_errors(m);
   lynx_rt::register_engine(m);
-  lynx_rt::register_ops(m);
-  lynx_rt::register_attention(m);
-  lynx_rt::register_checkpoint(m);
-  lynx_rt::register_select(m);
+  lynx_rt::register_inspect(m);
 
   m.def(
       "build_info",

@@ -20,6 +20,12 @@ settings.register_profile("deterministic", derandomize=True, deadline=None, data
 settings.load_profile("deterministic")
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.option.markexpr == "not slow and not gpu":
+        return 'fast tier; everything: tools/test.sh --all, or pytest -m ""'
+    return None
+
+
 @pytest.fixture(scope="session")
 def nano_path() -> str:
     """Folder of lynx-nano."""

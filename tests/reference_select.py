@@ -30,7 +30,7 @@ def softmax(row):
 
 @dataclass
 class Rule:
-    """The members of RouterRule (csrc/routing/rule.h) beside sizes and norm_topk, as _C.select takes them."""
+    """The members of RouterRule (csrc/routing/rule.h) beside sizes and norm_topk, as _C_testing.select takes them."""
 
     kind: str = "softmax"
     bias: np.ndarray | None = None
@@ -176,7 +176,7 @@ def text(policy, all_phases=False, **params):
 
 
 def assert_matches(got, want):
-    """`got`: the dict that _C.select returns; `want`: a Result. Ids exactly, weights to 1e-6."""
+    """`got`: the dict that _C_testing.select returns; `want`: a Result. Ids exactly, weights to 1e-6."""
     np.testing.assert_array_equal(got["ids"], want.ids)
     np.testing.assert_array_equal(got["active"], want.active)
     np.testing.assert_allclose(got["weights"], want.weights, rtol=0, atol=1e-6)
@@ -186,6 +186,6 @@ def assert_matches(got, want):
 
 
 def assert_same_bits(a, b):
-    """Two dicts of _C.select hold the same ids, weights and active list, bit for bit."""
+    """Two dicts of _C_testing.select hold the same ids, weights and active list, bit for bit."""
     for key in ("ids", "weights", "active"):
         assert a[key].tobytes() == b[key].tobytes(), f"{key} differ:\n{a[key]}\n{b[key]}"

@@ -197,6 +197,7 @@ def test_a_gpu_without_nvcc_gets_a_notice(tmp_path: Path) -> None:
     assert "registry_cpu.cc" in built and "registry_cuda.cc" not in built
 
 
+@pytest.mark.slow
 def test_configures_with_cuda(tmp_path: Path) -> None:
     if shutil.which(os.environ.get("CUDACXX") or "nvcc") is None:
         pytest.skip("needs nvcc: CUDACXX, or on PATH")

@@ -57,6 +57,7 @@ def differing(answered: list[tuple[Item, str]]) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_default_policy_keeps_the_accuracy(record_property: Callable[[str, object], None]) -> None:
     chosen = items()
     texts, experts = {}, {}

@@ -4,6 +4,6 @@
 #   tools/quickstart.sh -p "Q: ..." [options]    as `lynx-rt generate`
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
-prepare ""
+prepare
 [[ $# -gt 0 ]] || set -- -p $'Q: 12 times 22 = ?\nA:'
 exec "$venv/bin/lynx-rt" generate "$@"

@@ -7,6 +7,8 @@
 
 #include "base/error.h"
 #include "engine/public_fields.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 
@@ -62,7 +64,7 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
   std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
-                 ".v2.bin");
+                 ".v3.bin");
 }
 
 BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -85,7 +87,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
       weights_(load_weights()),
-      decoder_(*backend_, config_, weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
+      decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
                {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
@@ -105,9 +107,10 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
   reset_stats();
 }
 
-ModelWeights EngineCore::load_weights() {
+std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
-  ModelWeights weights;
+  auto loaded = std::make_unique<ModelWeights>();
+  ModelWeights& weights = *loaded;
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
@@ -131,7 +134,7 @@ ModelWeights EngineCore::load_weights() {
     copied_weight_bytes_ = weights.copies.bytes_read();
     checkpoint_.drop_pages();
   }
-  return weights;
+  return loaded;
 }
 
 void EngineCore::check_files() {
@@ -187,7 +190,7 @@ ModelInfo EngineCore::model_info() const {
   i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
-  i.warnings = weights_.warnings;
+  i.warnings = weights_->warnings;
   i.copied_weight_bytes = copied_weight_bytes_;
   return i;
 }

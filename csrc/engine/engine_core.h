@@ -37,7 +37,7 @@ class EngineCore {
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
  private:
-  ModelWeights load_weights();
+  std::unique_ptr<const ModelWeights> load_weights();
   // Throws kCorruptFile where a file that weights are used from was written to or cut off, from then on; looks now and then.
   void check_files();
   // Runs a sequence on pages of its own, under the model's own routing; done(begin, count) after each chunk (0 = all at once).
@@ -70,7 +70,7 @@ class EngineCore {
   Checkpoint checkpoint_;  // empty where there is none, and once the weights are on a device
   int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
-  ModelWeights weights_;
+  std::unique_ptr<const ModelWeights> weights_;
   Decoder decoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
   MemoryPlan plan_;            // after what takes memory, before what is sized by what is left

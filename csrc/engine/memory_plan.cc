@@ -4,7 +4,7 @@
 
 #include "base/error.h"
 #include "base/types.h"
-#include "model/decoder.h"
+#include "model/kv_cache.h"
 
 namespace lynx_rt {
 

@@ -12,32 +12,6 @@ constexpr int64_t kRopeRows = 64;  // added at a time
 
 }  // namespace
 
-int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t block_size) {
-  int64_t per_token = checked_mul(m.cache_columns(), dtype_size(dtype), "kv_cache");
-  return checked_mul(checked_mul(per_token, m.num_layers, "kv_cache"), block_size, "kv_cache");
-}
-
-KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int64_t block_size)
-    : num_blocks_(num_blocks), block_size_(block_size) {
-  const DType dtype = backend.compute_dtype();
-  const int64_t values = checked_mul(num_blocks, block_size * m.cache_heads(), "kv_cache");
-  const auto pages = [&](int64_t width) {
-    memory_.emplace_back(backend, checked_mul(values, width * dtype_size(dtype), "kv_cache"), "kv_cache");
-    return memory_.back().get();
-  };
-  for (int64_t l = 0; l < m.num_layers; ++l) {
-    void* k = pages(m.cache_head_dim());
-    void* v = m.mla() ? nullptr : pages(m.cache_v_dim());
-    views_.push_back({k, v, dtype, num_blocks, block_size, m.cache_heads(), m.cache_head_dim(), m.cache_v_dim()});
-  }
-}
-
-int64_t KvCache::bytes() const {
-  int64_t sum = 0;
-  for (const auto& a : memory_) sum += a.bytes();
-  return sum;
-}
-
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
                  int64_t max_logit_rows, int64_t max_positions, StepRecording recording)
     : backend_(backend),
@@ -63,11 +37,15 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.max_logit_rows = max_logit_rows;
   limits.hidden_size = config.hidden_size;
   limits.num_heads = config.num_heads;
-  limits.num_kv_heads = config.cache_heads();
-  limits.head_dim = config.cache_head_dim();
-  limits.v_head_dim = config.cache_v_dim();
-  limits.max_columns = std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.cache_v_dim()),
-                                 config.num_heads * config.v_head_dim, config.q_lora_rank});
+  limits.max_columns =
+      std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
+  for (const LayerConfig& layer : config.layers) {
+    const KvShape kv = kv_shape(config, layer.mixer);
+    limits.num_kv_heads = std::max(limits.num_kv_heads, kv.num_heads);
+    limits.head_dim = std::max(limits.head_dim, kv.head_dim);
+    limits.v_head_dim = std::max(limits.v_head_dim, kv.v_head_dim);
+    limits.max_columns = std::max(limits.max_columns, config.num_heads * kv.v_head_dim);
+  }
   limits.num_experts = config.num_experts;
   limits.top_k = config.num_experts_per_tok;
   limits.expert_width = num_moe_layers_ > 0 ? config.moe_intermediate_size : 0;
@@ -112,7 +90,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      attention_block(w, layer, rows, cache.layer(l), std::move(pending));
+      mixer_block(w, layer, rows, cache.layer(l), std::move(pending));
       if (!layer.moe) {
         mlp_block(w, rows);
         continue;
@@ -127,7 +105,22 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   const BatchView rows = backend_.begin_step(batch);
   num_rows_ = batch.num_rows;
   padded_rows_ = rows.num_rows;
-  backend_.run({selections.text, cache.layer(0).k}, rows, std::ref(layers));
+  backend_.run({selections.text, cache.data()}, rows, std::ref(layers));
+}
+
+void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {
+  if (config_.norm == NormKind::kLayer)
+    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+  else
+    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+}
+
+void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
+                          PendingSum pending) {
+  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
+  const RopeTable rope{rope_cos_.get(), rope_sin_.get(), config_.rope.dim, config_.rope.interleaved};
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache};
+  std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {

@@ -8,26 +8,11 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "model/family.h"
+#include "model/kv_cache.h"
+#include "model/model_weights.h"
 #include "model/workspace.h"
 
 namespace lynx_rt {
-
-// Per-layer K and V pages in the backend's memory.
-class KvCache {
- public:
-  KvCache(Backend& backend, const ModelConfig& config, int64_t num_blocks, int64_t block_size);
-  const KvCacheView& layer(int64_t l) const { return views_[size_t(l)]; }
-  int64_t num_blocks() const { return num_blocks_; }
-  int64_t block_size() const { return block_size_; }
-  int64_t bytes() const;
-  static int64_t bytes_per_block(const ModelConfig& config, DType dtype, int64_t block_size);
-
- private:
-  int64_t num_blocks_, block_size_;
-  std::vector<DeviceArray<char>> memory_;  // K, V of layer 0, K, V of layer 1, ...
-  std::vector<KvCacheView> views_;
-};
 
 // What each MoE layer's route() does.
 struct LayerSelections {
@@ -78,15 +63,10 @@ class Decoder {
   int64_t workspace_bytes() const { return workspace_.bytes(); }
 
  private:
-  // attention_block.cc
   // Leaves the normed rows in the workspace; adds what is pending to x first.
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
-  void attention_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
-                       PendingSum pending);
-  void add_attention(const LayerWeights& w, const Activations& attended);  // the output projection, added to x
-  void grouped_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
-  void latent_attention(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache);
-  RopeTable rope_table(int64_t dim) const { return {rope_cos_.get(), rope_sin_.get(), dim, config_.rope.interleaved}; }
+  void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
+                   PendingSum pending);
   PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                        const MoeObserver& observe);               // moe_block.cc
   void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc

@@ -6,6 +6,8 @@
 #include "base/error.h"
 #include "checkpoint/safetensors.h"
 #include "model/decoder.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 
@@ -69,7 +71,7 @@ std::string describe_router(const ModelConfig& m) {
 
 std::string describe_attention(const ModelConfig& m) {
   std::string text;
-  if (m.mla()) {
+  if (m.has_mixer(MixerKind::kMla)) {
     text = str_cat("multi-head latent, ", m.num_heads, " heads of ", m.qk_nope_head_dim, " + ", m.rope.dim, ", latent of ",
                    m.kv_lora_rank);
     if (m.q_lora_rank > 0) text += str_cat(", of queries ", m.q_lora_rank);

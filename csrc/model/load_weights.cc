@@ -1,4 +1,5 @@
-// From a checkpoint, or made up, to the slots that a family names.
+#include "model/load_weights.h"
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -7,7 +8,7 @@
 
 #include "checkpoint/dummy.h"
 #include "checkpoint/tensor_values.h"
-#include "model/family_tensors.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -99,18 +100,26 @@ class SameDtypes {
   DType dtype_;
 };
 
-void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<TensorSpec>& specs, ModelWeights& weights) {
+void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<TensorSpec>& specs, const ModelWeights& weights) {
   SameDtypes same(checkpoint, specs, dtype);
-  for (LayerWeights& layer : weights.layers) {
+  for (const Placing& placing : weights.placing) {
+    const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing);
+    if (!experts) continue;
     std::vector<WeightView*> gates, downs;
-    for (ExpertWeights& e : layer.experts) {
+    for (ExpertWeights& e : *experts) {
       gates.insert(gates.end(), {&e.gate, &e.up});
       downs.push_back(&e.down);
     }
     same.make(gates);
     same.make(downs);
-    for (ExpertWeights* w : {&layer.shared_expert, &layer.mlp}) same.make({&w->gate, &w->up});
   }
+}
+
+// The output projection of a model that has none is its embedding.
+void tie_output(ModelWeights& weights) {
+  if (!weights.lm_head.empty()) return;
+  weights.lm_head = weights.embed;
+  weights.placing.push_back(WeightSlot{&weights.lm_head, WeightUse::kHead});
 }
 
 // Experts are compared by them: a NaN would be in no order.
@@ -144,13 +153,13 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
   weights.not_used = std::move(notes.not_used);
   if (when != ReadCopies::kNever) check_choice_biases(weights);
-  if (weights.lm_head.empty()) weights.lm_head = weights.embed;
+  tie_output(weights);
 }
 
 void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
   weights.layers.resize(size_t(config.num_layers));
   weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
-  if (weights.lm_head.empty()) weights.lm_head = weights.embed;
+  tie_output(weights);
 }
 
 }  // namespace lynx_rt

@@ -14,7 +14,11 @@ namespace lynx_rt {
 
 enum class NormKind : uint8_t { kRms, kLayer };  // kLayer: LayerNorm with a bias
 
+// What lets the rows of a sequence see each other in a layer; each kind has a file in model/mixers/.
+enum class MixerKind : uint8_t { kGqa, kMla };
+
 struct LayerConfig {
+  MixerKind mixer = MixerKind::kGqa;
   bool moe = false;    // experts instead of a dense MLP
   int64_t window = 0;  // tokens that a query sees, itself included; 0 = all
   int64_t chunk = 0;   // a query sees its own chunk of this many positions alone; 0 = no chunks (Llama 4)
@@ -55,7 +59,7 @@ struct ModelConfig {
   RopeConfig rope;
   float temperature_floor = 0, temperature_scale = 0;  // of layers without rope (Llama 4): QkvPostArgs
 
-  // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1); kv_lora_rank = 0: none.
+  // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1).
   int64_t kv_lora_rank = 0;       // kv_lora_rank
   int64_t q_lora_rank = 0;        // q_lora_rank, 0 = plain q_proj
   float latent_norm_eps = 1e-6f;  // of the norms of q's and kv's latent vectors, which transformers leaves at its default
@@ -74,13 +78,9 @@ struct ModelConfig {
   int64_t shared_expert_width = 0;    // of the expert that every token goes to; 0 = none
   bool shared_expert_gate = false;    // it is scaled by a sigmoid (Qwen2-MoE)
 
-  bool mla() const { return kv_lora_rank > 0; }
-  // Of one token in one layer of the KV cache. With MLA it is one head: the latent and the rotated columns as K, of which the
-  // latent is V.
-  int64_t cache_heads() const { return mla() ? 1 : num_kv_heads; }
-  int64_t cache_head_dim() const { return mla() ? kv_lora_rank + rope.dim : head_dim; }
-  int64_t cache_v_dim() const { return mla() ? kv_lora_rank : head_dim; }
-  int64_t cache_columns() const { return cache_heads() * (cache_head_dim() + (mla() ? 0 : cache_v_dim())); }
+  bool has_mixer(MixerKind kind) const {
+    return std::any_of(layers.begin(), layers.end(), [&](const LayerConfig& l) { return l.mixer == kind; });
+  }
   int64_t num_moe_layers() const {
     return std::count_if(layers.begin(), layers.end(), [](const LayerConfig& l) { return l.moe; });
   }

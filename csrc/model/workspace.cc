@@ -8,17 +8,22 @@ namespace {
 
 int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std::max<int64_t>(m.num_moe_layers(), 1) : 1; }
 
+int64_t qkv_heads(const ModelConfig& m) { return m.num_heads + (m.has_mixer(MixerKind::kGqa) ? 2 * m.num_kv_heads : 0); }
+
+// L + R; 0 without MLA.
+int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla) ? m.kv_lora_rank + m.rope.dim : 0; }
+
 }  // namespace
 
 Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
-      qkv(b, checked_mul(t, (m.num_heads + (m.mla() ? 0 : 2 * m.num_kv_heads)) * m.head_dim, "workspace"), "workspace"),
-      attended(b, t, m.num_heads * (m.mla() ? m.kv_lora_rank : m.v_head_dim), "workspace"),
+      qkv(b, checked_mul(t, qkv_heads(m) * m.head_dim, "workspace"), "workspace"),
+      attended(b, t, m.num_heads * (latent_width(m) ? m.kv_lora_rank : m.v_head_dim), "workspace"),
       q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
-      kv_a(b, checked_mul(t, m.mla() ? m.cache_head_dim() : 0, "workspace"), "workspace"),
-      latent_q(b, checked_mul(t, m.mla() ? m.num_heads * m.cache_head_dim() : 0, "workspace"), "workspace"),
-      head_values(b, checked_mul(t, m.mla() ? m.num_heads * m.v_head_dim : 0, "workspace"), "workspace"),
+      kv_a(b, checked_mul(t, latent_width(m), "workspace"), "workspace"),
+      latent_q(b, checked_mul(t, m.num_heads * latent_width(m), "workspace"), "workspace"),
+      head_values(b, checked_mul(t, latent_width(m) ? m.num_heads * m.v_head_dim : 0, "workspace"), "workspace"),
       scores(b, checked_mul(t, m.num_experts * kept_layers(m, recording.router_logits), "workspace"), "workspace"),
       ids(b, checked_mul(t, m.num_experts_per_tok * kept_layers(m, recording.routed_experts), "workspace"), "workspace"),
       weights(b, checked_mul(t, m.num_experts_per_tok, "workspace"), "workspace"),

@@ -32,7 +32,7 @@ from lynx_rt.engine.outputs import LayerStats, layer_mean
 _TURN = 4  # steps of one policy before the next
 _WARMUP = 4  # untimed decode steps per batch size
 _BANDWIDTH_BYTES = 1 << 29  # large against any cache
-_ROWS_PER_STEP = 2048  # of prefill
+_ROWS_PER_STEP = 2048  # rows of a prefill step
 
 
 @dataclass
@@ -248,7 +248,7 @@ def _op_cells(row: Row) -> list[tuple[str, ...]]:
     """Where a mean step goes, the longest first; what no op took is the scheduler's, the batch's and Python's."""
     outside = row.mean_ms - sum(op["ms"] for op in row.ops.values())
     ops = {**row.ops, "outside the ops": {"ms": outside, "bytes": 0.0}}
-    cells = []
+    cells: list[tuple[str, ...]] = []
     for name, op in sorted(ops.items(), key=lambda item: -item[1]["ms"]):
         if op["ms"] == 0:
             continue

@@ -77,7 +77,7 @@ class _Session:
         self._has_template = args.chat_template is not None or engine.get_tokenizer().chat_template is not None
         self._system: str | None = None
         self._messages: list[dict[str, str]] = []
-        self._prompt = ""  # of the last answer
+        self._prompt = ""  # the last one, as the chat template rendered it
         self._failed = False
         if args.system is not None:
             self._set_system(args.system)

@@ -118,7 +118,7 @@ def _stream(engine: Engine, prompt: str, params: SamplingParams) -> RequestOutpu
 
 def _record(output: RequestOutput, completion: CompletionOutput) -> dict[str, Any]:
     metrics = output.metrics
-    record = {
+    record: dict[str, Any] = {
         "prompt": output.prompt,
         "index": completion.index,
         "text": completion.text,

@@ -15,7 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from lynx_rt.cli import bench, calibrate, chat, env, eval, generate, inspect, record, simulate, study
 from lynx_rt.cli.parser import Parser
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
-    verbose = {"action": "store_true", "help": "show where an error came from"}
+    verbose: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
     parser.add_argument("-v", "--verbose", **verbose)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for module in (generate, chat, inspect, env, bench, eval, study, record, simulate, calibrate):

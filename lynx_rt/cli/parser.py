@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# What options of llama.cpp, vLLM and transformers are here, or why they are not; without dashes, and with "-" for "_".
+# Options of llama.cpp, vLLM and transformers by what does the same here, or by why nothing does; no dashes in front, "-" for "_".
 _NAMES_OF = {
     "--max-tokens": "predict n-predict num-predict max-new-tokens max-completion-tokens max-length output-len",
     "--temperature": "temp",

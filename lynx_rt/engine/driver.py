@@ -156,7 +156,7 @@ class Driver:
 
     @property
     def _alive(self) -> bool:
-        """Whether the threads are there that may hold the lock."""
+        """Whether the threads that may hold the lock still run: not in the child of a fork, nor while Python exits."""
         return os.getpid() == self._pid and not sys.is_finalizing()
 
     @property

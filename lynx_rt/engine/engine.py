@@ -204,7 +204,7 @@ class Engine(EngineState):
         request_id: str | None = None,
         add_special_tokens: bool | None = None,
     ) -> AsyncIterator[RequestOutput]:
-        """As `stream`, for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
+        """`stream` for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
         request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
@@ -268,11 +268,10 @@ class Engine(EngineState):
 
     def abort(self, request_id: str | Iterable[str]) -> int:
         """Ends requests by id and returns how many were running; whoever waits for one gets finish_reason "abort"."""
-        ids = [request_id] if isinstance(request_id, str) else request_id
         try:
-            ids = list(ids)
+            ids: list[Any] = [request_id] if isinstance(request_id, str) else list(request_id)
         except TypeError:
-            ids = [ids]
+            ids = [request_id]
         if odd := [name for name in ids if not isinstance(name, str)]:
             raise ValidationError(f"request_id must be a string or a list of them, got {shown(odd[0])}", "request_id")
         found = [request for name in ids if (request := self._driver.find(name)) is not None]

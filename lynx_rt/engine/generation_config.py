@@ -31,7 +31,7 @@ _FIELD_OF_KEY = {
     "suppress_tokens": "bad_words_ids",
 }
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")  # without effect on greedy decoding
-# What transformers' own loop does beyond that, and the values with which it does nothing.
+# Keys that only transformers' own loop obeys, and their values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "constraints": ([],),

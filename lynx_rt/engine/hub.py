@@ -14,14 +14,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lynx_rt.engine import weight_formats
 from lynx_rt.errors import LynxError, ModelNotFoundError, UnsupportedModelError
 from lynx_rt.interrupts import comes_from_signal_handler
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]*\w")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What an engine reads: weights, configs, tokenizers of all formats, chat templates.
+# Files that an engine reads: weights, configs, tokenizers of all formats, chat templates.
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.tiktoken", "merges.txt", "vocab.txt"]
-# The same weights once more, in other formats and layouts.
+# Files that hold the same weights once more, in other formats and layouts.
 _UNWANTED = ["consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*", ".*"]
 
 
@@ -133,19 +134,11 @@ def _download(hub: Any, name: str, revision: str | None, what: str) -> Path:
 
 
 def _check_format(name: str, files: list[str]) -> None:
-    """Before gigabytes are fetched that nothing can be done with."""
+    """Raises UnsupportedModelError for a model without safetensors, before gigabytes are fetched that nothing can be done with."""
     if any(re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", file) for file in files):
         return
-    if any(file.endswith(".gguf") for file in files):
-        raise UnsupportedModelError(
-            f"{name} holds GGUF files, which are not supported; take the model in safetensors, as its authors publish it",
-            "model",
-        )
-    if "adapter_config.json" in files:
-        raise UnsupportedModelError(
-            f"{name} is an adapter (LoRA), not a model: merge it into its base model with peft's merge_and_unload()",
-            "model",
-        )
+    if known := weight_formats.what_it_is(name, files):
+        raise UnsupportedModelError(known, "model")
     raise UnsupportedModelError(
         f"{name} has no model.safetensors or model.safetensors.index.json; other formats of weights are not supported",
         "model",

@@ -7,23 +7,19 @@ import json
 import os
 from pathlib import Path
 
-from lynx_rt.engine import hub
+from lynx_rt.engine import hub, weight_formats
 from lynx_rt.errors import CheckpointError, ModelNotFoundError, UnsupportedModelError, ValidationError
 
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _LFS_HEAD = b"version https://git-lfs"
 _LFS_MAX_BYTES = 1024
 _NEEDS = "a model folder holds config.json, *.safetensors and the tokenizer's files"
-_GGUF = (
-    "GGUF is not supported; take the model in safetensors, as its authors publish it: bf16, FP8, GPTQ, AWQ, MXFP4 or "
-    "compressed-tensors (quantization='int4' makes it small)"
-)
 
 
 def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: str | None = None) -> Path:
     """The folder of a model.
 
-    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"), see lynx_rt.engine.hub; a folder of that name comes first.
+    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"; hub.py says how it is found); a folder of that name
+    comes first.
     load_format: "dummy" needs no weights.  revision: branch, tag or commit on the Hub; None = "main".
     Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ValidationError.
     """
@@ -70,9 +66,10 @@ def _refuse_file(path: Path) -> None:
     suffix = path.suffix.lower()
     folder = f"expected the folder of a model, got the file {path}"
     if suffix == ".gguf" or _begins_with(path, b"GGUF"):
-        raise UnsupportedModelError(f"{path} is a GGUF file. {_GGUF}", "model")
-    if suffix in _PICKLED:
-        raise UnsupportedModelError(f"{folder}, in PyTorch's format. {_how_to_convert(path.parent)}", "model")
+        raise UnsupportedModelError(weight_formats.gguf_file(str(path)), "model")
+    if suffix in weight_formats.PICKLED:
+        advice = weight_formats.how_to_convert(str(path.parent))
+        raise UnsupportedModelError(f"{folder}, in PyTorch's format. {advice}", "model")
     if (path.parent / "config.json").is_file():
         raise ValidationError(f"{folder}; give {str(path.parent)!r} instead", "model")
     raise ValidationError(f"{folder}; {_NEEDS}", "model")
@@ -90,15 +87,9 @@ def _check_folder(path: Path, weights: bool) -> None:
             _check_lfs(path, names)
         return
     if not has_weights:
-        if "adapter_config.json" in names:
-            raise UnsupportedModelError(_adapter(path), "model")
-        if any(name.lower().endswith(".gguf") for name in names):
-            raise UnsupportedModelError(f"{path} holds GGUF files only. {_GGUF}", "model")
-        if any(name.lower().endswith(_PICKLED) for name in names):
-            pickled = next(name for name in names if name.lower().endswith(_PICKLED))
-            raise UnsupportedModelError(
-                f"{path} holds weights in PyTorch's format only ({pickled}). {_how_to_convert(path)}", "model"
-            )
+        base = _base_of(path) if weight_formats.ADAPTER in names else None
+        if known := weight_formats.what_it_is(str(path), names, base):
+            raise UnsupportedModelError(known, "model")
     if inner := _model_below(path):
         raise ModelNotFoundError(f"{path} is not a model folder, but {str(inner)!r} is one: give that", "model")
     if not has_config:
@@ -134,24 +125,13 @@ def _model_below(path: Path) -> Path | None:
     return found[0] if len(found) == 1 else None
 
 
-def _how_to_convert(folder: Path) -> str:
-    return (
-        "It is not supported, since it can run code; convert it to safetensors with transformers: "
-        f"m = AutoModelForCausalLM.from_pretrained({str(folder)!r}, dtype='auto'); m.save_pretrained('NEW'), and copy "
-        "the tokenizer's files"
-    )
-
-
-def _adapter(folder: Path) -> str:
+def _base_of(folder: Path) -> str | None:
+    """The model that an adapter is for."""
     try:
-        base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+        base = json.loads((folder / weight_formats.ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError):
-        base = None
-    of = f" of {base}" if base else ""
-    return (
-        f"{folder} is an adapter (LoRA){of}, not a model: merge it into its base model with peft: "
-        f"AutoPeftModelForCausalLM.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained('NEW')"
-    )
+        return None
+    return str(base) if base else None
 
 
 def _begins_with(file: Path, head: bytes) -> bool:

@@ -131,7 +131,7 @@ class RequestOutput:
 
 
 def sum_prompt_logprobs(output: RequestOutput, start: int) -> float:
-    """Over the prompt tokens from `start` on. Raises RequestAborted where they were not computed."""
+    """The sum of the prompt's log probabilities from token `start` on. Raises RequestAborted where they were not computed."""
     if output.prompt_logprobs is None:
         raise RequestAborted(f"request {output.request_id} ended before its prompt was done")
     entries = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
@@ -164,10 +164,9 @@ class OpStats:
 class SloStats:
     """What a governor ("slo:tpot_ms=20") did. What it cost is the retained mass of the layers."""
 
-    target_seconds: float  # of a decode-only step
-    fixed_seconds: (
-        float  # the measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers
-    )
+    target_seconds: float  # what a decode-only step should take
+    # The measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers.
+    fixed_seconds: float
     seconds_per_expert: float
     steps_over_target: int
     level: int  # in force, index into levels
@@ -202,7 +201,7 @@ class EngineStats:
 
     @classmethod
     def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
-        """From the dict that the compiled module gives."""
+        """Statistics from the dict that the compiled module gives. Raises TypeError where its keys are not this class's fields."""
         values = dict(raw)
         values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
         values["ops"] = [OpStats(**op) for op in raw["ops"]]

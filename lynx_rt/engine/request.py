@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
     from lynx_rt import _C
     from lynx_rt.engine.sampling_params import SamplingParams
+    from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
-    from lynx_rt.text.tokenizer import Detokenizer, Tokenizer
+    from lynx_rt.text.tokenizer import Tokenizer
 
 
 class Completion:
@@ -215,7 +216,7 @@ class Request:
         )
 
     def _metrics(self) -> RequestMetrics:
-        """Over all completions: the earliest start, the latest end, and all of the tokens."""
+        """The metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
         first = each[0]
 

@@ -223,7 +223,7 @@ class SamplingParams:
             setattr(native, name, -1 if count is None else vocab_size if count == -1 else count)
         for sequence in self.bad_words_ids or ():
             _inside_vocabulary("bad_words_ids", sequence, vocab_size)
-        native.bad_words = [*_bad_word_sequences(self.bad_words or (), tokenizer), *(self.bad_words_ids or ())]
+        native.bad_words = [*_bad_word_sequences(self.bad_words or (), tokenizer), *map(list, self.bad_words_ids or ())]
         return native
 
 

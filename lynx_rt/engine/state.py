@@ -60,7 +60,7 @@ class EngineState:
 
     @property
     def device(self) -> str:
-        """What the model runs on, in words; begins with "cpu"."""
+        """What the model runs on, in words: "cpu avx2, 2 threads, bfloat16", "cuda:0 NVIDIA H100, bfloat16"."""
         return str(self._info["device"])
 
     @property

@@ -41,7 +41,7 @@ class PolicyResult:
     experts: ExpertStats
     decode_only_share: float  # generated tokens that came from decode-only steps, where selection acts, 0..1
     seconds: float
-    perplexity: float  # of the expected answers, under the model's own routing
+    perplexity: float  # that of the expected answers, under the model's own routing
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class PolicyResult:
 
     @property
     def standard_error(self) -> float:
-        """Of `accuracy`, from the items' binomial variance; NaN where a task has one item, which says nothing about it."""
+        """The standard error of `accuracy` by the variance within tasks; NaN where a task has one item only."""
         return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
 
     def difference(self, other: PolicyResult) -> tuple[float, float]:
@@ -73,7 +73,7 @@ class PolicyResult:
         return self.accuracy - other.accuracy, _error_of_mean(pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields and figures, as JSON can hold them."""
         return {
             "quantization": self.quantization,
             "selection": self.selection,

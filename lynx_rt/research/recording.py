@@ -72,7 +72,7 @@ class Recording:
         return offsets_of(self.step)
 
     def native(self) -> dict[str, Any]:
-        """As the compiled module takes it."""
+        """The recording as the compiled module takes it."""
         return {name: getattr(self, name) for name in (*_ARRAYS, *_FACTS)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -130,6 +130,6 @@ def take_recording(engine: Engine) -> Recording:
 
 
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[steps + 1] where each run of equal values begins, and the end."""
+    """[steps + 1]: the places in `step` where runs of equal values begin, and its length."""
     starts = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))
     return np.append(starts, len(step)).astype(np.int64)

@@ -63,7 +63,7 @@ class Simulation:
     @property
     def remapped_share(self) -> float:
         """Share of the (row, slot) pairs that lost their own choice, 0..1."""
-        return layer_mean(self.layers, "remapped_pairs", "rows") / max(self.routed_experts.shape[-1], 1)
+        return layer_mean(self.layers, "remapped_pairs", "rows") / max(int(self.routed_experts.shape[-1]), 1)
 
     @property
     def guard_share(self) -> float:
@@ -71,7 +71,7 @@ class Simulation:
         return layer_mean(self.layers, "guard_hits", "steps")
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without the arrays."""
+        """The figures as JSON can hold them, without the arrays."""
         from dataclasses import asdict
 
         means = ("rows_per_step", "union_before", "active", "retained_mass", "remapped_share", "guard_share")

@@ -33,7 +33,7 @@ from lynx_rt.text.text_file import read_text
 
 REFERENCE = "topk"
 MINORITY = "minority:"
-_MINORITY_SHARE = 1 / 16  # of the decode rows
+_MINORITY_SHARE = 1 / 16  # the share of decode rows that a task has as a minority
 _TEXT_CHUNK = 256  # tokens of a text that are one sequence
 TokenText = tuple[list[int], list[int]]  # what is given, and what follows it
 
@@ -69,7 +69,7 @@ class StudyOptions:
             if batches.startswith(MINORITY) and len(self.pool) < 2:
                 raise ValidationError(f"batches: {batches} needs at least two tasks, got one", "batches")
         # The reference of all differences; first, so that an interrupted study has it.
-        self.policies = {}  # canonical form -> as it was given
+        self.policies: dict[str, str] = {}  # canonical form -> as it was given
         for selection in (REFERENCE, *self.selections):
             self.policies.setdefault(canonical(selection), selection)
         self.given_text = None if self.text is None else read_text(self.text, "text")
@@ -99,7 +99,7 @@ class StudyOptions:
         }
 
     def run_keys(self) -> list[RunKey]:
-        """In the order in which they run: whole comparisons first."""
+        """All runs in the order in which they are made: whole comparisons first."""
         return [
             RunKey(policy, batch, batches, seed)
             for batch in self.batch_sizes
@@ -185,7 +185,7 @@ def run_study(options: StudyOptions, log: RunLog, command: str) -> int:
 def _open_engine(options: StudyOptions, batch: int) -> Engine:
     # Without prefix caching, so that a later policy does not find the prompts of an earlier one; without mixed steps, so that
     # selection acts on every decode row although answers are short and prompts arrive all the time.
-    fixed = {"max_num_seqs": batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
+    fixed: dict[str, Any] = {"max_num_seqs": batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     given = dict(options.engine)
     if given.get("quantization") in (None, "none"):
         given.pop("quantization_cache", None)
@@ -193,7 +193,7 @@ def _open_engine(options: StudyOptions, batch: int) -> Engine:
 
 
 def _work(options: StudyOptions, key: RunKey) -> float:
-    """Of a run, for the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
+    """How much a run is, to tell the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
     return len(options.pool) * options.items / math.sqrt(key.batch)
 
 
@@ -280,7 +280,7 @@ def _work_off(
     on_finish: Callable[[], None] = lambda: None,
 ) -> list[RequestOutput]:
     """All requests at once to the engine, which keeps its batch full. Raises LynxError where one of them failed."""
-    order = {}
+    order: dict[str, int] = {}  # id of a request -> its place
     try:
         for prompt, params in requests:
             order[engine.add_request({"prompt_token_ids": prompt}, params)] = len(order)

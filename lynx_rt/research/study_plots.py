@@ -34,7 +34,7 @@ _OTHERS = [
 ]
 _BELOW = 8.0  # points under topk that an accuracy axis shows; what is worse is marked at its lower edge
 _DPI = 150
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,

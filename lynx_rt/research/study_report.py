@@ -170,7 +170,7 @@ def _task_cell(setup: Setup, group: Group, task: str) -> str:
 
 
 def _row_share(group: Group, task: str) -> float:
-    """Of the decode rows: a request's first token comes from its prefill."""
+    """The share of decode rows that belong to one task; a request's first token is none, as it comes from the prefill."""
     rows = {"own": 0, "all": 0}
     for run in group.runs:
         for name, entry in run["results"]["items"].items():

@@ -46,7 +46,7 @@ def mean_over_tasks(observations: Observations) -> tuple[float, float]:
 
 
 def estimate(per_run: Sequence[Observations]) -> Estimate:
-    """Of the observations of all runs; one entry per seed."""
+    """The mean of all runs' observations; per_run has one entry per seed."""
     joined: dict[str, dict[int, list[float]]] = {}
     for observations in per_run:
         for task, items in observations.items():
@@ -73,7 +73,7 @@ class Group:
     )  # by task; plots ask often
 
     def mean(self, name: str) -> float:
-        """Of a figure of the results over the seeds; nan where it was not measured."""
+        """The mean over seeds of one figure of the results; nan where it was not measured."""
         values = [run["results"][name] for run in self.runs if run["results"].get(name) is not None]
         return statistics.fmean(values) if values else math.nan
 
@@ -150,7 +150,7 @@ class Setup:
 
     @property
     def names(self) -> dict[str, str]:
-        """Of the policies: as they were given, where that tells them apart; "lynx" may have changed its meaning."""
+        """What to call each policy: as it was given, where that tells them apart; "lynx" may have changed its meaning."""
         given = {group.policy: group.runs[0]["selection"] for group in self.groups}
         count = Counter(given.values())
         return {policy: name if count[name] == 1 else policy for policy, name in given.items()}

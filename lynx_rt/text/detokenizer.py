@@ -149,7 +149,7 @@ class WindowDetokenizer:
         return new
 
     def _decode(self, ids: list[int]) -> str:
-        # Of no tokens at all, some decoders panic.
+        # Some decoders panic where there are no tokens at all.
         return self._backend.decode(ids, self._skip_special_tokens) if ids else ""
 
 

@@ -30,8 +30,9 @@ _UNSUPPORTED = {
 class ParsedPrompt:
     label: str  # how error texts call it: "prompt" or "prompts[3]"
     text: str | None
-    token_ids: list[int] | None  # None = not made from the text yet
-    rendered: bool = False  # the text of a chat, which has its special tokens
+    token_ids: list[int]
+    needs_ids: bool = False  # token_ids are yet to be made from the text
+    rendered: bool = False  # the text is that of a chat, which has its special tokens
 
 
 def parse_prompts(
@@ -70,7 +71,7 @@ def parse_prompts(
         if items is None:
             raise ValidationError(f"{name}s must be text, token ids or a list of them, got {shown(prompts)}", "prompts")
         parsed = [_parse(item, f"{name}s[{index}]", tokenizer, chat_template) for index, item in enumerate(items)]
-    _tokenize([prompt for prompt in parsed if prompt.token_ids is None], tokenizer, add_special_tokens)
+    _tokenize([prompt for prompt in parsed if prompt.needs_ids], tokenizer, add_special_tokens)
     for prompt in parsed:
         _check_ids(prompt, vocab_size, max_model_len)
     return parsed
@@ -99,7 +100,7 @@ def _parse(prompt: Any, label: str, tokenizer: Tokenizer | None, chat_template: 
     if isinstance(prompt, Mapping):
         return _parse_dict(prompt, label, tokenizer, chat_template)
     if isinstance(prompt, str):
-        return ParsedPrompt(label, prompt, None)
+        return ParsedPrompt(label, prompt, [], needs_ids=True)
     if isinstance(prompt, Sequence) and len(prompt) > 0 and _is_message(prompt[0]):
         return _parse_dict({"messages": prompt}, label, tokenizer, chat_template)
     return ParsedPrompt(label, None, _token_ids(prompt, label))
@@ -125,14 +126,15 @@ def _parse_dict(prompt: Mapping[str, Any], label: str, tokenizer: Tokenizer | No
             raise ValidationError(f"{label}: 'prompt_token_ids' must be token ids, got text", "prompts")
         return ParsedPrompt(label, text, _token_ids(ids, label))
     if "messages" not in given:
-        return ParsedPrompt(label, text, None)
-    return ParsedPrompt(label, _rendered(given, label, tokenizer, chat_template), None, rendered=True)
+        return ParsedPrompt(label, text, [], needs_ids=True)
+    text = _rendered(given, label, tokenizer, chat_template)
+    return ParsedPrompt(label, text, [], needs_ids=True, rendered=True)
 
 
 def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> str:
     from lynx_rt.text.chat import render_chat
 
-    _need_tokenizer(tokenizer, label)
+    tokenizer = _need_tokenizer(tokenizer, label)
     options = {"chat_template": chat_template, **given}
     messages, variables = options.pop("messages"), options.pop("chat_template_kwargs", None)
     try:
@@ -169,15 +171,16 @@ def _tokenize(prompts: list[ParsedPrompt], tokenizer: Tokenizer | None, add_spec
         if (fault := encoding_fault(prompt.text or "")) is not None:
             raise ValidationError(f"{prompt.label}: {fault}", "prompts")
     for special in (True, False):
-        wanted = (lambda prompt: not prompt.rendered) if add_special_tokens is None else lambda _: add_special_tokens
-        group = [prompt for prompt in prompts if wanted(prompt) == special]
+        group = [
+            p for p in prompts if (not p.rendered if add_special_tokens is None else add_special_tokens) == special
+        ]
         texts = [prompt.text or "" for prompt in group]
         for prompt, ids in zip(group, tokenizer.encode_batch(texts, special), strict=True):
             prompt.token_ids = _undoubled(ids, prompt.text or "", tokenizer) if special else ids
 
 
 def _undoubled(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:
-    """Less the special tokens that were put before a text which starts with the same: "<s>" of a rendered chat."""
+    """The ids without special tokens that were put before a text which starts with the same ones: "<s>" of a rendered chat."""
     if not ids or ids[0] not in tokenizer.special_token_ids or not text.startswith(tokenizer.piece(ids[0])):
         return ids
     own = tokenizer.encode(text, add_special_tokens=False)

@@ -46,7 +46,7 @@ class SentencePieceModel:
         normalizer: dict[int, Any] = {}
         for number, value in _fields(data):
             if number == 1:
-                piece = dict(_fields(_bytes(value)))
+                piece: dict[int, Any] = dict(_fields(_bytes(value)))
                 pieces.append(_bytes(piece.get(1, b"")).decode())
                 (score,) = struct.unpack("<f", _bytes(piece.get(2, bytes(4))))
                 scores.append(score)
@@ -192,7 +192,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 def _signed(value: Any) -> int:
     """An int32 of a message, which writes negative numbers as 64 bits."""
-    return value - 2**64 if value >= 2**63 else value
+    return int(value - 2**64 if value >= 2**63 else value)
 
 
 def _bytes(value: Any) -> bytes:

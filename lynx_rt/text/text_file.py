@@ -20,7 +20,7 @@ def read_text(file: str | os.PathLike[str], field: str) -> str:
 
 
 def decode_text(content: bytes, source: str, field: str) -> str:
-    """As read_text(), of bytes that came from `source`."""
+    """The text of a file's bytes; what it raises names `source`, as read_text() names its file."""
     if content.startswith(_UTF16):
         raise ValidationError(f"{source} is UTF-16, not UTF-8: `iconv -f utf-16 -t utf-8` makes it that", field)
     body = content.removeprefix(codecs.BOM_UTF8)

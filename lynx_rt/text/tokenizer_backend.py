@@ -27,16 +27,18 @@ class Backend:
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
         """Text of ids; those that are no token add nothing."""
         with self._decoding:
-            return self.raw.decode(ids, skip_special_tokens=skip_special_tokens)
+            return str(self.raw.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def token_of(self, token_id: int) -> str | None:
         """The token as the vocabulary writes it; None where there is none."""
         with self._decoding:
-            return self.raw.id_to_token(token_id)
+            token: str | None = self.raw.id_to_token(token_id)
+            return token
 
     def id_of(self, token: str) -> int | None:
         with self._encoding:
-            return self.raw.token_to_id(token)
+            token_id: int | None = self.raw.token_to_id(token)
+            return token_id
 
     def special_ids(self) -> frozenset[int]:
         """The tokens that decoding can skip."""
@@ -48,7 +50,7 @@ class Backend:
     def size(self) -> int:
         """Tokens, added ones included."""
         with self._encoding:
-            return self.raw.get_vocab_size(with_added_tokens=True)
+            return int(self.raw.get_vocab_size(with_added_tokens=True))
 
 
 class SlowBackend(Backend):
@@ -73,7 +75,8 @@ class SlowBackend(Backend):
 
     def id_of(self, token: str) -> int | None:
         with self._encoding:
-            return self.raw.convert_tokens_to_ids(token)
+            token_id: int | None = self.raw.convert_tokens_to_ids(token)
+            return token_id
 
     def special_ids(self) -> frozenset[int]:
         with self._encoding:

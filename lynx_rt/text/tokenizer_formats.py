@@ -43,9 +43,10 @@ def read_vocab_and_merges(
     pairs = []
     for number, line in enumerate(merges.split("\n"), 1):
         if line.strip() and not line.startswith("#version"):
-            pairs.append(tuple(line.rstrip("\r").split(" ")))
-            if len(pairs[-1]) != 2:
+            tokens = line.rstrip("\r").split(" ")
+            if len(tokens) != 2:
                 raise ValueError(f"merges.txt, line {number}: expected two tokens, got {shown(line)}")
+            pairs.append((tokens[0], tokens[1]))
     backend = tokenizers.Tokenizer(models.BPE(dict(vocab), pairs, continuing_subword_prefix="", end_of_word_suffix=""))
     space = config.values.get("add_prefix_space") is True
     if qwen:
@@ -160,7 +161,9 @@ def _byte_level_bpe(ranks: Mapping[bytes, int], pattern: str, first: Sequence[st
 
 def _set_byte_level(backend: tokenizers.Tokenizer, pattern: str | None, add_prefix_space: bool) -> None:
     """Cuts words by a pattern (None: GPT-2's, which is the library's own) and maps bytes to GPT-2's alphabet."""
-    words = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=pattern is None)
+    words: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(
+        add_prefix_space=add_prefix_space, use_regex=pattern is None
+    )
     if pattern is not None:
         split = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated", invert=False)
         words = pre_tokenizers.Sequence([split, words])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
 import quantized_formats as qf
-from family_models_b import add_mtp_layer, experts, mla, with_yarn
+from family_models_special import add_mtp_layer, experts, mla, with_yarn
 from family_parity import Row, legacy_keys, write
 
 MLA = mla(12, 8, 10, 20, 14) | experts(8, 2, 24) | {"first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import lynx_rt
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 FIRST = "model-00001-of-00002.safetensors"
 SECOND = "model-00002-of-00002.safetensors"
@@ -41,7 +41,7 @@ def model(tmp_path):
 
 def refused(folder, *says, field=None):
     with pytest.raises(lynx_rt.CheckpointError) as caught:
-        _C.read_checkpoint(folder)
+        _C_testing.read_checkpoint(folder)
     message = str(caught.value)
     for text in says:
         assert text in message
@@ -51,28 +51,28 @@ def refused(folder, *says, field=None):
 
 
 def test_reads_all_shards(model):
-    found = _C.read_checkpoint(model.folder)
+    found = _C_testing.read_checkpoint(model.folder)
     assert found["files"] == [str(model.folder / FIRST), str(model.folder / SECOND)]
     assert found["tensors"] == {"a": ("U8", (2,), 2, 0), "b": ("U8", (3,), 3, 0), "c": ("U8", (1,), 1, 1)}
     assert found["total_bytes"] == 6
-    assert _C.checkpoint_tensor(model.folder, "c").tobytes() == b"C"
+    assert _C_testing.checkpoint_tensor(model.folder, "c").tobytes() == b"C"
 
 
 def test_metadata_is_optional_and_not_trusted(model):
     for index in ({"weight_map": WEIGHT_MAP}, {"metadata": {"total_size": -1}, "weight_map": WEIGHT_MAP}):
-        assert _C.read_checkpoint(model(index))["total_bytes"] == 6
+        assert _C_testing.read_checkpoint(model(index))["total_bytes"] == 6
 
 
 def test_one_file_wins_over_an_index(model):
     (model.folder / "model.safetensors").write_bytes(shard({"whole": b"W"}))
-    assert set(_C.read_checkpoint(model.folder)["tensors"]) == {"whole"}
+    assert set(_C_testing.read_checkpoint(model.folder)["tensors"]) == {"whole"}
 
 
 def test_shards_may_be_links(model, tmp_path_factory):
     blob = tmp_path_factory.mktemp("blobs") / "blob"  # how the Hugging Face cache stores files
     (model.folder / SECOND).rename(blob)
     (model.folder / SECOND).symlink_to(blob)
-    assert set(_C.read_checkpoint(model.folder)["tensors"]) == {"a", "b", "c"}
+    assert set(_C_testing.read_checkpoint(model.folder)["tensors"]) == {"a", "b", "c"}
 
 
 def test_missing_shard(model):
@@ -121,16 +121,16 @@ def test_shard_name_too_long(model):
 )
 def test_tensors_are_those_of_the_shards(model, weight_map):
     folder = model({"weight_map": weight_map})
-    found = _C.read_checkpoint(folder)
+    found = _C_testing.read_checkpoint(folder)
     assert set(found["tensors"]) == {"a", "b", "c"}
-    assert _C.checkpoint_tensor(folder, "b").tobytes() == b"BBB"
+    assert _C_testing.checkpoint_tensor(folder, "b").tobytes() == b"BBB"
 
 
 def test_tensor_in_two_shards(model):
     """The index says which is meant."""
     (model.folder / SECOND).write_bytes(shard({"b": b"XXX", "c": b"C"}))
-    assert _C.checkpoint_tensor(model.folder, "b").tobytes() == b"BBB"
-    assert _C.checkpoint_tensor(model({"weight_map": {**WEIGHT_MAP, "b": SECOND}}), "b").tobytes() == b"XXX"
+    assert _C_testing.checkpoint_tensor(model.folder, "b").tobytes() == b"BBB"
+    assert _C_testing.checkpoint_tensor(model({"weight_map": {**WEIGHT_MAP, "b": SECOND}}), "b").tobytes() == b"XXX"
     refused(model({"weight_map": {"a": FIRST, "c": SECOND}}), SECOND, FIRST, 'tensor "b"', "which is meant", field="b")
 
 
@@ -138,7 +138,7 @@ def test_shards_in_folders_below(model):
     (model.folder / "sub" / "further").mkdir(parents=True)
     (model.folder / SECOND).rename(model.folder / "sub" / "further" / SECOND)
     folder = model({"weight_map": {**WEIGHT_MAP, "c": f"sub/further/{SECOND}"}})
-    assert _C.checkpoint_tensor(folder, "c").tobytes() == b"C"
+    assert _C_testing.checkpoint_tensor(folder, "c").tobytes() == b"C"
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_many_tensors_in_many_shards(tmp_path):
         (tmp_path / name).write_bytes(shard(tensors))
         weight_map |= dict.fromkeys(tensors, name)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    found = _C.read_checkpoint(tmp_path)
+    found = _C_testing.read_checkpoint(tmp_path)
     assert len(found["tensors"]) == 2000 and len(found["files"]) == 20
     assert {found["files"][file] for _, _, _, file in found["tensors"].values()} == {
         str(tmp_path / name) for name in weight_map.values()
     }
-    assert np.array_equal(_C.checkpoint_tensor(tmp_path, "layers.7.42"), [7, 42])
+    assert np.array_equal(_C_testing.checkpoint_tensor(tmp_path, "layers.7.42"), [7, 42])

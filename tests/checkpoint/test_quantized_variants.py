@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-import family_models_b as rows_b
+import family_models_special as rows_b
 import family_parity
 import quantized_formats as qf
 from test_quantized_formats import BY_NAME, GATE, MODEL, ODD, assert_same, is_module, quantized, refused, write

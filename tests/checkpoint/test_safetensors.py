@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import lynx_rt
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 by_name = {"ids": lambda case: case.name}
 
@@ -31,7 +31,7 @@ def write(folder, data, name="model.safetensors"):
 def test_malformed_file_is_refused_with_its_fault(case, tmp_path):
     path = write(tmp_path, case.data)
     with pytest.raises(lynx_rt.CheckpointError) as caught:
-        _C.read_checkpoint(tmp_path)
+        _C_testing.read_checkpoint(tmp_path)
     message = str(caught.value)
     assert message.startswith(str(path))
     for text in case.says:
@@ -44,12 +44,12 @@ def test_malformed_file_is_refused_with_its_fault(case, tmp_path):
 def test_legal_file_is_read(case, tmp_path):
     path = write(tmp_path, case.data)
     for target in (tmp_path, path, str(path)):
-        found = _C.read_checkpoint(target)
+        found = _C_testing.read_checkpoint(target)
         assert found["files"] == [str(path)]
         assert found["tensors"] == {n: (d, s, len(raw), 0) for n, (d, s, raw) in case.tensors.items()}
         assert found["total_bytes"] == sum(len(raw) for _, _, raw in case.tensors.values())
     for name, (_, _, raw) in case.tensors.items():
-        copy = _C.checkpoint_tensor(path, name)
+        copy = _C_testing.checkpoint_tensor(path, name)
         assert copy.dtype == np.uint8 and copy.tobytes() == raw
 
 
@@ -68,17 +68,17 @@ def test_every_prefix_of_a_valid_file_is_refused(tmp_path):
     for cut in range(len(hostile.VALID)):
         path = write(tmp_path, hostile.VALID[:cut])
         with pytest.raises(lynx_rt.CheckpointError):
-            _C.read_checkpoint(path)
+            _C_testing.read_checkpoint(path)
 
 
 def test_missing_folder_and_file(tmp_path):
     absent = tmp_path / "absent"
     with pytest.raises(lynx_rt.ModelNotFoundError, match="No such file") as caught:
-        _C.read_checkpoint(absent)
+        _C_testing.read_checkpoint(absent)
     assert isinstance(caught.value, FileNotFoundError) and isinstance(caught.value, lynx_rt.LynxError)
     assert caught.value.field == str(absent)
     with pytest.raises(lynx_rt.ModelNotFoundError) as caught:
-        _C.read_checkpoint(tmp_path)
+        _C_testing.read_checkpoint(tmp_path)
     for text in (str(tmp_path), "model.safetensors", "model.safetensors.index.json"):
         assert text in str(caught.value)
 
@@ -86,19 +86,19 @@ def test_missing_folder_and_file(tmp_path):
 def test_dangling_link_counts_as_missing(tmp_path):
     (tmp_path / "model.safetensors").symlink_to(tmp_path / "absent")
     with pytest.raises(lynx_rt.ModelNotFoundError):
-        _C.read_checkpoint(tmp_path)
+        _C_testing.read_checkpoint(tmp_path)
 
 
 def test_link_to_the_file_is_followed(tmp_path):
     blob = write(tmp_path, hostile.VALID, "blob")  # how the Hugging Face cache stores files
     (tmp_path / "model.safetensors").symlink_to(blob)
-    assert set(_C.read_checkpoint(tmp_path)["tensors"]) == {"a", "b"}
+    assert set(_C_testing.read_checkpoint(tmp_path)["tensors"]) == {"a", "b"}
 
 
 def test_folder_in_place_of_the_file(tmp_path):
     (tmp_path / "model.safetensors").mkdir()
-    with pytest.raises(lynx_rt.CheckpointError, match="model.safetensors: expected a file, found a folder"):
-        _C.read_checkpoint(tmp_path)
+    with pytest.raises(lynx_rt.CheckpointError, match=r"model.safetensors: expected a file, found a folder"):
+        _C_testing.read_checkpoint(tmp_path)
 
 
 def test_named_pipe_does_not_block(tmp_path):
@@ -107,7 +107,7 @@ def test_named_pipe_does_not_block(tmp_path):
 
     def read():
         try:
-            _C.read_checkpoint(tmp_path)
+            _C_testing.read_checkpoint(tmp_path)
         except Exception as e:
             errors.append(e)
 
@@ -124,22 +124,22 @@ def test_path_that_is_not_utf8(tmp_path):
     path = os.fsdecode(os.path.join(folder, b"model.safetensors"))
     with open(path, "wb") as f:
         f.write(hostile.VALID)
-    assert _C.read_checkpoint(os.fsdecode(folder))["files"] == [path]
+    assert _C_testing.read_checkpoint(os.fsdecode(folder))["files"] == [path]
     os.unlink(path)
     with pytest.raises(lynx_rt.ModelNotFoundError):  # its text must not fail to decode
-        _C.read_checkpoint(os.fsdecode(folder))
+        _C_testing.read_checkpoint(os.fsdecode(folder))
 
 
 def test_missing_tensor(tmp_path):
     path = write(tmp_path, hostile.VALID)
     with pytest.raises(lynx_rt.CheckpointError, match='missing tensor "c"') as caught:
-        _C.checkpoint_tensor(path, "c")
+        _C_testing.checkpoint_tensor(path, "c")
     assert caught.value.field == "c"
 
 
 def test_copy_outlives_the_file(tmp_path):
     path = write(tmp_path, hostile.VALID)
-    copy = _C.checkpoint_tensor(path, "a")
+    copy = _C_testing.checkpoint_tensor(path, "a")
     path.unlink()
     copy[0] = 99  # writable, and not a view of the read-only mapping
     assert copy.tolist() == [99, *range(1, 12)]
@@ -150,7 +150,7 @@ def test_large_header(tmp_path):
     count = 100_000
     header = {f"model.layers.{i}.weight": hostile.entry("U8", (1,), (i, i + 1)) for i in range(count)}
     path = write(tmp_path, hostile.encode(header, bytes(count)))
-    assert len(_C.read_checkpoint(path)["tensors"]) == count
+    assert len(_C_testing.read_checkpoint(path)["tensors"]) == count
 
 
 DTYPES = {
@@ -172,10 +172,10 @@ metadata = st.none() | st.fixed_dictionaries({"format": st.text(max_size=9)})
 def test_reads_what_the_reference_package_writes(tmp_path, tensors, metadata):
     reference = pytest.importorskip("safetensors.numpy")
     path = write(tmp_path, reference.save(tensors, metadata))
-    found = _C.read_checkpoint(path)
+    found = _C_testing.read_checkpoint(path)
     assert found["tensors"] == {n: (DTYPES[a.dtype.type], a.shape, a.nbytes, 0) for n, a in tensors.items()}
     for name, array in tensors.items():
-        assert _C.checkpoint_tensor(path, name).tobytes() == array.tobytes()
+        assert _C_testing.checkpoint_tensor(path, name).tobytes() == array.tobytes()
 
 
 HEADER = hostile.VALID[:-16]
@@ -210,7 +210,7 @@ def test_any_json_as_entry_is_refused_or_read_within_bounds(tmp_path, value):
 def _refused_or_readable(path):
     """Whatever is read must be what the reference package reads; being stricter than it is allowed."""
     try:
-        found = _C.read_checkpoint(path)
+        found = _C_testing.read_checkpoint(path)
     except lynx_rt.CheckpointError as e:
         assert str(e).startswith(str(path))
         return
@@ -219,4 +219,4 @@ def _refused_or_readable(path):
     for name, info in reference:
         dtype, shape, size, _ = found["tensors"][name]
         assert (dtype, list(shape), size) == (info["dtype"], info["shape"], len(info["data"]))
-        assert _C.checkpoint_tensor(path, name).tobytes() == info["data"]
+        assert _C_testing.checkpoint_tensor(path, name).tobytes() == info["data"]

@@ -1,45 +1,107 @@
-"""The C++ library and its tests, built once for all Python tests that need them.
+"""The C++ library, its tests and the emulated CUDA kernels, built once per kind for all Python tests that need them.
 
-The tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository: kept, so that a second run compiles only what
-changed. A tree that is configured already keeps its settings: tools/test.sh gives the one that the package was built in.
+The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers stand beside it, as
+cpp-tests-asan and cpp-tests-tsan. They are kept, so that a second run compiles only what changed. A tree that is configured already
+keeps its settings: tools/test.sh gives the one that the package was built in.
 """
 
+import fcntl
 import functools
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = sorted(file.stem for file in Path(__file__).parent.glob("test_*.cc"))
+SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+
+
+def folder(kind: str) -> Path:
+    """Where the tree of a kind stands."""
+    plain = Path(os.environ.get("LYNX_RT_TEST_BUILD_DIR") or ROOT / "build" / "cpp-tests")
+    return plain if kind == "plain" else plain.with_name(f"{plain.name}-{kind}")
+
+
+@contextmanager
+def locked(tree: Path) -> Iterator[None]:
+    """Keeps the other processes of a run (pytest -n) out of a tree."""
+    tree.mkdir(parents=True, exist_ok=True)
+    with open(tree / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @functools.cache
-def build_tree() -> Path:
-    """The configured and built tree. Skips where there is no compiler to build it with."""
+def configured(kind: str) -> Path:
+    """The configured tree of a kind. Skips where there is no compiler to build it with."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)} on PATH")
-    tree = Path(os.environ.get("LYNX_RT_TEST_BUILD_DIR") or ROOT / "build" / "cpp-tests")
-    configure = ["cmake", "-S", ROOT, "-B", tree, "-DLYNX_RT_TESTS=ON", "-DLYNX_RT_LIBRARY=ON"]
-    configure += [f"-DPython3_EXECUTABLE={sys.executable}"]
-    if not (tree / "CMakeCache.txt").exists():
-        configure += ["-DCMAKE_CXX_FLAGS_RELEASE=-O1", *(["-G", "Ninja"] if shutil.which("ninja") else [])]
-    run(configure)
-    targets = ["lynx_rt", "lynx_rt_static", "test_engine_emulated", *UNIT_TESTS]
-    run(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets])
+    tree = folder(kind)
+    configure = ["cmake", "-S", ROOT, "-B", tree, "-DLYNX_RT_TESTS=ON", f"-DPython3_EXECUTABLE={sys.executable}"]
+    configure += [f"-DLYNX_RT_LIBRARY={'ON' if kind == 'plain' else 'OFF'}", f"-DLYNX_RT_SANITIZE={SANITIZERS[kind]}"]
+    if kind == "tsan":  # here, so that every file is seen to include what it uses
+        configure += ["-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON"]
+    if kind != "plain":
+        configure += ["-DLYNX_RT_WERROR=ON"]
+    with locked(tree):
+        if not (tree / "CMakeCache.txt").exists():
+            configure += ["-G", "Ninja"] if shutil.which("ninja") else []
+        elif ninja := shutil.which("ninja"):
+            configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"]  # a kept tree may remember one that is gone
+        run(configure)
     return tree
 
 
 @functools.cache
+def built(kind: str, *targets: str) -> Path:
+    """The tree of a kind with these targets up to date."""
+    tree = configured(kind)
+    with locked(tree):
+        run(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets])
+    return tree
+
+
+def program(name: str, kind: str = "plain") -> Path:
+    """A C++ unit test. All of a kind are built together."""
+    wanted = TSAN_TESTS if kind == "tsan" else UNIT_TESTS
+    return built(kind, *wanted) / "tests" / "cpp" / name
+
+
+# ThreadSanitizer has nothing to say about programs of one thread, and does not support a fork() of several.
+TSAN_TESTS = ["test_c_api", "test_c_api_calls", "test_engine_threads", "test_thread_pool"]
+
+
+@functools.cache
+def tsan_prefix() -> tuple[str, ...]:
+    """What to put before a command of the tsan tree so that it starts: some kernels lay out memory as it cannot use."""
+    tree = built("tsan", "tsan_starts")
+    prefixes: list[tuple[str, ...]] = [()]
+    if shutil.which("setarch"):
+        prefixes.append(("setarch", "-R"))
+    for prefix in prefixes:
+        done = subprocess.run(
+            [*prefix, tree / "tests" / "cpp" / "tsan_starts"], capture_output=True, text=True, check=False
+        )
+        if done.returncode == 0:
+            return prefix
+    pytest.skip(f"ThreadSanitizer does not start here: {done.stderr[:200]}")
+
+
+@functools.cache
 def install_prefix() -> Path:
-    """The library as installed from that tree."""
-    prefix = build_tree() / "installed"
-    shutil.rmtree(prefix, ignore_errors=True)
-    run(["cmake", "--install", build_tree(), "--prefix", prefix, "--component", "devel"])
+    """The library as installed from the plain tree."""
+    tree = built("plain", "lynx_rt", "lynx_rt_static")
+    prefix = tree / f"installed-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
+    with locked(tree):
+        shutil.rmtree(prefix, ignore_errors=True)
+        run(["cmake", "--install", tree, "--prefix", prefix, "--component", "devel"])
     return prefix
 
 

@@ -6,6 +6,8 @@
 
 #include "check.h"
 #include "model/decoder.h"
+#include "model/family.h"
+#include "model/load_weights.h"
 #include "model/selection_tables.h"
 
 namespace {

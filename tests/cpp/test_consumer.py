@@ -13,6 +13,8 @@ from c_header import Header
 
 import lynx_rt
 
+pytestmark = pytest.mark.slow
+
 EXAMPLE = ROOT / "examples" / "cpp"
 QUESTION = "Q: 12 times 22 = ?\nA:"
 

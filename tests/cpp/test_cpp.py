@@ -1,12 +1,13 @@
-"""Runs the C++ unit tests, and looks at the objects that they are linked from."""
+"""Runs the C++ unit tests, plain and under sanitizers, and looks at the objects that they are linked from."""
 
+import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from build_tree import ROOT, UNIT_TESTS, build_tree, run
+from build_tree import ROOT, TSAN_TESTS, UNIT_TESTS, folder, program, run, tsan_prefix
 
 HERE = Path(__file__).parent
 
@@ -16,13 +17,43 @@ def test_cmake_builds_every_test() -> None:
     assert sorted(re.findall(r"\btest_\w+(?= |\))", text.split("foreach(name ")[1].splitlines()[0])) == UNIT_TESTS
 
 
-@pytest.mark.parametrize("name", UNIT_TESTS)
-def test_unit(name: str) -> None:
-    takes_model = name.startswith(("test_allocations", "test_c_api", "test_fork"))
-    arguments = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
-    output = run([build_tree() / "tests" / "cpp" / name, *arguments], timeout=120)
+def holds(command: list[str | Path], **environment: str) -> None:
+    """A program makes its checks, and none of them fails."""
+    output = run(command, timeout=300, env={**os.environ, **environment})
     checks, failures = map(int, re.search(r"(\d+) checks, (\d+) failures", output).groups())
     assert checks > 0 and failures == 0
+
+
+def arguments(name: str) -> list[Path]:
+    takes_model = name.startswith(("test_allocations", "test_c_api", "test_engine_threads", "test_fork", "test_model"))
+    folders = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
+    return [*folders, ROOT / "tests" / "simt" / "families"] if name == "test_model" else folders
+
+
+@pytest.mark.parametrize("name", UNIT_TESTS)
+def test_unit(name: str) -> None:
+    holds([program(name), *arguments(name)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", UNIT_TESTS)
+def test_under_address_sanitizer(name: str) -> None:
+    """UndefinedBehaviorSanitizer's checks included."""
+    holds([program(name, "asan"), *arguments(name)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TSAN_TESTS)
+def test_under_thread_sanitizer(name: str) -> None:
+    holds([*tsan_prefix(), program(name, "tsan"), *arguments(name)], TSAN_OPTIONS="halt_on_error=1")
+
+
+@pytest.mark.slow
+def test_thread_sanitizer_finds_a_race() -> None:
+    """A loop of the thread pool whose tasks count without a lock, beside its twin with an atomic counter."""
+    race = [*tsan_prefix(), folder("tsan") / "tests" / "cpp" / "tsan_starts", "race"]
+    done = subprocess.run(race, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "data race" in done.stderr and "tsan_starts.cc" in done.stderr, done.stderr
 
 
 def test_kernel_objects_define_no_shared_symbols() -> None:
@@ -30,7 +61,8 @@ def test_kernel_objects_define_no_shared_symbols() -> None:
     a process on a CPU without AVX. So these files may define nothing that another file could define as well."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm on PATH")
-    objects = sorted(file for kind in ("kernels", "quant") for file in build_tree().rglob(f"{kind}_*.o"))
+    program(UNIT_TESTS[0])
+    objects = sorted(file for kind in ("kernels", "quant") for file in folder("plain").rglob(f"{kind}_*.o"))
     assert len(objects) in (2, 9)
     for file in objects:
         lines = subprocess.run(

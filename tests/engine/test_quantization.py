@@ -10,7 +10,7 @@ import tiny_models as tm
 from driving import Job, alone, engine, run
 from isas import ISAS
 
-from lynx_rt import CheckpointError, ValidationError, _C
+from lynx_rt import _C, CheckpointError, ValidationError
 
 SCHEMES = ["int8", "int4"]
 MODELS = ["groups3", "bf16"]

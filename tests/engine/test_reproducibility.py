@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isas import ISAS
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError
 
 MODELS = ["groups3", "bf16", "f16_fused"]
 SHARED = list(range(10, 58))  # a prefix that several prompts begin with
@@ -26,7 +26,7 @@ def mixed_jobs(vocab):
     rng = np.random.default_rng(7)
     sampled = {"temperature": 0.8, "top_p": 0.95, "top_k": 40}
     prompts = [rng.integers(0, vocab, n).tolist() for n in (1, 3, 16, 17, 61)]
-    prompts += [SHARED[:30], SHARED[:32] + [5, 6], SHARED + [9]]
+    prompts += [SHARED[:30], [*SHARED[:32], 5, 6], [*SHARED, 9]]
     options = [{"logprobs": 3, "max_tokens": 10 + 3 * i} for i in range(len(prompts))]
     for i in (1, 4, 6):
         options[i] |= sampled | {"seed": 100 + i}

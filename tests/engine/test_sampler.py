@@ -82,7 +82,7 @@ def test_temperature(e, logits, temperature):
 @pytest.mark.parametrize("k", [1, 2, 7, VOCAB, VOCAB + 50, -1, 0])
 def test_top_k(e, logits, k):
     p = softmax(logits / 2)
-    assert_drawn_from(first_tokens(e, temperature=2.0, top_k=k), top_k(p, k if 0 < k else VOCAB))
+    assert_drawn_from(first_tokens(e, temperature=2.0, top_k=k), top_k(p, k if k > 0 else VOCAB))
 
 
 @pytest.mark.parametrize("mass", [1e-6, 0.3, 0.8, 0.99, 1.0])

@@ -15,7 +15,7 @@ import lynx_rt
 from lynx_rt import _C
 
 GPU = str(_C.build_info()["cuda"]).startswith("cuda:")
-pytestmark = pytest.mark.skipif(not GPU, reason=f"CUDA: {_C.build_info()['cuda']}")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU, reason=f"CUDA: {_C.build_info()['cuda']}")]
 DEVICE = "cuda"
 
 

@@ -22,6 +22,7 @@ def why_not() -> str:
     return f"needs {' and '.join(missing)} on PATH" if missing else ""
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "runs")
 def test_on_the_gpu(tmp_path: Path) -> None:
     # A checkout that only reads: the build goes where the environment says, else beside the results.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from lynx_rt import CheckpointError, ModelNotFoundError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, ModelNotFoundError, UnsupportedModelError
 
 HUGE = 10**18
 MISSING = object()

@@ -1,4 +1,4 @@
-"""Configs of the families of family_models_b.py that contradict themselves or ask for what is not supported: one specific exception
+"""Configs of the families of family_models_special.py that contradict themselves or ask for what is not supported: one specific exception
 each, which names the key (as test_bad_config.py for what all families have in common); and what `inspect` says of good ones."""
 
 import json
@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from family_models_b import MXFP4, ROWS, split_experts, to_mxfp4
+from family_models_special import MXFP4, ROWS, split_experts, to_mxfp4
 from family_parity import write
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 NAMES = {row.id: row for row in [*ROWS, MXFP4]}
 MISSING = object()

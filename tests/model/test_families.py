@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import family_models_a
-import family_models_b
+import family_models_plain
+import family_models_special
 import numpy as np
 import pytest
 import tiny_models as tm
@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from lynx_rt import _C
 
-ROWS = family_models_a.ROWS + family_models_b.ROWS
+ROWS = family_models_plain.ROWS + family_models_special.ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -41,6 +41,13 @@ def test_bfloat16(row, tmp_path):
         theirs.append(np.abs(tm.reference_logits(rounded, ids) - ref).max(1))
     ours, theirs = np.median(np.concatenate(ours)), np.median(np.concatenate(theirs))
     assert 0 < ours <= theirs, f"median over rows of the largest error: {ours:.3g} against {theirs:.3g}"
+
+
+@pytest.mark.parametrize("row", FIRST, ids=lambda row: row.id)
+def test_every_weight_is_placed(row, tmp_path):
+    """weight_bytes counts what is placed on the backend: all that the checkpoint holds."""
+    info = _C.inspect(write(row, tmp_path))
+    assert info["weight_bytes"] == info["checkpoint_bytes"]
 
 
 LAYOUTS = {

@@ -8,7 +8,7 @@ import pytest
 import tiny_models as tm
 from transformers import AutoConfig
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 SIZES = {
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 12},

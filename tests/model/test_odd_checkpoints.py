@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models_b import add_mtp_layer, experts, mla
+from family_models_special import add_mtp_layer, experts, mla
 from family_parity import F32_BOUND, Row, write
 from family_parity import engine as native_engine
 from safetensors.torch import load_file, save_file

@@ -1,5 +1,5 @@
 """Angles and factors of rotary embeddings against transformers' own functions, from the same keys of config.json, and what is
-refused. (Whole models with each kind: the llama rows of family_models_a.py.)"""
+refused. (Whole models with each kind: the llama rows of family_models_plain.py.)"""
 
 import copy
 import json
@@ -12,13 +12,13 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1RotaryEmbedding
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from lynx_rt import CheckpointError, UnsupportedModelError, _C
+from lynx_rt import CheckpointError, UnsupportedModelError, _C_testing
 
 CONTEXT = 4096  # max_position_embeddings
 
 
 def angles(keys, max_positions=CONTEXT, head_dim=64):
-    return _C.rope_angles(json.dumps(keys), head_dim, max_positions)
+    return _C_testing.rope_angles(json.dumps(keys), head_dim, max_positions)
 
 
 def expected(keys, max_positions, head_dim):

@@ -1,9 +1,9 @@
-"""What the op tests run over: every instruction set of this CPU, every compute dtype."""
+"""What the op tests run over: every instruction set of this CPU; every compute dtype, for ops that round to it."""
 
 import pytest
 from isas import ISAS
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 DTYPES = ["float32", "bfloat16", "float16"]
 
@@ -25,5 +25,11 @@ def weight_dtype(request):
 
 
 @pytest.fixture
+def float_backend(isa):
+    """For ops that the compute dtype does not concern: test_elementwise.py says which, and that it does not."""
+    return _C_testing.Backend(dtype="float32", isa=isa, num_threads=2)
+
+
+@pytest.fixture
 def backend(isa, dtype):
-    return _C.Backend(dtype=dtype, isa=isa, num_threads=2)
+    return _C_testing.Backend(dtype=dtype, isa=isa, num_threads=2)

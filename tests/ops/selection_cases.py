@@ -5,7 +5,7 @@ import reference_select as ref
 from hypothesis import strategies as st
 from reference_policies import POLICIES, lynx_sets
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 STEP = 2.0**-10  # scores are multiples of this and small, so that shifts and differences are exact
 
@@ -105,7 +105,7 @@ class Case:
     def num_experts(self):
         return self.scores.shape[1]
 
-    def select(self, scores=None, exact="same", phase="decode_only", select=_C.select, tables=None, rows=None, **params):
+    def select(self, scores=None, exact="same", phase="decode_only", select=_C_testing.select, tables=None, rows=None, **params):
         """`rows`: those rows only, in that order."""
         scores = self.scores if scores is None else scores
         exact = self.exact if isinstance(exact, str) else exact
@@ -122,7 +122,7 @@ class Case:
         return kept / np.take_along_axis(gates, self.own()["ids"], 1).sum(1)
 
     def own(self, scores=None):
-        return _C.select(self.scores if scores is None else scores, self.k, self.norm_topk, **self.rule)
+        return _C_testing.select(self.scores if scores is None else scores, self.k, self.norm_topk, **self.rule)
 
     def oracle(self, **params):
         return ref.select(

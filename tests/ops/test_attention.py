@@ -5,7 +5,7 @@ import pytest
 import reference as ref
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError, _C_testing
 
 EPS = 1e-6
 
@@ -24,7 +24,7 @@ class Layer:
         self.tables = np.zeros((len(lengths), max([*pages, 1])), np.int32)
         for s, n in enumerate(pages):
             self.tables[s, :n] = deal[sum(pages[:s]) : sum(pages[:s]) + n]
-        self.cache = _C.PagedCache(backend, sum(pages) + 2, block_size, self.g, d)
+        self.cache = _C_testing.PagedCache(backend, sum(pages) + 2, block_size, self.g, d)
 
     def feed(self, spans):
         """Rows [begin, end) of each sequence in one call -> their outputs, per sequence."""
@@ -117,8 +117,8 @@ def test_sharp_and_flat_softmax(backend, dtype):
 
 def test_refused():
     with pytest.raises(ValidationError, match="multiple"):
-        Layer(_C.Backend(), "float32", (3, 2, 8), [3], 4).whole()
-    layer = Layer(_C.Backend(), "float32", (2, 2, 8), [3], 4)
+        Layer(_C_testing.Backend(), "float32", (3, 2, 8), [3], 4).whole()
+    layer = Layer(_C_testing.Backend(), "float32", (2, 2, 8), [3], 4)
     layer.cos = layer.sin = np.ones((3, 5), np.float32)
     with pytest.raises(ValidationError, match="rotated columns from 0 to 8, got 10"):
         layer.whole()

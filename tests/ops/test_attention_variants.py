@@ -6,7 +6,7 @@ import reference as ref
 import reference_attention as ra
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError, _C_testing
 
 
 def weights(kind, heads, rng):
@@ -30,7 +30,7 @@ class Layer:
         self.variant = ra.Variant(q_norm=q_norm, k_norm=k_norm, **variant)
         pages = -(-length // block_size)
         self.table = rng.permutation(pages + 2)[:pages].astype(np.int32)[None]
-        self.cache = _C.PagedCache(backend, pages + 2, block_size, self.g, d)
+        self.cache = _C_testing.PagedCache(backend, pages + 2, block_size, self.g, d)
 
     def feed(self, begin, end):
         v = self.variant
@@ -72,7 +72,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_variants(backend, dtype, name):
+def test_attention_options(backend, dtype, name):
     heads, length, rotated, variant = VARIANTS[name]
     layer = Layer(backend, dtype, heads, length, rotated, **variant)
     assert_within(layer.feed(0, length), layer.expected(), name)
@@ -82,8 +82,8 @@ def test_variants(backend, dtype, name):
 def test_bits_in_pieces(isa, dtype, name):
     """Pieces of any size, pages of any size and any number of threads give the same bits."""
     heads, length, rotated, variant = VARIANTS[name]
-    whole = Layer(_C.Backend(dtype=dtype, isa=isa), dtype, heads, length, rotated, **variant).feed(0, length).view(np.uint32)
-    b = _C.Backend(dtype=dtype, isa=isa, num_threads=3)
+    whole = Layer(_C_testing.Backend(dtype=dtype, isa=isa), dtype, heads, length, rotated, **variant).feed(0, length).view(np.uint32)
+    b = _C_testing.Backend(dtype=dtype, isa=isa, num_threads=3)
     for block_size, piece in ((5, 1 if length < 100 else 67), (16, 6 if length < 100 else 300)):
         layer = Layer(b, dtype, heads, length, rotated, block_size, **variant)
         if block_size == 16:  # another deal of the pages
@@ -107,7 +107,7 @@ class Latent:
         self.cos, self.sin = ref.rope_tables(length, self.rotated)
         pages = -(-length // block_size)
         self.table = rng.permutation(pages + 1)[:pages].astype(np.int32)[None]
-        self.cache = _C.PagedCache(backend, pages + 1, block_size, 1, width, self.latent)
+        self.cache = _C_testing.PagedCache(backend, pages + 1, block_size, 1, width, self.latent)
 
     def feed(self, begin, end):
         positions, start = np.arange(begin, end, dtype=np.int32), np.array([0, end - begin], np.int32)
@@ -135,8 +135,8 @@ def test_latent(backend, dtype, sizes, length, interleaved):
 
 @pytest.mark.parametrize("sizes, length", LATENT[1:5], ids=str)
 def test_latent_bits_in_pieces(isa, dtype, sizes, length):
-    whole = Latent(_C.Backend(dtype=dtype, isa=isa), dtype, sizes, length).feed(0, length).view(np.uint32)
-    b, piece = _C.Backend(dtype=dtype, isa=isa, num_threads=2), 1 if length < 100 else 129
+    whole = Latent(_C_testing.Backend(dtype=dtype, isa=isa), dtype, sizes, length).feed(0, length).view(np.uint32)
+    b, piece = _C_testing.Backend(dtype=dtype, isa=isa, num_threads=2), 1 if length < 100 else 129
     layer = Latent(b, dtype, sizes, length, block_size=7)
     got = np.concatenate([layer.feed(p, min(length, p + piece)) for p in range(0, length, piece)])
     np.testing.assert_array_equal(got.view(np.uint32), whole)
@@ -161,9 +161,9 @@ def test_head_linear(backend, dtype, weight_dtype, heads, rows, k, n):
 
 
 def test_refused():
-    b = _C.Backend()
+    b = _C_testing.Backend()
     with pytest.raises(ValidationError, match="expected V of the same head size"):
-        cache = _C.PagedCache(b, 4, 4, 1, 8, 6)
+        cache = _C_testing.PagedCache(b, 4, 4, 1, 8, 6)
         one = np.zeros((1, 1), np.float32)
         row = np.zeros(1, np.int32)
         cache.attend(np.zeros((1, 24), np.float32), 1, None, None, 1e-6, one, one, row, np.array([0, 1], np.int32), np.zeros((1, 1), np.int32))

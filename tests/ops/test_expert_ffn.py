@@ -6,7 +6,7 @@ import reference as ref
 import tolerance as tol
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError, _C_testing
 
 
 def make_experts(count, hidden, width, weight_dtype, down_dtype=None, seed=0):
@@ -87,7 +87,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("shape", [(0, 2, 4, 16, 8), (1, 3, 5, 33, 7), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)], ids=str)
-def test_variants(backend, dtype, name, shape):
+def test_biases_and_activations(backend, dtype, name, shape):
     """Biases, the clamped activation, weights on the input: against the oracle, and each row as alone."""
     rows, k, experts, hidden, width = shape
     rng = np.random.default_rng(rows)
@@ -127,7 +127,7 @@ def test_mlp_with_gate_and_biases(backend, dtype, weight_dtype, shape):
 # Widths and row counts around the tiles, as in test_linear.py.
 @pytest.mark.parametrize("hidden, width", [(1, 33), (31, 17), (32, 16), (33, 15), (63, 1), (100, 33), (100, 100)])
 @pytest.mark.parametrize("down_dtype", ["float32", "bfloat16"])
-def test_tails(backend, dtype, weight_dtype, down_dtype, hidden, width):
+def test_partial_tiles(backend, dtype, weight_dtype, down_dtype, hidden, width):
     """Experts with 1, 2, 15, 16, 17, 33, 55 and 70 rows give each row the bits that it gets alone."""
     counts = (1, 2, 15, 16, 17, 33, 55, 70)
     w = make_experts(len(counts), hidden, width, weight_dtype, down_dtype)
@@ -186,7 +186,7 @@ def test_formats_of_one_layer_may_differ(backend, isa, dtype, hidden, width):
 
 def test_weight_zero_and_sign():
     """A weight of 0 adds nothing; the order of a row's slots does not change what is chosen."""
-    b, w = _C.Backend(), make_experts(4, 16, 8, "float32")
+    b, w = _C_testing.Backend(), make_experts(4, 16, 8, "float32")
     x = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
     ids = np.array([[0, 3], [2, 1]], np.int32)
     alone = b.expert_ffn(x, *w, ids[:, :1], np.ones((2, 1), np.float32))
@@ -194,7 +194,7 @@ def test_weight_zero_and_sign():
 
 
 def test_wrong_shapes():
-    b, (gate, up, down) = _C.Backend(), make_experts(2, 16, 8, "float32")
+    b, (gate, up, down) = _C_testing.Backend(), make_experts(2, 16, 8, "float32")
     x, ids, weights = np.zeros((1, 16), np.float32), np.zeros((1, 1), np.int32), np.ones((1, 1), np.float32)
     with pytest.raises(ValidationError, match="up"):
         b.expert_ffn(x, gate, [up[0], up[1][:4]], down, ids, weights)

@@ -8,7 +8,7 @@ import pytest
 import reference as ref
 from tolerance import assert_within
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError, _C_testing
 
 # Rows 0, 1, a tile (4) and what is left of one; K around the vector widths 16 and 32; N around the tile of 4.
 SHAPES = [
@@ -31,19 +31,19 @@ def test_linear(backend, dtype, weight_dtype, shape):
 
 
 # Around tiles of 16 weight rows, 32 columns and 16 or 32 rows of x: beyond them, short of them, and far short.
-TAILS_N, TAILS_K, TAILS_M = (1, 15, 16, 17, 33, 47), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 55, 70)
+PARTIAL_N, PARTIAL_K, PARTIAL_M = (1, 15, 16, 17, 33, 47), (1, 31, 32, 33, 63, 100), (1, 2, 15, 16, 17, 33, 55, 70)
 
 
-@pytest.mark.parametrize("k", TAILS_K)
-def test_tails(backend, dtype, weight_dtype, k):
+@pytest.mark.parametrize("k", PARTIAL_K)
+def test_partial_tiles(backend, dtype, weight_dtype, k):
     """Fewer rows or fewer weights give the same bits of what is left, with and without an output to add to."""
-    x, w, rng = make((max(TAILS_M), k, max(TAILS_N)), weight_dtype)
+    x, w, rng = make((max(PARTIAL_M), k, max(PARTIAL_N)), weight_dtype)
     add_to = rng.standard_normal((len(x), len(w))).astype(np.float32)
     whole, added = backend.linear(x, w), backend.linear(x, w, add_to=add_to)
     assert_within(whole, ref.linear(x, w, dtype), str(k))
     assert_within(added, ref.linear(x, w, dtype, add_to=add_to), str(k))
-    for n in TAILS_N:
-        for m in TAILS_M:
+    for n in PARTIAL_N:
+        for m in PARTIAL_M:
             got = backend.linear(x[:m], w[:n]), backend.linear(x[-m:], w[-n:], add_to=add_to[-m:, -n:].copy())
             np.testing.assert_array_equal(got[0].view(np.uint32), whole[:m, :n].copy().view(np.uint32), f"{m} {n}")
             np.testing.assert_array_equal(got[1].view(np.uint32), added[-m:, -n:].copy().view(np.uint32), f"{m} {n}")
@@ -52,7 +52,7 @@ def test_tails(backend, dtype, weight_dtype, k):
 @pytest.mark.parametrize("m", [33, 55, 70])
 def test_several_tiles_of_weights(isa, dtype, weight_dtype, m):
     """One thread and 600 weight rows: tasks of 80, the last of 40. Each row has the bits that it has alone."""
-    backend = _C.Backend(dtype=dtype, isa=isa, num_threads=1)
+    backend = _C_testing.Backend(dtype=dtype, isa=isa, num_threads=1)
     x, w, rng = make((m, 68, 600), weight_dtype)
     add_to = rng.standard_normal((m, len(w))).astype(np.float32)
     whole, added = backend.linear(x, w), backend.linear(x, w, add_to=add_to)
@@ -73,7 +73,7 @@ def test_reads_nothing_behind_the_weights(isa, dtype, weight_dtype, n, k):
     assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + room), ctypes.c_size_t(page), 0) == 0
     at_the_end = np.frombuffer(memory, w.dtype, w.size, room - w.nbytes).reshape(w.shape)
     at_the_end[:] = w
-    backend = _C.Backend(dtype=dtype, isa=isa, num_threads=1)
+    backend = _C_testing.Backend(dtype=dtype, isa=isa, num_threads=1)
     np.testing.assert_array_equal(backend.linear(x, at_the_end), backend.linear(x, w))
 
 
@@ -102,23 +102,23 @@ def test_rounding_where_the_contract_says(isa):
     w = np.ones((1, 1), np.float32)
     for dtype, small in [("bfloat16", 2.0**-9), ("float16", 2.0**-12)]:
         x = np.array([[1 + small]], np.float32)
-        b = _C.Backend(dtype=dtype, isa=isa)
+        b = _C_testing.Backend(dtype=dtype, isa=isa)
         assert b.linear(x, w)[0, 0] == 1 and b.router(x, w)[0, 0] == x[0, 0]
-        assert _C.Backend(dtype="float32", isa=isa).linear(x, w)[0, 0] == x[0, 0]
+        assert _C_testing.Backend(dtype="float32", isa=isa).linear(x, w)[0, 0] == x[0, 0]
     # Half way between two bfloat16 numbers: to the even one.
-    b = _C.Backend(dtype="bfloat16", isa=isa)
+    b = _C_testing.Backend(dtype="bfloat16", isa=isa)
     x = np.array([[1 + 2.0**-8], [1 + 3 * 2.0**-8]], np.float32)
     assert b.linear(x, w).ravel().tolist() == [1, 1 + 4 * 2.0**-8]
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (1, 33, 8), (5, 48, 12), (33, 64, 130)])
-def test_router(backend, weight_dtype, shape):
+def test_router(float_backend, weight_dtype, shape):
     x, w, _ = make(shape, weight_dtype)
-    assert_within(backend.router(x, w), ref.router(x, w), str(shape))
+    assert_within(float_backend.router(x, w), ref.router(x, w), str(shape))
 
 
 def test_wrong_shapes():
-    b = _C.Backend()
+    b = _C_testing.Backend()
     x, w = np.zeros((2, 4), np.float32), np.zeros((3, 5), np.float32)
     with pytest.raises(ValidationError, match=r"\[T, 5\]"):
         b.linear(x, w)
@@ -129,9 +129,9 @@ def test_wrong_shapes():
     with pytest.raises(ValidationError):
         b.linear(x, np.zeros((4, 8), np.float32)[:, ::2])
     with pytest.raises(ValidationError, match="dtype"):
-        _C.Backend(dtype="int8")
+        _C_testing.Backend(dtype="int8")
     with pytest.raises(ValidationError, match="isa"):
-        _C.Backend(isa="sse2")
+        _C_testing.Backend(isa="sse2")
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 4), (1, 1, 1), (5, 33, 17), (33, 48, 130)])
@@ -148,9 +148,9 @@ def test_scale(backend, dtype, weight_dtype, shape):
             np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
 
 
-def test_router_bias(backend, weight_dtype):
+def test_router_bias(float_backend, weight_dtype):
     x, w, rng = make((5, 33, 17), weight_dtype)
     bias = ref.weight(rng.standard_normal(17), weight_dtype)
-    assert_within(backend.router(x, w, bias), ref.router(x, w, bias))
+    assert_within(float_backend.router(x, w, bias), ref.router(x, w, bias))
     with pytest.raises(ValidationError, match="bias"):
-        backend.router(x, w, bias[:16])
+        float_backend.router(x, w, bias[:16])

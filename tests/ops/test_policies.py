@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from reference_policies import POLICIES, REFILLS, exp_mass
 from selection_cases import cases, draw_exact, draw_params, draw_tables, row_sets, rows, tables_for
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 
 examples = settings(derandomize=True, deadline=None, max_examples=100)
 
@@ -51,7 +51,7 @@ def test_matches_the_oracle(policy, num_experts):
                     params |= dict(refill=float(rng.choice([0, 0.1, 0.25, 1])), damp=float(rng.choice([0, 0.5, 0.7, 1])))
                 exact, phase, all_phases = draw_exact(rng, num_rows), PHASES[rng.integers(4)], bool(rng.integers(2))
                 text = ref.text(policy, all_phases, **params)
-                got = _C.select(scores, k, norm_topk, text, phase, exact, **tables_for(policy, tables))
+                got = _C_testing.select(scores, k, norm_topk, text, phase, exact, **tables_for(policy, tables))
                 want = ref.select(scores, k, norm_topk, policy, phase, exact, all_phases, tables, **params)
                 ref.assert_matches(got, want)
 
@@ -113,7 +113,7 @@ def test_sums_of_gates_are_exact(policy, seed):
     scores = (1 + rng.integers(0, 8 ** (1 + seed % 3), (7, 48)) * 2.0**-23).astype(np.float32)
     scores[:, 0] += 5 + seed // 3
     params = dict(m=9.0, k0=0) if policy == "xshare" else dict(m=9.0)
-    got = _C.select(scores, 6, selection=ref.text(policy, **params))
+    got = _C_testing.select(scores, 6, selection=ref.text(policy, **params))
     assert not got["stats"]["guard_hit"]
     ref.assert_matches(got, ref.select(scores, 6, policy=policy, **params))
 
@@ -126,7 +126,7 @@ SHARED = rows(6, {0: 5, 1: 4}, {0: 5, 2: 4}, {3: 5, 1: 4.5, 0: 3})
 
 
 def ids_of(selection, scores=SHARED, k=2, **options):
-    return _C.select(scores, k, selection=selection, **options)["ids"].tolist()
+    return _C_testing.select(scores, k, selection=selection, **options)["ids"].tolist()
 
 
 def test_xshare_by_hand():
@@ -159,7 +159,7 @@ def test_des_vote_never_admits_what_nobody_chose():
 @pytest.mark.parametrize("m, count", [("0.3", 3), ("0.39", 3), ("0.05", 1), ("0.999", 9), ("1", 1), ("7", 7)])
 def test_a_budget_below_1_is_a_share_rounded_down(m, count):
     scores = rows(10, *[{e: 5} for e in range(10)])
-    assert len(_C.select(scores, 1, selection=f"des_vote:m={m}")["active"]) == count
+    assert len(_C_testing.select(scores, 1, selection=f"des_vote:m={m}")["active"]) == count
 
 
 def test_lynx_literal_by_hand():
@@ -194,14 +194,14 @@ SIMILARITY[2] = [0.25, 0.9, 1, 0.75, 0.9, 0.9]
 
 
 def sere(rho, s=1, similarity=SIMILARITY, **options):
-    return _C.select(SHARED, 2, selection=f"sere:s={s},rho={rho}", similarity=similarity, **options)
+    return _C_testing.select(SHARED, 2, selection=f"sere:s={s},rho={rho}", similarity=similarity, **options)
 
 
 def test_sere_by_hand():
     # Primary: 0 and 3. 1 is as similar to either and goes to the lower; 2 goes to 3.
     got = sere(0)
     assert got["ids"].tolist() == [[0, -1], [0, 3], [3, 0]]
-    own = _C.select(SHARED, 2)["weights"]
+    own = _C_testing.select(SHARED, 2)["weights"]
     np.testing.assert_allclose(got["weights"], [[1, 0], own[1], own[2]], atol=1e-7)
     assert got["active"].tolist() == [0, 3]
     assert (got["stats"]["remapped_pairs"], got["stats"]["guard_hit"]) == (3, False)
@@ -224,8 +224,8 @@ def test_sere_all_choices_of_an_exact_row_are_primary():
 
 
 def test_sere_adds_weights_that_meet_without_normalising():
-    own = _C.select(SHARED, 2, norm_topk=False)["weights"]
-    got = _C.select(SHARED, 2, False, "sere:s=1", similarity=SIMILARITY)["weights"]
+    own = _C_testing.select(SHARED, 2, norm_topk=False)["weights"]
+    got = _C_testing.select(SHARED, 2, False, "sere:s=1", similarity=SIMILARITY)["weights"]
     np.testing.assert_allclose(got[0], [own[0].sum(), 0], atol=1e-7)
 
 
@@ -237,7 +237,7 @@ def test_skip_by_hand(ratio, kept):
 
 
 def test_skip_weights_are_those_of_the_rest():
-    got = _C.select(rows(8, {2: 5, 7: 4.5, 1: 1}), 3, selection="skip:ratio=0.5")
+    got = _C_testing.select(rows(8, {2: 5, 7: 4.5, 1: 1}), 3, selection="skip:ratio=0.5")
     np.testing.assert_allclose(got["weights"], [[*ref.softmax(np.array([5, 4.5])), 0]], atol=1e-7)
     assert got["stats"]["remapped_pairs"] == 1 and got["active"].tolist() == [2, 7]
 
@@ -252,7 +252,7 @@ def test_top_j_by_hand():
 def test_deny_rank_by_hand(rank, ids):
     scores = rows(6, {4: 5, 2: 4, 5: 3, 1: 2, 3: 2})
     assert ids_of(f"deny_rank:rank={rank}", scores, k=3) == [ids]
-    got = _C.select(scores, 3, selection=f"deny_rank:rank={rank}")
+    got = _C_testing.select(scores, 3, selection=f"deny_rank:rank={rank}")
     np.testing.assert_allclose(got["weights"][0], ref.softmax(scores[0, ids].astype(float)), atol=1e-7)
 
 
@@ -290,13 +290,13 @@ def test_capacity_drops_what_has_no_room():
 def test_capacity_gives_a_row_that_would_have_none_its_first_choice():
     scores = rows(2, {0: 1}, {0: 2}, {1: 3})
     assert ids_of("capacity:factor=0.5", scores, k=1) == [[0], [1], [1]]
-    got = _C.select(scores, 1, selection="capacity:factor=0.5")
+    got = _C_testing.select(scores, 1, selection="capacity:factor=0.5")
     assert got["weights"].tolist() == [[1], [1], [1]] and got["active"].tolist() == [0, 1]
     assert got["stats"]["retained_mass"] == pytest.approx(2 + math.exp(-2)) and got["stats"]["remapped_pairs"] == 1
 
 
 def test_capacity_may_read_more_experts_than_the_model():
-    got = _C.select(CROWD, 1, selection="capacity:factor=1")
+    got = _C_testing.select(CROWD, 1, selection="capacity:factor=1")
     assert got["stats"]["union_before"] == 1 and got["stats"]["active"] == 4 and not got["stats"]["guard_hit"]
 
 
@@ -307,17 +307,17 @@ def test_capacity_is_one_row_at_least(factor):
 
 def test_alias_by_hand():
     alias = np.array([1, 1, 4, 3, 4, 5], np.int32)
-    got = _C.select(SHARED, 2, selection="alias", alias=alias)
+    got = _C_testing.select(SHARED, 2, selection="alias", alias=alias)
     assert got["ids"].tolist() == [[1, -1], [1, 4], [3, 1]]
-    own = _C.select(SHARED, 2)["weights"]
+    own = _C_testing.select(SHARED, 2)["weights"]
     np.testing.assert_allclose(got["weights"], [[1, 0], own[1], own[2]], atol=1e-7)
     assert got["active"].tolist() == [1, 3, 4]
-    assert _C.select(SHARED[1:2], 2, selection="alias", alias=alias)["ids"].tolist() == [[1, 4]]
+    assert _C_testing.select(SHARED[1:2], 2, selection="alias", alias=alias)["ids"].tolist() == [[1, 4]]
 
 
 def test_replay_by_hand():
     replay = np.array([[5, 0], [-1, 4], [-1, -1]], np.int32)
-    got = _C.select(SHARED, 2, selection="replay", replay=replay)
+    got = _C_testing.select(SHARED, 2, selection="replay", replay=replay)
     assert got["ids"].tolist() == replay.tolist() and got["active"].tolist() == [0, 4, 5]
     np.testing.assert_allclose(got["weights"], [ref.softmax(np.array([0.0, 5])), [0, 1], [0, 0]], atol=1e-7)
     assert got["stats"]["remapped_pairs"] == 5
@@ -327,7 +327,7 @@ def test_replay_by_hand():
 def test_no_rows_is_nothing_to_act_on(policy):
     tables = tables_for(policy, draw_tables(np.random.default_rng(0), 0, 4, 2))
     for exact in (None, np.zeros(0, np.uint8)):
-        got = _C.select(np.zeros((0, 4), np.float32), 2, selection=policy, exact=exact, **tables)
+        got = _C_testing.select(np.zeros((0, 4), np.float32), 2, selection=policy, exact=exact, **tables)
         assert not got["stats"]["acted"] and got["active"].size == 0
 
 

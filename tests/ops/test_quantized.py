@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from isas import SUPPORTED
 
-from lynx_rt import ValidationError, _C
+from lynx_rt import ValidationError, _C_testing
 
 GROUP = 128
 ZERO = {"int8": 128, "int4": 8}
@@ -21,7 +21,7 @@ def scheme(request):
 
 
 def backend_of(isa, scheme, threads=2):
-    return _C.Backend(isa=isa, num_threads=threads, quantization=scheme)
+    return _C_testing.Backend(isa=isa, num_threads=threads, quantization=scheme)
 
 
 def grouped(a):
@@ -173,7 +173,7 @@ def expert_reference(x, gate, up, down, ids, weights):
 
 
 def test_refused():
-    b = _C.Backend(quantization="int8")
+    b = _C_testing.Backend(quantization="int8")
     w = b.place(np.zeros((16, 8), np.float32))
     with pytest.raises(ValidationError, match=r"\[T, 8\]"):
         b.linear(np.zeros((1, 9), np.float32), w)

@@ -26,7 +26,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
 from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeTopKRouter
 
-from lynx_rt import _C
+from lynx_rt import _C_testing
 from lynx_rt.errors import ValidationError
 
 examples = settings(derandomize=True, deadline=None, max_examples=100)
@@ -129,7 +129,7 @@ def test_own_routing_is_that_of_transformers(make, config, rule, norm_topk, k, n
         logits, weights = routed(router, torch.randn(NUM_ROWS, HIDDEN, generator=generator), bias)
     rule = rule | ({} if bias is None else dict(bias=bias.numpy()))
     logits, want = logits.numpy().astype(np.float32), weights.numpy()
-    got = _C.select(logits, k, norm_topk, **rule)
+    got = _C_testing.select(logits, k, norm_topk, **rule)
     far = np.array([margin(ref.Rule(**rule), row, k) > 1e-5 for row in logits.astype(np.float64)])
     assert far.mean() > 0.9
     dense = np.zeros_like(want)
@@ -137,7 +137,7 @@ def test_own_routing_is_that_of_transformers(make, config, rule, norm_topk, k, n
     np.testing.assert_allclose(dense[far], want[far], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal((dense > 0)[far], (want > 0)[far])
     if bias is not None:  # which decides something
-        assert set(map(tuple, got["ids"])) != set(map(tuple, _C.select(logits, k, norm_topk, **rule | dict(bias=None))["ids"]))
+        assert set(map(tuple, got["ids"])) != set(map(tuple, _C_testing.select(logits, k, norm_topk, **rule | dict(bias=None))["ids"]))
 
 
 def test_configs_that_routers_are_made_of_are_real():
@@ -275,7 +275,7 @@ def test_an_offset_of_the_bias_changes_nothing(case, offset):
 @examples
 @given(st.lists(rule_cases(), min_size=2, max_size=4))
 def test_running_again_gives_the_same_bits(batches):
-    selector = _C.Selector()
+    selector = _C_testing.Selector()
     for case in (*batches, *batches):
         ref.assert_same_bits(case.select(select=selector.select), case.select())
 
@@ -292,23 +292,23 @@ SIGMOIDS = rows(4, {0: logit(0.8), 1: logit(0.5), 2: logit(0.39), 3: logit(0.1)}
 
 def test_weights_are_sigmoids_without_the_bias():
     bias = np.array([0, 0, 0, 1], np.float32)
-    got = _C.select(SIGMOIDS, 2, False, kind="sigmoid", bias=bias, scale=2.0)
+    got = _C_testing.select(SIGMOIDS, 2, False, kind="sigmoid", bias=bias, scale=2.0)
     assert got["ids"].tolist() == [[3, 0]]
     np.testing.assert_allclose(got["weights"], [[0.2, 1.6]], rtol=1e-6)
-    got = _C.select(SIGMOIDS, 2, True, kind="sigmoid", bias=bias, scale=2.0)
+    got = _C_testing.select(SIGMOIDS, 2, True, kind="sigmoid", bias=bias, scale=2.0)
     np.testing.assert_allclose(got["weights"], [[2 / 9, 16 / 9]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("bias", [None, np.zeros(4, np.float32), np.full(4, 100, np.float32)])
 def test_keys_of_sigmoids_are_logarithms_of_their_quotients(bias):
     for ratio, kept in ((0.62, 2), (0.63, 1), (0.48, 3), (0.49, 2), (0.124, 4), (0.126, 3)):  # 0.625, 0.4875, 0.125
-        got = _C.select(SIGMOIDS, 4, selection=f"skip:ratio={ratio}", kind="sigmoid", bias=bias)
+        got = _C_testing.select(SIGMOIDS, 4, selection=f"skip:ratio={ratio}", kind="sigmoid", bias=bias)
         assert (got["ids"] >= 0).sum() == kept, ratio
 
 
 def test_groups_are_ranked_by_their_best_or_two_best():
     scores = rows(6, {0: 3.0, 1: -9.0, 2: 2.0, 3: 1.9, 4: 1.0, 5: 0.9})
-    chosen = partial(_C.select, scores, 2, kind="sigmoid", num_groups=3)
+    chosen = partial(_C_testing.select, scores, 2, kind="sigmoid", num_groups=3)
     assert chosen()["ids"].tolist() == [[0, 1]]
     assert chosen(group_top2=True)["ids"].tolist() == [[2, 3]]
     assert chosen(top_groups=2)["ids"].tolist() == [[0, 2]]
@@ -318,7 +318,7 @@ def test_groups_are_ranked_by_their_best_or_two_best():
 def test_a_row_without_an_admitted_expert_in_its_groups_keeps_its_first_choice():
     """Most rows want experts 0 and 1, which are admitted; the last takes 2 and 3."""
     scores = rows(4, *[{0: 5.0, 1: 4.0}] * 3, {2: 5.0, 3: 4.0})
-    got = _C.select(scores, 2, selection="xshare:m=2,k0=0", num_groups=2)
+    got = _C_testing.select(scores, 2, selection="xshare:m=2,k0=0", num_groups=2)
     assert got["ids"].tolist() == [[0, 1], [0, 1], [0, 1], [2, -1]]
     assert got["weights"][3].tolist() == [1, 0]
     assert got["stats"]["remapped_pairs"] == 1
@@ -326,7 +326,7 @@ def test_a_row_without_an_admitted_expert_in_its_groups_keeps_its_first_choice()
 
 def test_groups_hold_where_votes_overflow():
     scores = rows(4, {3: 5.0}, {3: 5.0}, {3: 5.0}, {0: 5.0, 1: 5.0})
-    got = _C.select(scores, 1, selection="lynx_literal:lambda=1.7e308", num_groups=2)
+    got = _C_testing.select(scores, 1, selection="lynx_literal:lambda=1.7e308", num_groups=2)
     assert got["ids"].tolist() == [[3], [3], [3], [0]]
 
 
@@ -334,7 +334,7 @@ def test_sere_stays_inside_the_groups():
     scores = rows(4, {0: 5.0, 1: 4.0}, {2: 5.0, 3: 4.0}, {2: 4.0, 3: 5.0})
     similarity = np.eye(4, dtype=np.float32)
     similarity[1] = [0.1, 1, 0.9, 0.2]  # nearest to expert 2, of the other group
-    got = _C.select(scores, 2, selection="sere:s=1", num_groups=2, similarity=similarity)
+    got = _C_testing.select(scores, 2, selection="sere:s=1", num_groups=2, similarity=similarity)
     assert got["ids"].tolist() == [[0, 1], [2, 3], [3, 2]]
 
 
@@ -360,13 +360,13 @@ def test_sere_stays_inside_the_groups():
 )
 def test_rules_that_do_not_fit_are_refused(members, words):
     with pytest.raises(ValidationError) as error:
-        _C.select(np.zeros((2, 6), np.float32), 2, **members)
+        _C_testing.select(np.zeros((2, 6), np.float32), 2, **members)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_sparsemixer_takes_two():
-    with pytest.raises(ValidationError, match="top_k.*2 with sparsemixer.*3"):
-        _C.select(np.zeros((2, 6), np.float32), 3, kind="sparsemixer")
+    with pytest.raises(ValidationError, match=r"top_k.*2 with sparsemixer.*3"):
+        _C_testing.select(np.zeros((2, 6), np.float32), 3, kind="sparsemixer")
 
 
 @pytest.mark.parametrize(
@@ -376,5 +376,5 @@ def test_sparsemixer_takes_two():
 def test_scores_that_are_not_finite_are_refused(rule, bad):
     scores = np.zeros((3, 4), np.float32)
     scores[1, 2] = bad
-    with pytest.raises(ValidationError, match="row 1, expert 2.*finite"):
-        _C.select(scores, 2, **rule)
+    with pytest.raises(ValidationError, match=r"row 1, expert 2.*finite"):
+        _C_testing.select(scores, 2, **rule)

@@ -208,16 +208,16 @@ def use(folder: Path) -> None:
     size = tokenizer.vocab_size
     for text in TEXTS:
         for special in (False, True):
-            ids = allowed(lambda: tokenizer.encode(text, special))  # noqa: B023
+            ids = allowed(lambda: tokenizer.encode(text, special))
             if ids is None:
                 continue
-            again = allowed(lambda: tokenizer.encode_batch([text, text], special))  # noqa: B023
+            again = allowed(lambda: tokenizer.encode_batch([text, text], special))
             assert again == [ids, ids], "a batch differs from one"
-            whole = allowed(lambda: tokenizer.decode(ids, special))  # noqa: B023
+            whole = allowed(lambda: tokenizer.decode(ids, special))
             assert whole is None or isinstance(whole, str)
-            allowed(lambda: stream(tokenizer, ids, special))  # noqa: B023
+            allowed(lambda: stream(tokenizer, ids, special))
             for token_id in ids[:5]:
-                allowed(lambda: tokenizer.token_bytes(token_id))  # noqa: B023
+                allowed(lambda: tokenizer.token_bytes(token_id))
     allowed(lambda: tokenizer.decode([*range(min(size, 40)), size + 5]))
 
 

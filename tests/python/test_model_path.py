@@ -248,7 +248,7 @@ def test_download(fake: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         f"ModelNotFoundError: {fake.url} refuses org/secret (403): `hf auth login`",
         f"and not on {fake.url}; if it is private, `hf auth login`",
         "UnsupportedModelError: org/gguf holds GGUF files",
-        "UnsupportedModelError: org/bin has no model.safetensors",
+        "UnsupportedModelError: org/bin holds weights in PyTorch's format only",
         "UnsupportedModelError: org/lora is an adapter (LoRA)",
         "ModelNotFoundError: org/nano has no revision 'v9'",
         str(tmp_path / "home" / "hub" / "models--org--nano" / "snapshots" / COMMIT),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lynx_rt import _C, Engine, ValidationError
+from lynx_rt import _C, Engine, ValidationError, _C_testing
 from lynx_rt.cli.main import main
 from lynx_rt.research import recording as recording_module
 from lynx_rt.research.recording import Recording
@@ -90,7 +90,7 @@ def test_against_one_select_call_per_step(policy: str, batch: int | None, norm: 
         rows = result.order[begin:end]
         for layer in range(LAYERS):
             scores = np.ascontiguousarray(recording.scores[rows, layer])
-            got = _C.select(scores, TOP_K, norm, policy, "decode_only", exact=recording.exact[rows])
+            got = _C_testing.select(scores, TOP_K, norm, policy, "decode_only", exact=recording.exact[rows])
             assert np.array_equal(result.routed_experts[begin:end, layer], got["ids"])
             sums, stats = expected[layer], got["stats"]
             for name in ("rows", "union_before", "active", "remapped_pairs", "retained_mass"):
@@ -134,7 +134,7 @@ def test_other_routers(router: str, bias: bool, policy: str, tmp_path: Path) -> 
         for layer in range(LAYERS):
             scores = np.ascontiguousarray(recording.scores[begin:end, layer])
             rule = recording.router | (dict(bias=recording.choice_bias[layer]) if bias else {})
-            want = _C.select(scores, TOP_K, True, policy, exact=recording.exact[begin:end], **rule)
+            want = _C_testing.select(scores, TOP_K, True, policy, exact=recording.exact[begin:end], **rule)
             np.testing.assert_array_equal(result.routed_experts[begin:end, layer], want["ids"])
     plain = with_router(router, bias)
     plain.router, plain.choice_bias = made_up([1]).router, np.zeros((LAYERS, 0), np.float32)

@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels with nvcc for every architecture, once for all the tests that read what came out.
 
 Without nvcc (CUDACXX or on PATH) those tests are skipped. The whole takes about 180 CPU seconds the first time; what was compiled
-is kept beside the builds of test_simt.py.
+is kept beside the builds of the C++ tests, by content.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from build_tree import folder as build_folder
+from build_tree import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "backend" / "cuda"
@@ -75,7 +77,7 @@ class Compiled(NamedTuple):
 def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
     """The files that this run's tests ask for, a compiler per core, longest first."""
     compiler = nvcc()
-    folder = Path(os.environ.get("LYNX_RT_SIMT_BUILD_DIR") or ROOT / "build" / "simt") / "nvcc"
+    folder = build_folder("nvcc")
     folder.mkdir(parents=True, exist_ok=True)
     headers = sorted(file for file in (ROOT / "csrc").rglob("*") if file.suffix in (".h", ".cuh"))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
@@ -88,10 +90,11 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
         suffix = ".o" if file.stem == "runtime" else ".fatbin"
         target = folder / f"{file.stem}-{key.hexdigest()[:16]}{suffix}"
         output = target.with_suffix(".txt")  # there once the compilation has ended well
-        if not output.exists():
-            for old in folder.glob(f"{file.stem}-*"):
-                old.unlink()
-            output.write_text(compile_file(compiler, file, target))
+        with locked(folder / file.stem):  # another process of this run may want the same
+            if not output.exists():
+                for old in folder.glob(f"{file.stem}-*"):
+                    old.unlink()
+                output.write_text(compile_file(compiler, file, target))
         return Compiled(output.read_text(), target)
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

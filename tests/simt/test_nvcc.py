@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pytest
 from nvcc_build import ARCHITECTURES, CUDA, FILES, ROOT, compile_file, demangle, nvcc
 
+pytestmark = pytest.mark.slow
+
 SLACK = 8  # registers that a ceiling leaves above what was measured
 
 # Kernels of each file (patterns of their names) and the most registers that any architecture may give them.

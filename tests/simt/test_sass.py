@@ -16,6 +16,8 @@ import pytest
 from nvcc_build import FILES
 from sass import MEMORY, Instruction, disassemble, most_in_flight, parse
 
+pytestmark = pytest.mark.slow
+
 KERNEL_FILES = [file for file in FILES if file.stem != "runtime"]
 # Kernels whose SASS must have the tensor core's instruction and 16-byte loads.
 MATRIX_KERNELS = {"gate_up", "down", "head_linear", "linear"}

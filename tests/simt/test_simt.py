@@ -1,13 +1,7 @@
-"""Runs the CUDA kernels on the CPU, plain and under sanitizers.
+"""Runs the CUDA kernels on the CPU, plain and under sanitizers, in the trees of tests/cpp/build_tree.py. None of this has run on a GPU."""
 
-The trees are LYNX_RT_SIMT_BUILD_DIR (or build/simt in the repository), one folder per build: kept, so that a second run
-compiles only what changed. None of this has run on a GPU.
-"""
-
-import functools
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from build_tree import build_tree
+from build_tree import SANITIZERS, built, tsan_prefix
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+pytestmark = pytest.mark.slow
 MODES = [(copy, seed) for copy in ("lazy", "eager") for seed in (0, 1, 2, 3)]  # seed 0 is FIFO
 # Test programs of the kernels, and which cases they run where: every n-th. The first of MODES runs all.
 KERNELS = {
@@ -56,29 +49,10 @@ def passes(command: list[str | Path], **options: object) -> str:
     return done.stdout
 
 
-@functools.cache
 def build(kind: str) -> Path:
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
-    if missing:
-        pytest.skip(f"needs {' and '.join(missing)} on PATH")
-    tree = Path(os.environ.get("LYNX_RT_SIMT_BUILD_DIR") or ROOT / "build" / "simt") / kind
-    generator = ["-G", "Ninja"] if shutil.which("ninja") and not (tree / "CMakeCache.txt").exists() else []
-    passes(["cmake", "-S", HERE, "-B", tree, f"-DSIMT_SANITIZE={SANITIZERS[kind]}", *generator])
-    passes(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0)))])
-    return tree
-
-
-@functools.cache
-def tsan_prefix() -> tuple[str, ...]:
-    """What to put before a command of the tsan build so that it starts: some kernels lay out memory as it cannot use."""
-    command = [build("tsan") / "planted_bugs", BUGS[0], "correct"]
-    prefixes: list[tuple[str, ...]] = [()]
-    if shutil.which("setarch"):
-        prefixes.append(("setarch", "-R"))
-    for prefix in prefixes:
-        if (done := run([*prefix, *command])).returncode == 0:
-            return prefix
-    pytest.skip(f"ThreadSanitizer does not start here: {done.stdout[:200]}")
+    """The folder of a kind's programs, which are built together; those of the engine for plain and asan only."""
+    engine = ["test_engine_emulated"] if kind != "tsan" else []
+    return built(kind, "test_emulator", "planted_bugs", "test_simt", *KERNELS, *engine) / "tests" / "simt"
 
 
 def execute(kind: str, name: str, *arguments: str, copy: str = "lazy", seed: int = 0) -> subprocess.CompletedProcess:
@@ -154,6 +128,7 @@ def test_address_sanitizer_is_silent_about_correct_twins() -> None:
 
 @pytest.mark.parametrize("name", ["test_simt", *KERNELS])
 def test_under_thread_sanitizer(name: str) -> None:
+    build("tsan")
     tsan_prefix()
 
     def check(copy: str) -> None:
@@ -163,6 +138,7 @@ def test_under_thread_sanitizer(name: str) -> None:
 
 
 def test_thread_sanitizer_finds_races() -> None:
+    build("tsan")
     tsan_prefix()
 
     def check(case: tuple[str, str]) -> None:
@@ -173,6 +149,7 @@ def test_thread_sanitizer_finds_races() -> None:
 
 
 def test_thread_sanitizer_is_silent_about_correct_twins() -> None:
+    build("tsan")
     tsan_prefix()
 
     def check(case: tuple[str, str]) -> None:
@@ -189,12 +166,16 @@ def test_thread_sanitizer_is_silent_about_correct_twins() -> None:
 def test_engine(copy: str, seed: int) -> None:
     """The engine on the emulated backend gives what it gives on the CPU."""
     environment = {**os.environ, "SIMT_COPY": copy, "SIMT_SEED": str(seed)}
-    program = build_tree() / "tests" / "cpp" / "test_engine_emulated"
+    program = build("plain") / "test_engine_emulated"
     passes([program, HERE / "tiny", "12"], env=environment, timeout=300)
+
+
+def test_engine_under_address_sanitizer() -> None:
+    passes([build("asan") / "test_engine_emulated", HERE / "tiny", "12", "short"], timeout=600)
 
 
 def test_engine_of_families() -> None:
     """Tiny models of families that have ops of their own."""
     environment = {**os.environ, "SIMT_COPY": "lazy", "SIMT_SEED": "0"}
-    program = build_tree() / "tests" / "cpp" / "test_engine_emulated"
+    program = build("plain") / "test_engine_emulated"
     passes([program, "--families", HERE / "families"], env=environment, timeout=300)

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from nvcc_build import CUDA, ROOT
 
+pytestmark = pytest.mark.slow
+
 GPU = ROOT / "tests" / "gpu"
 SIMT = ROOT / "tests" / "simt"
 

@@ -12,7 +12,7 @@
 
 namespace lynx_rt {
 
-class CpuBackend final : public Backend {
+class CpuBackend : public Backend {
  public:
   explicit CpuBackend(const BackendOptions& options);
 

@@ -257,7 +257,7 @@ typedef struct lynx_rt_stats {
   size_t num_slo_levels;
 } lynx_rt_stats;
 
-/* "0.1.0" */
+/* "0.2.0" */
 LYNX_RT_API const char* lynx_rt_version(void);
 
 /* What the last failed call of this thread said; "" where none has failed. Valid until the thread's next failed call. */

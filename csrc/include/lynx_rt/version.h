@@ -1,5 +1,5 @@
 #pragma once
 #define LYNX_RT_VERSION_MAJOR 0
-#define LYNX_RT_VERSION_MINOR 1
+#define LYNX_RT_VERSION_MINOR 2
 #define LYNX_RT_VERSION_PATCH 0
-#define LYNX_RT_VERSION "0.1.0"
+#define LYNX_RT_VERSION "0.2.0"

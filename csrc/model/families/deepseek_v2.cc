@@ -1,6 +1,6 @@
 // DeepSeek-V2 and V2-Lite (arXiv 2405.04434). Keys and names: transformers' deepseek_v2 configuration and the hub's checkpoints.
 #include "checkpoint/json.h"
-#include "model/family_deepseek.h"
+#include "model/families/common/deepseek.h"
 
 namespace lynx_rt {
 

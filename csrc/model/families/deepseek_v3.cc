@@ -1,6 +1,6 @@
 // DeepSeek-V3 and R1 (arXiv 2412.19437), Moonlight. Keys and names: transformers' deepseek_v3 configuration and the hub's
 // checkpoints.
-#include "model/family_deepseek.h"
+#include "model/families/common/deepseek.h"
 
 namespace lynx_rt {
 

@@ -1,6 +1,6 @@
 // ERNIE 4.5, the text models with experts. Keys and names: transformers' ernie4_5_moe configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -37,7 +37,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
       table.add_mlp(mlp, m.intermediate_size, w.mlp, m.mlp_bias);
       continue;
     }
-    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &w.router);
+    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
     table.add_float32(mlp + (table.has(mlp + "gate." + bias) ? "gate." : "") + bias, {1, m.num_experts}, &w.choice_bias);
     table.add_experts(mlp + "experts.", l);
     if (m.shared_expert_width > 0) table.add_mlp(mlp + "shared_experts.", m.shared_expert_width, w.shared_expert, m.mlp_bias);

@@ -1,5 +1,5 @@
 // GLM-4.5, 4.6 and 4.5-Air (arXiv 2508.06471). Keys and names: transformers' glm4_moe configuration and the hub's checkpoints.
-#include "model/family_deepseek.h"
+#include "model/families/common/deepseek.h"
 
 namespace lynx_rt {
 

@@ -1,6 +1,6 @@
 // gpt-oss (arXiv 2508.10925). Keys and names: transformers' gpt_oss configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -58,7 +58,7 @@ void add_experts(WeightTable& table, const std::string& name, int64_t l) {
     down.pieces.push_back({.target = &w.down, .row_begin = e * down_rows, .rows = down_rows, .transposed = !rows});
     down_bias.pieces.push_back({.target = &w.down_bias, .row_begin = e, .rows = 1});
   }
-  for (TensorSpec* spec : {&gate_up, &gate_up_bias, &down, &down_bias}) table.add(std::move(*spec));
+  for (TensorSpec* spec : {&gate_up, &gate_up_bias, &down, &down_bias}) table.add(std::move(*spec), {experts});
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
@@ -68,8 +68,8 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
     const std::string mlp = table.layer_name(l) + "mlp.";
     table.add_norms(l);
     table.add_attention(l);
-    table.add(mlp + "router.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router);
-    table.add(mlp + "router.bias", {m.num_experts}, &table.layer(l).router_bias);
+    table.add(mlp + "router.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router, WeightUse::kRouter);
+    table.add(mlp + "router.bias", {m.num_experts}, &table.layer(l).router_bias, WeightUse::kVector);
     add_experts(table, mlp + "experts.", l);
   }
   return table.take();

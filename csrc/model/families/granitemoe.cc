@@ -1,7 +1,7 @@
 // Granite 3 MoE. Keys and names: transformers' granitemoe configuration and the hub's checkpoints.
 // Experts are fused in every layout; the hub calls them input_linear and output_linear.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -1,8 +1,8 @@
 // Hunyuan-A13B. Keys and names: transformers' hunyuan_v1_moe configuration and the hub's checkpoints.
 // Hub configs have keys of the authors' own code beside them, with lists where a layer could have its own. What transformers
 // takes for granted must be what they say.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

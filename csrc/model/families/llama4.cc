@@ -1,6 +1,6 @@
 // Llama 4 with its vision tower, of which the text model is loaded and run: llama4_text under another name.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

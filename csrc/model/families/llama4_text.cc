@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "checkpoint/json.h"
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -72,8 +72,8 @@ void add_transposed_experts(WeightTable& table, const std::string& name, int64_t
         {.target = &w.up, .row_begin = row, .rows = hidden, .col_begin = width, .cols = width, .transposed = true});
     down.pieces.push_back({.target = &w.down, .row_begin = e * width, .rows = width, .transposed = true});
   }
-  table.add(std::move(gate_up));
-  table.add(std::move(down));
+  table.add(std::move(gate_up), {experts});
+  table.add(std::move(down), {experts});
 }
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
@@ -88,7 +88,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
       table.add_mlp(name, m.intermediate_size, w.mlp);
       continue;
     }
-    table.add(name + "router.weight", {m.num_experts, m.hidden_size}, &w.router);
+    table.add(name + "router.weight", {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
     if (table.has(experts + "gate_up_proj")) {
       add_transposed_experts(table, experts, l);
     } else {

@@ -1,6 +1,6 @@
 // MiniMax-M2. Keys and names: transformers' minimax_m2 configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -39,7 +39,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
     const std::string mlp = table.layer_name(l) + (renamed ? "mlp." : "block_sparse_moe.");
     table.add_norms(l);
     table.add_attention(l);
-    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router);
+    table.add(mlp + "gate.weight", {m.num_experts, m.hidden_size}, &table.layer(l).router, WeightUse::kRouter);
     table.add_float32(mlp + "e_score_correction_bias", {m.num_experts}, &table.layer(l).choice_bias);
     table.add_experts(mlp + "experts.", l, {"w1", "w3", "w2"});
   }

@@ -1,7 +1,7 @@
 // Mixtral. Keys and names: transformers' mixtral configuration and the hub's checkpoints.
 // Its router always normalises; the name block_sparse_moe is mlp in what transformers 5 holds in memory.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -1,7 +1,7 @@
 // Phi-3.5-MoE. Keys and names: transformers' phimoe configuration and the hub's checkpoints.
 // The key rms_norm_eps is that of its LayerNorms; block_sparse_moe.gate is mlp.router in what transformers 5 holds in memory.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -1,6 +1,6 @@
 // Qwen1.5-MoE and Qwen2-MoE. Keys and names: transformers' qwen2_moe configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
@@ -34,7 +34,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
     table.add_experts(mlp + "experts.", l);
     table.add_mlp(mlp + "shared_expert.", m.shared_expert_width, table.layer(l).shared_expert);
     if (m.shared_expert_gate)
-      table.add(mlp + "shared_expert_gate.weight", {1, m.hidden_size}, &table.layer(l).shared_expert_gate);
+      table.add(mlp + "shared_expert_gate.weight", {1, m.hidden_size}, &table.layer(l).shared_expert_gate, WeightUse::kRouter);
   }
   return table.take();
 }

@@ -1,6 +1,6 @@
 // Qwen3-MoE. Keys and names: transformers' qwen3_moe configuration and the hub's checkpoints.
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -2,7 +2,7 @@
 #include <algorithm>
 
 #include "checkpoint/json.h"
-#include "model/family_config.h"
+#include "model/families/common/config_keys.h"
 
 namespace lynx_rt {
 

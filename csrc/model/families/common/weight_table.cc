@@ -1,7 +1,8 @@
-#include "model/family_tensors.h"
+#include "model/families/common/weight_table.h"
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "checkpoint/tensor_values.h"
 
@@ -48,63 +49,96 @@ bool WeightTable::can_hold(const std::vector<int64_t>& shape) const {
   return checkpoint_.files().empty() || elements <= 2 * double(checkpoint_bytes_);
 }
 
+namespace {
+
+// The memory in which a Placing has its views.
+std::pair<const void*, const void*> extent(const Placing& placing) {
+  return std::visit(
+      [](const auto& p) -> std::pair<const void*, const void*> {
+        if constexpr (std::is_same_v<std::decay_t<decltype(p)>, WeightSlot>)
+          return {p.view, p.view + 1};
+        else
+          return {p.data(), p.data() + p.size()};
+      },
+      placing);
+}
+
+}  // namespace
+
+void WeightTable::add(TensorSpec spec, const std::vector<Placing>& placing) {
+  for (const WeightPiece& piece : spec.pieces) {
+    const bool placed = std::any_of(placing.begin(), placing.end(), [&](const Placing& p) {
+      const auto [begin, end] = extent(p);
+      return std::greater_equal<>()(piece.target, begin) && std::less<>()(piece.target, end);
+    });
+    if (!placed) fail(ErrorCode::kInternal, spec.name, "weight table: ", spec.name, ": a piece's target is not placed");
+  }
+  for (const Placing& p : placing)
+    if (placed_.insert(extent(p).first).second) weights_.placing.push_back(p);
+  specs_.push_back(std::move(spec));
+}
+
 void WeightTable::add_model() {
   const int64_t h = m.hidden_size;
   const std::string embed = names_.base + "embed_tokens.weight", head = names_.head();
   const bool has_both = stored(checkpoint_, embed) && stored(checkpoint_, head);
   const bool head_alone = m.tie_word_embeddings && !has_both && stored(checkpoint_, head);
-  add(head_alone ? head : embed, {m.vocab_size, h}, &weights_.embed);
-  add(names_.base + "norm.weight", {h}, &weights_.final_norm);
-  if (m.norm == NormKind::kLayer) add(names_.base + "norm.bias", {h}, &weights_.final_norm_bias);
+  add(head_alone ? head : embed, {m.vocab_size, h}, &weights_.embed, WeightUse::kEmbed);
+  add(names_.base + "norm.weight", {h}, &weights_.final_norm, WeightUse::kVector);
+  if (m.norm == NormKind::kLayer) add(names_.base + "norm.bias", {h}, &weights_.final_norm_bias, WeightUse::kVector);
   const bool differs = m.tie_word_embeddings && has_both && !same_values(checkpoint_, embed, head);
   if (differs)
     weights_.warnings.push_back(
         str_cat("config.json says tie_word_embeddings, but ", head, " and ", embed,
                 " are both in the checkpoint and differ: both are used. Set tie_word_embeddings to false"));
-  if (!m.tie_word_embeddings || differs) add(head, {m.vocab_size, h}, &weights_.lm_head);
-  if (m.lm_head_bias) add(names_.root + "lm_head.bias", {m.vocab_size}, &weights_.lm_head_bias);
+  if (!m.tie_word_embeddings || differs) add(head, {m.vocab_size, h}, &weights_.lm_head, WeightUse::kHead);
+  if (m.lm_head_bias) add(names_.root + "lm_head.bias", {m.vocab_size}, &weights_.lm_head_bias, WeightUse::kVector);
 }
 
 void WeightTable::add_norms(int64_t l) {
   const std::string name = layer_name(l);
   LayerWeights& w = layer(l);
-  add(name + "input_layernorm.weight", {m.hidden_size}, &w.input_norm);
-  add(name + "post_attention_layernorm.weight", {m.hidden_size}, &w.post_attention_norm);
+  add(name + "input_layernorm.weight", {m.hidden_size}, &w.input_norm, WeightUse::kVector);
+  add(name + "post_attention_layernorm.weight", {m.hidden_size}, &w.post_attention_norm, WeightUse::kVector);
   if (m.norm == NormKind::kRms) return;
-  add(name + "input_layernorm.bias", {m.hidden_size}, &w.input_norm_bias);
-  add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias);
+  add(name + "input_layernorm.bias", {m.hidden_size}, &w.input_norm_bias, WeightUse::kVector);
+  add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias, WeightUse::kVector);
 }
 
 void WeightTable::add_attention(int64_t l, const char* q_norm, const char* k_norm) {
   const int64_t h = m.hidden_size, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
   const std::string name = layer_name(l) + "self_attn.";
-  LayerWeights& w = layer(l);
-  add(name + "q_proj.weight", {q, h}, &w.q_proj);
-  add(name + "k_proj.weight", {kv, h}, &w.k_proj);
-  add(name + "v_proj.weight", {kv, h}, &w.v_proj);
-  add(name + "o_proj.weight", {h, q}, &w.o_proj);
+  GqaWeights& w = layer(l).mixer.emplace<GqaWeights>();
+  add(name + "q_proj.weight", {q, h}, &w.q_proj, WeightUse::kMatrix);
+  add(name + "k_proj.weight", {kv, h}, &w.k_proj, WeightUse::kMatrix);
+  add(name + "v_proj.weight", {kv, h}, &w.v_proj, WeightUse::kMatrix);
+  add(name + "o_proj.weight", {h, q}, &w.o_proj, WeightUse::kMatrix);
   if (m.attention_bias) {
-    add(name + "q_proj.bias", {q}, &w.q_bias);
-    add(name + "k_proj.bias", {kv}, &w.k_bias);
-    add(name + "v_proj.bias", {kv}, &w.v_bias);
+    add(name + "q_proj.bias", {q}, &w.q_bias, WeightUse::kVector);
+    add(name + "k_proj.bias", {kv}, &w.k_bias, WeightUse::kVector);
+    add(name + "v_proj.bias", {kv}, &w.v_bias, WeightUse::kVector);
   }
-  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias);
-  if (m.sinks) add(name + "sinks", {m.num_heads}, &w.sinks);
+  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
+  if (m.sinks) add(name + "sinks", {m.num_heads}, &w.sinks, WeightUse::kVector);
   if (m.qk_norm == QkNorm::kNone || m.qk_norm == QkNorm::kUnitAfterRope) return;
   const bool width = m.qk_norm == QkNorm::kWidth;
-  add(name + q_norm + ".weight", {width ? q : m.head_dim}, &w.q_norm);
-  add(name + k_norm + ".weight", {width ? kv : m.head_dim}, &w.k_norm);
+  add(name + q_norm + ".weight", {width ? q : m.head_dim}, &w.q_norm, WeightUse::kVector);
+  add(name + k_norm + ".weight", {width ? kv : m.head_dim}, &w.k_norm, WeightUse::kVector);
 }
 
-void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias, const MlpNames& names) {
+void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, std::span<ExpertWeights> placed_with,
+                          bool bias, const MlpNames& names) {
   const int64_t h = m.hidden_size;
-  add(prefix + names.gate + ".weight", {width, h}, &w.gate);
-  add(prefix + names.up + ".weight", {width, h}, &w.up);
-  add(prefix + names.down + ".weight", {h, width}, &w.down);
+  const auto add_part = [&](const char* name, const char* suffix, std::vector<int64_t> shape, WeightView* target) {
+    add(whole_tensor(prefix + name + suffix, std::move(shape), target), {placed_with});
+  };
+  add_part(names.gate, ".weight", {width, h}, &w.gate);
+  add_part(names.up, ".weight", {width, h}, &w.up);
+  add_part(names.down, ".weight", {h, width}, &w.down);
   if (!bias) return;
-  add(prefix + names.gate + ".bias", {width}, &w.gate_bias);
-  add(prefix + names.up + ".bias", {width}, &w.up_bias);
-  add(prefix + names.down + ".bias", {h}, &w.down_bias);
+  add_part(names.gate, ".bias", {width}, &w.gate_bias);
+  add_part(names.up, ".bias", {width}, &w.up_bias);
+  add_part(names.down, ".bias", {h}, &w.down_bias);
 }
 
 void WeightTable::add_experts(const std::string& prefix, int64_t l, const MlpNames& names) {
@@ -112,7 +146,7 @@ void WeightTable::add_experts(const std::string& prefix, int64_t l, const MlpNam
   std::vector<ExpertWeights>& experts = layer(l).experts;
   experts.resize(size_t(m.num_experts));
   for (int64_t e = 0; e < m.num_experts; ++e)
-    add_mlp(prefix + std::to_string(e) + ".", m.moe_intermediate_size, experts[size_t(e)], false, names);
+    add_mlp(prefix + std::to_string(e) + ".", m.moe_intermediate_size, experts[size_t(e)], experts, false, names);
 }
 
 void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::string& down_name, int64_t l) {
@@ -126,8 +160,8 @@ void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::
     gate_up.pieces.push_back({&w.up, e * 2 * width + width, width});
     down.pieces.push_back({&w.down, e * hidden, hidden});
   }
-  add(std::move(gate_up));
-  add(std::move(down));
+  add(std::move(gate_up), {experts});
+  add(std::move(down), {experts});
 }
 
 std::vector<TensorSpec> dense_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {

@@ -1,7 +1,7 @@
 // What DeepSeek's families, and those that took its parts over (GLM-4.5), share.
 #pragma once
-#include "model/family_config.h"
-#include "model/family_tensors.h"
+#include "model/families/common/config_keys.h"
+#include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 

@@ -1,4 +1,4 @@
-#include "model/family_deepseek.h"
+#include "model/families/common/deepseek.h"
 
 #include <cmath>
 
@@ -7,6 +7,7 @@
 namespace lynx_rt {
 
 void read_latent_attention(const ConfigReader& c, ModelConfig& m) {
+  for (LayerConfig& layer : m.layers) layer.mixer = MixerKind::kMla;
   m.kv_lora_rank = c.integer("kv_lora_rank", 1, kMaxDim);
   m.q_lora_rank = c.integer_or("q_lora_rank", 0, 1, kMaxDim);
   m.qk_nope_head_dim = c.integer("qk_nope_head_dim", 1, 1 << 16);
@@ -31,19 +32,19 @@ void add_latent_attention(WeightTable& table, int64_t l) {
   const ModelConfig& m = table.m;
   const int64_t h = m.hidden_size, a = m.num_heads, latent = m.kv_lora_rank, nope = m.qk_nope_head_dim, v = m.v_head_dim;
   const std::string name = table.layer_name(l) + "self_attn.";
-  LayerWeights& w = table.layer(l);
+  MlaWeights& w = table.layer(l).mixer.emplace<MlaWeights>();
   if (m.q_lora_rank == 0) {
-    table.add(name + "q_proj.weight", {a * m.head_dim, h}, &w.q_proj);
+    table.add(name + "q_proj.weight", {a * m.head_dim, h}, &w.q_proj, WeightUse::kMatrix);
   } else {
-    table.add(name + "q_a_proj.weight", {m.q_lora_rank, h}, &w.q_a_proj);
-    if (m.attention_bias) table.add(name + "q_a_proj.bias", {m.q_lora_rank}, &w.q_a_bias);
-    table.add(name + "q_a_layernorm.weight", {m.q_lora_rank}, &w.q_a_norm);
-    table.add(name + "q_b_proj.weight", {a * m.head_dim, m.q_lora_rank}, &w.q_b_proj);
+    table.add(name + "q_a_proj.weight", {m.q_lora_rank, h}, &w.q_a_proj, WeightUse::kMatrix);
+    if (m.attention_bias) table.add(name + "q_a_proj.bias", {m.q_lora_rank}, &w.q_a_bias, WeightUse::kVector);
+    table.add(name + "q_a_layernorm.weight", {m.q_lora_rank}, &w.q_a_norm, WeightUse::kVector);
+    table.add(name + "q_b_proj.weight", {a * m.head_dim, m.q_lora_rank}, &w.q_b_proj, WeightUse::kMatrix);
   }
-  table.add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj);
-  if (m.attention_bias) table.add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias);
-  table.add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm);
-  if (!table.can_hold({a * (nope + v), latent})) return table.add({name + "kv_b_proj.weight", {a * (nope + v), latent}, {}});
+  table.add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj, WeightUse::kMatrix);
+  if (m.attention_bias) table.add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias, WeightUse::kVector);
+  table.add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm, WeightUse::kVector);
+  if (!table.can_hold({a * (nope + v), latent})) return table.add({name + "kv_b_proj.weight", {a * (nope + v), latent}, {}}, {});
   w.k_absorb.resize(size_t(a));
   w.v_absorb.resize(size_t(a));
   TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
@@ -52,9 +53,9 @@ void add_latent_attention(WeightTable& table, int64_t l) {
     kv_b.pieces.push_back({.target = &w.k_absorb[size_t(i)], .row_begin = row, .rows = nope, .transposed = true});
     kv_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = row + nope, .rows = v});
   }
-  table.add(std::move(kv_b));
-  table.add(name + "o_proj.weight", {h, a * v}, &w.o_proj);
-  if (m.output_bias) table.add(name + "o_proj.bias", {h}, &w.o_bias);
+  table.add(std::move(kv_b), {w.k_absorb, w.v_absorb});
+  table.add(name + "o_proj.weight", {h, a * v}, &w.o_proj, WeightUse::kMatrix);
+  if (m.output_bias) table.add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
 }
 
 void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double scale, int64_t default_top_k, ModelConfig& m) {
@@ -98,7 +99,7 @@ void add_deepseek_mlp(WeightTable& table, int64_t l) {
   const std::string name = table.layer_name(l) + "mlp.";
   LayerWeights& w = table.layer(l);
   if (!m.layers[size_t(l)].moe) return table.add_mlp(name, m.intermediate_size, w.mlp, m.mlp_bias);
-  table.add(name + "gate.weight", {m.num_experts, m.hidden_size}, &w.router);
+  table.add(name + "gate.weight", {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
   if (m.choice_bias) table.add_float32(name + "gate.e_score_correction_bias", {m.num_experts}, &w.choice_bias);
   table.add_experts(name + "experts.", l);
   if (m.shared_expert_width > 0) table.add_mlp(name + "shared_experts.", m.shared_expert_width, w.shared_expert, m.mlp_bias);

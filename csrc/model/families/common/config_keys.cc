@@ -1,4 +1,4 @@
-#include "model/family_config.h"
+#include "model/families/common/config_keys.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,0 +1,33 @@
+// Pages of K and V, the memory that attention keeps of every sequence.
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "backend/backend.h"
+#include "model/model_config.h"
+#include "model/sequence_memory.h"
+#include "model/workspace.h"
+
+namespace lynx_rt {
+
+// The pages of all layers that keep any, in the backend's memory.
+class KvCache {
+ public:
+  KvCache(Backend& backend, const ModelConfig& config, int64_t num_blocks, int64_t block_size);
+  // Empty for a layer without pages.
+  const KvCacheView& layer(int64_t l) const { return views_[size_t(l)]; }
+  int64_t num_blocks() const { return num_blocks_; }
+  int64_t block_size() const { return block_size_; }
+  int64_t bytes() const;
+  // Where the first pages are, which tells one cache from another.
+  const void* data() const { return memory_.empty() ? nullptr : memory_[0].get(); }
+  // Bytes that block_size tokens take in all layers together.
+  static int64_t bytes_per_block(const ModelConfig& config, DType dtype, int64_t block_size);
+
+ private:
+  int64_t num_blocks_, block_size_;
+  std::vector<DeviceArray<char>> memory_;  // K, V of the first layer with pages, K, V of the next, ...
+  std::vector<KvCacheView> views_;
+};
+
+}  // namespace lynx_rt

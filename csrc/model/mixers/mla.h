@@ -1,0 +1,23 @@
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434 section 2.1).
+#pragma once
+#include <vector>
+
+#include "model/mixers/mixer.h"
+
+namespace lynx_rt {
+
+// H hidden size, A heads, D = nope + R columns of a query head, Dv of a value, L = kv_lora_rank, R = rope.dim, Q = q_lora_rank.
+struct MlaWeights {
+  WeightView q_proj;                                  // [A * D, H] where Q is 0; else the next four
+  WeightView q_a_proj, q_a_bias, q_a_norm, q_b_proj;  // [Q, H], [Q], [Q], [A * D, Q]
+  WeightView kv_a_proj, kv_a_bias, kv_a_norm;         // [L + R, H], [L + R], [L]
+  std::vector<WeightView> k_absorb;                   // A of [L, nope]: the K rows of kv_b_proj, transposed
+  std::vector<WeightView> v_absorb;                   // A of [Dv, L]: its V rows
+  WeightView o_proj, o_bias;                          // [H, A * Dv], [H]
+};
+
+// The absorbed form: keys and values stay the latent vectors of the pages; instead, queries are taken to the latent space, and what
+// they attend to is taken back from it. Prefill does as decode does, so that a row has the same bits in both.
+void mix(const MlaWeights& w, const MixerStep& step);
+
+}  // namespace lynx_rt

@@ -1,0 +1,25 @@
+#include "model/sequence_memory.h"
+
+#include "base/error.h"
+
+namespace lynx_rt {
+
+KvShape kv_shape(const ModelConfig& m, MixerKind kind) {
+  switch (kind) {
+    case MixerKind::kGqa: return {m.num_kv_heads, m.head_dim, m.head_dim, false};
+    // One head for all: the latent and the rotated columns are K, of which the latent is V.
+    case MixerKind::kMla: return {1, m.kv_lora_rank + m.rope.dim, m.kv_lora_rank, true};
+  }
+  fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind ", int(kind));
+}
+
+SequenceMemory sequence_memory(const ModelConfig& m, int64_t layer, DType dtype) {
+  switch (const MixerKind kind = m.layers[size_t(layer)].mixer) {
+    case MixerKind::kGqa:
+    case MixerKind::kMla:
+      return {SequenceMemory::kPages, checked_mul(kv_shape(m, kind).columns(), dtype_size(dtype), "kv_cache")};
+  }
+  fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind");
+}
+
+}  // namespace lynx_rt

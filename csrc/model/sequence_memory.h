@@ -1,0 +1,32 @@
+// What a layer keeps of a sequence between steps: its mixer decides.
+#pragma once
+#include <cstdint>
+
+#include "base/types.h"
+#include "model/model_config.h"
+
+namespace lynx_rt {
+
+struct SequenceMemory {
+  enum Kind : uint8_t {
+    kPages,  // grows with the sequence, in pages of tokens that sequences of the same prefix share: KvCache
+    kState,  // of one size, however long the sequence is; each sequence has its own
+  };
+  Kind kind;
+  int64_t bytes;  // kPages: of one token; kState: of one sequence
+};
+// `dtype`: of the values, the backend's compute dtype.
+SequenceMemory sequence_memory(const ModelConfig& config, int64_t layer, DType dtype);
+
+// What one token leaves in the pages of a layer.
+struct KvShape {
+  int64_t num_heads;   // G
+  int64_t head_dim;    // D of K
+  int64_t v_head_dim;  // Dv of V
+  bool v_in_k;         // V is the first Dv columns of K and has no pages
+  int64_t columns() const { return num_heads * (head_dim + (v_in_k ? 0 : v_head_dim)); }
+};
+// Of a layer whose mixer is of that kind.
+KvShape kv_shape(const ModelConfig& config, MixerKind kind);
+
+}  // namespace lynx_rt

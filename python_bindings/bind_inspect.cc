@@ -1,0 +1,62 @@
+// What a model folder holds, without an engine: `lynx-rt inspect`.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "bindings.h"
+#include "engine/public_fields.h"
+#include "gil.h"
+#include "model/describe.h"
+#include "model/family.h"
+
+namespace py = pybind11;
+
+namespace lynx_rt {
+
+namespace {
+
+py::dict inspect(const std::string& path) {
+  ModelDescription m;
+  {
+    const ReleaseGil nogil;
+    m = describe_model(path);
+  }
+  const ModelConfig& c = m.config;
+  py::dict d;
+  d["model_type"] = c.model_type;
+  d["dtype"] = dtype_name(c.dtype);
+#define LYNX_RT_FIELD(name) d[#name] = c.name;
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+  d["num_moe_layers"] = c.num_moe_layers();
+  d["intermediate_size"] = c.intermediate_size;
+  d["router"] = c.num_experts ? py::object(py::str(describe_router(c))) : py::none();
+  d["attention"] = describe_attention(c);
+  d["rope"] = describe_rope(c);
+  d["tie_word_embeddings"] = m.tied;
+  d["num_tensors"] = m.num_tensors;
+  d["num_files"] = m.num_files;
+  d["quantization"] = c.quantization.empty() ? "none" : c.quantization.description();
+  d["checkpoint_bytes"] = m.checkpoint_bytes;
+  d["weight_bytes"] = m.weight_bytes;
+  d["expert_bytes"] = m.expert_bytes;
+  d["active_bytes_per_token"] = m.active_bytes_per_token;
+  d["kv_bytes_per_token"] = m.kv_bytes_per_token;
+  d["copied_weight_bytes"] = m.copied_weight_bytes;
+  d["warnings"] = m.warnings;
+  d["not_used"] = m.not_used;
+  d["keys_not_understood"] = m.keys_not_understood;
+  return d;
+}
+
+}  // namespace
+
+void register_inspect(py::module_& m) {
+  m.def("supported_model_types", &supported_model_types, "What `model_type` of a config.json may be.");
+  m.def("inspect", &inspect, py::arg("path"),
+        "What a model folder holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt inspect --json` "
+        "prints. Raises what making an Engine of the folder would.");
+}
+
+}  // namespace lynx_rt
