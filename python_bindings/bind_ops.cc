@@ -153,7 +153,7 @@ void register_ops(py::module_& m) {
             dispatch_pairs(routing, x.shape(0), rule, plan);
             Floats out({x.shape(0), x.shape(1)});
             std::fill_n(out.mutable_data(), out.size(), 0.0f);
-            b.combine(b.expert_ffn(activations(x), experts, rule, ffn, routing, plan, out.mutable_data()));
+            b.combine(b.expert_ffn(activations(x), b.expert_table(experts), rule, ffn, routing, plan, out.mutable_data()));
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("ids"), py::arg("weights"),

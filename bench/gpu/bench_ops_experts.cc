@@ -34,6 +34,10 @@ ExpertCopies::ExpertCopies(const Context& context, const Shape& s)
   const Stream stream = context.stream();
   fill_random_bf16(gate_up.get(), int64_t(gate_up.size()), 1, 0.05f, stream);
   fill_random_bf16(down.get(), int64_t(down.size()), 2, 0.05f, stream);
+  std::vector<ExpertEntry> places;
+  for (int64_t e = 0; e < int64_t(num_copies) * s.num_experts; ++e)
+    places.push_back({gate_up.get() + e * gate_up_bytes / 2, down.get() + e * down_bytes / 2});
+  entries = DeviceVector<ExpertEntry>(places);
   synchronize(stream);
 }
 
@@ -100,14 +104,33 @@ ExpertStep::ExpertStep(const Context& context, const Shape& s, int rows, const E
 }
 
 GateUpArgs ExpertStep::gate_up(const Routed& r, int turn) const {
-  const size_t copy = size_t(turn % experts.num_copies) * size_t(shape.num_experts) * size_t(experts.gate_up_bytes / 2);
-  return {rounded.get(), experts.gate_up.get() + copy, experts.gate_up_bytes, num_rows,          shape.hidden_size, shape.width,
-          shape.top_k,   r.pair_of_sorted.get(),          r.tiles.get(),         r.num_tiles.get(), hidden.get()};
+  GateUpArgs args = {};
+  args.x = rounded.get();
+  args.experts = experts.entries.get() + turn % experts.num_copies * shape.num_experts;
+  args.num_experts = shape.num_experts;
+  args.num_rows = num_rows;
+  args.hidden_size = shape.hidden_size;
+  args.width = shape.width;
+  args.top_k = shape.top_k;
+  args.pair_of_sorted = r.pair_of_sorted.get();
+  args.tiles = r.tiles.get();
+  args.num_tiles = r.num_tiles.get();
+  args.hidden = hidden.get();
+  return args;
 }
 DownArgs ExpertStep::down(const Routed& r, int turn) const {
-  const size_t copy = size_t(turn % experts.num_copies) * size_t(shape.num_experts) * size_t(experts.down_bytes / 2);
-  return {hidden.get(), experts.down.get() + copy, experts.down_bytes, num_rows,          shape.hidden_size, shape.width,
-          shape.top_k,  r.pair_of_sorted.get(),       r.tiles.get(),      r.num_tiles.get(), partial.get()};
+  DownArgs args = {};
+  args.hidden = hidden.get();
+  args.experts = experts.entries.get() + turn % experts.num_copies * shape.num_experts;
+  args.num_rows = num_rows;
+  args.hidden_size = shape.hidden_size;
+  args.width = shape.width;
+  args.top_k = shape.top_k;
+  args.pair_of_sorted = r.pair_of_sorted.get();
+  args.tiles = r.tiles.get();
+  args.num_tiles = r.num_tiles.get();
+  args.partial = partial.get();
+  return args;
 }
 double ExpertStep::mean_active() const {
   double total = 0;

@@ -32,6 +32,7 @@ struct ExpertCopies {
   int64_t gate_up_bytes, down_bytes;  // of one expert
   int num_copies;
   DeviceVector<uint16_t> gate_up, down;
+  DeviceVector<lynx_rt::cuda::ExpertEntry> entries;  // of all copies
   int64_t expert_bytes() const { return gate_up_bytes + down_bytes; }
 };
 

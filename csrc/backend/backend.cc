@@ -36,11 +36,10 @@ void require_heads(int64_t num_heads, const KvCacheView& cache, const char* op) 
           "num_heads must be a positive multiple of num_kv_heads");
 }
 
-void require_expert(const ExpertWeights& w, const char* op, int64_t width) {
-  int64_t hidden = w.gate.cols;
+void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64_t hidden) {
   require_shape(w.gate, op, "gate", width, hidden);
   require_shape(w.up, op, "up", width, hidden);
-  require(w.up.dtype == w.gate.dtype && w.up.scheme == w.gate.scheme, op, "gate and up must have the same dtype");
+  require(w.up.dtype == w.gate.dtype && w.up.format == w.gate.format, op, "gate and up must have the same dtype");
   require_shape(w.down, op, "down", hidden, width);
   require_vector(w.gate_bias, op, "gate_bias", width);
   require_vector(w.up_bias, op, "up_bias", width);
@@ -66,9 +65,9 @@ class Backend::Scope {
   std::chrono::steady_clock::time_point start_;
 };
 
-Scheme parse_quantization(const std::string& text) {
-  for (Scheme s : {Scheme::kPlain, Scheme::kInt8, Scheme::kInt4})
-    if (text == scheme_name(s)) return s;
+QuantFormat parse_quantization(const std::string& text) {
+  for (QuantFormat s : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
+    if (text == quant_format_name(s)) return s;
   invalid("quantization", "expected none, int8 or int4, got \"", text, "\"");
 }
 
@@ -174,7 +173,7 @@ void Backend::head_linear(const Activations& x, int64_t x_head, HeadWeights weig
   int64_t bytes = 0;
   for (const WeightView& w : weights) {
     require_shape(w, "head_linear", "weight", weights[0].rows, weights[0].cols);
-    require(w.dtype == weights[0].dtype && w.scheme == weights[0].scheme, "head_linear", "all heads must have the same dtype");
+    require(w.dtype == weights[0].dtype && w.format == weights[0].format, "head_linear", "all heads must have the same dtype");
     bytes += w.bytes();
   }
   if (x.num_rows() == 0 || weights.empty()) return;
@@ -248,18 +247,21 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
   do_route(scores, batch, rule, selection, routing, plan);
 }
 
-PendingSum Backend::expert_ffn(const Activations& x, std::span<const ExpertWeights> experts, const RouterRule& rule,
-                               const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
-  check_rule(rule);
-  require(int64_t(experts.size()) == rule.num_experts, "expert_ffn", "one ExpertWeights per expert is needed");
+ExpertTable Backend::expert_table(std::span<const ExpertWeights> experts) {
+  require(!experts.empty(), "experts", "expected at least one expert");
+  const ExpertWeights& first = experts[0];
   for (const ExpertWeights& w : experts) {
-    require_expert(w, "expert_ffn", experts[0].gate.rows);
-    require(w.gate.dtype == experts[0].gate.dtype && w.down.dtype == experts[0].down.dtype &&
-                w.gate.scheme == experts[0].gate.scheme && w.down.scheme == experts[0].down.scheme &&
-                w.gate.cols == experts[0].gate.cols && w.gate_bias.empty() == experts[0].gate_bias.empty(),
-            "expert_ffn", "all experts must have the same dtypes, biases and hidden size");
+    require_expert(w, "experts", first.gate.rows, first.gate.cols);
+    require(w.gate_bias.empty() == first.gate_bias.empty(), "experts", "all experts have biases or none");
   }
-  const RowsIn rows = rows_in(x, "expert_ffn", experts[0].gate.cols);
+  return {std::vector<ExpertWeights>(experts.begin(), experts.end()), do_expert_table(experts)};
+}
+
+PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
+                               const Routing& routing, const DispatchPlan& plan, float* out) {
+  check_rule(rule);
+  require(experts.size() == rule.num_experts, "expert_ffn", "the table must have one entry per expert");
+  const RowsIn rows = rows_in(x, "expert_ffn", experts.hidden_size());
   if (x.num_rows() == 0) return {};
   Scope scope(this, kExpertFfn);  // the decoder charges the bytes, which depend on the routing
   const ExpertSum sum = do_expert_ffn(rows, x.num_rows(), experts, rule, ffn, routing, plan, out);
@@ -268,7 +270,7 @@ PendingSum Backend::expert_ffn(const Activations& x, std::span<const ExpertWeigh
 }
 
 void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
-  require_expert(weights, "mlp", weights.gate.rows);
+  require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols);
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;

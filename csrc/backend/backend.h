@@ -24,6 +24,7 @@
 #include <span>
 #include <string>
 
+#include "backend/expert_table.h"
 #include "backend/ffn_rule.h"
 #include "backend/pending_sum.h"
 #include "backend/sampling.h"
@@ -128,13 +129,6 @@ struct AttentionArgs {
 // Matrices of the same shape [N, K], one per head.
 using HeadWeights = std::span<const WeightView>;
 
-struct ExpertWeights {
-  WeightView gate;                           // [I, H]
-  WeightView up;                             // [I, H]
-  WeightView down;                           // [H, I]
-  WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
-};
-
 // The sizes that a model's steps stay within; what a backend needs to set its scratch memory aside.
 struct StepLimits {
   int64_t max_rows = 0;        // T
@@ -237,6 +231,9 @@ class Backend {
   // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place; and for head_linear()'s matrices.
   virtual void place_experts(std::span<ExpertWeights>) {}
   virtual void place_heads(std::span<WeightView>) {}
+  // The table of a layer's experts as place_experts() left them. Throws kInvalidArgument (field experts) naming an expert whose
+  // shapes do not fit the others', kUnsupported for a format that this backend has no kernel for. It is valid as long as the backend.
+  ExpertTable expert_table(std::span<const ExpertWeights> experts);
   // Whether these look at the values of what they are given: of weights for kMatrix and kHead, of experts' but their biases, and of
   // heads. Not where an earlier run left what they make of them (BackendOptions::quantization_cache).
   virtual bool reads_products() const { return true; }
@@ -322,8 +319,8 @@ class Backend {
   // out[t] += sum_j weights[t, j] * f(x[t]) over slots j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
   // the expert's biases; with ffn.scale_input f(weights[t, j] * x[t]) instead. x, out [T, H]. routing and plan are those of the
   // last route(). The sum may be left to the norm of out that follows, which the result is for.
-  // Each active expert's weights are read once. Test: tests/ops/test_expert_ffn.py.
-  PendingSum expert_ffn(const Activations& x, std::span<const ExpertWeights> experts, const RouterRule& rule, const FfnRule& ffn,
+  // Each active expert's weights are read once, each in its own format. Test: tests/ops/test_expert_ffn.py.
+  PendingSum expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
                         const Routing& routing, const DispatchPlan& plan, float* out);
 
   // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases; s = sigmoid(dot(x[t],
@@ -369,9 +366,11 @@ class Backend {
   virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
   virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
+  // Checks formats; returns ExpertTable::entries().
+  virtual const void* do_expert_table(std::span<const ExpertWeights>) = 0;
   // Returns what is left to add; an empty sum where all is added.
-  virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, const RouterRule&,
-                                  const FfnRule&, const Routing&, const DispatchPlan&, float*) = 0;
+  virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
+                                  const Routing&, const DispatchPlan&, float*) = 0;
   virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
@@ -393,7 +392,7 @@ class Backend {
 };
 
 // "none", "int8" or "int4"; throws kInvalidArgument (field quantization).
-Scheme parse_quantization(const std::string& text);
+QuantFormat parse_quantization(const std::string& text);
 
 struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
@@ -404,7 +403,7 @@ struct BackendOptions {
   // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8
   // where it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same
   // weights.
-  Scheme quantization = Scheme::kPlain;
+  QuantFormat quantization = QuantFormat::kPlain;
   std::string quantization_cache = "";
 };
 

@@ -9,11 +9,11 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
   BackendOptions chosen = options;
   if (options.device == "auto") {
     // The CUDA backend computes in bfloat16 with weights as they are; the CPU has the other dtypes, and quantisation.
-    const bool cuda = options.compute_dtype == DType::kBF16 && options.quantization == Scheme::kPlain && cuda::device_count() > 0;
+    const bool cuda = options.compute_dtype == DType::kBF16 && options.quantization == QuantFormat::kPlain && cuda::device_count() > 0;
     chosen.device = cuda ? "cuda" : "cpu";
   }
-  if (chosen.quantization != Scheme::kPlain && chosen.device != "cpu")
-    fail(ErrorCode::kUnsupported, "quantization", "quantization: \"", scheme_name(chosen.quantization),
+  if (chosen.quantization != QuantFormat::kPlain && chosen.device != "cpu")
+    fail(ErrorCode::kUnsupported, "quantization", "quantization: \"", quant_format_name(chosen.quantization),
          "\" is for device=\"cpu\", not ", chosen.device);
   if (chosen.device == "cpu") return std::make_unique<CpuBackend>(chosen);
   if (chosen.device.starts_with("cuda")) return std::make_unique<CudaBackend>(chosen);

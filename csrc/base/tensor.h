@@ -7,25 +7,28 @@
 namespace lynx_rt {
 
 // How the values of a weight lie in memory.
-enum class Scheme : uint8_t {
+enum class QuantFormat : uint8_t {
   kPlain,  // as in the checkpoint: row-major, of the weight's dtype
   kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
   kInt4,
+  kPacked,  // bfloat16 as the tensor cores read it: backend/cuda/gemm/packed.h
 };
 
-constexpr const char* scheme_name(Scheme s) { return s == Scheme::kPlain ? "none" : s == Scheme::kInt8 ? "int8" : "int4"; }
+constexpr const char* quant_format_name(QuantFormat f) {
+  return f == QuantFormat::kPlain ? "none" : f == QuantFormat::kInt8 ? "int8" : f == QuantFormat::kInt4 ? "int4" : "packed";
+}
 
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
 struct WeightView {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // of the checkpoint's values where the scheme is not kPlain
+  DType dtype = DType::kF32;  // of the checkpoint's values where the format is not kPlain
   int64_t rows = 0;
   int64_t cols = 0;
-  Scheme scheme = Scheme::kPlain;
-  int64_t quantized_row_bytes = 0;  // where the scheme is not kPlain
+  QuantFormat format = QuantFormat::kPlain;
+  int64_t quantized_row_bytes = 0;  // where the format is not kPlain
 
   bool empty() const { return data == nullptr; }
-  int64_t row_bytes() const { return scheme == Scheme::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }
+  int64_t row_bytes() const { return format == QuantFormat::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }
   int64_t bytes() const { return rows * row_bytes(); }
   const void* row(int64_t r) const { return static_cast<const char*>(data) + r * row_bytes(); }
 };

@@ -60,7 +60,7 @@ bool is_dummy(const EngineOptions& o) {
 // The file that keeps the quantised weights of a checkpoint; "" where none is asked for.
 std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
   if (o.quantization_cache.empty()) return "";
-  if (parse_quantization(o.quantization) == Scheme::kPlain)
+  if (parse_quantization(o.quantization) == QuantFormat::kPlain)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
   // What the weights were before depends on config.json as well: how they are decoded, and what those of other dtypes become.
@@ -113,7 +113,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
 }
 
 std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
-  const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != Scheme::kPlain;
+  const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
   auto loaded = std::make_unique<ModelWeights>();
   ModelWeights& weights = *loaded;
   if (is_dummy(options_)) {

@@ -23,6 +23,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       workspace_(backend, config, max_rows, max_logit_rows, recording),
       max_positions_(max_positions) {
   num_moe_layers_ = config.num_moe_layers();
+  for (int64_t l = 0; l < config.num_layers; ++l)
+    if (config.layers[size_t(l)].moe) experts_.push_back(backend.expert_table(weights.layers[size_t(l)].experts));
   const int64_t half = config.rope.dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
@@ -131,12 +133,9 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
 
 void Decoder::end_step(std::span<SelectionStats> stats) {
   backend_.end_step(stats);
-  size_t moe = 0;
-  for (int64_t l = 0; l < config_.num_layers && !stats.empty(); ++l) {
-    if (!config_.layers[size_t(l)].moe) continue;
-    const ExpertWeights& w = weights_.layers[size_t(l)].experts[0];
+  for (size_t moe = 0; moe < stats.size(); ++moe) {
+    const ExpertWeights& w = experts_[moe][0];
     backend_.charge(Backend::kExpertFfn, stats[moe].active * (w.gate.bytes() + w.up.bytes() + w.down.bytes()));
-    ++moe;
   }
 }
 

@@ -31,7 +31,7 @@ struct MoeInput {
   int64_t num_rows;
   const float* x;      // [T, H]
   const int32_t* ids;  // [T, k]
-  std::span<const ExpertWeights> experts;
+  const ExpertTable& experts;
 };
 // May call ops on memory of its own.
 using MoeObserver = std::function<void(const MoeInput&)>;
@@ -82,6 +82,7 @@ class Decoder {
   StepRecording recording_;
   int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and what the backend made of them
   Workspace workspace_;
+  std::vector<ExpertTable> experts_;        // of each MoE layer
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
   RopeAngles rope_angles_;
   std::vector<float> new_cos_, new_sin_;  // rows on their way to the backend's memory

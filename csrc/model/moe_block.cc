@@ -14,13 +14,14 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
   Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
+  const ExpertTable& experts = experts_[size_t(moe_layer)];
   DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
   backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
   backend_.route(scores, batch, rule, selection, routing, plan);
-  if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, w.experts});
+  if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
   if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
-  return backend_.expert_ffn(ws.normed, w.experts, rule, m.ffn, routing, plan, ws.x.get());
+  return backend_.expert_ffn(ws.normed, experts, rule, m.ffn, routing, plan, ws.x.get());
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {

@@ -51,7 +51,7 @@ void ExpertComparer::operator()(const MoeInput& in) {
     const int64_t rows = std::min(kRows, in.num_rows - begin);
     std::fill(outputs_.begin(), outputs_.end(), 0.f);
     for (int64_t e = 0; e < num_experts_; ++e)
-      backend_.mlp(Activations(in.x + begin * hidden_, rows, hidden_), in.experts[size_t(e)], {}, outputs_.data() + e * rows * hidden_);
+      backend_.mlp(Activations(in.x + begin * hidden_, rows, hidden_), in.experts[e], {}, outputs_.data() + e * rows * hidden_);
     pool_.parallel_for(rows, [&](int64_t t, int) { compare_row(t, rows); });
     // Row after row, so that the sums do not depend on the threads.
     double* sums = sums_.sums.data() + in.layer * num_experts_ * num_experts_;

@@ -40,6 +40,7 @@ struct Layer {
   WeightView norm{ones.data(), DType::kF32, 1, kHidden};
   Activations rows{*backend, kRows, kHidden, "test"};
   std::vector<ExpertWeights> experts{kExperts};
+  ExpertTable table;
   std::vector<int32_t> ids{0, 1, 0}, active{0, 1}, offsets{0, 2, 3}, sorted_of_pair{0, 2, 1}, pair_of_sorted{0, 2, 1};
   std::vector<float> weights{1.f, 2.f, 0.5f};
 
@@ -48,10 +49,11 @@ struct Layer {
       e.gate = e.up = {matrix.data(), DType::kF32, kWidth, kHidden};
       e.down = {matrix.data(), DType::kF32, kHidden, kWidth};
     }
+    table = backend->expert_table(experts);
     backend->rmsnorm(x.data(), norm, 0, kRows, rows);
   }
   PendingSum expert_ffn() {
-    return backend->expert_ffn(rows, experts, RouterRule{kExperts, 1, true}, {},
+    return backend->expert_ffn(rows, table, RouterRule{kExperts, 1, true}, {},
                                {ids.data(), weights.data(), active.data(), kExperts},
                                {offsets.data(), sorted_of_pair.data(), pair_of_sorted.data()}, x.data());
   }
@@ -120,6 +122,19 @@ void test_activations_have_the_shape_of_the_last_write() {
                {"at most [0, 0]"});
 }
 
+void test_a_table_is_checked_once() {
+  Layer l;
+  l.experts[1].gate.format = l.experts[1].up.format = QuantFormat::kPacked;
+  CHECK_THROWS(l.backend->expert_table(l.experts), ErrorCode::kUnsupported, "experts", {"expert 1 is packed"});
+  l.experts[1] = l.experts[0];
+  l.experts[1].down_bias = l.norm;
+  CHECK_THROWS(l.backend->expert_table(l.experts), ErrorCode::kInvalidArgument, "experts", {"all biases or none"});
+  l.experts[1] = l.experts[0];
+  l.experts[1].up.rows = 3;
+  CHECK_THROWS(l.backend->expert_table(l.experts), ErrorCode::kInvalidArgument, "experts", {"up: expected [4, 8], got [3, 8]"});
+  CHECK_THROWS(l.backend->expert_table({}), ErrorCode::kInvalidArgument, "experts", {"at least one"});
+}
+
 }  // namespace
 
 int main() {
@@ -127,5 +142,6 @@ int main() {
   test_a_sum_goes_to_its_own_rows_once();
   test_a_step_ends_without_a_sum();
   test_activations_have_the_shape_of_the_last_write();
+  test_a_table_is_checked_once();
   return check::result("test_op_contract");
 }

@@ -19,12 +19,12 @@ std::vector<float> normal(std::mt19937& random, int64_t count) {
 }
 
 // linear() and mlp() of `rows` rows of `k` values, as a backend of that instruction set computes them.
-std::vector<float> compute(const char* isa, Scheme scheme, int64_t rows, int64_t k, int64_t n) {
+std::vector<float> compute(const char* isa, QuantFormat format, int64_t rows, int64_t k, int64_t n) {
   BackendOptions options;
   options.device = "cpu";
   options.num_threads = 2;
   options.isa = isa;
-  options.quantization = scheme;
+  options.quantization = format;
   const auto backend = make_backend(options);
   std::mt19937 random(static_cast<unsigned>(rows + k + n));
   const std::vector<float> x = normal(random, rows * k), gate = normal(random, n * k), up = normal(random, n * k),
@@ -46,12 +46,12 @@ std::vector<float> compute(const char* isa, Scheme scheme, int64_t rows, int64_t
 
 int main() {
   const int64_t shapes[][3] = {{1, 1, 1}, {1, 127, 15}, {2, 129, 17}, {3, 128, 16}, {16, 257, 33}, {17, 130, 5}, {70, 64, 48}};
-  for (Scheme scheme : {Scheme::kInt8, Scheme::kInt4})
+  for (QuantFormat format : {QuantFormat::kInt8, QuantFormat::kInt4})
     for (const auto& [rows, k, n] : shapes) {
-      const std::vector<float> scalar = compute("scalar", scheme, rows, k, n);
+      const std::vector<float> scalar = compute("scalar", format, rows, k, n);
       // silu between the products of mlp() rounds differently where fused multiply-add is: linear()'s part is compared.
       for (Isa isa : supported_isas()) {
-        const std::vector<float> out = compute(isa_name(isa), scheme, rows, k, n);
+        const std::vector<float> out = compute(isa_name(isa), format, rows, k, n);
         CHECK(std::memcmp(out.data(), scalar.data(), static_cast<size_t>(rows * n) * sizeof(float)) == 0);
       }
     }

@@ -150,6 +150,40 @@ def test_down_in_another_dtype(backend, dtype, weight_dtype, down_dtype):
     assert_within(backend.expert_ffn(x, *w, ids, weights), ref.expert_ffn(x, *w, ids, weights, dtype))
 
 
+FORMATS = ["float32", "bfloat16", "float16", "int8", "int4"]
+
+
+@pytest.mark.parametrize("hidden, width", [(20, 18), (257, 150), (130, 300)])
+def test_formats_of_one_layer_may_differ(backend, isa, dtype, hidden, width):
+    """Every pair of formats that gate and down can have, in one layer: each row has the bits that its expert gives it in a layer of
+    its own."""
+    formats = [(into, down) for into in FORMATS for down in FORMATS]
+    quantizers = {name: _C.Backend(dtype=dtype, isa=isa, quantization=name) for name in ("int8", "int4")}
+
+    def matrix(values, name):
+        return quantizers[name].place(values) if name in quantizers else ref.weight(values, name)
+
+    rng = np.random.default_rng(hidden)
+    gate, up = (
+        [matrix(rng.standard_normal((width, hidden)).astype(np.float32), into) for into, _ in formats] for _ in range(2)
+    )
+    down = [matrix(rng.standard_normal((hidden, width)).astype(np.float32), name) for _, name in formats]
+    rows = 70
+    x = rng.standard_normal((rows, hidden)).astype(np.float32)
+    ids = rng.integers(-1, len(formats), (rows, 1)).astype(np.int32)
+    ids[: rows // 3] = 1  # several tiles of one expert beside few rows of the others
+    weights = rng.random((rows, 1)).astype(np.float32)
+    got = backend.expert_ffn(x, gate, up, down, ids, weights)
+    for e in range(len(formats)):
+        mine = np.where(ids == e, 0, -1).astype(np.int32)
+        alone = backend.expert_ffn(x, [gate[e]], [up[e]], [down[e]], mine, weights)
+        of_expert = ids[:, 0] == e
+        assert np.isfinite(alone).all() and (alone[of_expert] != 0).any(1).all(), formats[e]
+        np.testing.assert_array_equal(got[of_expert].view(np.uint32), alone[of_expert].view(np.uint32), str(formats[e]))
+    assert len(np.unique(ids)) > len(formats) // 2
+    np.testing.assert_array_equal(got[ids[:, 0] < 0], 0)
+
+
 def test_weight_zero_and_sign():
     """A weight of 0 adds nothing; the order of a row's slots does not change what is chosen."""
     b, w = _C_testing.Backend(), make_experts(4, 16, 8, "float32")

@@ -147,6 +147,8 @@ struct Experts {
   DeviceVector<uint8_t> gate_up_packed, down_packed;
   std::vector<float> gate_bias, up_bias, down_bias;  // of all experts
   DeviceVector<float> device_gate_bias, device_up_bias, device_down_bias;
+  std::vector<cuda::ExpertEntry> entries;  // of experts that lie in memory in the opposite order
+  DeviceVector<cuda::ExpertEntry> table;
 
   Experts(int experts, int hidden_size, int expert_width, const Extras& more = {})
       : num_experts(experts), hidden(hidden_size), width(expert_width), extras(more) {
@@ -157,18 +159,31 @@ struct Experts {
     down_packed = DeviceVector<uint8_t>(std::vector<uint8_t>(size_t(experts * down_bytes), 0xff));
     const float scale = 2 / std::sqrt(float(hidden));
     for (int e = 0; e < experts; ++e) {
+      const int place = experts - 1 - e;
+      entries.push_back({gate_up_packed.get() + place * gate_up_bytes, down_packed.get() + place * down_bytes});
       gate.push_back(random_values(size_t(width) * hidden, scale));
       up.push_back(random_values(size_t(width) * hidden, scale));
       down.push_back(random_values(size_t(hidden) * width));
-      pack_values(gate.back(), width, hidden, gate_up_packed.get() + e * gate_up_bytes, 2, 0);
-      pack_values(up.back(), width, hidden, gate_up_packed.get() + e * gate_up_bytes, 2, 1);
-      pack_values(down.back(), hidden, width, down_packed.get() + e * down_bytes);
+      pack_values(gate.back(), width, hidden, gate_up_packed.get() + place * gate_up_bytes, 2, 0);
+      pack_values(up.back(), width, hidden, gate_up_packed.get() + place * gate_up_bytes, 2, 1);
+      pack_values(down.back(), hidden, width, down_packed.get() + place * down_bytes);
     }
-    if (!extras.bias) return;
+    if (extras.bias) add_biases();
+    table = DeviceVector<cuda::ExpertEntry>(entries);
+  }
+
+ private:
+  void add_biases() {
+    const int experts = num_experts;
     gate_bias = random_values(size_t(experts) * width), up_bias = random_values(size_t(experts) * width);
     down_bias = random_values(size_t(experts) * hidden);
     device_gate_bias = DeviceVector<float>(gate_bias), device_up_bias = DeviceVector<float>(up_bias);
     device_down_bias = DeviceVector<float>(down_bias);
+    for (int e = 0; e < experts; ++e) {
+      entries[size_t(e)].gate_bias = device_gate_bias.get() + e * width;
+      entries[size_t(e)].up_bias = device_up_bias.get() + e * width;
+      entries[size_t(e)].down_bias = device_down_bias.get() + e * hidden;
+    }
   }
 };
 
@@ -215,8 +230,10 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
 
   cuda::GateUpArgs first = {};
   first.x = rounded.get();
-  first.weights = experts.gate_up_packed.get();
-  first.expert_bytes = experts.gate_up_bytes;
+  first.experts = ids.empty() ? nullptr : experts.table.get();
+  first.num_experts = experts.num_experts;
+  if (ids.empty()) first.dense = experts.entries[0];
+  first.biased = experts.extras.bias;
   first.num_rows = num_rows;
   first.hidden_size = experts.hidden;
   first.width = experts.width;
@@ -230,12 +247,12 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   const DeviceVector<float> pair_scale(weights);
   first.pair_scale = experts.extras.ffn.scale_input ? pair_scale.get() : nullptr;
   first.ffn = experts.extras.ffn;
-  if (experts.extras.bias) first.gate_bias = experts.device_gate_bias.get(), first.up_bias = experts.device_up_bias.get();
   cuda::gate_up(first, num_sms, {});
   cuda::DownArgs second = {};
   second.hidden = hidden.get();
-  second.weights = experts.down_packed.get();
-  second.expert_bytes = experts.down_bytes;
+  second.experts = first.experts;
+  second.dense = first.dense;
+  second.biased = first.biased;
   second.num_rows = num_rows;
   second.hidden_size = experts.hidden;
   second.width = experts.width;
@@ -244,7 +261,6 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   second.tiles = first.tiles;
   second.num_tiles = first.num_tiles;
   second.partial = partial.get();
-  if (experts.extras.bias) second.bias = experts.device_down_bias.get();
   cuda::down(second, num_sms, {});
   return {hidden.read(), partial.read(), stride};
 }

@@ -352,6 +352,25 @@ void test_products() {
   backend->release(memory, bytes);
 }
 
+// A table of experts says its formats, and one that there is no kernel for is refused by name.
+void test_expert_formats() {
+  auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
+  const std::vector<float> matrix(64, 1.0f);
+  std::vector<ExpertWeights> experts(2);
+  for (ExpertWeights& e : experts) {
+    e.gate = e.up = {matrix.data(), DType::kF32, 4, 16};
+    e.down = {matrix.data(), DType::kF32, 16, 4};
+  }
+  CHECK_THROWS(backend->expert_table(experts), ErrorCode::kUnsupported, "experts", {"packed bfloat16", "expert 0 is float32"});
+  backend->place_experts(experts);
+  const ExpertTable table = backend->expert_table(experts);
+  CHECK(table.entries() != nullptr);
+  CHECK_EQ(table.size(), 2);
+  CHECK_EQ(table[1].down.bytes(), 16 * 4 * 2);
+  experts[1].down.format = QuantFormat::kInt8;
+  CHECK_THROWS(backend->expert_table(experts), ErrorCode::kUnsupported, "experts", {"packed bfloat16", "expert 1 is int8"});
+}
+
 }  // namespace
 
 // Both backends round to bfloat16 at the same places but for attention's probabilities, which the tensor cores take rounded. So
@@ -412,6 +431,7 @@ int main(int argc, char** argv) {
   if (!std::filesystem::exists(model + "/model.safetensors")) load_format = "dummy";
   test_bad_scores();
   test_products();
+  test_expert_formats();
   test_expert_biases();
   test_sinks();
   test_errors();

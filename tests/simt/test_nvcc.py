@@ -249,6 +249,7 @@ __global__ void use(const uint4* in, float* out, uint32_t* counts) {
   uint32_t v = match_any(kFullWarp, a[0]) + reduce_add(kFullWarp, a[1]) + reduce_max(kFullWarp, a[2]);
   v += ballot(kFullWarp, a[3] & 1);
   v += reduce_min(kFullWarp, shuffle(kFullWarp, v, 3)) + shuffle_up(kFullWarp, v, 1) + shuffle_down(kFullWarp, v, 1);
+  prefetch_line(in + v % 64);
   const Words4 once = load_once(in + v % 64), again = load_16(in + once.x % 64);
   v += once.y ^ again.z;
   atomic_or(counts, v);

@@ -40,8 +40,9 @@ class CpuBackend : public Backend {
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  ExpertSum do_expert_ffn(const RowsIn&, int64_t, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
-                          const Routing&, const DispatchPlan&, float*) override;
+  const void* do_expert_table(std::span<const ExpertWeights>) override;
+  ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
+                          const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
@@ -53,6 +54,9 @@ class CpuBackend : public Backend {
     int64_t seq, first, rows, first_task;
   };
   struct AttentionCall;
+  // What expert_ffn() and mlp() share; experts of any formats.
+  void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
+                   const DispatchPlan&, float* out);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
   void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
              int64_t slot) const;
@@ -61,23 +65,22 @@ class CpuBackend : public Backend {
 
   // Weight rows per task with which the last tasks do not leave threads idle.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
-  static int form(const WeightView& w) { return w.scheme == Scheme::kPlain ? int(w.dtype) : 2 + int(w.scheme); }
-  const Product& product(const WeightView& w) const { return products_[form(w)]; }
-  const Product& key_product() const { return products_[int(compute_dtype_)]; }  // with the K pages, which have that dtype
-  void quantize(std::span<WeightView* const> weights, Scheme scheme);
+  const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
+  const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
+  void quantize(std::span<WeightView* const> weights, QuantFormat format);
   // Packs `num_rows` rows of n values; the group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
 
   DType compute_dtype_;
   const cpu::Kernels& kernels_;
   const cpu::QuantKernels& quant_kernels_;
-  const Product products_[5];  // with weights, by their form()
+  const PerKind<Product> products_;
   ThreadPool pool_;
-  const Scheme quantization_;
+  const QuantFormat quantization_;
   WeightStore store_;
   Selector selector_;
   std::vector<SelectionStats> stats_;  // of the step's route() calls
-  Scratch<char> packed_[5];            // rows entering linear(), by the weights' form()
+  PerKind<Scratch<char>> packed_;      // rows entering linear()
   Scratch<char> gathered_, hidden_;    // expert_ffn: rows entering gate and up, and down, by expert
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan

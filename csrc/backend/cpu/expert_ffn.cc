@@ -3,8 +3,10 @@
 //   1. gate_up  hidden[row] = activation(x . gate, x . up)   task: (active expert, block of I)
 //   2. down     expert_out[row] = hidden[row] . down         task: (active expert, block of H)
 //   3. combine  out[t] += sum_j weights[t, j] * expert_out[row of (t, j)], j ascending: a gather, so the same bits always
-// Rows are the dispatch plan's: an expert's rows are a group, so its weights are read once for all of them.
+// Rows are the dispatch plan's: an expert's rows are a group, so its weights are read once for all of them. Each expert is
+// multiplied in its own format, and a group is packed as that format takes it; rows of all groups have the room of the longest form.
 // Bytes: gate, up and down of the active experts. Limit: memory bandwidth while experts have few rows.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -24,38 +26,71 @@ const void* at(const WeightView& bias, int64_t begin) {
 
 }  // namespace
 
-ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts,
-                                    const RouterRule& rule, const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan,
-                                    float* out) {
-  int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows, k = rule.top_k;
-  int64_t pairs = plan.offsets[rule.num_experts], active = routing.num_active;
-  if (pairs == 0) return {};
+const void* CpuBackend::do_expert_table(std::span<const ExpertWeights> experts) {
+  for (size_t e = 0; e < experts.size(); ++e)
+    for (const WeightView* w : {&experts[e].gate, &experts[e].down})
+      if (w->format == QuantFormat::kPacked)
+        fail(ErrorCode::kUnsupported, "experts", "experts: expert ", e, " is ", quant_format_name(w->format),
+             ", which the CPU does not multiply");
+  return nullptr;
+}
 
-  const Product &into = product(experts[0].gate), &down = product(experts[0].down);
+ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
+                                    const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
+  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out);
+  return {};
+}
 
-  RowGroup gathered{nullptr, into.row_bytes(hidden)}, activated{nullptr, down.row_bytes(width)};
-  gathered.data = gathered_.get(pairs * gathered.row_bytes);
-  activated.data = hidden_.get(pairs * activated.row_bytes);
+void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts, int64_t k,
+                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
+  const int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows;
+  const int64_t pairs = plan.offsets[experts.size()], active = routing.num_active;
+  if (pairs == 0) return;
+
+  // Where formats differ, rows have the room of the longest form, and tasks the size that suits all.
+  int64_t gathered_bytes = 0, activated_bytes = 0, block = INT64_MAX, down_block = INT64_MAX, step = 1, down_step = 1;
+  for (int64_t i = 0; i < active; ++i) {
+    const ExpertWeights& w = experts[size_t(routing.active[i])];
+    const Product &into = product(w.gate), &down = product(w.down);
+    gathered_bytes = std::max(gathered_bytes, into.row_bytes(hidden));
+    activated_bytes = std::max(activated_bytes, down.row_bytes(width));
+    block = std::min(block, into.rows_per_task(2 * w.gate.row_bytes(), std::min(width, balanced_rows(active * width))));
+    down_block = std::min(down_block, down.rows_per_task(w.down.row_bytes(), std::min(hidden, balanced_rows(active * hidden))));
+    step = std::max({step, into.tile_rows(), down.pack_step()});  // powers of two: the largest is a multiple of each
+    down_step = std::max(down_step, down.tile_rows());
+  }
+  block = round_up(block, step);
+  down_block = round_up(down_block, down_step);
+  char* gathered = gathered_.get(pairs * gathered_bytes);
+  char* activated = hidden_.get(pairs * activated_bytes);
+  const auto rows_into = [&](int32_t e) {  // the group of expert e
+    return RowGroup{gathered + plan.offsets[e] * gathered_bytes, product(experts[size_t(e)].gate).row_bytes(hidden)};
+  };
+  const auto rows_down = [&](int32_t e) {
+    return RowGroup{activated + plan.offsets[e] * activated_bytes, product(experts[size_t(e)].down).row_bytes(width)};
+  };
 
   const int64_t pieces = ceil_div(hidden, kPackColumns);
   pool_.parallel_for(active * pieces, [&](int64_t task, int) {
     const int32_t e = routing.active[task / pieces];
     const int64_t begin = task % pieces * kPackColumns, count = std::min(kPackColumns, hidden - begin);
+    const Product& into = product(experts[size_t(e)].gate);
+    const RowGroup group = rows_into(e);
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += RowGroup::kRows) {
       const int64_t m = std::min<int64_t>(RowGroup::kRows, plan.offsets[e + 1] - r);
       const float* rows[RowGroup::kRows];
       for (int64_t j = 0; j < m; ++j) rows[j] = x.f32 + plan.pair_of_sorted[r + j] / k * hidden + begin;
-      into.pack(rows, m, begin, count, gathered.from(r));
+      into.pack(rows, m, begin, count, group.from(r - plan.offsets[e]));
     }
   });
 
-  int64_t block = round_up(into.rows_per_task(2 * experts[0].gate.row_bytes(), std::min(width, balanced_rows(active * width))),
-                           down.pack_step());
   int64_t blocks = ceil_div(width, block);
   pool_.parallel_for(active * blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / blocks];
     int64_t begin = task % blocks * block, count = std::min(block, width - begin);
     const ExpertWeights& w = experts[size_t(e)];
+    const Product &into = product(w.gate), &down = product(w.down);
+    const RowGroup from = rows_into(e), to = rows_down(e);
     float* gate = tile_[size_t(thread)].get((2 * kTileRows + 2) * block);
     float *up = gate + kTileRows * block, *gate_bias = up + kTileRows * block, *up_bias = gate_bias + block;
     const bool biased = !w.gate_bias.empty();
@@ -65,8 +100,8 @@ ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span
     }
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += kTileRows) {
       int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
-      into.run(w.gate, begin, count, gathered.from(r), m, gate, block, false);
-      into.run(w.up, begin, count, gathered.from(r), m, up, block, false);
+      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false);
+      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
@@ -84,20 +119,19 @@ ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span
           kernels_.clamped_swiglu(g, u, count, ffn.alpha, ffn.limit, g);
         rows[j] = g;
       }
-      down.pack(rows, m, begin, count, activated.from(r));
+      down.pack(rows, m, begin, count, to.from(r - plan.offsets[e]));
     }
   });
 
   float* expert_out = expert_out_.get(pairs * hidden);
-  int64_t down_block = down.rows_per_task(experts[0].down.row_bytes(), std::min(hidden, balanced_rows(active * hidden))),
-          down_blocks = ceil_div(hidden, down_block);
+  const int64_t down_blocks = ceil_div(hidden, down_block);
   pool_.parallel_for(active * down_blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / down_blocks];
     const ExpertWeights& w = experts[size_t(e)];
     int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);
     int64_t first = plan.offsets[e], m = plan.offsets[e + 1] - first;
     float* to = expert_out + first * hidden + begin;
-    down.run(w.down, begin, count, activated.from(first), m, to, hidden, false);
+    product(w.down).run(w.down, begin, count, rows_down(e), m, to, hidden, false);
     if (w.down_bias.empty()) return;
     float* bias = tile_[size_t(thread)].get(count);
     kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);
@@ -113,7 +147,6 @@ ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span
     }
     kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
   });
-  return {};
 }
 
 // One expert that takes every row, with weight 1 or by its gate.
@@ -128,7 +161,7 @@ void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& 
   int32_t active = 0, offsets[2] = {0, int32_t(num_rows)};
   Routing routing{nullptr, row_weights, &active, 1};
   DispatchPlan plan{offsets, rows, rows};
-  do_expert_ffn(x, num_rows, {&weights, 1}, RouterRule{1, 1, true}, {}, routing, plan, out);
+  run_experts(x, num_rows, {&weights, 1}, 1, {}, routing, plan, out);
 }
 
 }  // namespace lynx_rt

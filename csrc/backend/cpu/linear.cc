@@ -23,11 +23,11 @@ void add_bias(const cpu::Kernels& kernels, const WeightView& bias, int64_t begin
 void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const LinearPart> parts, bool accumulate, float* out,
                            int64_t out_stride, float scale) {
   int64_t k = parts[0].weight.cols;
-  RowGroup rows[5];
+  PerKind<RowGroup> rows{};
   int64_t total = 0;
   for (const LinearPart& p : parts) {
-    const int f = form(p.weight);
-    if (!rows[f].data) rows[f] = pack_rows(product(p.weight), x.f32, num_rows, k, packed_[f]);
+    const WeightKind kind = kind_of(p.weight);
+    if (!rows[kind].data) rows[kind] = pack_rows(product(p.weight), x.f32, num_rows, k, packed_[kind]);
     total += p.weight.rows;
   }
   int64_t block = INT64_MAX;
@@ -45,7 +45,7 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
     const WeightView& w = part->weight;
     int64_t begin = task * block, count = std::min(block, w.rows - begin);
     float* to = results + part->out_column + begin;
-    product(w).run(w, begin, count, rows[form(w)], num_rows, to, out_stride, accumulate && !apart);
+    product(w).run(w, begin, count, rows[kind_of(w)], num_rows, to, out_stride, accumulate && !apart);
     add_bias(kernels_, part->bias, begin, count, num_rows, to, out_stride);
     if (scale == 1) return;
     for (int64_t t = 0; t < num_rows; ++t) {
@@ -83,7 +83,7 @@ void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_hea
 void CpuBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
   // float32 rows whatever the compute dtype: the choice of experts is the least forgiving product of the model.
   const Product exact(kernels_, DType::kF32, weight.dtype);
-  const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[0]);
+  const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[WeightKind::kF32]);
   int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows));
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {
     int64_t begin = task * block, count = std::min(block, weight.rows - begin);

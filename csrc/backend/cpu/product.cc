@@ -20,8 +20,8 @@ Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
   }
 }
 
-Product::Product(const cpu::QuantKernels& kernels, Scheme weight)
-    : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == Scheme::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
+Product::Product(const cpu::QuantKernels& kernels, QuantFormat weight)
+    : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == QuantFormat::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
 
 int64_t Product::row_bytes(int64_t k) const {
   if (form_ == Form::kQuantized) return cpu::Quant::x_bytes(k);
@@ -41,7 +41,7 @@ void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n
 
 int64_t Product::rows_per_task(int64_t row_bytes, int64_t most) const {
   // A task of the tile kernel begins with rows that nobody has prefetched: it gets more of them.
-  const int64_t tile = pack_ ? 16 : 4, bytes = pack_ ? 256 << 10 : 64 << 10;
+  const int64_t tile = tile_rows(), bytes = pack_ ? 256 << 10 : 64 << 10;
   const int64_t by_bytes = std::max(tile, bytes / std::max<int64_t>(1, row_bytes) / tile * tile);
   return std::min(by_bytes, std::max(tile, round_up(most, tile)));
 }

@@ -1,5 +1,6 @@
 // A matrix product with weights of one dtype, and the form in which rows enter it.
 #pragma once
+#include <array>
 #include <cstdint>
 
 #include "backend/cpu/kernels/kernels.h"
@@ -7,6 +8,25 @@
 #include "base/tensor.h"
 
 namespace lynx_rt {
+
+// What products tell weights apart by.
+enum class WeightKind : uint8_t { kF32, kBF16, kF16, kInt8, kInt4 };
+
+inline WeightKind kind_of(const WeightView& w) {
+  switch (w.format) {
+    case QuantFormat::kInt8: return WeightKind::kInt8;
+    case QuantFormat::kInt4: return WeightKind::kInt4;
+    default: return w.dtype == DType::kF32 ? WeightKind::kF32 : w.dtype == DType::kBF16 ? WeightKind::kBF16 : WeightKind::kF16;
+  }
+}
+
+// One of each kind.
+template <class T>
+struct PerKind {
+  std::array<T, 5> values;
+  T& operator[](WeightKind kind) { return values[size_t(kind)]; }
+  const T& operator[](WeightKind kind) const { return values[size_t(kind)]; }
+};
 
 // The packed rows of one product: one piece of memory, `row_bytes` for each row. How rows lie within sixteen is the product's
 // own, so a part of a group begins at a multiple of 16 rows.
@@ -24,7 +44,7 @@ class Product {
   // Rows enter as bf16 where the kernels take them so, else as float32 rounded to the compute dtype.
   Product(const cpu::Kernels& kernels, DType compute, DType weight);
   // With quantised weights; rows enter quantised as well (kernels/quant.h).
-  Product(const cpu::QuantKernels& kernels, Scheme weight);
+  Product(const cpu::QuantKernels& kernels, QuantFormat weight);
 
   int64_t row_bytes(int64_t k) const;  // of a packed row
   // Whether a float32 row is its own packed form.
@@ -44,6 +64,8 @@ class Product {
                   int64_t out_stride) const {
     pieces_(w, n, pieces, 2 * k, x.data, x.row_bytes, m, k, out, out_stride);
   }
+  // Parts of a weight begin at multiples of so many rows.
+  int64_t tile_rows() const { return pack_ ? 16 : 4; }
   // Weight rows for one task, `row_bytes` each: in whole register tiles, and so few that they stay in the second-level cache
   // while the task's rows of x pass over them. `most` bounds them as far as whole tiles allow.
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;

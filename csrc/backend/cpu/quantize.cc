@@ -15,23 +15,23 @@ namespace {
 
 constexpr int64_t kPanelsPerTask = 4;
 
-int bits(Scheme scheme) { return scheme == Scheme::kInt8 ? 8 : 4; }
+int bits(QuantFormat format) { return format == QuantFormat::kInt8 ? 8 : 4; }
 
-int64_t row_bytes(const WeightView& w, Scheme scheme) {
-  return Quant::groups(w.cols) * Quant::group_bytes(bits(scheme)) / Quant::kPanel;
+int64_t row_bytes(const WeightView& w, QuantFormat format) {
+  return Quant::groups(w.cols) * Quant::group_bytes(bits(format)) / Quant::kPanel;
 }
 
 }  // namespace
 
 // Replaces the weights by quantised ones, in one piece of memory.
-void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
+void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat format) {
   struct Task {
     WeightView from;
     int64_t first, panels;
     char* to;
   };
   int64_t bytes = 0;
-  for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, scheme);
+  for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, format);
   if (!store_.filled()) {
     const int64_t free = free_memory_bytes();
     if (bytes > free)
@@ -42,7 +42,7 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
   std::vector<Task> tasks;
   for (WeightView* w : weights) {
     const WeightView from = *w;
-    *w = {to, from.dtype, from.rows, from.cols, scheme, row_bytes(from, scheme)};
+    *w = {to, from.dtype, from.rows, from.cols, format, row_bytes(from, format)};
     const int64_t panels = ceil_div(from.rows, Quant::kPanel), panel_bytes = Quant::kPanel * w->row_bytes();
     for (int64_t p = 0; p < panels; p += kPanelsPerTask)
       tasks.push_back({from, p, std::min(kPanelsPerTask, panels - p), to + p * panel_bytes});
@@ -50,8 +50,8 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
   }
   if (store_.filled()) return;
 
-  const auto quantize_group = scheme == Scheme::kInt8 ? quant_kernels_.quantize_int8 : quant_kernels_.quantize_int4;
-  const int64_t group_bytes = Quant::group_bytes(bits(scheme));
+  const auto quantize_group = format == QuantFormat::kInt8 ? quant_kernels_.quantize_int8 : quant_kernels_.quantize_int4;
+  const int64_t group_bytes = Quant::group_bytes(bits(format));
   pool_.parallel_for(int64_t(tasks.size()), [&](int64_t i, int) {
     const Task& task = tasks[size_t(i)];
     const WeightView& w = task.from;
@@ -71,17 +71,17 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, Scheme scheme) {
 
 WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
   const bool product = use == WeightUse::kMatrix || use == WeightUse::kHead;
-  if (quantization_ == Scheme::kPlain || !product || weight.empty()) return weight;
+  if (quantization_ == QuantFormat::kPlain || !product || weight.empty()) return weight;
   WeightView placed = weight;
   WeightView* one = &placed;
   // With int4, too: attention and the output projection are a small part of an MoE model's bytes, and their error weighs more
   // than the experts' (bench/results/eval-lynx-nano-quantization.md).
-  quantize({&one, 1}, Scheme::kInt8);
+  quantize({&one, 1}, QuantFormat::kInt8);
   return placed;
 }
 
 void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
-  if (quantization_ == Scheme::kPlain) return;
+  if (quantization_ == QuantFormat::kPlain) return;
   std::vector<WeightView*> all;
   for (ExpertWeights& e : experts)
     for (WeightView* w : {&e.gate, &e.up, &e.down})
@@ -107,8 +107,8 @@ void CpuBackend::reserve(const StepLimits&) { store_.save(); }
 int64_t quantized_groups(const WeightView& weight) { return Quant::groups(weight.cols); }
 
 void read_quantized(const WeightView& w, int8_t* values, float* scales) {
-  if (w.scheme == Scheme::kPlain) invalid("weight", "expected a quantised one");
-  const int b = bits(w.scheme);
+  if (w.format == QuantFormat::kPlain) invalid("weight", "expected a quantised one");
+  const int b = bits(w.format);
   for (int64_t n = 0; n < w.rows; ++n) {
     const int64_t r = n % Quant::kPanel;
     const char* group = static_cast<const char*>(w.row(n - r));

@@ -45,6 +45,10 @@ int as_int(int64_t v, const char* what) {
 
 const float* floats(const WeightView& w) { return static_cast<const float*>(w.data); }  // null of an empty one
 
+ExpertEntry entry_of(const ExpertWeights& w) {  // gate and up share an array, which both views name
+  return {w.gate.data, w.down.data, floats(w.gate_bias), floats(w.up_bias), floats(w.down_bias)};
+}
+
 }  // namespace
 
 CudaBackend::CudaBackend(const BackendOptions& options) : device_(device_number(options.device)) {
@@ -230,33 +234,47 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   cuda::route(args, stream_);
 }
 
-ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts,
-                                     const RouterRule& rule, const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan,
-                                     float*) {
-  const WeightView& gate = experts[0].gate;
+const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts) {
+  set_device(device_);
+  std::vector<ExpertEntry> entries;
+  for (const ExpertWeights& w : experts) {
+    for (const WeightView* matrix : {&w.gate, &w.down})
+      if (matrix->format != QuantFormat::kPacked || matrix->dtype != DType::kBF16)
+        fail(ErrorCode::kUnsupported, "experts", "experts: device \"cuda:", device_,
+             "\" multiplies experts that are packed bfloat16, expert ", entries.size(), " is ",
+             matrix->format == QuantFormat::kPlain ? dtype_name(matrix->dtype) : quant_format_name(matrix->format));
+    entries.push_back(entry_of(w));
+  }
+  const int64_t bytes = int64_t(entries.size() * sizeof(ExpertEntry));
+  void* to = allocate_weights(bytes);
+  write(to, entries.data(), bytes);
+  return to;
+}
+
+ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
+                                     const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float*) {
   const int32_t* counts = static_cast<const int32_t*>(counts_.get());
   GateUpArgs up = {};
-  up.x = rounded(x, num_rows, gate.cols);
-  up.weights = gate.data;
-  up.expert_bytes = 2 * packed_bytes(gate.rows, gate.cols);
+  up.x = rounded(x, num_rows, experts.hidden_size());
+  up.experts = static_cast<const ExpertEntry*>(experts.entries());
+  up.num_experts = rule.num_experts;
+  up.biased = experts.has_biases();
   up.num_rows = int(num_rows);
-  up.hidden_size = int(gate.cols);
-  up.width = int(gate.rows);
+  up.hidden_size = int(experts.hidden_size());
+  up.width = int(experts.width());
   up.top_k = rule.top_k;
   up.pair_of_sorted = plan.pair_of_sorted;
   up.tiles = static_cast<const Tile*>(tiles_.get());
   up.num_tiles = counts + 1;
   up.hidden = static_cast<uint16_t*>(hidden_.get());
-  up.gate_bias = floats(experts[0].gate_bias);
-  up.up_bias = floats(experts[0].up_bias);
   up.pair_scale = ffn.scale_input ? routing.weights : nullptr;
   up.ffn = ffn;
   gate_up(up, properties_.num_sms, stream_);
 
   DownArgs args = {};
   args.hidden = up.hidden;
-  args.weights = experts[0].down.data;
-  args.expert_bytes = packed_bytes(gate.cols, gate.rows);
+  args.experts = up.experts;
+  args.biased = up.biased;
   args.num_rows = up.num_rows;
   args.hidden_size = up.hidden_size;
   args.width = up.width;
@@ -265,7 +283,6 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::spa
   args.tiles = up.tiles;
   args.num_tiles = up.num_tiles;
   args.partial = static_cast<float*>(partial_.get());
-  args.bias = floats(experts[0].down_bias);
   down(args, properties_.num_sms, stream_);
 
   return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
@@ -274,14 +291,13 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, std::spa
 void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, weights.gate.cols);
-  up.weights = weights.gate.data;
+  up.dense = entry_of(weights);
+  up.biased = !weights.gate_bias.empty();
   up.num_rows = int(num_rows);
   up.hidden_size = int(weights.gate.cols);
   up.width = int(weights.gate.rows);
   up.top_k = 1;
   up.hidden = static_cast<uint16_t*>(hidden_.get());
-  up.gate_bias = floats(weights.gate_bias);
-  up.up_bias = floats(weights.up_bias);
   gate_up(up, properties_.num_sms, stream_);
 
   LinearArgs args = {};

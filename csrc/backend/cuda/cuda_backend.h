@@ -58,8 +58,9 @@ class CudaBackend final : public Backend {
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
-  ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, const RouterRule&, const FfnRule&,
-                          const Routing&, const DispatchPlan&, float*) override;
+  const void* do_expert_table(std::span<const ExpertWeights>) override;
+  ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
+                          const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;

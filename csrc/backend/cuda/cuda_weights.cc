@@ -73,6 +73,8 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
     });
     view.data = target.data;
     view.dtype = DType::kBF16;
+    view.format = QuantFormat::kPacked;
+    view.quantized_row_bytes = view.cols * dtype_size(DType::kBF16);  // without padding, so that bytes() are the matrix's
   };
   for (ExpertWeights& e : experts) {
     load(e.gate, {gate_up_at, 2, 0});

@@ -1,4 +1,4 @@
-// The kernels, written over the sixteen-lane type F16 of the simd_*.h header that the including file chose.
+// The kernels, written over the sixteen-lane type F32x16 of the simd_*.h header that the including file chose.
 //
 // Dot products: lane l accumulates elements l, l + 16, l + 32, ... in order with fused multiply-add; a short tail is padded with
 // zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on K alone, so a row's result is the same
@@ -19,7 +19,7 @@ using lynx_rt::DType;
 constexpr int kLanes = 16;
 
 template <DType D>
-inline F16 load(const void* p) {
+inline F32x16 load(const void* p) {
   if constexpr (D == DType::kF32)
     return load_f32(p);
   else if constexpr (D == DType::kBF16)
@@ -32,17 +32,17 @@ template <DType D>
 constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
 
 template <DType D>
-inline F16 load_partial(const void* p, int64_t count) {
+inline F32x16 load_partial(const void* p, int64_t count) {
   alignas(64) unsigned char buf[64] = {};
   std::memcpy(buf, p, size_t(count * kSize<D>));
   return load<D>(buf);
 }
 
-inline F16 zero() { return F16{}; }
+inline F32x16 zero() { return F32x16{}; }
 
 // out[j * out_stride + i] (+)= fold(acc[i][j])
 template <int NR, int MR>
-inline void put_tile(const F16 (&acc)[NR][MR], float* out, int64_t out_stride, bool accumulate) {
+inline void put_tile(const F32x16 (&acc)[NR][MR], float* out, int64_t out_stride, bool accumulate) {
   for (int j = 0; j < MR; ++j)
     for (int i = 0; i < NR; ++i) {
       const float v = fold(acc[i][j]);
@@ -55,26 +55,26 @@ inline void put_tile(const F16 (&acc)[NR][MR], float* out, int64_t out_stride, b
 template <DType W, int NR, int MR>
 inline void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, float* out, int64_t out_stride,
                       bool accumulate, bool first_pass) {
-  F16 acc[NR][MR];
+  F32x16 acc[NR][MR];
   for (int i = 0; i < NR; ++i)
     for (int j = 0; j < MR; ++j) acc[i][j] = zero();
   int64_t p = 0;
   for (; p + kLanes <= k; p += kLanes) {
-    F16 xv[MR];
+    F32x16 xv[MR];
     for (int j = 0; j < MR; ++j) xv[j] = load_f32(x + j * x_stride + p * 4);
     for (int i = 0; i < NR; ++i) {
       const char* wp = w + i * w_stride + p * kSize<W>;
       // The first pass over a tile streams it from memory: fetch the tile after it meanwhile.
       if (first_pass) prefetch(wp + NR * w_stride);
-      F16 wv = load<W>(wp);
+      F32x16 wv = load<W>(wp);
       for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
     }
   }
   if (p < k) {
-    F16 xv[MR];
+    F32x16 xv[MR];
     for (int j = 0; j < MR; ++j) xv[j] = load_partial<DType::kF32>(x + j * x_stride + p * 4, k - p);
     for (int i = 0; i < NR; ++i) {
-      F16 wv = load_partial<W>(w + i * w_stride + p * kSize<W>, k - p);
+      F32x16 wv = load_partial<W>(w + i * w_stride + p * kSize<W>, k - p);
       for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
     }
   }
@@ -117,14 +117,14 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64
 // One register tile of weighted_sum(): NV times 16 columns of MJ sums.
 template <DType D, int NV, int MJ>
 inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
-  F16 sum[MJ][NV];
+  F32x16 sum[MJ][NV];
   for (int j = 0; j < MJ; ++j)
     for (int c = 0; c < NV; ++c) sum[j][c] = load_f32(acc[j] + i + c * kLanes);
   for (int64_t t = 0; t < tokens; ++t) {
-    F16 row[NV];
+    F32x16 row[NV];
     for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * stride + i + c * kLanes) * kSize<D>);
     for (int j = 0; j < MJ; ++j) {
-      const F16 weight = broadcast(p[j][t]);
+      const F32x16 weight = broadcast(p[j][t]);
       for (int c = 0; c < NV; ++c) sum[j][c] = fmadd(weight, row[c], sum[j][c]);
     }
   }
@@ -139,7 +139,7 @@ void weighted_rows(const char* v, int64_t stride, int64_t tokens, const float* c
   for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, stride, tokens, p, acc, i);
   if (i == d) return;
   for (int j = 0; j < MJ; ++j) {
-    F16 sum = load_partial<DType::kF32>(acc[j] + i, d - i);
+    F32x16 sum = load_partial<DType::kF32>(acc[j] + i, d - i);
     for (int64_t t = 0; t < tokens; ++t)
       sum = fmadd(broadcast(p[j][t]), load_partial<D>(v + (t * stride + i) * kSize<D>, d - i), sum);
     std::memcpy(acc[j] + i, &sum, size_t(d - i) * 4);
@@ -168,11 +168,11 @@ template <DType D>
 void convert_to_f32(const char* in, int64_t n, float* out) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    F16 v = load<D>(in + i * kSize<D>);
+    F32x16 v = load<D>(in + i * kSize<D>);
     std::memcpy(out + i, &v, 64);
   }
   if (i < n) {
-    F16 v = load_partial<D>(in + i * kSize<D>, n - i);
+    F32x16 v = load_partial<D>(in + i * kSize<D>, n - i);
     std::memcpy(out + i, &v, size_t(n - i) * 4);
   }
 }
@@ -223,14 +223,14 @@ void round_to(const float* in, int64_t n, DType dtype, float* out) {
 constexpr int64_t kBlock = 256;
 
 void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out) {
-  F16 sum = zero();
+  F32x16 sum = zero();
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    F16 v = load_f32(x + i);
+    F32x16 v = load_f32(x + i);
     sum = fmadd(v, v, sum);
   }
   if (i < n) {
-    F16 v = load_partial<DType::kF32>(x + i, n - i);
+    F32x16 v = load_partial<DType::kF32>(x + i, n - i);
     sum = fmadd(v, v, sum);
   }
   float scale = 1.0f / std::sqrt(fold(sum) / float(n) + eps);
@@ -248,17 +248,17 @@ void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float e
 
 // The sum of (x - mean)^2, or with squared = false of x, in the lanes' order.
 inline float sum_lanes(const float* x, int64_t n, float mean, bool squared) {
-  const F16 shift = broadcast(mean);
-  F16 sum = zero();
+  const F32x16 shift = broadcast(mean);
+  F32x16 sum = zero();
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    F16 v = load_f32(x + i) - shift;
+    F32x16 v = load_f32(x + i) - shift;
     sum = squared ? fmadd(v, v, sum) : sum + v;
   }
   if (i < n) {
     alignas(64) float buf[kLanes];
     for (int64_t j = 0; j < kLanes; ++j) buf[j] = i + j < n ? x[i + j] : mean;  // adds nothing
-    F16 v = load_f32(buf) - shift;
+    F32x16 v = load_f32(buf) - shift;
     sum = squared ? fmadd(v, v, sum) : sum + v;
   }
   return fold(sum);
@@ -371,7 +371,7 @@ void axpy(float a, const float* x, int64_t n, float* y) {
 
 double read_sum(const void* p, int64_t bytes) {
   const char* b = static_cast<const char*>(p);
-  F16 acc[8];
+  F32x16 acc[8];
   for (auto& a : acc) a = zero();
   for (int64_t i = 0; i + 512 <= bytes; i += 512)
     for (int j = 0; j < 8; ++j) {

@@ -9,43 +9,43 @@
 
 namespace {
 
-using F16 = float __attribute__((vector_size(64)));  // 16 lanes; split into what the target has
+using F32x16 = float __attribute__((vector_size(64)));  // 16 lanes; split into what the target has
 
 constexpr int kTileN = 2, kTileM = 2;  // rows of w and x per register tile: 4 accumulators of 4 SSE registers
 
-inline F16 fmadd(F16 a, F16 b, F16 c) { return a * b + c; }
+inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return a * b + c; }
 
-inline F16 broadcast(float v) {
-  F16 out;
+inline F32x16 broadcast(float v) {
+  F32x16 out;
   for (int i = 0; i < 16; ++i) out[i] = v;
   return out;
 }
 
-inline F16 load_f32(const void* p) {
-  F16 v;
+inline F32x16 load_f32(const void* p) {
+  F32x16 v;
   std::memcpy(&v, p, 64);
   return v;
 }
 
-inline F16 load_bf16(const void* p) {
+inline F32x16 load_bf16(const void* p) {
   uint16_t in[16];
   std::memcpy(in, p, 32);
   uint32_t wide[16];
   for (int i = 0; i < 16; ++i) wide[i] = uint32_t(in[i]) << 16;
-  F16 v;
+  F32x16 v;
   std::memcpy(&v, wide, 64);
   return v;
 }
 
-inline F16 load_f16(const void* p) {
+inline F32x16 load_f16(const void* p) {
   uint16_t in[16];
   std::memcpy(in, p, 32);
-  F16 v;
+  F32x16 v;
   for (int i = 0; i < 16; ++i) v[i] = lynx_rt::f16_to_f32(in[i]);
   return v;
 }
 
-inline float fold(F16 v) {
+inline float fold(F32x16 v) {
   for (int i = 0; i < 8; ++i) v[i] += v[i + 8];
   for (int i = 0; i < 4; ++i) v[i] += v[i + 4];
   return (v[0] + v[2]) + (v[1] + v[3]);

@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
     place = job_place(job, num_tiles, num_units);
     tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
     const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // of 16 rows
-    const unsigned char* rows =
-        static_cast<const unsigned char*>(a.weights) + tile.expert * a.expert_bytes + 2 * place.unit * bytes;
+    const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::down);
+    const unsigned char* rows = static_cast<const unsigned char*>(weights) + 2 * place.unit * bytes;
     // Where H has no second block, the first is loaded again and its sums are not stored.
     const bool both = place.unit * Gemm::kRows + kBlockRows < a.hidden_size;
     gemm.prefetch({rows, both ? rows + bytes : rows});
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
       if (n >= a.hidden_size) continue;
       const int pair = a.pair_of_sorted ? a.pair_of_sorted[done.first + token] : done.first + token;
       float value = Gemm::sum(row / kBlockRows, row % kBlockRows, token);
-      if (a.bias) value += a.bias[int64_t(done.expert) * a.hidden_size + n];
+      if (a.biased) value += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::down_bias)[n];
       a.partial[int64_t(pair) * a.hidden_size + n] = value;
     }
   }
@@ -90,12 +90,8 @@ void down(const DownArgs& args, int num_sms, Stream stream) {
     invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
   if (args.pair_of_sorted && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
-    case 8: return start<1>(args, num_sms, stream);
-    case 16: return start<2>(args, num_sms, stream);
-    case 32: return start<4>(args, num_sms, stream);
-    default: return start<8>(args, num_sms, stream);
-  }
+  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
+                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

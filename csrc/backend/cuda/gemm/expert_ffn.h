@@ -20,16 +20,30 @@ struct Tile {
 constexpr int tile_rows(int num_rows) { return num_rows <= 32 ? 8 : num_rows <= 128 ? 16 : num_rows <= 512 ? 32 : 64; }
 // Tiles of a product in which all rows meet the same weights hold up to 32 rows in one, so that weights pass through L2 once.
 constexpr int dense_tile_rows(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : num_rows <= 512 ? 32 : 64; }
+// Rows of a tile of gate_up() and down(): of experts where there is a list of tiles, else of a dense MLP.
+constexpr int ffn_tile_rows(bool routed, int num_rows) { return routed ? tile_rows(num_rows) : dense_tile_rows(num_rows); }
 // The most tiles that num_pairs pairs over num_experts experts can need.
 constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_rows) {
   const int64_t starts = num_experts < num_pairs ? num_experts : num_pairs;  // tiles that are not full
   return starts + num_pairs / tile_rows;
 }
 
+// Where an expert's weights are on the device: an entry of ExpertTable::entries(), or the one of a dense MLP. Kernels find experts
+// through their entries alone, so that an expert may lie anywhere.
+struct ExpertEntry {
+  const void* gate_up = nullptr;     // packed [I, H], gate and up sharing an array
+  const void* down = nullptr;        // packed [H, I]
+  const float* gate_bias = nullptr;  // [I], [I], [H], or all null
+  const float* up_bias = nullptr;
+  const float* down_bias = nullptr;
+};
+
 struct GateUpArgs {
   const uint16_t* x;           // [T, padded_columns(H)] rounded activations
-  const void* weights;         // experts one after the other, gate and up sharing an array
-  int64_t expert_bytes;        // from one expert to the next
+  const ExpertEntry* experts;  // [E] on the device; null: a dense MLP
+  int num_experts;             // E
+  ExpertEntry dense;           // the weights of a dense MLP
+  bool biased;                 // entries have biases, which are added to x . gate and x . up
   int num_rows;                // T
   int hidden_size;             // H
   int width;                   // I
@@ -38,8 +52,6 @@ struct GateUpArgs {
   const Tile* tiles;           // [*num_tiles] on the device
   const int32_t* num_tiles;    // [1] on the device
   uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
-  const float* gate_bias = nullptr;  // [E, I], added to x . gate; both or none
-  const float* up_bias = nullptr;
   const float* pair_scale = nullptr;  // [T * k] of the input, applied to its products; null: 1, and always of a dense MLP
   FfnRule ffn = {};                   // the activation
 };
@@ -47,8 +59,9 @@ void gate_up(const GateUpArgs& args, int num_sms, Stream stream);
 
 struct DownArgs {
   const uint16_t* hidden;  // [T * k, padded_columns(I)] by place
-  const void* weights;     // experts one after the other, packed [H, I]
-  int64_t expert_bytes;
+  const ExpertEntry* experts;
+  ExpertEntry dense;
+  bool biased;
   int num_rows;
   int hidden_size;
   int width;
@@ -56,8 +69,7 @@ struct DownArgs {
   const int32_t* pair_of_sorted;
   const Tile* tiles;
   const int32_t* num_tiles;
-  float* partial;               // out [T * k, H] by pair; pairs without an expert are not written
-  const float* bias = nullptr;  // [E, H] or null
+  float* partial;  // out [T * k, H] by pair; pairs without an expert are not written
 };
 void down(const DownArgs& args, int num_sms, Stream stream);
 

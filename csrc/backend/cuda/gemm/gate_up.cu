@@ -2,8 +2,8 @@
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 16 gate and the 16 up rows of the same numbers, so that the two
 // sums of an element meet in one thread. CTAs of 8 warps. The number of tiles is read on the device: the grid is sized without
-// it. Memory traffic: 4 I H bytes per active expert (while its places fill one group of tiles); rows of x from L2; hidden is
-// written once. Limits: packed_gemm.cuh.
+// it. The first CTA brings the table of experts to L2, for down() too. Memory traffic: 4 I H bytes per active expert (while its
+// places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
 #include <cmath>
 
 #include "backend/cuda/gemm/packed_gemm.cuh"
@@ -34,6 +34,10 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
     gate_up_kernel(const __grid_constant__ GateUpParams p) {
   using Gemm = GateUpGemm<kTokenBlocks>;
   const GateUpArgs& a = p.args;
+  // Between two steps the weights of all layers pass through the second-level cache, and nothing of this layer's table is left in it.
+  if (a.experts && blockIdx.x == 0)
+    for (int at = int(threadIdx.x) * 128; at < a.num_experts * int(sizeof(ExpertEntry)); at += Gemm::kThreads * 128)
+      prefetch_line(reinterpret_cast<const char*>(a.experts) + at);
   grid_wait();  // x and the lists are there, and nobody reads hidden any more
   grid_launch_dependents();
   const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
@@ -47,9 +51,8 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
   const auto start = [&](int job) {
     place = job_place(job, num_tiles, num_units);
     tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
-    const unsigned char* gate = static_cast<const unsigned char*>(a.weights) + tile.expert * a.expert_bytes +
-                                int64_t(place.unit) * x_blocks * (4 * kStepBytes);
-    gemm.prefetch({gate});
+    const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::gate_up);
+    gemm.prefetch({static_cast<const unsigned char*>(weights) + int64_t(place.unit) * x_blocks * (4 * kStepBytes)});
   };
   if (int(blockIdx.x) < num_jobs) start(int(blockIdx.x));
 
@@ -74,9 +77,9 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
         const float scale = a.pair_scale[a.pair_of_sorted[done.first + token]];
         gate *= scale, up *= scale;
       }
-      if (a.gate_bias && column < a.width) {
-        const int64_t at = int64_t(done.expert) * a.width + column;
-        gate += a.gate_bias[at], up += a.up_bias[at];
+      if (a.biased && column < a.width) {
+        gate += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::gate_bias)[column];
+        up += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::up_bias)[column];
       }
       const float value = activate(a.ffn, gate, up);
       uint16_t* hidden = a.hidden + int64_t(done.first + token) * hidden_columns + column;
@@ -105,12 +108,8 @@ void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
     invalid("gate_up", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
   if (args.pair_of_sorted && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
   if (args.num_rows == 0) return;
-  switch (args.pair_of_sorted ? tile_rows(args.num_rows) : dense_tile_rows(args.num_rows)) {
-    case 8: return start<1>(args, num_sms, stream);
-    case 16: return start<2>(args, num_sms, stream);
-    case 32: return start<4>(args, num_sms, stream);
-    default: return start<8>(args, num_sms, stream);
-  }
+  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
+                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

@@ -81,12 +81,7 @@ void head_linear(const HeadLinearArgs& args, int num_sms, Stream stream) {
     invalid("head_linear", "sizes: expected at least 1, got ", args.num_heads, " heads, [", args.weight_rows, ", ",
             args.num_columns, "]");
   if (args.num_rows == 0) return;
-  switch (dense_tile_rows(args.num_rows)) {
-    case 8: return start<1>(args, num_sms, stream);
-    case 16: return start<2>(args, num_sms, stream);
-    case 32: return start<4>(args, num_sms, stream);
-    default: return start<8>(args, num_sms, stream);
-  }
+  dispatch_tile_rows(dense_tile_rows(args.num_rows), [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

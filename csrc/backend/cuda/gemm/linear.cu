@@ -116,12 +116,11 @@ void linear(const LinearArgs& args, int num_sms, Stream stream) {
 
   const int rows = dense_tile_rows(args.num_rows);
   const bool few = ceil_div(args.num_rows, rows) * units_32 < num_sms;
-  switch (rows) {
-    case 8: return few ? start<1, 1>(args, units_16, num_sms, stream) : start<2, 1>(args, units_32, num_sms, stream);
-    case 16: return few ? start<1, 2>(args, units_16, num_sms, stream) : start<2, 2>(args, units_32, num_sms, stream);
-    case 32: return few ? start<1, 4>(args, units_16, num_sms, stream) : start<2, 4>(args, units_32, num_sms, stream);
-    default: return start<2, 8>(args, units_32, num_sms, stream);
-  }
+  dispatch_tile_rows(rows, [&]<int kTokenBlocks>() {
+    if constexpr (kTokenBlocks <= 4)
+      if (few) return start<1, kTokenBlocks>(args, units_16, num_sms, stream);
+    start<2, kTokenBlocks>(args, units_32, num_sms, stream);
+  });
 }
 
 }  // namespace lynx_rt::cuda

@@ -172,6 +172,12 @@ __device__ inline Tile tile_at(const Tile* tiles, int index, int size, int num_r
   return {0, first, num_rows - first < size ? num_rows - first : size};
 }
 
+// What the entry of an expert says; without a table, that of the dense MLP.
+template <class T>
+__device__ inline T of_expert(const ExpertEntry* experts, const ExpertEntry& dense, int expert, T ExpertEntry::*member) {
+  return experts ? experts[expert].*member : dense.*member;
+}
+
 // Order of the jobs: tiles in groups, inside a group all tiles of a unit (block of rows) one after the other. So CTAs that run at
 // the same time share both the weights of a unit and the rows of a group's tiles in L2.
 struct JobPlace {
@@ -183,6 +189,17 @@ __device__ inline JobPlace job_place(int job, int num_tiles, int num_units) {
   const int size = num_tiles - first < kGroup ? num_tiles - first : kGroup;
   job -= first * num_units;
   return {first + job % size, job / size};
+}
+
+// Calls start.template operator()<token blocks>() for tiles of `rows` rows: 8, 16, 32 or 64.
+template <class Start>
+void dispatch_tile_rows(int rows, Start start) {
+  switch (rows) {
+    case 8: return start.template operator()<1>();
+    case 16: return start.template operator()<2>();
+    case 32: return start.template operator()<4>();
+    default: return start.template operator()<8>();
+  }
 }
 
 // CTAs of a persistent grid over rows of x. Throws where a job's number or an offset into x would not fit.

@@ -9,7 +9,8 @@
 namespace lynx_rt::cuda {
 
 // x plus the sum of row t's experts in four columns. Loads of four slots are under way together.
-__device__ inline Quad add_experts(const ExpertSum& c, int64_t t, int num_columns, int column, int count, bool aligned, const Quad& x) {
+__device__ inline Quad add_experts(const ExpertSum& c, int64_t t, int num_columns, int column, int count, bool aligned,
+                                   const Quad& x) {
   Quad sum = {};
   for (int first = 0; first < c.top_k; first += 4) {
     Quad part[4];

@@ -1,6 +1,7 @@
 // combine.
 //
-// Work split: a thread per quad of a row. Memory traffic per row: reads 4 H (k + 1) bytes, writes 4 H. Limits: T * ceil(H / 4) <= 2^39.
+// Work split: a thread per quad of a row. Memory traffic per row: reads 4 H (k + 1) bytes, writes 4 H.
+// Limits: T * ceil(H / 4) <= 2^39.
 #include "backend/cuda/rows/add_experts.cuh"
 #include "backend/cuda/rows/norm.h"
 #include "backend/cuda/rows/per_quad.cuh"

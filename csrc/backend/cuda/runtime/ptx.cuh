@@ -76,6 +76,9 @@ __device__ __forceinline__ Words4 load_once(const void* p) {
                : "l"(p));
   return v;
 }
+// Starts bringing the cache line of p to the second-level cache, for reads that come later. The memory is constant, so this may come
+// before grid_wait().
+__device__ __forceinline__ void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 // 16 bytes that other threads of the block read too.
 __device__ __forceinline__ Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
 

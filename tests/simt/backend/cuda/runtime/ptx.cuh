@@ -67,6 +67,7 @@ struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
 inline Words4 load_once(const void* p) { return *static_cast<const Words4*>(p); }
+inline void prefetch_line(const void* p) { (void)*static_cast<const volatile char*>(p); }
 inline Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
 
 inline void copy_async_16(void* shared, const void* global, int source_bytes = 16) {

@@ -1,0 +1,43 @@
+// The experts of a layer, as ops take them.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace lynx_rt {
+
+struct ExpertWeights {
+  WeightView gate;                           // [I, H]
+  WeightView up;                             // [I, H]
+  WeightView down;                           // [H, I]
+  WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
+};
+
+// Where each expert of one layer is, and in which format: the views of its matrices say both, and formats may differ from expert to
+// expert and between gate and down. Made by Backend::expert_table(), which checks it once, so that a step need not.
+class ExpertTable {
+ public:
+  ExpertTable() = default;
+
+  int64_t size() const { return int64_t(experts_.size()); }
+  const ExpertWeights& operator[](int64_t expert) const { return experts_[size_t(expert)]; }
+  std::span<const ExpertWeights> all() const { return experts_; }
+  int64_t hidden_size() const { return experts_[0].gate.cols; }  // H
+  int64_t width() const { return experts_[0].gate.rows; }        // I
+  bool has_biases() const { return !experts_[0].gate_bias.empty(); }
+  // What the backend's kernels read instead of the views, one entry per expert; it stays in place, so that recorded steps may name
+  // it. Null on the CPU.
+  const void* entries() const { return entries_; }
+
+ private:
+  friend class Backend;
+  ExpertTable(std::vector<ExpertWeights> experts, const void* entries) : experts_(std::move(experts)), entries_(entries) {}
+
+  std::vector<ExpertWeights> experts_;
+  const void* entries_ = nullptr;
+};
+
+}  // namespace lynx_rt
