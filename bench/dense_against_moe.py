@@ -60,8 +60,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--batch", type=positive_ints, default=[1, 4, 8, 16, 32, 64])
-    parser.add_argument("--selection", type=selections, default=["topk", "lynx"], help="the first is what is compared with")
-    parser.add_argument("--model", default=lynx_rt.shipped_model(), help="whose routing is recorded (default: lynx-nano)")
+    parser.add_argument(
+        "--selection", type=selections, default=["topk", "lynx"], help="the first is what is compared with"
+    )
+    parser.add_argument(
+        "--model", default=lynx_rt.shipped_model(), help="whose routing is recorded (default: lynx-nano)"
+    )
     parser.add_argument("--tasks", type=Path, default=Path(__file__).parent / "tasks")
     parser.add_argument("--steps", type=int, default=64, help="timed steps per policy and batch size (default: 64)")
     args = parser.parse_args()
@@ -107,7 +111,9 @@ def _bench(folder: Path, batches: list[int], policies: list[str], steps: int) ->
 
 def _lynx_rt(*arguments: str) -> str:
     code = "import sys; from lynx_rt.cli.main import main; sys.exit(main())"
-    return subprocess.run([sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
 
 def _table(rows: list[dict[str, Any]], base_policy: str) -> str:

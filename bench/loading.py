@@ -125,7 +125,12 @@ def gpt_oss(t: Tensors) -> dict[str, Any]:
     for layer in range(layers):
         prefix = f"model.layers.{layer}."
         attention, experts_at = prefix + "self_attn.", prefix + "mlp.experts."
-        for name, rows, cols in (("q", 32 * head, HIDDEN), ("k", kv * head, HIDDEN), ("v", kv * head, HIDDEN), ("o", HIDDEN, 32 * head)):
+        for name, rows, cols in (
+            ("q", 32 * head, HIDDEN),
+            ("k", kv * head, HIDDEN),
+            ("v", kv * head, HIDDEN),
+            ("o", HIDDEN, 32 * head),
+        ):
             t.bf16(f"{attention}{name}_proj.weight", rows, cols)
             t.bf16(f"{attention}{name}_proj.bias", rows)
         t.bf16(attention + "sinks", 32)
@@ -154,13 +159,17 @@ def load(folder: str, quantization: str) -> None:
     import lynx_rt
 
     start, before = time.perf_counter(), anonymous_bytes()
-    with lynx_rt.Engine(folder, skip_tokenizer_init=True, max_model_len=1024, max_num_seqs=1, quantization=quantization) as engine:
+    with lynx_rt.Engine(
+        folder, skip_tokenizer_init=True, max_model_len=1024, max_num_seqs=1, quantization=quantization
+    ) as engine:
         ready, loaded = time.perf_counter() - start, anonymous_bytes()
         start = time.perf_counter()
         params = lynx_rt.SamplingParams(temperature=0, max_tokens=4, ignore_eos=True, detokenize=False)
         engine.generate([{"prompt_token_ids": list(range(16))}], params, use_tqdm=False)
         tokens = time.perf_counter() - start
-        peak = next(int(x.split()[1]) << 10 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        peak = next(
+            int(x.split()[1]) << 10 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
+        )
         print(json.dumps({"ready_s": ready, "tokens_s": tokens, "anonymous": loaded - before, "after": anonymous_bytes() - before,
                           "peak": peak, "weights": engine.memory["weight"]}))  # fmt: skip
 
@@ -178,7 +187,9 @@ def main() -> int:
     if args.load:
         load(args.load, args.quantization)
         return 0
-    print("| checkpoint | quantization | file GB | weights GB | ready s | first tokens s | anonymous GB, ready | after tokens | peak resident GB |")
+    print(
+        "| checkpoint | quantization | file GB | weights GB | ready s | first tokens s | anonymous GB, ready | after tokens | peak resident GB |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.families or families:
@@ -199,7 +210,10 @@ def main() -> int:
                 r = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
                 times = f"{r['ready_s']:.2f} | {r['tokens_s']:.2f}"
                 sizes = " | ".join(f"{v / 1e9:.2f}" for v in (r["anonymous"], r["after"], r["peak"]))
-                print(f"| {name} | {quantization} | {size / 1e9:.2f} | {r['weights'] / 1e9:.2f} | {times} | {sizes} |", flush=True)
+                print(
+                    f"| {name} | {quantization} | {size / 1e9:.2f} | {r['weights'] / 1e9:.2f} | {times} | {sizes} |",
+                    flush=True,
+                )
     return 0
 
 

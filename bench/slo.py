@@ -36,7 +36,9 @@ def main() -> int:
         stats = measure("topk")
         base_ms = 1e3 * stats.decode_seconds / stats.decode_steps
         print(f"topk: {base_ms:.1f} ms per step\n")
-        print("| target ms | mean ms | steps over target | retained mass | steps at each level |\n|---|---|---|---|---|")
+        print(
+            "| target ms | mean ms | steps over target | retained mass | steps at each level |\n|---|---|---|---|---|"
+        )
         for share in map(float, args.shares.split(",")):
             stats = measure(f"slo:tpot_ms={share * base_ms:.3f}")
             used = ", ".join(f"{text.split(',')[0]} {steps}" for text, steps in stats.slo.levels if steps)

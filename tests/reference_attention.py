@@ -80,7 +80,9 @@ def attend_row(q, k, values, dq, dk, dv, scale, sink=None):
     """softmax(scale * q . k), with the sink as one more logit without a value, times V; -> [Dv], error."""
     n, d = k.shape
     scores = k @ q * scale
-    off = (dk @ np.abs(q) + (np.abs(k) + dk) @ dq + tol.dot(d, np.abs(k) @ np.abs(q))) * scale + tol.U32 * np.abs(scores)
+    off = (dk @ np.abs(q) + (np.abs(k) + dk) @ dq + tol.dot(d, np.abs(k) @ np.abs(q))) * scale + tol.U32 * np.abs(
+        scores
+    )
     every = scores if sink is None else np.append(scores, sink)
     p = np.exp(every - every.max())
     p = (p / p.sum())[:n]
@@ -107,7 +109,9 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
                 g = a // (num_heads // num_kv_heads)
                 sink = None if v.sinks is None else float(ref.value(v.sinks)[a])
                 none = np.zeros_like(values[seen, g])
-                y[t, a], error[t, a] = attend_row(q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], none, scale, sink)
+                y[t, a], error[t, a] = attend_row(
+                    q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], none, scale, sink
+                )
         out.append((y.reshape(n, -1), error.reshape(n, -1)))
     return out
 

@@ -22,7 +22,10 @@ DIGITS = Context(prec=400)  # float32 scores of any size are subtracted without 
 # Rows choose among admitted experts; of all policies that look at the whole batch, all but capacity have the guard.
 ADMITTING = ("lynx", "oea", "xshare", "des_vote", "cover")
 REFILLS = (*ADMITTING, "lynx_literal")  # they know refill and damp
-WEIGHING = {"lynx": dict(refill=0.25, damp=0.5), "cover": dict(refill=1.0, damp=0.7)}  # where these are not 0 unless given
+WEIGHING = {
+    "lynx": dict(refill=0.25, damp=0.5),
+    "cover": dict(refill=1.0, damp=0.7),
+}  # where these are not 0 unless given
 GUARDED = (*REFILLS, "sere")
 PER_ROW = ("skip", "top_j", "deny_rank", "alias", "replay")
 POLICIES = (*GUARDED, "capacity", *PER_ROW)
@@ -213,7 +216,9 @@ def substitute(ids, targets):
 
 def keep_inside(scores, ids, targets):
     """A choice that would leave the row's groups stays."""
-    return [[int(u) if row[v] == -np.inf else v for u, v in zip(own, new)] for row, own, new in zip(scores, ids, targets)]
+    return [
+        [int(u) if row[v] == -np.inf else v for u, v in zip(own, new)] for row, own, new in zip(scores, ids, targets)
+    ]
 
 
 def assign_skip(scores, ids, exact, ratio=0.5):

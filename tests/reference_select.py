@@ -118,7 +118,16 @@ def settle(policy, gates, chosen, own_weights):
 
 
 def select(
-    scores, k, norm_topk=True, policy="topk", phase="decode_only", exact=None, all_phases=False, tables=None, rule=None, **params
+    scores,
+    k,
+    norm_topk=True,
+    policy="topk",
+    phase="decode_only",
+    exact=None,
+    all_phases=False,
+    tables=None,
+    rule=None,
+    **params,
 ):
     """What one routing call gives. `params`: those of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
     members of Rule."""
@@ -128,8 +137,15 @@ def select(
     ids, weights = own_routing(scores, k, norm_topk, rule)
     keys = np.array([rule.keys(row) for row in scores]).reshape(scores.shape)
     union = used(ids)
-    stats = dict(rows=num_rows, union_before=len(union), active=len(union), remapped_pairs=0, retained_mass=float(num_rows),
-                 acted=False, guard_hit=False)
+    stats = dict(
+        rows=num_rows,
+        union_before=len(union),
+        active=len(union),
+        remapped_pairs=0,
+        retained_mass=float(num_rows),
+        acted=False,
+        guard_hit=False,
+    )
     own = Result(ids, weights, union, None, stats)
     acts = phase == "decode_only" or all_phases
     if policy == "topk" or not acts or num_rows < (1 if policy in PER_ROW else 2) or exact.all():
@@ -137,7 +153,9 @@ def select(
 
     stats["acted"] = True
     if policy in ADMITTING:
-        own.admitted = admitted(policy, keys, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")})
+        own.admitted = admitted(
+            policy, keys, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")}
+        )
     new_ids, new_weights = ids.copy(), weights.copy()
     retained, remapped = 0.0, 0
     for t, chosen in enumerate(assign(policy, keys, ids, exact, tables, **params)):

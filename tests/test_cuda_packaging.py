@@ -227,6 +227,8 @@ def test_configures_with_cuda(tmp_path: Path) -> None:
 
 def test_every_file_is_in_the_build() -> None:
     listed = set(
-        re.findall(r"csrc/backend/cuda/([\w/]+\.(?:cu|cc))\b", (ROOT / "csrc" / "backend" / "devices.cmake").read_text())
+        re.findall(
+            r"csrc/backend/cuda/([\w/]+\.(?:cu|cc))\b", (ROOT / "csrc" / "backend" / "devices.cmake").read_text()
+        )
     )
     assert listed == {str(file.relative_to(CUDA)) for pattern in ("*.cu", "*.cc") for file in CUDA.rglob(pattern)}

@@ -63,9 +63,10 @@ def test_includes_point_upwards(file: Path) -> None:
         if own == "include":
             assert top == "lynx_rt", f"a public header includes {target}"
         elif top == "lynx_rt":
-            assert own in ("research", "engine", "python_bindings") or target in ("lynx_rt/error.h", "lynx_rt/sampling_params.h"), (
-                target
-            )
+            assert own in ("research", "engine", "python_bindings") or target in (
+                "lynx_rt/error.h",
+                "lynx_rt/sampling_params.h",
+            ), target
         elif "/" in target:
             assert (CSRC / target).is_file() or target in GENERATED, f"{target} does not exist"
             assert top == own or top in ABOVE[own], f"{own} must not include {target}"

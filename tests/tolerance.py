@@ -50,4 +50,6 @@ def assert_within(got, expected, what=""):
     used = np.abs(got - value) / (error + TINY)
     worst = np.unravel_index(np.argmax(used), used.shape)
     where = f"{what}: at {tuple(map(int, worst))}"
-    assert used[worst] <= 1, f"{where} got {got[worst]:.9g}, expected {value[worst]:.9g}: {used[worst]:.3g} of the bound"
+    assert used[worst] <= 1, (
+        f"{where} got {got[worst]:.9g}, expected {value[worst]:.9g}: {used[worst]:.3g} of the bound"
+    )

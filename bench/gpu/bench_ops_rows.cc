@@ -1,11 +1,11 @@
 // Products with one weight, ops over rows, and sampling.
 #include <algorithm>
 
+#include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/route/router.h"
 #include "backend/cuda/rows/gather.h"
 #include "backend/cuda/rows/norm.h"
 #include "backend/cuda/rows/round.h"
-#include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/sample/sample.h"
 #include "measure.h"
 

@@ -78,7 +78,8 @@ void Backend::reset_profile() {
 }
 
 void Backend::require_none_pending(const char* op) const {
-  if (pending_) fail(ErrorCode::kInternal, op, op, ": the sum that expert_ffn() left must be given to a norm or to combine() first");
+  if (pending_)
+    fail(ErrorCode::kInternal, op, op, ": the sum that expert_ffn() left must be given to a norm or to combine() first");
 }
 
 ExpertSum Backend::take(PendingSum& pending, const char* op, const float* x, int64_t num_rows) {
@@ -89,7 +90,8 @@ ExpertSum Backend::take(PendingSum& pending, const char* op, const float* x, int
   }
   if (!pending_) fail(ErrorCode::kInternal, op, op, ": the sum is of an earlier step");
   if (of != x || pending.num_rows_ != num_rows)
-    fail(ErrorCode::kInternal, op, op, ": the sum of ", pending.num_rows_, " rows is for other rows than the ", num_rows, " given");
+    fail(ErrorCode::kInternal, op, op, ": the sum of ", pending.num_rows_, " rows is for other rows than the ", num_rows,
+         " given");
   pending_ = false;
   return pending.sum_;
 }
@@ -211,8 +213,7 @@ void Backend::mla_post(const MlaPostArgs& args, const BatchView& batch, const Kv
   do_mla_post(args, batch, cache);
 }
 
-void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache,
-                        Activations& out) {
+void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out) {
   require_heads(args.num_heads, cache, "attention");
   require(args.q_stride >= args.num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
   require(cache.v || cache.v_columns() <= cache.head_dim, "attention", "V is the first columns of K, but has more");

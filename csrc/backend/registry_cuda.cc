@@ -9,7 +9,8 @@ std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
   BackendOptions chosen = options;
   if (options.device == "auto") {
     // The CUDA backend computes in bfloat16 with weights as they are; the CPU has the other dtypes, and quantisation.
-    const bool cuda = options.compute_dtype == DType::kBF16 && options.quantization == QuantFormat::kPlain && cuda::device_count() > 0;
+    const bool cuda =
+        options.compute_dtype == DType::kBF16 && options.quantization == QuantFormat::kPlain && cuda::device_count() > 0;
     chosen.device = cuda ? "cuda" : "cpu";
   }
   if (chosen.quantization != QuantFormat::kPlain && chosen.device != "cpu")

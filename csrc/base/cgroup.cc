@@ -28,9 +28,8 @@ bool has_item(const std::string& list, const std::string& item) {
 std::string unescape(const std::string& text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
-    const bool octal = text[i] == '\\' && i + 3 < text.size() && std::all_of(&text[i + 1], &text[i + 1] + 3, [](char c) {
-                         return c >= '0' && c <= '7';
-                       });
+    const bool octal = text[i] == '\\' && i + 3 < text.size() &&
+                       std::all_of(&text[i + 1], &text[i + 1] + 3, [](char c) { return c >= '0' && c <= '7'; });
     if (!octal) {
       out += text[i];
       continue;

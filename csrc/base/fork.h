@@ -8,7 +8,7 @@ namespace lynx_rt {
 class ForkGuard {
  public:
   ForkGuard();
-  bool forked() const;  // whether this process is a child, made by fork() after this object
+  bool forked() const;                 // whether this process is a child, made by fork() after this object
   void check(const char* what) const;  // throws kClosed, saying what to do, where forked()
 
  private:

@@ -77,8 +77,12 @@ void MappedFile::drop_pages() const {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)), time_(other.time_),
-      device_(other.device_), inode_(other.inode_) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)),
+      time_(other.time_),
+      device_(other.device_),
+      inode_(other.inode_) {}
 
 // `other` is left with what this held, and unmaps it when it dies.
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {

@@ -23,9 +23,9 @@ std::string_view cut_last(std::string_view& name) {
 }  // namespace
 
 bool is_kv_cache_scale(std::string_view tensor_name) {
-  constexpr std::string_view kOwn[] = {"k_scale",       "v_scale",        "q_scale",        "kv_scale",
-                                       "qkv_scale",     "kv_cache_scale", "prob_scale",     "prob_output_scale",
-                                       "k_zero_point",  "v_zero_point",   "q_zero_point",   "kv_zero_point",
+  constexpr std::string_view kOwn[] = {"k_scale",        "v_scale",        "q_scale",       "kv_scale",
+                                       "qkv_scale",      "kv_cache_scale", "prob_scale",    "prob_output_scale",
+                                       "k_zero_point",   "v_zero_point",   "q_zero_point",  "kv_zero_point",
                                        "k_global_scale", "v_global_scale", "q_global_scale"};
   constexpr std::string_view kOfOutputs[] = {"output_scale", "output_zero_point"};
   constexpr std::string_view kProjections[] = {"q_proj", "k_proj", "v_proj", "qkv_proj", "kv_proj"};

@@ -31,12 +31,12 @@ struct QuantizedFormat {
 };
 
 struct QuantizationConfig {
-  std::string method;                    // quant_method; empty where nothing is quantised
+  std::string method;                          // quant_method; empty where nothing is quantised
   std::string source = "quantization_config";  // what says so, for errors
-  std::vector<QuantizedFormat> formats;  // that a module may have
-  std::vector<std::string> excluded;     // what the config lists as not quantised: modules' names, and patterns
-  bool zeros_less_one = false;           // a zero point is stored less one (GPTQ, first version of the format)
-  std::optional<bool> symmetric;         // every zero point is 2^(bits - 1) (GPTQ); nullopt = it does not say
+  std::vector<QuantizedFormat> formats;        // that a module may have
+  std::vector<std::string> excluded;           // what the config lists as not quantised: modules' names, and patterns
+  bool zeros_less_one = false;                 // a zero point is stored less one (GPTQ, first version of the format)
+  std::optional<bool> symmetric;               // every zero point is 2^(bits - 1) (GPTQ); nullopt = it does not say
 
   bool empty() const { return method.empty(); }
   std::string description() const;  // "gptq: int4, 128 inputs to a scale"; "" where nothing is quantised

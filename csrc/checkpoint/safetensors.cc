@@ -214,9 +214,8 @@ using WeightMap = std::map<std::string, std::string>;
 // A name of a file or folder, not a way to another folder.
 bool is_plain_name(std::string_view name) {
   const bool special = name.empty() || name == "." || name == "..";
-  return !special && std::none_of(name.begin(), name.end(), [](char c) {
-    return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-  });
+  return !special && std::none_of(name.begin(), name.end(),
+                                  [](char c) { return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
 }
 
 // Plain names with a slash between them, so that no path leads out of the folder. (A shard may be a symbolic link: the Hugging

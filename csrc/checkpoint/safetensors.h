@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "base/tensor.h"
 #include "base/mapped_file.h"
+#include "base/tensor.h"
 
 namespace lynx_rt {
 

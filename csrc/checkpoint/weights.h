@@ -25,7 +25,7 @@ struct WeightPiece {
   int64_t col_begin = 0;
   int64_t cols = 0;
   int64_t col_step = 1;
-  bool transposed = false;  // the target is the part's transpose
+  bool transposed = false;          // the target is the part's transpose
   std::optional<DType> dtype = {};  // of the target, whatever the tensor has
 };
 

@@ -90,7 +90,8 @@ lynx_rt_status lynx_rt_close(lynx_rt_engine* engine) {
 
 void lynx_rt_destroy(lynx_rt_engine* engine) {
   if (engine && engine->engine->in_step()) {
-    failed(LYNX_RT_INVALID_ARGUMENT, "engine: expected a call from outside of lynx_rt_step(), got one from its callback", "engine");
+    failed(LYNX_RT_INVALID_ARGUMENT, "engine: expected a call from outside of lynx_rt_step(), got one from its callback",
+           "engine");
     return;
   }
   delete engine;

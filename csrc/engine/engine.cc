@@ -201,7 +201,8 @@ bool Engine::abort(uint64_t request_id) {
   auto held = impl_->lock();
   const bool running = impl_->locked_core().abort(request_id);
   const auto waiting = impl_->outputs.begin() + int64_t(impl_->num_delivered);
-  const auto kept = std::remove_if(waiting, impl_->outputs.end(), [&](const StepOutput& o) { return o.request_id == request_id; });
+  const auto kept =
+      std::remove_if(waiting, impl_->outputs.end(), [&](const StepOutput& o) { return o.request_id == request_id; });
   const bool dropped = kept != impl_->outputs.end();
   impl_->outputs.erase(kept, impl_->outputs.end());
   if (!in_step()) impl_->delivered.wait(held, [&] { return impl_->delivering != request_id; });

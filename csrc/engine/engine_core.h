@@ -41,7 +41,7 @@ class EngineCore {
     states_.check_integrity(scheduler_.held_states());
   }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
-  RouterLogits take_router_logits();  // engine_research.cc
+  RouterLogits take_router_logits();                                                             // engine_research.cc
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
  private:

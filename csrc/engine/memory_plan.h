@@ -3,8 +3,8 @@
 #include <cstdint>
 
 #include "backend/backend.h"
-#include "model/model_config.h"
 #include "lynx_rt/engine.h"
+#include "model/model_config.h"
 
 namespace lynx_rt {
 

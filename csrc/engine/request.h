@@ -25,7 +25,7 @@ struct Request {
   std::vector<int32_t> tokens;  // prompt, then what was generated, then drafts
   int64_t prompt_len = 0;
   int64_t num_drafts = 0;  // guessed tokens, each to be compared with the one drawn after the token before it
-  int64_t max_len = 0;  // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
+  int64_t max_len = 0;     // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
 
   int64_t num_computed = 0;  // tokens whose K and V are in `blocks`; < tokens.size() between steps
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends it: pages

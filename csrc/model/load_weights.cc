@@ -148,8 +148,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store it once more
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  weights.copies =
-      bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
+  weights.copies = bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
   weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
   weights.not_used = std::move(notes.not_used);
   if (when != ReadCopies::kNever) check_choice_biases(weights);

@@ -19,21 +19,21 @@ struct Workspace {
   Workspace(Backend& backend, const ModelConfig& config, int64_t max_rows, int64_t max_logit_rows, StepRecording recording);
   int64_t bytes() const;
 
-  DeviceArray<float> x;              // [T, H] residual stream
-  Activations normed;                // [T, H]; MLA: [T, q_lora_rank] too
-  DeviceArray<float> qkv;            // [T, (A + 2 G) * D]; MLA: q [T, A * D]
-  Activations attended;              // [T, A * Dv]; MLA: [T, A * L]
-  DeviceArray<float> q_a, kv_a;      // MLA: [T, q_lora_rank], [T, L + R]; L = kv_lora_rank, R = rope.dim
-  DeviceArray<float> latent_q;       // MLA: [T, A * (L + R)]
-  DeviceArray<float> head_values;    // MLA: [T, A * Dv]
-  DeviceArray<float> scores;         // [M, T, E] router logits
-  DeviceArray<int32_t> ids;          // [M, T, k]
-  DeviceArray<float> weights;        // [T, k]
-  DeviceArray<int32_t> active;       // [E]
-  DeviceArray<int32_t> offsets;      // [E + 1]
+  DeviceArray<float> x;                 // [T, H] residual stream
+  Activations normed;                   // [T, H]; MLA: [T, q_lora_rank] too
+  DeviceArray<float> qkv;               // [T, (A + 2 G) * D]; MLA: q [T, A * D]
+  Activations attended;                 // [T, A * Dv]; MLA: [T, A * L]
+  DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]; L = kv_lora_rank, R = rope.dim
+  DeviceArray<float> latent_q;          // MLA: [T, A * (L + R)]
+  DeviceArray<float> head_values;       // MLA: [T, A * Dv]
+  DeviceArray<float> scores;            // [M, T, E] router logits
+  DeviceArray<int32_t> ids;             // [M, T, k]
+  DeviceArray<float> weights;           // [T, k]
+  DeviceArray<int32_t> active;          // [E]
+  DeviceArray<int32_t> offsets;         // [E + 1]
   DeviceArray<int32_t> sorted_of_pair;  // [T * k]
   DeviceArray<int32_t> pair_of_sorted;  // [T * k]
-  DeviceArray<float> logit_rows;     // [L, H]
+  DeviceArray<float> logit_rows;        // [L, H]
 };
 
 }  // namespace lynx_rt

@@ -33,8 +33,8 @@ double dot(const float* a, const float* b, int64_t n) {
 
 }  // namespace
 
-ExpertComparer::ExpertComparer(Backend& backend, const ModelConfig& config, ExpertMetric metric, int num_threads, int64_t max_rows,
-               ExpertComparison& sums)
+ExpertComparer::ExpertComparer(Backend& backend, const ModelConfig& config, ExpertMetric metric, int num_threads,
+                               int64_t max_rows, ExpertComparison& sums)
     : backend_(backend),
       metric_(metric),
       num_experts_(config.num_experts),

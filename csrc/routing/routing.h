@@ -27,7 +27,7 @@ struct SelectionStats {
 
 // The pairs ordered by expert.
 struct DispatchPlan {
-  int32_t* offsets;      // [E + 1] the pairs of expert e have the sorted positions [offsets[e], offsets[e + 1])
+  int32_t* offsets;         // [E + 1] the pairs of expert e have the sorted positions [offsets[e], offsets[e + 1])
   int32_t* sorted_of_pair;  // [T * k] sorted position of a pair, -1 for a pair without an expert
   int32_t* pair_of_sorted;  // [T * k] the inverse; offsets[E] of them are valid; pairs of one expert ascend
 };

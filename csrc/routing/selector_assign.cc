@@ -53,7 +53,7 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
       *end = next;
       return;
     }
-    case Policy::kCapacity: return;  // assign_capacity(), for all rows at once
+    case Policy::kCapacity: return;                  // assign_capacity(), for all rows at once
     default: std::copy_n(s.replay + t * k, k, ids);  // kReplay
   }
 }

@@ -78,7 +78,9 @@ def test_quantised_anew(plain, tmp_path, name, quantization, tied):
     """Weights are decoded one after the other as they are quantised, which lets go of what was decoded: the same bits as from
     a checkpoint that holds the decoded ones."""
     form = BY_NAME[name]
-    tiny = tm.Tiny("anew", (4, 2, 32), 128, 97, (3, 2, 64), layers=2, dtype="bfloat16", tied=tied, fused=form.experts_only)
+    tiny = tm.Tiny(
+        "anew", (4, 2, 32), 128, 97, (3, 2, 64), layers=2, dtype="bfloat16", tied=tied, fused=form.experts_only
+    )
     tensors, config = plain(tiny)
     codes, values = quantized(form, tensors, config)
     expected = logits(write(tmp_path / "plain", values, config), quantization=quantization)
@@ -94,7 +96,9 @@ def test_progress_of_decoding(plain, tmp_path):
     folder = str(write(tmp_path, codes, config | {"quantization_config": form.config}))
     seen = []
     _C.Engine(folder, num_threads=1, max_num_seqs=2, on_load_progress=lambda done, total: seen.append((done, total)))
-    assert len(seen) > 10 and seen == sorted(seen) and {total for _, total in seen} == {_C.inspect(folder)["weight_bytes"]}
+    assert (
+        len(seen) > 10 and seen == sorted(seen) and {total for _, total in seen} == {_C.inspect(folder)["weight_bytes"]}
+    )
     assert seen[-1][0] == seen[-1][1]
 
 

@@ -199,8 +199,10 @@ def test_damaged_header_is_refused_or_read_within_bounds(tmp_path, edits):
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-        lambda inner: st.lists(inner, max_size=4)
-        | st.dictionaries(st.sampled_from(["w", "dtype", "shape", "data_offsets"]) | st.text(), inner, max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["w", "dtype", "shape", "data_offsets"]) | st.text(), inner, max_size=4)
+        ),
     )
 )
 def test_any_json_as_entry_is_refused_or_read_within_bounds(tmp_path, value):

@@ -54,7 +54,9 @@ using OnOutput = std::function<void(const lynx_rt_output&)>;
 
 inline void call_on_output(const lynx_rt_output* output, void* user) { (*static_cast<OnOutput*>(user))(*output); }
 
-inline lynx_rt_status step(lynx_rt_engine* engine, OnOutput on_output) { return lynx_rt_step(engine, call_on_output, &on_output); }
+inline lynx_rt_status step(lynx_rt_engine* engine, OnOutput on_output) {
+  return lynx_rt_step(engine, call_on_output, &on_output);
+}
 
 // All that a request brought.
 struct Collected {

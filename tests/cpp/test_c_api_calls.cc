@@ -48,7 +48,11 @@ void test_abort_from_a_callback(const char* model) {
            (Ids{ids[0], ids[1], ids[3]}));
   CHECK_EQ(step_ids(engine), (Ids{ids[1], ids[3]}));
   // One that was delivered before.
-  CHECK_EQ(step_ids(engine, [&](uint64_t id) { if (id == ids[3]) CHECK_OK(lynx_rt_abort(engine, ids[1])); }), (Ids{ids[1], ids[3]}));
+  CHECK_EQ(step_ids(engine,
+                    [&](uint64_t id) {
+                      if (id == ids[3]) CHECK_OK(lynx_rt_abort(engine, ids[1]));
+                    }),
+           (Ids{ids[1], ids[3]}));
   CHECK_EQ(step_ids(engine, [&](uint64_t id) { CHECK_OK(lynx_rt_abort(engine, id)); }), Ids{ids[3]});
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
   CHECK_OK(lynx_rt_check_integrity(engine));

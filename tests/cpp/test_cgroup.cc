@@ -47,8 +47,10 @@ void test_no_limit() {
   const Root root("0::/\n", kV2, {{"sys/fs/cgroup/cgroup.procs", "1\n"}});  // the root group has no limit files
   CHECK_EQ(root.memory(), INT64_MAX);
   const Root max("0::/a\n", kV2,
-                 {{"sys/fs/cgroup/a/memory.max", "max\n"}, {"sys/fs/cgroup/a/memory.high", "max\n"},
-                  {"sys/fs/cgroup/a/memory.current", bytes(5)}, {"sys/fs/cgroup/a/cpu.max", "max 100000\n"}});
+                 {{"sys/fs/cgroup/a/memory.max", "max\n"},
+                  {"sys/fs/cgroup/a/memory.high", "max\n"},
+                  {"sys/fs/cgroup/a/memory.current", bytes(5)},
+                  {"sys/fs/cgroup/a/cpu.max", "max 100000\n"}});
   CHECK_EQ(max.memory(), INT64_MAX);
   CHECK_EQ(max.cores(), 0.0);
 }
@@ -57,10 +59,15 @@ void test_no_limit() {
 void test_v2_below_the_root() {
   const std::string slice = "sys/fs/cgroup/system.slice/", run = slice + "run-1.service/", leaf = run + "worker/";
   const Root root("0::/system.slice/run-1.service/worker\n", kV2,
-                  {{slice + "memory.max", "max\n"}, {slice + "memory.current", bytes(9000)}, {slice + "cpu.max", "400000 100000\n"},
-                   {run + "memory.max", bytes(600)}, {run + "memory.current", bytes(150)}, {run + "cpu.max", "765000 100000\n"},
+                  {{slice + "memory.max", "max\n"},
+                   {slice + "memory.current", bytes(9000)},
+                   {slice + "cpu.max", "400000 100000\n"},
+                   {run + "memory.max", bytes(600)},
+                   {run + "memory.current", bytes(150)},
+                   {run + "cpu.max", "765000 100000\n"},
                    {run + "memory.stat", "anon 1\ninactive_file " + bytes(30) + "active_file " + bytes(20) + "file " + bytes(70)},
-                   {leaf + "memory.max", "max\n"}, {leaf + "memory.current", bytes(140)}});
+                   {leaf + "memory.max", "max\n"},
+                   {leaf + "memory.current", bytes(140)}});
   CHECK_EQ(root.memory(), (600 - 150 + 50) * kMiB);
   CHECK_EQ(root.cores(), 4.0);
   root.write(slice + "cpu.max", "max 100000\n");
@@ -74,22 +81,27 @@ void test_v2_below_the_root() {
 void test_v1() {
   const std::string memory = "sys/fs/cgroup/memory/", cpu = "sys/fs/cgroup/cpu,cpuacct/";
   const Root root("4:memory:/tiers/probe\n2:cpu,cpuacct:/user\n0::/\n", kV1,
-                  {{memory + "memory.limit_in_bytes", "9223372036854771712\n"}, {memory + "memory.usage_in_bytes", bytes(9000)},
-                   {memory + "tiers/memory.limit_in_bytes", bytes(600)}, {memory + "tiers/memory.usage_in_bytes", bytes(100)},
+                  {{memory + "memory.limit_in_bytes", "9223372036854771712\n"},
+                   {memory + "memory.usage_in_bytes", bytes(9000)},
+                   {memory + "tiers/memory.limit_in_bytes", bytes(600)},
+                   {memory + "tiers/memory.usage_in_bytes", bytes(100)},
                    {memory + "tiers/memory.stat", "inactive_file 1\ntotal_inactive_file " + bytes(40) + "total_active_file 0\n"},
                    {memory + "tiers/probe/memory.limit_in_bytes", "9223372036854771712\n"},
                    {memory + "tiers/probe/memory.usage_in_bytes", bytes(90)},
-                   {cpu + "cpu.cfs_quota_us", "-1\n"}, {cpu + "cpu.cfs_period_us", "100000\n"},
-                   {cpu + "user/cpu.cfs_quota_us", "150000\n"}, {cpu + "user/cpu.cfs_period_us", "100000\n"}});
+                   {cpu + "cpu.cfs_quota_us", "-1\n"},
+                   {cpu + "cpu.cfs_period_us", "100000\n"},
+                   {cpu + "user/cpu.cfs_quota_us", "150000\n"},
+                   {cpu + "user/cpu.cfs_period_us", "100000\n"}});
   CHECK_EQ(root.memory(), (600 - 100 + 40) * kMiB);
   CHECK_EQ(root.cores(), 1.5);
 }
 
 // Containers: the group's path in /proc is the host's, what is mounted is that group, or an unrelated one.
 void test_containers() {
-  const std::vector<std::pair<std::string, std::string>> files = {
-      {"sys/fs/cgroup/memory.max", bytes(256)}, {"sys/fs/cgroup/memory.current", bytes(56)},
-      {"sys/fs/cgroup/inner/memory.max", bytes(100)}, {"sys/fs/cgroup/inner/memory.current", bytes(1)}};
+  const std::vector<std::pair<std::string, std::string>> files = {{"sys/fs/cgroup/memory.max", bytes(256)},
+                                                                  {"sys/fs/cgroup/memory.current", bytes(56)},
+                                                                  {"sys/fs/cgroup/inner/memory.max", bytes(100)},
+                                                                  {"sys/fs/cgroup/inner/memory.current", bytes(1)}};
   const std::string mounted = "30 22 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw\n";
   CHECK_EQ(Root("0::/docker/abc\n", mounted, files).memory(), 200 * kMiB);
   CHECK_EQ(Root("0::/docker/abc/inner\n", mounted, files).memory(), 99 * kMiB);
@@ -103,7 +115,8 @@ void test_containers() {
 void test_odd_mounts() {
   const Root root("0::/x\n4:memory:/m\nbad\n",
                   "40 22 0:29 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 none rw\nshort line\n" + kV1,
-                  {{"sys/fs/cgroup/uni fied/x/memory.max", bytes(70)}, {"sys/fs/cgroup/uni fied/x/memory.current", bytes(1)},
+                  {{"sys/fs/cgroup/uni fied/x/memory.max", bytes(70)},
+                   {"sys/fs/cgroup/uni fied/x/memory.current", bytes(1)},
                    {"sys/fs/cgroup/memory/m/memory.limit_in_bytes", bytes(90)},
                    {"sys/fs/cgroup/memory/m/memory.usage_in_bytes", bytes(2)}});
   CHECK_EQ(root.memory(), 69 * kMiB);

@@ -61,7 +61,11 @@ def record(results: Mapping[int, Result], outputs: Sequence[_C.StepOutput]) -> N
 
 
 def run(
-    e: _C.Engine, jobs: Sequence[Job], check: bool = False, result: type[Result] = Result, record: Callable[..., None] = record
+    e: _C.Engine,
+    jobs: Sequence[Job],
+    check: bool = False,
+    result: type[Result] = Result,
+    record: Callable[..., None] = record,
 ) -> list[Any]:
     """All jobs to their end, each added at its arrival; `check` verifies the pages' bookkeeping after every step. `record` puts the
     outputs of a step into the `result` of each request."""

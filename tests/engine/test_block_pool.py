@@ -99,7 +99,9 @@ def machine(path, mixed):
 
 @pytest.mark.parametrize("mixed", [True, False])
 def test_random_life(tiny_path, mixed):
-    run_state_machine_as_test(machine(tiny_path(NAME), mixed), settings=settings(max_examples=20, stateful_step_count=30))
+    run_state_machine_as_test(
+        machine(tiny_path(NAME), mixed), settings=settings(max_examples=20, stateful_step_count=30)
+    )
 
 
 @settings(max_examples=15)

@@ -27,7 +27,12 @@ def jobs_for(model):
 def test_a_request_gets_the_bits_that_it_gets_alone(tiny_path, model, scheme):
     path, jobs = tiny_path(model), jobs_for(model)
     expected = [r.bits for r in alone(path, jobs, quantization=scheme)]
-    for options in [{}, {"num_threads": 2}, {"max_num_batched_tokens": 16, "max_num_seqs": 4}, {"block_size": 4, "num_threads": 3}]:
+    for options in [
+        {},
+        {"num_threads": 2},
+        {"max_num_batched_tokens": 16, "max_num_seqs": 4},
+        {"block_size": 4, "num_threads": 3},
+    ]:
         got = run(engine(path, quantization=scheme, **options), jobs, check=True)
         assert [r.bits for r in got] == expected, options
     exact = [Job(j.prompt, {**j.options, "exact": True}, j.arrival) for j in jobs]
@@ -42,7 +47,8 @@ def test_every_instruction_set(nano_path, scheme, isa):
     """Beside the products, instruction sets round differently: the logits agree to what bfloat16 makes of that."""
     tokens = list(range(20, 80))
     best, this = (
-        np.array(_C.Engine(nano_path, quantization=scheme, isa=i, dtype="float32").forward(tokens)) for i in ("scalar", isa)
+        np.array(_C.Engine(nano_path, quantization=scheme, isa=i, dtype="float32").forward(tokens))
+        for i in ("scalar", isa)
     )
     # A float32 rounding may move one value in thousands to the next step of its group, 1/254 of the largest.
     assert np.abs(best - this).max() < 0.05 * np.abs(best).max()
@@ -83,7 +89,9 @@ def test_sizes(nano_path):
     hidden, width, experts, layers = (
         config[key] for key in ("hidden_size", "moe_intermediate_size", "num_experts", "num_hidden_layers")
     )
-    heads, groups, size, vocab = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size"))
+    heads, groups, size, vocab = (
+        config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size")
+    )
 
     def packed(bits, rows, cols):
         return rows * -(-cols // 128) * (4 + 16 * bits)
@@ -117,7 +125,9 @@ def test_the_cache_gives_the_same_weights(nano_path, tmp_path, scheme):
     (file,) = folder.iterdir()
     before = file.stat()
     np.testing.assert_array_equal(first, without)
-    np.testing.assert_array_equal(_C.Engine(nano_path, quantization=scheme, quantization_cache=str(folder)).forward([3, 4, 5]), without)
+    np.testing.assert_array_equal(
+        _C.Engine(nano_path, quantization=scheme, quantization_cache=str(folder)).forward([3, 4, 5]), without
+    )
     assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     # Proof that it is read: other weights give other logits.
     data = bytearray(file.read_bytes())
@@ -176,7 +186,10 @@ def test_an_unwritable_cache_is_named(nano_path, tmp_path):
     [
         ({"quantization": "int3"}, 'quantization: expected none, int8 or int4, got "int3"'),
         ({"quantization_cache": "somewhere"}, "quantization_cache: expected none without quantization"),
-        ({"quantization": "int8", "quantization_cache": "x", "load_format": "dummy"}, "quantization_cache: expected none with load_format"),
+        (
+            {"quantization": "int8", "quantization_cache": "x", "load_format": "dummy"},
+            "quantization_cache: expected none with load_format",
+        ),
     ],
 )
 def test_refused(nano_path, options, message):

@@ -293,7 +293,9 @@ def test_recording_changes_no_result(tiny_path):
     assert [r.bits for r in plain] == [r.bits for r in both]
 
 
-@pytest.mark.parametrize("policy", ["lynx:refill=0,damp=0", "oea:k0=2"])  # ids are replayed; weights have their full mass
+@pytest.mark.parametrize(
+    "policy", ["lynx:refill=0,damp=0", "oea:k0=2"]
+)  # ids are replayed; weights have their full mass
 def test_replay_of_a_recording(tiny_path, tmp_path, policy):
     """Steps of full batches under a policy, and again under replay of what it chose: the same bits."""
     path, rng = tiny_path("many"), np.random.default_rng(5)

@@ -103,7 +103,11 @@ def test_preemption(case, model, block_size, caching):
 @pytest.mark.parametrize("tokens", [112, 4096])
 def test_prompts_in_steps_of_their_own(case, model, tokens):
     path = case(model)[0]
-    options = {"enable_mixed_chunk": False, "kv_cache_memory_bytes": kv_bytes(path, tokens), "max_num_batched_tokens": 24}
+    options = {
+        "enable_mixed_chunk": False,
+        "kv_cache_memory_bytes": kv_bytes(path, tokens),
+        "max_num_batched_tokens": 24,
+    }
     check(case(model), engine(path, **options), [0, 0, 9, 9, 3, 3, 20, 2])
 
 
@@ -122,7 +126,9 @@ def test_block_size_and_prefix_cache(case, model, block_size):
     check(case(model), e)
     again = check(case(model), e)
     # The whole pages of a prompt, but for its last token's, unless prompt logprobs are asked for.
-    expected = [0 if "prompt_logprobs" in j.options else (len(j.prompt) - 1) // block_size * block_size for j in case(model)[1]]
+    expected = [
+        0 if "prompt_logprobs" in j.options else (len(j.prompt) - 1) // block_size * block_size for j in case(model)[1]
+    ]
     assert [r.num_cached_tokens for r in again] == expected
 
 
@@ -161,7 +167,9 @@ def test_everything_at_once(case, model, seqs, rows, tokens, block_size, caching
     check(case(model), e, arrivals)
 
 
-@pytest.mark.parametrize("name, dtype", [("plain", "float32"), ("bf16_legacy", "bfloat16"), ("f16", "float16"), ("dense", "float32")])
+@pytest.mark.parametrize(
+    "name, dtype", [("plain", "float32"), ("bf16_legacy", "bfloat16"), ("f16", "float16"), ("dense", "float32")]
+)
 def test_forward_in_chunks(tiny_path, name, dtype):
     ids = np.random.default_rng(1).integers(0, tm.ALL[name].vocab, 45).tolist()
     e = engine(tiny_path(name), dtype=dtype)
@@ -196,7 +204,10 @@ def remapped(e):
 def many_jobs(exact=(), count=8):
     rng = np.random.default_rng(3)
     vocab = tm.ALL["many"].vocab
-    return [Job(rng.integers(0, vocab, 6 + i).tolist(), {"logprobs": 2, "max_tokens": 40, "exact": i in exact}) for i in range(count)]
+    return [
+        Job(rng.integers(0, vocab, 6 + i).tolist(), {"logprobs": 2, "max_tokens": 40, "exact": i in exact})
+        for i in range(count)
+    ]
 
 
 @pytest.mark.parametrize("selection", ["lynx:theta=0", "oea:k0=8", "lynx:alpha=8,beta=4,theta=0", "off", ""])

@@ -50,7 +50,10 @@ def assert_drawn_from(counts, p):
     assert counts[p == 0].sum() == 0, f"drew a token of probability 0: {np.flatnonzero((p == 0) & (counts > 0))}"
     expected = counts.sum() * p
     small = expected < 5
-    observed, expected = np.append(counts[~small], counts[small].sum()), np.append(expected[~small], expected[small].sum())
+    observed, expected = (
+        np.append(counts[~small], counts[small].sum()),
+        np.append(expected[~small], expected[small].sum()),
+    )
     keep = expected > 0
     chi2, df = ((observed - expected)[keep] ** 2 / expected[keep]).sum(), keep.sum() - 1
     limit = df * (1 - 2 / (9 * df) + 4.7534 * np.sqrt(2 / (9 * df))) ** 3 if df else 1e-9  # 4.7534 = normal quantile
@@ -109,7 +112,9 @@ def test_draws_at_later_positions_are_independent(e):
     row = e.forward(PROMPT)[-1]
     flat = [(t, float(1000 - row[t])) for t in (5, 6, 7, 8)]
     pairs = np.zeros((4, 4))
-    for r in run(e, [Job(PROMPT, options | {"seed": s, "temperature": 100.0, "logit_bias": flat}) for s in range(DRAWS)]):
+    for r in run(
+        e, [Job(PROMPT, options | {"seed": s, "temperature": 100.0, "logit_bias": flat}) for s in range(DRAWS)]
+    ):
         pairs[r.tokens[0] - 5, r.tokens[1] - 5] += 1
     # The first token is uniform to within the bias' rounding; the second nearly so, because of the temperature.
     expected = pairs.sum(1, keepdims=True) * pairs.sum(0, keepdims=True) / DRAWS
@@ -251,7 +256,13 @@ def test_logprobs(e, count):
 
 def test_forced_token_ids(e):
     forced = [9, EOS, 88, 9, 1, 40]
-    against = {"max_tokens": 2, "ignore_eos": False, "stop_token_ids": [88], "allowed_token_ids": [3], "bad_words": [[9]]}
+    against = {
+        "max_tokens": 2,
+        "ignore_eos": False,
+        "stop_token_ids": [88],
+        "allowed_token_ids": [3],
+        "bad_words": [[9]],
+    }
     against |= {"logit_bias": [(5, 100.0)], "repetition_penalty": 5.0, "temperature": 1.0}
     tokens = PROMPT + forced
     lp = log_softmax(e.forward(tokens).astype(np.float64))[len(PROMPT) - 1 :]
@@ -300,7 +311,9 @@ def test_a_request_without_a_choice_ends_alone(e):
     (failed,) = out[ids[1]]
     assert failed.finish_reason == "error" and failed.token_ids == [] and "no token to choose" in failed.error
     for i in (ids[0], ids[2]):
-        assert [t for o in out[i] for t in o.token_ids] == greedy(e, max_tokens=10).tokens and out[i][-1].finish_reason == "length"
+        assert [t for o in out[i] for t in o.token_ids] == greedy(e, max_tokens=10).tokens and out[i][
+            -1
+        ].finish_reason == "length"
     e.check_integrity()
 
 

@@ -166,7 +166,9 @@ def test_too_small_a_cache_says_what_would_do(tiny_path):
     with pytest.raises(OutOfMemoryError) as error:
         engine(path, kv_cache_memory_bytes=64 * per_token, max_model_len=100)
     text = str(error.value)
-    assert all(str(n) in text for n in (100, 64 * per_token, f"kv_cache_memory_bytes={112 * per_token}", "max_model_len=64"))
+    assert all(
+        str(n) in text for n in (100, 64 * per_token, f"kv_cache_memory_bytes={112 * per_token}", "max_model_len=64")
+    )
     engine(path, kv_cache_memory_bytes=112 * per_token, max_model_len=100)
     with pytest.raises(OutOfMemoryError) as error:  # less than one page: there is no max_model_len that would fit
         engine(path, kv_cache_memory_bytes=per_token, max_model_len=100)

@@ -317,7 +317,9 @@ def test_phase_all_acts_on_prompts(many):
     assert run(engine(many, expert_selection="oea:k0=1,phase=all@0-1=topk"), [job])[0].prompt_logprobs == own
 
 
-@pytest.mark.parametrize("selection, shared", [("oea:k0=1", True), ("oea:k0=1,phase=all", False), ("topk@1=top_j:phase=all", False)])
+@pytest.mark.parametrize(
+    "selection, shared", [("oea:k0=1", True), ("oea:k0=1,phase=all", False), ("topk@1=top_j:phase=all", False)]
+)
 def test_pages_of_prompts_that_a_policy_changed_are_not_shared(many, selection, shared):
     rng = np.random.default_rng(5)
     prompt = rng.integers(0, tm.ALL["many"].vocab, 40).tolist()

@@ -4,14 +4,25 @@ import pytest
 
 import lynx_rt
 
-TEXTS = ("Q: 12 times 22 = ?", "Q: 345 + 678 = ?", "The sea", "def add(a, b):", "In the beginning", "1, 2, 4, 8,", "zebra", "A:")
+TEXTS = (
+    "Q: 12 times 22 = ?",
+    "Q: 345 + 678 = ?",
+    "The sea",
+    "def add(a, b):",
+    "In the beginning",
+    "1, 2, 4, 8,",
+    "zebra",
+    "A:",
+)
 PROMPTS = [f"{text}\n" for text in TEXTS]
 PARAMS = lynx_rt.SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 
 
 @pytest.fixture(scope="module")
 def engine():
-    with lynx_rt.Engine(lynx_rt.shipped_model(), max_num_seqs=8, enable_mixed_chunk=False, enable_prefix_caching=False) as made:
+    with lynx_rt.Engine(
+        lynx_rt.shipped_model(), max_num_seqs=8, enable_mixed_chunk=False, enable_prefix_caching=False
+    ) as made:
         yield made
 
 

@@ -112,7 +112,9 @@ def prompts_for(row: Row) -> list[list[int]]:
     return [rng.integers(0, (SIZES | row.keys)["vocab_size"], n).tolist() for n in row.prompts]
 
 
-def greedy(e: _C.Engine, prompts: list[list[int]], count: int = 64, exact: tuple[int, ...] = ()) -> list[list[tuple[int, float]]]:
+def greedy(
+    e: _C.Engine, prompts: list[list[int]], count: int = 64, exact: tuple[int, ...] = ()
+) -> list[list[tuple[int, float]]]:
     """`count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
     ids = []
     for i, prompt in enumerate(prompts):

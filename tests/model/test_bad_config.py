@@ -86,7 +86,10 @@ def test_no_expert_count(folder):
 WRONG = [
     ({"num_key_value_heads": 3}, ["num_key_value_heads", "divisor", "4", "3"]),
     ({"num_key_value_heads": 8}, ["num_key_value_heads", "8"]),
-    ({"head_dim": MISSING, "num_attention_heads": 5, "num_key_value_heads": 5}, ["num_attention_heads", "divisor", "48", "5"]),
+    (
+        {"head_dim": MISSING, "num_attention_heads": 5, "num_key_value_heads": 5},
+        ["num_attention_heads", "divisor", "48", "5"],
+    ),
     ({"head_dim": 15}, ["head_dim", "even", "15"]),
     ({"num_experts_per_tok": 9}, ["num_experts_per_tok", "8", "9"]),
     ({"num_hidden_layers": 16384, "num_local_experts": 65536}, ["num_local_experts", "limit"]),
@@ -116,7 +119,10 @@ UNSUPPORTED = [
     ({"model_type": "jamba"}, ["model_type", "jamba", "mixtral", "qwen3", "qwen3_moe"]),
     ({"rope_parameters": {"rope_type": "proportional"}}, ["rope_type", "proportional", "default, linear"]),
     ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
-    ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["quant_method", "bitsandbytes", "awq, compressed-tensors, fp8, gptq"]),
+    (
+        {"quantization_config": {"quant_method": "bitsandbytes"}},
+        ["quant_method", "bitsandbytes", "awq, compressed-tensors, fp8, gptq"],
+    ),
     ({"dtype": "int8"}, ["dtype", "int8"]),
 ]
 
@@ -168,7 +174,11 @@ def edit(path: Path, change) -> None:
     save_file(tensors, file)
 
 
-Q, GATE, GATE_UP = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.gate.weight", "model.layers.0.mlp.experts.gate_up_proj"
+Q, GATE, GATE_UP = (
+    "model.layers.0.self_attn.q_proj.weight",
+    "model.layers.1.mlp.gate.weight",
+    "model.layers.0.mlp.experts.gate_up_proj",
+)
 
 
 @pytest.mark.parametrize("name, change, words", [
@@ -201,7 +211,15 @@ def test_every_kind_in_one_error(folder):
         del t["model.norm.weight"]
 
     edit(path, spoil)
-    refused(path, CheckpointError, "1 missing", "1 unexpected", "1 of the wrong shape", "1 of the wrong dtype", "model.safetensors")
+    refused(
+        path,
+        CheckpointError,
+        "1 missing",
+        "1 unexpected",
+        "1 of the wrong shape",
+        "1 of the wrong dtype",
+        "model.safetensors",
+    )
 
 
 def test_tensors_that_need_not_be_there(folder):

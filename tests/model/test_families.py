@@ -32,7 +32,11 @@ def test_bfloat16(row, tmp_path):
     compare.)"""
     row = replace(row, dtype="bfloat16")
     path = write(row, tmp_path)
-    e, exact, rounded = engine(path, dtype="bfloat16", **row.options), reference(row, path), tm.reference(path, "bfloat16")
+    e, exact, rounded = (
+        engine(path, dtype="bfloat16", **row.options),
+        reference(row, path),
+        tm.reference(path, "bfloat16"),
+    )
     ours, theirs = [], []
     for prompt in prompts_for(row):
         ids = prompt + [token for token, _ in greedy(e, [prompt], 32)[0]]

@@ -12,7 +12,12 @@ from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
 SIZES = {
     "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": 2, "head_dim": 12},
-    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    "qwen2_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "shared_expert_intermediate_size": 8,
+    },
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }
 MISSING = object()
@@ -33,7 +38,12 @@ def load_dummy(folder):
 
 MODEL_TYPES = ["mixtral", "qwen2_moe", "olmoe", "phimoe", "granitemoe", "hunyuan_v1_moe", "llama", "mistral", "qwen2"]
 YARN = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64}
-LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 6, "long_factor": [2.0] * 6, "original_max_position_embeddings": 64}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 6,
+    "long_factor": [2.0] * 6,
+    "original_max_position_embeddings": 64,
+}
 
 UNSUPPORTED = [
     ("mixtral", {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "same for all layers"]),
@@ -87,7 +97,9 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("model_type, keys, words", UNSUPPORTED, ids=lambda v: "+".join(v) if isinstance(v, dict) else str(v)[:20])
+@pytest.mark.parametrize(
+    "model_type, keys, words", UNSUPPORTED, ids=lambda v: "+".join(v) if isinstance(v, dict) else str(v)[:20]
+)
 def test_unsupported(tmp_path, model_type, keys, words):
     with pytest.raises(UnsupportedModelError) as caught:
         load_dummy(folder_of(tmp_path, model_type, **keys))
@@ -95,7 +107,9 @@ def test_unsupported(tmp_path, model_type, keys, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-@pytest.mark.parametrize("model_type, keys, words", WRONG, ids=lambda v: "+".join(v) if isinstance(v, dict) else str(v)[:20])
+@pytest.mark.parametrize(
+    "model_type, keys, words", WRONG, ids=lambda v: "+".join(v) if isinstance(v, dict) else str(v)[:20]
+)
 def test_contradictions(tmp_path, model_type, keys, words):
     with pytest.raises(CheckpointError) as caught:
         load_dummy(folder_of(tmp_path, model_type, **keys))

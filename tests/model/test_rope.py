@@ -41,7 +41,10 @@ def check(keys, max_positions=CONTEXT, head_dim=64):
 
 def longrope(pairs, **keys):
     rng = np.random.default_rng(pairs)
-    return {"short_factor": (1 + rng.random(pairs)).tolist(), "long_factor": (1 + 30 * rng.random(pairs)).tolist()} | keys
+    return {
+        "short_factor": (1 + rng.random(pairs)).tolist(),
+        "long_factor": (1 + 30 * rng.random(pairs)).tolist(),
+    } | keys
 
 
 KINDS = {
@@ -72,7 +75,9 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("head_dim, partial, theta", [(64, 1.0, 10000.0), (10, 1.0, 5e5), (128, 0.5, 1e6), (26, 0.5, 100)], ids=str)
+@pytest.mark.parametrize(
+    "head_dim, partial, theta", [(64, 1.0, 10000.0), (10, 1.0, 5e5), (128, 0.5, 1e6), (26, 0.5, 100)], ids=str
+)
 @pytest.mark.parametrize("name", KINDS)
 def test_as_transformers(name, head_dim, partial, theta):
     kind = name.split("_")[0].rstrip("1")
@@ -128,10 +133,20 @@ def test_no_rope_keys_at_all():
 @pytest.mark.parametrize("max_positions", [64, 3 * CONTEXT])
 def test_hunyuan_alpha(max_positions):
     """dynamic with alpha is the same at every length."""
-    rope = {"type": "dynamic", "alpha": 1000.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 0.0}
+    rope = {
+        "type": "dynamic",
+        "alpha": 1000.0,
+        "factor": 1.0,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1.0,
+        "mscale_all_dim": 0.0,
+    }
     config = HunYuanMoEV1Config(head_dim=64, rope_theta=10000.0, rope_scaling=dict(rope))
     want, factor = HunYuanMoEV1RotaryEmbedding.compute_ntk_alpha_rope_parameters(config)
-    got, got_factor = angles({"rope_theta": 10000.0, "rope_scaling": rope, "max_position_embeddings": CONTEXT}, max_positions)
+    got, got_factor = angles(
+        {"rope_theta": 10000.0, "rope_scaling": rope, "max_position_embeddings": CONTEXT}, max_positions
+    )
     np.testing.assert_allclose(got, want.numpy(), rtol=1e-6)
     assert got_factor == factor == 1
 
@@ -142,7 +157,9 @@ def test_phi_mscales():
     keys = {"max_position_embeddings": CONTEXT, "rope_scaling": rope}
     assert [angles(keys, n)[1] for n in (1, 1024, 1025, CONTEXT)] == [1.25, 1.25, 1.5, 1.5]
     for n in (1024, 1025):
-        want, _ = expected({"max_position_embeddings": CONTEXT, "rope_parameters": {"rope_type": "longrope"} | rope}, n, 64)
+        want, _ = expected(
+            {"max_position_embeddings": CONTEXT, "rope_parameters": {"rope_type": "longrope"} | rope}, n, 64
+        )
         np.testing.assert_allclose(angles(keys, n)[0], want.numpy(), rtol=1e-6)
 
 
@@ -188,7 +205,11 @@ def test_unsupported(rope, words):
 
 
 def test_no_context_to_scale_from():
-    for rope in ({"type": "dynamic", "factor": 2.0}, {"type": "yarn", "factor": 2.0}, {"type": "yarn", "original_max_position_embeddings": 9}):
+    for rope in (
+        {"type": "dynamic", "factor": 2.0},
+        {"type": "yarn", "factor": 2.0},
+        {"type": "yarn", "original_max_position_embeddings": 9},
+    ):
         with pytest.raises(CheckpointError, match="max_position_embeddings: missing"):
             angles({"rope_scaling": rope})
 
@@ -196,8 +217,15 @@ def test_no_context_to_scale_from():
 def test_dynamic_needs_columns():
     with pytest.raises(CheckpointError, match="at least 4"):
         angles({"max_position_embeddings": CONTEXT, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, head_dim=2)
-    check({"max_position_embeddings": CONTEXT, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, 3 * CONTEXT, head_dim=4)
+    check(
+        {"max_position_embeddings": CONTEXT, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        3 * CONTEXT,
+        head_dim=4,
+    )
 
 
 def test_factor_is_finite():
-    assert all(math.isfinite(angles({"rope_theta": 1.0, "max_position_embeddings": 9, "rope_scaling": r})[1]) for r in (YARN, LLAMA3))
+    assert all(
+        math.isfinite(angles({"rope_theta": 1.0, "max_position_embeddings": 9, "rope_scaling": r})[1])
+        for r in (YARN, LLAMA3)
+    )

@@ -61,14 +61,18 @@ def check_16bit(e, model32, model16, prompts, routed):
     assert agrees[sure].all()
     # ... and over all rows, near-ties included, no fewer agree than transformers' do, up to three standard deviations of that count.
     missed, allowed = (~agrees).sum(), (theirs.argmax(1) != exact.argmax(1)).sum()
-    print(f"rows that chose another token than float32: {missed}, transformers {allowed}, of {len(agrees)}; {sure.sum()} sure")
+    print(
+        f"rows that chose another token than float32: {missed}, transformers {allowed}, of {len(agrees)}; {sure.sum()} sure"
+    )
     assert missed <= allowed + 3 * np.sqrt(allowed + 1)
 
 
 @pytest.mark.parametrize("name", tm.ALL)
 def test_float32(name, tiny_path, reference_of):
     path = tiny_path(name)
-    decided, steps, _ = check_float32(engine(path, dtype="float32"), reference_of(path, "float32"), prompts_for(tm.ALL[name]))
+    decided, steps, _ = check_float32(
+        engine(path, dtype="float32"), reference_of(path, "float32"), prompts_for(tm.ALL[name])
+    )
     assert steps == 3 * 64 and decided > 0.95 * steps
 
 
@@ -77,11 +81,15 @@ def test_16_bit(name, tiny_path, reference_of):
     path, t = tiny_path(name), tm.ALL[name]
     e = engine(path)
     assert e.model_info()["dtype"] == t.dtype, "dtype=auto is the checkpoint's"
-    check_16bit(e, reference_of(path, "float32"), reference_of(path, t.dtype), prompts_for(t), routed=t.experts is not None)
+    check_16bit(
+        e, reference_of(path, "float32"), reference_of(path, t.dtype), prompts_for(t), routed=t.experts is not None
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("name, dtype", [("groups3", "float32"), ("bf16", "float32"), ("bf16_fused", "bfloat16"), ("f16", "float16")])
+@pytest.mark.parametrize(
+    "name, dtype", [("groups3", "float32"), ("bf16", "float32"), ("bf16_fused", "bfloat16"), ("f16", "float16")]
+)
 def test_every_isa(isa, name, dtype, tiny_path, reference_of):
     path, t = tiny_path(name), tm.ALL[name]
     e = engine(path, dtype=dtype, isa=isa, num_threads=2)

@@ -33,7 +33,10 @@ def draw_params(choose, policy, num_experts, k):
         "xshare": lambda: dict(m=choose(m), k0=choose(range(k + 1))),
         "des_vote": lambda: dict(m=choose(m)),
         "cover": lambda: dict(
-            delta=choose([0.0, 0.05, 0.3, 1.0, 1e300]), m=choose(m), refill=choose([0.0, 0.25, 1.0]), damp=choose([0.0, 0.5, 1.0])
+            delta=choose([0.0, 0.05, 0.3, 1.0, 1e300]),
+            m=choose(m),
+            refill=choose([0.0, 0.25, 1.0]),
+            damp=choose([0.0, 0.5, 1.0]),
         ),
         "sere": lambda: dict(s=choose(range(1, k + 1)), rho=choose([0.0, 0.25, 0.5, 0.75, 1.0, 1.5])),
         "skip": lambda: dict(ratio=choose([0.0, 1e-3, 0.1, 0.5, 0.9, 1.0])),
@@ -105,15 +108,23 @@ class Case:
     def num_experts(self):
         return self.scores.shape[1]
 
-    def select(self, scores=None, exact="same", phase="decode_only", select=_C_testing.select, tables=None, rows=None, **params):
+    def select(
+        self, scores=None, exact="same", phase="decode_only", select=_C_testing.select, tables=None, rows=None, **params
+    ):
         """`rows`: those rows only, in that order."""
         scores = self.scores if scores is None else scores
         exact = self.exact if isinstance(exact, str) else exact
         tables = dict(self.tables if tables is None else tables)
         if rows is not None:
-            scores, exact, tables["replay"] = scores[rows], None if exact is None else exact[rows], tables["replay"][rows]
+            scores, exact, tables["replay"] = (
+                scores[rows],
+                None if exact is None else exact[rows],
+                tables["replay"][rows],
+            )
         text = ref.text(self.policy, **{**self.params, **params})
-        return select(scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables), **self.rule)
+        return select(
+            scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables), **self.rule
+        )
 
     def kept_mass(self, ids):
         """Gate mass of each row's `ids` relative to its own choice. [T]"""
@@ -126,8 +137,14 @@ class Case:
 
     def oracle(self, **params):
         return ref.select(
-            self.scores, self.k, self.norm_topk, self.policy, exact=self.exact, tables=self.tables, rule=self.rule,
-            **{**self.params, **params}
+            self.scores,
+            self.k,
+            self.norm_topk,
+            self.policy,
+            exact=self.exact,
+            tables=self.tables,
+            rule=self.rule,
+            **{**self.params, **params},
         )
 
     def lynx_sets(self, scores=None, **params):

@@ -33,7 +33,15 @@ class Layer:
         start = np.cumsum([0] + [e - b for _, b, e in spans]).astype(np.int32)
         tables = self.tables[[s for s, _, _ in spans]]
         out = self.cache.attend(
-            np.concatenate(rows), self.a, *self.norms, EPS, self.cos, self.sin, positions, start, np.ascontiguousarray(tables)
+            np.concatenate(rows),
+            self.a,
+            *self.norms,
+            EPS,
+            self.cos,
+            self.sin,
+            positions,
+            start,
+            np.ascontiguousarray(tables),
         )
         return [out[start[i] : start[i + 1]] for i in range(len(spans))]
 

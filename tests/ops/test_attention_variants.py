@@ -12,7 +12,9 @@ from lynx_rt import ValidationError, _C_testing
 def weights(kind, heads, rng):
     a, g, d = heads
     sizes = {"width": (a * d, g * d), "head": (d, d), "head_after_rope": (d, d)}.get(kind)
-    return (None, None) if sizes is None else tuple(ref.weight(1 + 0.3 * rng.standard_normal(n), "float32") for n in sizes)
+    return (
+        (None, None) if sizes is None else tuple(ref.weight(1 + 0.3 * rng.standard_normal(n), "float32") for n in sizes)
+    )
 
 
 class Layer:
@@ -67,7 +69,12 @@ VARIANTS = {
     "no rope, odd head": ((2, 2, 7), 9, 0, dict(norm="head")),
     "clip": ((4, 2, 16), 15, None, dict(norm="width", clip=0.9)),
     "temperature": ((4, 1, 8), 30, 0, dict(temperature=(4.0, 0.1))),
-    "all": ((6, 3, 12), 50, 8, dict(norm="head_after_rope", interleaved=True, clip=2.0, window=11, with_sinks=True, scale=0.2)),
+    "all": (
+        (6, 3, 12),
+        50,
+        8,
+        dict(norm="head_after_rope", interleaved=True, clip=2.0, window=11, with_sinks=True, scale=0.2),
+    ),
 }
 
 
@@ -82,7 +89,11 @@ def test_attention_options(backend, dtype, name):
 def test_bits_in_pieces(isa, dtype, name):
     """Pieces of any size, pages of any size and any number of threads give the same bits."""
     heads, length, rotated, variant = VARIANTS[name]
-    whole = Layer(_C_testing.Backend(dtype=dtype, isa=isa), dtype, heads, length, rotated, **variant).feed(0, length).view(np.uint32)
+    whole = (
+        Layer(_C_testing.Backend(dtype=dtype, isa=isa), dtype, heads, length, rotated, **variant)
+        .feed(0, length)
+        .view(np.uint32)
+    )
     b = _C_testing.Backend(dtype=dtype, isa=isa, num_threads=3)
     for block_size, piece in ((5, 1 if length < 100 else 67), (16, 6 if length < 100 else 300)):
         layer = Layer(b, dtype, heads, length, rotated, block_size, **variant)
@@ -119,11 +130,28 @@ class Latent:
     def expected(self):
         scale = float(np.float32(self.scale))
         return ra.latent_attention(
-            self.q, self.latent_q, self.kv, self.heads, self.kv_norm, 1e-6, self.cos, self.sin, self.interleaved, scale, self.dtype
+            self.q,
+            self.latent_q,
+            self.kv,
+            self.heads,
+            self.kv_norm,
+            1e-6,
+            self.cos,
+            self.sin,
+            self.interleaved,
+            scale,
+            self.dtype,
         )
 
 
-LATENT = [((1, 2, 4, 2), 1), ((3, 6, 10, 4), 21), ((16, 8, 33, 6), 40), ((70, 4, 16, 8), 9), ((2, 4, 12, 4), 1030), ((2, 128, 512, 64), 5)]
+LATENT = [
+    ((1, 2, 4, 2), 1),
+    ((3, 6, 10, 4), 21),
+    ((16, 8, 33, 6), 40),
+    ((70, 4, 16, 8), 9),
+    ((2, 4, 12, 4), 1030),
+    ((2, 128, 512, 64), 5),
+]
 
 
 @pytest.mark.parametrize("sizes, length", LATENT, ids=str)
@@ -166,7 +194,18 @@ def test_refused():
         cache = _C_testing.PagedCache(b, 4, 4, 1, 8, 6)
         one = np.zeros((1, 1), np.float32)
         row = np.zeros(1, np.int32)
-        cache.attend(np.zeros((1, 24), np.float32), 1, None, None, 1e-6, one, one, row, np.array([0, 1], np.int32), np.zeros((1, 1), np.int32))
+        cache.attend(
+            np.zeros((1, 24), np.float32),
+            1,
+            None,
+            None,
+            1e-6,
+            one,
+            one,
+            row,
+            np.array([0, 1], np.int32),
+            np.zeros((1, 1), np.int32),
+        )
     layer = Layer(b, "float32", (2, 1, 8), 4, with_sinks=True)
     layer.variant.sinks = layer.variant.sinks[:1]
     with pytest.raises(ValidationError, match="sinks"):

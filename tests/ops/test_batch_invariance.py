@@ -9,7 +9,16 @@ from test_expert_ffn import make_experts, own_choices
 from lynx_rt import _C_testing
 
 ROWS = 41  # several tiles of 4 and of 32, and a rest
-SUBSETS = [[0], [40], [3, 2], [7, 7, 7], list(range(5)), list(range(40, -1, -1)), list(range(0, 41, 3)), list(range(33))]
+SUBSETS = [
+    [0],
+    [40],
+    [3, 2],
+    [7, 7, 7],
+    list(range(5)),
+    list(range(40, -1, -1)),
+    list(range(0, 41, 3)),
+    list(range(33)),
+]
 
 
 @pytest.fixture

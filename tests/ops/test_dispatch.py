@@ -24,11 +24,15 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize("dropped", [0, 0.3, 1])
-@pytest.mark.parametrize("num_rows, k, num_experts", [(0, 2, 4), (1, 1, 1), (1, 3, 7), (5, 4, 4), (33, 8, 64), (40, 16, 130)])
+@pytest.mark.parametrize(
+    "num_rows, k, num_experts", [(0, 2, 4), (1, 1, 1), (1, 3, 7), (5, 4, 4), (33, 8, 64), (40, 16, 130)]
+)
 def test_matches_the_oracle(num_rows, k, num_experts, dropped):
     ids = random_ids(num_rows, k, num_experts, dropped)
     plan = _C_testing.dispatch(ids, num_experts)
-    for got, want in zip((plan["offsets"], plan["sorted_of_pair"], plan["pair_of_sorted"]), ref.dispatch(ids, num_experts)):
+    for got, want in zip(
+        (plan["offsets"], plan["sorted_of_pair"], plan["pair_of_sorted"]), ref.dispatch(ids, num_experts)
+    ):
         np.testing.assert_array_equal(got, want)
 
 

@@ -12,13 +12,21 @@ from lynx_rt import ValidationError, _C_testing
 @pytest.mark.parametrize("rows, width, vocab", [(0, 16, 5), (1, 1, 1), (5, 33, 9), (40, 48, 7)])
 def test_embed_is_exact(float_backend, weight_dtype, rows, width, vocab):
     rng = np.random.default_rng(rows + width)
-    table, ids = ref.weight(rng.standard_normal((vocab, width)), weight_dtype), rng.integers(0, vocab, rows).astype(np.int32)
+    table, ids = (
+        ref.weight(rng.standard_normal((vocab, width)), weight_dtype),
+        rng.integers(0, vocab, rows).astype(np.int32),
+    )
     np.testing.assert_array_equal(float_backend.embed(table, ids), ref.value(table)[ids])
 
 
 def test_embed_scale(float_backend, weight_dtype):
-    table, ids = ref.weight(np.random.default_rng(0).standard_normal((9, 33)), weight_dtype), np.array([8, 0, 3], np.int32)
-    np.testing.assert_array_equal(float_backend.embed(table, ids, scale=12.1), np.float32(ref.value(table)[ids]) * np.float32(12.1))
+    table, ids = (
+        ref.weight(np.random.default_rng(0).standard_normal((9, 33)), weight_dtype),
+        np.array([8, 0, 3], np.int32),
+    )
+    np.testing.assert_array_equal(
+        float_backend.embed(table, ids, scale=12.1), np.float32(ref.value(table)[ids]) * np.float32(12.1)
+    )
 
 
 def test_conversion_of_every_16_bit_number(float_backend):
@@ -32,7 +40,9 @@ def test_conversion_of_every_16_bit_number(float_backend):
         np.testing.assert_array_equal(np.signbit(got[~np.isnan(want)]), np.signbit(want[~np.isnan(want)]))
 
 
-@pytest.mark.parametrize("rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)])
+@pytest.mark.parametrize(
+    "rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)]
+)
 def test_rmsnorm(float_backend, weight_dtype, rows, width):
     rng = np.random.default_rng(width)
     x = (rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1)))).astype(np.float32)
@@ -41,16 +51,22 @@ def test_rmsnorm(float_backend, weight_dtype, rows, width):
         assert_within(float_backend.rmsnorm(x, w, eps), ref.rmsnorm(x, w, eps), f"eps {eps}")
 
 
-@pytest.mark.parametrize("rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)])
+@pytest.mark.parametrize(
+    "rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)]
+)
 def test_layernorm(float_backend, weight_dtype, rows, width):
     rng = np.random.default_rng(width)
-    x = (rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1))) + rng.standard_normal((rows, 1))).astype(np.float32)
+    x = (
+        rng.standard_normal((rows, width)) * np.exp2(rng.integers(-8, 8, (rows, 1))) + rng.standard_normal((rows, 1))
+    ).astype(np.float32)
     w, bias = ref.weight(rng.standard_normal(width), weight_dtype), ref.weight(rng.standard_normal(width), "float32")
     for eps in (1e-6, 0.1):
         whole = float_backend.layernorm(x, w, bias, eps)
         assert_within(whole, ref.layernorm(x, w, bias, eps), f"eps {eps}")
         for t in range(0, rows, 5):
-            np.testing.assert_array_equal(float_backend.layernorm(x[t : t + 1], w, bias, eps)[0].view(np.uint32), whole[t].view(np.uint32))
+            np.testing.assert_array_equal(
+                float_backend.layernorm(x[t : t + 1], w, bias, eps)[0].view(np.uint32), whole[t].view(np.uint32)
+            )
 
 
 def test_layernorm_of_equal_values(float_backend):
@@ -92,7 +108,9 @@ def test_the_compute_dtype_changes_no_bit(float_backend, isa, dtype, weight_dtyp
 
 def test_silu_over_its_range(isa):
     """One expert of width 1 whose gate passes x on: from where the exponential overflows to where it vanishes."""
-    x = np.concatenate([np.linspace(-110, 110, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
+    x = np.concatenate([np.linspace(-110, 110, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(
+        np.float32
+    )[:, None]
     rows = np.concatenate([x, np.ones_like(x)], 1)
     b = _C_testing.Backend(isa=isa)
     gate, up, down = (np.array(w, np.float32) for w in ([[1, 0]], [[0, 1]], [[1], [0]]))

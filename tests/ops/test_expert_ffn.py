@@ -16,7 +16,11 @@ def make_experts(count, hidden, width, weight_dtype, down_dtype=None, seed=0):
     def matrices(rows, cols, dtype):
         return [ref.weight(rng.standard_normal((rows, cols)) * scale * 2, dtype) for _ in range(count)]
 
-    return matrices(width, hidden, weight_dtype), matrices(width, hidden, weight_dtype), matrices(hidden, width, down_dtype or weight_dtype)
+    return (
+        matrices(width, hidden, weight_dtype),
+        matrices(width, hidden, weight_dtype),
+        matrices(hidden, width, down_dtype or weight_dtype),
+    )
 
 
 def own_choices(rng, rows, k, experts):
@@ -46,7 +50,14 @@ def nothing(rng, rows, k, experts):
 
 ROUTINGS = [own_choices, all_to_one, one_gets_none, dropped, nothing]
 # T, k, E, H, I: rows beyond the tile of 32; I and H that are not multiples of 16; the last has several tasks per expert
-SHAPES = [(0, 2, 4, 16, 8), (1, 1, 2, 16, 16), (1, 3, 5, 33, 7), (5, 4, 4, 48, 33), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)]
+SHAPES = [
+    (0, 2, 4, 16, 8),
+    (1, 1, 2, 16, 16),
+    (1, 3, 5, 33, 7),
+    (5, 4, 4, 48, 33),
+    (70, 2, 3, 20, 18),
+    (3, 2, 3, 257, 150),
+]
 
 
 @pytest.mark.parametrize("routing", ROUTINGS, ids=lambda r: r.__name__)
@@ -86,7 +97,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-@pytest.mark.parametrize("shape", [(0, 2, 4, 16, 8), (1, 3, 5, 33, 7), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 2, 4, 16, 8), (1, 3, 5, 33, 7), (70, 2, 3, 20, 18), (3, 2, 3, 257, 150)], ids=str
+)
 def test_biases_and_activations(backend, dtype, name, shape):
     """Biases, the clamped activation, weights on the input: against the oracle, and each row as alone."""
     rows, k, experts, hidden, width = shape
@@ -111,7 +124,10 @@ def test_mlp_with_gate_and_biases(backend, dtype, weight_dtype, shape):
     rows, hidden, width = shape
     gate, up, down = (w[0] for w in make_experts(1, hidden, width, weight_dtype, seed=1))
     rng = np.random.default_rng(rows)
-    x, row_gate = rng.standard_normal((rows, hidden)).astype(np.float32), ref.weight(rng.standard_normal((1, hidden)), weight_dtype)
+    x, row_gate = (
+        rng.standard_normal((rows, hidden)).astype(np.float32),
+        ref.weight(rng.standard_normal((1, hidden)), weight_dtype),
+    )
     value, error = ref.mlp(x, gate, up, down, dtype)
     logit, logit_error = ref.router(x, row_gate)
     by = 1 / (1 + np.exp(-logit))  # its slope is 1/4 at most; exp, sum and quotient are within 4 units
@@ -158,7 +174,7 @@ def test_formats_of_one_layer_may_differ(backend, isa, dtype, hidden, width):
     """Every pair of formats that gate and down can have, in one layer: each row has the bits that its expert gives it in a layer of
     its own."""
     formats = [(into, down) for into in FORMATS for down in FORMATS]
-    quantizers = {name: _C.Backend(dtype=dtype, isa=isa, quantization=name) for name in ("int8", "int4")}
+    quantizers = {name: _C_testing.Backend(dtype=dtype, isa=isa, quantization=name) for name in ("int8", "int4")}
 
     def matrix(values, name):
         return quantizers[name].place(values) if name in quantizers else ref.weight(values, name)

@@ -138,7 +138,10 @@ def test_wrong_shapes():
 def test_scale(backend, dtype, weight_dtype, shape):
     """Granite's multipliers: the product and its bias are scaled, what they are added to is not."""
     x, w, rng = make(shape, weight_dtype)
-    bias, add_to = ref.weight(rng.standard_normal(shape[2]), weight_dtype), rng.standard_normal((shape[0], shape[2])).astype(np.float32)
+    bias, add_to = (
+        ref.weight(rng.standard_normal(shape[2]), weight_dtype),
+        rng.standard_normal((shape[0], shape[2])).astype(np.float32),
+    )
     for options in ({}, {"bias": bias}, {"bias": bias, "add_to": add_to}):
         got = backend.linear(x, w, scale=0.22, **options)
         assert_within(got, ref.linear(x, w, dtype, scale=0.22, **options), str(options.keys()))

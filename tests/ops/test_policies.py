@@ -48,7 +48,9 @@ def test_matches_the_oracle(policy, num_experts):
                 tables = draw_tables(rng, num_rows, num_experts, k, coarse=rng.random() < 0.5)
                 params = draw_params(lambda items: items[rng.integers(len(items))], policy, num_experts, k)
                 if policy in REFILLS and rng.integers(2):
-                    params |= dict(refill=float(rng.choice([0, 0.1, 0.25, 1])), damp=float(rng.choice([0, 0.5, 0.7, 1])))
+                    params |= dict(
+                        refill=float(rng.choice([0, 0.1, 0.25, 1])), damp=float(rng.choice([0, 0.5, 0.7, 1]))
+                    )
                 exact, phase, all_phases = draw_exact(rng, num_rows), PHASES[rng.integers(4)], bool(rng.integers(2))
                 text = ref.text(policy, all_phases, **params)
                 got = _C_testing.select(scores, k, norm_topk, text, phase, exact, **tables_for(policy, tables))
@@ -170,7 +172,11 @@ def test_lynx_literal_by_hand():
     # Votes of bin 1 count a third: row 2 has 2 others in bin 0 of 0, and of 1 two in bin 1.
     apart = rows(4, {0: 5, 1: 3.5}, {0: 5, 1: 3.5}, {1: 5, 0: 4.75})
     assert ids_of("lynx_literal:alpha=1,beta=2,lambda=0.2", apart, k=1) == [[0], [0], [0]]
-    assert ids_of("lynx_literal:alpha=1,beta=2,lambda=0.1", apart, k=1) == [[0], [0], [1]]  # the guard: nothing is saved
+    assert ids_of("lynx_literal:alpha=1,beta=2,lambda=0.1", apart, k=1) == [
+        [0],
+        [0],
+        [1],
+    ]  # the guard: nothing is saved
 
 
 def test_lynx_literal_a_rows_own_vote_does_not_count():

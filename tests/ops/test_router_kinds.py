@@ -137,7 +137,9 @@ def test_own_routing_is_that_of_transformers(make, config, rule, norm_topk, k, n
     np.testing.assert_allclose(dense[far], want[far], rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal((dense > 0)[far], (want > 0)[far])
     if bias is not None:  # which decides something
-        assert set(map(tuple, got["ids"])) != set(map(tuple, _C_testing.select(logits, k, norm_topk, **rule | dict(bias=None))["ids"]))
+        assert set(map(tuple, got["ids"])) != set(
+            map(tuple, _C_testing.select(logits, k, norm_topk, **rule | dict(bias=None))["ids"])
+        )
 
 
 def test_configs_that_routers_are_made_of_are_real():
@@ -254,7 +256,9 @@ def test_rows_keep_what_is_admitted_of_their_own_choices(case):
     got, own, oracle = case.select(), case.own(), case.oracle()
     if oracle.admitted is None or got["stats"]["guard_hit"]:
         return
-    for kept, wanted, allowed, first in zip(row_sets(got["ids"]), row_sets(own["ids"]), open_experts(case), own["ids"][:, 0]):
+    for kept, wanted, allowed, first in zip(
+        row_sets(got["ids"]), row_sets(own["ids"]), open_experts(case), own["ids"][:, 0]
+    ):
         assert wanted & oracle.admitted <= kept
         assert kept == {first} or kept <= oracle.admitted & allowed
 

@@ -32,7 +32,9 @@ def test_own_routing_by_hand():
     assert got["ids"].tolist() == [[0, 2]]
     np.testing.assert_allclose(got["weights"], [softmax(3, 1)], atol=1e-7)
     assert got["active"].tolist() == [0, 2]
-    assert got["stats"] == dict(rows=1, union_before=2, active=2, remapped_pairs=0, retained_mass=1.0, acted=False, guard_hit=False)
+    assert got["stats"] == dict(
+        rows=1, union_before=2, active=2, remapped_pairs=0, retained_mass=1.0, acted=False, guard_hit=False
+    )
 
 
 def test_weights_that_are_not_normalised_are_softmax_over_all_experts():
@@ -50,7 +52,9 @@ def test_zeros_of_either_sign_tie():
 
 
 @pytest.mark.parametrize("norm_topk", [True, False])
-@pytest.mark.parametrize("num_rows, num_experts, k", [(0, 8, 2), (1, 1, 1), (1, 8, 2), (7, 5, 5), (33, 64, 8), (130, 512, 16)])
+@pytest.mark.parametrize(
+    "num_rows, num_experts, k", [(0, 8, 2), (1, 1, 1), (1, 8, 2), (7, 5, 5), (33, 64, 8), (130, 512, 16)]
+)
 def test_own_routing_matches_the_oracle(num_rows, num_experts, k, norm_topk):
     scores = random_scores(num_rows, num_experts)
     ref.assert_matches(_C_testing.select(scores, k, norm_topk), ref.select(scores, k, norm_topk))
@@ -112,18 +116,27 @@ def test_lynx_above_theta_1_only_a_confident_row_keeps_its_first_choice():
 
 def test_lynx_fills_up_to_k_by_votes():
     scores = rows(5, {0: 5, 1: 4.5, 2: 4.25}, {3: 5, 1: 4.5, 2: 4.25})
-    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [[1, 2], [1, 2]]
+    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [
+        [1, 2],
+        [1, 2],
+    ]
 
 
 def test_lynx_fills_ties_by_the_lower_expert():
     scores = rows(6, {1: 5, 2: 4.5}, {3: 5, 4: 4.5})
-    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [[1, 2], [1, 2]]
+    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,theta=100,refill=0,damp=0")["ids"].tolist() == [
+        [1, 2],
+        [1, 2],
+    ]
 
 
 def test_lynx_bin_edges_belong_to_the_lower_bin():
     # With alpha = 1 a gap of exactly 1 is bin 1: with beta = 1 it has no vote, and row 0 counts as confident.
     scores = rows(4, {0: 5, 1: 4}, {0: 5, 2: 4})
-    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,beta=1,theta=1,refill=0,damp=0")["active"].tolist() == [0, 1]
+    assert _C_testing.select(scores, 2, selection="lynx:alpha=1,beta=1,theta=1,refill=0,damp=0")["active"].tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_lynx_bins_are_found_in_double_precision():
@@ -131,7 +144,11 @@ def test_lynx_bins_are_found_in_double_precision():
     scores = np.full((2, 4), -9, np.float32)
     scores[:, 0] = 0
     scores[0, 1] = scores[1, 2] = -0.9090909
-    assert _C_testing.select(scores, 2, selection="lynx:alpha=1.1,beta=1,refill=0,damp=0")["active"].tolist() == [0, 1, 2]
+    assert _C_testing.select(scores, 2, selection="lynx:alpha=1.1,beta=1,refill=0,damp=0")["active"].tolist() == [
+        0,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("num_rows, sixteenth_bin_votes", [(14, True), (15, False), (16, False)])
@@ -200,7 +217,9 @@ def test_only_decode_steps_are_touched(selection, phase):
 def test_no_rows_and_one_row(selection):
     empty = _C_testing.select(np.zeros((0, 4), np.float32), 2, selection=selection, exact=np.zeros(0, np.uint8))
     assert empty["ids"].shape == (0, 2) and empty["active"].size == 0
-    assert empty["stats"] == dict(rows=0, union_before=0, active=0, remapped_pairs=0, retained_mass=0.0, acted=False, guard_hit=False)
+    assert empty["stats"] == dict(
+        rows=0, union_before=0, active=0, remapped_pairs=0, retained_mass=0.0, acted=False, guard_hit=False
+    )
     one = _C_testing.select(SHARED[:1], 2, selection=selection)
     ref.assert_same_bits(one, _C_testing.select(SHARED[:1], 2))
     assert not one["stats"]["acted"]
@@ -277,7 +296,9 @@ def test_a_row_that_keeps_its_choice_keeps_its_bits(selection):
 
 
 @pytest.mark.parametrize("norm_topk", [True, False])
-@pytest.mark.parametrize("policy, params", [("lynx", {}), ("lynx", dict(alpha=1.0, beta=3, theta=1.5)), ("oea", dict(k0=2))])
+@pytest.mark.parametrize(
+    "policy, params", [("lynx", {}), ("lynx", dict(alpha=1.0, beta=3, theta=1.5)), ("oea", dict(k0=2))]
+)
 @pytest.mark.parametrize("num_rows, num_experts, k", [(2, 4, 2), (7, 32, 4), (32, 64, 8), (64, 128, 8)])
 def test_policies_match_the_oracle(num_rows, num_experts, k, policy, params, norm_topk):
     scores = random_scores(num_rows, num_experts, seed=num_rows)
@@ -304,7 +325,9 @@ def test_scratch_memory_carries_nothing_from_call_to_call():
 def test_scores_must_be_finite(value, selection, phase):
     scores = random_scores(4, 40)
     scores[2, 33] = value
-    with pytest.raises(lynx_rt.ValidationError, match=r"router scores: row 2, expert 33: expected a finite value") as error:
+    with pytest.raises(
+        lynx_rt.ValidationError, match=r"router scores: row 2, expert 33: expected a finite value"
+    ) as error:
         _C_testing.select(scores, 2, selection=selection, phase=phase)
     assert error.value.field == "router scores"
 

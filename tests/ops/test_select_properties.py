@@ -131,7 +131,9 @@ def test_what_lies_behind_the_last_row_is_not_read(case):
 
 
 @examples
-@given(cases([p for p in POLICIES if p != "lynx_literal"]), st.integers(-4000, 4000))  # lynx_literal rounds score + votes
+@given(
+    cases([p for p in POLICIES if p != "lynx_literal"]), st.integers(-4000, 4000)
+)  # lynx_literal rounds score + votes
 def test_adding_a_constant_to_a_row_changes_nothing(case, steps):
     shifted = case.scores.copy()
     shifted[0] += np.float32(steps * STEP)
@@ -167,7 +169,9 @@ def test_making_a_row_exact_never_removes_an_admitted_expert(case):
     case.exact[case.rng.integers(len(case.scores))] = 1
     assert before <= case.oracle().admitted
     got = case.select()
-    if not got["stats"]["guard_hit"] and not was["stats"]["guard_hit"]:  # what rows kept of their own choices, they keep
+    if (
+        not got["stats"]["guard_hit"] and not was["stats"]["guard_hit"]
+    ):  # what rows kept of their own choices, they keep
         for own, less, more in zip(row_sets(case.own()["ids"]), row_sets(was["ids"]), row_sets(got["ids"])):
             assert own & less <= more
 

@@ -62,7 +62,10 @@ def test_selection_text(given, canonical):
         ("lynks", "alias, replay, slo"),
         ("lynx@0=", 'expected a policy after "=" of "lynx@0=", got none'),
         ("lynx@0=@1=oea", 'expected a policy after "=" of "lynx@0=@1=oea", got none'),
-        ("lynx@0=slo:tpot_ms=1", 'slo: expected at the beginning of an engine\'s expert_selection, as in "slo:tpot_ms=20@0=topk"'),
+        (
+            "lynx@0=slo:tpot_ms=1",
+            'slo: expected at the beginning of an engine\'s expert_selection, as in "slo:tpot_ms=20@0=topk"',
+        ),
         ("LYNX", 'unknown policy "LYNX"'),
         (" lynx", 'unknown policy " lynx"'),
         ("topk:k0=1", "topk has no keys"),
@@ -100,7 +103,10 @@ def test_selection_text(given, canonical):
         ("sere:s=0", "s: expected an integer >= 1"),
         ("sere:rho=-0.1", "rho: expected a finite number >= 0"),
         ("lynx_literal:lambda=-1", "lambda: expected a finite number >= 0"),
-        ("lynx_literal:theta=1", 'lynx_literal has no key "theta"; its keys are alpha, beta, lambda, refill, damp, phase'),
+        (
+            "lynx_literal:theta=1",
+            'lynx_literal has no key "theta"; its keys are alpha, beta, lambda, refill, damp, phase',
+        ),
         ("xshare:m=0", "m: expected a finite number > 0"),
         ("xshare:m=1.5", "m: expected a share of the experts below 1, or a whole number, got 1.5"),
         ("des_vote:k0=1", 'des_vote has no key "k0"; its keys are m, refill, damp, phase'),
@@ -167,7 +173,12 @@ KEYS = {
     "cover": dict(delta=FINITE, m=BUDGETS, refill=SHARES, damp=SHARES),
 }  # fmt: skip
 READS_FILE = ("sere", "alias", "replay")
-WEIGHS = ("lynx_literal", "oea", "xshare", "des_vote")  # they know refill and damp too, and show them where they are not 0
+WEIGHS = (
+    "lynx_literal",
+    "oea",
+    "xshare",
+    "des_vote",
+)  # they know refill and damp too, and show them where they are not 0
 
 
 @st.composite

@@ -239,7 +239,12 @@ def test_escapes(capsys: pytest.CaptureFixture[str]) -> None:
 def shell(line: str, **options: str) -> subprocess.CompletedProcess[str]:
     command = f'run() {{ "{sys.executable}" -m lynx_rt "$@"; }}; {line}'
     return subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False, env={**os.environ, "PYTHONUNBUFFERED": "", **options}
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONUNBUFFERED": "", **options},
     )
 
 
@@ -250,7 +255,7 @@ def shell(line: str, **options: str) -> subprocess.CompletedProcess[str]:
         ('run generate -p "$SUM" >&- 2>&- <&-', 0, ""),
         ("run generate <&-", 2, "no prompt"),
         ('run generate -p "$SUM" >/dev/full', 1, "lynx-rt: error: [Errno 28] No space left on device\n"),
-        ('PYTHONIOENCODING=ascii run chat --max-tokens 1 -p é <<< /show-prompt | grep -q xe9', 0, "[cut at"),
+        ("PYTHONIOENCODING=ascii run chat --max-tokens 1 -p é <<< /show-prompt | grep -q xe9", 0, "[cut at"),
         ('PYTHONIOENCODING=ascii run generate -p "é $SUM" --json --max-tokens 1 | grep -q u00e9', 0, ""),
         ('set -o pipefail; run generate --json -p "$SUM" -p "$SUM" | true', 141, ""),
     ],

@@ -300,7 +300,9 @@ except KeyboardInterrupt:
 
 @pytest.mark.parametrize("how", ["generate", "stream"])
 def test_ctrl_c_ends_only_its_own_call(nano_path: str, how: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", _CTRL_C, nano_path, how], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", _CTRL_C, nano_path, how], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
             time.sleep(0.1)

@@ -161,7 +161,9 @@ def test_files_without_a_router_are_of_plain_ones(tmp_path: Path, monkeypatch: p
     recording, file = made_up([3, 2]), tmp_path / "r.npz"
     with monkeypatch.context() as patch:
         patch.setattr(recording_module, "_FACTS", tuple(f for f in recording_module._FACTS if f != "router"))
-        patch.setattr(recording_module, "_ARRAYS", {n: a for n, a in recording_module._ARRAYS.items() if n != "choice_bias"})
+        patch.setattr(
+            recording_module, "_ARRAYS", {n: a for n, a in recording_module._ARRAYS.items() if n != "choice_bias"}
+        )
         recording.save(file)
     loaded = Recording.load(file)
     assert loaded.router == recording.router

@@ -53,9 +53,7 @@ def test_log(tmp_path: Path) -> None:
         assert not log.has(RunKey("topk", 4, "mixed", 1), one["settings"])
         assert not log.has(RunKey("topk", 4, "mixed", 0), {**one["settings"], "items": 5})
         # Another process must not write between.
-        code = (
-            "import sys; from pathlib import Path; from lynx_rt.research.study_records import RunLog; RunLog(Path(sys.argv[1]))"
-        )
+        code = "import sys; from pathlib import Path; from lynx_rt.research.study_records import RunLog; RunLog(Path(sys.argv[1]))"
         other = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False)
         assert other.returncode == 1 and "is being written by another study" in other.stderr
     whole = file.read_bytes()

@@ -103,7 +103,8 @@ void engine_case::test_sinks() {
   batch.block_tables = &table;
   const BatchView step = backend->begin_step(batch);
   Activations attended(*backend, 1, 2, "test");
-  backend->attention({memory, 2, 1, 1.0f, 0, 0, sinks}, step, {memory + 512, memory + 256, DType::kBF16, 1, 16, 1, 2, 2}, attended);
+  backend->attention({memory, 2, 1, 1.0f, 0, 0, sinks}, step, {memory + 512, memory + 256, DType::kBF16, 1, 16, 1, 2, 2},
+                     attended);
   float out[2];
   backend->read(out, attended.f32(), sizeof out);
   backend->end_step({});

@@ -193,7 +193,7 @@ void test_linear_bits() {
     return linear.run(rows, num_sms, false, std::vector<float>(size_t(count) * linear.out_stride));
   };
   const std::vector<float> all = run(0, 530, 3);
-  const int cases[][3] = {{0, 1, 1},  {0, 1, 200},  {3, 5, 1},   {7, 9, 200},  {4, 16, 1},
+  const int cases[][3] = {{0, 1, 1},  {0, 1, 200},  {3, 5, 1},   {7, 9, 200}, {4, 16, 1},
                           {1, 17, 1}, {2, 34, 200}, {5, 130, 3}, {11, 514, 1}};
   for (const auto& [first, count, num_sms] : cases) {
     if (skipped()) continue;

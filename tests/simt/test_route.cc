@@ -161,7 +161,8 @@ void test_without_tiles() {
     const Output without = device.run(c, max_rows, false), with = device.run(c, max_rows);
     CHECK_EQ(without.num_tiles, kUntouched);
     for (const int32_t v : without.tiles) CHECK_EQ(v, kUntouched);
-    CHECK(without.ids == with.ids && without.sorted_of_pair == with.sorted_of_pair && without.pair_of_sorted == with.pair_of_sorted);
+    CHECK(without.ids == with.ids && without.sorted_of_pair == with.sorted_of_pair &&
+          without.pair_of_sorted == with.pair_of_sorted);
   }
 }
 

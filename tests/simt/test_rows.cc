@@ -210,8 +210,7 @@ void test_norm(int num_rows, int hidden, const Bias& bias) {
   const std::vector<float> weight = random_floats(hidden);
   std::vector<float> x = random_floats(size_t(num_rows) * hidden, 3);
   for (size_t i = 0; bias.layer && i < x.size(); ++i) x[i] += 7;  // far from zero
-  const auto run = [&](const std::vector<float>& rows, int count, const ExpertSum& combine = {},
-                       Output output = Output::kBoth) {
+  const auto run = [&](const std::vector<float>& rows, int count, const ExpertSum& combine = {}, Output output = Output::kBoth) {
     return run_norm(rows, weight, eps, count, hidden, combine, output, bias);
   };
   const Norm got = run(x, num_rows);

@@ -26,8 +26,8 @@ constexpr double kLargestUniform = 1 - 0x1p-53;
 
 struct Batch {
   int vocab_size;
-  std::vector<float> logits;       // [S, V]
-  std::vector<DrawParams> params;  // [S]
+  std::vector<float> logits;        // [S, V]
+  std::vector<DrawParams> params;   // [S]
   std::vector<int32_t> masks = {};  // [rows that mask_row names, words]
 
   int rows() const { return int(params.size()); }

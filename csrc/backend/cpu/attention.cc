@@ -201,8 +201,7 @@ void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, c
   }
 }
 
-void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache,
-                              const RowsOut& out) {
+void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, const RowsOut& out) {
   const AttentionCall call{args, batch, cache};
   const int64_t dv = cache.v_columns(), g = cache.num_kv_heads, size = state_size(cache);
   const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile

@@ -31,7 +31,8 @@ class CpuBackend : public Backend {
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float) override;
   void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
-  void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, const RowsOut&,
+                    const ExpertSum&) override;
   void do_combine(float*, int64_t, const ExpertSum&) override {}  // do_expert_ffn() adds everything
   void do_linear(const RowsIn&, int64_t, std::span<const LinearPart>, bool, float*, int64_t, float) override;
   void do_head_linear(const RowsIn&, int64_t, int64_t, int64_t, HeadWeights, float*, int64_t, int64_t) override;

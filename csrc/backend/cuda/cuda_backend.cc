@@ -100,7 +100,9 @@ Backend::MemoryBudget CudaBackend::memory_budget() const {
 
 // --- ops
 
-int64_t CudaBackend::rounded_row_bytes(int64_t num_columns) const { return padded_columns(num_columns) * int64_t(sizeof(uint16_t)); }
+int64_t CudaBackend::rounded_row_bytes(int64_t num_columns) const {
+  return padded_columns(num_columns) * int64_t(sizeof(uint16_t));
+}
 
 const uint16_t* CudaBackend::rounded(const RowsIn& x, int64_t num_rows, int64_t num_columns) {
   if (x.rounded) return static_cast<const uint16_t*>(x.rounded);
@@ -179,8 +181,7 @@ void CudaBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, c
   cuda::mla_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, stream_);
 }
 
-void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache,
-                               const RowsOut& out) {
+void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache, const RowsOut& out) {
   PagedAttentionArgs args = {};
   args.q = a.q;
   args.q_stride = a.q_stride;
@@ -288,7 +289,8 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
 }
 
-void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
+void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate,
+                         float* out) {
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, weights.gate.cols);
   up.dense = entry_of(weights);

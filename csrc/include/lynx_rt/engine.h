@@ -40,8 +40,8 @@ struct EngineOptions {
   int64_t max_num_batched_tokens = 2048;  // rows of one step
   // Requests beyond max_num_seqs that may wait for one to end before add_request() refuses; 0 = no limit.
   int64_t max_num_queued_reqs = 0;
-  int64_t kv_cache_memory_bytes = 0;      // 0 = chosen from free memory and max_model_len
-  int64_t block_size = 16;                // tokens per KV page
+  int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
+  int64_t block_size = 16;            // tokens per KV page
   bool enable_prefix_caching = true;
   // Whether prefill chunks share a step with decode rows. Shared steps read the weights once for both; but batch-aware
   // selection acts in decode-only steps, so with false, where prompts get steps of their own, it acts on every decode row.
@@ -161,7 +161,7 @@ struct ModelInfo {
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
-  std::vector<std::string> warnings;  // of what the checkpoint says otherwise than its config.json
+  std::vector<std::string> warnings;    // of what the checkpoint says otherwise than its config.json
   // Bytes of the weights that cannot be used where they lie in the file, and were decoded, converted or transposed to memory of
   // their own, which is given back where they were then quantised or brought to a device.
   int64_t copied_weight_bytes = 0;

@@ -155,9 +155,9 @@ typedef struct lynx_rt_output {
   const int32_t* token_ids; /* new tokens; a stop token is one of them */
   size_t num_tokens;
   lynx_rt_finish finish;
-  const char* error;       /* why it ended with LYNX_RT_ERROR, else "" */
-  int32_t stop_token_id;   /* the token that ended it with LYNX_RT_STOP; -1 = none */
-  int32_t num_preemptions; /* so far: times that its pages were taken, and computed again */
+  const char* error;                /* why it ended with LYNX_RT_ERROR, else "" */
+  int32_t stop_token_id;            /* the token that ended it with LYNX_RT_STOP; -1 = none */
+  int32_t num_preemptions;          /* so far: times that its pages were taken, and computed again */
   const lynx_rt_logprobs* logprobs; /* one per new token, where has_logprobs */
   size_t num_logprobs;
   const lynx_rt_logprobs* prompt_logprobs; /* one per prompt token, the first empty; all with the first new token */

@@ -19,7 +19,8 @@ ModelConfig read_config(const ConfigReader& c) {
   m.qk_norm = QkNorm::kHeadAfterRope;
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   read_experts(
-      c, {.top_k = {"moe_topk", "num_experts_per_tok"}, .width = {"intermediate_size"}, .default_top_k = 1, .per_layer = true}, m);
+      c, {.top_k = {"moe_topk", "num_experts_per_tok"}, .width = {"intermediate_size"}, .default_top_k = 1, .per_layer = true},
+      m);
   m.shared_expert_width = m.moe_intermediate_size;
   for (LayerConfig& layer : m.layers) layer.moe = true;
   for (const char* key : {"use_qk_norm", "norm_topk_prob", "use_mixed_mlp_moe", "use_rotary_pos_emb"}) require_flag(c, key, true);

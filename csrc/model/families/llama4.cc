@@ -22,8 +22,7 @@ ModelConfig read_config(const ConfigReader& c) {
 }  // namespace
 
 const Family& llama4_family() {
-  static const Family family{
-      "llama4", read_config, llama4_text_family().specs, {"vision_model.*", "multi_modal_projector.*"}};
+  static const Family family{"llama4", read_config, llama4_text_family().specs, {"vision_model.*", "multi_modal_projector.*"}};
   return family;
 }
 

@@ -39,19 +39,19 @@ struct ExpertEntry {
 };
 
 struct GateUpArgs {
-  const uint16_t* x;           // [T, padded_columns(H)] rounded activations
-  const ExpertEntry* experts;  // [E] on the device; null: a dense MLP
-  int num_experts;             // E
-  ExpertEntry dense;           // the weights of a dense MLP
-  bool biased;                 // entries have biases, which are added to x . gate and x . up
-  int num_rows;                // T
-  int hidden_size;             // H
-  int width;                   // I
-  int top_k;                   // k
+  const uint16_t* x;              // [T, padded_columns(H)] rounded activations
+  const ExpertEntry* experts;     // [E] on the device; null: a dense MLP
+  int num_experts;                // E
+  ExpertEntry dense;              // the weights of a dense MLP
+  bool biased;                    // entries have biases, which are added to x . gate and x . up
+  int num_rows;                   // T
+  int hidden_size;                // H
+  int width;                      // I
+  int top_k;                      // k
   const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
-  const Tile* tiles;           // [*num_tiles] on the device
-  const int32_t* num_tiles;    // [1] on the device
-  uint16_t* hidden;            // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
+  const Tile* tiles;              // [*num_tiles] on the device
+  const int32_t* num_tiles;       // [1] on the device
+  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
   const float* pair_scale = nullptr;  // [T * k] of the input, applied to its products; null: 1, and always of a dense MLP
   FfnRule ffn = {};                   // the activation
 };

@@ -48,7 +48,11 @@ __device__ void prefetch(const LinearParams& p, int job, Gemm& gemm) {
 }
 
 template <int kRowBlocks, int kTokenBlocks>
-using LinearGemm = PackedGemm<kRowBlocks, kTokenBlocks, kWarps, kRowBlocks == 2 ? 2 : kTokenBlocks <= 2 ? 4 : 3, false>;
+using LinearGemm = PackedGemm<kRowBlocks, kTokenBlocks, kWarps,
+                              kRowBlocks == 2     ? 2
+                              : kTokenBlocks <= 2 ? 4
+                                                  : 3,
+                              false>;
 
 template <int kRowBlocks, int kTokenBlocks>
 __global__ void __launch_bounds__(32 * kWarps, LinearGemm<kRowBlocks, kTokenBlocks>::kCtasPerSm)

@@ -174,7 +174,7 @@ __device__ inline Tile tile_at(const Tile* tiles, int index, int size, int num_r
 
 // What the entry of an expert says; without a table, that of the dense MLP.
 template <class T>
-__device__ inline T of_expert(const ExpertEntry* experts, const ExpertEntry& dense, int expert, T ExpertEntry::*member) {
+__device__ inline T of_expert(const ExpertEntry* experts, const ExpertEntry& dense, int expert, T ExpertEntry::* member) {
   return experts ? experts[expert].*member : dense.*member;
 }
 

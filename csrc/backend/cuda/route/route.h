@@ -30,8 +30,8 @@ struct RouteArgs {
   int32_t* active;          // [E]
   int32_t* num_active;      // [1]
   int32_t* offsets;         // [E + 1]
-  int32_t* sorted_of_pair;     // [T * k]
-  int32_t* pair_of_sorted;     // [T * k]
+  int32_t* sorted_of_pair;  // [T * k]
+  int32_t* pair_of_sorted;  // [T * k]
   SelectionStats* stats;    // [1]
   Tile* tiles;              // [max_tiles(T * k, E, tile_rows(T))] ascending by expert, then by place; or null
   int32_t* num_tiles;       // [1], or null

@@ -200,8 +200,9 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
   initialise(p);
   sync_block();  // Shared, histogram
   for (int t = warp_id(); t < a.max_rows; t += warps) route_own<kPerLane>(p, t, num_rows);
-  if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32) set_vote_values(p, num_rows);  // a warp with the fewest rows
-  sync_block();  // chosen, best, wanted, values of votes
+  if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32)
+    set_vote_values(p, num_rows);  // a warp with the fewest rows
+  sync_block();                    // chosen, best, wanted, values of votes
 
   const bool acted = num_rows >= p.least_rows && (!a.exact || int(s.num_exact) < num_rows);
   if (warp_id() == warps - 1) {

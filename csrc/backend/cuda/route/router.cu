@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
 template <class Weight, int kRows, int kExperts, bool kAligned>
 void launch_tiles(const RouterParams& params, Stream stream) {
   const Dim3 grid(unsigned(ceil_div(params.num_experts, kExperts)), unsigned(ceil_div(params.num_rows, kRows)));
-  launch(router_kernel<Weight, kRows, kExperts, kAligned>, grid, kWarps * 32, size_t(kWarps * kRows * kExperts * 4), stream, params);
+  launch(router_kernel<Weight, kRows, kExperts, kAligned>, grid, kWarps * 32, size_t(kWarps * kRows * kExperts * 4), stream,
+         params);
 }
 
 template <class Weight>

@@ -31,8 +31,7 @@ __global__ void __launch_bounds__(kQuadThreads) combine_kernel(const __grid_cons
 
 void combine(const ExpertSum& sum, int num_rows, int hidden_size, float* x, Stream stream) {
   const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(sum.partial);
-  if (sum.partial)
-    launch_per_quad(combine_kernel, {sum, x, num_rows, hidden_size, quads_of(hidden_size), aligned}, stream);
+  if (sum.partial) launch_per_quad(combine_kernel, {sum, x, num_rows, hidden_size, quads_of(hidden_size), aligned}, stream);
 }
 
 }  // namespace lynx_rt::cuda

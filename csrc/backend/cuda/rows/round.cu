@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(kQuadThreads) round_heads_kernel(const __grid_
 
 void round_rows(const float* x, int64_t x_stride, int num_rows, int num_columns, uint16_t* rounded, Stream stream) {
   const bool aligned = x_stride % 4 == 0 && aligned_16(x);
-  launch_per_quad(round_kernel,
-                  {x, x_stride, rounded, num_rows, num_columns, int(padded_columns(num_columns) / 4), aligned},
+  launch_per_quad(round_kernel, {x, x_stride, rounded, num_rows, num_columns, int(padded_columns(num_columns) / 4), aligned},
                   stream);
 }
 

@@ -151,7 +151,9 @@ __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 }
 __device__ __forceinline__ uint16_t to_bf16(float v) { return uint16_t(to_bf16x2(v, 0.0f)); }
 __device__ __forceinline__ float from_bf16(uint16_t v) { return __uint_as_float(uint32_t(v) << 16); }
-__device__ __forceinline__ float accurate_exp(float v) { return expf(v); }  // 1 ulp, where a host's own is off by half; exp(0) = 1
+__device__ __forceinline__ float accurate_exp(float v) {
+  return expf(v);
+}  // 1 ulp, where a host's own is off by half; exp(0) = 1
 __device__ __forceinline__ float fast_exp(float v) { return __expf(v); }  // about 2 ulp + 1e-7 |v|; exp(-inf) = 0
 
 __device__ __forceinline__ int count_bits(uint32_t v) { return __popc(v); }

@@ -40,7 +40,7 @@ struct ExpertKeys {
   std::vector<std::string> top_k = {"num_experts_per_tok"};
   std::vector<std::string> width = {"moe_intermediate_size"};
   int64_t default_top_k = 0;  // without a key, as the family's transformers configuration has it; 0 = there must be one
-  bool per_layer = false;  // each may be a list with an entry per layer, all the same (Hunyuan)
+  bool per_layer = false;     // each may be a list with an entry per layer, all the same (Hunyuan)
 };
 // E, k and I. Which layers have experts is the family's to say. A count or width may be a list with an entry per layer, all
 // equal.

@@ -204,9 +204,8 @@ std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNa
       case MixerKind::kGqa: table.add_attention(l); break;
       case MixerKind::kMla: table.add_latent_attention(l); break;
     }
-    const auto stored = std::find_if(names.begin(), names.end(), [&](const MoeNames& n) {
-      return table.has(table.layer_name(l) + n.block + n.router);
-    });
+    const auto stored = std::find_if(names.begin(), names.end(),
+                                     [&](const MoeNames& n) { return table.has(table.layer_name(l) + n.block + n.router); });
     const MoeNames& n = stored == names.end() ? names[0] : *stored;
     const std::string block = table.layer_name(l) + n.block;
     if (!layer.moe) {

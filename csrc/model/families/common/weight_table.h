@@ -27,7 +27,7 @@ class WeightTable;
 struct MoeNames {
   std::string block = "mlp.";  // begins the names below, and those of a dense layer's MLP
   std::string router = "gate.weight";
-  std::string router_bias = "gate.bias";  // where ModelConfig::router_bias
+  std::string router_bias = "gate.bias";                     // where ModelConfig::router_bias
   std::string choice_bias = "gate.e_score_correction_bias";  // where ModelConfig::choice_bias
   std::string experts = "experts.";
   MlpNames expert = {};
