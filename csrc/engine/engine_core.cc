@@ -9,6 +9,7 @@
 #include "engine/public_fields.h"
 #include "model/family.h"
 #include "model/load_weights.h"
+#include "model/sequence_memory.h"
 
 namespace lynx_rt {
 
@@ -28,9 +29,6 @@ void check_tokens(const char* field, const std::vector<int32_t>& tokens, int64_t
     if (tokens[i] < 0 || tokens[i] >= vocab)
       invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
 }
-
-// Bytes that each layer keeps of a sequence beside pages: no layer of today's families does.
-constexpr std::span<const int64_t> kStates;
 
 const EngineOptions& checked(const EngineOptions& o) {
   auto at_least = [](const char* field, int64_t v, int64_t min) {
@@ -94,11 +92,11 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
                {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
-      plan_(
-          plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(), StateCache::slot_bytes(kStates))),
+      plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(),
+                        StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
-      states_(*backend_, kStates, plan_.num_state_slots),
+      states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
       scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
       selection_(*backend_, config_, options_, o.expert_selection),

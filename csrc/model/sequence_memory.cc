@@ -22,4 +22,12 @@ SequenceMemory sequence_memory(const ModelConfig& m, int64_t layer, DType dtype)
   fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind");
 }
 
+std::vector<int64_t> state_bytes(const ModelConfig& m, DType dtype) {
+  std::vector<int64_t> bytes(size_t(m.num_layers), 0);
+  for (int64_t l = 0; l < m.num_layers; ++l)
+    if (const SequenceMemory memory = sequence_memory(m, l, dtype); memory.kind == SequenceMemory::kState)
+      bytes[size_t(l)] = memory.bytes;
+  return bytes;
+}
+
 }  // namespace lynx_rt

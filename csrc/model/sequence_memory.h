@@ -1,6 +1,7 @@
 // What a layer keeps of a sequence between steps: its mixer decides.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "base/types.h"
 #include "model/model_config.h"
@@ -17,6 +18,8 @@ struct SequenceMemory {
 };
 // `dtype`: of the values, the backend's compute dtype.
 SequenceMemory sequence_memory(const ModelConfig& config, int64_t layer, DType dtype);
+// [L] bytes of each layer's state of one sequence; 0 where the layer has pages.
+std::vector<int64_t> state_bytes(const ModelConfig& config, DType dtype);
 
 // What one token leaves in the pages of a layer.
 struct KvShape {
