@@ -5,7 +5,7 @@
 
 namespace lynx_rt {
 
-// x[t] += sum over slots j in order, those with id -1 skipped, of weights[t, j] * partial[t * k + j]. The sum starts at 0 and is
+// x[t] += sum over a row's choices j in order, those with id -1 skipped, of weights[t, j] * partial[t * k + j]. The sum starts at 0 and is
 // added to x at the end. All arrays are in the backend's memory.
 struct ExpertSum {
   const float* partial = nullptr;  // [T * k, H]; null = nothing is left to add
