@@ -31,10 +31,11 @@ class ConfigReader {
   std::vector<double> numbers_or(const std::string& key, std::vector<double> fallback, double min, double max) const;
   std::vector<std::string> strings_or(const std::string& key, std::vector<std::string> fallback) const;
   std::optional<ConfigReader> object(const std::string& key) const;  // nullopt where absent or null
-  std::string first_of(const std::vector<std::string>& keys) const;  // first key present; throws naming all where none is
+  std::string first_of(
+      const std::vector<std::string>& keys) const;  // first key that is present; throws, naming all, where none is
   std::vector<std::string> keys() const;
-  // Keys of this object, set to something, that no getter has been asked for; of the objects within that object() gave, as
-  // "rope_scaling.factor".
+  // Returns the keys that are not null and that no getter has been asked for. Keys of an inner object that object() gave are
+  // included, as "rope_scaling.factor".
   std::vector<std::string> unread_keys() const;
   const std::string& name() const { return name_; }
   [[noreturn]] void fail_key(const std::string& key, const std::string& text) const;
@@ -45,7 +46,7 @@ class ConfigReader {
   std::string name_;  // for errors: "config.json" or "config.json: rope_parameters"
 };
 
-// dtype / torch_dtype ("bfloat16", "torch.bfloat16", ...); nullopt where absent or "auto"; others throw kUnsupported.
+// Reads dtype or torch_dtype ("bfloat16", "torch.bfloat16", ...); nullopt where absent or "auto". Throws kUnsupported for others.
 std::optional<DType> read_config_dtype(const ConfigReader& config);
 
 }  // namespace lynx_rt

@@ -11,7 +11,7 @@ namespace lynx_rt {
 class Dequantizer {
  public:
   explicit Dequantizer(const QuantizedTensor& tensor);
-  // Row `row` of all matrices one below the other, in float32 before it is rounded to product_dtype: [cols].
+  // Decodes one row to `out` [cols], in float32, not yet rounded to product_dtype. Rows are counted through all matrices.
   void decode(int64_t row, float* out) const;
 
  private:
@@ -19,9 +19,9 @@ class Dequantizer {
   void decode_codes(int64_t row, float* out) const;
 
   QuantizedTensor t_;
-  std::vector<float> values_;         // of a code
+  std::vector<float> values_;         // [2^bits] value of each code
   std::vector<float> scale_;          // [matrices, grid_rows, grid_cols]
-  std::vector<float> zero_;           // likewise, or empty
+  std::vector<float> zero_;           // [matrices, grid_rows, grid_cols], or empty
   std::vector<int32_t> group_index_;  // [cols], or empty
 };
 

@@ -25,17 +25,17 @@ struct Json {
   const Json* find(std::string_view key) const;  // member of an object; null where absent or not an object
 };
 
-// Parses `text`, which must be one JSON value and nothing else. Throws kCorruptFile with field `file`; the message
-// names `file`, `what` ("header", "index", "config") and the place. Refused beyond the JSON grammar: a key twice in an
-// object, nesting deeper than 64, more than 4 million values (bounds memory: a value and its key take 72 bytes).
-// Test: tests/cpp/test_config.cc, tests/checkpoint/.
+// Parses `text`, which must be one JSON value and nothing else. Throws kCorruptFile with field `file`; the message names `file`,
+// `what` ("header", "index", "config") and the place. Beyond what the JSON grammar forbids, it refuses: a key twice in an object,
+// nesting deeper than 64, more than 4 million values (bounds memory: a value and its key take 72 bytes). Test:
+// tests/cpp/test_config.cc, tests/checkpoint/.
 Json parse_json(std::string_view text, const std::string& file, const char* what);
 
-// What a value is, for "expected ..., got ...": `null`, `true`, `the number 5`, `the string "abc"`, `a list of 3`.
+// Names a value for "expected ..., got ...": `null`, `true`, `the number 5`, `the string "abc"`, `a list of 3`.
 std::string describe(const Json& value);
 
-// Untrusted text made safe for an error message: printable ASCII, the rest as \xNN, cut after 160 characters; quote()
-// also puts it in double quotes.
+// Make untrusted text safe for an error message: printable ASCII stays, the rest becomes \xNN, the text is cut after 160
+// characters. quote() also puts it in double quotes.
 std::string printable(std::string_view text);
 std::string quote(std::string_view text);
 

@@ -1,5 +1,5 @@
 // What config.json says about quantised weights. Which modules are quantised is decided by the tensors that the file holds; the
-// config says how they are to be read. Keys: transformers' quantization_config, and the formats' own documentation
+// config says how they are to be read. Sources of the keys: transformers' quantization_config, and the formats' own documentation
 // (compressed-tensors, AutoGPTQ and GPTQModel, AutoAWQ, DeepSeek-V3, gpt-oss).
 #pragma once
 #include <cstdint>
@@ -32,24 +32,24 @@ struct QuantizedFormat {
 
 struct QuantizationConfig {
   std::string method;                          // quant_method; empty where nothing is quantised
-  std::string source = "quantization_config";  // what says so, for errors
-  std::vector<QuantizedFormat> formats;        // that a module may have
+  std::string source = "quantization_config";  // the key or file that says so, for errors
+  std::vector<QuantizedFormat> formats;        // the formats that a module may have
   std::vector<std::string> excluded;           // what the config lists as not quantised: modules' names, and patterns
   bool zeros_less_one = false;                 // a zero point is stored less one (GPTQ, first version of the format)
-  std::optional<bool> symmetric;               // every zero point is 2^(bits - 1) (GPTQ); nullopt = it does not say
+  std::optional<bool> symmetric;               // every zero point is 2^(bits - 1) (GPTQ); nullopt = not stated
 
   bool empty() const { return method.empty(); }
   std::string description() const;  // "gptq: int4, 128 inputs to a scale"; "" where nothing is quantised
-  std::string key() const;          // names what decides how a file is decoded
+  std::string key() const;          // text that differs where a file would be decoded differently
 };
 
 std::string describe(const QuantizedFormat& format);
 
-// From config.json. Throws kCorruptFile naming the key for what is malformed, kUnsupported for methods, formats and settings that
-// cannot be decoded, naming key, value and what is supported. Test: tests/checkpoint/test_quantized_formats.py.
+// Reads config.json. Throws kCorruptFile, naming the key, for what is malformed; kUnsupported, naming key, value and what is
+// supported, for methods, formats and settings that cannot be decoded. Test: tests/checkpoint/test_quantized_formats.py.
 QuantizationConfig read_quantization_config(const ConfigReader& config);
-// The quantisation that <folder>/quantize_config.json (AutoGPTQ) or quant_config.json (AutoAWQ) states, which older tools write beside
-// a config.json that says nothing of it; without the files nothing is quantised.
+// Reads <folder>/quantize_config.json (AutoGPTQ) or quant_config.json (AutoAWQ), which older tools write instead of stating the
+// quantisation in config.json. Where neither file exists, nothing is quantised.
 QuantizationConfig read_quantization_file(const std::string& folder);
 
 }  // namespace lynx_rt

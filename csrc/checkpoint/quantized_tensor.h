@@ -13,8 +13,8 @@
 
 namespace lynx_rt {
 
-// A weight [matrices, rows, cols] as it lies in the file. Value = (code - zero) * scale, with the scale and the zero point of the
-// block that the element lies in.
+// A weight [matrices, rows, cols] as it lies in the file. A value is (code - zero) * scale, with the scale and the zero point of
+// the element's block.
 struct QuantizedTensor {
   QuantizedFormat format;
   int64_t matrices = 1, rows = 0, cols = 0;
@@ -24,13 +24,13 @@ struct QuantizedTensor {
   const TensorInfo* zero = nullptr;         // null: symmetric
   const TensorInfo* group_index = nullptr;  // null: the groups follow one another
   bool zeros_less_one = false;
-  // The reference multiplies in this type: a product is rounded to it before it becomes a weight.
+  // The type in which the reference multiplies: the product is rounded to it before it is converted to the weight's dtype.
   DType product_dtype = DType::kF32;
 };
 
-// The weight `name` of that shape where the file holds it quantised, else nullopt (it may be there plain, or not at all). Names
-// of the tensors that belong to it are added to `used`; what is wrong with them to `problems`, and then the result is not to be
-// decoded.
+// Finds the weight `name` of that shape where the file holds it quantised; else returns nullopt (it may be there plain, or not at
+// all). Adds the names of the tensors that belong to it to `used`, and what is wrong with them to `problems`; a result with
+// problems must not be decoded.
 std::optional<QuantizedTensor> find_quantized(const Checkpoint& checkpoint, const QuantizationConfig& config,
                                               const std::string& name, const std::vector<int64_t>& shape,
                                               std::set<std::string_view>& used, WeightProblems& problems);

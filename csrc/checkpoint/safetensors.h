@@ -23,9 +23,8 @@ struct TensorInfo {
 };
 
 // All tensors of a model folder: `model.safetensors`, or those of the shards that `model.safetensors.index.json` names. The index
-// is asked for the files, and for which of two tensors of one name is meant; what else it says of tensors is not looked at, as in
-// transformers.
-// Keeps the files mapped for as long as it lives. Thread-safety: const methods are safe from any thread.
+// only says which files there are, and in which of them a tensor is meant that several hold; the rest of it is not read, as in
+// transformers. Keeps the files mapped for as long as it lives. Thread-safety: const methods are safe from any thread.
 class Checkpoint {
  public:
   // `path`: a folder or a single .safetensors file. Throws kNotFound where there is neither file (the text says what was
@@ -40,7 +39,7 @@ class Checkpoint {
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::vector<MappedFile>& files() const { return files_; }
   int64_t total_bytes() const;  // of all tensors
-  // What changes when a file is replaced: a hash, in hexadecimal, of the files' names, sizes and times of change.
+  // A hash, in hexadecimal, of the files' names, sizes and times of change: it changes when a file is replaced.
   std::string fingerprint() const;
   // Throws kCorruptFile where a file was written to or cut off since it was opened.
   void check_unchanged() const;

@@ -1,4 +1,4 @@
-// Where the values of a weight come from, and copies of those that cannot be used where they lie.
+// Where the values of a weight come from, and copies of those that cannot be used in place.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -14,7 +14,7 @@ namespace lynx_rt {
 struct WeightSource {
   const TensorInfo* plain = nullptr;
   std::unique_ptr<const QuantizedTensor> quantized;
-  DType dtype = DType::kF32;  // of the targets whose piece says nothing else
+  DType dtype = DType::kF32;  // of the targets whose piece states no dtype
   bool is_double() const { return plain && plain->dtype == kDouble; }
 
   static constexpr std::string_view kDouble = "F64";
@@ -23,21 +23,21 @@ struct WeightSource {
 // All copies lie in one block, in the order in which they were added; each is 64-byte aligned.
 struct WeightCopies::Block {
   struct Piece {
-    WeightPiece piece;  // its target is not looked at after allocate()
+    WeightPiece piece;  // its target is not used after allocate()
     int64_t offset;
   };
   struct Tensor {
     WeightSource source;
     MatrixShape shape;
     std::vector<Piece> pieces;
-    int64_t begin, bytes;  // of its pieces in the block
+    int64_t begin, bytes;  // where its pieces lie in the block, and how long they are together
     bool read = false;
   };
   class Copier;
 
   explicit Block(const Checkpoint& from);
   ~Block();
-  // Sets places aside for the pieces of a tensor.
+  // Reserves places for the pieces of a tensor.
   void add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor);
   void allocate();  // gives the targets their places
   Tensor* find(const void* data);

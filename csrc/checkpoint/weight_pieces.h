@@ -12,17 +12,16 @@ template <class... Parts>
   fail(ErrorCode::kInternal, spec.name, "weight table: ", spec.name, ": ", parts...);
 }
 
-// A tensor as the matrix of which WeightPiece speaks; no dimensions are one element.
+// The matrix that a tensor is to WeightPiece. A tensor without dimensions has one element.
 struct MatrixShape {
   int64_t rows, cols;
 };
 MatrixShape matrix_shape(const std::vector<int64_t>& shape);
 
-// The spec's pieces with their number of columns filled in. Throws kInternal where they do not cover the tensor, each element
-// once.
+// Returns the spec's pieces with `cols` filled in. Throws kInternal unless they cover each element of the tensor exactly once.
 std::vector<WeightPiece> checked_pieces(const TensorSpec& spec);
 
-// The target that a piece becomes, without data.
+// Returns the view that a piece's target becomes, still without data.
 WeightView target_view(const WeightPiece& piece, DType dtype);
 
 }  // namespace lynx_rt

@@ -20,12 +20,12 @@ class WeightProblems {
   void add_wrong_dtype(const std::string& name, const std::string& expected, const TensorInfo& found) {
     add(wrong_dtype_, name, str_cat(quote(name), " (expected ", expected, ", got ", found.dtype, ")"));
   }
-  // Values of small tensors, such as indices, and what the config says otherwise than the file.
+  // For wrong values in small tensors, such as indices, and for disagreement between config and file.
   void add_contradiction(const std::string& name, const std::string& text) {
     add(contradictions_, name, str_cat(quote(name), " (", text, ")"));
   }
 
-  // Throws kCorruptFile where anything was added; the field is the first tensor that was.
+  // Throws kCorruptFile where anything was added; the field is the first tensor added.
   void raise(const Checkpoint& checkpoint) const {
     std::string text;
     for (const Kind* kind : {&missing_, &unexpected_, &wrong_shape_, &wrong_dtype_, &contradictions_}) {

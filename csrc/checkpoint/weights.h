@@ -1,4 +1,4 @@
-// Binds checkpoint tensors to weight slots with exact accounting.
+// Binds checkpoint tensors to weight slots; every tensor of the checkpoint must be accounted for.
 #pragma once
 #include <memory>
 #include <optional>
@@ -14,9 +14,9 @@
 namespace lynx_rt {
 
 // A part of a tensor seen as a matrix [product of all but the last dimension, last]: rows row_begin, row_begin + row_step, ..
-// (`rows` of them) and columns alike; cols = 0 is all columns from col_begin on. What is whole rows one after the other is bound
-// in place; anything else, and what is decoded, is copied. A fused tensor has several pieces, e.g. experts.gate_up_proj
-// [E, 2I, H] has 2E.
+// (`rows` of them), columns likewise; cols = 0 means all columns from col_begin on. A piece whose values follow one another in
+// the file is bound in place; any other piece, and one that must be decoded or converted, is copied. A fused tensor has several
+// pieces, e.g. experts.gate_up_proj [E, 2I, H] has 2E.
 struct WeightPiece {
   WeightView* target;
   int64_t row_begin;
@@ -25,8 +25,8 @@ struct WeightPiece {
   int64_t col_begin = 0;
   int64_t cols = 0;
   int64_t col_step = 1;
-  bool transposed = false;          // the target is the part's transpose
-  std::optional<DType> dtype = {};  // of the target, whatever the tensor has
+  bool transposed = false;          // the target is the transpose of the part
+  std::optional<DType> dtype = {};  // of the target; absent: the tensor's
 };
 
 struct TensorSpec {
@@ -35,7 +35,7 @@ struct TensorSpec {
   std::vector<WeightPiece> pieces;  // together they cover the tensor, each element once
 };
 
-// A spec for a tensor that fills one slot whole; shape has one or two dimensions.
+// Returns the spec of a tensor that fills one slot whole; `shape` has one or two dimensions.
 TensorSpec whole_tensor(std::string name, std::vector<int64_t> shape, WeightView* target);
 
 // Pages of memory, zero until they are written.
@@ -48,8 +48,8 @@ OwnedPages own_pages(int64_t bytes);
 
 using OwnedWeights = std::vector<OwnedPages>;
 
-// Copies of what the checkpoint's mapping cannot give in place. Their places are known from the start; the values are read when
-// they are asked for, so that whoever takes weights elsewhere, one after the other, never holds all copies. The checkpoint must
+// Copies of the weights that cannot be used in place in the mapped files. Their places are known from the start; their values are
+// read on demand, so that a caller that moves weights elsewhere, one after the other, never holds all copies. The checkpoint must
 // outlive the reads. Not thread-safe (a read uses all cores).
 class WeightCopies {
  public:
@@ -63,25 +63,26 @@ class WeightCopies {
 
   int64_t bytes() const;       // of all
   int64_t bytes_read() const;  // of those that have been read
-  // Makes sure that the view has its values; those of its tensor are read together. A view of anything else is left alone.
+  // Reads the view's values, together with the others of its tensor, unless they have been read. Leaves a view of other memory
+  // alone.
   void read(const WeightView& view);
   void check_memory() const;  // throws kOutOfMemory where all of them do not fit into free memory
-  void read_all();            // the same
-  // The view's values are not needed any more: their memory is given back.
+  void read_all();            // throws kOutOfMemory as check_memory() does
+  // Gives back the memory of a view whose values are not needed any more.
   void release(const WeightView& view);
 
  private:
   std::unique_ptr<Block> block_;
 };
 
-// Fills every target: in place from the mapping where that is possible, else with its place among the copies; nothing is filled
-// unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16, F16; F64 is
-// converted to `dtype`), or, as `quantization` says, the tensors of that weight quantised, which is then decoded to `dtype`
+// Fills every target: with its place in the mapped file where the values can be used there, else with its place among the copies.
+// Nothing is filled unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16,
+// F16; F64 is converted to `dtype`), or the weight quantised as `quantization` says, which is then decoded to `dtype`
 // (quantized_tensor.h). Each tensor of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore`
 // pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and
 // the first ten of each kind: missing, unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or
-// whose pieces do not cover it, are a bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. read_values:
-// reads all copies at once. `notes`: gets what there is to say. Test: tests/cpp/test_checkpoint.cc,
+// whose pieces do not cover it, are a bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. `read_values`:
+// all copies are read before it returns. `notes`: receives warnings and unused tensors. Test: tests/cpp/test_checkpoint.cc,
 // tests/checkpoint/test_quantized_formats.py.
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization = {},
