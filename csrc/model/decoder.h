@@ -14,9 +14,9 @@
 
 namespace lynx_rt {
 
-// What each MoE layer's route() does.
+// The expert selection of each MoE layer.
 struct LayerSelections {
-  std::string text = "topk";      // names it, tables included
+  std::string text = "topk";      // the selection's canonical text, with the files of its tables
   std::vector<Selection> layers;  // one per MoE layer; empty: the model's own routing everywhere
 
   // Whether a layer may change the routing of a step.
@@ -25,15 +25,15 @@ struct LayerSelections {
   }
 };
 
-// What the experts of an MoE layer are about to work on, in the backend's memory.
+// The input of an MoE layer's experts, in the backend's memory.
 struct MoeInput {
-  int64_t layer;  // among the MoE layers
+  int64_t layer;  // index among the MoE layers
   int64_t num_rows;
   const float* x;      // [T, H]
   const int32_t* ids;  // [T, k]
   const ExpertTable& experts;
 };
-// May call ops on memory of its own.
+// Called before the experts run. It may call ops on memory of its own.
 using MoeObserver = std::function<void(const MoeInput&)>;
 
 // Thread-safety: one call at a time.
@@ -43,18 +43,19 @@ class Decoder {
   Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
           int64_t max_positions, StepRecording recording = {});
 
-  // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace.
-  // `observe` is called in each MoE layer, in steps that no backend repeats (prefill).
+  // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
+  // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
   void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
-  // Final norm and output projection of rows of the last forward(): out [rows.size(), V] in the backend's memory.
+  // Computes the final norm and the output projection of rows of the last forward(): out [rows.size(), V] in the backend's
+  // memory.
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
   void end_step(std::span<SelectionStats> stats);
-  // Of the step that ended last, in host memory, where it is recorded: the experts that rows went to [rows, MoE layers, k], and
-  // their router logits [rows, MoE layers, E].
+  // Copy what was recorded of the step that ended last to host memory: the rows' experts [rows, MoE layers, k], and their router
+  // logits [rows, MoE layers, E].
   void read_routed_experts(std::vector<int32_t>& out);
   void read_router_logits(std::vector<float>& out);
-  void read_choice_bias(std::vector<float>& out);  // of the weights: [MoE layers, E]
+  void read_choice_bias(std::vector<float>& out);  // from the weights: [MoE layers, E]
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return num_moe_layers_; }
@@ -63,7 +64,7 @@ class Decoder {
   int64_t workspace_bytes() const { return workspace_.bytes(); }
 
  private:
-  // Leaves the normed rows in the workspace; adds what is pending to x first.
+  // Adds `pending` to x, then writes the normed rows to the workspace.
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
   void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                    PendingSum pending);
@@ -80,12 +81,12 @@ class Decoder {
   const ModelWeights& weights_;
   int64_t max_rows_, max_logit_rows_, num_moe_layers_ = 0;
   StepRecording recording_;
-  int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and what the backend made of them
+  int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and the number to which the backend padded them
   Workspace workspace_;
-  std::vector<ExpertTable> experts_;        // of each MoE layer
+  std::vector<ExpertTable> experts_;        // [MoE layers]
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
   RopeAngles rope_angles_;
-  std::vector<float> new_cos_, new_sin_;  // rows on their way to the backend's memory
+  std::vector<float> new_cos_, new_sin_;  // rows before they are copied to the backend's memory
   int64_t rope_positions_ = 0, max_positions_;
 };
 

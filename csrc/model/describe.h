@@ -1,4 +1,4 @@
-// What a model is, in words and sizes for people: `lynx-rt inspect`.
+// Describes a model to people, in words and sizes: `lynx-rt inspect`.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -12,25 +12,26 @@ struct ModelDescription {
   ModelConfig config;
   bool tied = false;  // whether the head is the embedding
   int64_t num_tensors = 0, num_files = 0;
-  // Bytes: of the files' tensors; of the weights; of one expert (mean); of the weights that one token reads; of a token's K and V;
-  // of the weights that cannot be used where they lie in the file.
+  // Bytes, in this order: the files' tensors; the weights; one expert (mean); the weights that one token reads; a token's K and
+  // V; the weights that cannot be used where they lie in the file.
   int64_t checkpoint_bytes = 0, weight_bytes = 0, expert_bytes = 0, active_bytes_per_token = 0, kv_bytes_per_token = 0,
           copied_weight_bytes = 0;
   std::vector<std::string> warnings, not_used;   // as ModelWeights has them
-  std::vector<std::string> keys_not_understood;  // of config.json, those that matter
+  std::vector<std::string> keys_not_understood;  // keys of config.json that matter and that nothing read
 };
 
-// Reads config.json and the headers of the tensors' files, no weights. Throws what opening and loading the model would.
+// Reads config.json and the headers of the tensors' files, no weights. Throws the errors of opening and loading the model.
 ModelDescription describe_model(const std::string& path);
 
-// "sigmoid + bias, 8 of 256 experts in the best 4 of 8 groups, normalised, times 2.5, 1 shared expert of width 2048"; "" where
-// there are no experts.
+// Returns a text such as "sigmoid + bias, 8 of 256 experts in the best 4 of 8 groups, normalised, times 2.5, 1 shared expert of
+// width 2048"; "" where there are no experts.
 std::string describe_router(const ModelConfig& config);
-// "64 query heads and 8 key/value heads of 64, biases, sinks, window 128 in 12 of 24 layers"
+// Returns a text such as "64 query heads and 8 key/value heads of 64, biases, sinks, window 128 in 12 of 24 layers".
 std::string describe_attention(const ModelConfig& config);
-// "yarn, factor 32, theta 150000, 64 of 64 columns"
+// Returns a text such as "yarn, factor 32, theta 150000, 64 of 64 columns".
 std::string describe_rope(const ModelConfig& config);
-// Without the keys that mean nothing to inference: of training, of other software, of tokens that the tokenizer knows better.
+// Removes the keys that mean nothing to inference: those of training, of other software, and of tokens, which the tokenizer knows
+// better.
 std::vector<std::string> keys_that_matter(std::vector<std::string> keys);
 
 }  // namespace lynx_rt

@@ -1,4 +1,4 @@
-// Pages of K and V, the memory that attention keeps of every sequence.
+// Pages of K and V: what attention keeps of every sequence.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -14,14 +14,14 @@ namespace lynx_rt {
 class KvCache {
  public:
   KvCache(Backend& backend, const ModelConfig& config, int64_t num_blocks, int64_t block_size);
-  // Empty for a layer without pages.
+  // Returns the layer's pages; empty for a layer without pages.
   const KvCacheView& layer(int64_t l) const { return views_[size_t(l)]; }
   int64_t num_blocks() const { return num_blocks_; }
   int64_t block_size() const { return block_size_; }
   int64_t bytes() const;
-  // Where the first pages are, which tells one cache from another.
+  // Returns the address of the first pages, which identifies this cache among others.
   const void* data() const { return memory_.empty() ? nullptr : memory_[0].get(); }
-  // Bytes that block_size tokens take in all layers together.
+  // Returns the bytes that block_size tokens take in all layers together.
   static int64_t bytes_per_block(const ModelConfig& config, DType dtype, int64_t block_size);
 
  private:

@@ -1,5 +1,5 @@
-// What a decoder-only model is made of; everything the model code needs to know, in the field's standard terms. Written by
-// model/families/<model_type>.cc from config.json; the comment is the usual config key.
+// The configuration of a decoder-only model: all that the model code needs, in the field's standard terms.
+// model/families/<model_type>.cc fills it from config.json; the comments name the usual config keys.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -14,14 +14,14 @@ namespace lynx_rt {
 
 enum class NormKind : uint8_t { kRms, kLayer };  // kLayer: LayerNorm with a bias
 
-// What lets the rows of a sequence see each other in a layer; each kind has a file in model/mixers/.
+// The part of a layer in which the rows of a sequence see each other; each kind has a file in model/mixers/.
 enum class MixerKind : uint8_t { kGqa, kMla };
 
 struct LayerConfig {
   MixerKind mixer = MixerKind::kGqa;
   bool moe = false;    // experts instead of a dense MLP
   int64_t window = 0;  // tokens that a query sees, itself included; 0 = all
-  int64_t chunk = 0;   // a query sees its own chunk of this many positions alone; 0 = no chunks (Llama 4)
+  int64_t chunk = 0;   // positions of a chunk; a query sees no other chunk than its own; 0 = no chunks (Llama 4)
   bool rope = true;    // false: no position embedding in this layer (Llama 4, no_rope_layers)
 };
 
@@ -33,12 +33,12 @@ struct ModelConfig {
   int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
   int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
   NormKind norm = NormKind::kRms;
-  float rms_norm_eps = 1e-6f;          // rms_norm_eps; of LayerNorm too
+  float rms_norm_eps = 1e-6f;          // also LayerNorm's; rms_norm_eps
   bool tie_word_embeddings = false;    // tie_word_embeddings
   bool lm_head_bias = false;           // lm_head_bias
-  bool mlp_bias = false;               // of the dense MLP; mlp_bias
+  bool mlp_bias = false;               // biases of the dense MLP; mlp_bias
   float embedding_multiplier = 1;      // embedding_multiplier (Granite)
-  float residual_multiplier = 1;       // what a block adds to the residual stream; residual_multiplier (Granite)
+  float residual_multiplier = 1;       // on what a block adds to the residual stream; residual_multiplier (Granite)
   float logits_multiplier = 1;         // 1 / logits_scaling (Granite)
   DType dtype = DType::kF32;           // dtype, or torch_dtype
   bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's
@@ -49,34 +49,34 @@ struct ModelConfig {
   // Attention.
   int64_t num_heads = 0;        // A; num_attention_heads
   int64_t num_kv_heads = 0;     // G; num_key_value_heads, absent = A
-  int64_t head_dim = 0;         // D, of a query; head_dim, absent or null = H / A; with MLA nope + rope
-  float attention_scale = 0;    // of the scores; 1 / sqrt(D) where the config has nothing else
+  int64_t head_dim = 0;         // D of q and k; head_dim, absent or null = H / A; with MLA nope + rope
+  float attention_scale = 0;    // factor of the scores; 1 / sqrt(D) where the config states no other
   bool attention_bias = false;  // biases on the q, k, v projections; attention_bias
   bool output_bias = false;     // bias on the o projection
   bool sinks = false;           // one more logit per head in the softmax's denominator (gpt-oss)
   QkNorm qk_norm = QkNorm::kNone;
   float clip_qkv = 0;  // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
   RopeConfig rope;
-  float temperature_floor = 0, temperature_scale = 0;  // of layers without rope (Llama 4): QkvPostArgs
+  float temperature_floor = 0, temperature_scale = 0;  // in layers without rope (Llama 4): QkvPostArgs
 
   // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1).
   int64_t kv_lora_rank = 0;       // kv_lora_rank
   int64_t q_lora_rank = 0;        // q_lora_rank, 0 = plain q_proj
-  float latent_norm_eps = 1e-6f;  // of the norms of q's and kv's latent vectors, which transformers leaves at its default
+  float latent_norm_eps = 1e-6f;  // of the norms of q's and kv's latent vectors; transformers leaves it at its default
   int64_t qk_nope_head_dim = 0;   // qk_nope_head_dim
-  int64_t v_head_dim = 0;         // of a value, D where there is no MLA; v_head_dim
+  int64_t v_head_dim = 0;         // Dv, columns of a value head; D without MLA; v_head_dim
 
-  // Mixture of experts; num_experts = 0 is a dense model.
+  // Mixture of experts; num_experts = 0 means a dense model.
   int64_t num_experts = 0;            // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts
   int64_t num_experts_per_tok = 0;    // k; num_experts_per_tok, moe_k, moe_topk
   int64_t moe_intermediate_size = 0;  // I; moe_intermediate_size, or intermediate_size
   RouterRule router;                  // num_experts and top_k are set by read_model_config(), bias by the decoder
-  bool router_bias = false;           // of the router's logits (gpt-oss)
+  bool router_bias = false;           // bias of the router's logits (gpt-oss)
   bool choice_bias = false;           // e_score_correction_bias: RouterRule::bias
-  FfnRule ffn;                        // of the experts
+  FfnRule ffn;                        // activation of the experts
   bool expert_bias = false;           // biases of the experts (gpt-oss)
-  int64_t shared_expert_width = 0;    // of the expert that every token goes to; 0 = none
-  bool shared_expert_gate = false;    // it is scaled by a sigmoid (Qwen2-MoE)
+  int64_t shared_expert_width = 0;    // intermediate width of the expert that every token goes to; 0 = none
+  bool shared_expert_gate = false;    // the shared expert is scaled by a sigmoid (Qwen2-MoE)
 
   bool has_mixer(MixerKind kind) const {
     return std::any_of(layers.begin(), layers.end(), [&](const LayerConfig& l) { return l.mixer == kind; });

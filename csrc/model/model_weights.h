@@ -12,9 +12,9 @@
 
 namespace lynx_rt {
 
-using MixerWeights = std::variant<GqaWeights, MlaWeights>;  // of LayerConfig::mixer
+using MixerWeights = std::variant<GqaWeights, MlaWeights>;  // by LayerConfig::mixer
 
-// Weights of one decoder layer; what a model lacks is empty. H hidden size, E experts.
+// Weights of one decoder layer; those that a model lacks are empty. H hidden size, E experts.
 struct LayerWeights {
   WeightView input_norm, input_norm_bias;  // [H]
   MixerWeights mixer;
@@ -22,33 +22,34 @@ struct LayerWeights {
   WeightView router, router_bias;                            // [E, H], [E]
   WeightView choice_bias;                                    // [E] float32: RouterRule::bias
   std::vector<ExpertWeights> experts;                        // E
-  ExpertWeights shared_expert;                               // of shared_expert_width
+  ExpertWeights shared_expert;                               // width ModelConfig::shared_expert_width
   WeightView shared_expert_gate;                             // [1, H]
   ExpertWeights mlp;                                         // the dense MLP
 };
 
-// One weight, placed by itself.
+// A weight that is placed by itself.
 struct WeightSlot {
   WeightView* view;
   WeightUse use;
 };
-// How a weight gets to the backend: by itself, with all experts of its layer (or as its MLP alone), or with all heads of its kind.
+// The weights that are placed together: one weight, the experts of a layer (or one MLP), or the matrices of all heads of one
+// kind.
 using Placing = std::variant<WeightSlot, std::span<ExpertWeights>, std::span<WeightView>>;
 
-// Neither copied nor moved: `placing` points into it.
+// All weights of a model. It is neither copied nor moved, because `placing` points into it.
 struct ModelWeights {
   ModelWeights() = default;
   ModelWeights(const ModelWeights&) = delete;
 
   WeightView embed;                        // [V, H]
   WeightView final_norm, final_norm_bias;  // [H]
-  WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
+  WeightView lm_head, lm_head_bias;        // [V, H], where tied the embedding; [V]
   std::vector<LayerWeights> layers;
-  std::vector<Placing> placing;       // of all of the above, as their specifications say
+  std::vector<Placing> placing;       // all of the above, as the specs say
   WeightCopies copies;                // values of the checkpoint that cannot be used where they lie in the file
   OwnedWeights owned;                 // values that load_dummy_weights() made up
   std::vector<std::string> warnings;  // where the checkpoint contradicts its config
-  std::vector<std::string> not_used;  // what the checkpoint holds beside the weights, for people
+  std::vector<std::string> not_used;  // what the checkpoint holds beside the weights
 };
 
 }  // namespace lynx_rt

@@ -1,5 +1,5 @@
-// Rotary position embedding: angles and factors of every kind. Source: arXiv 2104.09864; the kinds as transformers'
-// modeling_rope_utils computes them, in float32, so that angles at large positions round alike.
+// Rotary position embedding (arXiv 2104.09864): angles and factors of every kind. They are computed in float32, as in
+// transformers' modeling_rope_utils, so that angles at large positions round alike.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -10,7 +10,7 @@ namespace lynx_rt {
 // Config key rope_type. arXiv 2306.15595 (linear), 2309.00071 (dynamic, yarn), 2402.13753 (longrope), 2407.21783 (llama3).
 enum class RopeKind : uint8_t { kDefault, kLinear, kDynamic, kYarn, kLongrope, kLlama3 };
 
-// The comment is the config key, in rope_parameters (transformers 5) or rope_scaling.
+// The comments name config keys, in rope_parameters (transformers 5) or rope_scaling, and the kinds that use them.
 struct RopeConfig {
   RopeKind kind = RopeKind::kDefault;
   double theta = 10000;                              // rope_theta
@@ -18,10 +18,10 @@ struct RopeConfig {
   bool interleaved = false;                          // pairs are columns (2 i, 2 i + 1), not (i, i + dim / 2)
   double factor = 1;                                 // factor
   double alpha = 0;                                  // dynamic (Hunyuan): theta is stretched once and for all; 0 = none
-  int64_t original_max_positions = 0;                // original_max_position_embeddings; of dynamic: max_position_embeddings
+  int64_t original_max_positions = 0;                // original_max_position_embeddings; dynamic: max_position_embeddings
   double beta_fast = 32, beta_slow = 1;              // yarn
   bool truncate = true;                              // yarn
-  std::optional<double> attention_factor;            // yarn, longrope: what cosines and sines are multiplied with
+  std::optional<double> attention_factor;            // yarn, longrope: factor of cosines and sines
   double mscale = 0, mscale_all_dim = 0;             // yarn (DeepSeek)
   double low_freq_factor = 1, high_freq_factor = 4;  // llama3
   std::vector<double> short_factor, long_factor;     // longrope, [dim / 2]
@@ -33,11 +33,12 @@ struct RopeAngles {
   float factor = 1;            // of cosines and sines
 };
 
-// For sequences of up to max_positions tokens. dynamic and longrope change all angles once a sequence passes its original length;
-// cached keys would then be of two kinds, so here max_positions decides, once, as for a sequence of that length.
+// Returns the angles for sequences of up to max_positions tokens. In transformers, dynamic and longrope change all angles once a
+// sequence passes the original length; cached keys would then have old angles. Here a model has the angles of a sequence of
+// max_positions tokens throughout.
 RopeAngles rope_angles(const RopeConfig& config, int64_t max_positions);
 
-// 0.1 * mscale * ln(factor) + 1; 1 for factor <= 1. DeepSeek multiplies the softmax scale with the square of it.
+// Returns 0.1 * mscale * ln(factor) + 1; 1 for factor <= 1. DeepSeek multiplies the softmax scale by its square.
 double yarn_mscale(double factor, double mscale);
 
 }  // namespace lynx_rt

@@ -1,4 +1,4 @@
-// What a layer keeps of a sequence between steps: its mixer decides.
+// What a layer keeps of a sequence between steps; its mixer decides.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -11,17 +11,17 @@ namespace lynx_rt {
 struct SequenceMemory {
   enum Kind : uint8_t {
     kPages,  // grows with the sequence, in pages of tokens that sequences of the same prefix share: KvCache
-    kState,  // of one size, however long the sequence is; each sequence has its own
+    kState,  // of constant size, however long the sequence is; each sequence has its own
   };
   Kind kind;
   int64_t bytes;  // kPages: of one token; kState: of one sequence
 };
-// `dtype`: of the values, the backend's compute dtype.
+// `dtype` is that of the values: the backend's compute dtype.
 SequenceMemory sequence_memory(const ModelConfig& config, int64_t layer, DType dtype);
-// [L] bytes of each layer's state of one sequence; 0 where the layer has pages.
+// Returns the bytes of each layer's state of one sequence, [num_layers]; 0 where the layer has pages.
 std::vector<int64_t> state_bytes(const ModelConfig& config, DType dtype);
 
-// What one token leaves in the pages of a layer.
+// The shape of one token's K and V in the pages of a layer.
 struct KvShape {
   int64_t num_heads;   // G
   int64_t head_dim;    // D of K
@@ -29,7 +29,7 @@ struct KvShape {
   bool v_in_k;         // V is the first Dv columns of K and has no pages
   int64_t columns() const { return num_heads * (head_dim + (v_in_k ? 0 : v_head_dim)); }
 };
-// Of a layer whose mixer is of that kind.
+// Returns the shape for a layer with that mixer.
 KvShape kv_shape(const ModelConfig& config, MixerKind kind);
 
 }  // namespace lynx_rt

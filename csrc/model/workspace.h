@@ -7,14 +7,14 @@
 
 namespace lynx_rt {
 
-// What a step leaves of every MoE layer, not just of the last.
+// What a step keeps of every MoE layer; without it, only the last layer's is kept.
 struct StepRecording {
   bool routed_experts = false;
   bool router_logits = false;
 };
 
-// T = max_rows, L = max_logit_rows; sizes in elements. M = MoE layers where they are recorded, else 1: every layer has a part of
-// its own, which begins at layer * the rows of the step.
+// Sizes are in elements. T = max_rows. M = the number of MoE layers where they are recorded, else 1; a recorded layer's part
+// begins at row layer * the rows of the step. MLA: L = kv_lora_rank, R = rope.dim.
 struct Workspace {
   Workspace(Backend& backend, const ModelConfig& config, int64_t max_rows, int64_t max_logit_rows, StepRecording recording);
   int64_t bytes() const;
@@ -23,7 +23,7 @@ struct Workspace {
   Activations normed;                   // [T, H]; MLA: [T, q_lora_rank] too
   DeviceArray<float> qkv;               // [T, (A + 2 G) * D]; MLA: q [T, A * D]
   Activations attended;                 // [T, A * Dv]; MLA: [T, A * L]
-  DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]; L = kv_lora_rank, R = rope.dim
+  DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]
   DeviceArray<float> latent_q;          // MLA: [T, A * (L + R)]
   DeviceArray<float> head_values;       // MLA: [T, A * Dv]
   DeviceArray<float> scores;            // [M, T, E] router logits
@@ -33,7 +33,7 @@ struct Workspace {
   DeviceArray<int32_t> offsets;         // [E + 1]
   DeviceArray<int32_t> sorted_of_pair;  // [T * k]
   DeviceArray<int32_t> pair_of_sorted;  // [T * k]
-  DeviceArray<float> logit_rows;        // [L, H]
+  DeviceArray<float> logit_rows;        // [max_logit_rows, H]
 };
 
 }  // namespace lynx_rt

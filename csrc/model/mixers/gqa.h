@@ -14,7 +14,8 @@ struct GqaWeights {
   WeightView sinks;           // [A]
 };
 
-// q, k and v in one product; their norms and rotary angles, k and v to the pages; attention through the pages; output projection.
+// Computes q, k and v in one product, applies their norms and rotary angles, writes k and v to the pages, attends through the
+// pages, and adds the output projection.
 void mix(const GqaWeights& w, const MixerStep& step);
 
 }  // namespace lynx_rt

@@ -1,5 +1,5 @@
-// A mixer is the part of a decoder layer in which rows of one sequence see each other: attention of some kind, or what takes its
-// place. Each kind has a file here, with its weights and mix(weights, step), which adds the mixer's output to the residual stream.
+// A mixer is the part of a decoder layer in which rows of one sequence see each other: a kind of attention, or what replaces it.
+// Each kind has a file here, with its weights and mix(weights, step), which adds the mixer's output to the residual stream.
 #pragma once
 #include "backend/backend.h"
 #include "model/model_config.h"
@@ -7,14 +7,14 @@
 
 namespace lynx_rt {
 
-// What mix() works with in one layer of a step. Its input are the normed rows Workspace::normed [T, H]; its output is added to
+// The arguments of mix() in one layer of a step. mix() reads the normed rows Workspace::normed [T, H] and adds its output to
 // Workspace::x [T, H].
 struct MixerStep {
   Backend& backend;
   const ModelConfig& config;
   const LayerConfig& layer;
   Workspace& workspace;
-  const RopeTable& rope;  // of config.rope.dim columns
+  const RopeTable& rope;  // for config.rope.dim columns
   const BatchView& batch;
   const KvCacheView& cache;  // the layer's pages
 };

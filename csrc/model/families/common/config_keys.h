@@ -10,59 +10,61 @@ namespace lynx_rt {
 
 inline constexpr int64_t kMaxDim = 1 << 24;  // any single size of a model; keeps products of three within int64
 inline constexpr int64_t kMaxLayers = 1 << 14;
-// Limits over all layers together bound what an absurd config can make us allocate.
+// Limits on the sums over all layers, which bound the memory that an absurd config can make a load allocate.
 inline constexpr int64_t kMaxExperts = 1 << 17;
 inline constexpr int64_t kMaxLatentHeads = 1 << 20;
 
-// In what families differ about the keys that all have.
+// The differences between families in the keys that all of them have.
 struct CommonKeys {
-  double rms_norm_eps = 1e-6;  // where config.json has none: as the family's transformers configuration has it
+  double rms_norm_eps = 1e-6;  // where config.json has none: the default of the family's configuration in transformers
   double rope_theta = 10000;
   bool partial_rotary = false;  // whether the family rotates a part of a head; partial_rotary_factor must be 1 where it does not
   double partial_rotary_factor = 1;
-  const char* head_dim = "head_dim";  // the key
+  const char* head_dim = "head_dim";  // the key's name
 };
 
-// Keys that all families have: sizes, heads, norm, tying, dtype, ends of text. All layers dense with attention over all tokens
-// at the usual scale; rope as read_rope() finds it. hidden_act must be silu.
+// Reads the keys that all families have: sizes, heads, norm, tying, dtype, eos_token_id; the rope by read_rope(). In the result
+// all layers are dense, and attend to all tokens at the usual scale. hidden_act must be silu.
 ModelConfig read_common(const ConfigReader& config, const CommonKeys& keys = {});
 
-// dtype, and whether the config says it.
+// Reads the dtype, and whether the config states it.
 void read_dtype(const ConfigReader& config, ModelConfig& m);
 
-// rope_scaling and rope_theta, or rope_parameters (transformers 5); partial_rotary_factor wherever it is.
-// head_dim: the columns of a head that the factor is a part of. Called by read_common() with the head size.
+// Reads rope_scaling and rope_theta, or rope_parameters (transformers 5), and partial_rotary_factor in any of the places where
+// configs have it. `head_dim`: the number of columns of a head that the factor refers to. read_common() calls this with the head
+// size.
 void read_rope(const ConfigReader& config, int64_t head_dim, ModelConfig& m, const CommonKeys& keys = {});
 
-// The keys of a family's experts; of several spellings the first that is there.
+// The keys of a family's experts. Of several spellings, the first that is present is read.
 struct ExpertKeys {
   std::vector<std::string> count = {"num_experts", "num_local_experts"};
   std::vector<std::string> top_k = {"num_experts_per_tok"};
   std::vector<std::string> width = {"moe_intermediate_size"};
-  int64_t default_top_k = 0;  // without a key, as the family's transformers configuration has it; 0 = there must be one
-  bool per_layer = false;     // each may be a list with an entry per layer, all the same (Hunyuan)
+  int64_t default_top_k =
+      0;  // where no key is present: the default of the family's configuration in transformers; 0 = a key is required
+  bool per_layer = false;  // each key may be a list with an entry per layer, all equal (Hunyuan)
 };
-// E, k and I. Which layers have experts is the family's to say. A count or width may be a list with an entry per layer, all
-// equal.
+// Reads E, k and I. The family decides which layers have experts.
 void read_experts(const ConfigReader& config, const ExpertKeys& keys, ModelConfig& m);
-// Which layers have experts by decoder_sparse_step and mlp_only_layers (Qwen).
+// Decides which layers have experts, by decoder_sparse_step and mlp_only_layers (Qwen).
 void read_sparse_layers(const ConfigReader& config, ModelConfig& m);
 
-// sliding_window, 0 and null meaning none: for all layers, or as layer_types ("sliding_attention", "full_attention") says.
+// Reads sliding_window; 0 and null mean none. All layers have the window, or those that layer_types ("sliding_attention",
+// "full_attention") says.
 void read_window(const ConfigReader& config, ModelConfig& m);
-// The same in a family that has one window for all layers, which is `absent` tokens where the key is absent (null is none).
+// Reads sliding_window in a family that has one window for all layers: `absent` tokens where the key is absent; null means none.
 void read_uniform_window(const ConfigReader& config, ModelConfig& m, int64_t absent = 0);
-// The same where use_sliding_window switches the window on (Qwen), of 4096 tokens where its key is absent; which layers have it
-// where layer_types is absent is the family's to say, by the layer and max_window_layers.
+// Reads sliding_window in a family where use_sliding_window switches it on (Qwen): 4096 tokens where the key is absent. Where
+// layer_types is absent, has_window(layer, max_window_layers) decides which layers have it.
 void read_switched_window(const ConfigReader& config, ModelConfig& m, bool (*has_window)(int64_t layer, int64_t max_layers));
 
-// An integer, or a list with one for each layer, all the same: more than that is kUnsupported.
+// Reads an integer, or a list with an equal entry for each layer. Throws kUnsupported where the entries differ.
 int64_t read_uniform(const ConfigReader& config, const std::string& key, int64_t min, int64_t max, int64_t num_layers);
-// Throws kUnsupported where the key is there and is not `only`: the family knows no other way.
+// Throw kUnsupported where the key is present and is not `only`, the one value that the family's code computes.
 void require_flag(const ConfigReader& config, const std::string& key, bool only);
 void require_word(const ConfigReader& config, const std::string& key, const std::string& only);
 
-// intermediate_size where a layer is dense.
+// Throws kCorruptFile where a layer is dense and intermediate_size is missing or out of range.
 void require_mlp_width(const ConfigReader& config, const ModelConfig& m);
 
 // Throws kUnsupported: "KEY VALUE is not supported; supported: ...".

@@ -1,21 +1,22 @@
-// What DeepSeek's families, and those that took its parts over (GLM-4.5), share.
+// Parts shared by DeepSeek's families and by those that adopted them (GLM-4.5).
 #pragma once
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 
 namespace lynx_rt {
 
-// Multi-head latent attention: kv_lora_rank, q_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim. `m` comes from
-// read_common() with that key as head_dim.
+// Reads the keys of multi-head latent attention: kv_lora_rank, q_lora_rank, qk_nope_head_dim, qk_rope_head_dim, v_head_dim. `m`
+// must come from read_common() with qk_rope_head_dim as its head_dim key.
 void read_latent_attention(const ConfigReader& config, ModelConfig& m);
 
-// Experts in all layers from first_k_dense_replace on (or that key's fallback), every moe_layer_freq-th of them;
-// n_routed_experts, n_shared_experts, moe_intermediate_size, routed_scaling_factor.
-// default_top_k: of ExpertKeys.
+// Reads which layers have experts (from first_k_dense_replace on, those whose number is a multiple of moe_layer_freq),
+// n_routed_experts, n_shared_experts, moe_intermediate_size and routed_scaling_factor. `first_dense` and `scale` stand for
+// first_k_dense_replace and routed_scaling_factor where the config lacks them; `default_top_k` is ExpertKeys'.
 void read_deepseek_experts(const ConfigReader& config, int64_t first_dense, double scale, int64_t default_top_k, ModelConfig& m);
-// n_group and topk_group, where missing one group.
+// Reads n_group and topk_group; where they are missing, there is one group.
 void read_router_groups(const ConfigReader& config, ModelConfig& m);
-// Gates are sigmoids, chosen by them plus e_score_correction_bias within groups (DeepSeek-V3, arXiv 2412.19437 section 2.1.2).
+// Reads the router of DeepSeek-V3 (arXiv 2412.19437 section 2.1.2): gates are sigmoids; experts are chosen, within groups, by the
+// gate plus e_score_correction_bias.
 void read_sigmoid_router(const ConfigReader& config, ModelConfig& m);
 
 }  // namespace lynx_rt

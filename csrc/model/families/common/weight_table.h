@@ -1,4 +1,4 @@
-// What families share when they say which tensors fill which slots: a table that grows.
+// The table in which a family states which tensors fill which slots, with the entries that families share.
 #pragma once
 #include <set>
 #include <string>
@@ -8,11 +8,11 @@
 
 namespace lynx_rt {
 
-// What the names of a checkpoint's tensors begin with.
+// The prefixes of a checkpoint's tensor names.
 struct ModelNames {
   explicit ModelNames(const Checkpoint& checkpoint);
-  std::string root;  // of lm_head: "", or "language_model." where the model is a part of another
-  std::string base;  // of what lies below the head: root + "model.", or "" in a checkpoint of the base model
+  std::string root;  // before lm_head: "", or "language_model." where the model is a part of another
+  std::string base;  // before all others: root + "model.", or "" in a checkpoint of the base model
   std::string head() const { return root + "lm_head.weight"; }
 };
 
@@ -23,9 +23,9 @@ struct MlpNames {
 
 class WeightTable;
 
-// Tensor names within a layer of what has experts, after the layer's own name; most families' are those that stand here.
+// Names of the tensors of a layer's experts, after the layer's own name. The defaults are those of most families.
 struct MoeNames {
-  std::string block = "mlp.";  // begins the names below, and those of a dense layer's MLP
+  std::string block = "mlp.";  // prefix of the names below, and of a dense layer's MLP
   std::string router = "gate.weight";
   std::string router_bias = "gate.bias";                     // where ModelConfig::router_bias
   std::string choice_bias = "gate.e_score_correction_bias";  // where ModelConfig::choice_bias
@@ -33,7 +33,7 @@ struct MoeNames {
   MlpNames expert = {};
   std::string shared_expert = "shared_experts.";  // where there is one
   std::string shared_expert_gate = "shared_expert_gate.weight";
-  // Adds the experts of a layer, of tensors that begin with `prefix`; null: WeightTable::add_experts().
+  // Adds the experts of layer `l`, whose tensor names begin with `prefix`; null means WeightTable::add_experts().
   void (*add_experts)(WeightTable& table, const std::string& prefix, int64_t l) = nullptr;
 };
 
@@ -42,43 +42,46 @@ class WeightTable {
   WeightTable(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights)
       : m(config), checkpoint_(checkpoint), weights_(weights), names_(checkpoint), checkpoint_bytes_(checkpoint.total_bytes()) {}
 
-  // A tensor whose pieces fill weights that are placed as `placing` says. Throws kInternal for a piece whose target is none of them.
+  // Adds a tensor whose pieces fill weights that are placed as `placing` says. Throws kInternal for a piece whose target is none
+  // of them.
   void add(TensorSpec spec, const std::vector<Placing>& placing);
-  // A tensor that fills one weight whole.
+  // Adds a tensor that fills one weight whole.
   void add(std::string name, std::vector<int64_t> shape, WeightView* target, WeightUse use) {
     add(whole_tensor(std::move(name), std::move(shape), target), {WeightSlot{target, use}});
   }
-  // A vector that is made float32, whatever dtype the tensor has.
+  // Adds a vector that is converted to float32, whatever dtype the tensor has.
   void add_float32(std::string name, std::vector<int64_t> shape, WeightView* target) {
     TensorSpec spec = whole_tensor(std::move(name), std::move(shape), target);
     spec.pieces[0].dtype = DType::kF32;
     add(std::move(spec), {WeightSlot{target, WeightUse::kVector}});
   }
-  // Whether the file is large enough for a weight of that shape, at four bits or more to an element; where it is not, a spec
-  // without pieces reports what is missing, and nothing is made for each row of it. Always where there is no file.
+  // Returns whether the file is large enough for a weight of that shape, at four bits or more per element; always true where
+  // there is no file. Where it is false, a spec without pieces is added: the error then names the missing tensor, and no memory
+  // is taken for each row of an absurd shape.
   bool can_hold(const std::vector<int64_t>& shape) const;
   bool has(const std::string& name) const { return checkpoint_.has(name); }
   LayerWeights& layer(int64_t l) { return weights_.layers[size_t(l)]; }
   std::string layer_name(int64_t l) const { return names_.base + "layers." + std::to_string(l) + "."; }
 
-  // model.embed_tokens, model.norm, lm_head. Where the config ties the last to the first, but the file has both and they differ,
-  // both are used, as transformers does; where it has one of them, that one is both.
+  // Adds model.embed_tokens, model.norm and lm_head. Where the config ties lm_head to the embedding, but the file has both and
+  // they differ, both are used, as in transformers; where the file has one of them, it serves as both.
   void add_model();
-  // input_layernorm and post_attention_layernorm.
+  // Adds input_layernorm and post_attention_layernorm.
   void add_norms(int64_t l);
-  // Names in self_attn of the norms of q and k.
+  // Names of q's and k's norms within self_attn.
   const char *q_norm = "q_norm", *k_norm = "k_norm";
-  // self_attn.{q,k,v,o}_proj, with biases where the config has them, and q_norm, k_norm as ModelConfig::qk_norm says.
+  // Adds self_attn.{q,k,v,o}_proj, with biases where the config has them, and q_norm, k_norm as ModelConfig::qk_norm says.
   void add_attention(int64_t l);
-  // self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj.
+  // Adds self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj.
   void add_latent_attention(int64_t l);
-  // PREFIX{gate,up,down}.weight, and .bias.
+  // Adds PREFIX{gate,up,down}.weight, and .bias where `bias` is set.
   void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias = false, const MlpNames& names = {}) {
     add_mlp(prefix, width, w, {&w, 1}, bias, names);
   }
-  // All experts of a layer: PREFIX0.gate_proj.weight, ..., or fused: PREFIXgate_up_proj [E, 2I, H], PREFIXdown_proj [E, H, I].
+  // Adds all experts of a layer: PREFIX0.gate_proj.weight, ..., or, where they are fused, PREFIXgate_up_proj [E, 2I, H],
+  // PREFIXdown_proj [E, H, I].
   void add_experts(const std::string& prefix, int64_t l, const MlpNames& names = {});
-  // One tensor [E, 2I, H] (gate rows first) and one [E, H, I].
+  // Adds all experts of a layer from two tensors: gate_up [E, 2I, H] (gate rows first) and down [E, H, I].
   void add_fused_experts(const std::string& gate_up, const std::string& down, int64_t l);
 
   std::vector<TensorSpec> take() { return std::move(specs_); }
@@ -97,11 +100,12 @@ class WeightTable {
   std::set<const void*> placed_;  // where the entries of ModelWeights::placing begin
 };
 
-// The specifications of a decoder: embedding and head, and of each layer norms, the mixer that LayerConfig::mixer says, and experts
-// or a dense MLP as LayerConfig::moe says. Of several `names`, a layer has the first whose router the checkpoint holds, else names[0].
+// Returns the specs of a decoder: embedding and head, and for each layer its norms, its mixer (LayerConfig::mixer), and its
+// experts or dense MLP (LayerConfig::moe). `names` are alternatives: a layer takes the first whose router the checkpoint holds,
+// else names[0].
 std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNames>& names);
 
-// Family::specs of a family whose names are MoeNames', or which has no experts.
+// Family::specs for families that use MoeNames' default names, or have no experts.
 std::vector<TensorSpec> usual_specs(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights);
 
 }  // namespace lynx_rt
