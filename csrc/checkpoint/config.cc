@@ -25,14 +25,14 @@ bool in_range(const int64_t* v, int64_t min, int64_t max) { return v && *v >= mi
 
 }  // namespace
 
-// One object of the document, which it keeps alive.
+// One object of the document. It keeps the document alive.
 struct ConfigReader::Node {
   std::shared_ptr<const Json> document;
   const Json* object;
   mutable std::set<std::string> asked;
   mutable std::map<std::string, std::shared_ptr<const Node>> opened;  // objects within, by key
 
-  // null where the key is absent or its value is null, which configs use for "not set"
+  // Returns null where the key is absent, and where its value is null, which configs use for "not set".
   const Json* find(const std::string& key) const {
     asked.insert(key);
     const Json* value = object->find(key);

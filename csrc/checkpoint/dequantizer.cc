@@ -11,7 +11,7 @@ namespace lynx_rt {
 
 namespace {
 
-// Sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinities (arXiv 2209.05433).
+// E4M3: a sign bit, 4 exponent bits with bias 7, 3 mantissa bits; no infinities (arXiv 2209.05433).
 float float8_e4m3(uint32_t code) {
   const int exponent = int(code >> 3 & 15), mantissa = int(code & 7);
   float v = exponent == 0 ? std::ldexp(float(mantissa), -9) : std::ldexp(float(8 + mantissa), exponent - 10);
@@ -19,7 +19,7 @@ float float8_e4m3(uint32_t code) {
   return code & 0x80 ? -v : v;
 }
 
-// Sign, 2 bits of exponent with bias 1, 1 of mantissa (OCP Microscaling Formats 1.0).
+// E2M1: a sign bit, 2 exponent bits with bias 1, 1 mantissa bit (OCP Microscaling Formats 1.0).
 float float4_e2m1(uint32_t code) {
   constexpr float kValues[] = {0, 0.5f, 1, 1.5f, 2, 3, 4, 6};
   return code & 8 ? -kValues[code & 7] : kValues[code & 7];
@@ -38,7 +38,7 @@ float value_of(Encoding encoding, int bits, uint32_t code) {
   return 0;
 }
 
-// Where column c of the eight that share an AWQ word lies in it: its number of 4-bit fields from the lowest.
+// [c] the 4-bit field, counted from the lowest, that holds column c of the eight columns of an AWQ word.
 constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 }  // namespace
@@ -87,7 +87,7 @@ void Dequantizer::decode_codes(int64_t row, float* out) const {
   const int bits = t_.format.bits;
   const uint8_t* data = t_.codes->data;
   const int64_t k = t_.cols;
-  if (t_.format.encoding == Encoding::kGptq) {  // a word has fields of one column: consecutive k
+  if (t_.format.encoding == Encoding::kGptq) {  // a word holds consecutive k of one column
     const int64_t per_word = 32 / bits;
     const uint32_t mask = (1u << bits) - 1;
     for (int64_t i = 0; i < k; i += per_word) {

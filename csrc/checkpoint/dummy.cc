@@ -9,7 +9,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kStart = 64;  // between the starts of tensors that share a block
+constexpr int64_t kStart = 64;  // elements between the starts of tensors that share a block
 
 uint32_t bits_of(float v, DType dtype) {
   if (dtype == DType::kBF16) return f32_to_bf16(v);
@@ -17,10 +17,10 @@ uint32_t bits_of(float v, DType dtype) {
   return std::bit_cast<uint32_t>(v);
 }
 
-// Bytes [start, start + bytes) of one endless row of values.
+// Writes bytes [start, start + bytes) of an endless sequence of values.
 void fill(uint8_t* to, int64_t start, int64_t bytes, DType dtype) {
-  // Few values, repeated; a prime number of them, so that no two rows of a usual length are alike. Drawing each value anew would
-  // take a minute for a large model.
+  // A few values are repeated, because drawing each one anew would take a minute for a large model. Their number is prime, so
+  // that no two rows of a usual length are alike.
   constexpr int64_t kPeriod = 65521;
   const int64_t size = dtype_size(dtype);
   std::vector<uint8_t> period(size_t(kPeriod * size));
@@ -47,7 +47,7 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
     for (int64_t d : spec.shape) bytes = checked_mul(bytes, d, "dummy weights");
     return bytes;
   };
-  // Memory of its own, with the values that a tensor at `start` has.
+  // Allocates memory and fills it with the values of a tensor at `start`.
   const auto make = [&](int64_t start, int64_t bytes, DType type, bool vector) {
     uint8_t* data = owned.emplace_back(own_pages(bytes)).get();
     if (!vector) {
@@ -68,7 +68,7 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
     const bool vector = spec.shape.size() < 2;
     const int64_t bytes = bytes_of(spec);
     const uint8_t* next = shared && !vector ? block + start : make(start, bytes, dtype, vector);
-    // The pieces follow one another, whichever way they lie in a file.
+    // The pieces follow one another here, however they would lie in a file.
     for (const WeightPiece& piece : checked_pieces(spec)) {
       WeightView view = target_view(piece, dtype);
       if (view.dtype == dtype) {

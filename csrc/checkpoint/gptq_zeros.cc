@@ -11,7 +11,7 @@ namespace lynx_rt {
 
 namespace {
 
-// Codes of `bits` in rows of words; the last word of a row may have fields that mean nothing.
+// Rows of 32-bit words that hold codes of `bits` bits; the last word of a row may have unused fields.
 struct ZeroCodes {
   const TensorInfo* words;
   int bits;
@@ -50,7 +50,7 @@ int64_t count_codes(const ZeroCodes& z, uint32_t code) {
   return count;
 }
 
-// What a symmetric file's tensors hold.
+// What the tensors of a symmetric file hold: numbers of tensors, and the first of each kind.
 struct Symmetric {
   int64_t less_one = 0, as_is = 0;
   std::string first_less_one, first_as_is, first_other;

@@ -66,8 +66,8 @@ class Builder {
     fail(ErrorCode::kCorruptFile, file_, file_, ": ", what_, ": ", parts...);
   }
 
-  // Where the innermost open object is, as the key it stands under; its parent is not sorted before it is closed, so
-  // the last member there is the one that is open.
+  // Names the place of the innermost open object by the key it stands under. An object is sorted when it is closed, so the last
+  // member of the open parent is the one that is open.
   std::string place() const {
     if (open_.size() < 2) return "";
     const auto* parent = open_[open_.size() - 2]->as<Json::Object>();
@@ -97,7 +97,7 @@ class Builder {
   const std::string& file_;
   const char* what_;
   Json root_;
-  std::string key_;  // read, its value still to come
+  std::string key_;  // the key whose value is read next
   std::vector<Json*> open_;
   int64_t count_ = 0;
 };

@@ -12,7 +12,7 @@ bool is_one_of(std::string_view text, const std::string_view (&list)[N]) {
   return std::find(std::begin(list), std::end(list), text) != std::end(list);
 }
 
-// The part of a dotted name after the last dot, which is cut off with it.
+// Cuts the last part and its dot off a dotted name; returns that part.
 std::string_view cut_last(std::string_view& name) {
   const size_t dot = name.rfind('.');
   const std::string_view last = dot == std::string_view::npos ? name : name.substr(dot + 1);

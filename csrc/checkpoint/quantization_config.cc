@@ -18,7 +18,7 @@ constexpr int64_t kMaxBlock = 1 << 24;
   fail(ErrorCode::kUnsupported, key, c.name(), ": ", key, " ", value, " is not supported; supported: ", supported);
 }
 
-// A number of inputs to a scale; -1 is all of them.
+// Reads the number of inputs that share a scale; -1 means all of them.
 int64_t read_group_size(const ConfigReader& c, const std::string& key, int64_t fallback) {
   const int64_t size = c.integer_or(key, fallback, -1, kMaxBlock);
   if (size == 0) c.fail_key(key, "expected -1 or a positive integer, got 0");
@@ -31,7 +31,7 @@ std::vector<int64_t> read_block(const ConfigReader& c, const std::string& key) {
   return block;
 }
 
-// Whether scales are of blocks, of rows or of the whole tensor is seen from their shapes.
+// The shapes of the scales tell whether they are of blocks, of rows or of the whole tensor.
 void read_fp8(const ConfigReader& c, QuantizationConfig& q) {
   const std::string fmt = c.string_or("fmt", "e4m3");
   if (fmt != "e4m3") unsupported(c, "fmt", quote(fmt), "e4m3");
@@ -72,8 +72,9 @@ void read_gptq(const ConfigReader& c, QuantizationConfig& q) {
   q.formats.push_back({Encoding::kGptq, bits, 1, group_size, false});
   const std::optional<ConfigReader> dynamic = c.object("dynamic");
   if (!dynamic) return;
-  // "-:PATTERN" leaves modules unquantised, anything else gives some modules settings of their own. Which module has which is
-  // seen from its tensors' shapes, so that the patterns, Python's regular expressions in an order of precedence, are not needed.
+  // "-:PATTERN" leaves modules unquantised; any other pattern gives some modules their own settings. The shapes of a module's
+  // tensors tell which settings it has, so the patterns (Python's regular expressions, with an order of precedence) need not be
+  // matched.
   for (const std::string& pattern : dynamic->keys()) {
     const std::optional<ConfigReader> rule = dynamic->object(pattern);
     if (pattern.starts_with("-:") || !rule) continue;
@@ -109,7 +110,7 @@ QuantizedFormat read_weights(const ConfigReader& w, const std::string& format, c
   QuantizedFormat f;
   f.bits = int(bits);
   f.symmetric = w.boolean_or("symmetric", true);
-  const bool unpacked = format == "naive-quantized";  // as int-quantized or float-quantized, whichever the type says
+  const bool unpacked = format == "naive-quantized";  // stored as int-quantized or float-quantized, by the type
   const bool is_float = format == "float-quantized" || format == "mxfp4-pack-quantized" || (unpacked && type == "float");
   expect(type == (is_float ? "float" : "int"), "type", quote(type), is_float ? "float" : "int");
   if (is_float) expect(f.symmetric, "symmetric", "false", "true");
@@ -126,7 +127,7 @@ QuantizedFormat read_weights(const ConfigReader& w, const std::string& format, c
   } else {
     f.encoding = is_float ? Encoding::kFloat8 : Encoding::kInt8;
     expect(is_float ? bits == 8 : bits <= 8, "num_bits", std::to_string(bits), is_float ? "8" : "1 to 8");
-    f.bits = 8;  // of the element that holds the code
+    f.bits = 8;  // bits of the element that holds the code
   }
   if (strategy == "tensor") {
     expect(format != "pack-quantized" || f.symmetric, "strategy", quote(strategy) + " without symmetric", "channel, group");
@@ -161,7 +162,7 @@ void read_compressed_tensors(const ConfigReader& c, QuantizationConfig& q) {
     if (!group) continue;
     const std::string format = group->string_or("format", format_of_all);
     const std::optional<ConfigReader> weights = group->object("weights");
-    if (!weights) continue;  // activations alone
+    if (!weights) continue;  // the group quantises activations alone
     const std::string list = kFormats;
     if (format.empty() || ((", " + list + ",").find(", " + format + ",") == std::string::npos))
       unsupported(group->has("format") ? *group : c, "format", quote(format), list);

@@ -12,7 +12,7 @@ namespace {
 
 using Shape = std::vector<int64_t>;
 
-// Looks one weight's tensors up, and notes what is wrong with them.
+// Looks up the tensors of one weight, and notes what is wrong with them.
 class Finder {
  public:
   Finder(const Checkpoint& checkpoint, const QuantizationConfig& config, const std::string& name, const Shape& shape,
@@ -54,7 +54,7 @@ class Finder {
   }
 
  private:
-  // The tensor of that name, which is then accounted for; null where there is none.
+  // Returns the tensor of that name and marks it as used; null where there is none.
   const TensorInfo* take(const std::string& name) {
     const auto it = checkpoint_.tensors().find(name);
     if (it == checkpoint_.tensors().end()) return nullptr;
@@ -107,14 +107,14 @@ class Finder {
   }
   static bool transposed(const QuantizedFormat& f) { return f.encoding == Encoding::kGptq || f.encoding == Encoding::kAwq; }
 
-  // Also without the dimensions of size 1 at the end.
+  // Scales may also be stored without the trailing dimensions of size 1.
   bool is_scale_shape(const QuantizedFormat& f, const Shape& found) const {
     if (found == scale_shape(f)) return true;
     if (transposed(f) || scale_cols(f) != 1) return false;
     return found == with_lead({scale_rows(f)}) || (scale_rows(f) == 1 && found == lead_);
   }
 
-  // Some files of blocks have a larger grid than the weight needs.
+  // Some files with block scales have a larger grid than the weight needs.
   bool is_padded_scale(const QuantizedFormat& f, const Shape& found) const {
     const Shape needed = scale_shape(f);
     if (f.encoding != Encoding::kFloat8 || f.block_rows == 0 || f.block_cols == 0 || found.size() != needed.size()) return false;
@@ -149,15 +149,16 @@ class Finder {
     if (encoding == Encoding::kPackedInt) find_group_index(name_ + "_g_idx");
     if (encoding == Encoding::kGptq) find_group_index(module_ + ".g_idx");
     if (encoding == Encoding::kGptq) take_zero_bias();
-    // Of quantised activations, which are not computed with.
+    // Scales of quantised activations are not used, since activations are not quantised here.
     for (const char* unused : {"input_scale", "input_zero_point", "input_global_scale", "activation_scale", "output_scale",
                                "output_zero_point", "output_global_scale"})
-      if (!is_kv_cache_scale(sibling_ + unused)) take(sibling_ + unused);  // those are counted
+      if (!is_kv_cache_scale(sibling_ + unused)) take(sibling_ + unused);  // KV cache scales are counted in weights.cc
   }
 
   std::string zeros_name() const { return transposed(t_.format) ? module_ + ".qzeros" : name_ + "_zero_point"; }
 
-  // That which fits the shapes, and has zero points where the file has some; without one the first, for the error.
+  // Chooses the format that fits the shapes, and has zero points where the file has some. Where none fits, the first one stays,
+  // for the error.
   void choose_format(const std::vector<QuantizedFormat>& formats) {
     t_.format = formats[0];
     const bool with_zeros = checkpoint_.has(zeros_name());
@@ -171,7 +172,7 @@ class Finder {
     };
     const bool exact = choose([&](const QuantizedFormat& f) { return is_scale_shape(f, t_.scale->shape); });
     if (!exact) choose([&](const QuantizedFormat& f) { return is_padded_scale(f, t_.scale->shape); });
-    // A narrow enough weight fits formats of several widths or groups.
+    // The shapes of a narrow weight may fit formats of several widths or group sizes.
     for (const QuantizedFormat& f : formats)
       if (exact && t_.scale && f.symmetric == t_.format.symmetric && !reads_alike(f) && t_.codes->shape == codes_shape(f) &&
           is_scale_shape(f, t_.scale->shape))
@@ -179,7 +180,7 @@ class Finder {
                                            "fits " + describe(t_.format) + " and " + describe(f) + " of " + config_.source);
   }
 
-  // Whether this weight has the same values in the format as in its own.
+  // Returns whether this weight decodes to the same values in format `f` as in the chosen one.
   bool reads_alike(const QuantizedFormat& f) const {
     const auto size = [](int64_t block, int64_t all) { return block ? std::min(block, all) : all; };
     const bool indexed = f.encoding == Encoding::kGptq && checkpoint_.has(module_ + ".g_idx");
@@ -216,7 +217,7 @@ class Finder {
     if (known) check_padding(name);
   }
 
-  // Padding means nothing; other values than the usual fillers mean that blocks have another size than the config says.
+  // Padded scales are unused. Values other than the usual fillers mean that the block size is not the one in the config.
   void check_padding(const std::string& name) {
     const std::vector<float> scales = read_scales(*t_.scale);
     for (size_t i = 0; i < scales.size(); ++i) {
@@ -244,7 +245,7 @@ class Finder {
     return transposed(f) ? Shape{scale_cols(f), rows} : with_lead({rows, scale_cols(f)});
   }
 
-  // Some tools store zero points beside symmetric weights, too.
+  // Some tools store zero points for symmetric weights, too.
   void take_neutral_zeros() {
     const std::string name = zeros_name();
     const TensorInfo* zeros = take(name);
@@ -287,7 +288,7 @@ class Finder {
         return problems_.add_contradiction(name, str_cat("holds group ", g, " where there are ", scale_cols(t_.format)));
   }
 
-  // Some writers give every module a bias, of zeros where the model has none.
+  // Some tools give every module a bias: zeros where the model has none.
   void take_zero_bias() {
     const std::string name = module_ + ".bias";
     if (!checkpoint_.has(name)) return;
@@ -301,7 +302,7 @@ class Finder {
   const Shape& shape_;
   std::set<std::string_view>& used_;
   WeightProblems& problems_;
-  std::string module_, sibling_;  // the module's name; what its other tensors' names begin with
+  std::string module_, sibling_;  // the module's name; the prefix of the names of its other tensors
   Shape lead_;                    // the weight's dimensions before [rows, cols]
   QuantizedTensor t_;
 };

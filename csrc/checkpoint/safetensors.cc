@@ -114,7 +114,7 @@ class EntryReader {
     return sizes;
   }
 
-  // The product is checked after each dimension, so every prefix of the shape has a product within int64 as well.
+  // The product is checked after each dimension, so the product of every prefix of the shape fits into int64 too.
   int64_t shape_bytes(const TensorInfo& info, int bits) const {
     int64_t elements = 1;
     bool overflow = false;
@@ -131,7 +131,7 @@ class EntryReader {
   const Json& json_;
 };
 
-// The header's text, lengths checked against the file.
+// Returns the text of the header, after checking its length against the file.
 std::string_view header_text(const MappedFile& file) {
   constexpr std::string_view kLfsPointer = "version https://git-lfs";
   const std::string_view text(reinterpret_cast<const char*>(file.data()), size_t(file.size()));
@@ -149,7 +149,7 @@ std::string_view header_text(const MappedFile& file) {
     fail_file(file.path(), "truncated: the header takes ", kLengthBytes + int64_t(length), " bytes, the file has ", file.size());
   }
   const std::string_view header = text.substr(size_t(kLengthBytes), size_t(length));
-  // Required by the format, so that no other kind of file is taken for this one.
+  // The format requires the brace, so that no other kind of file is taken for this one.
   if (!header.starts_with('{')) fail_file(file.path(), "the header must start with '{'; is this a safetensors file?");
   return header;
 }
@@ -211,15 +211,15 @@ std::vector<Entry> read_entries(const MappedFile& file, int file_index) {
 // Tensor name -> shard file name.
 using WeightMap = std::map<std::string, std::string>;
 
-// A name of a file or folder, not a way to another folder.
+// Returns whether the name is that of a file or folder, not a path to another folder.
 bool is_plain_name(std::string_view name) {
   const bool special = name.empty() || name == "." || name == "..";
   return !special && std::none_of(name.begin(), name.end(),
                                   [](char c) { return c == '\\' || static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
 }
 
-// Plain names with a slash between them, so that no path leads out of the folder. (A shard may be a symbolic link: the Hugging
-// Face cache stores all files so.)
+// Accepts plain names with slashes between them, so that no path leads out of the folder. (A shard may be a symbolic link, since
+// the Hugging Face cache stores all files that way.)
 bool is_path_below(std::string_view path) {
   for (size_t slash; (slash = path.find('/')) != path.npos; path.remove_prefix(slash + 1))
     if (!is_plain_name(path.substr(0, slash))) return false;

@@ -16,9 +16,9 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kBandRows = 32;  // copied by a thread at a time: a transposed row of them is a cache line
+constexpr int64_t kBandRows = 32;  // rows that a thread copies at a time: transposed, they fill a cache line
 constexpr int64_t kDropBytes =
-    256 << 20;  // copied before the file's pages are let go, so that the peak is near the result's size
+    256 << 20;  // bytes copied before the file's pages are dropped, which keeps peak memory near the result's size
 constexpr int64_t kAlignment = 64;
 constexpr uintptr_t kPage = 4096;
 
@@ -85,7 +85,7 @@ class WeightCopies::Block::Copier {
     store_floats(floats, cols, dtype, to);
   }
 
-  // Rows [begin, begin + count) of a piece to where they stand in its target. Sources may be unaligned.
+  // Copies rows [begin, begin + count) of a piece to their places in its target. Sources may be unaligned.
   template <class T>
   static void place(const uint8_t* const* rows, int64_t count, const WeightPiece& p, int64_t begin, uint8_t* target) {
     constexpr int64_t kSize = sizeof(T);
@@ -177,7 +177,7 @@ void WeightCopies::read_all() {
 
 void WeightCopies::release(const WeightView& view) {
   if (!block_ || view.empty() || !block_->find(view.data)) return;
-  // Pages that it shares with others stay.
+  // Pages that the view shares with others stay.
   const uintptr_t at = reinterpret_cast<uintptr_t>(view.data);
   const uintptr_t begin = (at + kPage - 1) / kPage * kPage, end = (at + uintptr_t(view.bytes())) / kPage * kPage;
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);

@@ -10,7 +10,7 @@ namespace lynx_rt {
 
 namespace {
 
-// begin, begin + step, ..: `count` of them.
+// The numbers begin, begin + step, ..: `count` of them.
 struct Progression {
   int64_t begin, count, step;
   int64_t last() const { return begin + (count - 1) * step; }
@@ -19,8 +19,8 @@ struct Progression {
 Progression rows_of(const WeightPiece& p) { return {p.row_begin, p.rows, p.row_step}; }
 Progression cols_of(const WeightPiece& p) { return {p.col_begin, p.cols, p.col_step}; }
 
-// Whether two that are not empty have a number in common. A common number recurs every lcm of the steps, so b.step / gcd members
-// of `a` from the first possible one on decide it.
+// Returns whether two progressions that are not empty have a number in common. Common numbers recur at the lcm of the steps, so
+// it suffices to try b.step / gcd members of `a`, from the first possible one on.
 bool meet(const Progression& a, const Progression& b) {
   const int64_t low = std::max(a.begin, b.begin), high = std::min(a.last(), b.last());
   if (low > high) return false;
@@ -30,7 +30,7 @@ bool meet(const Progression& a, const Progression& b) {
   return false;
 }
 
-// `count` members from begin on lie within [0, size).
+// Returns whether all members lie within [0, size).
 bool inside(Progression p, int64_t size) {
   if (p.count == 0) return p.begin >= 0 && p.begin <= size;
   return p.begin >= 0 && p.begin < size && p.count - 1 <= (size - 1 - p.begin) / p.step;
@@ -68,7 +68,7 @@ std::vector<WeightPiece> checked_pieces(const TensorSpec& spec) {
   }
   std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->row_begin < b->row_begin; });
   std::vector<const WeightPiece*>
-      open;  // those that reach the row where the current piece begins: few, where experts follow another
+      open;  // pieces that reach the first row of the current one: few, since experts follow one another
   int64_t covered = 0;
   for (const WeightPiece* p : order) {
     std::erase_if(open, [&](const WeightPiece* o) { return rows_of(*o).last() < p->row_begin; });

@@ -23,7 +23,7 @@ bool matches(std::string_view name, std::string_view pattern) {
   return name == pattern;
 }
 
-// Where a piece lies as its target needs it, or null.
+// Returns the piece's address in the mapped file where its target can use it there, else null.
 const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
   if (!source.plain || source.is_double() || p.transposed || p.dtype.value_or(source.dtype) != source.dtype) return nullptr;
   const bool one_after_the_other = p.rows <= 1 ? p.col_step == 1 : p.row_step == 1 && p.cols == m.cols;
@@ -33,7 +33,7 @@ const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const 
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(size) == 0 || p.rows * p.cols == 0 ? data : nullptr;
 }
 
-// Sources of all specs; throws for whatever does not fit.
+// Returns the sources of all specs; throws where anything does not fit.
 std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                                        const std::vector<std::string>& ignore, QuantizationConfig quantization, DType dtype,
                                        LoadNotes& notes) {

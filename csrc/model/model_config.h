@@ -73,7 +73,7 @@ struct ModelConfig {
   RouterRule router;                  // num_experts and top_k are set by read_model_config(), bias by the decoder
   bool router_bias = false;           // bias of the router's logits (gpt-oss)
   bool choice_bias = false;           // e_score_correction_bias: RouterRule::bias
-  FfnRule ffn;                        // activation of the experts
+  FfnRule ffn;                        // what an expert computes
   bool expert_bias = false;           // biases of the experts (gpt-oss)
   int64_t shared_expert_width = 0;    // intermediate width of the expert that every token goes to; 0 = none
   bool shared_expert_gate = false;    // the shared expert is scaled by a sigmoid (Qwen2-MoE)
