@@ -9,7 +9,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kStart = 64;  // elements between the starts of tensors that share a block
+constexpr int64_t kStart = 64;  // bytes between the starts of tensors that share a block
 
 uint32_t bits_of(float v, DType dtype) {
   if (dtype == DType::kBF16) return f32_to_bf16(v);

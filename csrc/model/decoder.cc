@@ -8,7 +8,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kRopeRows = 64;  // added at a time
+constexpr int64_t kRopeRows = 64;  // rows of the rope table that are added at a time
 
 }  // namespace
 
@@ -55,9 +55,9 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   backend.reserve(limits);
 }
 
-// Rows are computed when a position is first reached: a long context that nobody uses costs neither time nor memory.
-// Frequencies and angles in float32, as transformers computes them: at large positions the rounding of the angle is
-// larger than any tolerance, so parity needs the same rounding.
+// Rows are computed when a position is first reached, so a long context that nobody uses costs no time, and no memory on the CPU,
+// whose pages stay untouched. Angles are float32, as in transformers: at large positions the rounding of an angle exceeds any
+// tolerance, so equal results need equal rounding.
 void Decoder::extend_rope(int64_t num_positions) {
   const int64_t half = int64_t(rope_angles_.inverse.size());
   while (rope_positions_ < num_positions) {
@@ -86,7 +86,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
     size_t moe = 0;
-    PendingSum pending;  // of the layer before
+    PendingSum pending;  // what the layer before still has to add to x
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
@@ -139,7 +139,7 @@ void Decoder::end_step(std::span<SelectionStats> stats) {
   }
 }
 
-// From [MoE layers, padded rows, width] to [rows, MoE layers, width].
+// Copies [MoE layers, padded rows, width] to [rows, MoE layers, width] in host memory.
 template <class T>
 void Decoder::read_layers(const T* from, int64_t width, std::vector<T>& out) {
   std::vector<T> read(size_t(num_moe_layers_ * padded_rows_ * width));

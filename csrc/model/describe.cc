@@ -13,7 +13,7 @@ namespace lynx_rt {
 
 namespace {
 
-// "WHAT", or "WHAT in N of M layers".
+// Returns "WHAT", "WHAT in N of M layers", or "" where no layer has it.
 template <class Has>
 std::string in_layers(const ModelConfig& m, const std::string& what, Has has) {
   const int64_t count = std::count_if(m.layers.begin(), m.layers.end(), has);
@@ -81,7 +81,7 @@ std::string describe_attention(const ModelConfig& m) {
   text += norm_text(m.qk_norm);
   if (m.attention_bias) text += ", biases";
   if (m.sinks) text += ", sinks";
-  for (const LayerConfig& l : m.layers)  // windows and chunks are the same wherever they are
+  for (const LayerConfig& l : m.layers)  // all layers that have a window have the same one; so with chunks
     if (l.window > 0 || l.chunk > 0) {
       text += in_layers(m, str_cat("window ", l.window), [](const LayerConfig& x) { return x.window > 0; });
       text += in_layers(m, str_cat("chunks of ", l.chunk), [](const LayerConfig& x) { return x.chunk > 0; });
@@ -111,7 +111,7 @@ std::vector<std::string> keys_that_matter(std::vector<std::string> keys) {
       "use_mtp"};
   // clang-format on
   std::erase_if(keys, [](const std::string& key) {
-    // What a quantised checkpoint says is checked where it is read, and tools say more there than anybody needs.
+    // quantization_config is checked where it is read, and tools write many keys there that nobody needs.
     return key.starts_with("quantization_config.") || kHarmless.count(key.substr(key.rfind('.') + 1)) > 0;
   });
   return keys;
@@ -137,7 +137,7 @@ ModelDescription describe_model(const std::string& path) {
   d.checkpoint_bytes = checkpoint.total_bytes();
   d.weight_bytes = weight_bytes(weights);
   d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
-  // One token reads every weight but the experts it does not use, and one row of the embedding.
+  // One token reads all weights except the experts that it does not use; of the embedding it reads one row, which is not counted.
   const int64_t dense = d.weight_bytes - bytes_of_experts - (d.tied ? 0 : weights.embed.bytes());
   d.active_bytes_per_token = dense + num_active * d.expert_bytes;
   d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);

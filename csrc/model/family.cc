@@ -29,7 +29,7 @@ std::vector<std::string> supported_model_types() {
 }
 
 namespace {
-// Families that people ask for and why they are none of these.
+// Returns why a family that people ask for is not supported.
 const char* reason(const std::string& model_type) {
   static const std::pair<const char*, const char*> kReasons[] = {
       {"deepseek_v32", "sparse attention"}, {"deepseek_v4", "sparse attention"},
@@ -57,8 +57,8 @@ const Family& find_family(const std::string& model_type) {
 }
 
 namespace {
-// The dtype that most bytes of the file's floating tensors have; float32 where there is no file. A quantised checkpoint is not
-// decoded to 32 bits because its scales are.
+// Returns the dtype of most bytes of the file's floating tensors; float32 where there is no file. In a quantised checkpoint
+// float32 is not counted, since it is the dtype of scales; bfloat16 is the fallback.
 DType dtype_of_file(const std::string& path, bool quantized) {
   std::map<DType, int64_t> bytes;
   try {
@@ -88,7 +88,7 @@ ModelConfig read_model_config(const std::string& path, std::vector<std::string>*
   } catch (const Error& e) {
     fail(ErrorCode::kCorruptFile, e.field(), reader.name(), ": ", e.what());
   }
-  // The multiplier reaches what experts add through their weights; mlp() has none.
+  // The multiplier is applied to experts through the weights of their pairs; mlp() has no such factor.
   if (config.residual_multiplier != 1 && (config.shared_expert_width > 0 || config.num_moe_layers() < config.num_layers))
     fail(ErrorCode::kUnsupported, "residual_multiplier", reader.name(),
          ": residual_multiplier is supported where every layer has experts and none is shared");

@@ -14,7 +14,7 @@ namespace lynx_rt {
 
 namespace {
 
-// What other classes of a model, and older versions of transformers, save beside the weights: heads of reward models and
+// Tensors that other classes of a model and older versions of transformers save beside the weights: heads of reward models and
 // classifiers, and buffers that are computed.
 const std::vector<std::string> kNotOfTheModel = {"v_head.*",
                                                  "value_head.*",
@@ -26,15 +26,15 @@ const std::vector<std::string> kNotOfTheModel = {"v_head.*",
                                                  "*rotary_emb.sin_cached",
                                                  "*.masked_bias"};
 
-// The number of the layer that a tensor belongs to, -1 for none.
+// Returns the number of the layer that a tensor belongs to, -1 for none.
 int64_t layer_of(const std::string& name, const std::string& layers) {
   int64_t l = -1;
   if (name.starts_with(layers)) std::from_chars(name.data() + layers.size(), name.data() + name.size(), l);
   return l;
 }
 
-// The config, with no more layers than the file has and one that it lacks, whose tensors are then missing: nothing is made for
-// each layer of an absurd number.
+// Returns the config with at most one layer more than the file has. That layer's tensors are then reported as missing, and an
+// absurd number of layers takes no memory.
 ModelConfig bounded(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& layers) {
   std::set<int64_t> stored;
   for (const auto& [name, info] : checkpoint.tensors()) stored.insert(layer_of(name, layers));
@@ -46,8 +46,8 @@ ModelConfig bounded(const ModelConfig& config, const Checkpoint& checkpoint, con
   return out;
 }
 
-// Layers that the config does not count: those that predict further tokens (MTP: DeepSeek-V3, GLM-4.5), or those that somebody
-// cut off by num_hidden_layers.
+// Ignores the layers beyond num_hidden_layers: those that predict further tokens (MTP: DeepSeek-V3, GLM-4.5), and, with a
+// warning, those that a smaller num_hidden_layers cuts off.
 void ignore_further_layers(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& layers,
                            std::vector<std::string>& ignored, std::vector<std::string>& warnings) {
   std::map<int64_t, bool> further;  // whether the layer predicts further tokens
@@ -69,11 +69,12 @@ void ignore_further_layers(const ModelConfig& config, const Checkpoint& checkpoi
                                " in config.json: they are left out"));
 }
 
-// Ops take the experts of a layer at once, and a gate with its up projection: what they take together has one dtype.
+// Gives weights that an op takes together one dtype: all gates and up projections of a layer's experts, and all their down
+// projections.
 class SameDtypes {
  public:
   SameDtypes(const Checkpoint& checkpoint, std::vector<TensorSpec>& specs, DType dtype) : dtype_(dtype) {
-    std::vector<DType> of_spec(specs.size(), dtype);  // that of what is decoded
+    std::vector<DType> of_spec(specs.size(), dtype);  // the dtype of decoded tensors
     for (size_t s = 0; s < specs.size(); ++s)
       if (checkpoint.has(specs[s].name)) of_spec[s] = floating_dtype(checkpoint.at(specs[s].name).dtype).value_or(dtype);
     if (std::set(of_spec.begin(), of_spec.end()).size() < 2) return;
@@ -81,7 +82,7 @@ class SameDtypes {
       for (WeightPiece& piece : specs[s].pieces) pieces_[piece.target] = {&piece, piece.dtype.value_or(of_spec[s])};
   }
 
-  // Views whose dtypes differ all become the model's dtype: those that have another one are converted at load.
+  // Makes all views the model's dtype where their dtypes differ: those that have another one are converted at load.
   void make(const std::vector<WeightView*>& together) {
     std::set<DType> dtypes;
     for (const WeightView* view : together)
@@ -115,14 +116,14 @@ void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<Tensor
   }
 }
 
-// The output projection of a model that has none is its embedding.
+// A model without an output projection of its own uses its embedding.
 void tie_output(ModelWeights& weights) {
   if (!weights.lm_head.empty()) return;
   weights.lm_head = weights.embed;
   weights.placing.push_back(WeightSlot{&weights.lm_head, WeightUse::kHead});
 }
 
-// Experts are compared by them: a NaN would be in no order.
+// Experts are compared by their choice biases, so a NaN would leave them without an order.
 void check_choice_biases(ModelWeights& weights) {
   for (size_t l = 0; l < weights.layers.size(); ++l) {
     const WeightView& bias = weights.layers[l].choice_bias;
@@ -145,7 +146,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   convert_mixed(checkpoint, config.dtype, specs, weights);
   std::vector<std::string> ignored = kNotOfTheModel;
   ignored.insert(ignored.end(), family.ignored_tensors.begin(), family.ignored_tensors.end());
-  if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store it once more
+  if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
   weights.copies = bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);

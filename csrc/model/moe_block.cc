@@ -9,7 +9,8 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   Workspace& ws = workspace_;
   RouterRule rule = m.router;
   rule.bias = static_cast<const float*>(w.choice_bias.data);
-  // The residual multiplier reaches what experts add through the weights of the pairs, since expert_ffn() takes no factor of its own.
+  // The residual multiplier is applied to the experts through the weights of the pairs, since expert_ffn() takes no factor of its
+  // own.
   rule.scale = m.router.scale * m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);

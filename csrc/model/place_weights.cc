@@ -8,7 +8,7 @@ namespace lynx_rt {
 
 namespace {
 
-// The views of what is placed together, matrices of products first, and how many those are.
+// The views of weights that are placed together: first those that products read, whose number is `products`.
 struct Views {
   std::vector<WeightView*> all;
   size_t products;
@@ -59,10 +59,10 @@ void place_weights(Backend& backend, ModelWeights& weights, const Progress& prog
     std::vector<WeightView> before;
     for (const WeightView* v : now.all) before.push_back(*v);
     const int64_t bytes = bytes_of(now);
-    // Copies are read just before they are placed, so that never all of them are in memory.
+    // Copies are read just before they are placed, so that they are never all in memory.
     for (size_t i = backend.reads_products() ? 0 : now.products; i < now.all.size(); ++i) weights.copies.read(before[i]);
     std::visit([&](const auto& together) { place(backend, together); }, placing);
-    // A tied embedding is placed twice, so that its values are still needed.
+    // A tied embedding is placed twice, so its values are still needed after the first time.
     for (size_t i = 0; i < before.size(); ++i)
       if (before[i].data != now.all[i]->data && before[i].data != embedding) weights.copies.release(before[i]);
     done = std::min(total, done + bytes);

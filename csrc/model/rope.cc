@@ -8,12 +8,13 @@ namespace lynx_rt {
 
 namespace {
 
-// theta as it would have to be for `stretch` times the longest wave (arXiv 2309.00071 section 3.1).
+// Returns the theta that makes the longest wave `stretch` times as long (arXiv 2309.00071 section 3.1).
 double stretched_theta(const RopeConfig& c, double stretch) {
   return c.theta * std::pow(stretch, double(c.dim) / double(c.dim - 2));
 }
 
-// Wavelengths that the original context holds often stay, those that it holds not even once are stretched, between is a ramp.
+// Waves that fit into the original context at least beta_fast times stay; those that fit at most beta_slow times are stretched by
+// `factor`; between them is a linear ramp.
 void scale_yarn(const RopeConfig& c, std::vector<float>& inverse) {
   const auto pair_of = [&](double rotations) {
     return double(c.dim) * std::log(double(c.original_max_positions) / (rotations * 2 * std::numbers::pi)) /

@@ -13,7 +13,7 @@ namespace {
 
 constexpr const char* kField = "expert_selection";
 
-// The values of one tensor of a file, of the given type and shape; -1 in `shape` = any size.
+// Reads the values of one tensor of a file, which must have the given type and shape; -1 in `shape` = any size.
 template <class T>
 std::vector<T> read_table(const std::string& file, const char* name, const char* dtype, std::vector<int64_t> shape) {
   if (file.empty()) invalid(kField, "expected file=PATH, a safetensors file with the table \"", name, "\"");

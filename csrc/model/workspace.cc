@@ -10,7 +10,7 @@ int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std
 
 int64_t qkv_heads(const ModelConfig& m) { return m.num_heads + (m.has_mixer(MixerKind::kGqa) ? 2 * m.num_kv_heads : 0); }
 
-// L + R; 0 without MLA.
+// Returns kv_lora_rank + rope.dim; 0 without MLA.
 int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla) ? m.kv_lora_rank + m.rope.dim : 0; }
 
 }  // namespace

@@ -13,7 +13,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.mlp_bias = c.boolean_or("mlp_bias", false);
   read_deepseek_experts(c, 0, 1.0, 0, m);
   require_word(c, "scoring_func", "softmax");
-  // The models' own code normalises instead of scaling, transformers ignores the key; no checkpoint has it.
+  // With this key set, the models' own code normalises instead of scaling, and transformers ignores it; no checkpoint sets it.
   require_flag(c, "norm_topk_prob", false);
   m.router.norm_topk = false;
   const std::string method = c.string_or("topk_method", "greedy");

@@ -25,7 +25,7 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-// Gate and up take turns: in the rows of [E, 2I, H] where the tensor is quantised (MXFP4), else in the columns of [E, H, 2I].
+// Gate and up alternate: in the rows of [E, 2I, H] where the tensor is quantised (MXFP4), else in the columns of [E, H, 2I].
 void add_experts(WeightTable& table, const std::string& name, int64_t l) {
   const ModelConfig& m = table.m;
   const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;

@@ -11,7 +11,7 @@ ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c);
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   const auto multiplier = [&](const char* key) { return float(c.number_or(key, 1, 1e-6, 1e6)); };
-  m.attention_scale = multiplier("attention_multiplier");  // instead of 1 / sqrt(head size), also where it is absent
+  m.attention_scale = multiplier("attention_multiplier");  // replaces 1 / sqrt(head size), with 1 where the key is absent
   m.embedding_multiplier = multiplier("embedding_multiplier");
   m.residual_multiplier = multiplier("residual_multiplier");
   m.logits_multiplier = 1 / multiplier("logits_scaling");

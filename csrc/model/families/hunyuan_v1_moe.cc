@@ -1,6 +1,6 @@
-// Hunyuan-A13B. Keys and names: transformers' hunyuan_v1_moe configuration and the hub's checkpoints.
-// Hub configs have keys of the authors' own code beside them, with lists where a layer could have its own. What transformers
-// takes for granted must be what they say.
+// Hunyuan-A13B. Keys and names: transformers' hunyuan_v1_moe configuration and the hub's checkpoints. Hub configs also have keys
+// of the authors' own code, some of them lists with an entry per layer. They must have the values that transformers' code
+// assumes.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 
@@ -26,7 +26,8 @@ ModelConfig read_config(const ConfigReader& c) {
   for (const char* key : {"use_qk_norm", "norm_topk_prob", "use_mixed_mlp_moe", "use_rotary_pos_emb"}) require_flag(c, key, true);
   for (const char* key : {"use_mla", "use_cla", "mlp_bias", "group_limited_greedy", "position_embedding_xdrope"})
     require_flag(c, key, false);
-  for (const char* of_groups : {"n_group", "topk_group", "routed_scaling_factor"}) c.has(of_groups);  // not limited to any
+  for (const char* of_groups : {"n_group", "topk_group", "routed_scaling_factor"})
+    c.has(of_groups);  // unused: experts are not limited to groups
   require_number(c, "moe_intermediate_size", m.moe_intermediate_size, m.num_layers);
   require_number(c, "attention_head_dim", m.head_dim, m.num_layers);
   require_number(c, "num_shared_expert", 1, m.num_layers);

@@ -1,4 +1,5 @@
-// Llama, and the many models in its form. Keys and names: transformers' llama configuration and the hub's checkpoints.
+// Llama, and the many models that use its architecture. Keys and names: transformers' llama configuration and the hub's
+// checkpoints.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 

@@ -1,4 +1,4 @@
-// Llama 4 with its vision tower, of which the text model is loaded and run: llama4_text under another name.
+// Llama 4 with its vision tower. The text model alone is loaded and run, as llama4_text.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 

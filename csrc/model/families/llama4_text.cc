@@ -1,4 +1,4 @@
-// Llama 4, the text model (in a checkpoint of its own, or as llama4 has it). Keys and names: transformers' llama4_text
+// Llama 4, the text model (in a checkpoint of its own, or as a part of llama4). Keys and names: transformers' llama4_text
 // configuration and the hub's checkpoints.
 #include <algorithm>
 
@@ -41,7 +41,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   if (c.boolean_or("use_qk_norm", true)) m.qk_norm = QkNorm::kUnitAfterRope;  // in the layers with rope
   const double floor = c.number_or("floor_scale", 8192, 1, 1e12), scale = c.number_or("attn_scale", 0.1, 0, 1e6);
-  if (c.boolean_or("attn_temperature_tuning", true)) {  // in those without
+  if (c.boolean_or("attn_temperature_tuning", true)) {  // in the layers without rope
     m.temperature_floor = float(floor);
     m.temperature_scale = float(scale);
   }
@@ -57,7 +57,7 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-// Fused: [E, H, 2I] with the gate's columns first, and [E, I, H].
+// Adds fused experts: gate_up_proj [E, H, 2I] with the gate's columns first, and down_proj [E, I, H].
 void add_transposed_experts(WeightTable& table, const std::string& name, int64_t l) {
   const ModelConfig& m = table.m;
   const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;
@@ -82,7 +82,7 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
                        .shared_expert = "shared_expert.",
                        .add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
                          if (table.has(prefix + "gate_up_proj")) return add_transposed_experts(table, prefix, l);
-                         table.add_experts(prefix, l);  // as tools that quantise write it
+                         table.add_experts(prefix, l);  // the layout that quantisation tools write
                        }};
   return decoder_specs({m, checkpoint, weights}, {names});
 }

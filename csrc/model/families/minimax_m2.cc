@@ -8,7 +8,7 @@ namespace {
 
 ModelConfig read_config(const ConfigReader& c) {
   CommonKeys keys{.rope_theta = 5e6, .partial_rotary = true};
-  if (c.has("rotary_dim")) {  // released configs have the rotated columns instead of their share
+  if (c.has("rotary_dim")) {  // released configs state the rotated columns instead of their share of a head
     const int64_t head_dim = c.integer("head_dim", 1, 1 << 16), rotary_dim = c.integer("rotary_dim", 1, head_dim);
     if (rotary_dim % 2 != 0) c.fail_key("rotary_dim", str_cat("expected an even number, got ", rotary_dim));
     keys.partial_rotary_factor = double(rotary_dim) / double(head_dim);
@@ -19,7 +19,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.router.kind = RouterKind::kSigmoid;
   m.choice_bias = true;
   for (LayerConfig& l : m.layers) l.moe = true;
-  // Keys of the released configs, whose one value transformers takes for granted.
+  // Keys of the released configs, each with the one value that transformers' code assumes.
   require_flag(c, "use_qk_norm", true);
   require_word(c, "qk_norm_type", "per_layer");
   require_flag(c, "use_routing_bias", true);
@@ -33,7 +33,7 @@ ModelConfig read_config(const ConfigReader& c) {
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
   MoeNames released{.block = "block_sparse_moe.", .choice_bias = "e_score_correction_bias", .expert = {"w1", "w3", "w2"}};
-  MoeNames renamed = released;  // as transformers 5 holds it
+  MoeNames renamed = released;  // the names that transformers 5 has in memory
   renamed.block = "mlp.";
   return decoder_specs({m, checkpoint, weights}, {released, renamed});
 }

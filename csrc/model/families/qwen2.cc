@@ -8,7 +8,7 @@ namespace {
 
 ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c);
-  m.attention_bias = true;  // of q, k and v; no key says so
+  m.attention_bias = true;  // biases of q, k and v, for which there is no key
   read_switched_window(c, m, [](int64_t layer, int64_t max_layers) { return layer >= max_layers; });
   require_mlp_width(c, m);
   return m;

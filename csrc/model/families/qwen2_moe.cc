@@ -9,7 +9,7 @@ namespace {
 ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c);
   m.attention_bias = c.boolean_or("qkv_bias", true);
-  // Every other layer, from the first on: so transformers reads a config without layer_types.
+  // Without layer_types, transformers gives every other layer the window, from the first on.
   read_switched_window(c, m, [](int64_t layer, int64_t max_layers) { return layer % 2 == 0 && layer < max_layers; });
   read_experts(c, {.default_top_k = 4}, m);
   m.router.norm_topk = c.boolean_or("norm_topk_prob", false);

@@ -12,7 +12,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   read_switched_window(c, m, [](int64_t, int64_t) { return true; });
   read_experts(c, {.default_top_k = 8}, m);
-  c.has("shared_expert_intermediate_size");  // of Qwen2-MoE; no expert is shared
+  c.has("shared_expert_intermediate_size");  // unused key of Qwen2-MoE; no expert is shared
   m.router.norm_topk = c.boolean_or("norm_topk_prob", false);
   read_sparse_layers(c, m);
   return m;

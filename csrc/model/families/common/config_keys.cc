@@ -41,7 +41,7 @@ ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   m.rms_norm_eps = float(c.number_or("rms_norm_eps", keys.rms_norm_eps, 0.0, 1.0));
   m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", false);
   read_dtype(c, m);
-  // -1 and what lies beyond the vocabulary is never drawn, so that it ends nothing.
+  // Ids outside the vocabulary, such as -1, are never sampled, so they can be left out.
   for (int64_t id : c.integer_or_list("eos_token_id", INT64_MIN, INT64_MAX))
     if (id >= 0 && id < m.vocab_size) m.eos_token_ids.push_back(int32_t(id));
   read_rope(c, m.head_dim, m, keys);
@@ -84,14 +84,14 @@ namespace {
 
 constexpr int64_t kMaxWindow = 1 << 28;
 
-// sliding_window; 0 = none.
+// Reads sliding_window; 0 = none.
 int64_t window_of(const ConfigReader& c, int64_t absent) {
   const std::vector<std::string> keys = c.keys();
   const bool there = std::find(keys.begin(), keys.end(), "sliding_window") != keys.end();
   return c.integer_or("sliding_window", there ? 0 : absent, 0, kMaxWindow);
 }
 
-// layer_types as whether each layer has a window; empty where it is absent.
+// Reads from layer_types whether each layer has a window; empty where the key is absent.
 std::vector<bool> sliding_layers(const ConfigReader& c, const ModelConfig& m, int64_t window) {
   std::vector<bool> out;
   const std::vector<std::string> types = c.strings_or("layer_types", {});

@@ -22,7 +22,8 @@ void read_latent_attention(const ConfigReader& c, ModelConfig& m) {
     c.fail_key("num_attention_heads", str_cat("num_hidden_layers * num_attention_heads = ", m.num_layers * m.num_heads,
                                               " is over the limit of ", kMaxLatentHeads));
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
-  // What YaRN takes from cosines and sines by mscale_all_dim, all columns of the scores get here.
+  // YaRN divides cosines and sines, and so only the rotated columns, by mscale_all_dim's factor; the scores are multiplied by its
+  // square here, which reaches all columns.
   const double mscale =
       m.rope.kind != RopeKind::kDefault && m.rope.mscale_all_dim != 0 ? yarn_mscale(m.rope.factor, m.rope.mscale_all_dim) : 1;
   m.attention_scale = float(mscale * mscale / std::sqrt(double(m.head_dim)));

@@ -1,4 +1,4 @@
-// read_rope(): the keys of transformers' modeling_rope_utils and, where they are not there, what it takes instead.
+// read_rope(): the keys of transformers' modeling_rope_utils, and its defaults where they are absent.
 #include <algorithm>
 
 #include "checkpoint/json.h"
@@ -34,7 +34,7 @@ std::vector<double> read_pair_factors(const ConfigReader& r, const std::string& 
   return out;
 }
 
-// What the kind has beside theta.
+// Reads the keys that the kind has beside theta.
 void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& rope) {
   const auto max_positions = [&] { return c.integer("max_position_embeddings", 1, 1 << 28); };
   const bool by_context = rope.kind == RopeKind::kYarn || rope.kind == RopeKind::kLongrope || rope.kind == RopeKind::kLlama3;
@@ -56,7 +56,7 @@ void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& ro
       if (rope.dim < 4) r.fail_key("rope_type", str_cat("dynamic: expected at least 4 rotated columns, got ", rope.dim));
       break;
     case RopeKind::kYarn:
-      // 0 is "not set", as transformers reads it
+      // 0 means "not set", as in transformers
       if (const double v = r.number_or("beta_fast", 0, 0, kMaxFactor)) rope.beta_fast = v;
       if (const double v = r.number_or("beta_slow", 0, 0, kMaxFactor)) rope.beta_slow = v;
       rope.truncate = r.boolean_or("truncate", true);
@@ -84,7 +84,8 @@ void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& ro
 }  // namespace
 
 void read_rope(const ConfigReader& c, int64_t head_dim, ModelConfig& m, const CommonKeys& keys) {
-  // Where a config has both, transformers takes the older one; theta and the partial factor within it before those beside it.
+  // Where a config has both objects, transformers reads the older one, rope_scaling. theta and the partial factor within the
+  // object take precedence over those beside it.
   std::optional<ConfigReader> found = c.object("rope_scaling");
   if (!found || found->keys().empty()) found = c.object("rope_parameters");
   const ConfigReader& r = found ? *found : c;
@@ -101,7 +102,8 @@ void read_rope(const ConfigReader& c, int64_t head_dim, ModelConfig& m, const Co
   rope.dim = int64_t(double(head_dim) * partial);
   if (rope.dim % 2 != 0) c.fail_key(partial_key, str_cat("expected an even number of rotated columns, got ", rope.dim));
   if (rope.kind != RopeKind::kDefault) read_kind_keys(c, r, rope);
-  // Where yarn was added to a model by hand, as Qwen3's card says to, max_position_embeddings is still the original's.
+  // Users who add yarn to a config by hand, as Qwen3's model card recommends, leave max_position_embeddings at the original
+  // length.
   if (rope.kind == RopeKind::kYarn)
     m.max_position_embeddings = std::max(m.max_position_embeddings, int64_t(double(rope.original_max_positions) * rope.factor));
 }

@@ -10,14 +10,14 @@ namespace lynx_rt {
 
 namespace {
 
-// Plain, or under one of the names that a quantised weight has.
+// Returns whether the checkpoint holds the weight, plain or under one of the names of quantised weights.
 bool stored(const Checkpoint& checkpoint, const std::string& name) {
   const std::string module = name.substr(0, name.rfind('.'));
   return checkpoint.has(name) || checkpoint.has(name + "_packed") || checkpoint.has(name + "_blocks") ||
          checkpoint.has(module + ".qweight");
 }
 
-// Whether two tensors hold the same values; false also where that takes decoding.
+// Returns whether two tensors hold the same values; false also where they would have to be decoded for that.
 bool same_values(const Checkpoint& checkpoint, const std::string& first, const std::string& second) {
   if (!checkpoint.has(first) || !checkpoint.has(second)) return false;
   const TensorInfo &a = checkpoint.at(first), &b = checkpoint.at(second);
@@ -51,7 +51,7 @@ bool WeightTable::can_hold(const std::vector<int64_t>& shape) const {
 
 namespace {
 
-// The memory in which a Placing has its views.
+// Returns the memory range that holds the views of a Placing.
 std::pair<const void*, const void*> extent(const Placing& placing) {
   return std::visit(
       [](const auto& p) -> std::pair<const void*, const void*> {
@@ -183,7 +183,7 @@ void WeightTable::add_latent_attention(int64_t l) {
   w.k_absorb.resize(size_t(a));
   w.v_absorb.resize(size_t(a));
   TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
-  for (int64_t i = 0; i < a; ++i) {  // of each head: nope rows that make keys, v rows that make values
+  for (int64_t i = 0; i < a; ++i) {  // each head has nope rows for keys, then v rows for values
     const int64_t row = i * (nope + v);
     kv_b.pieces.push_back({.target = &w.k_absorb[size_t(i)], .row_begin = row, .rows = nope, .transposed = true});
     kv_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = row + nope, .rows = v});
