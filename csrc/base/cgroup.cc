@@ -1,5 +1,5 @@
-// Formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's cgroup-v1/memory.rst, cgroup-v1/cpu (scheduler/sched-bwc.rst),
-// cgroup-v2.rst.
+// Sources of the formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's cgroup-v1/memory.rst, cgroup-v1/cpu
+// (scheduler/sched-bwc.rst), cgroup-v2.rst.
 #include "base/cgroup.h"
 
 #include <algorithm>
@@ -11,7 +11,7 @@ namespace lynx_rt {
 
 namespace {
 
-// One hierarchy: its groups are the folders below `mount`, the process's own is mount + path.
+// A hierarchy of groups: they are the folders below `mount`; the process's own is mount + path.
 struct Hierarchy {
   bool v2;
   std::string mount, path;
@@ -24,7 +24,7 @@ bool has_item(const std::string& list, const std::string& item) {
   return false;
 }
 
-// Mount points are written with spaces and the like as \040.
+// Decodes octal escapes: mountinfo writes a space as \040, and other special characters likewise.
 std::string unescape(const std::string& text) {
   std::string out;
   for (size_t i = 0; i < text.size(); ++i) {
@@ -40,8 +40,8 @@ std::string unescape(const std::string& text) {
   return out;
 }
 
-// The part of a group's path below the group that is mounted. A group that lies outside of what is mounted, as containers may
-// see it, has no folder here: the mounted one is the nearest.
+// Returns the part of a group's path below the mounted group. A group outside the mounted one, which containers may see, has no
+// folder here; the mounted group is the nearest to it.
 std::string below(const std::string& path, const std::string& mounted) {
   if (path.find("/..") != std::string::npos || path == "/") return "";
   if (mounted == "/") return path;
@@ -49,7 +49,7 @@ std::string below(const std::string& path, const std::string& mounted) {
   return inside ? path.substr(mounted.size()) : "";
 }
 
-// The v2 hierarchy and the v1 hierarchy of a controller, those of them that are mounted.
+// Returns the v2 hierarchy and the controller's v1 hierarchy, as far as they are mounted.
 std::vector<Hierarchy> hierarchies(const std::string& root, const std::string& controller) {
   std::string line, v1_path, v2_path;
   for (std::ifstream groups(root + "/proc/self/cgroup"); std::getline(groups, line);) {  // "4:cpu,cpuacct:/path", "0::/path"
@@ -87,7 +87,7 @@ void for_each_group(const std::string& root, const std::string& controller, Limi
   }
 }
 
-// A number, or -1 where there is none: no file, "max", or v1's "-1".
+// Reads a number; returns -1 where there is none: no file, "max", or v1's "-1".
 int64_t read_number(const std::string& file) {
   std::ifstream in(file);
   int64_t value;
@@ -95,7 +95,7 @@ int64_t read_number(const std::string& file) {
 }
 
 int64_t cached_files(const std::string& folder, bool v2) {
-  // v1's unmarked numbers leave out the groups below, which its usage counts.
+  // In v1, numbers without "total_" leave out the groups below, which the usage includes.
   const std::string mark = v2 ? "" : "total_";
   std::ifstream in(folder + "/memory.stat");
   int64_t sum = 0, value;
@@ -110,7 +110,7 @@ int64_t cgroup_free_memory(const std::string& root) {
   int64_t free = INT64_MAX;
   for_each_group(root, "memory", [&](const std::string& folder, bool v2) {
     int64_t limit = INT64_MAX;
-    // Beyond memory.high a process is not ended but held up, until it makes no progress.
+    // memory.high counts as a limit too: beyond it a process is not killed, but slowed down until it makes no progress.
     for (const char* name : {"memory.max", "memory.high", "memory.limit_in_bytes"})
       if (const int64_t value = read_number(folder + "/" + name); value >= 0) limit = std::min(limit, value);
     const int64_t used = read_number(folder + (v2 ? "/memory.current" : "/memory.usage_in_bytes"));
@@ -125,7 +125,7 @@ double cgroup_cpu_quota(const std::string& root) {
   for_each_group(root, "cpu", [&](const std::string& folder, bool v2) {
     int64_t quota = -1, period = -1;
     if (v2) {
-      std::ifstream in(folder + "/cpu.max");  // "max 100000" where there is none
+      std::ifstream in(folder + "/cpu.max");  // "max 100000" where there is no quota
       if (!(in >> quota >> period)) return;
     } else {
       quota = read_number(folder + "/cpu.cfs_quota_us"), period = read_number(folder + "/cpu.cfs_period_us");

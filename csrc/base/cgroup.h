@@ -5,14 +5,14 @@
 
 namespace lynx_rt {
 
-// Every group from the process's own up to the root of the hierarchy has its limits; the tightest one counts. `root` stands before
+// Every group from the process's own up to the root of the hierarchy has limits; the tightest one counts. `root` is a prefix of
 // /proc/self/cgroup, /proc/self/mountinfo and the mount points, for tests.
 
-// Bytes that the process may still take; cached files count as free, since they are given back when memory is short. INT64_MAX =
-// no limit.
+// Returns the bytes that the process may still allocate; INT64_MAX = no limit. Cached files count as free, since the kernel drops
+// them when memory is short.
 int64_t cgroup_free_memory(const std::string& root = "");
 
-// CPU time per time, in cores; 0 = no limit.
+// Returns the CPU time per wall-clock time, in cores; 0 = no limit.
 double cgroup_cpu_quota(const std::string& root = "");
 
 }  // namespace lynx_rt

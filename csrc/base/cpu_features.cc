@@ -20,9 +20,9 @@ static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 #if defined(__x86_64__)
-// Linux gives the tile registers to processes that ask (Documentation/arch/x86/xstate.rst). The answer holds for every thread,
-// those started before included; it is no where a signal stack is too small for the registers, under a seccomp filter, or before
-// Linux 5.16.
+// Linux grants the tile registers on request (Documentation/arch/x86/xstate.rst). The answer holds for all threads, including
+// those started before. It is no where a signal stack is too small for the registers, where a seccomp filter forbids the call,
+// and before Linux 5.16.
 static bool has_amx() {
   unsigned a, b, c, d;
   constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
@@ -75,7 +75,7 @@ int usable_cores() {
   cpu_set_t set;
   int cores = 1;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
-  // Rounded down: a thread more than the quota pays for has all of them stopped for the rest of every period.
+  // The quota is rounded down: one thread beyond it would stop all threads for the rest of every period.
   const double quota = cgroup_cpu_quota();
   if (quota > 0 && quota < cores) cores = std::max(1, int(quota));
   return cores;

@@ -5,17 +5,18 @@
 
 namespace lynx_rt {
 
-// In rising order: each needs all features of the ones before it.
+// Instruction sets in rising order: each includes all features of those before it.
 enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
 
 const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
-Isa best_isa();                 // the highest that CPU and operating system support; asks the system for the tile registers once
+Isa best_isa();                 // the highest that CPU and operating system support; the first call requests the tile registers
 std::vector<Isa> supported_isas();  // kScalar .. best_isa()
-// `name` empty: the one that LYNX_RT_ISA forces, else best_isa(). Throws kInvalidArgument for an unknown name, kUnsupported for
-// one this CPU lacks.
+// Returns the instruction set of that name; where it is empty, the one that LYNX_RT_ISA names, else best_isa(). Throws
+// kInvalidArgument for an unknown name, kUnsupported for a set that this CPU lacks.
 Isa resolve_isa(const std::string& name);
 
-// Cores this process may use: the affinity mask, capped by the CPU quota of its cgroups, rounded down. At least 1.
+// Returns the cores that this process may use: the affinity mask, capped by the CPU quota of its cgroups, rounded down; at least
+// 1.
 int usable_cores();
 
 }  // namespace lynx_rt

@@ -37,13 +37,13 @@ template <class... Parts>
   throw Error(code, std::move(field), str_cat(parts...));
 }
 
-// A caller's mistake. The message is prefixed by the field: "temperature: expected ..., got ...".
+// Throws kInvalidArgument, for a caller's mistake. The field begins the message: "temperature: expected ..., got ...".
 template <class... Parts>
 [[noreturn]] void invalid(const std::string& field, const Parts&... parts) {
   throw Error(ErrorCode::kInvalidArgument, field, str_cat(field, ": ", parts...));
 }
 
-// Something is wrong with one row of the step; the others are not to blame.
+// An error that one row of a step has caused; the other rows are valid.
 class RowError : public Error {
  public:
   RowError(int64_t row, ErrorCode code, std::string field, const std::string& text)
@@ -54,7 +54,7 @@ class RowError : public Error {
   int64_t row_;
 };
 
-// The shortest text that reads back as the same number.
+// Returns the shortest text that reads back as the same number.
 std::string shortest(double value);
 
 }  // namespace lynx_rt

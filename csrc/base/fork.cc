@@ -10,9 +10,9 @@ namespace lynx_rt {
 
 namespace {
 
-std::atomic<uint64_t> forks = 0;  // between this process and the first one that had a ForkGuard
+std::atomic<uint64_t> forks = 0;  // number of forks between the first process that had a ForkGuard and this one
 
-// Counting costs less than asking for the process id, which is a system call.
+// Forks are counted because comparing process ids would take a system call per check.
 bool count_forks() {
   static const bool counting = pthread_atfork(nullptr, nullptr, [] { forks.fetch_add(1, std::memory_order_relaxed); }) == 0;
   return counting;

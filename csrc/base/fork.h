@@ -1,14 +1,15 @@
-// Threads do not survive fork(), and a lock that one of them held stays locked: what has either must not be used by the child.
+// Protects objects with threads or locks after fork(): threads do not exist in the child, and a lock that one of them held stays
+// locked there, so the child must not use such an object.
 #pragma once
 #include <cstdint>
 
 namespace lynx_rt {
 
-// A member of what has threads or locks. Thread-safety: immutable after construction.
+// A member of objects that have threads or locks. Thread-safety: immutable after construction.
 class ForkGuard {
  public:
   ForkGuard();
-  bool forked() const;                 // whether this process is a child, made by fork() after this object
+  bool forked() const;                 // whether this process was made by fork() after this object
   void check(const char* what) const;  // throws kClosed, saying what to do, where forked()
 
  private:

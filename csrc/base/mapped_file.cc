@@ -15,7 +15,8 @@ namespace lynx_rt {
 
 namespace {
 
-// Closes on every way out; the mapping outlives the descriptor, so a checkpoint of many shards holds none open.
+// Closes a file descriptor at the end of its scope. A mapping outlives its descriptor, so a checkpoint of many shards keeps none
+// open.
 struct Descriptor {
   int fd;
   ~Descriptor() {
@@ -34,10 +35,11 @@ int64_t time_of(const struct stat& info) { return int64_t(info.st_mtim.tv_sec) *
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) : path_(path) {
-  // The system call would stop at the NUL and open another file than the one that error texts name.
+  // open() would stop at the NUL and open another file than the one that error texts name.
   if (path.find('\0') != std::string::npos) fail(ErrorCode::kNotFound, path, "the path contains a NUL character");
 
-  // O_NONBLOCK: opening a named pipe must fail below, not wait for a writer. It changes nothing for a regular file.
+  // O_NONBLOCK makes opening a named pipe return, so that the check below rejects it, instead of waiting for a writer. It changes
+  // nothing for a regular file.
   const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)};
   if (file.fd < 0) fail_errno(path, "cannot open", errno);
   struct stat info;
@@ -46,9 +48,9 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (!S_ISREG(info.st_mode)) fail(ErrorCode::kCorruptFile, path, path, ": expected a regular file");
   if (info.st_size == 0) fail(ErrorCode::kCorruptFile, path, path, ": the file is empty");
 
-  // No madvise, by measurement on 2.6 GB: in the page cache first touch is 0.03 to 0.3 s without it; cold, reading in
-  // order takes 2.1 s with or without WILLNEED (the kernel cuts one call to one read-ahead window, and a loop of small
-  // calls just moves the wait here, where `inspect` would pay it too).
+  // madvise is not used, by measurement on 2.6 GB. From the page cache, the first touch takes 0.03 to 0.3 s without it. Cold,
+  // reading in order takes 2.1 s with and without WILLNEED: the kernel cuts one call to one read-ahead window, and a loop of
+  // small calls just moves the wait here, where `inspect` would pay it too.
   void* data = ::mmap(nullptr, size_t(info.st_size), PROT_READ, MAP_PRIVATE, file.fd, 0);
   if (data == MAP_FAILED) fail_errno(path, "cannot map into memory", errno);
   data_ = static_cast<const uint8_t*>(data);
@@ -84,7 +86,7 @@ MappedFile::MappedFile(MappedFile&& other) noexcept
       device_(other.device_),
       inode_(other.inode_) {}
 
-// `other` is left with what this held, and unmaps it when it dies.
+// Swaps, so that `other` unmaps the file that this held when it is destroyed.
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
   std::swap(data_, other.data_);

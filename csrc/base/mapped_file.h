@@ -1,5 +1,6 @@
-// A read-only memory-mapped file. Another process that writes to it or cuts it off changes what is read here, and reading what was
-// cut off ends the process (SIGBUS), as does an error of the disk. Renaming another file to its name, and removing it, do no harm.
+// A read-only memory-mapped file. If another process writes to the file or truncates it, the mapped values change; reading the
+// truncated part ends this process (SIGBUS), as does a disk error. Removing the file, or renaming another file to its name, does
+// no harm.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -19,16 +20,16 @@ class MappedFile {
   int64_t size() const { return size_; }
   int64_t time() const { return time_; }  // of the last change, nanoseconds since 1970
   const std::string& path() const { return path_; }
-  // Throws kCorruptFile where the file at the path is still the one that is mapped, but was written to or cut off since.
+  // Throws kCorruptFile where the file at the path is still the mapped one, but was written to or truncated since.
   void check_unchanged() const;
-  // Lets its pages go from this process's memory; a later access brings them back.
+  // Drops its pages from this process's memory; a later access reads them again.
   void drop_pages() const;
 
  private:
   std::string path_;
   const uint8_t* data_ = nullptr;
   int64_t size_ = 0, time_ = 0;
-  uint64_t device_ = 0, inode_ = 0;  // which file it is
+  uint64_t device_ = 0, inode_ = 0;  // identity of the mapped file
 };
 
 }  // namespace lynx_rt

@@ -14,7 +14,7 @@ namespace lynx_rt {
 
 namespace {
 
-// Address space that RLIMIT_AS (ulimit -v) leaves; INT64_MAX = no limit.
+// Returns the address space that RLIMIT_AS (ulimit -v) still allows; INT64_MAX = no limit.
 int64_t address_space_left() {
   rlimit limit;
   if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return INT64_MAX;

@@ -1,4 +1,4 @@
-// Non-owning views. Whoever hands out a view keeps the memory alive.
+// Non-owning views of weights. Whoever hands out a view keeps its memory alive.
 #pragma once
 #include <cstdint>
 
@@ -8,10 +8,10 @@ namespace lynx_rt {
 
 // How the values of a weight lie in memory.
 enum class QuantFormat : uint8_t {
-  kPlain,  // as in the checkpoint: row-major, of the weight's dtype
+  kPlain,  // as in the checkpoint: row-major, in WeightView::dtype
   kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
   kInt4,
-  kPacked,  // bfloat16 as the tensor cores read it: backend/cuda/gemm/packed.h
+  kPacked,  // bfloat16 in the layout that tensor cores read: backend/cuda/gemm/packed.h
 };
 
 constexpr const char* quant_format_name(QuantFormat f) {
@@ -21,7 +21,7 @@ constexpr const char* quant_format_name(QuantFormat f) {
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
 struct WeightView {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // of the checkpoint's values where the format is not kPlain
+  DType dtype = DType::kF32;  // where the format is not kPlain, the dtype of the values before
   int64_t rows = 0;
   int64_t cols = 0;
   QuantFormat format = QuantFormat::kPlain;

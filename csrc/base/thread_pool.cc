@@ -11,8 +11,8 @@
 namespace lynx_rt {
 
 namespace {
-// Spinning covers the gap between two loops of one step; a longer gap means that the engine idles, and an idle
-// server must not burn a core.
+// Workers spin this long before they sleep. It covers the gap between two loops of one step; in a longer gap the engine is idle,
+// and an idle server must not burn cores.
 constexpr auto kSpin = std::chrono::microseconds(200);
 
 constexpr uint64_t kInside = 0x7fffffff, kClosed = 0x80000000;
@@ -34,7 +34,8 @@ ThreadPool::ThreadPool(int num_threads) : gate_(kClosed) {
 
 ThreadPool::~ThreadPool() {
   if (fork_guard_.forked()) {
-    // Threads that are not there cannot be joined, and destroying the condition would wait for them.
+    // The child of a fork() leaks the workers: threads that do not exist cannot be joined, and destroying the condition variable
+    // would wait for them.
     static_cast<void>(workers_.release());
     return;
   }

@@ -48,13 +48,13 @@ class ThreadPool {
   };
   std::unique_ptr<Workers> workers_ = std::make_unique<Workers>();
   ForkGuard fork_guard_;
-  // The loop in progress: written while nobody is inside the gate, read by who is.
+  // The loop in progress: written while no worker is inside the gate, read by the workers inside.
   TaskFn fn_ = nullptr;
   void* ctx_ = nullptr;
   int64_t num_tasks_ = 0;
-  // Who works on the loop: its number, whether it is closed, and how many workers are inside. The caller closes the gate when
-  // no task is left and waits for those inside only; a worker that comes late, because it slept or was not on a core,
-  // finds it closed and costs nothing.
+  // The gate of the loop: the loop's number, whether the gate is closed, and how many workers are inside. The caller closes it
+  // when no task is left, and waits only for the workers inside; a worker that comes late, because it slept or was not on a core,
+  // finds the gate closed and delays nobody.
   alignas(64) std::atomic<uint64_t> gate_;
   alignas(64) std::atomic<int64_t> next_{0};
   std::atomic<bool> stop_{false};

@@ -16,7 +16,7 @@ uint16_t f32_to_f16(float f) {
   uint32_t u = std::bit_cast<uint32_t>(f), sign = (u >> 16) & 0x8000, mag = u & 0x7fffffff;
   if (mag > 0x7f800000u) return uint16_t(sign | 0x7e00);
   if (mag >= 0x477ff000u) return uint16_t(sign | 0x7c00);  // rounds to infinity
-  if (mag < 0x38800000u) {                                 // subnormal or zero: let the FPU round at 2^-24
+  if (mag < 0x38800000u) {                                 // subnormal or zero: the addition rounds at 2^-24
     float m = std::bit_cast<float>(mag) + 0.5f;
     return uint16_t(sign | (std::bit_cast<uint32_t>(m) - 0x3f000000u));
   }
