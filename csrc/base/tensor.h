@@ -21,7 +21,7 @@ constexpr const char* quant_format_name(QuantFormat f) {
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
 struct WeightView {
   const void* data = nullptr;
-  DType dtype = DType::kF32;  // where the format is not kPlain, the dtype of the values before
+  DType dtype = DType::kF32;  // where the format is not kPlain, the dtype that the checkpoint has
   int64_t rows = 0;
   int64_t cols = 0;
   QuantFormat format = QuantFormat::kPlain;

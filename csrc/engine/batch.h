@@ -8,12 +8,12 @@
 
 namespace lynx_rt {
 
-// Owns the arrays behind a BatchView; reused from step to step.
+// Owns the arrays behind a BatchView. They are reused from step to step.
 class Batch {
  public:
   // Writes a step's arrays. The view is valid until the next call.
   const BatchView& build(const ScheduledStep& step, int64_t block_size);
-  // Writes the arrays of one sequence alone: consecutive tokens from `position` on, whose pages are `blocks`.
+  // Writes the arrays of a single sequence: consecutive tokens from `position` on, in the pages `blocks`.
   const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
                                 int64_t block_size);
   int64_t first_row(size_t request) const { return query_start_[request]; }

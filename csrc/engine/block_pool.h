@@ -1,8 +1,8 @@
 // Fixed-size KV pages: reference counts, a free list in least-recently-used order, and the prefix cache. No tensor code.
 //
-// Prefix cache: a full page is known by the content of its predecessor and its own tokens. Every registered content has its own
-// number, so that equality is exact: there are no hash collisions to trust. A page whose references drop to zero keeps its
-// content until the free list hands it out again.
+// Prefix cache: a full page is identified by the content of its predecessor and its own tokens. Every registered content has a
+// number of its own, so equality is exact and does not depend on hashes being free of collisions. A page without references keeps
+// its content until the free list hands it out again.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -23,25 +23,25 @@ class BlockPool {
   int64_t num_blocks() const { return int64_t(blocks_.size()); }
   int64_t num_free() const { return num_free_; }
 
-  // Takes `count` pages with one reference each, appended to `out`; false, and nothing taken, where fewer are free.
+  // Takes `count` pages, with one reference each, and appends them to `out`. Returns false, and takes none, where fewer are free.
   bool allocate(int64_t count, std::vector<int32_t>& out);
-  // Drops one reference of each, last page first, so that the ends of prefixes are reused before their beginnings.
+  // Drops one reference of each page, the last page first, so that the ends of prefixes are reused before their beginnings.
   void release(std::span<const int32_t> blocks);
 
   struct Match {
     std::vector<int32_t> blocks;      // referenced for the caller
-    std::vector<ContentId> contents;  // of each of them
+    std::vector<ContentId> contents;  // content of each of these pages
   };
-  // The longest run of cached pages that holds a prefix of `tokens`, at most max_blocks.
+  // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages.
   Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks);
-  // Offers a full page to the cache and returns its content. Where another page has that content already, that one stays.
+  // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached.
   ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens);
 
-  // Takes a page out of the cache, so that nobody finds it again. False, and nothing changed, where others have a reference as
-  // well.
+  // Takes a page out of the cache, so that no request finds it. Returns false, and changes nothing, where others have a reference
+  // too.
   bool unregister_block(int32_t block);
 
-  // `held`: every reference that requests hold, one entry each. Throws kInternal saying what is inconsistent.
+  // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every reference that requests hold.
   void check_integrity(std::span<const int32_t> held) const;
 
  private:

@@ -1,4 +1,4 @@
-// The structs of the C ABI from and to those of the C++ API.
+// Converts between the structs of the C ABI and those of the C++ API.
 #pragma once
 #include <memory>
 #include <string>
@@ -9,17 +9,17 @@
 
 namespace lynx_rt {
 
-// Thrown from a load that its progress callback has ended.
+// Thrown to end a load when the progress callback asks for it.
 struct LoadCancelled {};
 
-// Both throw kInvalidArgument where `size` is not set or an array is NULL but not empty.
+// Convert a caller's struct. Throw kInvalidArgument where `size` is not set, or an array is NULL but not empty.
 EngineOptions to_options(const lynx_rt_options* from);
 SamplingParams to_params(const lynx_rt_params* from);
 
-// Calls a function of the caller; what it throws becomes kInternal.
+// Calls a caller's function; turns anything that it throws into kInternal.
 void call_back(const char* name, const std::function<void()>& call);
 
-// One output as C sees it. Points into `from`, which must outlive it.
+// An output as the C ABI has it. It points into `from`, which must outlive it.
 class OutputView {
  public:
   explicit OutputView(const StepOutput& from);
@@ -47,7 +47,7 @@ class ModelInfoView {
   lynx_rt_model_info view_{};
 };
 
-// For lynx_rt_free_stats().
+// Allocates what lynx_rt_free_stats() frees.
 const lynx_rt_stats* make_stats(EngineStats stats);
 void free_stats(const lynx_rt_stats* stats);
 

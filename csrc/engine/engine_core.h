@@ -1,4 +1,4 @@
-// The engine without its lock: what a step is made of.
+// The engine without its lock: requests, and the parts of a step.
 #pragma once
 #include <memory>
 #include <optional>
@@ -25,9 +25,9 @@ class EngineCore {
   uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr);
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
-  // Takes back the last `num_tokens` generated tokens of a running request, of which one at least must be left: later steps draw
-  // them again, the same ones where neither the token mask nor the selection changes. False, and nothing done, where the request
-  // does not run or has fewer.
+  // Takes back the last `num_tokens` generated tokens of a running request, of which at least one must be left. Later steps draw
+  // them again: the same tokens, unless the token mask or the selection changes. Returns false, and does nothing, where the
+  // request is not running or has too few.
   bool rollback(uint64_t id, int64_t num_tokens);
   bool has_unfinished() const { return scheduler_.num_running() + scheduler_.num_waiting() > 0; }
   int64_t num_preemptions() const { return scheduler_.num_preemptions(); }  // since creation
@@ -46,21 +46,22 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  // Throws kCorruptFile once a file that weights are read from has been written to or cut off; looks at the files now and then.
+  // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
+  // then.
   void check_files();
-  // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once); calls
+  // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once). Calls
   // done(begin, count) after each chunk.
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                   const std::function<void(int64_t, int64_t)>& done);
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
   void record(const ScheduledStep& step, const BatchView& batch);  // engine_research.cc
   RoutedExperts take_routed_experts(Request& request);             // engine_research.cc
-  // What was drawn for a sampled row.
+  // The token drawn for a sampled row.
   struct Drawn {
     Request* request;
     Sampler::Result result;
-    std::string error;        // what went wrong for this request alone; empty = nothing
-    bool by_backend = false;  // the token is there after the step
+    std::string error;        // what went wrong for this request alone; empty = no error
+    bool by_backend = false;  // the token is known only after the step
     bool has_mask = false;
   };
   // Runs the model on a step's rows and draws the next tokens. Throws RowError.
@@ -70,7 +71,7 @@ class EngineCore {
   bool fill_token_mask(const SampleRow& row, std::span<int32_t> words, std::string& error) const;
   void sample(std::span<SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens);
   void take_drawn_tokens(std::span<Drawn> drawn) const;
-  float* host_logits(int64_t row);  // row of logits_ in host memory, valid until the next call
+  float* host_logits(int64_t row);  // a row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
   StepOutput postprocess(Drawn drawn);  // may end the request
   void count_selection();
@@ -82,13 +83,13 @@ class EngineCore {
   // Order matters: later members point into earlier ones.
   EngineOptions options_;
   ModelConfig config_;
-  Checkpoint checkpoint_;  // empty where there is none, and once the weights are on a device
+  Checkpoint checkpoint_;  // empty with dummy weights, and once the weights are on a device
   int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<const ModelWeights> weights_;
   Decoder decoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
-  MemoryPlan plan_;            // after what takes memory, before what is sized by what is left
+  MemoryPlan plan_;            // after the members that take memory, before those sized by what is left
   KvCache cache_;
   BlockPool pool_;
   StateCache states_;
@@ -97,16 +98,16 @@ class EngineCore {
   Sampler sampler_;
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
-  std::vector<DrawParams> draws_;      // of the rows of one logits() call
-  std::vector<int32_t> token_masks_;   // of those rows that have one
-  std::vector<int32_t> drawn_tokens_;  // of the sampled rows of a step
+  std::vector<DrawParams> draws_;      // for the rows of one logits() call
+  std::vector<int32_t> token_masks_;   // for those of the rows that have one
+  std::vector<int32_t> drawn_tokens_;  // for the sampled rows of a step
   std::vector<SelectionStats> layer_stats_;
   RoutedExpertsTable routed_experts_;
-  std::vector<int32_t> routed_ids_;  // of the last step, [rows, L, k]
+  std::vector<int32_t> routed_ids_;  // [rows, L, k] of the last step
   RouterLogits router_logits_;
   int64_t recorded_steps_ = 0;
   EngineStats counters_;
-  double files_checked_ = 0;  // when
+  double files_checked_ = 0;  // time of the last check
   std::optional<Error> files_error_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;

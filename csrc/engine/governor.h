@@ -1,11 +1,11 @@
 // Selection under a latency target: "slo:tpot_ms=20,policy=lynx" turns a policy up only while steps would take longer than asked.
 //
-// The cost model is that of decoding bound by memory (arXiv 2511.02237, section 3): a step takes c0 + b * n, n = experts read,
-// summed over layers. c0 and b are least squares over recent decode-only steps, with b pulled towards what one expert's share of
-// the step's bytes would take. Every step, whatever its level, also counts the union: the experts that the model's own routing
-// would have read. A level is expected to read its usual share of the union, and the next step runs at the weakest level that is
-// expected to meet the target.
-// Levels depend on the clock: with a governor, two runs of the same requests may differ.
+// The cost model is that of memory-bound decoding (arXiv 2511.02237, section 3): a step takes c0 + b * n seconds, n = experts
+// read, summed over layers. c0 and b are fitted by least squares to recent decode-only steps; b is pulled towards the time that
+// one expert's share of the step's bytes would take. Every step, at any level, also counts the union: the experts that the
+// model's own routing would have read. Each level is expected to read its usual share of the union, and the next step runs at the
+// weakest level that is expected to meet the target. Levels depend on measured time, so with a governor two runs of the same
+// requests may differ.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -13,7 +13,7 @@
 
 namespace lynx_rt {
 
-// What a text "slo:..." asks for.
+// A parsed text "slo:...".
 struct SloPlan {
   double target_seconds = 0;        // per decode-only step, which gives every running request a token
   std::string text;                 // canonical
@@ -21,8 +21,8 @@ struct SloPlan {
 };
 
 bool is_slo(const std::string& text);
-// Reads "slo:" and its keys: tpot_ms (> 0, needed), policy (lynx, oea). Parts for layers ("@0=topk") may follow and hold on all
-// levels. Throws kInvalidArgument.
+// Parses "slo:" and its keys: tpot_ms (> 0, required), policy (lynx, oea). Parts for layers ("@0=topk") may follow and apply at
+// all levels. Throws kInvalidArgument.
 SloPlan parse_slo(const std::string& text, int top_k);
 
 class Governor {
@@ -34,9 +34,9 @@ class Governor {
   struct Step {
     double seconds = 0;
     double union_before = 0, active = 0;  // experts, summed over layers
-    double expert_share = 1;              // of the step's bytes: those of experts
+    double expert_share = 1;              // the experts' share of the step's bytes
   };
-  // Takes in what the step at level() took, and chooses the level of the next one.
+  // Records the step that ran at level(), and chooses the level of the next one.
   void observe(const Step& step);
 
   struct Report {
@@ -56,11 +56,11 @@ class Governor {
 
   double target_;
   int level_ = 0;
-  std::vector<double> share_;                            // of the union that a level reads
-  std::vector<bool> measured_;                           // whether share_ comes from steps
+  std::vector<double> share_;                            // [levels] share of the union that a level reads
+  std::vector<bool> measured_;                           // [levels] whether share_ was measured
   double union_ = 0;                                     // recent mean of union_before
-  double weight_ = 0, n_ = 0, t_ = 0, nn_ = 0, nt_ = 0;  // recent sums
-  double prior_ = 0;                                     // b from the step's bytes
+  double weight_ = 0, n_ = 0, t_ = 0, nn_ = 0, nt_ = 0;  // decaying sums for the fit
+  double prior_ = 0;                                     // estimate of b from the step's bytes
   double c0_ = 0, b_ = 0;
   Report report_;
 };

@@ -1,25 +1,25 @@
-// The fields of the structs of engine.h and sampling_params.h, one list per struct, for what copies them one by one: the C ABI
-// (c_api_structs.cc) and the Python bindings. F(name) is expanded for every field. tests/cpp/test_c_api_params.cc does not compile
-// where a list lacks a field; tests/python/test_fields.py holds the Python layer to the same lists.
+// The fields of the structs of engine.h and sampling_params.h, one list per struct, for code that copies them one by one: the C
+// ABI (c_api_structs.cc) and the Python bindings. F(name) is expanded for every field. tests/cpp/test_c_api_params.cc does not
+// compile where a list lacks a field; tests/python/test_fields.py checks the Python layer against the same lists.
 #pragma once
 
 // clang-format off
 
-// EngineOptions that lynx_rt_options has under the same names, and in which its 0 is the default here.
+// Fields of EngineOptions that lynx_rt_options has under the same names; its 0 means the default of EngineOptions.
 #define LYNX_RT_OPTION_FIELDS(F) \
   F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(max_model_len) F(max_num_seqs) \
   F(max_num_batched_tokens) F(max_num_queued_reqs) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
   F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
-// Those that lynx_rt_options turns around, as its 0 would not be the default, or lacks.
+// Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits)
 #define LYNX_RT_OPTION_CALLBACKS(F) F(on_load_progress) F(on_log)
 
-// SamplingParams that lynx_rt_params has under the same names, and in which its 0 is the default here; its lists of ids.
+// Fields of SamplingParams that lynx_rt_params has under the same names, with 0 for the default; then its lists of ids.
 #define LYNX_RT_SAMPLING_FIELDS(F) \
   F(top_p) F(top_k) F(min_p) F(presence_penalty) F(frequency_penalty) F(repetition_penalty) F(max_tokens) F(min_tokens) \
   F(ignore_eos) F(exact)
 #define LYNX_RT_SAMPLING_ID_LISTS(F) F(stop_token_ids) F(allowed_token_ids) F(forced_token_ids)
-// Those that look otherwise in C, or whose 0 means something else there.
+// Fields of SamplingParams that have another form in C, or whose 0 means something else there.
 #define LYNX_RT_SAMPLING_FIELDS_UNLIKE_C(F) F(temperature) F(seed) F(logprobs) F(prompt_logprobs) F(logit_bias) F(bad_words)
 
 #define LYNX_RT_STATS_FIELDS(F) \
@@ -33,15 +33,15 @@
 #define LYNX_RT_SLO_STATS_FIELDS(F) F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level)
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)
 
-// Numbers of ModelInfo that ModelConfig has under the same names.
+// Numbers in ModelInfo that ModelConfig has under the same names.
 #define LYNX_RT_MODEL_SHAPE_FIELDS(F) \
   F(hidden_size) F(num_layers) F(num_heads) F(num_kv_heads) F(head_dim) F(vocab_size) F(num_experts) F(num_experts_per_tok) \
   F(moe_intermediate_size) F(max_position_embeddings)
-// Numbers of ModelInfo that the engine works out.
+// Numbers in ModelInfo that the engine computes.
 #define LYNX_RT_MODEL_SIZE_FIELDS(F) \
   F(num_moe_layers) F(max_model_len) F(weight_bytes) F(kv_bytes) F(kv_bytes_per_token) F(workspace_bytes)
 #define LYNX_RT_MODEL_TEXT_FIELDS(F) F(model_type) F(dtype) F(device)
-// The rest of ModelInfo; the C ABI has only the first.
+// The other fields of ModelInfo; the C ABI has only the first.
 #define LYNX_RT_MODEL_OTHER_FIELDS(F) F(eos_token_ids) F(warnings) F(copied_weight_bytes)
 
 // clang-format on

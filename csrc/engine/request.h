@@ -1,4 +1,4 @@
-// One request's state. Plain data; the scheduler and the engine keep its invariants.
+// The state of a request. Plain data; the scheduler and the engine keep its invariants.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,31 +11,32 @@
 
 namespace lynx_rt {
 
-// Says which tokens may come after `tokens` (a request's prompt and what follows it): sets their bits in `words`, a token mask as
-// backend/sampling.h says, all zero before; or returns false where every token may. Called once for each row that a token is
-// drawn from, in the step and under the engine's lock, so it must not call the engine. A step that failed is run again: the
-// answer must depend on `tokens` alone. What it throws, and a mask of no token, ends its request with an error, and no other.
+// Decides which tokens may follow `tokens` (a request's prompt and generated tokens): sets their bits in `words`, a token mask
+// (backend/sampling.h) that is all zero before, or returns false where every token may follow. It is called once for each row
+// that a token is drawn from, in the step and under the engine's lock, so it must not call the engine. A failed step is run
+// again, so the answer must depend on `tokens` alone. Throwing, or a mask without tokens, ends this request with an error, and no
+// other.
 using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
 struct Request {
   uint64_t id = 0;
   SamplingParams params;
-  TokenMask token_mask;         // null = every token may come
+  TokenMask token_mask;         // null = every token may follow
   uint64_t seed = 0;            // params.seed, or derived from the engine's
-  std::vector<int32_t> tokens;  // prompt, then what was generated, then drafts
+  std::vector<int32_t> tokens;  // prompt, then generated tokens, then drafts
   int64_t prompt_len = 0;
   int64_t num_drafts = 0;  // guessed tokens, each to be compared with the one drawn after the token before it
-  int64_t max_len = 0;     // tokens.size() at which it ends: prompt + max_tokens, at most max_model_len
+  int64_t max_len = 0;     // tokens.size() at which the request ends: prompt + max_tokens, at most max_model_len
 
   int64_t num_computed = 0;  // tokens whose K and V are in `blocks`; < tokens.size() between steps
-  // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends it: pages
-  // from there on depend on the batch and must never be found by another request.
+  // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends this run: pages from there
+  // on depend on the batch, and no other request may find them.
   int64_t num_reproducible = 0;
   std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
-  std::vector<ContentId> contents;  // of the leading pages, which the prefix cache came from or was offered
+  std::vector<ContentId> contents;  // of the leading pages: those found in the prefix cache or offered to it
 
-  // Where layers have a state beside pages (StateCache): the slot of the one after num_computed tokens, -1 = none; and that of
-  // one after fewer.
+  // Slots of the StateCache, where layers have a state beside pages: `state` after num_computed tokens (-1 = none), `snapshot`
+  // after fewer.
   int32_t state = -1;
   struct Snapshot {
     int32_t slot = -1;  // -1 = none
@@ -43,17 +44,17 @@ struct Request {
   } snapshot;
 
   std::vector<TokenLogprobs> prompt_logprobs;
-  int64_t num_routed_returned = 0;  // leading tokens whose routed experts the caller has
+  int64_t num_routed_returned = 0;  // leading tokens whose routed experts have been returned
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
 
   int64_t num_generated() const { return int64_t(tokens.size()) - prompt_len; }
   int64_t num_pending() const { return int64_t(tokens.size()) - num_computed; }  // tokens still to be computed
-  // The first token whose logits a token is drawn from: the last one that is known, the drafts after it aside.
+  // Returns the index of the first token whose logits a token is drawn from: the last token before the drafts.
   int64_t first_sampled() const { return int64_t(tokens.size()) - 1 - num_drafts; }
-  // Every pending token is one to draw after, and none is of the prompt: decode rows.
+  // Returns whether the pending tokens are decode rows: a token is drawn after each of them, and none is in the prompt.
   bool is_decoding() const { return num_computed >= std::max(prompt_len, first_sampled()); }
-  // Logits of prompt rows are wanted as well, for the log-probabilities of the tokens after them.
+  // Returns whether logits of prompt rows are needed, for the log-probabilities of the tokens after them.
   bool wants_prompt_logits() const { return params.prompt_logprobs >= 0 && num_generated() == 0; }
 };
 

@@ -1,6 +1,6 @@
-// Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget
-// (or, without mixed chunks, prefill in steps of its own, first);
-// where pages run out, the latest request is preempted and recomputed later.
+// Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget. Without
+// mixed chunks, prefill has steps of its own, which go first. Where pages run out, the latest request is preempted and recomputed
+// later.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -19,11 +19,11 @@ struct ScheduledRequest {
   int64_t num_tokens;  // rows of this step: tokens [num_computed, num_computed + num_tokens)
 };
 
-// A row whose logits are wanted.
+// A row whose logits are needed.
 struct LogitRow {
-  size_t request;   // among those of the step
-  int64_t row;      // among those of the request
-  bool is_sampled;  // a token is drawn from the logits; else they tell the log-probability of the prompt token after the row
+  size_t request;   // index among the step's requests
+  int64_t row;      // index among the request's rows
+  bool is_sampled;  // a token is drawn from the logits; else they give the log-probability of the prompt token after the row
 };
 
 struct ScheduledStep {
@@ -39,26 +39,27 @@ class Scheduler {
   Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk);
 
   void add(std::unique_ptr<Request> request);
-  // The next step and the rows whose logits it needs; empty where nothing waits or runs. Takes pages for its rows.
+  // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows.
   ScheduledStep schedule();
-  // After the step has run: counts its rows as computed and offers full pages to the prefix cache. `reproducible` = the rows were
-  // computed under the model's own routing (per request).
+  // Call after the step has run: counts a request's rows as computed and offers full pages to the prefix cache. `reproducible`:
+  // the rows were computed under the model's own routing.
   void advance(Request& request, int64_t num_tokens, bool reproducible);
-  // Takes back the last `num_tokens` computed tokens of a running request, between steps: frees the pages that hold nothing
-  // else, and takes one that is kept in part out of the prefix cache. A page that others share is not written to again: where it
-  // would be kept in part, it is given up, and its first tokens are computed again. A state goes back to the last snapshot before
-  // those tokens, or to the beginning, and is computed again from there. request.tokens is left to the caller.
+  // Takes back the last `num_tokens` computed tokens of a running request, between steps. Frees the pages that hold nothing else,
+  // and takes a page that is kept in part out of the prefix cache. A shared page must not be written to: where it would be kept
+  // in part, it is released, and its first tokens are computed again. A state goes back to the last snapshot before those tokens,
+  // or to the beginning, and is computed again from there. The caller changes request.tokens.
   void rollback(Request& request, int64_t num_tokens);
-  // Keeps a running request's state as it is now, in place of the last snapshot. Nothing where layers have none. False where no
-  // slot is free.
+  // Copies a running request's state to its snapshot, replacing the last one. Does nothing where layers have no state. Returns
+  // false where no slot is free.
   bool take_snapshot(Request& request);
-  Request* find_running(uint64_t id) const;  // null where it waits or is unknown
-  // Removes a request, running or waiting, and frees its pages; null where it is unknown.
+  Request* find_running(uint64_t id) const;  // null where the request waits or is unknown
+  // Removes a running or waiting request and frees its pages; returns null where it is unknown.
   std::unique_ptr<Request> remove(uint64_t id);
 
   int64_t num_running() const { return int64_t(running_.size()); }
   int64_t num_waiting() const { return int64_t(waiting_.size()); }
-  // Waiting requests that have to wait for another one to end; negative while fewer than max_num_seqs are there.
+  // Returns the number of requests that must wait for another one to end; negative while there are fewer than max_num_seqs
+  // requests.
   int64_t num_queued() const { return num_waiting() + num_running() - max_num_seqs_; }
   int64_t num_preemptions() const { return num_preemptions_; }
   std::vector<int32_t> held_blocks() const;
@@ -68,10 +69,11 @@ class Scheduler {
   bool reserve(Request& request, int64_t num_tokens);  // pages for its first num_computed + num_tokens tokens
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
-  void forget(Request& request);  // its pages and states
+  void forget(Request& request);  // frees its pages and states
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
-  // Running requests, then waiting ones, unless the scheduler has made more than `preemptions` by then.
+  // Adds prefill chunks of running requests, then of waiting ones, unless there have been more than `preemptions` preemptions by
+  // then.
   void schedule_prefill(ScheduledStep& step, int64_t preemptions);
   bool admit(ScheduledStep& step);
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);

@@ -1,4 +1,4 @@
-// The expert selection in force: one for all steps, or the level that a governor chooses for each.
+// The current expert selection: one for all steps, or the level that a governor chooses for each step.
 #pragma once
 #include <optional>
 #include <string>
@@ -12,18 +12,18 @@ namespace lynx_rt {
 
 class SelectionControl {
  public:
-  // options.max_num_seqs and max_num_batched_tokens bound the rows of decode-only and of other steps.
+  // options.max_num_seqs bounds the rows of decode-only steps, options.max_num_batched_tokens those of other steps.
   SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options, const std::string& text);
 
-  // Changes the selection from the next step on. Throws as SelectionTables::resolve(), and for more rows than the backend selects
-  // experts over; nothing has changed then.
+  // Changes the selection from the next step on. Throws as SelectionTables::resolve(), and where steps may have more rows than
+  // the backend can select experts for; then nothing has changed.
   void set(const std::string& text);
   const std::string& text() const { return text_; }
 
   const LayerSelections& current() const { return levels_[governor_ ? size_t(governor_->level()) : 0]; }
-  // Fills batch.replayed, where a layer replays.
+  // Sets batch.replayed where a layer replays.
   void prepare(BatchView& batch);
-  // Called after a decode-only step, which read `bytes`, `expert_bytes` of them for experts.
+  // Call after a decode-only step that read `bytes` bytes, `expert_bytes` of them for experts.
   void observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes);
 
   void report(EngineStats& stats) const;

@@ -1,5 +1,5 @@
-// States of a fixed size per sequence, beside the pages: what a layer keeps whose memory of a sequence does not grow with it.
-// Slots, each with one sequence's states of all layers; a snapshot is a slot too.
+// States of constant size per sequence, for layers whose memory of a sequence does not grow with it. A slot holds the states of
+// all layers for one sequence; a snapshot is a slot too.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -13,10 +13,11 @@ namespace lynx_rt {
 // Thread-safety: none; the engine's lock covers it.
 class StateCache {
  public:
-  // layer_bytes[l]: of layer l's state of one sequence; 0 = it has none. Where no layer has any, the cache takes no memory.
+  // layer_bytes[l] is the size of layer l's state of one sequence; 0 = the layer has none. Where no layer has one, the cache
+  // takes no memory.
   StateCache(Backend& backend, std::span<const int64_t> layer_bytes, int64_t num_slots);
 
-  static int64_t slot_bytes(std::span<const int64_t> layer_bytes);  // what a slot takes
+  static int64_t slot_bytes(std::span<const int64_t> layer_bytes);  // bytes that a slot takes
   bool empty() const { return slot_bytes_ == 0; }                   // no layer has a state
   int64_t num_slots() const { return int64_t(is_held_.size()); }
   int64_t num_free() const { return int64_t(free_.size()); }
@@ -26,12 +27,12 @@ class StateCache {
   void release(int32_t slot);  // -1 = nothing
   void clear(int32_t slot);    // to zeros
   void copy(int32_t from, int32_t to);
-  // Layer l's state in a slot, 64-byte aligned, in the backend's memory; the next slot's lies stride(l) bytes on. Null where the
-  // layer has none.
+  // Returns the layer's state in a slot, 64-byte aligned, in the backend's memory; null where the layer has none. The next slot's
+  // state lies stride(layer) bytes further.
   void* state(int64_t layer, int32_t slot) const;
   int64_t stride(int64_t layer) const;
 
-  // `held`: the slots that requests hold, one entry each. Throws kInternal saying what is inconsistent.
+  // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every slot that requests hold.
   void check_integrity(std::span<const int32_t> held) const;
 
  private:
@@ -44,7 +45,7 @@ class StateCache {
   std::vector<Layer> layers_;
   int64_t slot_bytes_;
   std::vector<char> zeros_;
-  std::vector<int32_t> free_;  // the last one is taken next
+  std::vector<int32_t> free_;  // the last entry is taken next
   std::vector<uint8_t> is_held_;
 };
 
