@@ -72,8 +72,8 @@ class Scheduler {
   void forget(Request& request);  // frees its pages and states
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
-  // Adds prefill chunks of running requests, then of waiting ones, unless there have been more than `preemptions` preemptions by
-  // then.
+  // Adds prefill chunks of running requests; then, unless the scheduler has made more than `preemptions` preemptions by then, of
+  // waiting ones.
   void schedule_prefill(ScheduledStep& step, int64_t preemptions);
   bool admit(ScheduledStep& step);
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);

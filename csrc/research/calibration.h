@@ -1,4 +1,4 @@
-// Experts compared pair by pair: every expert of a layer on every token.
+// Compares the experts of a layer pair by pair: every expert runs on every token.
 #pragma once
 #include <cstdint>
 #include <vector>

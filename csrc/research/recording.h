@@ -1,4 +1,4 @@
-// What an engine records of its routing, beside its results.
+// Records of an engine's routing.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -9,8 +9,8 @@
 
 namespace lynx_rt {
 
-// The experts that every computed token went to, by KV slot: as long as a page holds a token, also when the prefix cache brings
-// it back, its experts are known. Pages take memory when they are first written.
+// The experts of every computed token, by KV slot: they are known as long as a page holds the token, so also when the prefix
+// cache returns it. A page takes memory when it is first written.
 class RoutedExpertsTable {
  public:
   RoutedExpertsTable(int64_t num_blocks, int64_t block_size, int64_t num_layers, int64_t top_k)

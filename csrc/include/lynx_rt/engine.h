@@ -5,7 +5,7 @@
 //   while (engine->has_unfinished())
 //     for (const lynx_rt::StepOutput& out : engine->step()) use(out.token_ids);
 //
-// Structs of this header may change with every version; lynx_rt.h is the interface that lasts.
+// Structs of this header may change with every version; lynx_rt.h is the stable interface.
 #pragma once
 #include <cstdint>
 #include <functional>
@@ -24,16 +24,16 @@ namespace lynx_rt {
 enum class LogLevel { kInfo, kWarning };
 
 struct EngineOptions {
-  // "auto": CUDA where this build and machine have it and the dtype is bfloat16, else the CPU; "cpu"; "cuda", "cuda:N"
+  // "auto": CUDA where this build and machine have it and the dtype is bfloat16, else the CPU; "cpu"; "cuda"; "cuda:N".
   std::string device = "auto";
-  // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone
+  // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone.
   std::string load_format = "auto";
   std::string dtype = "auto";  // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
   // How weights are quantised when they are loaded: "none", "int8" (linear layers and experts), "int4" (experts and dense MLPs
   // int4, attention and the output projection int8). CPU only.
   std::string quantization = "none";
-  // A folder for the quantised weights, where the next run finds them; "" = none. Whatever the checkpoint's files say about their
-  // sizes and times of change is part of the file's name.
+  // A folder where quantised weights are stored for the next run; "" = none. The file name depends on the sizes and times of
+  // change of the checkpoint's files.
   std::string quantization_cache;
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
@@ -43,23 +43,23 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
   bool enable_prefix_caching = true;
-  // Whether prefill chunks share a step with decode rows. Shared steps read the weights once for both; but batch-aware
-  // selection acts in decode-only steps, so with false, where prompts get steps of their own, it acts on every decode row.
+  // Whether prefill chunks share steps with decode rows. A shared step reads the weights once for both. But batch-aware selection
+  // acts in decode-only steps only; with false, prompts get steps of their own, and selection acts on every decode row.
   bool enable_mixed_chunk = true;
-  // "topk", "lynx", "oea:k0=2", ...: the policies, their keys and parts for single layers are listed in the README.
-  // "slo:tpot_ms=20" turns one up while steps take longer.
+  // "topk", "lynx", "oea:k0=2", ...: the README lists the policies, their keys, and parts for single layers. "slo:tpot_ms=20"
+  // strengthens a policy while steps take longer than that.
   std::string expert_selection = "topk";
   int num_threads = 0;                        // 0 = the cores that this process may use
   std::string isa;                            // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
-  uint64_t seed = 0;                          // for requests without one
+  uint64_t seed = 0;                          // for requests without a seed
   bool disable_dependent_launch = false;      // cuda: kernels of a step do not overlap; results are the same
   bool enable_return_routed_experts = false;  // StepOutput::routed_experts
-  bool record_router_logits = false;          // for take_router_logits(), which should then be called now and then
-  // Called from create() as weights reach a device or are quantised: bytes done, bytes there are. Not called where the CPU reads
-  // them in place. What it throws ends create().
+  bool record_router_logits = false;          // for take_router_logits(); call it regularly, since records pile up
+  // Called from create() as weights are copied to a device or quantised; done and total in bytes. Not called where the CPU reads
+  // them in place. An exception from it ends create().
   std::function<void(int64_t done, int64_t total)> on_load_progress;
-  // One line about what was loaded and, as a warning, what a caller should know of: a context cut to the cache, preemption, requests
-  // that end with an error. Called without a lock held, in the thread whose call leads to it; see step() for what it may do.
+  // Receives one line about what was loaded, and warnings: a context cut to the cache, preemption, requests that end with an
+  // error. Called without a lock held, in the thread whose call leads to it; see step() for what it may call.
   std::function<void(LogLevel level, const std::string& text)> on_log;
 };
 
@@ -70,7 +70,7 @@ struct TokenLogprob {
 };
 using TokenLogprobs = std::vector<TokenLogprob>;  // the token itself first, then the most likely ones in order
 
-// The experts that positions of a sequence were computed with, after selection.
+// The experts that computed positions of a sequence, after selection.
 struct RoutedExperts {
   int64_t num_rows = 0, num_layers = 0, num_experts_per_tok = 0;
   std::vector<int16_t> ids;  // [rows, MoE layers, k], best first; -1 = none
@@ -82,14 +82,14 @@ enum class FinishReason { kNone, kStop, kLength, kError };
 struct StepOutput {
   uint64_t request_id = 0;
   std::vector<int32_t> token_ids;              // new tokens; a stop token is included, the text layer hides it
-  std::vector<TokenLogprobs> logprobs;         // one per new token, where asked for
+  std::vector<TokenLogprobs> logprobs;         // one per new token, where requested
   std::vector<TokenLogprobs> prompt_logprobs;  // all at once when the prompt is done; entry 0 is empty
-  // Of the positions computed since the request's last output, those of the prompt and of the prefix cache included; where
-  // num_preemptions has grown, from position 0 on again. The last token of a sequence is never computed.
+  // Experts of the positions computed since the request's last output, including positions of the prompt and of the prefix cache.
+  // Where num_preemptions has grown, they start at position 0 again. The last token of a sequence is never computed.
   RoutedExperts routed_experts;
   FinishReason finish_reason = FinishReason::kNone;
-  int32_t stop_token_id = -1;     // the token that ended it; -1 = none
-  std::string error;              // why it ended with kError; the other requests go on
+  int32_t stop_token_id = -1;     // the token that ended the request; -1 = none
+  std::string error;              // why the request ended with kError; other requests go on
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_preemptions = 0;
   // Seconds on the steady clock; 0 = not yet.
@@ -117,41 +117,41 @@ struct EngineStats {
   };
   std::vector<Op> ops;
   struct Slo {                                         // expert selection "slo:..."; no levels otherwise
-    double target_seconds = 0;                         // of a decode-only step
+    double target_seconds = 0;                         // wanted time of a decode-only step
     double fixed_seconds = 0, seconds_per_expert = 0;  // the measured cost model of a step, experts summed over layers
     int64_t steps_over_target = 0;
-    int64_t level = 0;                                    // in force
+    int64_t level = 0;                                    // the current one
     std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it
   } slo;
 };
 
-// Rows of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route them again.
+// Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again.
 struct RouterLogits {
   int64_t num_model_layers = 0, num_experts = 0, num_experts_per_tok = 0;
   bool norm_topk_prob = false;
-  std::string router_kind = "softmax";  // "sigmoid", "sparsemixer"; with what follows how logits rank experts
+  std::string router_kind = "softmax";  // or "sigmoid", "sparsemixer"; it and the next fields say how logits rank experts
   int32_t num_groups = 1, top_groups = 1;
   bool group_top2 = false;
-  std::vector<float> choice_bias;       // [L, E] or empty: added to the gates of a choice
-  std::vector<int32_t> layers;          // [L] the model's numbers of its MoE layers
+  std::vector<float> choice_bias;       // [L, E] or empty: added to gates when experts are chosen
+  std::vector<int32_t> layers;          // [L] numbers of the MoE layers among all layers
   std::vector<float> scores;            // [N, L, E]
-  std::vector<int16_t> routed_experts;  // [N, L, k] as RoutedExperts::ids
+  std::vector<int16_t> routed_experts;  // [N, L, k] like RoutedExperts::ids
   std::vector<int64_t> step;            // [N] rising, counted from the engine's first decode-only step
   std::vector<uint64_t> request;        // [N] number of the request
-  std::vector<int32_t> position;        // [N] in its sequence
+  std::vector<int32_t> position;        // [N] position in the sequence
   std::vector<uint8_t> exact;           // [N] SamplingParams::exact
 };
 
-// How the outputs of two experts (without gate weight) for the same layer inputs are compared.
+// The measure by which the outputs of two experts (without gate weights) for the same layer input are compared.
 enum class ExpertMetric { kFrobenius, kCosine };
 
-// Every expert on the same tokens; L MoE layers, E experts.
+// Comparison of all experts of each layer on the same tokens; L MoE layers, E experts.
 struct ExpertComparison {
   int64_t num_tokens = 0, num_layers = 0, num_experts = 0;
-  // [L, E, E] sums over tokens: kFrobenius squared distances of the two outputs, kCosine their cosines (0 where one is zero,
-  // 1 of an expert with itself)
+  // [L, E, E] sums over tokens. kFrobenius: squared distances of the two outputs. kCosine: their cosines (0 where one output is
+  // zero, 1 for an expert with itself).
   std::vector<double> sums;
-  std::vector<int64_t> usage;  // [L, E] tokens that the model's own routing sends there
+  std::vector<int64_t> usage;  // [L, E] tokens that the model's own routing sends to the expert
 };
 
 struct ModelInfo {
@@ -160,17 +160,17 @@ struct ModelInfo {
   int64_t num_experts = 0, num_experts_per_tok = 0, moe_intermediate_size = 0, num_moe_layers = 0;
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
-  int64_t max_position_embeddings = 0;  // the model's own limit of max_model_len
-  std::vector<std::string> warnings;    // of what the checkpoint says otherwise than its config.json
-  // Bytes of the weights that cannot be used where they lie in the file, and were decoded, converted or transposed to memory of
-  // their own, which is given back where they were then quantised or brought to a device.
+  int64_t max_position_embeddings = 0;  // the model's own limit on max_model_len
+  std::vector<std::string> warnings;    // where the checkpoint contradicts its config.json
+  // Bytes of the weights that cannot be used in place in the file: they were decoded, converted or transposed to separate memory.
+  // That memory is given back where they were then quantised or copied to a device.
   int64_t copied_weight_bytes = 0;
 };
 
-// Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
-// leaves the engine and its other requests as they were.
-// fork(): the child may only close and destroy an engine that was made before, which frees nothing; every other call throws
-// kClosed. An engine made in the child works, and the parent's is not disturbed.
+// Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step() leaves
+// the engine and its other requests as they were. fork(): the child may only close and destroy an engine that was made before the
+// fork, which frees nothing; every other call throws kClosed. An engine made in the child works, and the parent's engine is not
+// disturbed.
 class LYNX_RT_API Engine {
  public:
   // `path`: a Hugging Face model folder. Throws Error (kNotFound, kCorruptFile, kUnsupported, kOutOfMemory,
@@ -181,27 +181,28 @@ class LYNX_RT_API Engine {
   // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
   // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed.
   uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
-  // One step: schedule -> run -> postprocess. Empty when there is nothing to do. Steps of several threads take turns.
+  // Runs one step: schedule -> run -> postprocess. Returns no outputs when there is nothing to do. Steps of several threads take
+  // turns.
   std::vector<StepOutput> step();
-  // One step as of step(), whose outputs are delivered one at a time, without a lock held. on_output may call everything but step(),
-  // which throws kInvalidArgument there, and the destructor. Where it throws, so does step(); that output counts as delivered, and
-  // those behind it are what the next step() delivers, which runs none of its own then.
+  // Runs one step and delivers its outputs one at a time, without a lock held. on_output may call everything except step(), which
+  // throws kInvalidArgument there, and the destructor. Where on_output throws, step() throws the same: that output counts as
+  // delivered, and the next step() delivers the outputs after it, without running a step of its own.
   void step(const std::function<void(const StepOutput&)>& on_output);
-  // Whether this thread is inside step(on_output), where the engine must not be destroyed.
+  // Returns whether this thread is inside step(on_output), where the engine must not be destroyed.
   bool in_step() const;
-  // Ends a request and frees its pages. False where the request is unknown, aborted, or its last output has been delivered. Once this
-  // has returned, no on_output for the request runs or begins in another thread: outputs that a step(on_output) has ready, the last
-  // one included, are dropped, and one that is being delivered there is waited for. So on_output must not wait for this call, nor for
-  // a lock that is held around it.
+  // Ends a request and frees its pages. Returns false where the request is unknown or aborted, or its last output has been
+  // delivered. After it returns, no on_output for the request runs or begins in another thread: outputs that a step(on_output)
+  // there has ready are dropped, including the last one, and a delivery in progress there is waited for. So on_output must not
+  // wait for this call, nor for a lock that is held around it.
   bool abort(uint64_t request_id);
-  bool has_unfinished() const;  // or with outputs that are not delivered
+  bool has_unfinished() const;  // requests wait or run, or have outputs not yet delivered
 
   // Waits until has_unfinished(), wake() or timeout_ms have passed (negative = no limit); returns has_unfinished(). Throws kClosed,
   // also where close() ends the wait.
   bool wait_for_work(int64_t timeout_ms = -1);
-  void wake();  // ends every wait under way; where there is none, the next one ends at once
+  void wake();  // ends every wait in progress; where there is none, the next wait ends at once
 
-  // From the next step on. Throws kInvalidArgument for an unknown policy or key, or k0 > k.
+  // Sets the selection from the next step on. Throws kInvalidArgument for an unknown policy or key, or k0 > k.
   void set_expert_selection(const std::string& selection);
   std::string expert_selection() const;
 
@@ -211,14 +212,14 @@ class LYNX_RT_API Engine {
   // Verifies page reference counts, the free list and the prefix cache; throws kInternal saying what is inconsistent.
   void check_integrity() const;
 
-  // Logits [tokens, vocabulary] of every position of one sequence, outside of scheduling, for tests and research.
-  // chunk = rows per pass, 0 = all at once; the result does not depend on it, bitwise.
+  // Returns the logits [tokens, vocabulary] of every position of one sequence, computed outside of scheduling, for tests and
+  // research. `chunk` is the number of rows per pass, 0 = all at once; the result is bitwise the same for all values.
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk = 0);
 
-  // The router logits of the decode-only steps since the last call. Throws kInvalidArgument without record_router_logits.
+  // Returns the router logits of the decode-only steps since the last call. Throws kInvalidArgument without record_router_logits.
   RouterLogits take_router_logits();
   // Runs every expert on every token of one sequence, under the model's own routing and outside of scheduling; for calibration.
-  // Throws kUnsupported on a device other than the CPU and for a model without experts.
+  // Throws kUnsupported on a device other than the CPU, and for a model without experts.
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);
 
   void close();  // frees everything and ends waits; later calls throw kClosed. Idempotent.

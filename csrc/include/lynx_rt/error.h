@@ -10,10 +10,10 @@ namespace lynx_rt {
 
 enum class ErrorCode {
   kInvalidArgument,  // a value passed by the caller is out of range, malformed or of the wrong shape
-  kUnsupported,      // understood, but this build or version cannot do it
+  kUnsupported,      // a valid request that this build or version cannot fulfil
   kNotFound,         // a file, folder or request does not exist
   kCorruptFile,      // a checkpoint file or config contradicts itself or its format
-  kOutOfMemory,      // would not fit; the text says how much is needed and what would make it fit
+  kOutOfMemory,      // memory does not suffice; the text says how much is needed and what would make it fit
   kQueueFull,        // the engine's request queue is at its limit
   kClosed,           // the engine has been closed
   kDevice,           // the device or its driver failed

@@ -1,4 +1,4 @@
-// Marks what the shared library exports; everything else in it is hidden.
+// LYNX_RT_API marks what the shared library exports; everything else in it is hidden.
 #pragma once
 
 #if defined(__GNUC__) || defined(__clang__)

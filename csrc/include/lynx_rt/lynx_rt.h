@@ -1,4 +1,4 @@
-/* The C ABI: engine.h for other languages, but for what serves research (logits, recording, calibration). Plain C99.
+/* The C ABI: engine.h for other languages, without the research functions (logits, recording, calibration). Plain C99.
  *
  *   lynx_rt_engine* engine = lynx_rt_create("path/to/model", NULL);
  *   if (!engine) { fprintf(stderr, "%s\n", lynx_rt_last_error()); return 1; }
@@ -8,20 +8,20 @@
  *     if (lynx_rt_step(engine, on_output, user) != LYNX_RT_OK) ...
  *   lynx_rt_destroy(engine);
  *
- * A thread that serves requests of others loops over lynx_rt_wait_for_work() and lynx_rt_step().
+ * A thread that serves requests of other threads loops over lynx_rt_wait_for_work() and lynx_rt_step().
  *
- * Structs: those that the caller fills begin with `size`: zero the struct and set size to its sizeof. Every other field is such
- * that 0 means the default, so a library newer than its caller's header still reads it rightly. Those that the library fills are
- * made by it and grow at their ends only; lists of them that may grow are lists of pointers. What was built with one header of
- * 0.x runs with the library of the same x that came with it or later.
+ * Structs that the caller fills begin with `size`: zero the struct and set size to its sizeof. In every other field 0 means the
+ * default, so a library newer than its caller's header still reads the struct correctly. Structs that the library fills are
+ * allocated by it and grow only at their ends; lists of structs that may grow are lists of pointers. A program built with one
+ * header of 0.x runs with the library of that version and with later ones of the same x.
  *
- * Threads: every function may be called from any thread; one lock serialises them, so that a call may wait for the end of a step.
- * lynx_rt_destroy() must be the last call on an engine. In the child of a fork() an engine of the parent gives LYNX_RT_CLOSED, and
- * lynx_rt_destroy() frees nothing of it.
+ * Threads: every function may be called from any thread; one lock serialises them, so a call may wait for the end of a step.
+ * lynx_rt_destroy() must be the last call on an engine. In the child of a fork(), calls on an engine of the parent return
+ * LYNX_RT_CLOSED, and lynx_rt_destroy() frees nothing of it.
  *
- * Callbacks are called without a lock held, by the thread whose call leads to them. There it may call every function on the engine
- * but lynx_rt_step() (an error) and lynx_rt_destroy() (refused). What a callback throws through this library ends the call that led
- * to it with LYNX_RT_INTERNAL and loses no output: see lynx_rt_step(). */
+ * Callbacks are called without a lock held, by the thread whose call leads to them. A callback may call every function on the engine
+ * except lynx_rt_step() (an error) and lynx_rt_destroy() (refused). An exception that a callback throws ends the call that led to it
+ * with LYNX_RT_INTERNAL, and loses no output: see lynx_rt_step(). */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -32,7 +32,7 @@
 extern "C" {
 #endif
 
-/* 1 + the ErrorCode of error.h, as far as there is one */
+/* Codes 1 to 9 are 1 + an ErrorCode of error.h. */
 typedef enum lynx_rt_status {
   LYNX_RT_OK = 0,
   LYNX_RT_INVALID_ARGUMENT = 1,
@@ -47,23 +47,23 @@ typedef enum lynx_rt_status {
   LYNX_RT_CANCELLED = 100 /* on_load_progress returned 0 */
 } lynx_rt_status;
 
-/* Why a request has ended: FinishReason of engine.h. An aborted request has no output that could say so: see lynx_rt_abort(). */
+/* Why a request has ended: FinishReason of engine.h. An aborted request has no further output: see lynx_rt_abort(). */
 typedef enum lynx_rt_finish {
   LYNX_RT_RUNNING = 0, /* it goes on */
-  LYNX_RT_STOP = 1,    /* by an end of text or stop token: stop_token_id */
-  LYNX_RT_LENGTH = 2,  /* by max_tokens, the context's end or the last forced token */
-  LYNX_RT_ERROR = 3    /* `error` says which */
+  LYNX_RT_STOP = 1,    /* ended by an end-of-text or stop token: stop_token_id */
+  LYNX_RT_LENGTH = 2,  /* ended by max_tokens, the context's end or the last forced token */
+  LYNX_RT_ERROR = 3    /* ended by an error: see `error` */
 } lynx_rt_finish;
 
 typedef enum lynx_rt_log_level { LYNX_RT_LOG_INFO = 0, LYNX_RT_LOG_WARNING = 1 } lynx_rt_log_level;
 
 typedef struct lynx_rt_engine lynx_rt_engine;
 
-/* Bytes of weights done and to do. Returns not 0 to go on, 0 to end the load with LYNX_RT_CANCELLED. Not called where the CPU reads
- * weights in place, which takes no time. */
+/* Reports the bytes of weights done and the total. Return 0 to end the load with LYNX_RT_CANCELLED, another value to go on. Not
+ * called where the CPU reads weights in place, which takes no time. */
 typedef int (*lynx_rt_load_progress)(int64_t done, int64_t total, void* user);
 
-/* One line without an end of line, valid within the call. */
+/* Receives one line, without a newline, valid during the call. */
 typedef void (*lynx_rt_log)(lynx_rt_log_level level, const char* text, void* user);
 
 /* EngineOptions of engine.h; NULL and 0 = its default */
@@ -111,24 +111,24 @@ typedef struct lynx_rt_params {
   float top_p;        /* (0, 1]; 0 = 1 = off */
   int32_t top_k;      /* 0 = all */
   int32_t max_tokens; /* 0 = 256 */
-  int32_t ignore_eos; /* not 0: go on after the model's end of text */
-  int32_t exact;      /* not 0: the model's own routing, whatever the engine's selection is */
-  int32_t has_seed;   /* not 0: use `seed`; else it comes from the engine's seed and the request's number */
+  int32_t ignore_eos; /* not 0: go on after the model's end-of-text token */
+  int32_t exact;      /* not 0: this request has the model's own routing, whatever the engine's selection is */
+  int32_t has_seed;   /* not 0: use `seed`; 0: derive it from the engine's seed and the request's number */
   uint64_t seed;
   float min_p;                 /* [0, 1], relative to the most likely token; 0 = off */
   float presence_penalty;      /* [-2, 2], on generated tokens */
   float frequency_penalty;     /* [-2, 2], per occurrence in generated tokens */
   float repetition_penalty;    /* > 0, on prompt and generated tokens; 0 = 1 = off */
-  int32_t min_tokens;          /* no end of text before this many */
+  int32_t min_tokens;          /* no end of text before this many tokens */
   int32_t has_logprobs;        /* not 0: log probabilities of each new token and the `logprobs` most likely ones */
-  int32_t logprobs;            /* 0 = of the new token alone */
-  int32_t has_prompt_logprobs; /* likewise of the prompt's tokens */
+  int32_t logprobs;            /* 0 = the new token's alone */
+  int32_t has_prompt_logprobs; /* likewise for the prompt's tokens */
   int32_t prompt_logprobs;
-  const int32_t* stop_token_ids; /* end the request, and are its last token */
+  const int32_t* stop_token_ids; /* each ends the request and is its last token */
   size_t num_stop_token_ids;
   const int32_t* allowed_token_ids; /* none = all */
   size_t num_allowed_token_ids;
-  const int32_t* forced_token_ids; /* what is generated, whatever its likelihood; none = tokens are drawn */
+  const int32_t* forced_token_ids; /* the tokens to generate, whatever their likelihood; none = tokens are drawn */
   size_t num_forced_token_ids;
   const lynx_rt_token_bias* logit_bias; /* added before the softmax */
   size_t num_logit_bias;
@@ -136,28 +136,28 @@ typedef struct lynx_rt_params {
   size_t num_bad_words;
 } lynx_rt_params;
 
-/* TokenLogprob of engine.h; will not grow */
+/* TokenLogprob of engine.h. Will not grow. */
 typedef struct lynx_rt_logprob {
   int32_t token_id;
   float logprob; /* natural log, of the model's distribution before penalties and temperature */
   int32_t rank;  /* 1 = most likely */
 } lynx_rt_logprob;
 
-/* The token itself first, then the others of the most likely ones in order. Will not grow. */
+/* The token itself first, then the most likely of the others in order. Will not grow. */
 typedef struct lynx_rt_logprobs {
   const lynx_rt_logprob* entries;
   size_t num_entries;
 } lynx_rt_logprobs;
 
-/* StepOutput of engine.h: what one step did for one request; pointers end with the callback */
+/* StepOutput of engine.h: what one step did for one request. Pointers are valid during the callback. */
 typedef struct lynx_rt_output {
   uint64_t request_id;
   const int32_t* token_ids; /* new tokens; a stop token is one of them */
   size_t num_tokens;
   lynx_rt_finish finish;
-  const char* error;                /* why it ended with LYNX_RT_ERROR, else "" */
-  int32_t stop_token_id;            /* the token that ended it with LYNX_RT_STOP; -1 = none */
-  int32_t num_preemptions;          /* so far: times that its pages were taken, and computed again */
+  const char* error;                /* why the request ended with LYNX_RT_ERROR, else "" */
+  int32_t stop_token_id;            /* the token that ended the request with LYNX_RT_STOP; -1 = none */
+  int32_t num_preemptions;          /* how often, so far, its pages were taken and computed again */
   const lynx_rt_logprobs* logprobs; /* one per new token, where has_logprobs */
   size_t num_logprobs;
   const lynx_rt_logprobs* prompt_logprobs; /* one per prompt token, the first empty; all with the first new token */
@@ -191,7 +191,7 @@ typedef struct lynx_rt_model_info {
   int64_t moe_intermediate_size;
   int64_t num_moe_layers;
   int64_t max_model_len;           /* tokens of prompt and output that a request may have */
-  int64_t max_position_embeddings; /* of the model itself */
+  int64_t max_position_embeddings; /* the model's own limit on max_model_len */
   int64_t weight_bytes;
   int64_t kv_bytes;
   int64_t kv_bytes_per_token;
@@ -202,21 +202,21 @@ typedef struct lynx_rt_model_info {
 
 /* One MoE layer in the decode-only steps: EngineStats::Layer of engine.h */
 typedef struct lynx_rt_layer_stats {
-  int64_t layer; /* the model's number of it */
+  int64_t layer; /* its number among the model's layers */
   int64_t steps;
   int64_t rows;
   int64_t union_before;   /* experts that rows would have read with their own routing, summed over steps */
-  int64_t active;         /* experts that they did read */
+  int64_t active;         /* experts that rows did read, summed over steps */
   int64_t remapped_pairs; /* (row, expert) pairs that selection changed */
   int64_t guard_hits;
-  double retained_mass; /* of the model's own gates, summed over rows */
+  double retained_mass; /* share of the own choice's gate mass that is kept, summed over rows */
 } lynx_rt_layer_stats;
 
 typedef struct lynx_rt_op_stats {
   const char* name;
   int64_t calls;
   double seconds;
-  int64_t bytes; /* of weights and KV that it had to read */
+  int64_t bytes; /* bytes of weights and KV that it had to read */
 } lynx_rt_op_stats;
 
 typedef struct lynx_rt_slo_level {
@@ -231,7 +231,7 @@ typedef struct lynx_rt_stats {
   int64_t kv_blocks_used;
   int64_t kv_blocks_total;
   int64_t steps;
-  int64_t decode_steps; /* decode-only ones */
+  int64_t decode_steps; /* decode-only steps */
   int64_t prompt_tokens;
   int64_t cached_prompt_tokens;
   int64_t generation_tokens;
@@ -260,58 +260,59 @@ typedef struct lynx_rt_stats {
 /* "0.2.0" */
 LYNX_RT_API const char* lynx_rt_version(void);
 
-/* What the last failed call of this thread said; "" where none has failed. Valid until the thread's next failed call. */
+/* Message of this thread's last failed call; "" where none has failed. Valid until the thread's next failed call. */
 LYNX_RT_API const char* lynx_rt_last_error(void);
-/* Its status, for calls that return none; LYNX_RT_OK where none has failed. */
+/* Status of this thread's last failed call, for calls that return no status; LYNX_RT_OK where none has failed. */
 LYNX_RT_API lynx_rt_status lynx_rt_last_status(void);
-/* The argument, key, tensor or file at fault, "" where there is none; valid as lynx_rt_last_error(). */
+/* The argument, key, tensor or file at fault in that call, "" where there is none; valid as long as lynx_rt_last_error(). */
 LYNX_RT_API const char* lynx_rt_last_error_field(void);
 
 /* Loads a Hugging Face model folder. options may be NULL. Returns NULL on failure. */
 LYNX_RT_API lynx_rt_engine* lynx_rt_create(const char* model_path, const lynx_rt_options* options);
 
-/* Frees the weights and the cache and ends all requests and waits; later calls give LYNX_RT_CLOSED. May be repeated. */
+/* Frees the weights and the cache and ends all requests and waits; later calls return LYNX_RT_CLOSED. May be repeated. */
 LYNX_RT_API lynx_rt_status lynx_rt_close(lynx_rt_engine* engine);
 
-/* Frees everything; NULL is fine. No other call on the engine may be under way: from within a callback of its lynx_rt_step() it does
- * nothing but set lynx_rt_last_error(). */
+/* Frees everything; NULL is fine. No other call on the engine may be in progress. Within a callback of lynx_rt_step() it only sets
+ * lynx_rt_last_error(). */
 LYNX_RT_API void lynx_rt_destroy(lynx_rt_engine* engine);
 
 /* Queues a request; params may be NULL. *request_id is written on success only; it is not 0. */
 LYNX_RT_API lynx_rt_status lynx_rt_add_request(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
                                                const lynx_rt_params* params, uint64_t* request_id);
 
-/* Runs one step, then calls back once for each request that it moved on, from this thread. Steps of several threads take turns,
- * callbacks included, so that a request's outputs come in order.
- * Where a callback throws, its output counts as delivered, this call returns LYNX_RT_INTERNAL, and the outputs behind it are
- * delivered by the next lynx_rt_step(), which runs no step of its own then. */
+/* Runs one step, then calls `callback` in this thread once for each request that has an output. Steps of several threads take turns,
+ * callbacks included, so a request's outputs come in order.
+ * Where a callback throws, its output counts as delivered and this call returns LYNX_RT_INTERNAL. The next lynx_rt_step() delivers
+ * the outputs after it, without running a step of its own. */
 LYNX_RT_API lynx_rt_status lynx_rt_step(lynx_rt_engine* engine, lynx_rt_callback callback, void* user);
 
-/* Ends a request. Once this has returned, no callback for the request runs or begins in another thread, and in this one none begins:
- * outputs that a step has ready, the last one included, are dropped, and a callback for it that runs in another thread is waited for.
- * So what the callback uses for the request may be freed then; and the callback must not wait for this call, nor for a lock that is
+/* Ends a request. After it returns, no callback for the request runs or begins in another thread, and none begins in this one:
+ * outputs that a step has ready are dropped, including the last one, and a callback that runs in another thread is waited for. So the
+ * memory that the callback uses for the request may then be freed. The callback must not wait for this call, nor for a lock that is
  * held around it.
- * LYNX_RT_NOT_FOUND where the request is unknown, aborted, or its last output has been delivered or is being so. */
+ * LYNX_RT_NOT_FOUND where the request is unknown or aborted, or its last output has been delivered or is being delivered. */
 LYNX_RT_API lynx_rt_status lynx_rt_abort(lynx_rt_engine* engine, uint64_t request_id);
 
-/* 1 while requests wait or run, or have outputs that are not delivered, else 0; 0 for NULL and a closed engine. */
+/* Returns 1 while requests wait or run, or have outputs not yet delivered, else 0; 0 for NULL and a closed engine. */
 LYNX_RT_API int lynx_rt_has_unfinished(const lynx_rt_engine* engine);
 
-/* Waits until lynx_rt_has_unfinished(), lynx_rt_wake() or timeout_ms have passed (negative = no limit), and says in *has_work, which
- * may be NULL, whether there is something to do. LYNX_RT_CLOSED where the engine is, or gets, closed. */
+/* Waits until lynx_rt_has_unfinished(), lynx_rt_wake() or timeout_ms have passed (negative = no limit). Writes to *has_work, unless
+ * has_work is NULL, whether there is something to do. LYNX_RT_CLOSED where the engine is closed, or is closed during the wait. */
 LYNX_RT_API lynx_rt_status lynx_rt_wait_for_work(lynx_rt_engine* engine, int64_t timeout_ms, int* has_work);
-/* Ends every wait under way; where there is none, the next one ends at once. */
+/* Ends every wait in progress; where there is none, the next wait ends at once. */
 LYNX_RT_API lynx_rt_status lynx_rt_wake(lynx_rt_engine* engine);
 
-/* The policy from the next step on: "topk", "lynx", ... */
+/* Sets the selection from the next step on: "topk", "lynx", ... */
 LYNX_RT_API lynx_rt_status lynx_rt_set_expert_selection(lynx_rt_engine* engine, const char* selection);
-/* NULL on failure. Valid until the thread's next call of this function. */
+/* Returns the current selection, NULL on failure. Valid until the thread's next call of this function. */
 LYNX_RT_API const char* lynx_rt_expert_selection(const lynx_rt_engine* engine);
 
-/* NULL on failure. Valid until lynx_rt_destroy(), also after lynx_rt_close(). */
+/* Returns NULL on failure. Valid until lynx_rt_destroy(), also after lynx_rt_close(). */
 LYNX_RT_API const lynx_rt_model_info* lynx_rt_get_model_info(const lynx_rt_engine* engine);
 
-/* The statistics of now, to be freed with lynx_rt_free_stats() (NULL is fine), also after lynx_rt_destroy(). NULL on failure. */
+/* Returns the current statistics, NULL on failure. Free them with lynx_rt_free_stats(), which takes NULL too; both before and after
+ * lynx_rt_destroy() is fine. */
 LYNX_RT_API const lynx_rt_stats* lynx_rt_get_stats(const lynx_rt_engine* engine);
 LYNX_RT_API void lynx_rt_free_stats(const lynx_rt_stats* stats);
 LYNX_RT_API lynx_rt_status lynx_rt_reset_stats(lynx_rt_engine* engine);

@@ -1,4 +1,5 @@
-// How one request is sampled. Names and meanings are vLLM's; stop strings and n live in the Python layer, which has the text.
+// How one request is sampled. Names and meanings are vLLM's. Stop strings and n are handled by the Python layer, which has the
+// text.
 #pragma once
 #include <cstdint>
 #include <optional>
@@ -17,7 +18,7 @@ struct SamplingParams {
   float repetition_penalty = 1.f;  // > 0, on prompt and generated tokens
   std::optional<uint64_t> seed;    // absent = derived from the engine's seed and the request's number
   int32_t max_tokens = 256;        // >= 1; cut to the context end
-  int32_t min_tokens = 0;          // no end of text before this many
+  int32_t min_tokens = 0;          // no end of text before this many tokens
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
   int32_t logprobs = -1;                              // per generated token: the n most likely and the sampled one; -1 = off
@@ -25,10 +26,10 @@ struct SamplingParams {
   std::vector<std::pair<int32_t, float>> logit_bias;  // added before the softmax
   std::vector<int32_t> allowed_token_ids;             // empty = all
   std::vector<std::vector<int32_t>> bad_words;        // token sequences that must not be completed
-  // Teacher forcing: the i-th generated token is forced_token_ids[i] whatever its likelihood, which logprobs tell. Nothing ends
-  // the request before the last of them, and it ends with kLength there; max_tokens and every constraint are without effect.
+  // Teacher forcing: the i-th generated token is forced_token_ids[i], whatever its likelihood, which logprobs report. The request
+  // ends with kLength at the last of them and not before; max_tokens and all constraints have no effect.
   std::vector<int32_t> forced_token_ids;  // empty = tokens are drawn
-  bool exact = false;                     // the model's own routing for this request, whatever the engine's selection is
+  bool exact = false;                     // this request has the model's own routing, whatever the engine's selection is
 };
 
 }  // namespace lynx_rt
