@@ -1,4 +1,4 @@
-// Dispatch on the CPU: pairs are ordered by expert, by a counting sort. routing.h says what a DispatchPlan holds.
+// Dispatch on the CPU: a counting sort orders the pairs by expert. routing.h defines DispatchPlan.
 #pragma once
 #include <cstdint>
 
@@ -7,7 +7,7 @@
 
 namespace lynx_rt {
 
-// Fills `plan` from routing.ids [T, k], each -1 or in [0, E); T * k fits int32.
+// Fills `plan` from routing.ids [T, k], each -1 or in [0, E); T * k must fit int32.
 void dispatch_pairs(const Routing& routing, int64_t num_rows, const RouterRule& rule, DispatchPlan& plan);
 
 }  // namespace lynx_rt

@@ -1,5 +1,5 @@
-// Softmax gates as integers, so that their sums depend neither on an order nor on a device: the same bits wherever double
-// precision is IEEE and products are not contracted.
+// Softmax gates as integers, so that their sums depend neither on the order nor on the device. The bits are the same wherever
+// double precision is IEEE and products are not contracted.
 #pragma once
 #include <cstdint>
 
@@ -13,7 +13,7 @@ namespace lynx_rt {
 
 inline constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 
-// exp(r), r in (-ln 2, 0]. The series through r^12 is within 0.7^13 / 13! < 2^-38.
+// Returns exp(r) for r in (-ln 2, 0]. The error of the series through r^12 is below 0.7^13 / 13! < 2^-38.
 LYNX_HOST_DEVICE inline double exp_series(double r) {
   double p = 1.0 / 479001600;
   p = p * r + 1.0 / 39916800;
@@ -31,7 +31,7 @@ LYNX_HOST_DEVICE inline double exp_series(double r) {
   return p;
 }
 
-// exp(-gap) in units of 2^-32, to one unit; 0 from 2^-32 on. gap >= 0.
+// Returns exp(-gap) for gap >= 0 in units of 2^-32, to one unit; 0 where it is 2^-32 or less.
 LYNX_HOST_DEVICE inline uint64_t exp_mass(double gap) {
   const double power = gap * kLog2E;
   if (!(power < 32)) return 0;
@@ -39,7 +39,7 @@ LYNX_HOST_DEVICE inline uint64_t exp_mass(double gap) {
   return uint64_t(exp_series((whole - power) * kLn2) * double(uint64_t{1} << (32 - whole)) + 0.5);
 }
 
-// The gate of an expert in units of 2^-30: its exp_mass over the sum of those of all experts of the row, rounded down.
+// Returns the gate of an expert in units of 2^-30, rounded down: its exp_mass over the sum of those of all experts of the row.
 LYNX_HOST_DEVICE inline uint64_t gate_mass(uint64_t mass, uint64_t sum) { return (mass << 30) / sum; }
 
 }  // namespace lynx_rt

@@ -1,27 +1,27 @@
-// Selection policies and their parameters: what a layer does with the experts that a batch's rows choose.
+// Selection policies and their parameters: how a layer changes the experts that a batch's rows choose.
 #pragma once
 #include <cstdint>
 
 namespace lynx_rt {
 
-// What a step's rows are, as the scheduler states it; never guessed from shapes.
+// The kind of a step's rows, as the scheduler states it; it is never guessed from shapes.
 enum class Phase : uint8_t { kPrefill, kMixed, kDecodeOnly };
 
-// What a layer does with a batch's own choices; selector.h defines each policy.
+// The policies; selector.h defines each.
 enum class Policy : uint8_t {
   kTopk,         // the model's own routing
   kLynx,         // LYNX AffinityBinning, threshold rule (arXiv 2411.08982)
-  kLynxLiteral,  // the same votes, added to the row's scores
+  kLynxLiteral,  // LYNX's votes, added to the row's scores
   kOea,          // Opportunistic Expert Activation, simplified form (arXiv 2511.02237)
   kXshare,       // XShare: a budget, filled by summed gates (arXiv 2602.07265)
   kDesVote,      // DES-Vote: a budget, filled by gates summed over own choices (arXiv 2602.00879)
-  kCover,        // few experts, among which every row finds one nearly as good as its best; ours, docs/study.md
+  kCover,        // few experts, among which every row has one nearly as good as its best; this project's, docs/study.md
   kSere,         // SERE: secondary choices move to the most similar primary expert (arXiv 2602.07616)
   kSkip,         // NAEE's dynamic skipping: choices far below the first are dropped (arXiv 2402.14800)
   kTopJ,         // the first j choices
-  kDenyRank,     // the choice of one rank is denied, for measuring what it is worth
-  kCapacity,     // a cap on the rows of an expert, overflow to the row's next choice (GShard, arXiv 2006.16668)
-  kAlias,        // merged experts: a table says which expert stands in for which (MC-SMoE, arXiv 2310.01334)
+  kDenyRank,     // the choice of one rank is denied, to measure its worth
+  kCapacity,     // a cap on an expert's rows; the overflow goes to a row's next choice (GShard, arXiv 2006.16668)
+  kAlias,        // merged experts: a table says which expert replaces which (MC-SMoE, arXiv 2310.01334)
   kReplay,       // recorded ids
 };
 inline constexpr int kNumPolicies = int(Policy::kReplay) + 1;
@@ -37,10 +37,10 @@ constexpr bool admits(Policy p) {
 }
 // Whether the policy knows `refill` and `damp`.
 constexpr bool has_refill(Policy p) { return admits(p) || p == Policy::kLynxLiteral; }
-// Whether a result that reads no fewer experts than the own choices is discarded for them.
+// Whether the own choices replace a result that reads no fewer experts than they do.
 constexpr bool has_guard(Policy p) { return !is_per_row(p) && p != Policy::kCapacity; }
 
-// One layer's policy and its parameters. Plain data: kernels take it by value.
+// A layer's policy and its parameters. Plain data, which kernels take by value.
 struct Selection {
   Policy policy = Policy::kTopk;
   double alpha = 6;         // lynx, lynx_literal: bins per nat of affinity gap (bin width 1 / alpha); > 0
@@ -59,7 +59,7 @@ struct Selection {
   int j = 1;                // top_j: choices that stay; 1..k (k = identity)
   int rank = 0;             // deny_rank: 0..k-1
   double factor = 1;        // capacity: an expert takes ceil(factor * B * k / E) rows; > 0
-  bool all_phases = false;  // acts in prefill and mixed steps too (key phase: decode, all)
+  bool all_phases = false;  // the policy acts in prefill and mixed steps too (key phase: decode, all)
   // The layer's tables, in the backend's memory.
   const float* similarity = nullptr;  // sere: [E, E]
   const int32_t* alias = nullptr;     // alias: [E] 0..E-1
@@ -70,7 +70,7 @@ struct Selection {
 constexpr bool acts(const Selection& s, Phase phase, int64_t rows) {
   return s.policy != Policy::kTopk && (s.all_phases || phase == Phase::kDecodeOnly) && rows >= (is_per_row(s.policy) ? 1 : 2);
 }
-// Experts that `budget` allows.
+// Returns the number of experts that `budget` allows.
 constexpr int budget_experts(const Selection& s, int num_experts) {
   const double m = s.budget < 1 ? s.budget * num_experts : s.budget;
   return m >= num_experts ? num_experts : m < 1 ? 1 : int(m);

@@ -1,14 +1,15 @@
-// How a row's experts are ranked and weighed, for every kind of router. An expert of a row has two float32 values:
+// Ranks and weighs the experts of a row, for every kind of router. For a row, an expert has two float32 values:
 //   key   experts are chosen, voted for and compared by it; in nats; -inf outside the row's groups
 //   gate  the logarithm of the ungated weight: weights are proportional to exp(gate)
-// Softmax without bias and groups, and sparsemixer: both are the logit. Else, with z the logit:
+// For softmax without bias and groups, and for sparsemixer, both are the logit. Else, with z the logit:
 //   gate  softmax: z; sigmoid: log(sigmoid(z))
 //   key   without bias the gate. With bias the experts are ranked by c = a + bias, where a is the softmax probability or
 //         the sigmoid: key = log(r), r = 1 - (c_best - c) / a_best, "best" being the row's first choice. Real biases share an
 //         offset that is large beside a; r does not change with it, and without bias r = a / a_best. r is negative for what is
 //         far behind: below 2^-20 the logarithm goes on as its tangent, so that the order stays.
 //   groups  are ranked by their best c, or the sum of their two best.
-// Computed in double precision from plain operations: the same bits wherever that is IEEE and products are not contracted.
+// Both are computed in double precision from basic operations. The bits are the same wherever double precision is IEEE and
+// products are not contracted.
 #pragma once
 #include <cstdint>
 
@@ -17,7 +18,7 @@
 
 namespace lynx_rt {
 
-// Whether keys are something else than the logits.
+// Whether keys differ from the logits.
 LYNX_HOST_DEVICE constexpr bool has_keys(const RouterRule& rule) {
   return rule.kind == RouterKind::kSigmoid || rule.bias || rule.num_groups > 1;
 }
@@ -26,7 +27,7 @@ LYNX_HOST_DEVICE constexpr bool is_normalised(const RouterRule& rule) {
   return rule.norm_topk && rule.min_sum == 0 && rule.kind != RouterKind::kSparsemixer;
 }
 
-// exp(-gap), gap >= 0, to 2^-38 of it; 0 from 2^-1000 on.
+// Returns exp(-gap) for gap >= 0, to a relative error of 2^-38; 0 where it is 2^-1000 or less.
 LYNX_HOST_DEVICE inline double exp_negative(double gap) {
   const double power = gap * kLog2E;
   if (!(power < 1000)) return 0;
@@ -36,7 +37,7 @@ LYNX_HOST_DEVICE inline double exp_negative(double gap) {
   return value / double(uint64_t{1} << whole);
 }
 
-// log((1 + s) / (1 - s)), |s| <= 1/3, to 2^-40 of it: the series of 2 atanh(s) through s^23.
+// Returns log((1 + s) / (1 - s)) for |s| <= 1/3, to a relative error of 2^-40: the series of 2 atanh(s) through s^23.
 LYNX_HOST_DEVICE inline double log_quotient(double s) {
   const double q = s * s;
   double p = 1.0 / 23;
@@ -64,7 +65,8 @@ LYNX_HOST_DEVICE inline double log_sigmoid(double z) {
   return (z < 0 ? z : 0) - log_quotient(e / (2 + e));  // log(1 + e)
 }
 
-// The key of an expert that is `behind` = c_best - c >= 0 behind a first choice with a_best >= 0.
+// Returns the key of an expert from its distance behind the first choice, `behind` = c_best - c >= 0, and that choice's a_best >=
+// 0.
 LYNX_HOST_DEVICE inline float choice_key(double behind, double a_best) {
   constexpr double kLeastLog = 1.0 / (1 << 20), kLowest = -3e38;
   const double lost = behind / (a_best > 1e-12 ? a_best : 1e-12);
@@ -79,7 +81,7 @@ LYNX_HOST_DEVICE inline float choice_key(double behind, double a_best) {
   return float(log_quotient((r - 1) / (r + 1)) - halvings * kLn2);
 }
 
-// What groups are ranked by.
+// The score by which groups are ranked.
 struct GroupScore {
   double best = -1e300, second = -1e300;
 

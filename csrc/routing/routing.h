@@ -5,12 +5,12 @@
 
 namespace lynx_rt {
 
-// Which experts a row goes to. All arrays are the caller's, sized for its largest batch.
+// The experts that rows go to. The caller owns all arrays, sized for its largest batch.
 struct Routing {
   int32_t* ids;        // [T, k] expert, -1 = no expert
   float* weights;      // [T, k] >= 0; 0 where id = -1
   int32_t* active;     // [E] the first num_active are the experts that some id names, ascending
-  int32_t num_active;  // on the host; a backend on a device keeps the count there and leaves this alone
+  int32_t num_active;  // set by host backends; a device backend keeps the count in its own memory and leaves this alone
 };
 
 // Counters of one route() call.
@@ -18,10 +18,10 @@ struct SelectionStats {
   int32_t rows = 0;            // real rows
   int32_t union_before = 0;    // distinct experts of the model's own choices
   int32_t active = 0;          // distinct experts after selection
-  int32_t remapped_pairs = 0;  // chosen experts that differ from the model's own choice (as sets, per row, summed)
+  int32_t remapped_pairs = 0;  // own choices that rows lost, replaced or dropped, summed over rows
   double retained_mass = 0;    // sum over rows of (gate mass of the final choice / of the own choice), 1 at most
-  bool acted = false;          // a policy changed or could have changed this call (phase, rows, policy)
-  bool guard_hit = false;      // never-worse guard: result discarded for the model's own routing
+  bool acted = false;          // a policy was applied: acts(), and not every row is exact
+  bool guard_hit = false;      // the guard discarded the result for the model's own routing
   int32_t first_bad = -1;      // t * E + e of the first score that is not finite, -1 = none; else the rest is meaningless
 };
 

@@ -1,4 +1,4 @@
-// What the parts of Selector share.
+// Definitions that the source files of Selector share.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -9,8 +9,8 @@
 namespace lynx_rt {
 
 struct Selector::Batch {
-  const float* keys;     // [T, E] what experts are chosen and compared by; router_keys.h
-  const float* gates;    // [T, E] what weights are computed from
+  const float* keys;     // [T, E] by which experts are chosen and compared; router_keys.h
+  const float* gates;    // [T, E] from which weights are computed
   int64_t num_rows;      // T
   int num_experts;       // E
   int top_k;             // k
@@ -24,11 +24,11 @@ struct Selector::Batch {
   bool is_exact(int64_t t) const { return exact && exact[t]; }
 };
 
-// Whether the weights of own choices move with them.
+// Whether an own choice that moves to another expert takes its weight along.
 constexpr bool moves_weights(Policy p) { return p == Policy::kSere || p == Policy::kAlias; }
 
-// The k best of `candidates` (ascending expert ids) by key, best first, ties to the lower expert. Returns how many there
-// are: min(k, candidates). An insertion sort of the best k; most candidates fail the first comparison.
+// Writes the k best of `candidates` (ascending expert ids) by key to `ids`, best first, ties to the lower expert. Returns their
+// number: min(k, candidates). It is an insertion sort of the best k, since most candidates fail the first comparison.
 inline int pick_best(const float* keys, std::span<const int32_t> candidates, int k, int32_t* ids) {
   int n = 0;
   for (const int32_t e : candidates) {
@@ -47,8 +47,8 @@ inline void drop_outside(const float* keys, int32_t first, int k, int32_t* ids) 
   if (ids[0] < 0) ids[0] = first;
 }
 
-// Drops what a row did not choose itself and whose key is more than `limit` nats (-log(refill)) below the best that it got.
-// ids[0] is an expert.
+// Drops the experts that a row did not choose itself and whose key is more than `limit` nats (-log(refill)) below its best one.
+// ids[0] must be an expert.
 inline void drop_refills(const float* keys, const int32_t* wanted, int k, double limit, int32_t* ids) {
   float best = keys[ids[0]];
   for (int j = 1; j < k; ++j)

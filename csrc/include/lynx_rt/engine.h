@@ -35,7 +35,7 @@ struct EngineOptions {
   // A folder where quantised weights are stored for the next run; "" = none. The file name depends on the sizes and times of
   // change of the checkpoint's files.
   std::string quantization_cache;
-  int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's, cut to what the KV cache holds
+  int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
   // Requests beyond max_num_seqs that may wait for one to end before add_request() refuses; 0 = no limit.
