@@ -5,7 +5,7 @@
 namespace lynx_rt {
 
 size_t BlockPool::KeyHash::operator()(const Key& key) const {
-  // FNV-1a over the words: spread only; equality is decided by Key.
+  // FNV-1a over the words. It only spreads keys over buckets; equality is decided by Key.
   uint64_t h = 14695981039346656037ull ^ uint64_t(key.parent);
   for (int32_t t : key.tokens) h = (h ^ uint32_t(t)) * 1099511628211ull;
   return size_t(h ^ (h >> 32));

@@ -1,4 +1,4 @@
-// The C ABI over Engine: no exception of this library leaves it.
+// The C ABI over Engine. It lets no exception of this library out.
 #include <cxxabi.h>
 
 #include <new>
@@ -44,7 +44,7 @@ lynx_rt_status guarded(Call call) {
     call();
     return LYNX_RT_OK;
 #ifdef __GLIBCXX__
-  } catch (const abi::__forced_unwind&) {  // the thread ends in a callback (pthread_exit), and must be let go
+  } catch (const abi::__forced_unwind&) {  // pthread_exit in a callback: the thread must be allowed to end
     throw;
 #endif
   } catch (const lynx_rt::Error& e) {

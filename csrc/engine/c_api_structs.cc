@@ -16,11 +16,11 @@ namespace {
 static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE_FULL == int(ErrorCode::kQueueFull) + 1);
 static_assert(LYNX_RT_ERROR == int(FinishReason::kError) && LYNX_RT_STOP == int(FinishReason::kStop));
 static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
-// A field added at the end of a struct that callers fill must not lie in what was padding: they need not have zeroed that.
+// A struct that callers fill must not end in padding: callers need not zero it, and a field added later would lie there.
 static_assert(offsetof(lynx_rt_options, log_user) + sizeof(void*) == sizeof(lynx_rt_options));
 static_assert(offsetof(lynx_rt_params, num_bad_words) + sizeof(size_t) == sizeof(lynx_rt_params));
 
-// The caller's struct, cut or filled up with zeros to the one this library knows.
+// Returns the caller's struct, cut or extended with zeros to the size that this library knows.
 template <class Struct>
 Struct read(const Struct* from, const char* name) {
   Struct out{};
@@ -30,7 +30,7 @@ Struct read(const Struct* from, const char* name) {
   return out;
 }
 
-// A field of the caller's struct, unless it is 0 and so stands for the default, which `to` holds.
+// Copies a field of the caller's struct; 0 means the default, which `to` holds already.
 template <class To, class From>
 void take(To& to, From from) {
   if (from) to = To(from);
@@ -57,7 +57,7 @@ void call_back(const char* name, const std::function<void()>& call) {
   try {
     call();
 #ifdef __GLIBCXX__
-  } catch (const abi::__forced_unwind&) {  // the thread ends in the callback (pthread_exit), and must be let go
+  } catch (const abi::__forced_unwind&) {  // pthread_exit in the callback: the thread must be allowed to end
     throw;
 #endif
   } catch (const std::exception& e) {
@@ -115,7 +115,7 @@ OutputView::OutputView(const StepOutput& from) {
   size_t num_entries = 0;
   for (const auto* tokens : {&from.logprobs, &from.prompt_logprobs})
     for (const TokenLogprobs& token : *tokens) num_entries += token.size();
-  entries_.reserve(num_entries);  // so that pointers into both stay
+  entries_.reserve(num_entries);  // pointers into both vectors must stay valid
   lists_.reserve(from.logprobs.size() + from.prompt_logprobs.size());
 
   view_.request_id = from.request_id;
@@ -165,7 +165,7 @@ ModelInfoView::ModelInfoView(ModelInfo info) : info_(std::move(info)) {
 
 namespace {
 
-// lynx_rt_stats first, so that a pointer to it is one to all of it.
+// lynx_rt_stats is the base, so that a pointer to it can be cast back to the whole.
 struct OwnedStats : lynx_rt_stats {
   EngineStats from;
   std::vector<lynx_rt_layer_stats> layer_values;

@@ -20,9 +20,9 @@ struct Engine::Impl {
   std::mutex turn;  // held through a step and the callbacks for its outputs; taken before `mutex`
   std::atomic<std::thread::id> stepping;
 
-  mutable std::mutex mutex;          // of what follows
+  mutable std::mutex mutex;          // guards the members below
   std::unique_ptr<EngineCore> core;  // null after close()
-  std::vector<StepOutput> outputs;   // of the last step(on_output): from num_delivered on they are still to be delivered
+  std::vector<StepOutput> outputs;   // of the last step(on_output); those from num_delivered on are not yet delivered
   size_t num_delivered = 0;
   uint64_t delivering = 0;  // the request whose callback runs; 0 = none
   std::condition_variable delivered;
@@ -35,18 +35,18 @@ struct Engine::Impl {
   ForkGuard fork_guard;
 
   std::unique_lock<std::mutex> lock() const {
-    fork_guard.check("the engine");  // first: the lock may be one that a thread of the parent holds
+    fork_guard.check("the engine");  // before locking: in a child, a thread of the parent may hold the lock
     return std::unique_lock(mutex);
   }
 
-  // Called with the lock held.
+  // Returns the core; throws kClosed after close(). The caller holds the lock.
   EngineCore& locked_core() const {
     if (!core) fail(ErrorCode::kClosed, "", "the engine has been closed");
     return *core;
   }
   bool has_unfinished() const { return num_delivered < outputs.size() || locked_core().has_unfinished(); }
 
-  // Access to the core, under the lock until the end of the statement.
+  // Gives access to the core, under the lock until the end of the statement.
   class Open {
    public:
     explicit Open(const Impl& impl) : lock_(impl.lock()), core_(&impl.locked_core()) {}
@@ -91,7 +91,7 @@ struct Engine::Impl {
 
 namespace {
 
-// A thread's turn to step.
+// The turn of a thread to step; turns follow one another.
 class Turn {
  public:
   Turn(std::mutex& mutex, std::atomic<std::thread::id>& stepping) : stepping_(stepping) {
@@ -109,7 +109,7 @@ class Turn {
   std::unique_lock<std::mutex> lock_;
 };
 
-// Takes the next output, and says that its callback runs for as long as the object is there.
+// Takes the next output, and marks its callback as running as long as the object lives.
 template <class Impl>
 class Delivery {
  public:
@@ -120,7 +120,7 @@ class Delivery {
     impl.delivering = output_->request_id;
   }
   ~Delivery() {
-    if (impl_.fork_guard.forked()) return;  // by the callback
+    if (impl_.fork_guard.forked()) return;  // the callback forked, and this is the child
     std::lock_guard lock(impl_.mutex);
     impl_.delivering = 0;
     impl_.delivered.notify_all();
@@ -128,14 +128,15 @@ class Delivery {
   Delivery(const Delivery&) = delete;
   Delivery& operator=(const Delivery&) = delete;
 
-  const std::optional<StepOutput>& output() const { return output_; }  // absent where there is no other
+  const std::optional<StepOutput>& output() const { return output_; }  // absent where no output is left
 
  private:
   Impl& impl_;
   std::optional<StepOutput> output_;
 };
 
-constexpr int64_t kMaxWaitMs = int64_t(365) * 24 * 3600 * 1000;  // sums with the clock's time do not overflow
+constexpr int64_t kMaxWaitMs =
+    int64_t(365) * 24 * 3600 * 1000;  // small enough that its sum with the clock's time does not overflow
 
 std::string describe(const ModelInfo& i) {
   return str_cat(i.model_type, " in ", i.dtype, " on ", i.device, ": ", i.weight_bytes, " bytes of weights, ", i.kv_bytes,
@@ -147,8 +148,8 @@ std::string describe(const ModelInfo& i) {
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
-// In the child of a fork nothing is freed: the core may be in the middle of a step, its pages are shared with the parent, and a
-// condition that threads of the parent wait for would wait for them to leave.
+// In the child of a fork() nothing is freed: the core may be in the middle of a step, its pages are shared with the parent, and
+// destroying a condition variable would wait for threads that exist in the parent only.
 Engine::~Engine() {
   if (impl_->fork_guard.forked()) static_cast<void>(impl_.release());
 }

@@ -55,13 +55,14 @@ bool is_dummy(const EngineOptions& o) {
   return o.load_format == "dummy";
 }
 
-// The file that keeps the quantised weights of a checkpoint; "" where none is asked for.
+// Returns the file that stores the quantised weights of a checkpoint; "" where none is requested.
 std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
   if (o.quantization_cache.empty()) return "";
   if (parse_quantization(o.quantization) == QuantFormat::kPlain)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
-  // What the weights were before depends on config.json as well: how they are decoded, and what those of other dtypes become.
+  // The weights before quantisation also depend on config.json: on how they are decoded, and on the dtype that others are
+  // converted to.
   std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
   std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
@@ -106,7 +107,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
     fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
          " experts, got ", config_.num_experts);
   check_files();
-  options_.on_load_progress = nullptr;  // what it holds is its caller's, who need not keep it longer
+  options_.on_load_progress = nullptr;  // it may refer to objects that the caller need not keep any longer
   reset_stats();
 }
 
@@ -215,13 +216,13 @@ bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
   Request* r = scheduler_.find_running(id);
   if (!r || num_tokens < 0 || num_tokens >= r->num_generated()) return false;
   r->tokens.resize(r->tokens.size() - size_t(num_tokens));
-  // The last token that is left is computed again, for its logits.
+  // The last remaining token is computed again, for its logits.
   scheduler_.rollback(*r, std::max<int64_t>(0, r->num_computed + 1 - int64_t(r->tokens.size())));
   counters_.generation_tokens -= num_tokens;
   return true;
 }
 
-// Its own pages, so that running requests are not touched.
+// The sequence has pages of its own, so that running requests are not touched.
 void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                             const std::function<void(int64_t, int64_t)>& done) {
   if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
@@ -359,13 +360,13 @@ std::vector<StepOutput> EngineCore::step() {
   for (ScheduledRequest& s : scheduled.requests)
     if (s.request->first_scheduled_time == 0) s.request->first_scheduled_time = start;
 
-  // Up to advance() a request changes in nothing that a second try of the step would not set anew, so that a failure in the
-  // model leaves them all as they were.
+  // Before advance(), only fields of a request change that a second try of the step sets again, so a failure in the model leaves
+  // all requests as they were.
   std::vector<Drawn> drawn;
   try {
     drawn = run(scheduled);
   } catch (const RowError& e) {
-    // One request is to blame: it ends, and the next step does this one again without it.
+    // One request is to blame: it ends, and the next step repeats this one without it.
     size_t i = 0;
     while (batch_.first_row(i + 1) <= e.row()) ++i;
     Request* request = scheduled.requests[i].request;

@@ -1,4 +1,4 @@
-// What EngineCore does for research beside its results: recorded routing, compared experts.
+// EngineCore's functions for research: recording of the routing, comparison of experts.
 #include <utility>
 
 #include "base/cpu_features.h"
@@ -32,8 +32,8 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   ++recorded_steps_;
 }
 
-// Returns the experts of the positions that the caller does not have: those computed since the last time or, after a preemption,
-// which has all of them computed again, those from 0 on.
+// Returns the experts of the positions that have not been returned: those computed since the last call; after a preemption, which
+// has all positions computed again, those from 0 on.
 RoutedExperts EngineCore::take_routed_experts(Request& r) {
   if (!options_.enable_return_routed_experts) return {};
   const int64_t begin = r.num_routed_returned;

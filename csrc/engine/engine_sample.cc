@@ -1,4 +1,4 @@
-// What EngineCore does with the logits of a step: log-probabilities of prompts, and the next tokens.
+// EngineCore's use of a step's logits: log-probabilities of prompts, and the next tokens.
 #include <algorithm>
 #include <chrono>
 
@@ -21,8 +21,8 @@ float* EngineCore::host_logits(int64_t row) {
   return host_logits_.data();
 }
 
-// Computes the logits of the rows that the step names, as many at a time as there is room for, and returns what was drawn from
-// those of sampled rows, in their order.
+// Computes the logits of step.logit_rows, as many at a time as there is room for. Returns the tokens drawn for the sampled rows,
+// in their order.
 std::vector<EngineCore::Drawn> EngineCore::use_logits(const ScheduledStep& step) {
   for (const ScheduledRequest& s : step.requests)  // entry 0 stays empty: nothing predicts the first token
     if (Request& r = *s.request; r.wants_prompt_logits()) r.prompt_logprobs.resize(size_t(r.num_computed + 1));
@@ -54,7 +54,7 @@ std::vector<EngineCore::Drawn> EngineCore::use_logits(const ScheduledStep& step)
   return drawn;
 }
 
-// Whether the row has a token mask, which is then in `words`; what goes wrong is told in `error`.
+// Writes the row's token mask to `words`; returns false where it has none. Sets `error` where making the mask throws.
 bool EngineCore::fill_token_mask(const SampleRow& row, std::span<int32_t> words, std::string& error) const {
   const Request& r = row.request;
   if (!r.token_mask || !r.params.forced_token_ids.empty()) return false;
@@ -67,9 +67,9 @@ bool EngineCore::fill_token_mask(const SampleRow& row, std::span<int32_t> words,
   }
 }
 
-// Draws a token for each row, whose logits are rows of logits_ from first_logits on: where nothing but the draw is asked for, in
-// the backend, which leaves it in `tokens` at the end of the step. A row whose constraints or logits leave nothing to draw gets
-// an error of its own; the others go on.
+// Draws a token for each row; the rows' logits are the rows of logits_ from first_logits on. A row that needs nothing but the
+// draw is drawn by the backend, which writes the token to `tokens` at the end of the step. A row whose constraints or logits
+// leave nothing to draw gets an error of its own; the others go on.
 void EngineCore::sample(std::span<SampleRow> rows, int64_t first_logits, std::span<Drawn> drawn, int32_t* tokens) {
   const double start = now();
   const size_t words = size_t(token_mask_words(config_.vocab_size));
@@ -100,7 +100,7 @@ void EngineCore::sample(std::span<SampleRow> rows, int64_t first_logits, std::sp
   counters_.sampling_seconds += now() - start;
 }
 
-// After the step: the tokens that the backend has drawn.
+// Reads the tokens that the backend has drawn; called after the step.
 void EngineCore::take_drawn_tokens(std::span<Drawn> drawn) const {
   for (size_t i = 0; i < drawn.size(); ++i) {
     if (!drawn[i].by_backend || !drawn[i].error.empty()) continue;

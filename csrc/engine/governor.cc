@@ -13,8 +13,8 @@ namespace lynx_rt {
 namespace {
 
 constexpr const char* kField = "expert_selection";
-constexpr double kKeep = 0.95;    // of older steps' weight, per step: about the last twenty count
-constexpr double kMargin = 0.97;  // of the target, for a weaker level: no change back and forth at the border
+constexpr double kKeep = 0.95;    // factor of older weights per step: about the last twenty steps count
+constexpr double kMargin = 0.97;  // share of the target for a weaker level, so that levels do not alternate
 
 std::vector<std::string> levels_of(std::string_view policy, int top_k) {
   std::vector<std::string> levels = {"topk"};
@@ -91,14 +91,14 @@ void Governor::fit(const Step& s) {
   prior_ += (s.seconds * s.expert_share / std::max(s.active, 1.0) - prior_) / weight_;
   const double n = n_ / weight_, t = t_ / weight_;
   const double variance = std::max(0.0, nn_ / weight_ - n * n), covariance = nt_ / weight_ - n * t;
-  // The pull is worth the spread of a tenth in n: below that, the slope is mostly noise.
+  // The pull weighs as much as a spread of a tenth in n: with a smaller spread, the slope is mostly noise.
   const double pull = 0.01 * n * n;
   b_ = std::max(0.0, (covariance + pull * prior_) / (variance + pull));
   c0_ = t - b_ * n;
 }
 
-// A level that has not been used is taken to read as little as the next stronger one that has, so that it is tried once, at the
-// price of a slow step; beyond the last one used, the share falls by a tenth per level.
+// A level that has not been used is assumed to read as little as the next stronger one that has; so it is tried once, at the
+// price of a slow step. Beyond the strongest level used, the share is assumed to fall by a tenth per level.
 void Governor::guess_shares() {
   for (size_t i = 1; i < share_.size(); ++i)
     if (!measured_[i]) share_[i] = 0.9 * share_[i - 1];

@@ -29,7 +29,7 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   budget -= state_bytes;
   int64_t blocks = budget / block_bytes;
   int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");
-  // More than every running request can use is only worth having where it was asked for by size.
+  // More pages than max_num_seqs requests can use are taken only where the caller gave a size.
   if (!o.kv_cache_memory_bytes) blocks = std::min(blocks, wanted_blocks);
   blocks = std::min<int64_t>(blocks, INT32_MAX);
   if (blocks < 1 || (o.max_model_len && blocks < blocks_per_seq)) {

@@ -14,7 +14,8 @@ namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
-// The logarithm of the sum of exp(x[i]), by masses: the sum is off by less than n * 2^-45 of exp(max), 2^-27 for 2^18 tokens.
+// Returns the logarithm of the sum of exp(x[i]), computed by masses. The error of the sum is below n * 2^-45 of exp(max): 2^-27
+// for 2^18 tokens.
 double log_sum_exp(const float* x, int64_t n, float max) {
   constexpr int64_t kBlock = 512;
   const MassRule rule{max, std::numbers::log2e, mass_of_one(n), 0};
@@ -64,7 +65,8 @@ void Sampler::apply_constraints(const SampleRow& row, std::span<const int32_t> e
   for (auto [id, bias] : p.logit_bias) logits[id] += bias;
 }
 
-// repetition: arXiv 1909.05858 section 4.1, on prompt and output; frequency, presence: on output, as in OpenAI's API.
+// Applies the penalties: repetition (arXiv 1909.05858 section 4.1) on prompt and output; frequency and presence on output, as in
+// OpenAI's API.
 void Sampler::apply_penalties(const SampleRow& row, float* logits) {
   const SamplingParams& p = row.request.params;
   if (p.repetition_penalty == 1.0f && p.frequency_penalty == 0.0f && p.presence_penalty == 0.0f) return;

@@ -23,7 +23,7 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   return needed <= 0 || pool_.allocate(needed, r.blocks);
 }
 
-// A slot whose state is that before the first token.
+// Takes a slot, whose state is that before the first token; returns false where none is free.
 bool Scheduler::reserve_state(Request& r) {
   if (!states_.empty()) r.state = states_.allocate();
   return states_.empty() || r.state >= 0;
@@ -52,8 +52,8 @@ void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
   step.num_rows += num_tokens;
 }
 
-// A request that finds no page preempts the latest one, which has not been scheduled in this step yet; the latest one itself
-// waits.
+// A request that finds no page preempts the latest one, which has not been scheduled in this step yet. The latest one preempts
+// itself.
 void Scheduler::schedule_decode(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
@@ -67,13 +67,13 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
     if (ok) {
       take(step, *r, n);
     } else {
-      preempt_last();  // itself; the ones before it hold the pages and go on
+      preempt_last();  // preempts itself; the requests before it hold the pages and go on
     }
   }
 }
 
-// Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was
-// preempted in this step is not let in again before the next.
+// Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was preempted in
+// this step is not admitted again before the next step.
 void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
@@ -86,7 +86,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
       preempt_last();
       ok = reserve(*r, n);
     }
-    if (!ok) return;  // and nobody overtakes: short requests would take every page that falls free
+    if (!ok) return;  // no request overtakes: short requests would take every page that becomes free
     take(step, *r, n);
   }
   while (num_preemptions_ == preemptions && budget(step) > 0 && !waiting_.empty() && num_running() < max_num_seqs_)
@@ -94,7 +94,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
 }
 
 void Scheduler::choose_rows(ScheduledStep& step) {
-  // Rows of request i's tokens [begin, end), as far as the step computes them.
+  // Adds the rows of request i's tokens [begin, end), as far as the step computes them.
   const auto add = [&](size_t i, int64_t begin, int64_t end, bool is_sampled) {
     const ScheduledRequest& s = step.requests[i];
     const int64_t first = s.request->num_computed;
@@ -117,7 +117,7 @@ ScheduledStep Scheduler::schedule() {
   if (step.requests.empty()) {
     schedule_decode(step);
     size_t num_decode = step.requests.size();
-    // Where the last request to decode gave way, those that hold the pages go on with what they have to compute again.
+    // If every decoding request was preempted, the requests that hold the pages continue their prefill.
     if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
@@ -127,8 +127,8 @@ ScheduledStep Scheduler::schedule() {
 
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last known token and drafts are always computed, for their logits; prompt logprobs need those of every token, and pages
-  // do not bring back the state that a layer beside them has after their tokens.
+  // The last known token and the drafts are always computed, for their logits. Prompt logprobs need the logits of every token.
+  // And cached pages do not restore the state that layers beside them have after these tokens.
   const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
   int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
   BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
@@ -158,7 +158,7 @@ void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   }
 }
 
-// Takes the state back to `kept` computed tokens or fewer; returns how many.
+// Takes the state back to `kept` computed tokens or fewer; returns their number.
 int64_t Scheduler::rollback_state(Request& r, int64_t kept) {
   if (states_.empty()) return kept;
   if (r.snapshot.slot >= 0 && r.snapshot.num_computed <= kept) {

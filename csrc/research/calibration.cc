@@ -7,10 +7,10 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kRows = 128;  // rows whose outputs, of all experts, are held at once
+constexpr int64_t kRows = 128;  // rows for which the outputs of all experts are held at once
 constexpr int kLanes = 16;      // partial sums, so that the loops below become vector instructions
 
-// sum over n of term(a[i], b[i])
+// Returns the sum of term(a[i], b[i]) over n.
 template <class Term>
 double sum_over(const float* a, const float* b, int64_t n, Term term) {
   float lanes[kLanes] = {};
@@ -53,7 +53,7 @@ void ExpertComparer::operator()(const MoeInput& in) {
     for (int64_t e = 0; e < num_experts_; ++e)
       backend_.mlp(Activations(in.x + begin * hidden_, rows, hidden_), in.experts[e], {}, outputs_.data() + e * rows * hidden_);
     pool_.parallel_for(rows, [&](int64_t t, int) { compare_row(t, rows); });
-    // Row after row, so that the sums do not depend on the threads.
+    // Rows are added one after the other, so that the sums do not depend on the threads.
     double* sums = sums_.sums.data() + in.layer * num_experts_ * num_experts_;
     for (int64_t t = 0; t < rows; ++t)
       for (int64_t i = 0; i < num_experts_ * num_experts_; ++i) sums[i] += of_row_[size_t(t * num_experts_ * num_experts_ + i)];

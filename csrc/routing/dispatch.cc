@@ -14,7 +14,7 @@ void dispatch_pairs(const Routing& routing, int64_t num_rows, const RouterRule& 
     if (routing.ids[pair] >= 0) ++offsets[routing.ids[pair] + 1];
   for (int e = 0; e < num_experts; ++e) offsets[e + 1] += offsets[e];
 
-  // offsets[e] serves as the next free row of expert e, and so ends where expert e + 1 begins.
+  // offsets[e] serves as the next free sorted position of expert e, so in the end it is where expert e + 1 begins.
   for (int32_t pair = 0; pair < num_pairs; ++pair) {
     const int32_t e = routing.ids[pair];
     const int32_t row = e < 0 ? -1 : offsets[e]++;

@@ -1,4 +1,4 @@
-// The text form of policies and plans, and which values a model allows.
+// Text form of policies and plans, and the check of their values against a model.
 #include <algorithm>
 #include <charconv>
 #include <cmath>
@@ -12,7 +12,7 @@
 namespace lynx_rt {
 namespace {
 
-// A parameter of a policy: its key, where it is kept, what it may be.
+// A parameter of a policy: its key, its member in Selection, its range.
 struct Parameter {
   const char* key;
   std::variant<double Selection::*, int Selection::*> member;
@@ -100,7 +100,7 @@ bool set_phase(Selection& selection, const PolicySetting& setting, const char* f
   return true;
 }
 
-// "0-1+7"
+// Parses layers such as "0-1+7".
 std::vector<std::pair<int, int>> parse_layers(std::string_view text, const char* field) {
   std::vector<std::pair<int, int>> layers;
   for (size_t begin = 0; begin <= text.size();) {
@@ -149,7 +149,7 @@ Selection parse_policy(const std::string& text, std::string* file, const char* f
     invalid(field, "unknown policy \"", name, "\"; the policies are off, ", joined(policies(), [](auto& p) { return p.name; }),
             ", slo");
   selection.policy = found->policy;
-  // Defaults that differ from those of Selection, which are the published rules; docs/study.md says where they come from.
+  // These defaults differ from those of Selection, which are the published rules; docs/study.md explains them.
   if (selection.policy == Policy::kLynx) selection.alpha = 6, selection.refill = 0.25, selection.damp = 0.5;
   if (selection.policy == Policy::kLynxLiteral) selection.alpha = 16;
   if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 1, selection.damp = 0.7;

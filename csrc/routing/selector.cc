@@ -13,7 +13,7 @@ namespace lynx_rt {
 namespace {
 
 void check_scores(const float* scores, int64_t num_rows, int num_experts) {
-  constexpr uint32_t kExponent = 0x7f800000;  // all ones in NaN and infinity, and only there
+  constexpr uint32_t kExponent = 0x7f800000;  // its bits are all ones in NaN and infinity only
   for (int64_t t = 0; t < num_rows; ++t) {
     const float* z = scores + t * num_experts;
     uint32_t bad = 0;
@@ -37,12 +37,12 @@ float best_gate(const float* gates, const int32_t* ids, int k) {
   return best;
 }
 
-// Phi-MoE: softmax probability of the `best` logit among the experts near it, as transformers' modeling_phimoe.py has it:
-// without those that are further off than 2 * jitter of the larger of |z| and the best, and without expert `taken`.
+// Phi-MoE: returns the softmax probability of the `best` logit among the experts near it, as in transformers' modeling_phimoe.py.
+// It leaves out the experts that are farther away than 2 * jitter times the larger of |z| and the best, and expert `taken`.
 double near_probability(const float* z, int num_experts, float best, int taken, float jitter) {
   double sum = 0;
   for (int e = 0; e < num_experts; ++e) {
-    const bool far = (best - z[e]) / std::max(std::abs(z[e]), best) > 2 * jitter;  // 0 / 0: all are 0, and near
+    const bool far = (best - z[e]) / std::max(std::abs(z[e]), best) > 2 * jitter;  // 0 / 0, both logits 0: not far
     if (e != taken && !far) sum += std::exp(z[e] - best);
   }
   return 1 / sum;
@@ -118,7 +118,7 @@ void Selector::reserve(int64_t num_rows, const RouterRule& rule) {
   grow(used_, num_experts);
 }
 
-// The model's own routing. Nothing here looks at more than one row.
+// Computes the model's own routing, for each row by itself.
 void Selector::route_own(const Batch& batch, Routing& own) {
   const RouterRule& rule = batch.rule;
   const std::span<const int32_t> experts(all_experts_.data(), batch.num_experts);
@@ -140,10 +140,10 @@ void Selector::route_own(const Batch& batch, Routing& own) {
         weights[j] = float(rule.scale * near_probability(gates, batch.num_experts, gates[ids[j]], j ? ids[0] : -1, rule.jitter));
       continue;
     }
-    // softmax / (sum of the chosen softmax) = exp / (sum of the chosen exp): the rest of the row is not needed.
+    // A normalised weight is exp / (sum of exp over the chosen experts), so the rest of the row is not needed.
     double denominator = mass;
     if (!is_normalised(rule)) {
-      double one = 0;  // what a gate of 1 would be in units of the best
+      double one = 0;  // a gate of 1 in units of the best gate
       if (rule.kind == RouterKind::kSigmoid)
         one = std::exp(-double(best));
       else
@@ -154,7 +154,7 @@ void Selector::route_own(const Batch& batch, Routing& own) {
   }
 }
 
-// Moves the assignment into `routing`, which holds the own routing. Rows that kept their choice are not touched.
+// Copies the assignment into `routing`, which holds the own routing, and weighs it. Rows that kept their choice are not touched.
 void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const {
   const int k = batch.top_k;
   stats.retained_mass = 0;
@@ -184,8 +184,8 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
       mass += gate;
       if (!moves) weights[j] = gate;
     }
-    if (mass == 0) continue;  // replay: a row of no experts
-    // Where a bias or groups decide, other experts may have larger gates than the own.
+    if (mass == 0) continue;  // replay: a row without experts
+    // Where a bias or groups decide, experts outside the own choice may have larger gates, so the ratio is cut to 1.
     const double retained = std::min(1.0, mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)]);
     stats.retained_mass += retained;
     const double damp = has_refill(batch.selection.policy) ? batch.selection.damp : 0;
@@ -194,18 +194,18 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
   }
 }
 
-// The weight of each own choice goes to the rank of what it became.
+// Moves the weight of each own choice to the rank of the expert that it became.
 void Selector::move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const {
   const int32_t* assigned = assigned_.data() + t * batch.top_k;
   for (int j = 0; j < batch.top_k; ++j) {
-    if (assigned[j] >= 0) continue;  // the first of those that met: its own weight is there
+    if (assigned[j] >= 0) continue;  // the first rank of its expert has its own weight already
     const auto first = std::find(assigned, assigned + j, target_[size_t(own[j])]);
     weights[first - assigned] += weights[j];
     weights[j] = 0;
   }
 }
 
-// Marks the experts that `ids` [T, k] names and returns how many they are.
+// Marks in used_ the experts in `ids` [T, k]; returns their number.
 int Selector::count_used(const Batch& batch, const int32_t* ids) {
   std::fill_n(used_.begin(), batch.num_experts, 0);
   for (int64_t pair = 0; pair < batch.num_pairs(); ++pair)

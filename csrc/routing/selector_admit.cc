@@ -1,4 +1,4 @@
-// Policies that admit experts, and the votes of lynx and lynx_literal. z: a row's keys.
+// Policies that admit experts, and the votes of lynx and lynx_literal. z is a row's keys.
 #include <algorithm>
 #include <cmath>
 
@@ -11,7 +11,7 @@ namespace {
 
 __extension__ using uint128 = unsigned __int128;
 
-// The least integer >= theta * top_vote, without rounding; UINT64_MAX where it is above all possible votes.
+// Returns the least integer >= theta * top_vote, computed exactly; UINT64_MAX where no sum of votes can reach it.
 uint64_t votes_needed(double theta, uint64_t top_vote) {
   int exponent;
   const double fraction = std::frexp(theta, &exponent);  // theta = fraction * 2^exponent, fraction 0 or in [0.5, 1)
@@ -28,7 +28,7 @@ uint64_t votes_needed(double theta, uint64_t top_vote) {
 
 }  // namespace
 
-// Every row votes for the experts near its best score.
+// Counts the votes of every row for the experts near its best score.
 void Selector::count_votes(const Batch& batch, const Routing& own) {
   const Selection& selection = batch.selection;
   const uint64_t voters = uint64_t(batch.num_rows);
@@ -67,13 +67,13 @@ void Selector::admit(const Batch& batch, const Routing& own) {
     case Policy::kCover: admit_cover(batch, own); break;
     default: admit_by_gates(batch, own);
   }
-  // After the filling, so that an exact row only ever adds experts.
+  // Exact rows come after the filling, so that they only add experts.
   for (int64_t t = 0; t < batch.num_rows; ++t)
     if (batch.is_exact(t))
       for (int j = 0; j < batch.top_k; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
 }
 
-// lynx: admits what enough rows vote for, and what a row cannot do without.
+// lynx: admits experts with enough votes, and the first choices of rows that have no alternative.
 void Selector::admit_lynx(const Batch& batch, const Routing& own) {
   const uint64_t needed = votes_needed(batch.selection.theta, vote_value_[0]);
   for (int e = 0; e < batch.num_experts; ++e) admitted_[size_t(e)] = votes_[size_t(e)] >= needed;
@@ -82,7 +82,7 @@ void Selector::admit_lynx(const Batch& batch, const Routing& own) {
   fill(batch, batch.top_k, nullptr);
 }
 
-// oea: admits the first k0 choices of every row, and one more of each while that is fewer than k experts.
+// oea: admits the first k0 choices of every row, then one more choice of every row at a time until k experts are admitted.
 void Selector::admit_oea(const Batch& batch, const Routing& own) {
   int count = 0;
   for (int j = 0; j < batch.top_k && (j < batch.selection.k0 || count < batch.top_k); ++j)
@@ -111,17 +111,17 @@ void Selector::sum_gates(const Batch& batch, const Routing& own) {
   }
 }
 
-// xshare and des_vote: a budget of experts, by their sums of gates.
+// xshare and des_vote: admits a budget of experts by their sums of gates.
 void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
   const bool own_only = batch.selection.policy == Policy::kDesVote;
   sum_gates(batch, own);
   for (int64_t t = 0; t < batch.num_rows && !own_only; ++t)
     for (int j = 0; j < batch.selection.k0; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
-  count_used(batch, own.ids);  // used_: what some row chose
+  count_used(batch, own.ids);  // used_: experts that some row chose
   fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), own_only ? used_.data() : nullptr);
 }
 
-// cover: a greedy cover of the rows by the experts that serve them.
+// cover: admits a greedy cover of the rows by the experts that serve them.
 void Selector::admit_cover(const Batch& batch, const Routing& own) {
   const double delta = batch.selection.delta;
   const auto serves = [&](int64_t t, int e) {
@@ -150,7 +150,8 @@ void Selector::admit_cover(const Batch& batch, const Routing& own) {
   fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), nullptr);
 }
 
-// Admits the best voted of the others, where `allowed` (null: all) says so, until there are `count`; ties to the lower expert.
+// Admits further experts with the most votes until there are `count`, only those that `allowed` marks (null: all); ties to the
+// lower expert.
 void Selector::fill(const Batch& batch, int count, const uint8_t* allowed) {
   for (int n = int(std::count(admitted_.begin(), admitted_.begin() + batch.num_experts, 1)); n < count; ++n) {
     int best = -1;
@@ -161,7 +162,7 @@ void Selector::fill(const Batch& batch, int count, const uint8_t* allowed) {
   }
 }
 
-// The best admitted experts of each row. Exact rows need no case of their own: all they want is admitted.
+// Assigns its best admitted experts to each row. Exact rows need no special case, since all their choices are admitted.
 void Selector::assign_admitted(const Batch& batch, const Routing& own) {
   const int k = batch.top_k;
   const double limit = -std::log(batch.selection.refill);

@@ -1,4 +1,4 @@
-// Policies that choose for each row by a rule of its own. z: a row's keys.
+// Policies that choose experts row by row. z is a row's keys.
 #include <algorithm>
 #include <cmath>
 
@@ -58,7 +58,8 @@ void Selector::assign_row(const Batch& batch, int64_t t, const int32_t* wanted, 
   }
 }
 
-// lynx_literal: takes the k best of the keys with the others' votes added. A row's groups have k experts at least.
+// lynx_literal: takes the k best of the keys with the votes of other rows added. A row's groups have at least k experts, so there
+// are always k.
 void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* wanted, int32_t* ids) {
   const Selection& s = batch.selection;
   const float* z = batch.keys_of(t);
@@ -75,7 +76,7 @@ void Selector::assign_literal(const Batch& batch, int64_t t, const int32_t* want
   drop_refills(z, wanted, batch.top_k, -std::log(s.refill), ids);
 }
 
-// sere: sets target_, which is the expert itself where it is primary or no primary is similar enough.
+// sere: sets target_; an expert that is primary, or to which no primary is similar enough, is its own target.
 void Selector::map_to_primary(const Batch& batch, const Routing& own) {
   const Selection& s = batch.selection;
   std::fill_n(admitted_.begin(), batch.num_experts, 0);  // primary
@@ -104,8 +105,8 @@ void Selector::assign_capacity(const Batch& batch, const Routing& own) {
   for (int j = 0; j < k; ++j)
     for (int64_t t = 0; t < batch.num_rows; ++t) {
       if (batch.is_exact(t)) continue;
-      // Experts only fill up, so that one the row was refused before has no room now either: the best with room that the row
-      // does not have yet is the best it has not asked.
+      // Experts only fill up: an expert that refused the row before has no room now either. So the row's best expert that has
+      // room, and that it does not have yet, is the best that it has not asked.
       const float* z = batch.keys_of(t);
       int32_t* ids = assigned_.data() + t * k;
       int best = -1;

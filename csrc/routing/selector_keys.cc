@@ -1,4 +1,4 @@
-// Keys and gates of routers whose keys are not the logits: router_keys.h says what they are.
+// Keys and gates of routers whose keys are not the logits; router_keys.h defines them.
 #include <algorithm>
 #include <cmath>
 
@@ -9,8 +9,8 @@ namespace lynx_rt {
 
 namespace {
 
-// A sum in the order of a warp, so that a device gets the same bits: lane l adds every 32nd term from l on, then lanes add in
-// pairs.
+// Returns a sum in the order in which a warp adds, so that a device gets the same bits: lane l adds every 32nd term from l on,
+// then lanes add in pairs.
 double sum_as_warp(const double* values, int count) {
   double lane[32] = {};
   for (int i = 0; i < count; ++i) lane[i % 32] += values[i];
@@ -55,7 +55,7 @@ void Selector::make_keys(const float* scores, int64_t num_rows, const RouterRule
   }
 }
 
-// Sets open_: which groups of the row are its best, by choice_; ties to the lower group.
+// Sets open_ to 1 for the row's best groups, by choice_; ties to the lower group.
 void Selector::open_groups(const RouterRule& rule) {
   const int group_size = rule.num_experts / rule.num_groups;
   for (int g = 0; g < rule.num_groups; ++g) {
