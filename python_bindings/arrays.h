@@ -1,4 +1,5 @@
-// NumPy arrays as the ops take them. Arrays of weights are float32, float16, or uint16 holding bf16.
+// Converts between NumPy arrays and the types that ops take. Arrays of weights are float32, float16, or uint16 that holds bf16
+// bits.
 #pragma once
 #include <pybind11/numpy.h>
 
@@ -34,10 +35,10 @@ inline void require_columns(const Floats& x, int64_t columns) {
   if (x.ndim() != 2 || x.shape(1) != columns) invalid("x", "expected [T, ", columns, "]");
 }
 
-// A view of rows in an array, which the caller keeps alive.
+// Returns a view of an array's rows. The caller keeps the array alive.
 inline Activations activations(const Floats& x) { return {x.data(), x.shape(0), x.shape(1)}; }
 
-// A copy of rows in host memory.
+// Returns a copy of rows that are in host memory.
 inline Floats to_array(const Activations& x) {
   Floats out({x.num_rows(), x.num_columns()});
   std::copy_n(x.f32(), out.size(), out.mutable_data());

@@ -1,4 +1,4 @@
-// The ops of attention on NumPy arrays, for tests and benches: a paged KV cache of one layer and what works on it.
+// Binds the attention ops on NumPy arrays, for tests and benches: a paged KV cache of one layer, and the ops that work on it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -22,7 +22,7 @@ QkNorm qk_norm(const std::string& name) {
   invalid("norm", "expected none, head, width, head_after_rope or unit_after_rope, got \"", name, "\"");
 }
 
-// Which rows there are: positions [T], query_start [S + 1], block_tables [S, max_blocks], consecutive rows per sequence.
+// The rows of a step: positions [T], query_start [S + 1], block_tables [S, max_blocks]; each sequence has consecutive rows.
 struct Rows {
   Rows(const Ints& positions, const Ints& query_start, const Ints& block_tables, int64_t block_size) {
     batch.num_rows = positions.size();
@@ -40,7 +40,8 @@ struct Rows {
   std::vector<int64_t> slots;
 };
 
-// v_head_dim > 0: a cache of multi-head latent attention, whose V is the first columns of K.
+// A paged KV cache of one layer. v_head_dim > 0 makes it a cache of multi-head latent attention, whose V is the first columns of
+// K.
 class PagedCache {
  public:
   PagedCache(Backend& backend, int64_t num_blocks, int64_t block_size, int64_t num_kv_heads, int64_t head_dim, int64_t v_head_dim)
@@ -60,7 +61,7 @@ class PagedCache {
   }
   PagedCache(const PagedCache&) = delete;
 
-  // qkv_post, then attention. qkv [T, (A + 2 G) * D], cos and sin [positions, rotated columns / 2] -> [T, A * D].
+  // Runs qkv_post, then attention. qkv [T, (A + 2 G) * D], cos and sin [positions, rotated columns / 2] -> [T, A * D].
   Floats attend(const Floats& qkv, int64_t num_heads, const std::optional<py::array>& q_norm,
                 const std::optional<py::array>& k_norm, float eps, const Floats& cos, const Floats& sin, const Ints& positions,
                 const Ints& query_start, const Ints& block_tables, const std::optional<std::string>& norm, bool interleaved,
@@ -87,8 +88,8 @@ class PagedCache {
         {work.data(), work.shape(1), num_heads, scale.value_or(1.0f / std::sqrt(float(d))), window, chunk, weight(sinks)}, b);
   }
 
-  // mla_post, then attention. q [T, A * (nope + R)], latent_q [T, A * (L + R)] with the heads' first L columns, kv [T, L + R],
-  // cos and sin [positions, R / 2] -> [T, A * L].
+  // Runs mla_post, then attention. q [T, A * (nope + R)], latent_q [T, A * (L + R)] with the heads' first L columns, kv [T, L +
+  // R], cos and sin [positions, R / 2] -> [T, A * L].
   Floats attend_latent(const Floats& q, const Floats& latent_q, const Floats& kv, int64_t num_heads, const py::array& kv_norm,
                        float eps, const Floats& cos, const Floats& sin, const Ints& positions, const Ints& query_start,
                        const Ints& block_tables, bool interleaved, float scale) {

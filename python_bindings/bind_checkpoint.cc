@@ -1,4 +1,4 @@
-// What files of a checkpoint hold, for tests.
+// Binds the reading of checkpoint files, for tests.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -23,7 +23,7 @@ namespace lynx_rt {
 
 namespace {
 
-// The file system's encoding, because a path need not be valid UTF-8.
+// Decodes a path in the file system's encoding, because it need not be valid UTF-8.
 py::str path_str(const std::string& path) {
   PyObject* text = PyUnicode_DecodeFSDefaultAndSize(path.data(), Py_ssize_t(path.size()));
   if (!text) throw py::error_already_set();

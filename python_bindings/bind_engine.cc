@@ -1,4 +1,4 @@
-// Engine, SamplingParams, StepOutput: the public C++ headers, one to one.
+// Binds the public C++ headers one to one: Engine, SamplingParams, StepOutput.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -42,7 +42,7 @@ EngineOptions to_options(const py::kwargs& kwargs) {
 #undef LYNX_RT_FIELD
     if (k == "on_load_progress") {
       if (value.is_none()) continue;
-      // Called and freed with or without the GIL.
+      // The callback may be called and freed with or without the GIL.
       std::shared_ptr<py::object> call(new py::object(py::reinterpret_borrow<py::object>(value)), [](py::object* p) {
         AcquireGil gil;
         delete p;

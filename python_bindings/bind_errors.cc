@@ -1,4 +1,4 @@
-// lynx_rt::Error -> the class of lynx_rt/errors.py that stands for its code.
+// Translates lynx_rt::Error to the class in lynx_rt/errors.py that stands for its code.
 #include <pybind11/pybind11.h>
 
 #include "base/error.h"
@@ -24,14 +24,15 @@ static const char* class_name(ErrorCode code) {
   return "InternalError";
 }
 
-// Messages may quote a path, which need not be UTF-8.
+// Decodes a message, which may quote a path that is not valid UTF-8.
 static py::str to_str(const std::string& text) {
   PyObject* s = PyUnicode_DecodeUTF8(text.data(), Py_ssize_t(text.size()), "surrogateescape");
   if (!s) throw py::error_already_set();
   return py::reinterpret_steal<py::str>(s);
 }
 
-// In plain C, since the class may be imported and is called here, in which Python may end the thread.
+// Raises the error. It uses Python's C API, since Python may end the thread while the class is imported or called, and no object
+// here may then need the GIL.
 static void raise(const char* class_name, PyObject* text, PyObject* field) {
   PyObject *type = nullptr, *error = nullptr;
   PyObject* errors = PyImport_ImportModule("lynx_rt.errors");

@@ -1,4 +1,4 @@
-// What a model folder holds, without an engine: `lynx-rt inspect`.
+// Binds the description of a model folder, which needs no engine: `lynx-rt inspect`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

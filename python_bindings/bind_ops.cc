@@ -1,4 +1,4 @@
-// Single backend ops on NumPy arrays, for tests and benches; those of attention are in bind_attention.cc.
+// Binds single backend ops on NumPy arrays, for tests and benches. The attention ops are in bind_attention.cc.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -11,7 +11,7 @@ namespace lynx_rt {
 
 namespace {
 
-// A weight as a backend placed it, and what keeps its memory alive.
+// A weight that a backend has placed, and the objects that keep its memory alive.
 struct PlacedWeight {
   WeightView view;
   py::object backend, array;
@@ -22,7 +22,7 @@ WeightView any_weight(const py::object& w) {
   return weight(w.cast<py::array>());
 }
 
-// The integers [N, K] and the scales [N, groups of K] of a quantised weight.
+// Returns the integers [N, K] and the scales [N, groups of K] of a quantised weight.
 py::tuple quantized_values(const PlacedWeight& w) {
   py::array_t<int8_t> values({w.view.rows, w.view.cols});
   Floats scales({w.view.rows, quantized_groups(w.view)});
@@ -45,7 +45,7 @@ void register_ops(py::module_& m) {
       .def("place",
            [](py::object self, const py::array& w) {
              ExpertWeights one;
-             one.gate = weight(w);  // not place(), by which "int4" is int8
+             one.gate = weight(w);  // not place(), which makes "int4" int8
              self.cast<Backend&>().place_experts({&one, 1});
              return PlacedWeight{one.gate, self, w};
            })
@@ -86,7 +86,7 @@ void register_ops(py::module_& m) {
           },
           py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("add_to") = py::none(), py::arg("scale") = 1.0f)
       // x [T, A, X] with X >= first_column + K, weights A of [N, K]; returns [T, A, M]: columns [out_column, out_column + N) of
-      // each head, the others as `fill`.
+      // each head are computed, the others are `fill`.
       .def(
           "head_linear",
           [](Backend& b, const py::array_t<float, py::array::c_style>& x, int64_t first_column,
@@ -121,8 +121,8 @@ void register_ops(py::module_& m) {
              const std::vector<py::object>& down, const Ints& ids, const Floats& weights,
              const std::optional<std::vector<std::vector<py::array>>>& biases,
              std::optional<std::pair<float, float>> clamped_swiglu, bool scale_input) {
-            // routing ids [T, k] with -1 = none, weights [T, k]; biases: gate, up, down of each expert; clamped_swiglu: alpha,
-            // limit; returns [T, H]
+            // ids [T, k] with -1 = none, weights [T, k]; biases: gate, up, down of each expert; clamped_swiglu: alpha, limit;
+            // returns [T, H].
             std::vector<ExpertWeights> experts;
             for (size_t e = 0; e < gate.size(); ++e) {
               ExpertWeights& w = experts.emplace_back();

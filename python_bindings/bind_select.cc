@@ -1,4 +1,4 @@
-// Expert selection and dispatch on NumPy arrays, for tests and benches.
+// Binds expert selection and dispatch on NumPy arrays, for tests and benches.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -41,7 +41,7 @@ py::dict stats_dict(const SelectionStats& stats) {
   return d;
 }
 
-// A table for one layer, of `shape`; its data, or null where it is not given.
+// Returns the data of a table for one layer, which must have that shape; null where it is not given.
 template <class T>
 const T* table(const std::optional<Array<T>>& given, const char* name, const std::vector<int64_t>& shape) {
   if (!given) return nullptr;
@@ -67,7 +67,7 @@ struct SelectArgs {
   py::kwargs rule;  // the other members of RouterRule, by name
 };
 
-// The rule of a call, whose bias `bias` keeps.
+// Returns the router rule of a call; `bias` keeps its bias alive.
 RouterRule rule_of(const SelectArgs& a, int num_experts, std::optional<Array<float>>& bias) {
   RouterRule rule{.num_experts = num_experts, .top_k = a.top_k, .norm_topk = a.norm_topk};
   for (const auto& [key, value] : a.rule) {
@@ -153,7 +153,7 @@ py::dict dispatch(const Array<int32_t>& ids, int num_experts) {
 }  // namespace
 
 void register_select(py::module_& m) {
-  // An object keeps its scratch memory between calls, as the engine does; the function starts with none.
+  // A Selector object keeps its scratch memory between calls, as in the engine; the function `select` starts with none.
   const auto method = [](Selector& selector, const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                          const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                          const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,

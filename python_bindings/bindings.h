@@ -1,9 +1,9 @@
-// One register function per file. module.cc calls those of _C, module_testing.cc those of _C_testing.
+// The register functions, one per file. module.cc calls those of _C, module_testing.cc those of _C_testing.
 #pragma once
 #include <pybind11/pybind11.h>
 
 namespace lynx_rt {
-void register_errors(pybind11::module_& m);  // both
+void register_errors(pybind11::module_& m);  // _C and _C_testing
 void register_engine(pybind11::module_& m);
 void register_inspect(pybind11::module_& m);
 

@@ -1,8 +1,9 @@
-// The GIL, let go of and taken, on threads that Python may end.
+// Releasing and acquiring the GIL on threads that Python may end.
 //
-// Once the interpreter exits, no other thread gets the GIL again. Up to 3.13, Python ends a thread that asks for it, by unwinding its
-// stack: through destructors that must not throw, which aborts the process, or that need the GIL. Here, as in Python 3.14 itself,
-// such a thread is held for ever instead. pybind11's own gil_scoped_release and gil_scoped_acquire do not do that.
+// Once the interpreter exits, no other thread gets the GIL again. Up to 3.13, Python ends a thread that asks for it by unwinding
+// its stack. The unwinding passes destructors that must not throw, which aborts the process, and destructors that need the GIL.
+// The code here holds such a thread for ever instead, as Python 3.14 does; pybind11's gil_scoped_release and gil_scoped_acquire
+// do not.
 #pragma once
 #include <pybind11/pybind11.h>
 #include <unistd.h>
@@ -11,7 +12,8 @@
 
 namespace lynx_rt {
 
-// Makes a call in which Python may end this thread. It may own nothing whose destructor needs the GIL.
+// Makes a call in which Python may end this thread; then the thread is held for ever. `call` must own nothing whose destructor
+// needs the GIL.
 template <class Call>
 void hold_if_ended(Call&& call) {
 #ifdef __GLIBCXX__
@@ -25,7 +27,7 @@ void hold_if_ended(Call&& call) {
 #endif
 }
 
-// A block without the GIL, for work that touches no Python object.
+// Releases the GIL for a scope, for work that touches no Python object.
 class ReleaseGil {
  public:
   ReleaseGil();
@@ -37,7 +39,7 @@ class ReleaseGil {
   PyThreadState* state_;
 };
 
-// A block with the GIL, on any thread, whether it has the GIL or not.
+// Acquires the GIL for a scope, on any thread, whether it has the GIL already or not.
 class AcquireGil {
  public:
   AcquireGil();
@@ -50,11 +52,12 @@ class AcquireGil {
   PyGILState_STATE state_;
 };
 
-// Imports NumPy before the first array is made: pybind11 would do it where the thread must not end. Throws what the import raised.
+// Imports NumPy before the first array is made, because pybind11 would import it where the thread must not end. Throws what the
+// import raised.
 void import_numpy();
 
-// Has the interpreter, at the end of its exit, wait for the calls that were made without the GIL: what follows, the destruction of
-// the process's static objects, must not happen beside them. Not longer than half a second.
+// Makes the interpreter wait, at the end of its exit and for at most half a second, for the calls that run without the GIL. The
+// process's static objects are destroyed next, which must not happen during those calls.
 void wait_for_calls_at_exit();
 
 }  // namespace lynx_rt

@@ -1,4 +1,4 @@
-// What the engine returns, as Python objects: lists, dicts and NumPy arrays with the names of engine.h.
+// Converts what the engine returns to Python objects: lists, dicts and NumPy arrays, with the names of engine.h.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -19,7 +19,7 @@ py::dict to_dict(const EngineStats::Layer& layer);
 py::dict to_dict(const EngineStats& stats);
 py::dict to_dict(const ModelInfo& info);
 
-// Takes the values over.
+// Returns an array that owns the values, without copying them.
 template <class T>
 py::array_t<T> to_array(std::vector<T>&& values, const std::vector<int64_t>& shape) {
   auto* kept = new std::vector<T>(std::move(values));
