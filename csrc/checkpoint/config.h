@@ -31,8 +31,7 @@ class ConfigReader {
   std::vector<double> numbers_or(const std::string& key, std::vector<double> fallback, double min, double max) const;
   std::vector<std::string> strings_or(const std::string& key, std::vector<std::string> fallback) const;
   std::optional<ConfigReader> object(const std::string& key) const;  // nullopt where absent or null
-  std::string first_of(
-      const std::vector<std::string>& keys) const;  // first key that is present; throws, naming all, where none is
+  std::string first_of(const std::vector<std::string>& keys) const;  // first key present; throws, naming all, where none is
   std::vector<std::string> keys() const;
   // Returns the keys that are not null and that no getter has been asked for. Keys of an inner object that object() gave are
   // included, as "rope_scaling.factor".

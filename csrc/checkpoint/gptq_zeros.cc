@@ -50,7 +50,7 @@ int64_t count_codes(const ZeroCodes& z, uint32_t code) {
   return count;
 }
 
-// What the tensors of a symmetric file hold: numbers of tensors, and the first of each kind.
+// Counts of a symmetric file's tensors by what they hold, and the first tensor of each kind.
 struct Symmetric {
   int64_t less_one = 0, as_is = 0;
   std::string first_less_one, first_as_is, first_other;

@@ -97,7 +97,7 @@ class Builder {
   const std::string& file_;
   const char* what_;
   Json root_;
-  std::string key_;  // the key whose value is read next
+  std::string key_;  // a key that has been read, whose value comes next
   std::vector<Json*> open_;
   int64_t count_ = 0;
 };

@@ -31,7 +31,7 @@ struct Json {
 // tests/cpp/test_config.cc, tests/checkpoint/.
 Json parse_json(std::string_view text, const std::string& file, const char* what);
 
-// Names a value for "expected ..., got ...": `null`, `true`, `the number 5`, `the string "abc"`, `a list of 3`.
+// Describes a value for "expected ..., got ...": `null`, `true`, `the number 5`, `the string "abc"`, `a list of 3`.
 std::string describe(const Json& value);
 
 // Make untrusted text safe for an error message: printable ASCII stays, the rest becomes \xNN, the text is cut after 160

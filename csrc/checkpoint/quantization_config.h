@@ -32,7 +32,7 @@ struct QuantizedFormat {
 
 struct QuantizationConfig {
   std::string method;                          // quant_method; empty where nothing is quantised
-  std::string source = "quantization_config";  // the key or file that says so, for errors
+  std::string source = "quantization_config";  // the key or file that states the method, for errors
   std::vector<QuantizedFormat> formats;        // the formats that a module may have
   std::vector<std::string> excluded;           // what the config lists as not quantised: modules' names, and patterns
   bool zeros_less_one = false;                 // a zero point is stored less one (GPTQ, first version of the format)

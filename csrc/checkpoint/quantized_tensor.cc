@@ -217,7 +217,7 @@ class Finder {
     if (known) check_padding(name);
   }
 
-  // Padded scales are unused. Values other than the usual fillers mean that the block size is not the one in the config.
+  // Scales in the padding are not used. If they are not the usual fillers, the block size is another than the config says.
   void check_padding(const std::string& name) {
     const std::vector<float> scales = read_scales(*t_.scale);
     for (size_t i = 0; i < scales.size(); ++i) {

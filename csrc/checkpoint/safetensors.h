@@ -23,8 +23,8 @@ struct TensorInfo {
 };
 
 // All tensors of a model folder: `model.safetensors`, or those of the shards that `model.safetensors.index.json` names. The index
-// only says which files there are, and in which of them a tensor is meant that several hold; the rest of it is not read, as in
-// transformers. Keeps the files mapped for as long as it lives. Thread-safety: const methods are safe from any thread.
+// decides which files are read and, where two files hold a tensor of one name, which of them counts; the rest of it is not read,
+// as in transformers. Keeps the files mapped for as long as it lives. Thread-safety: const methods are safe from any thread.
 class Checkpoint {
  public:
   // `path`: a folder or a single .safetensors file. Throws kNotFound where there is neither file (the text says what was
@@ -41,9 +41,9 @@ class Checkpoint {
   int64_t total_bytes() const;  // of all tensors
   // A hash, in hexadecimal, of the files' names, sizes and times of change: it changes when a file is replaced.
   std::string fingerprint() const;
-  // Throws kCorruptFile where a file was written to or cut off since it was opened.
+  // Throws kCorruptFile where a file was written to or truncated since it was opened.
   void check_unchanged() const;
-  // Lets the files' pages go from this process's memory; a later access brings them back.
+  // Drops the files' pages from this process's memory; a later access reads them again.
   void drop_pages() const;
 
  private:

@@ -12,7 +12,7 @@ template <class... Parts>
   fail(ErrorCode::kInternal, spec.name, "weight table: ", spec.name, ": ", parts...);
 }
 
-// The matrix that a tensor is to WeightPiece. A tensor without dimensions has one element.
+// The shape of a tensor as the matrix that WeightPiece refers to. A tensor without dimensions has one element.
 struct MatrixShape {
   int64_t rows, cols;
 };

@@ -20,7 +20,7 @@ class WeightProblems {
   void add_wrong_dtype(const std::string& name, const std::string& expected, const TensorInfo& found) {
     add(wrong_dtype_, name, str_cat(quote(name), " (expected ", expected, ", got ", found.dtype, ")"));
   }
-  // For wrong values in small tensors, such as indices, and for disagreement between config and file.
+  // Adds a wrong value in a small tensor, such as an index, or a contradiction between config and file.
   void add_contradiction(const std::string& name, const std::string& text) {
     add(contradictions_, name, str_cat(quote(name), " (", text, ")"));
   }

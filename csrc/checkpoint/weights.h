@@ -61,7 +61,7 @@ class WeightCopies {
   WeightCopies& operator=(WeightCopies&&) noexcept;
   ~WeightCopies();
 
-  int64_t bytes() const;       // of all
+  int64_t bytes() const;       // of all copies
   int64_t bytes_read() const;  // of those that have been read
   // Reads the view's values, together with the others of its tensor, unless they have been read. Leaves a view of other memory
   // alone.

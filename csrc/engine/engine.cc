@@ -91,7 +91,7 @@ struct Engine::Impl {
 
 namespace {
 
-// The turn of a thread to step; turns follow one another.
+// A thread's turn to step: one thread has it at a time.
 class Turn {
  public:
   Turn(std::mutex& mutex, std::atomic<std::thread::id>& stepping) : stepping_(stepping) {
@@ -135,8 +135,7 @@ class Delivery {
   std::optional<StepOutput> output_;
 };
 
-constexpr int64_t kMaxWaitMs =
-    int64_t(365) * 24 * 3600 * 1000;  // small enough that its sum with the clock's time does not overflow
+constexpr int64_t kMaxWaitMs = int64_t(365) * 24 * 3600 * 1000;  // cannot overflow when added to a time
 
 std::string describe(const ModelInfo& i) {
   return str_cat(i.model_type, " in ", i.dtype, " on ", i.device, ": ", i.weight_bytes, " bytes of weights, ", i.kv_bytes,

@@ -16,7 +16,7 @@ namespace lynx_rt {
 // A parsed text "slo:...".
 struct SloPlan {
   double target_seconds = 0;        // per decode-only step, which gives every running request a token
-  std::string text;                 // canonical
+  std::string text;                 // canonical form
   std::vector<std::string> levels;  // selection texts, from "topk" to the strongest
 };
 

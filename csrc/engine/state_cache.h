@@ -24,8 +24,8 @@ class StateCache {
   int64_t bytes() const { return num_slots() * slot_bytes_; }
 
   int32_t allocate();          // a slot of zeros; -1 where none is free
-  void release(int32_t slot);  // -1 = nothing
-  void clear(int32_t slot);    // to zeros
+  void release(int32_t slot);  // -1: does nothing
+  void clear(int32_t slot);    // sets the slot's states to zeros
   void copy(int32_t from, int32_t to);
   // Returns the layer's state in a slot, 64-byte aligned, in the backend's memory; null where the layer has none. The next slot's
   // state lies stride(layer) bytes further.

@@ -81,7 +81,7 @@ std::string describe_attention(const ModelConfig& m) {
   text += norm_text(m.qk_norm);
   if (m.attention_bias) text += ", biases";
   if (m.sinks) text += ", sinks";
-  for (const LayerConfig& l : m.layers)  // all layers that have a window have the same one; so with chunks
+  for (const LayerConfig& l : m.layers)  // one window size and one chunk size serve all layers that have them
     if (l.window > 0 || l.chunk > 0) {
       text += in_layers(m, str_cat("window ", l.window), [](const LayerConfig& x) { return x.window > 0; });
       text += in_layers(m, str_cat("chunks of ", l.chunk), [](const LayerConfig& x) { return x.chunk > 0; });

@@ -12,8 +12,7 @@ namespace lynx_rt {
 enum class ReadCopies : uint8_t { kNow, kWhenPlaced, kNever };
 // Binds all weights of a checkpoint, in place where that is possible. The config decides how many layers there are; further
 // layers of the file are left out. Where the dtypes of one layer's experts differ, they are converted to the model's. The
-// checkpoint must outlive the weights, as long as they are used in place or still to be read. Test:
-// tests/model/test_odd_checkpoints.py.
+// checkpoint must live as long as weights are used in place or are still to be read. Test: tests/model/test_odd_checkpoints.py.
 void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights,
                   ReadCopies when = ReadCopies::kNow);
 // Makes up weights for measurements of speed; `shared` as in dummy_weights() (checkpoint/dummy.h).
@@ -22,7 +21,7 @@ void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& we
 // Bytes of all weights; an output projection that is the embedding counts once.
 int64_t weight_bytes(const ModelWeights& weights);
 
-// Called as weights are placed, in bytes.
+// Called as weights are placed, with the bytes done and the total.
 using Progress = std::function<void(int64_t done, int64_t total)>;
 // Places all weights in the backend's memory; the CPU backend leaves plain ones where they are. Releases the copies of values
 // that the backend moved elsewhere. `progress` may be empty.

@@ -32,8 +32,7 @@ struct WeightSlot {
   WeightView* view;
   WeightUse use;
 };
-// The weights that are placed together: one weight, the experts of a layer (or one MLP), or the matrices of all heads of one
-// kind.
+// Weights that are placed together: a single one, the experts of a layer (or one MLP), or one kind of matrix for all heads.
 using Placing = std::variant<WeightSlot, std::span<ExpertWeights>, std::span<WeightView>>;
 
 // All weights of a model. It is neither copied nor moved, because `placing` points into it.
@@ -43,7 +42,7 @@ struct ModelWeights {
 
   WeightView embed;                        // [V, H]
   WeightView final_norm, final_norm_bias;  // [H]
-  WeightView lm_head, lm_head_bias;        // [V, H], where tied the embedding; [V]
+  WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
   std::vector<LayerWeights> layers;
   std::vector<Placing> placing;       // all of the above, as the specs say
   WeightCopies copies;                // values of the checkpoint that cannot be used where they lie in the file

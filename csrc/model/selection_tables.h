@@ -19,8 +19,8 @@ class SelectionTables {
  public:
   SelectionTables(Backend& backend, const ModelConfig& config) : backend_(backend), config_(config) {}
 
-  // Begins a change of selection: begin(), resolve() for each text, commit(). Steps see the new tables from commit() on; if
-  // something throws before it, they see the earlier ones.
+  // Begins a change of selection, which continues with resolve() for each text and ends with commit(). Steps see the new tables
+  // from commit() on; if something throws before it, they see the earlier ones.
   void begin();
   // Throws kInvalidArgument (field expert_selection) for a text that parse_selection() refuses or a parameter that does not fit
   // the model, and kNotFound, kCorruptFile for a table.

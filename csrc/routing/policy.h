@@ -50,8 +50,8 @@ struct Selection {
   int k0 = 1;               // oea, xshare: choices per row that are always kept; oea 1..k (k = identity), xshare 0..k
   double budget = 0.5;      // xshare, des_vote, cover (key m): admitted experts; below 1 the share of E, else a whole number
   double delta = 0.1;       // cover: nats from a row's best score within which an expert serves the row; >= 0
-  double refill = 0;        // has_refill(): the share of the row's best gate from which on an expert that it did not choose is
-                            // worth running; 0 (always) .. 1
+  double refill = 0;        // has_refill(): the least share of the row's best gate with which an expert that it did not choose
+                            // is run; 0 (always) .. 1
   double damp = 0;          // has_refill(): weights sum to W0 * (kept gate mass / own gate mass)^damp; 0 (W0) .. 1 (the gates)
   int primary = 1;          // sere (key s): choices per row that stay; 1..k (k = identity)
   double rho = 0;           // sere: an expert moves only to one of at least this similarity; > 1 = identity

@@ -5,8 +5,8 @@
 //   gate  softmax: z; sigmoid: log(sigmoid(z))
 //   key   without bias the gate. With bias the experts are ranked by c = a + bias, where a is the softmax probability or
 //         the sigmoid: key = log(r), r = 1 - (c_best - c) / a_best, "best" being the row's first choice. Real biases share an
-//         offset that is large beside a; r does not change with it, and without bias r = a / a_best. r is negative for what is
-//         far behind: below 2^-20 the logarithm goes on as its tangent, so that the order stays.
+//         offset that is large beside a; r does not change with it, and without bias r = a / a_best. r is negative for experts
+//         far behind: below 2^-20 the logarithm continues as its tangent, which keeps the order.
 //   groups  are ranked by their best c, or the sum of their two best.
 // Both are computed in double precision from basic operations. The bits are the same wherever double precision is IEEE and
 // products are not contracted.
@@ -65,8 +65,7 @@ LYNX_HOST_DEVICE inline double log_sigmoid(double z) {
   return (z < 0 ? z : 0) - log_quotient(e / (2 + e));  // log(1 + e)
 }
 
-// Returns the key of an expert from its distance behind the first choice, `behind` = c_best - c >= 0, and that choice's a_best >=
-// 0.
+// Returns the key of an expert that is `behind` = c_best - c >= 0 behind the first choice, which has a_best >= 0.
 LYNX_HOST_DEVICE inline float choice_key(double behind, double a_best) {
   constexpr double kLeastLog = 1.0 / (1 << 20), kLowest = -3e38;
   const double lost = behind / (a_best > 1e-12 ? a_best : 1e-12);

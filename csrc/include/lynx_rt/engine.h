@@ -70,7 +70,7 @@ struct TokenLogprob {
 };
 using TokenLogprobs = std::vector<TokenLogprob>;  // the token itself first, then the most likely ones in order
 
-// The experts that computed positions of a sequence, after selection.
+// The experts with which positions of a sequence were computed, after selection.
 struct RoutedExperts {
   int64_t num_rows = 0, num_layers = 0, num_experts_per_tok = 0;
   std::vector<int16_t> ids;  // [rows, MoE layers, k], best first; -1 = none
@@ -117,7 +117,7 @@ struct EngineStats {
   };
   std::vector<Op> ops;
   struct Slo {                                         // expert selection "slo:..."; no levels otherwise
-    double target_seconds = 0;                         // wanted time of a decode-only step
+    double target_seconds = 0;                         // target time of a decode-only step
     double fixed_seconds = 0, seconds_per_expert = 0;  // the measured cost model of a step, experts summed over layers
     int64_t steps_over_target = 0;
     int64_t level = 0;                                    // the current one
@@ -167,10 +167,10 @@ struct ModelInfo {
   int64_t copied_weight_bytes = 0;
 };
 
-// Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step() leaves
-// the engine and its other requests as they were. fork(): the child may only close and destroy an engine that was made before the
-// fork, which frees nothing; every other call throws kClosed. An engine made in the child works, and the parent's engine is not
-// disturbed.
+// Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
+// leaves the engine and its other requests as they were.
+// fork(): the child may only close and destroy an engine that was made before the fork, which frees nothing; every other call
+// throws kClosed. An engine made in the child works, and the parent's engine is not disturbed.
 class LYNX_RT_API Engine {
  public:
   // `path`: a Hugging Face model folder. Throws Error (kNotFound, kCorruptFile, kUnsupported, kOutOfMemory,

@@ -10,7 +10,7 @@ namespace lynx_rt {
 
 enum class ErrorCode {
   kInvalidArgument,  // a value passed by the caller is out of range, malformed or of the wrong shape
-  kUnsupported,      // a valid request that this build or version cannot fulfil
+  kUnsupported,      // valid, but this build or version cannot do it
   kNotFound,         // a file, folder or request does not exist
   kCorruptFile,      // a checkpoint file or config contradicts itself or its format
   kOutOfMemory,      // memory does not suffice; the text says how much is needed and what would make it fit

@@ -17,8 +17,7 @@ ModelConfig read_config(const ConfigReader& c) {
   m.router.min_sum = float(c.number_or("moe_norm_min", 1e-12, 0.0, 1.0));
   require_word(c, "moe_gate", "topk");
   const int64_t begin = c.integer_or("moe_layer_start_index", 1, 0, kMaxLayers);
-  const int64_t end =
-      c.integer_or("moe_layer_end_index", -1, -1, kMaxLayers);  // the last layer with experts; -1 = the model's last
+  const int64_t end = c.integer_or("moe_layer_end_index", -1, -1, kMaxLayers);  // the last MoE layer; -1 = the model's last
   const int64_t interval = c.integer_or("moe_layer_interval", 1, 1, kMaxLayers);
   for (int64_t l = 0; l < m.num_layers; ++l)
     m.layers[size_t(l)].moe = (l + 1) % interval == 0 && l >= begin && (end == -1 || l <= end);

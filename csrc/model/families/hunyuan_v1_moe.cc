@@ -26,8 +26,7 @@ ModelConfig read_config(const ConfigReader& c) {
   for (const char* key : {"use_qk_norm", "norm_topk_prob", "use_mixed_mlp_moe", "use_rotary_pos_emb"}) require_flag(c, key, true);
   for (const char* key : {"use_mla", "use_cla", "mlp_bias", "group_limited_greedy", "position_embedding_xdrope"})
     require_flag(c, key, false);
-  for (const char* of_groups : {"n_group", "topk_group", "routed_scaling_factor"})
-    c.has(of_groups);  // unused: experts are not limited to groups
+  for (const char* of_groups : {"n_group", "topk_group", "routed_scaling_factor"}) c.has(of_groups);  // no groups limit a row
   require_number(c, "moe_intermediate_size", m.moe_intermediate_size, m.num_layers);
   require_number(c, "attention_head_dim", m.head_dim, m.num_layers);
   require_number(c, "num_shared_expert", 1, m.num_layers);

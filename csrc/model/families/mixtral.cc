@@ -1,5 +1,5 @@
-// Mixtral. Keys and names: transformers' mixtral configuration and the hub's checkpoints. Its router always normalises;
-// transformers 5 names block_sparse_moe mlp in memory.
+// Mixtral. Keys and names: transformers' mixtral configuration and the hub's checkpoints. Its router always normalises; in
+// memory, transformers 5 has mlp for block_sparse_moe.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 

@@ -1,5 +1,5 @@
 // Phi-3.5-MoE. Keys and names: transformers' phimoe configuration and the hub's checkpoints. The key rms_norm_eps is that of its
-// LayerNorms; transformers 5 names block_sparse_moe.gate mlp.router in memory.
+// LayerNorms; in memory, transformers 5 has mlp.router for block_sparse_moe.gate.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 

@@ -1,4 +1,4 @@
-// What families share when they read config.json. Each function notes which keys it knows, so that the rest can be reported.
+// Readers of config.json that families share. Each notes which keys it knows, so that the rest can be reported.
 #pragma once
 #include <string>
 #include <vector>
@@ -16,7 +16,7 @@ inline constexpr int64_t kMaxLatentHeads = 1 << 20;
 
 // The differences between families in the keys that all of them have.
 struct CommonKeys {
-  double rms_norm_eps = 1e-6;  // where config.json has none: the default of the family's configuration in transformers
+  double rms_norm_eps = 1e-6;  // without a key: the family's default in transformers
   double rope_theta = 10000;
   bool partial_rotary = false;  // whether the family rotates a part of a head; partial_rotary_factor must be 1 where it does not
   double partial_rotary_factor = 1;
@@ -40,9 +40,8 @@ struct ExpertKeys {
   std::vector<std::string> count = {"num_experts", "num_local_experts"};
   std::vector<std::string> top_k = {"num_experts_per_tok"};
   std::vector<std::string> width = {"moe_intermediate_size"};
-  int64_t default_top_k =
-      0;  // where no key is present: the default of the family's configuration in transformers; 0 = a key is required
-  bool per_layer = false;  // each key may be a list with an entry per layer, all equal (Hunyuan)
+  int64_t default_top_k = 0;  // without a key: the family's default in transformers; 0 = a key is required
+  bool per_layer = false;     // each key may be a list with an entry per layer, all equal (Hunyuan)
 };
 // Reads E, k and I. The family decides which layers have experts.
 void read_experts(const ConfigReader& config, const ExpertKeys& keys, ModelConfig& m);
@@ -50,7 +49,7 @@ void read_experts(const ConfigReader& config, const ExpertKeys& keys, ModelConfi
 void read_sparse_layers(const ConfigReader& config, ModelConfig& m);
 
 // Reads sliding_window; 0 and null mean none. All layers have the window, or those that layer_types ("sliding_attention",
-// "full_attention") says.
+// "full_attention") names.
 void read_window(const ConfigReader& config, ModelConfig& m);
 // Reads sliding_window in a family that has one window for all layers: `absent` tokens where the key is absent; null means none.
 void read_uniform_window(const ConfigReader& config, ModelConfig& m, int64_t absent = 0);

@@ -56,8 +56,8 @@ class WeightTable {
     add(std::move(spec), {WeightSlot{target, WeightUse::kVector}});
   }
   // Returns whether the file is large enough for a weight of that shape, at four bits or more per element; always true where
-  // there is no file. Where it is false, a spec without pieces is added: the error then names the missing tensor, and no memory
-  // is taken for each row of an absurd shape.
+  // there is no file. Where it is false, callers add a spec without pieces: the error then names the missing tensor, and no
+  // memory is taken for each row of an absurd shape.
   bool can_hold(const std::vector<int64_t>& shape) const;
   bool has(const std::string& name) const { return checkpoint_.has(name); }
   LayerWeights& layer(int64_t l) { return weights_.layers[size_t(l)]; }
