@@ -26,8 +26,7 @@ std::string to_string(const Selection& selection, const std::string& file = "");
 // LAYERS are numbers and ranges of the model's layers (from 0), joined by "+".
 struct SelectionPlan {
   struct Part {
-    std::vector<std::pair<int, int>>
-        layers;  // inclusive ranges; empty in the first part, which has all layers that no other part names
+    std::vector<std::pair<int, int>> layers;  // inclusive ranges; empty in the first part: all layers that no other part names
     Selection selection;
     std::string file;
   };
