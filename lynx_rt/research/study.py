@@ -333,8 +333,7 @@ def forced_logprobs(
 ) -> list[float]:
     """Returns the sum of log-probabilities of the following tokens of each text, which enter one by one in decode steps.
 
-    The policy acts on these steps.
-    The first of these tokens comes from the prompt's last row, which is prefill.
+    The policy acts on these steps. The first of these tokens comes from the prompt's last row, which is prefill.
     """
     requests = [
         (given, SamplingParams(temperature=0.0, forced_token_ids=forced, logprobs=0, detokenize=False))

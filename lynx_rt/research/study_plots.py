@@ -90,7 +90,7 @@ def _figures(setup: Setup, styles: dict[str, tuple[str, str]]) -> list[tuple[str
 
 
 def family(policy: str) -> str:
-    """ "lynx" of "lynx:alpha=4@0-1" """
+    """Returns "lynx" for "lynx:alpha=4@0-1"."""
     return re.split(r"[:@]", policy)[0]
 
 
