@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_not_a_prompt(args: argparse.Namespace) -> None:
-    """Raises for a prompt in the model's place, as in `lynx-rt generate "Q: 1 + 1 ="`."""
+    """Ends the program for a prompt in the model's place, as in `lynx-rt generate "Q: 1 + 1 ="`."""
     from lynx_rt.engine.hub import is_id
 
     missing = not os.path.exists(args.model) and not is_id(args.model)
