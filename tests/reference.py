@@ -1,8 +1,9 @@
 """Float64 oracles of the backend's ops, written from the formulas and not from the C++ code.
 
-Each returns (value, error): `error` bounds, element by element, how far a correct float32 implementation may be from `value`; how it
-is derived is in tolerance.py. Where a contract in csrc/backend/backend.h says that an op rounds to a 16-bit dtype, the oracle rounds
-there too; a value too near to the middle between two 16-bit numbers for float32 to tell carries the step between them as error.
+Each returns (value, error): `error` bounds, element by element, how far a correct float32 implementation may be from `value`;
+tolerance.py has its derivation. Where a contract in csrc/backend/backend.h says that an op rounds to a 16-bit dtype, the oracle rounds
+there too. If a value is so near to the middle of two 16-bit numbers that float32 cannot tell its side, its error includes the step
+between them.
 
 Notation: T rows, K inputs, N outputs, H hidden, I expert width, E experts, A query and G key/value heads of size D.
 """

@@ -1,4 +1,4 @@
-"""Float64 oracles of attention in all its variants: qkv_post(), mla_post() and attention() of csrc/backend/backend.h, as reference.py."""
+"""Float64 oracles of attention in all its variants: qkv_post(), mla_post() and attention(). reference.py has the other ops."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What each expert-selection policy decides: float64 oracles from the formulas, not from the C++ code.
+"""Float64 oracles of each expert-selection policy's choices, written from the formulas and not from the C++ code.
 
 Everything is sorted in full, counted in Python integers and compared as fractions. Notation: scores [T, E] are the rows' keys
 (reference_select.Rule.keys: the logits of plain softmax routers; -inf = outside the row's groups), k experts per token; ids
-[T, k] are the model's own choices, best first; exact [T] says which rows keep theirs.
+[T, k] are the model's own choices, best first; exact [T] says which rows keep their own choices.
 
 Sources: LYNX arXiv 2411.08982, OEA arXiv 2511.02237 (simplified form), XShare arXiv 2602.07265, DES-Vote arXiv 2602.00879, SERE
 arXiv 2602.07616, NAEE arXiv 2402.14800, GShard arXiv 2006.16668, MC-SMoE arXiv 2310.01334, with the open points read as in

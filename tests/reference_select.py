@@ -1,8 +1,8 @@
 """Float64 oracles of expert selection and dispatch, written from the formulas and not from the C++ code.
 
 Notation: scores [T, E] router logits, k experts per token, and for row t: own choice base[t], first choice top[t], W0[t] = sum of
-its own weights. reference_policies.py says which experts a policy gives a row; here are the model's own routing, its keys and
-gates (csrc/routing/router_keys.h), the weights, the guard and the statistics.
+its own weights. reference_policies.py says which experts a policy gives a row. This file has the model's own routing, its
+keys and gates (csrc/routing/router_keys.h), the weights, the guard and the statistics.
 
 Sources of own routing: transformers, the routers of modeling_qwen3_moe.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py,
 modeling_ernie4_5_moe.py, and sparsemixer() of modeling_phimoe.py.

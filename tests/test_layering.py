@@ -1,4 +1,4 @@
-"""What may include or import what, and how long a file may be."""
+"""Rules for includes, imports and the length of files."""
 
 import ast
 import graphlib

@@ -1,4 +1,4 @@
-"""What an installed lynx_rt consists of, needs, and imports."""
+"""Contents, requirements and imports of an installed lynx_rt."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""How far float32 arithmetic may be from the exact result, and the one assertion that uses it. Nothing here is tuned.
+"""Bounds on the error of float32 arithmetic, and the one assertion that uses them. Nothing here is tuned.
 
 U32 = 2^-24 is the unit roundoff of float32: one operation returns x (1 + d) with |d| <= U32. Higham, Accuracy and Stability of
 Numerical Algorithms, section 3.1: a sum of k products in any order is within k U32 / (1 - k U32) of sum |products|.

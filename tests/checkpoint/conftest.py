@@ -1,4 +1,4 @@
-"""Models to quantise."""
+"""Fixtures: models to quantise."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
-"""Mutated checkpoints: each must end in a LynxError or in finite logits, within two seconds of CPU time and one gigabyte.
+"""Loads and runs mutated checkpoints: each must end in a LynxError or in finite logits, within two seconds of CPU time and one gigabyte.
 
-The mutator knows what it mutates: sizes are multiplied, halved, off by one, 0, negative, huge or another key's, alone or with those that
-are equal; values get another type; keys are deleted, doubled, added from those that the sources read; lists grow and nest. One process
-for all cases, whose number is on disk before it runs, so that a crash names it:
+Mutations fit the value. Sizes are multiplied, halved, off by one, 0, negative, huge or another key's, alone or with all equal values.
+Values get another type. Keys are deleted, doubled, or added from those that the sources read. Lists grow and nest. One process runs
+all cases and writes a case's number to disk before it runs, so that a crash names it:
 
     python tests/checkpoint/fuzz_checkpoints.py FOLDER_OF_BASES COUNT [FIRST]     (COUNT 1: that case, with its files left in place)
 """

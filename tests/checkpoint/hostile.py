@@ -1,4 +1,4 @@
-"""Safetensors files that are malformed in one known way each, and odd ones that are legal.
+"""Makes safetensors files: some malformed in one known way each, some odd but legal.
 
 Format: 8 bytes little-endian header length, JSON header, data (https://github.com/huggingface/safetensors, "Format").
 """

@@ -1,4 +1,4 @@
-"""Quantised weights in the formats that checkpoints have: random codes and scales as tensors of a file, and what they decode to.
+"""Makes quantised weights in the formats of checkpoints: random codes and scales as tensors of a file, and their decoded values.
 
 The decoders here are written from the formats' own descriptions, in numpy and float32, and share nothing with the runtime's.
 Integers times scales are rounded to the scales' dtype, as compressed-tensors, AutoGPTQ and AutoAWQ multiply; FP8 with `fp8` is

@@ -1,4 +1,4 @@
-"""GPTQ's two ways to store zero points: as they are, or less one, and files that hold the one and say the other."""
+"""GPTQ's two ways to store zero points, as they are or less one, and files that hold one way and declare the other."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Quantised checkpoints: each format that is supported decodes exactly, and what does not fit is refused."""
+"""Quantised checkpoints: each supported format decodes exactly, and contradictions are refused."""
 
 import json
 import sys

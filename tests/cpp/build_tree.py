@@ -1,8 +1,8 @@
-"""The C++ library, its tests and the emulated CUDA kernels, built once per kind for all Python tests that need them.
+"""Builds the C++ library, its tests and the emulated CUDA kernels, once per kind for all Python tests that need them.
 
-The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers stand beside it, as
-cpp-tests-asan and cpp-tests-tsan. They are kept, so that a second run compiles only what changed. A tree that is configured already
-keeps its settings: tools/test.sh gives the one that the package was built in.
+The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; the trees of the sanitizers stand
+beside it, as cpp-tests-asan and cpp-tests-tsan. Trees are kept, so that a second run compiles only what changed. A tree that is
+configured already keeps its settings: tools/test.sh passes the tree in which the package was built.
 """
 
 import fcntl

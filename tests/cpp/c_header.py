@@ -1,4 +1,4 @@
-"""Reads lynx_rt.h as another language's binding would: structs, enums and functions, as ctypes has them."""
+"""Reads lynx_rt.h as another language's binding would: makes ctypes structs, enums and functions of it."""
 
 import ctypes
 import re

@@ -1,4 +1,4 @@
-"""Tiny checkpoints (tests/model/tiny_models.py) for the engine tests."""
+"""Fixtures: tiny checkpoints (tests/model/tiny_models.py) for the engine tests."""
 
 from __future__ import annotations
 

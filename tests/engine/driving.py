@@ -1,4 +1,4 @@
-"""Runs requests through a _C.Engine step by step, and what came out of each."""
+"""Runs requests through a _C.Engine step by step, and collects the output of each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Random lives of requests on one engine, from several threads: all that comes out must be the bits of the request run alone.
+"""Runs random lives of requests on one engine, from several threads. Every output must have the bits of the request run alone.
 
-`Cases` are requests with what they give alone. `Lives` runs them on an engine in every way that the API has, in threads of its own,
-with aborts, timeouts, errors and changes of policy between them.
+`Cases` are requests with their outputs when run alone. `Lives` runs them on an engine through every call of the API, in threads of its
+own, with aborts, timeouts, errors and changes of policy between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""lynx_rt.research.calibrate: similarities against float64, stand-ins, the file that the engine and the safetensors package read."""
+"""lynx_rt.research.calibrate: similarities against float64, stand-ins, and the file, read by the engine and the safetensors package."""
 
 from __future__ import annotations
 

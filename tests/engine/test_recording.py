@@ -1,4 +1,4 @@
-"""Recorded routing: the experts of every token, whatever way it was computed, and router logits that a simulation can run again."""
+"""Recorded routing: the experts of every token, however it was computed, and router logits, which give a simulation the same results."""
 
 from __future__ import annotations
 

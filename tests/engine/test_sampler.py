@@ -1,4 +1,4 @@
-"""What the sampler draws, against the exact distribution computed in float64 from forward()'s logits.
+"""Draws of the sampler against the exact distribution, computed in float64 from forward()'s logits.
 
 Counts are taken over fixed seeds, so every test here gives the same result on every run. The chi-square limit is the 1 - 1e-6
 quantile by the Wilson-Hilferty approximation: with some thirty tests, a correct sampler would fail one set of seeds in thirty thousand.

@@ -1,4 +1,4 @@
-"""Order, budgets, limits and errors of the engine: what is refused, with which words, and that everything else goes on."""
+"""Order, budgets, limits and errors of the engine: what is refused with which text, and that everything else goes on."""
 
 import gc
 import json

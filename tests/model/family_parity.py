@@ -1,5 +1,5 @@
-"""What every family must do, checked on tiny random checkpoints that transformers writes. The rows (one per checkpoint) are in
-family_models_*.py, the tests in test_families.py."""
+"""Checks that every family must pass on tiny random checkpoints that transformers writes. family_models_*.py has a row per
+checkpoint, test_families.py the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the op tests run over: every instruction set of this CPU; every compute dtype, for ops that round to it."""
+"""Parameters of the op tests: every instruction set of this CPU, and every compute dtype, for ops that round to it."""
 
 import pytest
 from isas import ISAS

@@ -1,4 +1,4 @@
-"""Batches with a policy, drawn at random: what the tests of expert selection run over."""
+"""Draws random batches with a policy: the cases of the tests of expert selection."""
 
 import numpy as np
 import reference_select as ref

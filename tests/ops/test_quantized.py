@@ -1,5 +1,5 @@
-"""Products with quantised weights (csrc/backend/cpu/kernels/quant.h): every bit is spelled out there, so these tests know no tolerance
-beside the quantiser's own error. Bits are compared with a reference in NumPy whose float32 operations are those of the header."""
+"""Products with quantised weights (csrc/backend/cpu/kernels/quant.h): that header defines every bit, so the tests have no
+tolerance but the quantiser's own error. Bits are compared with a reference in NumPy whose float32 operations are those of the header."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback: the routes that huggingface_hub asks for to list and download a model."""
+"""A fake Hugging Face Hub on loopback, with the routes that huggingface_hub uses to list and download a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the styles that the families have, trained here."""
+"""Trains tiny tokenizers of the styles that the families have."""
 
 from __future__ import annotations
 

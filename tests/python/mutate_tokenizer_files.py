@@ -1,10 +1,10 @@
-"""Mutated tokenizer folders, each loaded and used; run by test_tokenizer_fuzz.py in a process of its own.
+"""Mutates tokenizer folders, and loads and uses each. test_tokenizer_fuzz.py runs it in a process of its own.
 
 usage: mutate_tokenizer_files.py SEEDS WORK FIRST COUNT
 
 SEEDS: a folder of model folders.  WORK: a scratch folder; WORK/case is the number of the case in progress.
-A line of output per fault: case, what is wrong. The process itself ends where a case takes 2 s of CPU time (SIGPROF), or 1 GB
-of memory more than before it (an abort of the allocator).
+It prints a line per fault: case, what is wrong. The process ends if a case takes 2 s of CPU time (SIGPROF), or 1 GB of memory more
+than before it (the allocator aborts).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (DeepSeek's special tokens have full-width bars)
-"""Chat templates with the features of the families' own render, and tokenize, as transformers does it."""
+"""Chat templates with the features of the families' own render and tokenize as in transformers."""
 
 from __future__ import annotations
 

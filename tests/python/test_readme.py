@@ -1,6 +1,6 @@
-"""The README's commands do what it says, and those of the other documents are at least right.
+"""The README's commands do what it says, and the other documents' commands at least parse.
 
-Its lines of Python are run by tests/test_packaging.py, those of CMake by tests/cpp/test_consumer.py.
+tests/test_packaging.py runs the README's Python, tests/cpp/test_consumer.py its CMake.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recordings simulated: how batches are formed, that policies do what they do step by step, recordings as files, the commands."""
+"""Simulation of recordings: forming of batches, policies that act as in an engine step by step, files of recordings, the commands."""
 
 from __future__ import annotations
 

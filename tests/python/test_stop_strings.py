@@ -1,4 +1,4 @@
-"""Stop strings: the same cut however the text arrives, and nothing shown that is taken back."""
+"""Stop strings: the cut does not depend on how the text arrives, and shown text is never taken back."""
 
 from __future__ import annotations
 

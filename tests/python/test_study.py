@@ -1,4 +1,4 @@
-"""`lynx-rt study`: which runs are made and kept, what they measure, and that the report comes out."""
+"""`lynx-rt study`: which runs are made and kept, what they measure, and that the report is written."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Compiles the CUDA kernels with nvcc for every architecture, once for all the tests that read what came out.
+"""Compiles the CUDA kernels with nvcc for every architecture, once for all tests that read the output.
 
-Without nvcc (CUDACXX or on PATH) those tests are skipped. The whole takes about 180 CPU seconds the first time; what was compiled
-is kept beside the builds of the C++ tests, by content.
+Without nvcc (CUDACXX or on PATH) those tests are skipped. The first run takes about 180 CPU seconds. The output is kept beside
+the builds of the C++ tests, by content.
 """
 
 from __future__ import annotations
