@@ -38,7 +38,7 @@ def mixed_jobs(vocab):
 
 @pytest.fixture(scope="module")
 def case(tiny_path):
-    """case(model) -> path, jobs, the bits of each job alone."""
+    """Returns case(model) -> path, jobs, the bits of each job alone."""
 
     @functools.cache
     def make(model):

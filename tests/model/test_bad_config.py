@@ -28,7 +28,7 @@ def quick_and_small():
 
 @pytest.fixture
 def folder(tiny_path, tmp_path):
-    """A copy of a checkpoint, to be spoilt."""
+    """Returns a copy of a checkpoint, to be spoilt."""
 
     def copy(name="plain"):
         shutil.copytree(tiny_path(name), tmp_path / name)
