@@ -48,7 +48,7 @@ def gate_engine(isa: str | None = None) -> Engine:
 
 
 def differing(answered: list[tuple[Item, str]]) -> list[str]:
-    """Answers that are not the recorded ones."""
+    """Returns the answers that are not the recorded ones."""
     recorded = json.loads(ANSWERS.read_text())
     wrong = []
     for item, text in answered:
@@ -109,14 +109,14 @@ def test_topk_answers_as_recorded_on_every_instruction_set(isa: str) -> None:
 
 
 def test_recorded_answers_are_nearly_all() -> None:
-    """So that the comparison cannot become empty."""
+    """This keeps the comparison from becoming empty."""
     recorded = json.loads(ANSWERS.read_text())
     assert len(recorded) == 16 and {len(each) for each in recorded.values()} == {ITEMS}
     assert sum(text is not None for each in recorded.values() for text in each) >= 0.98 * 16 * ITEMS
 
 
 def margin(output: RequestOutput) -> float:
-    """The smallest one over the tokens of an answer."""
+    """Returns the smallest margin over the tokens of an answer."""
     steps = output.outputs[0].logprobs or []
     ranked = [sorted((entry.logprob for entry in step.values()), reverse=True) for step in steps]
     return min(first - second for first, second in ranked)

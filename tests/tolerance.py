@@ -14,12 +14,12 @@ TINY = 1e-30  # below this float32 may flush to zero
 
 
 def dot(k, sum_abs_products):
-    """A sum of k products."""
+    """Bound on the error of a sum of k products."""
     return 4 * k * U32 * sum_abs_products + TINY
 
 
 def norm(k):
-    """RMSNorm over k, relative: the sum of squares is off by k U32 at most, of which the square root takes half; then mean, eps,
+    """Relative error of RMSNorm over k: the sum of squares is off by k U32 at most, which the square root halves; then mean, eps,
     square root, reciprocal and two products."""
     return (k / 2 + 8) * U32
 
@@ -41,7 +41,7 @@ def softmax(n, scores):
 
 
 def assert_within(got, expected, what=""):
-    """`expected` is (value, error) of the oracle. Says the worst element, both values and the share of the bound used."""
+    """`expected` is (value, error) of the oracle. Reports the worst element, both values and the share of the bound used."""
     value, error = expected
     assert got.shape == value.shape, f"{what}: shape {got.shape}, expected {value.shape}"
     if got.size == 0:
