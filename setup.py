@@ -19,7 +19,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
-sys.path.insert(0, str(ROOT / "tools"))  # for whoever runs this file without the build backend
+sys.path.insert(0, str(ROOT / "tools"))  # needed if this file runs without the build backend
 
 from build_backend import cuda_environment, cuda_mode, forget_lost_compiler  # noqa: E402
 
@@ -44,7 +44,7 @@ class CMakeBuild(build_ext):
         configure += [f"-DLYNX_RT_CUDA={cuda_mode()}"]
         configure += [f"-DLYNX_RT_CUDA_ARCHITECTURES={os.environ.get('LYNX_RT_CUDA_ARCHITECTURES', '')}"]
         if ninja := shutil.which("ninja"):
-            # Named, because a kept build folder remembers the ninja of an environment that pip has deleted since.
+            # Ninja's path is given, because a kept build folder remembers one in an environment that pip has deleted since.
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         module = ext.name.rpartition(".")[2]

@@ -1,14 +1,14 @@
-"""Decode speed of a MoE model beside dense models of equal active and equal total size, with and without expert selection.
+"""Measures the decode speed of a MoE model beside dense models of equal active and equal total size, with and without expert selection.
 
     python bench/dense_against_moe.py --out DIR [--batch 1,4,8,16,32,64] [--model lynx-nano folder] [--tasks bench/tasks]
 
-The MoE model has the shape of lynx-nano (8 layers, 4 of 32 experts) at 1.2 billion parameters, with made-up weights: the time of a step
-does not depend on their values, but for the routing, and that is recorded: lynx-nano decodes the task sets in full batches of each size
-under each policy, and its routing is replayed. So the experts that a step reads are those that a trained router and the policy chose.
-The dense models differ in the width of their MLP alone: k and E times an expert's.
+The MoE model has the shape of lynx-nano (8 layers, 4 of 32 experts) at 1.2 billion parameters, with made-up weights. The time of a step
+depends on their values only through the routing, and the routing is a recorded one: lynx-nano decodes the task sets in full batches of
+each size under each policy, and its routing is replayed. So a step reads the experts that a trained router and the policy chose. The
+dense models differ in the width of their MLP alone: k and E times an expert's.
 
-For every policy the report compares what its steps took, against the replayed routing of topk at the same batch size, with the bytes that
-they had to read: bound by memory, the two ratios are equal. Writes DIR/dense-against-moe.json and .md.
+For every policy the report compares two ratios to the replayed routing of topk at the same batch size: the time of its steps, and the
+bytes that they had to read. If memory is the limit, the two are equal. Writes DIR/dense-against-moe.json and .md.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> int:
 
 
 def _recorded(args: argparse.Namespace, batch: int) -> dict[str, str]:
-    """policy -> the text that replays what it chose in full batches of this size. At one row the policies are alike."""
+    """Returns policy -> the text that replays its choices in full batches of this size. At one row, one policy stands for all."""
     texts = {}
     for number, policy in enumerate(args.selection if batch > 1 else args.selection[:1]):
         file = args.out / f"routed-{batch}-{number}.safetensors"

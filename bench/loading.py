@@ -1,12 +1,12 @@
-"""Time to ready and memory of a checkpoint of about 2 GB, for three families and formats, with made-up weights.
+"""Measures time to ready and memory of a checkpoint of about 2 GB, for three families and formats, with made-up weights.
 
     python bench/loading.py [mixtral] [deepseek_v3] [gpt_oss] [--quantization none,int8] [--folder DIR]
 
-mixtral: bf16, a tensor per expert, used where it lies in the file. deepseek_v3: FP8 with blocks of 128 x 128 and
-gpt_oss: MXFP4, both decoded to bf16 as they are loaded. Each checkpoint is loaded by a process of its own: once with the file in the page
-cache, and the numbers are that process's. `ready` is the time of Engine(); `first tokens` that of one request of 16 prompt tokens and 4
-new ones after it, which reads every dense weight for the first time; `anonymous` the largest resident memory that is not the file's, before
-and after those tokens (a KV cache is not counted until it is used).
+mixtral: bf16, a tensor per expert, used in place. deepseek_v3: FP8 with blocks of 128 x 128, and gpt_oss: MXFP4, both decoded to bf16 as
+they are loaded. A process of its own loads each checkpoint once, with the file in the page cache; the numbers are that process's.
+`ready` is the time of Engine(). `first tokens` is the time of one request of 16 prompt tokens and 4 new ones, which reads every dense
+weight for the first time. `anonymous` is the largest resident memory that is not the file's, before and after those tokens (a KV cache is
+not counted until it is used).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SHARED = {"hidden_size": HIDDEN, "num_attention_heads": HEADS, "vocab_size": VOC
 
 
 class Tensors:
-    """Tensors by name: float32 -> bf16, or raw bytes of a dtype."""
+    """Collects tensors by name: float32 (stored as bf16), or raw bytes of a dtype."""
 
     def __init__(self) -> None:
         self.random = np.random.default_rng(0)
@@ -45,12 +45,12 @@ class Tensors:
         self.all[name] = (dtype, values.shape, values)
 
     def fp8(self, name: str, rows: int, cols: int) -> None:
-        """Any byte but the two that are NaN (0x7f, 0xff)."""
+        """Returns random bytes other than the two that are NaN (0x7f, 0xff)."""
         self.raw(name, "F8_E4M3", np.resize(self.random.integers(0, 0x7F, 1 << 20, np.uint8), (rows, cols)))
         self.raw(name + "_scale_inv", "F32", np.full((-(-rows // 128), -(-cols // 128)), 1e-3, np.float32))
 
     def write(self, path: Path) -> int:
-        """One safetensors file, with the tensors written one after the other. -> bytes"""
+        """Writes one safetensors file, tensor after tensor; returns its bytes."""
         header, offset = {}, 0
         for name, (dtype, shape, values) in self.all.items():
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + values.nbytes]}
@@ -202,7 +202,7 @@ def main() -> int:
                 (folder / "config.json").write_text(json.dumps(config))
                 del tensors
             size = (folder / "model.safetensors").stat().st_size
-            with (folder / "model.safetensors").open("rb") as file:  # into the page cache
+            with (folder / "model.safetensors").open("rb") as file:  # reads the file into the page cache
                 while file.read(1 << 24):
                     pass
             for quantization in args.quantization.split(","):

@@ -1,8 +1,8 @@
-"""What the governor ("slo:tpot_ms=...") does on a model: targets as shares of the step time that the model's own routing takes.
+"""Shows what the governor ("slo:tpot_ms=...") does on a model. Targets are shares of the step time of the model's own routing.
 
     python bench/slo.py MODEL [--batch 16] [--shares 1.2,0.8,0.65,0.5]
 
-Random prompts of 64 tokens, 70 greedy tokens each; decode-only steps. Step times of all rows are of one run.
+Random prompts of 64 tokens are continued by 70 greedy tokens each; decode-only steps are timed. All rows are from one run.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     lynx-rt record --tasks bench/tasks --batch 16 --items 64 --out routing.npz
     python docs/experts_read.py routing.npz docs/experts_read.svg
 
-The step and the layer are those, among all full ones of the recording, whose two counts are nearest to the means.
+The drawing shows the full step and the layer of the recording whose two counts are nearest to the means.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COLOURS = {"own": "#2563eb", "moved": "#f59e0b", "read": "#dbeafe", "idle": "#f1
 
 
 def typical(without: list[NDArray[np.int16]], with_: list[NDArray[np.int16]]) -> tuple[int, int]:
-    """(step, layer) whose numbers of experts are nearest to the means over all steps and layers; [T, L, k] each."""
+    """Returns the (step, layer) whose numbers of experts are nearest to the means over all; steps are [T, L, k]."""
 
     def counts(steps: list[NDArray[np.int16]]) -> NDArray[np.int64]:
         return np.array([[len(np.unique(s[:, layer][s[:, layer] >= 0])) for layer in range(s.shape[1])] for s in steps])
@@ -34,7 +34,7 @@ def typical(without: list[NDArray[np.int16]], with_: list[NDArray[np.int16]]) ->
 
 
 def panel(ids: NDArray[np.int16], own: NDArray[np.int16], experts: int, x: int, title: str) -> list[str]:
-    """Rows of [T, k] ids over `experts` columns, from x on."""
+    """Draws [T, k] ids as rows over `experts` columns, from x on."""
     read = set(ids[ids >= 0].tolist())
     height = len(ids) * PITCH
     out = [f'<text x="{x}" y="{TOP - 12}" font-weight="600">{title}: {len(read)} of {experts} experts are read</text>']

@@ -27,7 +27,7 @@ class ModelNotFoundError(LynxError, FileNotFoundError):
 
 
 class UnsupportedModelError(LynxError):
-    """Understood, but this build or version cannot do it."""
+    """A model, option or value is understood, but this build or version does not support it."""
 
 
 class CheckpointError(LynxError):
@@ -35,7 +35,7 @@ class CheckpointError(LynxError):
 
 
 class OutOfMemoryError(LynxError, MemoryError):
-    """Would not fit; the text says how much is needed and what would make it fit."""
+    """Memory is too small; the text says how much is needed and what would make it fit."""
 
 
 class QueueFullError(LynxError):
@@ -43,7 +43,7 @@ class QueueFullError(LynxError):
 
 
 class RequestAborted(LynxError):
-    """A request that a result was needed from was aborted by someone else."""
+    """A request whose result was needed was aborted by someone else."""
 
 
 class EngineClosedError(LynxError):
@@ -59,7 +59,7 @@ class InternalError(LynxError):
 
 
 def shown(value: object) -> str:
-    """A value as error texts show it: its repr, cut where it is long. Some values have none (integers of 4300 digits)."""
+    """A value as error texts show it: its repr, cut where it is long. Some values have no repr (integers of 4300 digits)."""
     try:
         text = repr(value)
     except Exception:

@@ -1,4 +1,4 @@
-"""Signals at safe points only."""
+"""Delivers signals at safe points only."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import threading
 from types import CodeType, FrameType, TracebackType
 from typing import Any
 
-# Those whose handlers usually raise, to end the program or what it does at the moment.
+# Signals whose handlers usually raise, to end the program or its current work.
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGALRM", "SIGUSR1", "SIGUSR2")
 _SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 def comes_from_signal_handler(error: BaseException) -> bool:
-    """Whether the handler of a signal raised it, as for a time limit: no fault of the call that the signal interrupted."""
+    """Whether a signal's handler raised the error, as for a time limit: then the interrupted call is not at fault."""
     codes = {code for number in signal.valid_signals() if (code := _code_of(signal.getsignal(number))) is not None}
     trace = error.__traceback__
     while trace is not None:
@@ -30,30 +30,30 @@ def _code_of(handler: Any) -> CodeType | None:
         handler = handler.func
     function = getattr(handler, "__func__", handler)
     if not hasattr(function, "__code__"):
-        function = type(handler).__call__ if callable(handler) else None  # an object that is called
+        function = type(handler).__call__ if callable(handler) else None  # a callable object
     return getattr(function, "__code__", None)
 
 
 class DeferInterrupts:
-    """Within the block, signals wait until `check()` or the end of the block, and then go to the handlers it found.
+    """Holds signals back until `check()` or the end of its block; they then go to the handlers that it found.
 
-    A KeyboardInterrupt in the middle of handing out a step's results would lose tokens of other threads' requests; so would
-    what handlers of other signals raise. Python runs signal handlers in the main thread only, so elsewhere this does nothing.
-    Blocks may be nested.
+    A KeyboardInterrupt while a step's results are handed out would lose tokens of other threads' requests, and so would an
+    exception of another signal's handler. Python runs signal handlers in the main thread only, so elsewhere this does
+    nothing. Blocks may be nested.
     """
 
     def __enter__(self) -> DeferInterrupts:
         self._pending: list[tuple[Any, int, FrameType | None]] = []  # handler and its arguments
-        self._handlers: dict[int, Any] = {}  # of the signals that wait
+        self._handlers: dict[int, Any] = {}  # signal -> the handler that it had before the block
         self._pid = os.getpid()
         if threading.current_thread() is threading.main_thread():
             try:
                 for number in _SIGNALS:
                     handler = signal.getsignal(number)
-                    if callable(handler):  # not where the signal is ignored or ends the process
+                    if callable(handler):  # an ignored or default signal has none
                         self._handlers[number] = handler
                         signal.signal(number, self._note)
-            except BaseException:  # from the handler of a signal whose turn had not come
+            except BaseException:  # a signal came whose handler was not replaced yet
                 self._restore()
                 raise
         return self
@@ -77,12 +77,12 @@ class DeferInterrupts:
                 signal.signal(number, handler)
                 del self._handlers[number]
         finally:
-            if self._handlers:  # a handler that is back already raised
+            if self._handlers:  # a handler that was put back first has raised
                 self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         handler = self._handlers[number]
-        if os.getpid() != self._pid:  # the child of a fork in another thread: nobody comes to the end of the block here
+        if os.getpid() != self._pid:  # child of a fork in another thread: it never reaches the end of the block
             handler(number, frame)
         else:
             self._pending.append((handler, number, frame))

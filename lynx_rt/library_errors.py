@@ -1,4 +1,4 @@
-"""What other libraries raise, as LynxErrors: plain Exceptions, panics of Rust code, RecursionErrors of deep input."""
+"""Turns what other libraries raise into LynxErrors: Exceptions, panics of Rust code, RecursionErrors of deep input."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Guard:
     """A context in which whatever a library raises becomes `kind`, with `message` before it. Reusable; thread-safe.
 
     A panic of Rust code arrives as pyo3_runtime.PanicException, a BaseException that no module exports. Interrupts, exits,
-    LynxErrors and what a signal handler raises pass.
+    LynxErrors and what a signal handler raises pass through unchanged.
     """
 
     def __init__(self, message: str, field: str = "", kind: type[LynxError] = CheckpointError) -> None:

@@ -28,7 +28,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 @pytest.fixture(scope="session")
 def nano_path() -> str:
-    """Folder of lynx-nano."""
+    """Returns the folder of lynx-nano."""
     import lynx_rt
 
     return lynx_rt.shipped_model()

@@ -1,8 +1,9 @@
 """Float64 oracles of the backend's ops, written from the formulas and not from the C++ code.
 
-Each returns (value, error): `error` bounds, element by element, how far a correct float32 implementation may be from `value`; how it
-is derived is in tolerance.py. Where a contract in csrc/backend/backend.h says that an op rounds to a 16-bit dtype, the oracle rounds
-there too; a value too near to the middle between two 16-bit numbers for float32 to tell carries the step between them as error.
+Each returns (value, error): `error` bounds, element by element, how far a correct float32 implementation may be from `value`;
+tolerance.py has its derivation. Where a contract in csrc/backend/backend.h says that an op rounds to a 16-bit dtype, the oracle rounds
+there too. If a value is so near to the middle of two 16-bit numbers that float32 cannot tell its side, its error includes the step
+between them.
 
 Notation: T rows, K inputs, N outputs, H hidden, I expert width, E experts, A query and G key/value heads of size D.
 """
@@ -16,7 +17,7 @@ F64 = np.float64
 
 
 def to_bf16_bits(x):
-    """float32 -> the upper half, rounded to nearest even (IEEE 754 rule on the lower half)."""
+    """Rounds float32 to its upper half, to nearest even (IEEE 754 rule on the lower half)."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32).astype(np.uint64)
     return ((u + 0x7FFF + ((u >> 16) & 1)) >> 16).astype(np.uint16)
 
@@ -26,19 +27,19 @@ def from_bf16_bits(bits):
 
 
 def weight(x, dtype):
-    """An array in the form in which the bindings take weights of `dtype`: bfloat16 as its bits."""
+    """Returns an array in the form in which the bindings take weights of `dtype`: bfloat16 as its bits."""
     if dtype == "bfloat16":
         return to_bf16_bits(x)
     return np.ascontiguousarray(x, {"float32": np.float32, "float16": np.float16}[dtype])
 
 
 def value(w):
-    """Such an array as float64."""
+    """Returns an array of weight() as float64."""
     return (from_bf16_bits(w) if w.dtype == np.uint16 else w).astype(F64)
 
 
 def rounded(x, dtype, error):
-    """x in `dtype` as float64, and the error of that where x itself may be off by `error`."""
+    """Returns x in `dtype` as float64, and its error if x itself may be off by `error`."""
     if dtype == "float32":
         return x, error + np.abs(x) * tol.U32
 
@@ -51,7 +52,7 @@ def rounded(x, dtype, error):
 
 
 def entering(x, dtype):
-    """A float32 row as it enters a product: rounded to the compute dtype."""
+    """Returns a float32 row as it enters a product: rounded to the compute dtype."""
     return value(weight(x, dtype))
 
 
@@ -71,13 +72,13 @@ def linear(x, w, dtype, bias=None, add_to=None, scale=1.0):
 
 
 def router(x, w, bias=None):
-    """The rows unrounded, whatever the compute dtype: backend.h, router()."""
+    """Product of unrounded rows, whatever the compute dtype: backend.h, router()."""
     return linear(x, w, "float32", bias)
 
 
 def layernorm(x, w, bias, eps):
-    """(x - mean) / sqrt(variance + eps) * w + b: arXiv 1607.06450 eq. 4. The mean is off by a dot product's error, which shifts every
-    deviation; the variance is a sum of squares of such."""
+    """(x - mean) / sqrt(variance + eps) * w + b: arXiv 1607.06450 eq. 4. The mean has a dot product's error, which shifts every
+    deviation; the variance is a sum of squares of these deviations."""
     n = x.shape[-1]
     x = x.astype(F64)
     mean = x.mean(-1, keepdims=True)
@@ -106,7 +107,7 @@ def silu(x):
 
 def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None):
     """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; rows and hidden
-    values enter products rounded. input_scale [T, 1]: of the products of the rows, before the biases."""
+    values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
 
     def product(w, bias):
         y, error = linear(x, w, dtype)
@@ -124,7 +125,7 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
         s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY
     else:
         alpha, limit = (float(np.float32(v)) for v in clamped)
-        g = np.minimum(g, limit)  # clamping takes errors no further apart
+        g = np.minimum(g, limit)  # clamping does not increase errors
         s = silu(alpha * g) / alpha
         s_error = tol.SILU_SLOPE * (g_error + tol.U32 * np.abs(g)) + tol.SILU * np.abs(s) + tol.SILU_TINY
         u = np.clip(u, -limit, limit) + 1
@@ -177,7 +178,7 @@ def rope(x, cos, sin, error):
 
 
 def head_rows(x, norm, eps, cos, sin, dtype):
-    """q or k of every row [T, heads, D] after norm and rotation, rounded as it enters the product or the cache."""
+    """Returns q or k of every row [T, heads, D] after norm and rotation, rounded as it enters the product or the cache."""
     x = x.astype(F64)
     y, error = (x, np.zeros_like(x)) if norm is None else rmsnorm(x, norm, eps)
     y, error = rope(y, cos[:, None].astype(F64), sin[:, None].astype(F64), error)
@@ -198,7 +199,7 @@ def attend_row(q, k, v, dq, dk):
 
 
 def attention(sequences, num_heads, num_kv_heads, q_norm, k_norm, eps, cos, sin, dtype):
-    """Every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
+    """Computes every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
     out = []
     for qkv in sequences:
         n = len(qkv)

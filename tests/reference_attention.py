@@ -1,4 +1,4 @@
-"""Float64 oracles of attention in all its variants: qkv_post(), mla_post() and attention() of csrc/backend/backend.h, as reference.py."""
+"""Float64 oracles of attention in all its variants: qkv_post(), mla_post() and attention(). reference.py has the other ops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ F64 = np.float64
 
 @dataclass
 class Variant:
-    """What the bindings' attend() takes; arrays as it takes them."""
+    """The arguments of the bindings' attend(), in its forms."""
 
     norm: str = "none"
     q_norm: Any = None
@@ -29,7 +29,7 @@ class Variant:
     scale: float | None = None
 
     def first_key(self, position):
-        """The first key that a query at `position` sees."""
+        """Returns the first key that a query at `position` sees."""
         by_window = position - self.window + 1 if self.window else 0
         by_chunk = position // self.chunk * self.chunk if self.chunk else 0
         return max(0, by_window, by_chunk)
@@ -46,9 +46,9 @@ def norm(x, error, w, eps):
 
 
 def rotate(x, error, cos, sin, interleaved):
-    """Of the first 2 * cos.shape[-1] columns; pairs (2 i, 2 i + 1) where interleaved, else (i, i + half)."""
+    """Rotates the first 2 * cos.shape[-1] columns in pairs: (2 i, 2 i + 1) if interleaved, else (i, i + half)."""
     dim = 2 * cos.shape[-1]
-    order = np.arange(dim).reshape(-1, 2).T.ravel() if interleaved else np.arange(dim)  # to halves
+    order = np.arange(dim).reshape(-1, 2).T.ravel() if interleaved else np.arange(dim)  # to the half-split layout
     y, e = x.copy(), error.copy()
     turned, turned_error = ref.rope(x[..., order], cos.astype(F64), sin.astype(F64), error[..., order])
     y[..., order], e[..., order] = turned, turned_error
@@ -56,7 +56,7 @@ def rotate(x, error, cos, sin, interleaved):
 
 
 def head_rows(x, w, v: Variant, cos, sin, dtype, is_q):
-    """q or k of every row [T, heads, D] as it enters the product or the cache, and its error."""
+    """Returns q or k of every row [T, heads, D] as it enters the product or the cache, and its error."""
     y, error = x.astype(F64), np.zeros(x.shape)
     if v.norm == "head":
         y, error = norm(y, error, w, v.eps)
@@ -92,7 +92,7 @@ def attend_row(q, k, values, dq, dk, dv, scale, sink=None):
 
 
 def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
-    """Every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
+    """Computes every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
     out = []
     for qkv in sequences:
         n = len(qkv)

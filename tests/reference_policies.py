@@ -1,8 +1,8 @@
-"""What each expert-selection policy decides: float64 oracles from the formulas, not from the C++ code.
+"""Float64 oracles of each expert-selection policy's choices, written from the formulas and not from the C++ code.
 
 Everything is sorted in full, counted in Python integers and compared as fractions. Notation: scores [T, E] are the rows' keys
 (reference_select.Rule.keys: the logits of plain softmax routers; -inf = outside the row's groups), k experts per token; ids
-[T, k] are the model's own choices, best first; exact [T] says which rows keep theirs.
+[T, k] are the model's own choices, best first; exact [T] says which rows keep their own choices.
 
 Sources: LYNX arXiv 2411.08982, OEA arXiv 2511.02237 (simplified form), XShare arXiv 2602.07265, DES-Vote arXiv 2602.00879, SERE
 arXiv 2602.07616, NAEE arXiv 2402.14800, GShard arXiv 2006.16668, MC-SMoE arXiv 2310.01334, with the open points read as in
@@ -21,7 +21,7 @@ DIGITS = Context(prec=400)  # float32 scores of any size are subtracted without 
 
 # Rows choose among admitted experts; of all policies that look at the whole batch, all but capacity have the guard.
 ADMITTING = ("lynx", "oea", "xshare", "des_vote", "cover")
-REFILLS = (*ADMITTING, "lynx_literal")  # they know refill and damp
+REFILLS = (*ADMITTING, "lynx_literal")  # policies that know refill and damp
 WEIGHING = {
     "lynx": dict(refill=0.25, damp=0.5),
     "cover": dict(refill=1.0, damp=0.7),
@@ -33,7 +33,7 @@ MOVES_WEIGHTS = ("sere", "alias")
 
 
 def best(row, candidates, count):
-    """The `count` best of `candidates` by score, best first, ties to the lower expert; none of score -inf."""
+    """Returns the `count` best of `candidates` by score, best first, ties to the lower expert; none of score -inf."""
     return sorted((e for e in candidates if row[e] > -np.inf), key=lambda e: (-row[e], e))[:count]
 
 
@@ -44,7 +44,7 @@ def best(row, candidates, count):
 class Votes:
     votes: list  # [E] Python int
     top_vote: int  # value of one bin-0 vote
-    of_row: list  # [T][E] what each row gave
+    of_row: list  # [T][E] votes that each row gave
     confident: list  # [T] the one expert in bin 0, or None
 
 
@@ -87,7 +87,7 @@ def lynx_sets(scores, k, alpha=6.0, beta=4, theta=1.0):
 
 
 def fill(admitted, candidates, value, count):
-    """`admitted` and the best valued of the other candidates, until there are `count`; ties to the lower expert."""
+    """Adds the best valued of the other candidates to `admitted`, until there are `count`; ties to the lower expert."""
     rest = sorted(set(candidates) - admitted, key=lambda e: (-value[e], e))
     return admitted | set(rest[: max(0, count - len(admitted))])
 
@@ -124,7 +124,7 @@ def oea_floors(scores, k, k0):
 
 
 def budget(m, num_experts):
-    """Experts that m allows: below 1 a share of them (rounded down, at least one), else a number."""
+    """Returns the number of experts that m allows: below 1 a share of all (rounded down, at least one), else a number."""
     return min(num_experts, max(1, math.floor(m * num_experts)) if m < 1 else int(m))
 
 
@@ -136,7 +136,7 @@ def xshare_admitted(scores, ids, m=0.5, k0=1):
 
 
 def des_admitted(scores, ids, m=0.5):
-    """The largest sums of gates over the rows that chose the expert; never one that nobody chose."""
+    """Returns the experts with the largest sums of gates over the rows that chose them; never one that nobody chose."""
     value = dict.fromkeys(map(int, ids.ravel()), 0)
     for row, chosen in zip(scores, ids):
         gates = gate_masses(row)
@@ -159,7 +159,7 @@ def cover_admitted(scores, ids, delta=0.1, m=1):
 
 
 def admitted(policy, scores, ids, exact, **params):
-    """The admitted experts of a batch; exact rows add theirs after everything else."""
+    """Returns the admitted experts of a batch; exact rows add their own after everything else."""
     k = ids.shape[1]
     chosen = {
         "lynx": lambda: lynx_sets(scores, k, **params).admitted,
@@ -200,7 +200,7 @@ def assign_literal(scores, ids, exact, **params):
 
 
 def sere_targets(ids, exact, similarity, s=1, rho=0.0):
-    """What each expert becomes: itself where primary or where no primary is similar enough (rho = 0: always similar enough)."""
+    """Returns the replacement of each expert: itself if it is primary or no primary is similar enough (rho = 0: always similar enough)."""
     similarity = np.asarray(similarity, np.float64)
     primary = {int(e) for t, row in enumerate(ids) for e in (row if exact[t] else row[:s])}
     targets = {}
@@ -215,14 +215,14 @@ def substitute(ids, targets):
 
 
 def keep_inside(scores, ids, targets):
-    """A choice that would leave the row's groups stays."""
+    """Keeps a choice whose replacement would leave the row's groups."""
     return [
         [int(u) if row[v] == -np.inf else v for u, v in zip(own, new)] for row, own, new in zip(scores, ids, targets)
     ]
 
 
 def assign_skip(scores, ids, exact, ratio=0.5):
-    """While gate_j >= ratio * gate_0, which is gap <= -ln ratio."""
+    """Takes choices while gate_j >= ratio * gate_0, which is gap <= -ln ratio."""
     for row, chosen in zip(scores, ids):
         gaps = [DIGITS.subtract(Decimal(float(row[chosen[0]])), Decimal(float(row[e]))) for e in chosen]
         limit = -Decimal(ratio).ln() if ratio > 0 else Decimal("Infinity")
@@ -257,15 +257,15 @@ def assign_capacity(scores, ids, exact, factor=1.0):
 
 
 def drop_refills(row, taken, own, refill):
-    """-1 for what a row did not choose itself and has less than `refill` of the gate of the best that it got."""
+    """Drops (-1) experts that a row did not choose itself and whose gate is below `refill` of that of its best expert."""
     gap = -math.log(refill) if refill > 0 else math.inf
     most = max(row[e] for e in taken)
     return [e if e in own or most - row[e] <= gap else -1 for e in taken]
 
 
 def assign(policy, scores, ids, exact, tables, **params):
-    """A policy's choices for each row [T][up to k], -1 where one was dropped, of sere and alias those that met twice; of exact rows
-    without meaning. `tables`: similarity, alias, replay."""
+    """Returns a policy's choices for each row [T][up to k]. -1 = dropped; sere and alias drop a choice that occurs twice. Entries of exact
+    rows have no meaning. `tables`: similarity, alias, replay."""
     if policy in REFILLS:
         refill = params.pop("refill", WEIGHING.get(policy, {}).get("refill", 0.0))
         params.pop("damp", None)

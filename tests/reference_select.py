@@ -1,8 +1,8 @@
 """Float64 oracles of expert selection and dispatch, written from the formulas and not from the C++ code.
 
 Notation: scores [T, E] router logits, k experts per token, and for row t: own choice base[t], first choice top[t], W0[t] = sum of
-its own weights. reference_policies.py says which experts a policy gives a row; here are the model's own routing, its keys and
-gates (csrc/routing/router_keys.h), the weights, the guard and the statistics.
+its own weights. reference_policies.py says which experts a policy gives a row. This file has the model's own routing, its
+keys and gates (csrc/routing/router_keys.h), the weights, the guard and the statistics.
 
 Sources of own routing: transformers, the routers of modeling_qwen3_moe.py, modeling_deepseek_v2.py, modeling_deepseek_v3.py,
 modeling_ernie4_5_moe.py, and sparsemixer() of modeling_phimoe.py.
@@ -42,18 +42,18 @@ class Rule:
     jitter: float = 0.01
 
     def ungated(self, row):
-        """What the weights of a row are made of, before they are normalised: probabilities or sigmoids. [E]"""
+        """Returns the weights of a row before they are normalised: probabilities or sigmoids. [E]"""
         if self.kind == "sigmoid":
             e = np.exp(-np.abs(row))
             return np.where(row < 0, e, 1) / (1 + e)
         return softmax(row)
 
     def log_ungated(self, row):
-        """Its logarithm, for softmax up to a constant."""
+        """Returns the logarithm of ungated(), for softmax up to a constant."""
         return np.minimum(row, 0) - np.log1p(np.exp(-np.abs(row))) if self.kind == "sigmoid" else row
 
     def ranked(self, row):
-        """What the row's experts are chosen by: with the bias, -inf outside its groups. [E]"""
+        """Returns the scores by which the row's experts are chosen: with the bias, -inf outside its groups. [E]"""
         value = self.log_ungated(row) if self.bias is None else self.ungated(row) + np.asarray(self.bias, np.float64)
         if self.num_groups == 1:
             return value
@@ -64,7 +64,7 @@ class Rule:
         return np.where(np.isin(np.arange(len(row)) * self.num_groups // len(row), open_groups), value, -np.inf)
 
     def keys(self, row):
-        """In nats, float32: what policies compare. [E]"""
+        """Returns the keys that policies compare, in nats, float32. [E]"""
         value = self.ranked(row)
         if self.bias is None:
             return value.astype(np.float32).astype(np.float64)
@@ -75,7 +75,7 @@ class Rule:
         return np.where(np.isneginf(value), -np.inf, np.maximum(keys, -3e38)).astype(np.float32).astype(np.float64)
 
     def weights(self, row, ids, norm_topk):
-        """Of the row's own choices."""
+        """Returns the weights of the row's own choices."""
         if self.kind == "sparsemixer":
             weights, z = np.zeros(2), row.astype(np.float32)
             for j in range(2):
@@ -94,7 +94,7 @@ class Rule:
 
 
 def own_routing(scores, k, norm_topk, rule):
-    """The model's own ids [T, k] and weights [T, k]."""
+    """Returns the model's own ids [T, k] and weights [T, k]."""
     ids = np.array([best(rule.ranked(row), range(len(row)), k) for row in scores], np.int64).reshape(-1, k)
     weights = np.array([rule.weights(row, chosen, norm_topk) for row, chosen in zip(scores, ids)]).reshape(-1, k)
     return ids, weights
@@ -129,7 +129,7 @@ def select(
     rule=None,
     **params,
 ):
-    """What one routing call gives. `params`: those of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
+    """Returns the result of one routing call. `params`: of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
     members of Rule."""
     scores, rule = np.asarray(scores, np.float64), Rule(**(rule or {}))
     num_rows, _ = scores.shape
@@ -159,7 +159,7 @@ def select(
     new_ids, new_weights = ids.copy(), weights.copy()
     retained, remapped = 0.0, 0
     for t, chosen in enumerate(assign(policy, keys, ids, exact, tables, **params)):
-        if not exact[t] and list(chosen) != ids[t].tolist():  # what stays the same keeps its weights
+        if not exact[t] and list(chosen) != ids[t].tolist():  # a row that keeps its choices keeps its weights
             new_ids[t], new_weights[t] = settle(policy, rule.log_ungated(scores[t]), chosen, weights[t])
         gates = rule.log_ungated(scores[t])
         gates = np.exp(gates - gates[ids[t]].max())
@@ -188,13 +188,13 @@ def dispatch(ids, num_experts):
 
 
 def text(policy, all_phases=False, **params):
-    """The selection text that the C++ side parses: text("oea", k0=2) == "oea:k0=2"."""
+    """Returns the selection text that the C++ side parses: text("oea", k0=2) == "oea:k0=2"."""
     settings = [f"{key}={value!r}" for key, value in params.items()] + ["phase=all"] * all_phases
     return policy + (":" if settings else "") + ",".join(settings)
 
 
 def assert_matches(got, want):
-    """`got`: the dict that _C_testing.select returns; `want`: a Result. Ids exactly, weights to 1e-6."""
+    """Compares ids exactly and weights to 1e-6. `got`: the dict that _C_testing.select returns; `want`: a Result."""
     np.testing.assert_array_equal(got["ids"], want.ids)
     np.testing.assert_array_equal(got["active"], want.active)
     np.testing.assert_allclose(got["weights"], want.weights, rtol=0, atol=1e-6)
@@ -204,6 +204,6 @@ def assert_matches(got, want):
 
 
 def assert_same_bits(a, b):
-    """Two dicts of _C_testing.select hold the same ids, weights and active list, bit for bit."""
+    """Checks that two dicts of _C_testing.select have the same ids, weights and active list, bit for bit."""
     for key in ("ids", "weights", "active"):
         assert a[key].tobytes() == b[key].tobytes(), f"{key} differ:\n{a[key]}\n{b[key]}"

@@ -140,7 +140,7 @@ def test_build_backend_is_in_the_source_distribution(backend: ModuleType) -> Non
 
 
 def cmake(*arguments: str | Path, environment: dict[str, str] | None = None) -> tuple[int, str]:
-    """Exit status, and what is printed, in one line."""
+    """Returns the exit status, and the output in one line."""
     if shutil.which("cmake") is None:
         pytest.skip("needs cmake on PATH")
     done = subprocess.run(
@@ -203,7 +203,7 @@ def test_configures_with_cuda(tmp_path: Path) -> None:
         pytest.skip("needs nvcc: CUDACXX, or on PATH")
 
     def targets() -> set[str]:
-        """What the kernels are compiled for."""
+        """Returns the architectures that the kernels are compiled for."""
         commands = json.loads((tmp_path / "tree" / "compile_commands.json").read_text())
         compiled = {Path(c["file"]): c["command"] for c in commands if Path(c["file"]).is_relative_to(CUDA)}
         assert {file for file in compiled if file.suffix == ".cu"} == set(CUDA.rglob("*.cu"))

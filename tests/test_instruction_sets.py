@@ -1,4 +1,4 @@
-"""What instruction sets the other tests run over: all that this machine has, and one line for each that it lacks."""
+"""Reports the instruction sets of the other tests: all that this machine has, and a skipped test for each that it lacks."""
 
 import pytest
 from isas import ISAS, NAMES, SUPPORTED

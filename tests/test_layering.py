@@ -1,4 +1,4 @@
-"""What may include or import what, and how long a file may be."""
+"""Rules for includes, imports and the length of files."""
 
 import ast
 import graphlib
@@ -45,7 +45,7 @@ def layer(file: Path) -> str:
 
 
 def includes(file: Path) -> list[tuple[str, str]]:
-    """(quote, what is included) of each #include."""
+    """Returns (quote, what is included) of each #include."""
     return INCLUDE.findall(file.read_text())
 
 
@@ -84,7 +84,7 @@ def test_includes_have_no_circle() -> None:
 
 
 def circle(graph: dict[str, list[str]]) -> list[str]:
-    """The nodes of one circle, [] where there is none. graph: node -> the nodes that it needs."""
+    """Returns the nodes of one circle, [] if there is none. graph: node -> the nodes that it needs."""
     try:
         graphlib.TopologicalSorter(graph).prepare()
     except graphlib.CycleError as error:
@@ -98,7 +98,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(file: Path) -> list[str]:
-    """The modules of lynx_rt that a file imports anywhere: at its top, in a function, for type checkers only."""
+    """Returns the modules of lynx_rt that a file imports anywhere: at its top, in a function, for type checkers only."""
     known, found = modules(), []
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -111,7 +111,7 @@ def imports(file: Path) -> list[str]:
 
 
 def folder(module: str) -> str:
-    """The folder of lynx_rt that a module lies in, "" = none."""
+    """Returns the module's folder in lynx_rt, "" = none."""
     inside = modules()[module].relative_to(ROOT / "lynx_rt").parts
     return inside[0] if len(inside) > 1 else ""
 

@@ -1,4 +1,4 @@
-"""What an installed lynx_rt consists of, needs, and imports."""
+"""Contents, requirements and imports of an installed lynx_rt."""
 
 import importlib
 import json
@@ -98,7 +98,7 @@ def test_installed_files(distribution: metadata.Distribution) -> None:
 
 @pytest.mark.parametrize("name", ["_C", "_C_testing"])
 def test_module_exports_only_its_init_function(name: str) -> None:
-    """Else its copy of the library could mix with that of the other one, or with a liblynx_rt.so, in the same process."""
+    """If it exported more, its copy of the library could mix with the other module's, or with a liblynx_rt.so, in the same process."""
     file = importlib.import_module(f"lynx_rt.{name}").__file__
     lines = subprocess.run(["nm", "-D", "--defined-only", file], capture_output=True, text=True, check=True)
     assert [line.split()[-1] for line in lines.stdout.splitlines()] == [f"PyInit_{name}"]

@@ -1,13 +1,14 @@
 """The default policy on the shipped model: it must lose less than one point, and the model's own routing must answer as recorded.
 
-The items are the first 100 of each of the 16 tasks in bench/tasks, whatever their outcome, decoded greedily with 16 of them running,
-tasks mixed. The loss is that of the mean over tasks; its error comes from the paired differences item by item.
+The items are the first 100 of each of the 16 tasks in bench/tasks, whatever their outcome, decoded greedily with 16 of them running
+and tasks mixed. The loss is in the mean over tasks; its error comes from the paired differences item by item.
 
-tests/data/quality_gate.json holds what topk answers in float32; `python tests/test_quality_gate.py` writes it anew. Kernels of
+tests/data/quality_gate.json has topk's answers in float32; `python tests/test_quality_gate.py` writes it anew. Kernels of
 different instruction sets add in different orders: from scalar to AMX, over 2,240 items, the log-probability of a token moved by up
 to 1.3e-5, and the margin of the most likely token over the next by up to 5.3e-5. An answer is therefore compared only where that
 margin is at least 0.01 at every token, 190 times as much; this depends on the margin alone, not on whether the answer is right.
-Others are recorded as null, and count in the loss as all do. bfloat16 rounds 2^16 times as coarsely, so the gate is in float32.
+Other answers are recorded as null; they count in the loss like all answers. bfloat16 rounds 2^16 times as coarsely, so the gate runs
+in float32.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def gate_engine(isa: str | None = None) -> Engine:
 
 
 def differing(answered: list[tuple[Item, str]]) -> list[str]:
-    """Answers that are not the recorded ones."""
+    """Returns the answers that are not the recorded ones."""
     recorded = json.loads(ANSWERS.read_text())
     wrong = []
     for item, text in answered:
@@ -108,14 +109,14 @@ def test_topk_answers_as_recorded_on_every_instruction_set(isa: str) -> None:
 
 
 def test_recorded_answers_are_nearly_all() -> None:
-    """So that the comparison cannot become empty."""
+    """This keeps the comparison from becoming empty."""
     recorded = json.loads(ANSWERS.read_text())
     assert len(recorded) == 16 and {len(each) for each in recorded.values()} == {ITEMS}
     assert sum(text is not None for each in recorded.values() for text in each) >= 0.98 * 16 * ITEMS
 
 
 def margin(output: RequestOutput) -> float:
-    """The smallest one over the tokens of an answer."""
+    """Returns the smallest margin over the tokens of an answer."""
     steps = output.outputs[0].logprobs or []
     ranked = [sorted((entry.logprob for entry in step.values()), reverse=True) for step in steps]
     return min(first - second for first, second in ranked)

@@ -1,4 +1,4 @@
-"""How far float32 arithmetic may be from the exact result, and the one assertion that uses it. Nothing here is tuned.
+"""Bounds on the error of float32 arithmetic, and the one assertion that uses them. Nothing here is tuned.
 
 U32 = 2^-24 is the unit roundoff of float32: one operation returns x (1 + d) with |d| <= U32. Higham, Accuracy and Stability of
 Numerical Algorithms, section 3.1: a sum of k products in any order is within k U32 / (1 - k U32) of sum |products|.
@@ -14,12 +14,12 @@ TINY = 1e-30  # below this float32 may flush to zero
 
 
 def dot(k, sum_abs_products):
-    """A sum of k products."""
+    """Bound on the error of a sum of k products."""
     return 4 * k * U32 * sum_abs_products + TINY
 
 
 def norm(k):
-    """RMSNorm over k, relative: the sum of squares is off by k U32 at most, of which the square root takes half; then mean, eps,
+    """Relative error of RMSNorm over k: the sum of squares is off by k U32 at most, which the square root halves; then mean, eps,
     square root, reciprocal and two products."""
     return (k / 2 + 8) * U32
 
@@ -41,7 +41,7 @@ def softmax(n, scores):
 
 
 def assert_within(got, expected, what=""):
-    """`expected` is (value, error) of the oracle. Says the worst element, both values and the share of the bound used."""
+    """`expected` is (value, error) of the oracle. Reports the worst element, both values and the share of the bound used."""
     value, error = expected
     assert got.shape == value.shape, f"{what}: shape {got.shape}, expected {value.shape}"
     if got.size == 0:

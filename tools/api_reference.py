@@ -1,4 +1,4 @@
-"""Writes the API reference: pdoc's pages of lynx_rt, and a page per public header, whose comments are its reference.
+"""Writes the API reference: pdoc's pages of lynx_rt, and a page per public header, with its comments.
 
 Usage: python tools/api_reference.py FOLDER, with lynx_rt and pdoc installed.
 """
@@ -22,7 +22,7 @@ body {{ max-width: 75em; margin: 2em auto; padding: 0 1em; font-family: system-u
 
 
 def write_headers(folder: Path) -> list[str]:
-    """A page per header; returns their file names, relative to the reference."""
+    """Writes a page per header; returns the file names, relative to the reference."""
     folder.mkdir(parents=True, exist_ok=True)
     formatter = HtmlFormatter(linenos="table", lineanchors="line", anchorlinenos=True)
     names = []
@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
     import lynx_rt
 
     pdoc.render.configure(docformat="markdown", show_source=False)
-    # The names that the package gives out, in its own page; the modules behind them are not public.
+    # The package's page has all its public names; the modules behind them are not public and get no pages.
     pdoc.pdoc("lynx_rt", "!lynx_rt.", output_directory=folder)
     headers = write_headers(folder / "include")
     items = ['<li><a href="lynx_rt.html">Python: lynx_rt</a></li>']

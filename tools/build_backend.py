@@ -1,7 +1,7 @@
-"""The build backend: setuptools', which asks for the CUDA compiler's wheels as well where they are needed.
+"""The build backend: setuptools', which also requires the CUDA compiler's wheels where they are needed.
 
-LYNX_RT_CUDA=on without an nvcc gets them from PyPI (100 MB, NVIDIA's licence) into the environment that builds; auto and off
-never do. setup.py uses the functions below too.
+LYNX_RT_CUDA=on without an nvcc installs them from PyPI (100 MB, NVIDIA's licence) into the environment that builds; auto and
+off never do. setup.py uses the functions below too.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks)
 
-# The compiler of the oldest driver that CUDA 13 runs on (580): its PTX must not be newer than that. The parts are pinned one
-# by one, because nvidia-cuda-nvcc asks for any version of the others.
+# The compiler's version is that of the oldest driver for CUDA 13 (580): its PTX must not be newer than the driver. Each part is
+# pinned, because nvidia-cuda-nvcc accepts any version of the others.
 CUDA_WHEELS = [f"nvidia-{part}==13.0.*" for part in ("cuda-nvcc", "cuda-crt", "cuda-runtime", "nvvm")]
 TOOLKIT = Path("/usr/local/cuda")  # where NVIDIA's installers put it, without touching PATH
 
 
 def cuda_mode() -> str:
-    """LYNX_RT_CUDA, checked."""
+    """Returns the checked value of LYNX_RT_CUDA."""
     mode = os.environ.get("LYNX_RT_CUDA") or "auto"
     if mode not in ("auto", "on", "off"):
         raise SystemExit(f"LYNX_RT_CUDA: expected auto, on or off, got {mode!r}")
@@ -28,7 +28,7 @@ def cuda_mode() -> str:
 
 
 def installed_nvcc() -> str | None:
-    """The nvcc of this machine: CUDACXX, else on PATH, else in the usual place."""
+    """Returns the nvcc of this machine: CUDACXX, else on PATH, else in the usual place."""
     if named := os.environ.get("CUDACXX"):
         if shutil.which(named) is None:
             raise SystemExit(f"CUDACXX: {named} is not a program")
@@ -37,7 +37,7 @@ def installed_nvcc() -> str | None:
 
 
 def wheel_toolkit() -> Path | None:
-    """The folder of a CUDA toolkit that wheels put into the environment of this process."""
+    """Returns the folder of a CUDA toolkit that wheels put into the environment of this process."""
     for folder in map(Path, sys.path):
         for toolkit in sorted(folder.glob("nvidia/cu*"), reverse=True):
             if shutil.which("nvcc", path=str(toolkit / "bin")):
@@ -46,18 +46,18 @@ def wheel_toolkit() -> Path | None:
 
 
 def cuda_requirements() -> list[str]:
-    """What LYNX_RT_CUDA asks for beside pyproject.toml's build requirements."""
+    """Returns the requirements that LYNX_RT_CUDA adds to pyproject.toml's build requirements."""
     return list(CUDA_WHEELS) if cuda_mode() == "on" and installed_nvcc() is None else []
 
 
 def cuda_environment() -> dict[str, str]:
-    """Variables with which CMake finds the CUDA compiler."""
+    """Returns environment variables with which CMake finds the CUDA compiler."""
     if cuda_mode() == "off":
         return {}
     if nvcc := installed_nvcc():
         return {"CUDACXX": nvcc}
     if toolkit := wheel_toolkit():
-        # The nvcc of the wheels looks for its libraries in lib64, and the wheels have lib.
+        # The wheels' nvcc looks for its libraries in lib64, but the wheels put them into lib.
         paths = [str(toolkit / "lib"), os.environ.get("LIBRARY_PATH")]
         return {"CUDACXX": str(toolkit / "bin" / "nvcc"), "LIBRARY_PATH": os.pathsep.join(filter(None, paths))}
     if cuda_mode() == "on":
@@ -69,7 +69,7 @@ def cuda_environment() -> dict[str, str]:
 
 
 def forget_lost_compiler(build_dir: Path) -> None:
-    """A kept build folder remembers the nvcc of an environment that pip has deleted since, and CMake would stop there."""
+    """Removes from a kept build folder the nvcc of an environment that pip has deleted since: CMake would stop at it."""
     cache = build_dir / "CMakeCache.txt"
     nvcc = re.search(r"^CMAKE_CUDA_COMPILER:\w+=(/.*)$", cache.read_text(), re.MULTILINE) if cache.exists() else None
     if nvcc and not os.path.exists(nvcc[1]):

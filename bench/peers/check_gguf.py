@@ -1,4 +1,4 @@
-"""Whether llama.cpp computes with a converted file what lynx_rt computes with the checkpoint: the logits after one prompt.
+"""Checks that llama.cpp computes with a converted file what lynx_rt computes with the checkpoint: the logits after one prompt.
 
     python bench/peers/check_gguf.py MODEL FILE.gguf --llama-cpp BUILD_DIR [--tokens 64]
 
@@ -21,7 +21,7 @@ import numpy as np
 
 def llama_cpp_logits(build: Path, gguf: Path, tokens: list[int]) -> np.ndarray:
     with tempfile.TemporaryDirectory() as out:
-        prompt = "".join(f"<{token}>" for token in tokens)  # the dummy vocabulary of to_gguf.py
+        prompt = "".join(f"<{token}>" for token in tokens)  # tokens of to_gguf.py's dummy vocabulary
         command = [build / "bin" / "llama-debug", "-m", gguf, "-p", prompt, "--save-logits", "--logits-output-dir", out]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         (path,) = Path(out).glob("llamacpp-*-tokens.bin")

@@ -1,4 +1,4 @@
-"""Runs one worker in a process of its own: what it printed, when, what memory it took, and why it ended early."""
+"""Runs one worker in a process of its own, and reports its output with times, its memory, and why it ended early."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_POLL_S = 0.1  # between two looks at the memory
+_POLL_S = 0.1  # between two samples of the memory
 _REASON_CHARACTERS = 160
 
 
 @dataclass
 class Round:
-    """What a worker printed, and what was seen of it from outside."""
+    """A worker's output, and what was measured from outside."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     ready_s: float | None = None  # from the start of the process to its first token
-    peak_resident_bytes: int = 0  # with the mapped pages of files
-    peak_anonymous_bytes: int = 0  # without
+    peak_resident_bytes: int = 0  # with mapped pages of files
+    peak_anonymous_bytes: int = 0  # without mapped pages of files
     failure: str = ""
 
     def values(self, key: str, batch: int | None = None) -> list[Any]:
@@ -35,7 +35,7 @@ class Round:
 
 
 def run_worker(command: Sequence[str], timeout: float, env: dict[str, str] | None = None) -> Round:
-    """Returns when the worker has ended, of itself or after `timeout` seconds. Leaves none of its processes behind."""
+    """Runs a worker until it ends, or for `timeout` seconds. Leaves none of its processes behind."""
     result = Round()
     with tempfile.TemporaryFile() as errors:
         start = time.monotonic()
@@ -56,7 +56,7 @@ def run_worker(command: Sequence[str], timeout: float, env: dict[str, str] | Non
                 _look_at_memory(process.pid, result)
                 time.sleep(_POLL_S)
                 timed_out = time.monotonic() - start > timeout
-        finally:  # also when this process is told to end
+        finally:  # also if a signal ends this process
             _end_group(process)
             reader.join()
         if timed_out:
@@ -84,7 +84,7 @@ def _read(process: subprocess.Popen[str], result: Round, start: float) -> None:
 
 
 def _end_group(process: subprocess.Popen[str]) -> None:
-    """Ends the worker and what it started, which are a session of their own."""
+    """Ends the worker and the processes that it started, which form a session of their own."""
     with contextlib.suppress(ProcessLookupError):  # all of them have ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -94,14 +94,14 @@ def _look_at_memory(pid: int, result: Round) -> None:
     resident = anonymous = 0
     for member in _tree(pid):
         fields = _status_fields(member)
-        resident += fields.get("VmHWM", 0)  # the kernel's own peak, so that none is missed between two looks
+        resident += fields.get("VmHWM", 0)  # the kernel's own peak, which no sampling can miss
         anonymous += fields.get("RssAnon", 0)
     result.peak_resident_bytes = max(result.peak_resident_bytes, resident)
     result.peak_anonymous_bytes = max(result.peak_anonymous_bytes, anonymous)
 
 
 def _tree(pid: int) -> list[int]:
-    """The process and those below it."""
+    """Returns the process and its descendants."""
     members = [pid]
     for member in members:
         for path in Path(f"/proc/{member}/task").glob("*/children"):

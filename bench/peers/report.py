@@ -1,4 +1,4 @@
-"""The tables of run.py: medians over the rounds, and how they compare with lynx_rt's."""
+"""Makes the tables of run.py: medians over the rounds, and their ratio to lynx_rt's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REFERENCE = "lynx_rt"
 
 @dataclass
 class Engine:
-    """One row: the rounds that were run, or why there are none."""
+    """One row: the rounds that were run, or the reason for none."""
 
     name: str
     rounds: list[Round] = field(default_factory=list)
@@ -25,11 +25,11 @@ class Engine:
         return any(item.ready_s is not None for item in self.rounds)
 
     def text(self, key: str) -> list[str]:
-        """What it said of itself, without repetitions."""
+        """Returns what the worker said of its engine, without repetitions."""
         return list(dict.fromkeys(value for item in self.rounds for value in item.values(key)))
 
     def per_round(self, key: str, batch: int | None = None) -> list[float]:
-        """The median of every round that has the measurement."""
+        """Returns the median of every round that has the measurement."""
         if key in ("ready_s", "peak_resident_bytes", "peak_anonymous_bytes"):
             return [value for item in self.rounds if (value := getattr(item, key))]
         found = [item.values(key, batch) for item in self.rounds]
@@ -41,14 +41,14 @@ class Engine:
 
 
 def spread(values: Sequence[float]) -> float:
-    """(max - min) / median, in percent."""
+    """Returns (max - min) / median in percent."""
     return 100 * (max(values) - min(values)) / statistics.median(values) if values else 0.0
 
 
 def speed_table(
     engines: Sequence[Engine], batches: Sequence[int], prefill: int, gb_per_s: float | None
 ) -> list[list[str]]:
-    """Rows of cells, the first one the head. An x column: the time beside it as a multiple of lynx_rt's."""
+    """Returns rows of cells, the head first. An x column has the time beside it as a multiple of lynx_rt's."""
     reference = next((engine for engine in engines if engine.name == REFERENCE), Engine(REFERENCE))
     head = ["engine"]
     for batch in batches:
@@ -80,7 +80,7 @@ def speed_table(
 
 
 def cost_table(engines: Sequence[Engine]) -> list[list[str]]:
-    """Time to ready and memory."""
+    """Returns the table of time to ready and memory."""
     reference = next((engine for engine in engines if engine.name == REFERENCE), Engine(REFERENCE))
     rows = [["engine", "ready s", "x", "first round s", "peak GB", "anonymous GB", "version; notes"]]
     for engine in engines:
@@ -131,7 +131,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def as_json(engine: Engine) -> dict[str, Any]:
-    """Everything that was measured, round by round."""
+    """Returns all measurements, round by round."""
     return {
         "name": engine.name,
         "failure": engine.failure,

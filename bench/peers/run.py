@@ -1,10 +1,10 @@
-"""lynx_rt beside vLLM's CPU backend, llama.cpp and transformers, on one checkpoint and as many threads each, in turns.
+"""Measures lynx_rt, vLLM's CPU backend, llama.cpp and transformers in turns, on one checkpoint with equally many threads.
 
     python bench/peers/run.py MODEL [--batch 1,8,32] [--prefill 512] [--rounds 3] [--engines ...] [--json FILE]
 
 Every round runs every engine once, each in a process of its own, in an order that rotates. Prompts are random tokens, decoding is greedy
 and goes on past the end of text. The peers are optional: one that is not found is listed with how to get it, and one that crashes or
-hangs is left out of the rounds that follow. How each number is taken: bench/README.md.
+hangs is left out of later rounds. bench/README.md says how each number is taken.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PACKAGE = {
     "lynx_rt": "lynx_rt._C",
     "vllm": "vllm",
     "transformers": "transformers",
-}  # what the engine's interpreter has to have
+}  # module that the engine's interpreter must have
 WORKER = {name: HERE / f"worker_{name.replace('.', '_')}.py" for name in GET}
 
 
@@ -110,7 +110,7 @@ def _engine_names(text: str) -> list[str]:
 
 
 def worker_command(name: str, args: argparse.Namespace) -> list[str]:
-    """How to measure an engine once. Raises Unavailable."""
+    """Returns the command that measures an engine once. Raises Unavailable."""
     kind, _, variant = name.partition(":")
     python = sys.executable
     extra: list[str] = []
@@ -129,7 +129,7 @@ def worker_command(name: str, args: argparse.Namespace) -> list[str]:
 def _require_package(kind: str, python: str) -> None:
     code = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({PACKAGE[kind]!r}) is None)"
     try:
-        # Among the workers, as they will run: a source tree in the working directory would hide the package that is installed.
+        # The check runs in the workers' folder, as they do: a source tree in the working directory would hide the installed package.
         done = subprocess.run([python, "-c", code], capture_output=True, check=False, env=_environment(kind), cwd=HERE)
     except OSError as error:
         raise Unavailable(f"cannot run {python} ({error.strerror}). To get it: {GET[kind]}") from error
@@ -156,7 +156,7 @@ def measure(
     timeout: float,
     read_bandwidth: Callable[[], None] = lambda: None,
 ) -> None:
-    """Fills in the rounds. An engine that failed once is not run again."""
+    """Runs all rounds and stores their results. An engine that failed once is not run again."""
     for index in range(rounds):
         read_bandwidth()
         start = index % len(engines)
@@ -178,8 +178,8 @@ def measure(
 
 
 def _environment(name: str) -> dict[str, str]:
-    """That of this process; for lynx_rt with the one of this source tree, where it has been built."""
-    # A worker finds its modules beside it.
+    """Returns this process's environment; for lynx_rt, with this source tree's package first if it is built."""
+    # A worker finds its modules in its own folder.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
     if name.startswith("lynx_rt") and any((TREE / "lynx_rt").glob("_C.*.so")):
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TREE), os.environ.get("PYTHONPATH", "")]))
@@ -187,7 +187,7 @@ def _environment(name: str) -> dict[str, str]:
 
 
 def _warm_page_cache(command: list[str]) -> None:
-    """Reads the weights that the worker is going to read."""
+    """Reads the weights that the worker is going to read into the page cache."""
     named = [Path(word) for word in command if word.endswith(".gguf")]
     folders = [Path(word) for word in command if (Path(word) / "config.json").is_file()]
     for path in named or [path for folder in folders for path in folder.glob("*.safetensors")]:
@@ -277,5 +277,5 @@ def text(args: argparse.Namespace, result: dict[str, Any], engines: list[Engine]
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the worker ends, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # exits normally, so that the worker is ended, too
     sys.exit(main())

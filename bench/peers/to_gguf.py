@@ -3,7 +3,7 @@
     python bench/peers/to_gguf.py MODEL OUT_DIR [--types bf16,q8_0,q4_0] [--llama-cpp BUILD_DIR]
 
 Needs numpy and PyPI's `gguf`; quantized types also need llama-quantize of a llama.cpp build. The weights keep their bits; norms and
-routers become float32, as llama.cpp's own converter has them. Quantized files are "pure": every matrix but the routers has the same type.
+routers become float32, as in llama.cpp's own converter. Quantized files are "pure": every matrix but the routers has the same type.
 The vocabulary is a dummy one, in which token 7 is written <7>.
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-LAYER = {  # of GGUF: of the checkpoint
+LAYER = {  # GGUF's name: the checkpoint's name
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -36,7 +36,7 @@ EXPERTS = {"ffn_gate_exps": "gate_proj", "ffn_up_exps": "up_proj", "ffn_down_exp
 
 
 def read_tensors(model: Path) -> dict[str, np.ndarray]:
-    """All tensors by name, mapped: bfloat16 as the bits, uint16."""
+    """Returns all tensors by name, mapped; bfloat16 as its bits in uint16."""
     tensors = {}
     for path in sorted(model.glob("*.safetensors")):
         with path.open("rb") as file:

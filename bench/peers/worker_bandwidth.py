@@ -1,4 +1,4 @@
-"""The rate of plain reading of memory by all threads, by lynx_rt's own probe: {"gb_per_s": RATE}. See workload.py."""
+"""Measures plain reading of memory by all threads with lynx_rt's own probe: {"gb_per_s": RATE}. See workload.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> None:
     from lynx_rt import _C
 
     probe = _C.BandwidthProbe(workload.threads, BYTES)
-    probe.measure()  # touches the memory
+    probe.measure()  # the first measurement allocates the pages
     for _ in range(REPEATS):
         report(gb_per_s=probe.measure())
 

@@ -1,6 +1,6 @@
-"""llama.cpp: its own llama-batched-bench on the GGUF file of the variant (to_gguf.py writes it). See workload.py.
+"""Measures llama.cpp with its own llama-batched-bench, on the GGUF file of the variant (to_gguf.py writes it). See workload.py.
 
-Its steps are fed random tokens and leave out sampling, and their time is the mean over all steps after the prompts.
+llama-batched-bench feeds random tokens and leaves out sampling. The time of a step is the mean over all steps after the prompts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
 def run(
     binaries: Path, workload: shared.Workload, prompt: int, steps: int, batches: list[int]
 ) -> Iterator[dict[str, float]]:
-    """The rows of its table as they are printed, after an empty one for its head, which is printed after a first step."""
+    """Yields the rows of its table as they are printed. An empty row comes first, for the table's head, printed after a first step."""
     tokens = max(batches) * (prompt + steps)
     command = [str(binaries / "llama-batched-bench"), "-m", workload.gguf, "-t", str(workload.threads)]
     command += ["-npp", str(prompt), "-ntg", str(steps), "-npl", ",".join(map(str, batches))]

@@ -1,4 +1,4 @@
-"""lynx_rt: decode steps through Engine.generate. The variant, if any, is its quantization. See workload.py."""
+"""Measures lynx_rt: decode steps through Engine.generate. The variant, if any, is its quantization. See workload.py."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def bytes_per_step(engine, workload, batch, generate) -> float:
-    """What a step has to read: weights and KV."""
+    """Returns the bytes that a step has to read: weights and KV."""
     prompts = workload.prompts(batch, workload.context)
     read = []
     for count in (shared.FIRST, shared.FIRST + workload.steps):

@@ -1,6 +1,6 @@
-"""transformers: a loop of greedy steps with a KV cache. See workload.py.
+"""Measures transformers: a loop of greedy steps with a KV cache. See workload.py.
 
-Its ways to run the experts are tried at every batch size and for the prefill, and the fastest one is measured.
+Every way to run the experts is tried at every batch size and for the prefill, and the fastest one is measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import workload as shared
 
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
-TRIAL = 4  # steps of each
+TRIAL = 4  # steps of each way to run the experts
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         return (time.perf_counter() - start) * 1e3
 
     def choose(time_once: Callable[[], float]) -> str:
-        """Leaves the model with the fastest way to run the experts."""
+        """Sets the model to its fastest way to run the experts."""
         times = {}
         for name in EXPERTS:
             model.set_experts_implementation(name)

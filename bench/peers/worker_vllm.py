@@ -1,4 +1,4 @@
-"""vLLM's CPU backend as its manual has it fastest: compiled (not eager), with Intel's OpenMP and tcmalloc where they are found.
+"""Measures vLLM's CPU backend, set up for speed as in its manual: compiled (not eager), with Intel's OpenMP and tcmalloc if found.
 
 Everything runs in this process. See workload.py.
 """
@@ -15,7 +15,7 @@ _LIBRARIES = [Path(sys.prefix) / "lib", Path("/usr/lib/x86_64-linux-gnu"), Path(
 
 
 def main() -> None:
-    if "LD_PRELOAD" not in os.environ:  # has to be there before the process starts, so it starts over
+    if "LD_PRELOAD" not in os.environ:  # it must be set before the process starts, so the process starts over
         found = [_find(name) for name in ("libtcmalloc_minimal.so.4", "libiomp5.so")]
         os.environ["LD_PRELOAD"] = ":".join(path for path in found if path)
         os.execv(sys.executable, [sys.executable, *sys.argv])
@@ -26,7 +26,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # What 0.32 saves of a compiled model it cannot load again with torch 2.13, so that it would compile at every start.
+    # vLLM 0.32 saves compiled models in a form that it cannot load with torch 2.13, so it would compile at every start.
     os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
     import torch

@@ -1,8 +1,8 @@
-"""What all workers share: their command line, the prompts, and the lines that they print.
+"""Shared by all workers: their command line, the prompts, and the lines that they print.
 
 A worker measures one engine in a process of its own and prints a line of JSON per result: {"version": TEXT}, {"note": TEXT},
 {"ready": true} at the first token, {"batch": B, "decode_ms": MS}, {"prefill_ms": MS}, {"batch": B, "bytes": N}, or
-{"unavailable": REASON}. A decode step is the same for all: it comes after prompts of --context random tokens and FIRST tokens of output.
+{"unavailable": REASON}. Decode steps are comparable: they come after prompts of --context random tokens and FIRST tokens of output.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class Workload:
 
     @property
     def max_model_len(self) -> int:
-        """Tokens of the longest sequence."""
+        """Number of tokens of the longest sequence."""
         return max(self.context + FIRST + self.steps, self.prefill + 1)
 
     def prompts(self, batch: int, length: int) -> Prompts:
-        """The same ones for every engine."""
+        """Returns the prompts, which are the same for every engine."""
         config = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
         generator = random.Random(f"{batch} {length}")
         return [[generator.randrange(3, config["vocab_size"]) for _ in range(length)] for _ in range(batch)]
@@ -78,10 +78,10 @@ def begin(argv: list[str] | None = None) -> tuple[Workload, Reporter]:
 
 
 def measure(workload: Workload, report: Reporter, generate: Callable[[Prompts, int], object]) -> None:
-    """For engines with a call that continues prompts, all of them together, greedily by a number of tokens.
+    """Measures engines with a call that continues all prompts together, greedily, by a number of tokens.
 
-    A step's time is that of a longer call less that of a shorter one with the same prompts (medians of both), by the difference in
-    tokens, so that it has all of the engine's costs and none of the prefill's.
+    A step's time is a longer call's less a shorter call's with the same prompts (medians of both), over the difference in tokens. So
+    it has all of the engine's costs and none of the prefill's.
     """
 
     def seconds(prompts: Prompts, count: int) -> float:

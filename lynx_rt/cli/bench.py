@@ -29,7 +29,7 @@ from lynx_rt.cli.options import (
 )
 from lynx_rt.engine.outputs import LayerStats, layer_mean
 
-_TURN = 4  # steps of one policy before the next
+_TURN = 4  # steps of one policy before the next policy's turn
 _WARMUP = 4  # untimed decode steps per batch size
 _BANDWIDTH_BYTES = 1 << 29  # large against any cache
 _ROWS_PER_STEP = 2048  # rows of a prefill step
@@ -37,7 +37,7 @@ _ROWS_PER_STEP = 2048  # rows of a prefill step
 
 @dataclass
 class Row:
-    """One batch size under one policy. Means are per decode step and layer."""
+    """Results of one batch size under one policy. Means are per decode step and layer."""
 
     batch: int
     selection: str
@@ -45,7 +45,7 @@ class Row:
     median_ms: float = 0.0
     p10_ms: float = 0.0
     p90_ms: float = 0.0
-    mean_ms: float = 0.0  # what the ops and the time outside of them add up to
+    mean_ms: float = 0.0  # sum of the ops and of the time outside of them
     tokens_per_s: float = 0.0  # at the median step
     bytes_per_step: float = 0.0
     gb_per_s: float = 0.0
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
                 f"cache takes {info['max_model_len']}; use fewer --steps or a shorter --context",
                 "steps",
             )
-        # The probe reads the host's memory; what a device's gives, bench/gpu measures.
+        # The probe reads the host's memory; bench/gpu measures the rate of a device's.
         on_host = info["device"].startswith("cpu")
         probe = _C.BandwidthProbe(threads, min(_BANDWIDTH_BYTES, available_memory_bytes() // 4)) if on_host else None
         rows = [row for batch in args.batch for row in _measure(core, probe, batch, args, info["vocab_size"])]
@@ -172,13 +172,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _decode_tokens(args: argparse.Namespace) -> int:
-    """Tokens that the oldest sequence of a batch generates: while the others are in prefill, warming up, and timed."""
+    """Returns the tokens that the oldest sequence of a batch generates: during the others' prefill, in warm-up, and timed."""
     prefill_steps = 2 + max(args.batch) * args.context // (_ROWS_PER_STEP // 2)
     return int(prefill_steps + _WARMUP + args.steps * len(args.selection) + 1)
 
 
 def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[Row]:
-    """One row per policy. Reading is measured once per turn, so that it sees the same machine as the steps do."""
+    """Returns one row per policy. The rate of reading is measured once per turn, under the same conditions as the steps."""
     ids = _start_sequences(core, batch, args, vocab_size)
     for _ in range(_WARMUP):
         core.step()
@@ -234,7 +234,7 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     header = ["selection", "batch", "ms/step", "p10", "p90", "tok/s", "bytes/step", "GB/s", "read", "%", "experts"]
     header += ["before", "mass"]
     lines.append(format_table(header, [_cells(row) for row in rows]))
-    if with_ops and info["device"].startswith("cpu"):  # a device's ops are only queued when they return
+    if with_ops and info["device"].startswith("cpu"):  # a device's ops return once they are queued
         for row in rows:
             title = f"{row.selection}, batch {row.batch}"
             lines += [
@@ -245,7 +245,7 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
 
 
 def _op_cells(row: Row) -> list[tuple[str, ...]]:
-    """Where a mean step goes, the longest first; what no op took is the scheduler's, the batch's and Python's."""
+    """Returns the ops' shares of a mean step, the longest first. The rest is time of the scheduler, the batch and Python."""
     outside = row.mean_ms - sum(op["ms"] for op in row.ops.values())
     ops = {**row.ops, "outside the ops": {"ms": outside, "bytes": 0.0}}
     cells: list[tuple[str, ...]] = []

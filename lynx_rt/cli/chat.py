@@ -56,17 +56,17 @@ def run(args: argparse.Namespace) -> int:
     folder = model_folder(args)
     from lynx_rt import Engine, SamplingParams
 
-    # One request at a time: the KV cache may all be its.
+    # There is one request at a time, which may have the whole KV cache.
     options = {"max_model_len": args.max_model_len, "max_num_seqs": 1, **engine_options(args)}
     with Engine(folder, expert_selection=args.selection, chat_template=args.chat_template, **options) as engine:
         params = engine.get_default_sampling_params()
         if params.max_tokens == SamplingParams().max_tokens:
-            given = {"max_tokens": None, **given}  # an answer ends where the model ends it
+            given = {"max_tokens": None, **given}  # without a limit, the model ends its answer
         return _Session(args, engine, params.clone(**given)).talk()
 
 
 class _Session:
-    """A conversation and its commands."""
+    """One conversation, and the commands that act on it."""
 
     def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams) -> None:
         self._engine = engine
@@ -77,13 +77,13 @@ class _Session:
         self._has_template = args.chat_template is not None or engine.get_tokenizer().chat_template is not None
         self._system: str | None = None
         self._messages: list[dict[str, str]] = []
-        self._prompt = ""  # the last one, as the chat template rendered it
+        self._prompt = ""  # the last prompt, as the chat template rendered it
         self._failed = False
         if args.system is not None:
             self._set_system(args.system)
 
     def talk(self) -> int:
-        """Until the end of the input or /exit; returns the exit code."""
+        """Talks until the end of the input or /exit; returns the exit code."""
         if not self._has_template:
             _note("this model has no chat template: every line is completed by itself (--chat-template FILE gives one)")
         elif sys.stdin is not None and sys.stdin.isatty():
@@ -96,7 +96,7 @@ class _Session:
                         break
                 elif text.strip():
                     self._answer(text.removeprefix("/") if text.startswith("//") else text)
-            except KeyboardInterrupt:  # just before an answer, or just after it
+            except KeyboardInterrupt:  # it came just before or after an answer
                 continue
             except LynxError as error:
                 self._failed = True
@@ -150,7 +150,7 @@ class _Session:
         print(flush=True)
         if output is not None and output.outputs[0].error:
             raise LynxError(output.outputs[0].error)
-        if answer:  # what Ctrl-C has cut short was said all the same
+        if answer:  # an answer that Ctrl-C cut short stays in the conversation
             self._messages += [question, {"role": "assistant", "content": answer.strip()}]
         if output is not None and output.finished:
             self._note_end(output)
@@ -168,7 +168,7 @@ def _note(text: str) -> None:
 
 
 def _lines(first: str | None) -> Iterator[str]:
-    """Messages: the first one, then lines of standard input, those that end in a backslash with the next."""
+    """Yields the messages: the first one, then lines of standard input. A backslash at the end joins a line to the next."""
     if first is not None:
         yield first
     message = ""
@@ -184,7 +184,7 @@ def _lines(first: str | None) -> Iterator[str]:
 
 def _terminal_lines() -> Iterator[str]:
     with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # input() takes its line editing and history from it
+        importlib.import_module("readline")  # input() gets line editing and history from it
     while True:
         try:
             yield input("> ")

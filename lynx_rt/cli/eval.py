@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     folder = model_folder(args)
     items = load_items(args.tasks, args.limit, args.seed)
     results = []
-    # Without prefix caching, so that a later policy does not find the prompts of an earlier one; without mixed steps, so
+    # Prefix caching is off, so that a later policy does not find the prompts of an earlier one. Mixed steps are off, so
     # that selection acts on every decode row although the answers are short and prompts arrive all the time.
     fixed = {"max_num_seqs": args.batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     for quantization in args.quantization:

@@ -1,4 +1,4 @@
-"""Files that commands read and write: text from where it is given, and results only where they can be written."""
+"""Reads text from a file or standard input, and checks that results can be written."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from lynx_rt.text.text_file import decode_text, read_text
 
 
 def read_input(file: Path, field: str) -> str:
-    """read_text() of a file, or of standard input for "-"."""
+    """Returns the text of a file, or of standard input for "-", as read_text() does."""
     if str(file) != "-":
         return read_text(file, field)
     if sys.stdin is None:
         raise ValidationError("standard input is closed", field)
-    raw = getattr(sys.stdin, "buffer", None)  # a caller's own stream may hold text
+    raw = getattr(sys.stdin, "buffer", None)  # a stream that a caller put there may hold text
     return decode_text(raw.read(), "standard input", field) if raw is not None else sys.stdin.read()
 
 
 def check_output(file: Path | None, name: str) -> None:
-    """Raises ValidationError for field `name` where a file could not be written: for before the work, not after it."""
+    """Raises ValidationError for field `name` if a file could not be written; to be called before the work."""
     if file is None:
         return
     folder = file.parent
@@ -34,7 +34,7 @@ def check_output(file: Path | None, name: str) -> None:
 
 
 def check_output_folder(folder: Path, name: str) -> None:
-    """Makes the folder; raises ValidationError for field `name` where that or writing to it is impossible."""
+    """Makes the folder. Raises ValidationError for field `name` if that or writing to it is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_not_a_prompt(args: argparse.Namespace) -> None:
-    """`lynx-rt generate "Q: 1 + 1 ="` has its prompt in the model's place."""
+    """Ends the program for a prompt in the model's place, as in `lynx-rt generate "Q: 1 + 1 ="`."""
     from lynx_rt.engine.hub import is_id
 
     missing = not os.path.exists(args.model) and not is_id(args.model)
@@ -100,7 +100,8 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         return prompts
     if args.file is None and (sys.stdin is None or sys.stdin.isatty()):
         args.parser.error("no prompt: give -p TEXT, -f FILE, or text on standard input")
-    text = read_input(args.file or Path("-"), "file").removesuffix("\n")  # editors and echo end a file with one
+    # Editors and echo end a file with a line break.
+    text = read_input(args.file or Path("-"), "file").removesuffix("\n")
     if not text:
         from lynx_rt import ValidationError
 
@@ -137,7 +138,7 @@ def _record(output: RequestOutput, completion: CompletionOutput) -> dict[str, An
 
 
 def _token_record(entry: TokenLogprobs) -> dict[str, Any]:
-    """The token itself, and the most likely ones under "top"."""
+    """Returns the token's own record, with the most likely tokens under "top"."""
     each = [
         {"token_id": token_id, "token": found.decoded_token, "logprob": found.logprob, "rank": found.rank}
         for token_id, found in entry.items()
@@ -146,7 +147,7 @@ def _token_record(entry: TokenLogprobs) -> dict[str, Any]:
 
 
 def print_speed(outputs: list[RequestOutput]) -> None:
-    """Tokens and tokens per second, on standard error."""
+    """Prints tokens and tokens per second on standard error."""
     start = min(output.metrics.arrival_time for output in outputs)
     seconds = max(output.metrics.finish_time for output in outputs) - start
     tokens_in = sum(output.metrics.num_prompt_tokens for output in outputs)

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _tokenizer(folder: str) -> str | None:
-    """The name of the vocabulary's file; None, and a line on stderr, where an Engine would find none that works."""
+    """Returns the name of the vocabulary's file; None, and a line on stderr, if an Engine would find none that works."""
     from lynx_rt.text.tokenizer import Tokenizer
     from lynx_rt.text.tokenizer_files import find_tokenizer_file
 

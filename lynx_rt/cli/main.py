@@ -30,11 +30,11 @@ examples:
 MODEL is a folder in the Hugging Face format or a name on the Hub; without one it is the small model that comes with lynx_rt.
 
 """
-_INTERRUPTED, _NO_READER = 130, 141  # 128 + the signal's number, as shells have it
+_INTERRUPTED, _NO_READER = 130, 141  # 128 + the signal's number, as in shells
 
 
 class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
+    """Looks up the version only when it is asked for."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         import lynx_rt
@@ -65,7 +65,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code."""
     _open_closed_streams()
-    # A character that the terminal's encoding lacks is written as an escape: it must not end the command.
+    # A character that the terminal's encoding lacks is written as an escape, so that it does not end the command.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:] if argv is None else argv
@@ -99,22 +99,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Standard streams that the caller has closed (`>&-`) become /dev/null.
+    """Opens /dev/null for standard streams that the caller has closed (`>&-`).
 
-    Python has None for them, and the next file that is opened would take their number: a model file would be mapped under that
-    of standard output.
+    Python has None for such a stream, and the next file that is opened would take its number: a model file could get the
+    number of standard output.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is the closed stream's
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _flush_or_discard(stream: TextIO) -> None:
-    """Where nothing can be written any more (no reader, full disk), Python must not try and complain once more at exit."""
+    """Flushes a stream; if that fails (no reader, full disk), sends it to /dev/null, or Python would complain again at exit."""
     try:
         stream.flush()
     except OSError:

@@ -25,9 +25,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def model_folder(args: argparse.Namespace) -> str:
-    """The folder of MODEL, as it was given where it is one; found or downloaded where it is a name on the Hub.
+    """Returns the folder of MODEL: a folder as it was given; a name on the Hub is found in the cache or downloaded.
 
-    Raises what lynx_rt.engine.model_path.resolve() does.
+    Raises what lynx_rt.engine.model_path.resolve() raises.
     """
     from lynx_rt.engine.model_path import resolve
 
@@ -45,12 +45,12 @@ def quantization(text: str) -> str:
 
 
 def quantizations(text: str) -> list[str]:
-    """ "none,int8" """
+    """Parses "none,int8"."""
     return [quantization(piece) for piece in text.split(",")]
 
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
-    """--device --dtype --quantization --quantization-cache --num-threads; see engine_options()."""
+    """Adds --device --dtype --quantization --quantization-cache --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -97,12 +97,12 @@ def positive_int(text: str) -> int:
 
 
 def positive_ints(text: str) -> list[int]:
-    """ "1,8,32" """
+    """Parses "1,8,32"."""
     return [positive_int(piece) for piece in text.split(",")]
 
 
 def selections(text: str) -> list[str]:
-    """Policies separated by commas, which also separate the parameters of one: "topk,oea:k0=2,lynx:alpha=8,beta=4"."""
+    """Parses policies that are separated by commas, like the parameters of one: "topk,oea:k0=2,lynx:alpha=8,beta=4"."""
     policies: list[str] = []
     for piece in text.split(","):
         if not piece:
@@ -117,7 +117,7 @@ def selections(text: str) -> list[str]:
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of equal width: the first to the left, the others to the right."""
+    """Formats a table. Cells of the first column are aligned left, those of the others right."""
     cells = [list(header), *[[str(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = []
@@ -129,7 +129,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
 
 
 def format_bytes(count: float) -> str:
-    """Decimal units, three digits."""
+    """Formats a number of bytes in decimal units, with three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""The argument parser of `lynx-rt`: argparse, which answers a wrong name with the one that was meant."""
+"""The argument parser of `lynx-rt`: argparse that answers a wrong name with the one that was meant."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-# Options of llama.cpp, vLLM and transformers by what does the same here, or by why nothing does; no dashes in front, "-" for "_".
+# Option of llama.cpp, vLLM or transformers -> the option that does the same here, or why none does. Names have no dashes in
+# front, and "-" for "_".
 _NAMES_OF = {
     "--max-tokens": "predict n-predict num-predict max-new-tokens max-completion-tokens max-length output-len",
     "--temperature": "temp",
@@ -60,10 +61,10 @@ _NUMBER = re.compile(r"-\.?\d")
 
 
 class Parser(argparse.ArgumentParser):
-    """Says which option or command was meant, before argparse can complain of what only follows from it."""
+    """Says which option or command was meant, before argparse complains of a consequence of the mistake."""
 
     def __init__(self, **options: Any) -> None:
-        # Beginnings of names are no names: --n would be --num-threads where there is no --n.
+        # Abbreviated names are refused: --n would mean --num-threads where there is no --n.
         super().__init__(**options, allow_abbrev=False)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -76,14 +77,14 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def commands(self) -> dict[str, Parser]:
-        """The parsers of the commands one level down."""
+        """Returns the parsers of the commands one level down."""
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
                 return dict(action.choices)
         return {}
 
     def leaves(self) -> list[Parser]:
-        """The parsers of whole commands."""
+        """Yields the parsers of complete commands."""
         below = self.commands.values()
         return [leaf for parser in below for leaf in parser.leaves()] if below else [self]
 
@@ -102,7 +103,7 @@ class Parser(argparse.ArgumentParser):
                 name = word.partition("=")[0]
                 if not self._knows(name):
                     self.error(self._about_option(name))
-            elif self.commands:  # what follows is the command's
+            elif self.commands:  # further arguments belong to the command
                 if word not in self.commands:
                     self.error(self._about_command(word))
                 return
@@ -120,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         if self.commands:
             others = [leaf.prog for leaf in self.leaves() if leaf is not self and leaf._knows(name)]
             return f"{text}: options follow the command, as in `{others[0]} {name}`" if others else text
-        if name == "-n" and "--n" in options:  # llama.cpp's, and vLLM's of two dashes
+        if name == "-n" and "--n" in options:  # -n is llama.cpp's, --n vLLM's
             return f"{text}: new tokens are --max-tokens N, completions per prompt --n N"
         if f"--{plain}" in options:
             return f"{text}: did you mean --{plain}?"

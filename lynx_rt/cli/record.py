@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = [item.prompt for item in load_items(args.tasks, seed=args.seed)[: args.items]]
     if args.routed_experts is not None and len(prompts) < args.batch:
         raise ValidationError(f"{len(prompts)} items never fill a step of --batch {args.batch}", "batch")
-    # Without mixed steps, so that every decode row is part of a decode-only step, which is what is recorded.
+    # Mixed steps are off, so that every decode row is in a decode-only step: only these are recorded.
     fixed = {"max_num_seqs": args.batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     options = {**fixed, **engine_options(args), "expert_selection": args.selection, "record_router_logits": True}
     with Engine(model_folder(args), **options) as engine:

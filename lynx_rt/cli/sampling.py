@@ -1,4 +1,4 @@
-"""Options of sampling, as `generate` and `chat` have them: the fields of SamplingParams."""
+"""Sampling options of `generate` and `chat`: the fields of SamplingParams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, *, several: bool) -> None:
-    """several: also --n and --logprobs, for output that can hold them."""
+    """Adds the options. several: also --n and --logprobs, for output that can hold them."""
     group = parser.add_argument_group("sampling", "Default: as the model's generation_config.json says.")
     group.add_argument("--max-tokens", type=integer, metavar="N", help="new tokens, at most")
     group.add_argument("--min-tokens", type=integer, metavar="N", help="no end of the text before these")
@@ -46,26 +46,24 @@ def add_sampling_options(parser: argparse.ArgumentParser, *, several: bool) -> N
 
 
 def sampling_fields(args: argparse.Namespace) -> dict[str, Any]:
-    """The fields of SamplingParams that were given. Wrong ones are wrong usage, before a model is loaded."""
+    """Returns the fields of SamplingParams that were given. A wrong value is wrong usage, before a model is loaded."""
     from lynx_rt import SamplingParams, ValidationError
 
     given = {name: getattr(args, name) for name in args.sampling_names if getattr(args, name) is not None}
     if args.escape and "stop" in given:
         given["stop"] = [unescape(text) for text in given["stop"]]
     try:
-        SamplingParams(
-            **{"max_tokens": None, **given}
-        )  # the model may set a temperature with which n > 1 goes wrong later
+        SamplingParams(**{"max_tokens": None, **given})  # n > 1 may still fail later, with the model's own temperature
     except ValidationError as error:
         args.parser.error(f"argument --{error.field.replace('_', '-')}: {error}")
     return given
 
 
 def unescape(text: str) -> str:
-    r"""\n, \r, \t and \\ as what they stand for; other backslashes stay."""
+    r"""Replaces \n, \r, \t and \\ by what they stand for; other backslashes stay."""
     return _ESCAPE.sub(lambda match: _ESCAPED[match[1]], text)
 
 
 def looks_escaped(text: str) -> bool:
-    r"""Whether a line break was probably meant by a "\n" in it; "\nu" and the like are LaTeX."""
+    r"""Whether a "\n" in the text was probably meant as a line break; "\nu" and the like are LaTeX."""
     return re.search(r"\\n(?![a-z])", text) is not None and "\n" not in text

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _batches(text: str) -> list[int | None]:
-    """ "steps,1,4" """
+    """Parses "steps,1,4"."""
     return [None if piece == "steps" else positive_int(piece) for piece in text.split(",")]
 
 

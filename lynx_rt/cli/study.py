@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.no_plots:
         from lynx_rt.research.study_plots import require_matplotlib
 
-        require_matplotlib()  # before hours of runs, not after
+        require_matplotlib()  # raises before hours of runs, not after them
     check_output_folder(args.out, "out")
     if args.report_only is None:
         _run_missing(args)
@@ -143,7 +143,7 @@ def _seeds(text: str) -> list[int]:
 
 
 def _names(text: str) -> list[str]:
-    """ "gsm,add" """
+    """Parses "gsm,add"."""
     names = text.split(",")
     if "" in names:
         raise argparse.ArgumentTypeError(f"an empty name in {text!r}")

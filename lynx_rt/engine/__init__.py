@@ -1,1 +1,1 @@
-"""Requests and their engine: options in, the thread that drives the compiled core, outputs."""
+"""Requests and their engine: its options, the driver of the compiled core, and its outputs."""

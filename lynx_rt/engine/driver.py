@@ -1,4 +1,4 @@
-"""Runs the C++ engine for any number of threads: whichever of them waits first makes the steps, for all of them."""
+"""Runs the C++ engine for any number of threads: the thread that waits first makes the steps for all."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
     from lynx_rt import _C
     from lynx_rt.engine.request import Completion, Request
 
-_POLL_S = 0.05  # how soon a waiting thread sees Ctrl-C and deadlines while another one makes the steps
+_POLL_S = 0.05  # period at which a waiting thread looks for Ctrl-C and its deadline
 
 
 class Driver:
-    """Requests in flight and who steps. Thread-safe.
+    """Keeps the requests in flight, and decides which thread steps. Thread-safe.
 
-    One lock guards everything here; it is free while C++ runs a step. Adding and aborting take the lock and then wait
+    One lock guards everything here. It is free while C++ runs a step. Adding and aborting take the lock and then wait
     for the step in progress inside C++, so a request is always known here before its first output arrives.
 
-    Once the interpreter exits, and in the child of a fork(), the other threads are gone, perhaps with the lock: from then on
-    nothing takes it, and everything but closing and aborting raises EngineClosedError.
+    When the interpreter exits, and in the child of a fork(), the other threads are gone, and one of them may have held the
+    lock. From then on nothing takes it, and everything but closing and aborting raises EngineClosedError.
     """
 
     def __init__(self, core: _C.Engine) -> None:
         self._core = core
-        self._changed = threading.Condition()  # on an RLock: a stream may be dropped, and so aborted, at any point
+        self._changed = threading.Condition()  # its RLock lets a stream be dropped, and so aborted, anywhere
         self._live: dict[int, Completion] = {}  # the C++ engine's number -> completion
         self._requests: dict[str, Request] = {}  # request_id -> request, unfinished ones
         self._stepping = False
-        self._steps = 0  # made so far
+        self._steps = 0  # number of steps made so far
         self._closed = False
         self._pid = os.getpid()
-        self._numbers = itertools.count()  # for requests without an id
+        self._numbers = itertools.count()  # ids of requests that come without one
         self._background: threading.Thread | None = None
         self._background_requests: set[Request] = set()
 
@@ -55,12 +55,12 @@ class Driver:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds requests still, for reading their outputs."""
+        """Keeps requests from changing while their outputs are read."""
         with self._lock:
             yield
 
     def add(self, requests: Sequence[Request]) -> None:
-        """Queues all requests; where one is refused, none of them stays queued, and the error is raised."""
+        """Queues all requests. If one is refused, none of them stays queued, and the error is raised."""
         try:
             with DeferInterrupts(), self._lock:
                 self.check_open()
@@ -71,9 +71,9 @@ class Driver:
             raise
 
     def abort(self, requests: Sequence[Request]) -> int:
-        """Ends those that are not finished and returns how many there were; waiting threads see them as aborted.
+        """Ends the unfinished requests and returns their number; waiting threads see them as aborted.
 
-        One that is not added yet never will be.
+        A request that is not added yet is never added.
         """
         if not self._alive:
             return 0
@@ -95,14 +95,14 @@ class Driver:
         return count
 
     def find(self, request_id: str) -> Request | None:
-        """The unfinished request with this id, None where there is none."""
+        """Returns the unfinished request with this id, None where there is none."""
         with self._lock:
             return self._requests.get(request_id)
 
     def run_until(self, ready: Callable[[], bool], deadline: float | None = None) -> bool:
-        """Steps, or waits while another thread does, until ready() is true; False at the deadline (monotonic seconds).
+        """Steps, or waits while another thread does, until ready() is true; returns False at the deadline (monotonic seconds).
 
-        ready is called under the lock. Raises EngineClosedError, what a step raised, KeyboardInterrupt between steps.
+        ready() is called under the lock. Raises EngineClosedError, what a step raised, and KeyboardInterrupt between steps.
         """
         with DeferInterrupts() as interrupts, self._lock:
             try:
@@ -117,10 +117,10 @@ class Driver:
                         raise InternalError("the engine has nothing to do, but a request is still waiting for it")
                 return True
             finally:
-                self._changed.notify_all()  # another thread may have to take over
+                self._changed.notify_all()  # another thread may have to make the steps now
 
     def step_once(self) -> None:
-        """One step, or the rest of the one that another thread is making. Nothing where there is nothing to do."""
+        """Makes one step, or waits for the end of another thread's. Does nothing if there is nothing to do."""
         with DeferInterrupts(), self._lock:
             self.check_open()
             before = self._steps
@@ -130,9 +130,9 @@ class Driver:
                 self._changed.wait(_POLL_S)
 
     def run_in_background(self, request: Request) -> None:
-        """Has a thread of the driver step until the request is finished; for callers that must not block."""
+        """Makes the driver's own thread step until the request is finished, for callers that must not block."""
         with self._lock:
-            if request.finished:  # other threads' steps were enough
+            if request.finished:  # other threads' steps finished it
                 return
             self._background_requests.add(request)
             if self._background is None:
@@ -140,7 +140,7 @@ class Driver:
                 self._background.start()
 
     def close(self) -> None:
-        """Ends everything and frees the C++ engine's memory. Idempotent."""
+        """Ends all requests and frees the C++ engine's memory. Idempotent."""
         if not self._alive:
             return
         with self._changed:
@@ -156,7 +156,7 @@ class Driver:
 
     @property
     def _alive(self) -> bool:
-        """Whether the threads that may hold the lock still run: not in the child of a fork, nor while Python exits."""
+        """Whether the threads that may hold the lock still run; False in the child of a fork and while Python exits."""
         return os.getpid() == self._pid and not sys.is_finalizing()
 
     @property
@@ -166,7 +166,7 @@ class Driver:
 
     def _check_alive(self) -> None:
         if not self._alive:
-            self._core.has_unfinished()  # after a fork, raises what says so
+            self._core.has_unfinished()  # after a fork, this raises an error that says so
             raise EngineClosedError("the interpreter is exiting")
 
     def _add(self, request: Request) -> None:
@@ -184,7 +184,7 @@ class Driver:
             self._live[number] = completion
 
     def _step(self) -> bool:
-        """One C++ step, with the lock released meanwhile; False if nothing came out. Held once on entry and exit."""
+        """Makes one C++ step with the lock released; returns False without outputs. The lock is held once on entry and exit."""
         self._stepping = True
         self._changed.release()
         try:
@@ -196,14 +196,14 @@ class Driver:
         wake = False
         for output in outputs:
             completion = self._live.get(output.request_id)
-            if completion is not None:  # not aborted during the step
+            if completion is not None:  # it was not aborted during the step
                 wake |= self._apply(completion, output)
         if wake or not outputs:
             self._changed.notify_all()
         return bool(outputs)
 
     def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:
-        """Hands one output on; True if a thread may be waiting for it."""
+        """Hands one output to its completion; returns True if a thread may be waiting for it."""
         request = completion.request
         if request.abandoned:
             self.abort([request])
@@ -225,7 +225,7 @@ class Driver:
     def _run_background(self) -> None:
         def idle() -> bool:
             if not self._background_requests:
-                self._background = None  # decided under the lock: the next request starts a new thread
+                self._background = None  # set under the lock, so that the next request starts a new thread
             return self._background is None
 
         try:

@@ -1,4 +1,4 @@
-"""The Python surface of the engine: prompts in, RequestOutputs out. Parsing and text only; the work is done in C++."""
+"""The Python API of the engine: prompts in, RequestOutputs out. It handles parsing and text; C++ does the work."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Engine(EngineState):
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
-    quantization_cache: a folder that keeps the quantised weights for the next time; None = nothing is kept.
+    quantization_cache: a folder that keeps the quantised weights for the next load; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
@@ -89,7 +89,7 @@ class Engine(EngineState):
         from lynx_rt.engine import model_path
 
         self._path = model_path.resolve(model, load_format)
-        # The small files come first: their faults must cost no minutes and leave no cache.
+        # The small files are read first: an error in them must not come after minutes of loading, or leave a cache behind.
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
         self._generation_config = load_generation_config(self._path, generation_config)
         if chat_template is not None and self._tokenizer is not None:
@@ -109,8 +109,8 @@ class Engine(EngineState):
         except BaseException:
             core.close()
             raise
-        self._unfinished: set[Request] = set()  # those of add_request()
-        self._outbox: dict[str, Request] = {}  # those of add_request() that changed since the last step()
+        self._unfinished: set[Request] = set()  # requests of add_request()
+        self._outbox: dict[str, Request] = {}  # requests of add_request() that changed since the last step()
 
     # Generation
 
@@ -129,11 +129,11 @@ class Engine(EngineState):
         {"prompt": text}, {"prompt_token_ids": ids} (also with the "prompt" to report), or {"messages": conversation} with
         the arguments of `chat`.
         sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
-        add_special_tokens: whether the tokenizer puts its own around a text (a start token, mostly); None = around all but
-        conversations, whose template does it. A start token that the text has already is never doubled.
+        add_special_tokens: whether the tokenizer adds its special tokens to a text (mostly a start token); None = to all but
+        conversations, whose template adds them. A start token that the text has already is never doubled.
         use_tqdm: None = a progress bar for several prompts on a terminal.
-        timeout: seconds for the whole call; what is not finished by then comes back as it is, with finish_reason
-        "abort".
+        timeout: seconds for the whole call; a request that is not finished by then comes back as it is, with
+        finish_reason "abort".
         Raises ValidationError before anything is queued, QueueFullError with nothing left behind. Ctrl-C ends the
         requests of this call only.
         """
@@ -175,7 +175,7 @@ class Engine(EngineState):
         return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
-        """One conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
+        """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
 
         options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
         """
@@ -190,7 +190,7 @@ class Engine(EngineState):
         request_id: str | None = None,
         add_special_tokens: bool | None = None,
     ) -> TokenStream:
-        """An iterator over the output of one prompt or conversation while it grows. Leaving it early aborts the request."""
+        """Returns an iterator over the growing output of one prompt or conversation. Leaving it early aborts the request."""
         request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
         stream = TokenStream(request, self._wait_for_change, self._driver.abort)
         self._driver.add([request])
@@ -209,13 +209,13 @@ class Engine(EngineState):
         loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def wake(_: Request) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed already
+            with contextlib.suppress(RuntimeError):  # the event loop is closed already
                 loop.call_soon_threadsafe(changed.set)
 
         request.notify = wake
         claim, finished = Claim(request), False
         try:
-            # Both calls may have to wait for the step in progress, which must not hold up the event loop.
+            # Adding and aborting may wait for the step in progress, so a thread does it: the event loop must not wait.
             await asyncio.to_thread(self._driver.add, [request])
             self._driver.run_in_background(request)
             while not finished:
@@ -225,7 +225,7 @@ class Engine(EngineState):
                     finished = output.finished
                     yield output
         finally:
-            del claim  # where no loop is left to wait in, the next step ends the request
+            del claim  # if the event loop is closed, the next step ends the request
             if not finished:
                 with contextlib.suppress(RuntimeError):
                     await asyncio.to_thread(self._driver.abort, [request])
@@ -278,7 +278,7 @@ class Engine(EngineState):
         return self._driver.abort(found)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Prompt]) -> list[float]:
-        """Sum of log probabilities (natural) of each completion after its prompt; both are tokenized separately."""
+        """Returns the sum of (natural) log probabilities of each completion after its prompt; both are tokenized separately."""
         heads = self._parse(prompts)
         tails = self._parse(completions, name="completion", add_special_tokens=False)
         if len(heads) != len(tails):
@@ -290,31 +290,31 @@ class Engine(EngineState):
     # Text
 
     def get_tokenizer(self) -> Tokenizer:
-        """The tokenizer. Raises ValidationError where the engine was made without one."""
+        """Returns the tokenizer. Raises ValidationError if the engine was made without one."""
         if self._tokenizer is None:
             raise ValidationError("this engine was made with skip_tokenizer_init=True", "tokenizer")
         return self._tokenizer
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
+        """Returns the token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
         if not isinstance(text, str):
             raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
         _check_bool("add_special_tokens", add_special_tokens)
         return self.get_tokenizer().encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of token ids; those outside the vocabulary add nothing."""
+        """Returns the text of token ids; ids outside the vocabulary add nothing."""
         _check_bool("skip_special_tokens", skip_special_tokens)
         return self.get_tokenizer().decode(ids, skip_special_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
-        """The defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
+        """Returns the defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
 
-        What that file says and cannot be used is warned of by name (GenerationConfigWarning), once.
+        A value of that file that cannot be used is warned of by name (GenerationConfigWarning), once.
         """
         return self._inputs.default_sampling_params()
 
-    # Life
+    # Closing
 
     @property
     def is_closed(self) -> bool:
@@ -322,7 +322,7 @@ class Engine(EngineState):
         return self._driver.closed
 
     def close(self) -> None:
-        """Frees all memory; later calls raise EngineClosedError, also those that are waiting. Idempotent."""
+        """Frees all memory. Later calls, and calls that are waiting, raise EngineClosedError. Idempotent."""
         self._driver.close()
 
     def __enter__(self) -> Engine:
@@ -396,7 +396,7 @@ class Engine(EngineState):
                 return output
 
     def _take_change(self, request: Request) -> RequestOutput | None:
-        """What is new; None if nothing is. Raises what made the request fail."""
+        """Returns what is new of a request; None if nothing is. Raises what made the request fail."""
         with self._driver.locked():
             if request.error is not None:
                 raise request.error

@@ -1,7 +1,7 @@
-"""What a model's generation_config.json says: its default sampling and its ends of text.
+"""Reads a model's generation_config.json: its default sampling and its ends of text.
 
-Such files are written by many tools and checked by none, so a value that cannot be used never keeps a model from loading:
-it is left out with a GenerationConfigWarning, and only once something depends on it.
+Many tools write such files and none checks them, so a value that cannot be used never keeps a model from loading. It is
+left out with a GenerationConfigWarning, when something first depends on it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _FIELD_OF_KEY = {
     "bad_words_ids": "bad_words_ids",
     "suppress_tokens": "bad_words_ids",
 }
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")  # without effect on greedy decoding
-# Keys that only transformers' own loop obeys, and their values that change nothing.
+_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p")  # these do not affect greedy decoding
+# Keys that only transformers' own loop applies -> their values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "begin_suppress_tokens": ([],),
     "constraints": ([],),
@@ -68,9 +68,9 @@ class GenerationConfigWarning(UserWarning):
 
 
 class GenerationConfig:
-    """One model's file. Thread-safe.
+    """Contents of one model's file. Thread-safe.
 
-    eos_token_ids: the ends of text that it, config.json and the latter's text_config name.
+    eos_token_ids: the ends of text that this file, config.json and the latter's text_config name.
     """
 
     def __init__(self, values: Mapping[str, Any], file: Path, eos_token_ids: Sequence[int] = ()) -> None:
@@ -78,16 +78,16 @@ class GenerationConfig:
         self._values = values
         self._file = file
         self._warned: set[str] = set()
-        self._defaults: dict[tuple[int | None, bool], dict[str, Any]] = {}  # fields by arguments
+        self._defaults: dict[tuple[int | None, bool], dict[str, Any]] = {}  # arguments -> fields
 
     def default_sampling_params(self, vocab_size: int | None = None, with_text: bool = True) -> SamplingParams:
-        """The library's defaults with the file's values on top; `do_sample: false` means temperature 0.
+        """Returns the library's defaults with the file's values on top; `do_sample: false` means temperature 0.
 
-        vocab_size: tokens from there on do not exist.  with_text: whether there is a tokenizer for stop strings.
+        vocab_size: number of tokens that exist.  with_text: whether there is a tokenizer for stop strings.
 
         Temperature, top_k, top_p, min_p, repetition_penalty and max_new_tokens are those that vLLM takes as defaults.
-        As there, a file that does not say do_sample has its temperature used (transformers would decode greedily).
-        Unlike vLLM, which does not look at do_sample at all, a model that asks for greedy decoding gets it. Of the keys
+        As in vLLM, the temperature of a file without do_sample is used (transformers would decode greedily). Unlike in
+        vLLM, which ignores do_sample, a model that asks for greedy decoding gets it. Of the keys
         that only transformers knows, min_new_tokens, stop_strings, bad_words_ids and suppress_tokens are used as well;
         the others are warned of where they would change the output.
         """
@@ -131,14 +131,14 @@ class GenerationConfig:
         return None
 
     def _warn(self, key: str, reason: str) -> None:
-        """Once per key."""
+        """Warns once per key."""
         if key not in self._warned:
             self._warned.add(key)
             _warn(f"{self._file}: {key} is ignored: {reason}")
 
 
 def load_generation_config(folder: Path, source: str | os.PathLike[str] | None = "auto") -> GenerationConfig:
-    """The configuration for the model in `folder`.
+    """Returns the configuration for the model in `folder`.
 
     source: "auto" = the folder's own file; another folder or file; None or "vllm" = no default sampling, only the ends of
     text of the folder's file. Raises ModelNotFoundError and CheckpointError for a file that the caller named.
@@ -167,7 +167,7 @@ def load_generation_config(folder: Path, source: str | os.PathLike[str] | None =
 
 
 def eos_token_ids(config: GenerationConfig, tokenizer: Tokenizer | None, vocab_size: int) -> frozenset[int]:
-    """The ends of text of the configuration and the tokenizer's, as far as the model has them."""
+    """Returns the ends of text of the configuration and of the tokenizer, as far as the model has these tokens."""
     ids = set(config.eos_token_ids)
     if tokenizer is not None and tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
@@ -175,7 +175,7 @@ def eos_token_ids(config: GenerationConfig, tokenizer: Tokenizer | None, vocab_s
 
 
 def _plain(key: str, value: Any, vocab_size: int | None) -> Any:
-    """The value in the form of its field: 50.0 is an integer to JSON, and suppressed tokens are words of one token."""
+    """Returns the value in the form of its field: 50.0 becomes an integer, and suppressed tokens become words of one token."""
     if key in ("top_k", "max_new_tokens", "min_new_tokens"):
         return _whole(value)
     if key not in ("bad_words_ids", "suppress_tokens"):
@@ -203,7 +203,7 @@ def _read_leniently(file: Path) -> dict[str, Any]:
 
 
 def _ids(config: Mapping[str, Any], file: Path) -> list[int]:
-    """Its ends of text: none, one or several. What is no token id is left out."""
+    """Returns a file's ends of text: none, one or several. A value that is no token id is left out."""
     found = config.get("eos_token_id")
     ids = [_whole(item) for item in (found if isinstance(found, list) else [] if found is None else [found])]
     if not all(type(token_id) is int for token_id in ids):

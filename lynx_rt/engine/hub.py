@@ -1,7 +1,7 @@
-"""Models by their name on the Hugging Face Hub: found in its cache, or downloaded into it where `huggingface_hub` is installed.
+"""Finds models of the Hugging Face Hub in its cache, or downloads them into it if `huggingface_hub` is installed.
 
-The cache is the one that `hf download`, transformers and vLLM share. A snapshot that it holds whole is used as it is, without asking
-the Hub for a newer one: `hf download NAME` does that.
+The cache is the one that `hf download`, transformers and vLLM share. A complete snapshot in it is used as it is, without asking the
+Hub for a newer one: `hf download NAME` does that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def is_id(text: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where downloaded models are kept, from HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME as huggingface_hub has it."""
+    """Returns the folder of downloaded models, from HF_HUB_CACHE, HF_HOME and XDG_CACHE_HOME like huggingface_hub."""
     env = os.environ
     cache = env.get("XDG_CACHE_HOME") or "~/.cache"
     home = env.get("HF_HOME") or os.path.join(cache, "huggingface")
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 
 
 def missing_files(folder: Path) -> list[str]:
-    """Which of config.json and the weights are not there, of a model in safetensors."""
+    """Returns which of config.json and the weights a model in safetensors lacks."""
     names = [] if (folder / "config.json").is_file() else ["config.json"]
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
@@ -49,15 +49,15 @@ def missing_files(folder: Path) -> list[str]:
     try:
         shards = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        return names  # a damaged index is for the loader to describe
+        return names  # the loader describes the fault of a damaged index
     return names + [name for name in shards if not (folder / name).is_file()]
 
 
 def find_or_download(name: str, revision: str | None = None) -> Path:
-    """The folder of a model on the Hub ("org/name"), at a branch, tag or commit (None = "main").
+    """Returns the folder of a model on the Hub ("org/name"), at a branch, tag or commit (None = "main").
 
-    Raises ModelNotFoundError that says what to do where it is neither in the cache nor to be had, UnsupportedModelError for one
-    without safetensors, LynxError where the disk is full.
+    Raises ModelNotFoundError that says what to do if the model is not in the cache and cannot be downloaded,
+    UnsupportedModelError for a model without safetensors, LynxError if the disk is full.
     """
     found = _cached(name, revision or "main")
     missing = missing_files(found) if found is not None else []
@@ -83,7 +83,7 @@ def find_or_download(name: str, revision: str | None = None) -> Path:
 
 
 def _cached(name: str, revision: str) -> Path | None:
-    """The snapshot in the cache, whole or not."""
+    """Returns the snapshot in the cache, complete or not."""
     folder = cache_folder() / f"models--{name.replace('/', '--')}"
     commit = revision
     if not _COMMIT.fullmatch(revision):
@@ -117,7 +117,7 @@ def _download(hub: Any, name: str, revision: str | None, what: str) -> Path:
         raise ModelNotFoundError(
             f"{what}, and not on {endpoint}; if it is private, `hf auth login`, or set HF_TOKEN", "model"
         ) from None
-    except Exception as error:  # of the network, of the disk, of the server
+    except Exception as error:  # a fault of the network, the disk or the server
         if comes_from_signal_handler(error):
             raise
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -134,7 +134,7 @@ def _download(hub: Any, name: str, revision: str | None, what: str) -> Path:
 
 
 def _check_format(name: str, files: list[str]) -> None:
-    """Raises UnsupportedModelError for a model without safetensors, before gigabytes are fetched that nothing can be done with."""
+    """Raises UnsupportedModelError for a model without safetensors, before gigabytes are fetched in vain."""
     if any(re.fullmatch(r"model[^/]*\.safetensors(\.index\.json)?", file) for file in files):
         return
     if known := weight_formats.what_it_is(name, files):

@@ -1,4 +1,4 @@
-"""From what callers pass to requests: prompts are rendered and tokenized, parameters checked, ends of text resolved."""
+"""Makes requests of what callers pass: renders and tokenizes prompts, checks parameters, finds the ends of text."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class InputProcessor:
         self._chat_template = chat_template
         self._vocab_size = int(model_info["vocab_size"])
         self._max_model_len = int(model_info["max_model_len"])
-        # The C++ engine reads the ends of text in config.json only; it is told of the others request by request.
+        # The C++ engine reads only the ends of text in config.json; every request carries the others.
         known = frozenset(model_info["eos_token_ids"])
         self._eos_token_ids = known | eos_token_ids(generation_config, tokenizer, self._vocab_size)
         self._extra_eos = tuple(sorted(self._eos_token_ids - known))
@@ -43,7 +43,7 @@ class InputProcessor:
     def parse(
         self, prompts: Prompt | Iterable[Prompt], name: str = "prompt", add_special_tokens: bool | None = None
     ) -> list[ParsedPrompt]:
-        """One entry per prompt; `parse_prompts` says more."""
+        """Returns one entry per prompt; see `parse_prompts`."""
         return parse_prompts(
             prompts,
             self._tokenizer,
@@ -55,11 +55,11 @@ class InputProcessor:
         )
 
     def default_sampling_params(self) -> SamplingParams:
-        """What a request without parameters gets."""
+        """Returns the parameters of a request that has none."""
         return self._generation_config.default_sampling_params(self._vocab_size, self._tokenizer is not None)
 
     def requests(self, prompts: list[ParsedPrompt], sampling_params: ParamsPerPrompt) -> list[Request]:
-        """A request per prompt. sampling_params: one for all or one per prompt; None = the defaults."""
+        """Returns a request per prompt. sampling_params: one for all or one per prompt; None = the defaults."""
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         if isinstance(sampling_params, (SamplingParams, Mapping)):
@@ -81,7 +81,7 @@ class InputProcessor:
         return [self._request(p, s, None) for p, s in zip(prompts, each, strict=True)]
 
     def request(self, prompts: list[ParsedPrompt], sampling_params: Params | None, request_id: str | None) -> Request:
-        """The request of a single prompt, whose every change somebody waits for."""
+        """Returns the request of a single prompt whose caller waits for every change."""
         if len(prompts) != 1:
             raise ValidationError(f"expected one prompt, got {len(prompts)}; generate() takes several", "prompt")
         params = self.default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
@@ -107,9 +107,9 @@ class InputProcessor:
         return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token)
 
     def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
-        """The stop strings that are special tokens, by id. The text mostly hides these, so they are looked for as tokens.
+        """Returns the stop strings that are special tokens, by id. The text mostly hides these, so they are found as tokens.
 
-        hidden: whether it does; then a string with such a token among others is never found, which is warned of.
+        hidden: whether the text hides them. A string with such a token among others is then never found: a warning says so.
         """
         found: dict[int, str] = {}
         if self._tokenizer is None:

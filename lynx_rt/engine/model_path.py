@@ -1,4 +1,4 @@
-"""From what a user calls a model to its folder, with an error that says what to do where that is not a model folder."""
+"""Finds the folder of a model that a user names, or raises an error that says what to do."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NEEDS = "a model folder holds config.json, *.safetensors and the tokenizer's fi
 
 
 def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: str | None = None) -> Path:
-    """The folder of a model.
+    """Returns the folder of a model.
 
     model: a folder, or the name of a model on the Hugging Face Hub ("org/name"; hub.py says how it is found); a folder of that name
     comes first.
@@ -76,7 +76,7 @@ def _refuse_file(path: Path) -> None:
 
 
 def _check_folder(path: Path, weights: bool) -> None:
-    """Raises where a folder holds no model that can be loaded, and says what it holds instead."""
+    """Raises if a folder has no model that can be loaded, and says what it has instead."""
     try:
         names = sorted(os.listdir(path))
     except OSError as error:
@@ -106,7 +106,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _check_lfs(path: Path, names: list[str]) -> None:
-    """A clone without git-lfs has small text files in place of the large ones."""
+    """Raises for a clone without git-lfs, which has small text files in place of the large ones."""
     for name in names:
         if name.endswith((".safetensors", ".json", ".model", ".tiktoken")):
             file = path / name
@@ -119,14 +119,14 @@ def _check_lfs(path: Path, names: list[str]) -> None:
 
 
 def _model_below(path: Path) -> Path | None:
-    """The model one folder down, or in a folder of the Hub's cache, where there is just one."""
+    """Returns the model one folder down, or in a folder of the Hub's cache, if there is exactly one."""
     found = [file.parent for pattern in ("*", "snapshots/*") for file in path.glob(f"{pattern}/config.json")]
     found = [folder for folder in found if not hub.missing_files(folder)]
     return found[0] if len(found) == 1 else None
 
 
 def _base_of(folder: Path) -> str | None:
-    """The model that an adapter is for."""
+    """Returns the model that an adapter is for."""
     try:
         base = json.loads((folder / weight_formats.ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
     except (OSError, ValueError, LookupError, TypeError):

@@ -1,6 +1,6 @@
-"""Engine's arguments: their types, which its signature states, and what the compiled Engine gets of them.
+"""Checks the types of Engine's arguments by its signature, and selects those of the compiled Engine.
 
-Ranges are checked where the values are used, in C++.
+C++ checks ranges where it uses the values.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
     "str | os.PathLike[str]": ((str, os.PathLike), "a path"),
     "str | os.PathLike[str] | None": ((str, os.PathLike, _NONE), "a path or None"),
 }
-_EXPECTED = {"chat_template": "a template's text or path, or None"}  # where it is more than its type says
+# Texts for arguments whose type does not say enough.
+_EXPECTED = {"chat_template": "a template's text or path, or None"}
 _NOT_NATIVE = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "generation_config")
 
 
 def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> None:
     """Raises ValidationError that names the first of the given arguments whose value is not of its annotated type.
 
-    annotations: of Engine.__init__, as text; those that are not in the table above are not checked.
+    annotations: those of Engine.__init__, as text; an annotation that is not in the table above is not checked.
     """
     for name, annotation in annotations.items():
         if annotation not in _KIND_OF_ANNOTATION or name == "return":
@@ -42,7 +43,7 @@ def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> N
 
 
 def native_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of the compiled Engine. What is None or "" is left out: its default is EngineOptions' own."""
+    """Returns the keyword arguments of the compiled Engine, without None and "": EngineOptions has the defaults."""
     names = [name for name in annotations if name not in (*_NOT_NATIVE, "return")]
     values = {name: os.fspath(v) if isinstance(v := given[name], os.PathLike) else v for name in names}
     return {name: value for name, value in values.items() if value is not None and value != ""}

@@ -1,4 +1,4 @@
-"""What the engine returns: completions with their timing, and its statistics."""
+"""Types that the engine returns: completions with their timing, and statistics."""
 
 from __future__ import annotations
 
@@ -20,9 +20,7 @@ class Logprob:
     logprob: float  # natural logarithm
     rank: int | None = None  # 1 = most likely
     # Without a tokenizer, both are None.
-    decoded_token: str | None = (
-        None  # with the space before a word; bytes that are only part of a character read "\\xe6"
-    )
+    decoded_token: str | None = None  # with the space before a word; bytes of an incomplete character read "\\xe6"
     bytes: list[int] | None = None  # 0..255; the chosen tokens' bytes joined are the UTF-8 of their text
 
 
@@ -42,13 +40,13 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop token or stop string; None for end of text
     delta_text: str = ""  # what `text` grew by since the previous output of this request
     error: str | None = None  # why it ended with "error"
-    # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts that each went to, -1 = none. None until it has
-    # finished, and for an engine without enable_return_routed_experts.
+    # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts of each token, -1 = none. None until the
+    # completion has finished, and for an engine without enable_return_routed_experts.
     routed_experts: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
 
     @property
     def finished(self) -> bool:
-        """Whether there is nothing more to come; finish_reason says why."""
+        """Whether the completion has ended; finish_reason says why."""
         return self.finish_reason is not None
 
     def __str__(self) -> str:
@@ -57,7 +55,7 @@ class CompletionOutput:
 
 @dataclass(slots=True)
 class RequestMetrics:
-    """When things happened to a request: seconds on the steady clock (`time.monotonic()` on Linux), 0 = not yet.
+    """Times of a request's events: seconds on the steady clock (`time.monotonic()` on Linux), 0 = not yet.
 
     Durations are None until both of their ends are known.
     """
@@ -129,13 +127,13 @@ class RequestOutput:
         return self.text
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """IPython: the text instead of the whole record."""
+        """Shows the text instead of the whole record in IPython."""
         reasons = ", ".join(str(out.finish_reason) for out in self.outputs)
         printer.text(f"<RequestOutput {self.request_id}: {self.text!r} ({reasons})>")
 
 
 def sum_prompt_logprobs(output: RequestOutput, start: int) -> float:
-    """The sum of the prompt's log probabilities from token `start` on. Raises RequestAborted where they were not computed."""
+    """Returns the sum of the prompt's log probabilities from token `start` on. Raises RequestAborted if they were not computed."""
     if output.prompt_logprobs is None:
         raise RequestAborted(f"request {output.request_id} ended before its prompt was done")
     entries = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
@@ -152,7 +150,7 @@ class LayerStats:
     union_before: int  # experts that the model's own routing would have read
     active: int  # experts that were read
     remapped_pairs: int  # (row, slot) pairs that got another expert
-    guard_hits: int  # steps in which the selection would not have saved anything
+    guard_hits: int  # steps that kept the model's own routing, because selection would not have saved anything
     retained_mass: float  # gate mass kept, summed over rows
 
 
@@ -168,14 +166,14 @@ class OpStats:
 
 @dataclass(slots=True)
 class SloStats:
-    """What a governor ("slo:tpot_ms=20") did. What it cost is the retained mass of the layers."""
+    """Report of a governor ("slo:tpot_ms=20"). LayerStats.retained_mass is what it cost."""
 
-    target_seconds: float  # what a decode-only step should take
+    target_seconds: float  # target for a decode-only step
     # The measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers.
     fixed_seconds: float
     seconds_per_expert: float
     steps_over_target: int
-    level: int  # in force, index into levels
+    level: int  # current level, index into levels
     levels: list[tuple[str, int]]  # the selection of each level, weakest first, and the decode-only steps under it
 
 
@@ -207,7 +205,7 @@ class EngineStats:
 
     @classmethod
     def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
-        """Statistics from the dict that the compiled module gives. Raises TypeError where its keys are not this class's fields."""
+        """Makes statistics of the dict that the compiled module gives. Raises TypeError where its keys are not this class's fields."""
         values = dict(raw)
         values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
         values["ops"] = [OpStats(**op) for op in raw["ops"]]
@@ -239,9 +237,9 @@ class LayerExpertStats:
 
 @dataclass(slots=True)
 class ExpertStats:
-    """How many experts decoding reads: means over decode-only steps, and over layers at the top level."""
+    """Experts that decoding reads: means over decode-only steps, and over layers at the top level."""
 
-    selection: str  # the policy in force now
+    selection: str  # the current policy
     num_experts: int
     num_experts_per_tok: int
     decode_steps: int
@@ -253,7 +251,7 @@ class ExpertStats:
 
     @classmethod
     def from_stats(cls, stats: EngineStats, selection: str, num_experts: int, experts_per_tok: int) -> ExpertStats:
-        """Means from the engine's sums; 0 where there were no decode-only steps."""
+        """Makes means of the engine's sums; 0 if there were no decode-only steps."""
         return cls(
             selection=selection,
             num_experts=num_experts,
@@ -278,7 +276,7 @@ class ExpertStats:
 
 
 def layer_mean(layers: Sequence[LayerStats], name: str, over: Literal["steps", "rows"]) -> float:
-    """The mean of a field of LayerStats over the decode-only steps, or their rows, of all these layers; 0 where there are none."""
+    """Returns the mean of a field of LayerStats over the decode-only steps, or their rows, of all given layers; 0 if there are none."""
     return _ratio(sum(getattr(layer, name) for layer in layers), sum(getattr(layer, over) for layer in layers))
 
 

@@ -1,4 +1,4 @@
-"""What users see while they wait: the progress of `generate`, `chat`, loading and long series of runs, and warnings of loading."""
+"""Shows users the progress of `generate`, `chat`, loading and long series of runs, and warnings of loading."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 def wants_bar(use_tqdm: bool | None, count: int) -> bool:
-    """use_tqdm, or if None: whether there is more than one thing to do and a terminal to show it on."""
+    """Returns use_tqdm; if None, whether there are several things to do and a terminal to show them on."""
     return use_tqdm if use_tqdm is not None else count > 1 and sys.stderr.isatty()
 
 
 def warn_of_model(path: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Warns whoever makes an Engine of what its checkpoint says otherwise than its config.json. Returns the model info."""
+    """Warns the maker of an Engine where its checkpoint disagrees with its config.json. Returns the model info."""
     for text in info["warnings"]:
         warnings.warn(f"{path}: {text}", stacklevel=3)
     return info
 
 
 class _Closed:
-    """Closes its bar, where it has one, at the end of a with statement."""
+    """Closes its bar, if it has one, at the end of a with statement."""
 
     _bar: Any = None
 
@@ -39,7 +39,7 @@ class _Closed:
 
 
 class ProgressBar(_Closed):
-    """Finished requests on stderr, with tokens per second in and out; does nothing where no bar is wanted."""
+    """Shows finished requests on stderr, with tokens per second in and out; does nothing if no bar is wanted."""
 
     _RATE_EVERY_S = 0.2
 
@@ -52,7 +52,7 @@ class ProgressBar(_Closed):
             self._start = self._rated = time.monotonic()
 
     def show(self, done: int) -> None:
-        """done: finished requests so far."""
+        """Updates the bar. done: finished requests so far."""
         if self._bar is None or done == self._bar.n:
             return
         now = time.monotonic()
@@ -70,7 +70,7 @@ class ProgressBar(_Closed):
 
 
 class LoadProgress:
-    """Bytes of weights on their way to a device, or being quantised, on stderr where that is a terminal."""
+    """Shows the bytes of weights that are copied to a device or quantised, on stderr if that is a terminal."""
 
     def __init__(self) -> None:
         self._bar: Any = None
@@ -88,12 +88,12 @@ class LoadProgress:
 
 
 class WorkBar(_Closed):
-    """Jobs of unequal size on stderr, with the time left: a bar on a terminal, else one line per finished job."""
+    """Shows jobs of unequal size on stderr, with the time left: a bar on a terminal, else one line per finished job."""
 
     _FORMAT = "{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {desc}{postfix}"
 
     def __init__(self, count: int, work: float) -> None:
-        """count: jobs.  work: of all of them, in the unit of add(); time left takes it to pass at a constant rate."""
+        """count: jobs.  work: of all jobs, in the unit of add(); the time left assumes a constant rate of work."""
         self._count, self._work = count, work
         self._jobs, self._done, self._start = 0, 0.0, time.monotonic()
         if count and sys.stderr.isatty():
@@ -102,7 +102,7 @@ class WorkBar(_Closed):
             self._bar = tqdm(total=work, bar_format=self._FORMAT, dynamic_ncols=True, smoothing=0.02)
 
     def begin(self, name: str) -> None:
-        """Says which job is next."""
+        """Shows the name of the next job."""
         if self._bar is not None:
             self._bar.set_description_str(f"{self._jobs + 1}/{self._count} {name}")
 
@@ -112,7 +112,7 @@ class WorkBar(_Closed):
             self._bar.update(work)
 
     def finish(self, result: str) -> None:
-        """The job of the last begin() is done."""
+        """Counts the job of the last begin() as done."""
         self._jobs += 1
         if self._bar is not None:
             self._bar.set_postfix_str(result, refresh=False)
@@ -125,7 +125,7 @@ class WorkBar(_Closed):
 
 
 def _duration(seconds: float) -> str:
-    """ "2 h 05 min", "7 min", "40 s" """
+    """Returns "2 h 05 min", "7 min" or "40 s"."""
     minutes = round(seconds / 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02} min"

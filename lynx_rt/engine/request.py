@@ -1,4 +1,4 @@
-"""A request in flight: C++ step outputs go in, RequestOutputs come out. Used by the engine only, under its lock."""
+"""Requests in flight: turn outputs of C++ steps into RequestOutputs. Used by the engine only, under its lock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Completion:
-    """One of the n completions of a request; it is one request to the C++ engine."""
+    """One of the n completions of a request. To the C++ engine, each is a request of its own."""
 
     def __init__(self, request: Request, index: int, native_params: _C.SamplingParams) -> None:
         params, tokenizer = request.params, request.tokenizer
@@ -52,10 +52,10 @@ class Completion:
         return len(self._out.token_ids)
 
     def apply(self, step: _C.StepOutput) -> bool:
-        """Takes in what a step did. True where this side ended the completion, so that C++ must be told."""
+        """Takes in a step's output. Returns True if Python ended the completion, so that C++ must be told."""
         try:
             return self._apply(step)
-        except LynxError as error:  # a tokenizer that cannot decode; other requests go on
+        except LynxError as error:  # the tokenizer cannot decode; other requests go on
             self._detokenizer = None
             self._out.error = str(error)
             self._finish("error", None)
@@ -84,16 +84,16 @@ class Completion:
             reason = self.request.stop_reason(step.stop_token_id)
             self._finish(step.finish_reason, reason)
             if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
-                self._text.append(reason)  # a special token, which the detokenizer hides
+                self._text.append(reason)  # the detokenizer hides this special token
         return False
 
     def abort(self) -> None:
-        """Ends it from outside; no effect where it has ended."""
+        """Ends the completion from outside; no effect if it has ended."""
         if not self.finished:
             self._finish("abort", None)
 
     def take_output(self) -> CompletionOutput:
-        """A snapshot; its delta_text is what became visible since the last one."""
+        """Returns a snapshot. Its delta_text is the text that became visible since the last snapshot."""
         out = self._out
         delta = self._text.take()
         return CompletionOutput(
@@ -131,7 +131,7 @@ class Completion:
             self._out.routed_experts = np.concatenate(self._routed_experts)
         self._out.finish_reason = reason
         self._out.stop_reason = stop_reason
-        if not self.metrics.finish_time:  # ended on this side
+        if not self.metrics.finish_time:  # Python ended it
             self.metrics.finish_time = time.monotonic()
 
     def _logprobs(self, entries: list[tuple[int, float, int]]) -> TokenLogprobs:
@@ -154,7 +154,7 @@ class Completion:
 class Request:
     """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
 
-    request_id: None = the driver finds one that is not in use, when the request is added.
+    request_id: None = the driver chooses an unused one when the request is added.
     """
 
     def __init__(
@@ -176,9 +176,9 @@ class Request:
         self.prompt_token_ids = prompt.token_ids
         self.params = params
         self.tokenizer = tokenizer
-        self.error: BaseException | None = None  # set where the thread that steps for it failed
+        self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
-        self.abandoned = False  # nobody wants it any more
+        self.abandoned = False  # its outputs are no longer wanted
         self.changed = False  # since the last take_output()
         self.notify: Callable[[Request], None] = lambda request: None
         self._eos_token_ids = frozenset() if params.ignore_eos else eos_token_ids
@@ -190,18 +190,18 @@ class Request:
         return all(completion.finished for completion in self.completions)
 
     def stop_reason(self, token_id: int | None) -> int | str | None:
-        """The stop token, or the stop string that it is, where the caller asked for it; None for the model's own end."""
+        """Returns the stop token that the caller asked for, or its stop string; None for the model's own end."""
         if token_id is None or token_id in self._eos_token_ids:
             return None
         return self._stop_of_token.get(token_id, token_id)
 
     def touch(self) -> None:
-        """Says that something changed."""
+        """Notes and reports that something changed."""
         self.changed = True
         self.notify(self)
 
     def take_output(self) -> RequestOutput:
-        """A snapshot of everything so far."""
+        """Returns a snapshot of everything so far."""
         self.changed = False
         first = self.completions[0]
         return RequestOutput(
@@ -216,7 +216,7 @@ class Request:
         )
 
     def _metrics(self) -> RequestMetrics:
-        """The metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
+        """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
         first = each[0]
 
@@ -236,9 +236,9 @@ class Request:
 
 
 class Claim:
-    """Held by whoever reads a request's outputs: once it is dropped, the next step ends the request.
+    """Reference of a reader to a request's outputs: once it is dropped, the next step ends the request.
 
-    The last resort for an asynchronous generator, which Python drops without running its `finally` once the loop is closed.
+    An asynchronous generator needs it: once the event loop is closed, Python drops a generator without running its `finally`.
     """
 
     def __init__(self, request: Request) -> None:

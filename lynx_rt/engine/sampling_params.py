@@ -1,4 +1,4 @@
-"""How a request is sampled. Field names, meanings and limits are vLLM's, except that `max_tokens` defaults to 256."""
+"""Sampling parameters of a request. Field names, meanings and limits are vLLM's, except that `max_tokens` defaults to 256."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ GREEDY_BELOW = 1e-5  # a temperature under this is greedy decoding
 _MAX_N = 16384  # vLLM's limit; each completion is a request of its own
 _INT32_MAX = 2**31 - 1
 _UINT64_MAX = 2**64 - 1
-# C++ samples in float32; what is not 0 must not become 0 there.
+# C++ samples in float32, in which a value other than 0 must not become 0.
 _FLOAT32_MAX = 3.4028234663852886e38
 _FLOAT32_TINY = 1.1754943508222875e-38
-# Names of other engines, whose spelling is too far from ours for difflib.
+# Names of other engines that differ too much from ours for difflib -> our names.
 _ALIASES = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
@@ -43,7 +43,8 @@ _ALIASES = {
 }
 _NO_GRAMMAR = "output cannot be held to a grammar; allowed_token_ids limits the tokens, and stop ends the text"
 _NO_BEAMS = "there is no beam search; ask for n completions with logprobs=0 and keep the largest cumulative_logprob"
-# Fields of other engines that have no counterpart here: what to use instead, and the values besides None that say nothing.
+# Fields of other engines that have no counterpart here: what to use instead, and the values besides None that change nothing and
+# are accepted.
 _UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "best_of": ("ask for n completions with logprobs=0 and keep the largest cumulative_logprob", (1,)),
     "use_beam_search": (_NO_BEAMS, (False,)),
@@ -87,20 +88,20 @@ class SamplingParams:
     # Strings that end the text. One that is a special token ends it also where skip_special_tokens hides that token; special
     # tokens as parts of a longer string are only seen with skip_special_tokens=False.
     stop: str | Sequence[str] | None = None
-    stop_token_ids: Sequence[int] | None = None  # tokens that end it, besides the model's own end of text
+    stop_token_ids: Sequence[int] | None = None  # tokens that end the text, besides the model's own end of text
     ignore_eos: bool = False  # go on after the model's end of text
     max_tokens: int | None = 256  # new tokens; None = to the end of the context
-    min_tokens: int = 0  # no end of any kind before this many
-    logprobs: int | None = None  # per new token: itself and the n most likely; -1 = the whole vocabulary
-    prompt_logprobs: int | None = None  # likewise per prompt token
+    min_tokens: int = 0  # no end of any kind before this many tokens
+    logprobs: int | None = None  # per new token: its own and those of the n most likely; -1 = all tokens
+    prompt_logprobs: int | None = None  # the same per prompt token
     detokenize: bool = True  # False: no text is made
     skip_special_tokens: bool = True  # leave special tokens out of the text
     include_stop_str_in_output: bool = False  # keep the stop string (or stop token) in the text
     logit_bias: Mapping[int, float] | None = None  # token id -> added to its logit, clamped to [-100, 100]
     allowed_token_ids: Sequence[int] | None = None  # only these may be sampled
     bad_words: Sequence[str] | None = None  # strings that must not be generated
-    bad_words_ids: Sequence[Sequence[int]] | None = None  # token sequences that must not be; transformers' name
-    # Teacher forcing: exactly these are generated, whatever their likelihood (which logprobs tell), max_tokens and constraints.
+    bad_words_ids: Sequence[Sequence[int]] | None = None  # bad_words as token sequences; transformers' name
+    # Teacher forcing: exactly these tokens are generated, whatever max_tokens, constraints and their likelihood (see logprobs).
     forced_token_ids: Sequence[int] | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
 
@@ -167,7 +168,7 @@ class SamplingParams:
 
     @classmethod
     def of(cls, value: SamplingParams | Mapping[str, Any]) -> SamplingParams:
-        """`value` itself, or made from a dict of fields."""
+        """Returns `value` itself, or SamplingParams of a dict of fields."""
         if isinstance(value, SamplingParams):
             return value
         if isinstance(value, Mapping):
@@ -179,7 +180,7 @@ class SamplingParams:
         )
 
     def clone(self, **changes: Any) -> SamplingParams:
-        """A copy with some fields changed."""
+        """Returns a copy with some fields changed."""
         return replace(self, **changes)
 
     def to_native(
@@ -192,10 +193,10 @@ class SamplingParams:
         tokenizer: Tokenizer | None,
         stop_token_ids: Iterable[int] = (),
     ) -> _C.SamplingParams:
-        """The C++ form for completion `index` of `n`.
+        """Returns the C++ form for completion `index` of `n`.
 
-        eos_token_ids: ends of text that the C++ engine does not know of itself; used unless ignore_eos.
-        stop_token_ids: further ones beside the field's, for stop strings that are special tokens.
+        eos_token_ids: ends of text that the C++ engine does not read itself; used unless ignore_eos.
+        stop_token_ids: stop tokens beside the field's, for stop strings that are special tokens.
         """
         from lynx_rt import _C
 
@@ -233,7 +234,7 @@ _generated_init = SamplingParams.__init__
 
 @functools.wraps(_generated_init)
 def _checked_init(self: SamplingParams, **given: Any) -> None:
-    """The dataclass's own __init__, with a ValidationError instead of a TypeError for a name that does not exist."""
+    """Wraps the dataclass's own __init__: an unknown name raises ValidationError instead of TypeError."""
     for name in [name for name in given if name not in _FIELDS]:
         if name in _UNSUPPORTED:
             advice, neutral = _UNSUPPORTED[name]
@@ -264,7 +265,7 @@ def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 
 def _real(name: str, value: Any, low: float, high: float = _FLOAT32_MAX, low_open: bool = False) -> float:
-    """A number from low to high; above low, and not so small that float32 has no room for it, where low_open."""
+    """Checks a number from low to high; with low_open, it must be above low, and not so small that float32 rounds it to low."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise ValidationError(f"{name} must be a number, got {shown(value)}", name)
     try:
@@ -272,7 +273,7 @@ def _real(name: str, value: Any, low: float, high: float = _FLOAT32_MAX, low_ope
     except OverflowError:
         number = math.inf
     floor = low + _FLOAT32_TINY if low_open else low
-    if not floor <= number <= high:  # also not a number
+    if not floor <= number <= high:  # False for NaN, too
         limits = f"{'>' if low_open else '>='} {low:g} and <= {high:.6g}"
         raise ValidationError(f"{name} must be finite and {limits}, got {shown(value)}", name)
     return number
@@ -319,7 +320,7 @@ def _logit_bias(value: Mapping[int, float] | None) -> dict[int, float] | None:
         raise ValidationError(f"logit_bias must map token ids to numbers, got {shown(value)}", "logit_bias")
     clean: dict[int, float] = {}
     for key, bias in value.items():
-        # JSON objects have string keys, so "42" is as good as 42.
+        # JSON objects have string keys, so "42" is accepted for 42.
         token_id = int(key) if isinstance(key, str) and key.isdecimal() and len(key) <= 10 else key
         if isinstance(bias, bool) or not isinstance(bias, numbers.Real) or bias != bias:
             raise ValidationError(f"logit_bias of token {shown(key)} must be a number, got {shown(bias)}", "logit_bias")
@@ -334,7 +335,7 @@ def _inside_vocabulary(name: str, ids: Sequence[int] | Mapping[int, float], voca
 
 
 def _bad_word_sequences(words: Sequence[str], tokenizer: Tokenizer | None) -> list[list[int]]:
-    """Token sequences of each word as it stands at the start of a text and after a space."""
+    """Returns the token sequences of each word at the start of a text and after a space."""
     if not words:
         return []
     if tokenizer is None:

@@ -1,4 +1,4 @@
-"""What an engine tells about itself: its model, statistics and policy."""
+"""An engine's reports on itself: its model, statistics and policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def policy_text(selection: str | None) -> str:
-    """The C++ form of an expert_selection argument."""
+    """Returns the C++ form of an expert_selection argument."""
     if not isinstance(selection, (str, type(None))) or encoding_fault(selection or ""):
         raise ValidationError(
             f"expert_selection must be a policy such as 'lynx' or None, got {shown(selection)}", "expert_selection"
@@ -27,7 +27,7 @@ class EngineState:
     _info: dict[str, Any]  # the model as loaded
 
     def stats(self) -> EngineStats:
-        """Gauges, and counters since the start or `reset_stats()`."""
+        """Returns gauges, and counters since the start or `reset_stats()`."""
         return EngineStats.from_native(self._core.stats())
 
     def reset_stats(self) -> None:
@@ -35,7 +35,7 @@ class EngineState:
         self._core.reset_stats()
 
     def expert_stats(self) -> ExpertStats:
-        """How many experts the decode-only steps read, before and after selection."""
+        """Returns how many experts the decode-only steps read, before and after selection."""
         info = self._info
         return ExpertStats.from_stats(
             self.stats(), self.expert_selection, info["num_experts"], info["num_experts_per_tok"]
@@ -47,7 +47,7 @@ class EngineState:
 
     @property
     def expert_selection(self) -> str:
-        """The policy in force, with all of its parameters; "topk" is the model's own routing."""
+        """The current policy, with all of its parameters; "topk" is the model's own routing."""
         return self._core.expert_selection()
 
     @property
@@ -62,12 +62,12 @@ class EngineState:
 
     @property
     def device(self) -> str:
-        """What the model runs on, in words: "cpu avx2, 2 threads, bfloat16", "cuda:0 NVIDIA H100, bfloat16"."""
+        """Description of what the model runs on: "cpu avx2, 2 threads, bfloat16", "cuda:0 NVIDIA H100, bfloat16"."""
         return str(self._info["device"])
 
     @property
     def dtype(self) -> str:
-        """The type that is computed in: "float32", "bfloat16" or "float16"."""
+        """Element type of the computation: "float32", "bfloat16" or "float16"."""
         return str(self._info["dtype"])
 
     @property

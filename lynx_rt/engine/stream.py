@@ -1,4 +1,4 @@
-"""Iterating over a request's output while it is generated."""
+"""Iterates over a request's output while it is generated."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lynx_rt.engine.request import Request
 
 
 class TokenStream:
-    """What `Engine.stream` returns: an iterator of RequestOutput, each with the text so far and its `delta_text`.
+    """The result of `Engine.stream`: an iterator of RequestOutput, each with the text so far and its `delta_text`.
 
-    Leaving it early (`close()`, the end of a `with` block, or dropping it) aborts the request. For one thread.
+    Leaving it early (`close()`, the end of a `with` block, or dropping it) aborts the request. Not thread-safe.
     """
 
     def __init__(
@@ -26,14 +26,14 @@ class TokenStream:
 
     @property
     def request_id(self) -> str:
-        """The id that was given, or else the engine's own for the request; for `Engine.abort`."""
+        """The id that the caller gave, or else the engine's own; for `Engine.abort`."""
         return self._request.request_id
 
     def __iter__(self) -> TokenStream:
         return self
 
     def __next__(self) -> RequestOutput:
-        """Waits for the next tokens. A step may bring several outputs' worth at once, or text may be held back."""
+        """Waits for new text or tokens. One output may hold several tokens, and text may be held back."""
         if self._done:
             raise StopIteration
         try:

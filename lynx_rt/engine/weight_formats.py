@@ -1,4 +1,4 @@
-"""Formats of weights that are not read, and what to do with a model that comes in one of them: in a folder or on the Hub."""
+"""Recognises weight formats that are not supported, in a folder or on the Hub, and says what to do with such a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _GGUF = (
 
 
 def what_it_is(model: str, files: Iterable[str], base: str | None = None) -> str | None:
-    """A sentence on a model without safetensors that its files' names explain; None where they do not.
+    """Returns a sentence that explains, by its files' names, a model without safetensors; None if the names do not tell.
 
     model: its folder or its name on the Hub.  base: the model that it is an adapter of, if known.
     """
@@ -32,12 +32,12 @@ def what_it_is(model: str, files: Iterable[str], base: str | None = None) -> str
 
 
 def gguf_file(path: str) -> str:
-    """What to do where one GGUF file was given as the model."""
+    """Says what to do if one GGUF file was given as the model."""
     return f"{path} is a GGUF file. {_GGUF}"
 
 
 def how_to_convert(model: str) -> str:
-    """What to do with weights in PyTorch's own format."""
+    """Says what to do with weights in PyTorch's own format."""
     return (
         "It is not supported, since it can run code; convert it to safetensors with transformers: "
         f"m = AutoModelForCausalLM.from_pretrained({model!r}, dtype='auto'); m.save_pretrained('NEW'), and copy "

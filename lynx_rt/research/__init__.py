@@ -1,1 +1,1 @@
-"""What measures methods: evaluation, studies, recorded routing, simulation, calibration."""
+"""Measures methods: evaluation, studies, recorded routing, simulation, calibration."""

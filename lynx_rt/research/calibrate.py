@@ -1,7 +1,7 @@
-"""Tables that expert-selection policies read, made from a model and some text: similarities for `sere`, stand-ins for `alias`.
+"""Makes tables that expert-selection policies read, from a model and some text: similarities for `sere`, stand-ins for `alias`.
 
 Every expert of every MoE layer runs on every calibration token's layer input, and the outputs (without gate weight) are compared
-pair by pair; the layer inputs are those of the model's own routing. Costs E / k times the expert work of a prefill, on the CPU.
+pair by pair. The layer inputs are those of the model's own routing. This costs E / k times the expert work of a prefill, on the CPU.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Calibration:
     usage: NDArray[np.int64]  # [L, E] tokens that the model's own routing sends to the expert
 
     def alias(self, num_experts: int) -> NDArray[np.int32]:
-        """int32 [L, E]: which expert stands in for which where `num_experts` per layer are left.
+        """Returns int32 [L, E]: the expert that stands in for each when `num_experts` per layer are left.
 
-        Merges greedily: of the two most similar experts that are left (ties: the lowest numbers), the less used one, and
-        whatever it stood in for, becomes the other (ties: the lower number stays), which takes over its use.
+        Merges greedily. Each merge takes the two most similar experts that are left (ties: the lowest numbers). The less used
+        one, with all that it stood in for, is replaced by the other (ties: the lower number stays), which takes over its use.
         This is the run-time half of MC-SMoE (arXiv 2310.01334): groups by similarity and use. The paper also averages the weights
         of a group, by use, and compresses what is left; here the expert that stays keeps its own weights.
         """
@@ -57,7 +57,7 @@ class Calibration:
         return table
 
     def save(self, path: str | os.PathLike[str], *, num_experts: int | None = None) -> None:
-        """A safetensors file with "similarity", and "alias" where num_experts says how many experts are to be left."""
+        """Writes a safetensors file with "similarity", and with "alias" for num_experts experts left if that is given."""
         tensors: dict[str, NDArray[np.generic]] = {"similarity": self.similarity}
         if num_experts is not None:
             tensors["alias"] = self.alias(num_experts)
@@ -71,7 +71,8 @@ def calibrate(
 
     metric: "frobenius" = 1 - ||Y_i - Y_j|| / (the largest of the layer), Y being the outputs for all tokens, so that the two most
     different experts of a layer have 0 (SERE, arXiv 2602.07616); "cosine" = mean over tokens of the cosine c, as (c + 1) / 2.
-    Raises ValidationError without a token, UnsupportedModelError for a device other than the CPU and a model without experts.
+    Raises ValidationError if there is no token, UnsupportedModelError for a device other than the CPU and for a model without
+    experts.
     """
     if not any(sequences):
         raise ValidationError("expected at least one token to calibrate on, got none", "sequences")
@@ -94,8 +95,8 @@ def calibrate(
 
 
 def text_sequences(engine: Engine, text: str, length: int, limit: int | None = None) -> list[list[int]]:
-    """The tokens of a text in pieces of `length`, at most `limit` of them, spread evenly; a shorter rest is dropped unless it is
-    all there is."""
+    """Cuts the tokens of a text into pieces of `length`, and returns at most `limit` of them, spread evenly. A shorter rest is dropped
+    unless it is all there is."""
     ids = engine.encode(text)
     pieces = [ids[begin : begin + length] for begin in range(0, len(ids), length)]
     if len(pieces) > 1 and len(pieces[-1]) < length:

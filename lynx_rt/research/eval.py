@@ -1,4 +1,4 @@
-"""Accuracy of expert-selection policies and of quantised weights on task sets, decoded greedily in mixed, continuously filled batches.
+"""Measures the accuracy of expert-selection policies and quantised weights on task sets, in greedy, mixed, always full batches.
 
 A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`.
 """
@@ -19,7 +19,7 @@ from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.text.text_file import read_text
 
-_FINAL_MARK = "####"  # what follows it in a worked answer is the result
+_FINAL_MARK = "####"  # stands before the result in a worked answer
 
 
 @dataclass(slots=True, frozen=True)
@@ -30,30 +30,30 @@ class Item:
     prompt: str
     answer: str  # the exact continuation, stripped
     final: str | None  # the result after "####", where that is enough
-    number: int = 0  # which of its task's items, in the order of the files
+    number: int = 0  # place among its task's items, in the order of the files
 
 
 @dataclass(slots=True)
 class PolicyResult:
-    """One policy on one list of items."""
+    """Results of one policy on one list of items."""
 
     quantization: str  # of the engine's weights
     selection: str
     correct: dict[str, list[bool]]  # task -> per item, in the order of the list
     experts: ExpertStats
-    decode_only_share: float  # generated tokens that came from decode-only steps, where selection acts, 0..1
+    decode_only_share: float  # share of generated tokens from decode-only steps, where selection acts, 0..1
     seconds: float
-    perplexity: float  # that of the expected answers, under the model's own routing
+    perplexity: float  # of the expected answers, under the model's own routing
 
     @property
     def name(self) -> str:
-        """What is not the model as it is: "lynx", "int4", "int4 lynx"; "topk" where nothing is."""
+        """What differs from the plain model: "lynx", "int4", "int4 lynx"; "topk" where nothing does."""
         parts = [self.quantization] * (self.quantization != "none") + [self.selection] * (self.selection != "topk")
         return " ".join(parts) or "topk"
 
     @property
     def task_accuracy(self) -> dict[str, float]:
-        """0..1 per task."""
+        """Accuracy per task, 0..1."""
         return {task: sum(marks) / len(marks) for task, marks in sorted(self.correct.items())}
 
     @property
@@ -75,7 +75,7 @@ class PolicyResult:
         return self.accuracy - other.accuracy, _error_of_mean(pairs)
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields and figures, as JSON can hold them."""
+        """Returns all fields and figures in JSON's types."""
         return {
             "quantization": self.quantization,
             "selection": self.selection,
@@ -91,7 +91,7 @@ class PolicyResult:
 
 
 def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
-    """Every task's items in the order of the files. Raises ValidationError for a folder without tasks or a malformed line."""
+    """Returns every task's items in the order of the files. Raises ValidationError for a folder without tasks or a malformed line."""
     files = sorted(Path(folder).glob("*.jsonl"))
     if not files:
         raise ValidationError(f"{folder} has no *.jsonl task files", "tasks")
@@ -106,7 +106,7 @@ def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
 
 
 def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> list[Item]:
-    """All tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`."""
+    """Returns all tasks' items in one random order, so that a batch mixes tasks; `limit` per task, drawn by `seed`."""
     chosen: list[Item] = []
     for items in load_tasks(folder).values():
         random.Random(seed).shuffle(items)
@@ -116,7 +116,7 @@ def load_items(folder: str | Path, limit: int | None = None, seed: int = 0) -> l
 
 
 def is_correct(item: Item, completion: str) -> bool:
-    """Exact match of the stripped text with the answer, or of what follows "####" with the final result."""
+    """Whether the stripped text equals the answer, or the text after "####" the final result."""
     text = completion.strip()
     if text == item.answer:
         return True
@@ -125,9 +125,9 @@ def is_correct(item: Item, completion: str) -> bool:
 
 
 def answer_perplexity(engine: Engine, items: Sequence[Item], *, use_tqdm: bool | None = None) -> float:
-    """exp of the mean negative log-probability of a token of the expected answers, each after its own question.
+    """Returns exp of the mean negative log-probability of a token of the expected answers, each after its own question.
 
-    Answers enter as prompts, where every policy leaves the routing as it is: this is about the weights.
+    Answers enter as prompts, where every policy leaves the routing as it is, so this measures the weights.
     """
     encode = engine.get_tokenizer().encode
     starts = [len(encode(item.prompt)) for item in items]
@@ -148,12 +148,12 @@ def evaluate(
     quantization: str = "none",
     use_tqdm: bool | None = None,
 ) -> PolicyResult:
-    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`. `quantization`, which the engine
-    was made with, and answer_perplexity() are noted in the result.
+    """Runs all items under one policy: greedy, up to the end of text, a newline or `max_tokens`. The result also holds
+    `quantization`, with which the engine was made, and answer_perplexity().
 
-    The engine's max_num_seqs is the batch. Make it without prefix caching, so that every policy does the same work, and
-    without mixed chunks, so that selection acts on every decode row. Leaves the policy set and the statistics of this
-    run in the engine.
+    The engine's max_num_seqs is the batch. Make the engine without prefix caching, so that every policy does the same
+    work, and without mixed chunks, so that selection acts on every decode row. After the run, the engine keeps the policy
+    and the statistics of this run.
     """
     engine.set_expert_selection(selection)
     engine.reset_stats()

@@ -44,8 +44,8 @@ class Recording:
     """N rows of decode-only steps, in order of step; L MoE layers, E experts, k per token."""
 
     model: str  # path
-    selection: str  # the policy they were decoded under
-    num_model_layers: int  # dense ones too
+    selection: str  # the policy under which the rows were decoded
+    num_model_layers: int  # dense layers included
     num_experts_per_tok: int
     norm_topk_prob: bool
     layers: NDArray[np.int32]  # [L] the model's numbers of its MoE layers
@@ -55,7 +55,7 @@ class Recording:
     request: NDArray[np.uint64]  # [N] number of the request
     position: NDArray[np.int32]  # [N] in its sequence
     exact: NDArray[np.uint8]  # [N] 1 = expert_selection="exact"
-    # How logits rank experts: the members of RouterRule (csrc/routing/rule.h), and its bias of each layer.
+    # The rule by which logits rank experts: members of RouterRule (csrc/routing/rule.h), and the bias of each layer.
     router: dict[str, Any] = field(default_factory=_PLAIN_ROUTER.copy)
     choice_bias: NDArray[np.float32] = None  # type: ignore[assignment]  # [L, E], or [L, 0] = none
 
@@ -72,34 +72,34 @@ class Recording:
         return offsets_of(self.step)
 
     def native(self) -> dict[str, Any]:
-        """The recording as the compiled module takes it."""
+        """Returns the recording as the compiled module takes it."""
         return {name: getattr(self, name) for name in (*_ARRAYS, *_FACTS)}
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One .npz file, under exactly this name."""
+        """Writes one .npz file, under exactly this name."""
         facts = np.array(json.dumps({name: getattr(self, name) for name in _FACTS}))
         with Path(path).open("wb") as file:
             np.savez(file, facts=facts, **{name: getattr(self, name) for name in _ARRAYS})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Recording:
-        """Raises OSError, and ValidationError for a file that is no recording."""
+        """Reads a file of save(). Raises OSError, and ValidationError for a file that is no recording."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
-                facts.setdefault("router", _PLAIN_ROUTER.copy())  # files from before there were others
+                facts.setdefault("router", _PLAIN_ROUTER.copy())  # files from before routers other than softmax
                 arrays = {name: file[name] for name in _ARRAYS if name in file.files or name != "choice_bias"}
                 recording = cls(**{name: facts[name] for name in _FACTS}, **arrays)
         except OSError:
             raise
-        except Exception as error:  # a damaged file raises whatever the layer below it does
+        except Exception as error:  # numpy, zipfile and json raise many types for a damaged file
             raise ValidationError(f"{os.fspath(path)} is no recording: {error!r}", "recording") from None
         recording._check(os.fspath(path))
         return recording
 
     def save_routed_experts(self, path: str | os.PathLike[str], batch: int) -> int:
-        """Writes the effective experts of the steps with `batch` rows, for the policy `replay` at that batch size; returns the
-        rows written. Raises ValidationError where no step has that many."""
+        """Writes the effective experts of the steps with `batch` rows, for the policy `replay` at that batch size. Returns the
+        number of rows written. Raises ValidationError where no step has `batch` rows."""
         offsets = self.step_offsets
         full = np.repeat(np.diff(offsets) == batch, np.diff(offsets))
         if not full.any():
@@ -123,13 +123,13 @@ class Recording:
 
 
 def take_recording(engine: Engine) -> Recording:
-    """What the engine recorded since the last call, under the policy that is set now. Raises ValidationError where the engine
-    was made without record_router_logits."""
+    """Returns what the engine recorded since the last call, labelled with the policy that is set now. Raises ValidationError where
+    the engine was made without record_router_logits."""
     recorded = engine._core.take_router_logits()
     return Recording(model=str(engine._path), selection=engine.expert_selection, **recorded)
 
 
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[steps + 1]: the places in `step` where runs of equal values begin, and its length."""
+    """Returns [steps + 1]: the places in `step` where runs of equal values begin, and its length."""
     starts = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))
     return np.append(starts, len(step)).astype(np.int64)

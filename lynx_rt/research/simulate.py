@@ -1,10 +1,10 @@
-"""Expert selection on recorded router logits, without the model: any policy, at any batch size, in milliseconds.
+"""Runs expert selection on recorded router logits, without the model: any policy, at any batch size, in milliseconds.
 
     recording = Recording.load("routing.npz")
     for batch in (1, 4, 16, 64):
         print(simulate(recording, "lynx:alpha=4", batch=batch).active)
 
-The counts are those of an engine that decodes the same rows: it is the same code. What a simulation cannot show is that another
+The counts are those of an engine that decodes the same rows, because the code is the same. A simulation cannot show that another
 policy would have led to other hidden states, and so to other logits, from the next layer on.
 """
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Simulation:
-    """One policy on the steps of one recording. Means are over steps (retained mass: over rows) and over layers."""
+    """Results of one policy on the steps of one recording. Means are over steps (retained mass: over rows) and over layers."""
 
     selection: str
     batch: int | None  # None = the steps as recorded
-    layers: list[LayerStats]  # sums over steps, as of the engine
+    layers: list[LayerStats]  # sums over steps, like an engine's
     order: NDArray[np.int64]  # [M] rows of the recording, step after step
     offsets: NDArray[np.int64]  # [steps + 1] into `order`
     routed_experts: NDArray[np.int16]  # [M, L, k] in that order, -1 = none
@@ -39,7 +39,7 @@ class Simulation:
 
     @property
     def num_steps(self) -> int:
-        """Decode-only steps."""
+        """Number of decode-only steps."""
         return len(self.offsets) - 1
 
     @property
@@ -49,12 +49,12 @@ class Simulation:
 
     @property
     def union_before(self) -> float:
-        """Experts that the model's own routing reads."""
+        """Mean experts that the model's own routing reads."""
         return layer_mean(self.layers, "union_before", "steps")
 
     @property
     def active(self) -> float:
-        """Experts that are read."""
+        """Mean experts that are read."""
         return layer_mean(self.layers, "active", "steps")
 
     @property
@@ -73,7 +73,7 @@ class Simulation:
         return layer_mean(self.layers, "guard_hits", "steps")
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures as JSON can hold them, without the arrays."""
+        """Returns the figures in JSON's types, without the arrays."""
         from dataclasses import asdict
 
         means = ("rows_per_step", "union_before", "active", "retained_mass", "remapped_share", "guard_share")
@@ -108,20 +108,22 @@ def simulate(recording: Recording, selection: str, *, batch: int | None = None, 
 
 
 def own_experts(recording: Recording) -> NDArray[np.int16]:
-    """[N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
+    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
     return simulate(recording, "topk").routed_experts
 
 
 def batched_steps(
     request: Sequence[int] | NDArray[np.uint64], batch: int, seed: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(order, offsets): rows, step after step, when `batch` slots work through the requests; rows of a step in order of slot.
+    """Returns (order, offsets): the rows, step after step, when `batch` slots work through the requests.
 
-    request: [N] whose row each is.
+    The rows of a step are in order of slot.
+
+    request: [N] number of the request of each row.
     """
     _, first, number = np.unique(np.asarray(request), return_index=True, return_inverse=True)
     by_request = np.split(np.argsort(number, kind="stable"), np.cumsum(np.bincount(number))[:-1])
-    queue = np.argsort(first)  # as recorded
+    queue = np.argsort(first)  # in the order of the recording
     if seed is not None:
         queue = np.random.default_rng(seed).permutation(len(queue))
     slots = [(0, slot) for slot in range(batch)]  # (first free step, slot)

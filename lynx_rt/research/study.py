@@ -1,6 +1,6 @@
-"""A study of expert selection: policies x batch sizes x compositions of the batch x seeds, measured on task sets.
+"""Runs a study of expert selection: policies x batch sizes x compositions of the batch x seeds, measured on task sets.
 
-What a run measures: exact match per task; perplexity of held-out text that enters token by token, so that the policy acts on it;
+A run measures exact match per task; perplexity of held-out text, which enters token by token so that the policy acts on it; and
 experts, bytes and time of the decode-only steps.
 """
 
@@ -33,14 +33,14 @@ from lynx_rt.text.text_file import read_text
 
 REFERENCE = "topk"
 MINORITY = "minority:"
-_MINORITY_SHARE = 1 / 16  # the share of decode rows that a task has as a minority
-_TEXT_CHUNK = 256  # tokens of a text that are one sequence
-TokenText = tuple[list[int], list[int]]  # what is given, and what follows it
+_MINORITY_SHARE = 1 / 16  # share of decode rows that belong to the minority task
+_TEXT_CHUNK = 256  # tokens of a text per sequence
+TokenText = tuple[list[int], list[int]]  # given tokens, and the tokens that follow
 
 
 @dataclass(kw_only=True)
 class StudyOptions:
-    """What to run. Raises ValidationError naming the field."""
+    """What a study runs. Raises ValidationError that names the field."""
 
     model: str
     tasks: Path
@@ -68,8 +68,8 @@ class StudyOptions:
                 raise ValidationError(f"batches: {batches}: no such task; there are {', '.join(self.pool)}", "batches")
             if batches.startswith(MINORITY) and len(self.pool) < 2:
                 raise ValidationError(f"batches: {batches} needs at least two tasks, got one", "batches")
-        # The reference of all differences; first, so that an interrupted study has it.
-        self.policies: dict[str, str] = {}  # canonical form -> as it was given
+        # topk is the reference of all differences. It runs first, so that an interrupted study has it.
+        self.policies: dict[str, str] = {}  # canonical form -> form as it was given
         for selection in (REFERENCE, *self.selections):
             self.policies.setdefault(canonical(selection), selection)
         self.given_text = None if self.text is None else read_text(self.text, "text")
@@ -79,7 +79,7 @@ class StudyOptions:
         return Path(self.model).resolve().name
 
     def settings(self) -> dict[str, Any]:
-        """What two runs must have in common to be compared."""
+        """Settings that two runs must share to be compared."""
         content = json.dumps([[task, item.prompt, item.answer] for task, items in self.pool.items() for item in items])
         engine = self.engine
         return {
@@ -99,7 +99,7 @@ class StudyOptions:
         }
 
     def run_keys(self) -> list[RunKey]:
-        """All runs in the order in which they are made: whole comparisons first."""
+        """Returns all runs in the order in which they are made: one comparison is complete before the next begins."""
         return [
             RunKey(policy, batch, batches, seed)
             for batch in self.batch_sizes
@@ -110,14 +110,14 @@ class StudyOptions:
 
 
 def canonical(selection: str) -> str:
-    """The full form of a policy, with its defaults. Raises ValidationError."""
+    """Returns the full form of a policy, with its defaults. Raises ValidationError."""
     from lynx_rt import _C
 
     return _C.parse_selection(selection)
 
 
 def check_batches(text: str) -> str:
-    """The text itself. Raises ValidationError where it names no composition of batches."""
+    """Returns the text. Raises ValidationError where it names no composition of batches."""
     if text in ("mixed", "single") or (text.startswith(MINORITY) and text != MINORITY):
         return text
     raise ValidationError(f"batches must be mixed, single or minority:TASK, got {text!r}", "batches")
@@ -126,7 +126,7 @@ def check_batches(text: str) -> str:
 def compose(
     pool: Mapping[str, Sequence[Item]], batches: str, seed: int, limit: int, rows_of: Callable[[Item], int]
 ) -> list[list[Item]]:
-    """The queues that one run works off, each on its own.
+    """Returns the queues that one run works off, one after the other.
 
     mixed: one queue of `limit` items per task.  single: the same items, a queue per task.  minority:TASK: one queue in which
     that task makes up one of 16 decode rows on average, and all others have equally many items; `limit` of the task, or
@@ -151,7 +151,7 @@ def _minority_queue(
     drawn: Mapping[str, list[Item]], task: str, limit: int, rows_of: Callable[[Item], int]
 ) -> list[Item]:
     others = [items for name, items in drawn.items() if name != task]
-    # Rows that one item of the task brings, and one item of each other task together.
+    # own: rows of one item of the task. foreign: rows of one item of each other task, added up.
     own = statistics.fmean(map(rows_of, drawn[task]))
     foreign = sum(statistics.fmean(map(rows_of, items)) for items in others)
     per_item = own * (1 / _MINORITY_SHARE - 1) / foreign  # items of each other task for one of the task
@@ -162,14 +162,14 @@ def _minority_queue(
 
 
 def run_study(options: StudyOptions, log: RunLog, command: str) -> int:
-    """Runs what the log lacks, and returns how many runs that were. What is finished when Ctrl-C comes is in the log."""
+    """Makes the runs that the log lacks, and returns their number. Runs that are finished when Ctrl-C comes are in the log."""
     settings = options.settings()
     pending = [key for key in options.run_keys() if not log.has(key, settings)]
     done = 0
     with WorkBar(len(pending), sum(_work(options, key) for key in pending)) as bar:
         for batch in dict.fromkeys(key.batch for key in pending):
             with _open_engine(options, batch) as engine:
-                for policy in options.policies:  # a policy that this model cannot have shows before hours have passed
+                for policy in options.policies:  # raises for a policy that this model cannot have, before hours of runs
                     engine.set_expert_selection(policy)
                 encode = engine.get_tokenizer().encode
                 rows_of = functools.cache(lambda item, encode=encode: len(encode(f" {item.answer}")))
@@ -184,7 +184,7 @@ def run_study(options: StudyOptions, log: RunLog, command: str) -> int:
 
 
 def _open_engine(options: StudyOptions, batch: int) -> Engine:
-    # Without prefix caching, so that a later policy does not find the prompts of an earlier one; without mixed steps, so that
+    # Prefix caching is off, so that a later policy does not find the prompts of an earlier one. Mixed steps are off, so that
     # selection acts on every decode row although answers are short and prompts arrive all the time.
     fixed: dict[str, Any] = {"max_num_seqs": batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     given = dict(options.engine)
@@ -194,7 +194,7 @@ def _open_engine(options: StudyOptions, batch: int) -> Engine:
 
 
 def _work(options: StudyOptions, key: RunKey) -> float:
-    """How much a run is, to tell the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
+    """Estimates the work of a run, for the time left: rows get cheaper in larger batches, roughly as 1 / sqrt(batch)."""
     return len(options.pool) * options.items / math.sqrt(key.batch)
 
 
@@ -252,7 +252,7 @@ def _run(
 
 
 class StepMeter:
-    """Time and bytes of every decode-only step since it was made. note() after each step."""
+    """Collects time and bytes of every decode-only step since it was made. Call note() after each step."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -280,8 +280,8 @@ def _work_off(
     meter: StepMeter | None,
     on_finish: Callable[[], None] = lambda: None,
 ) -> list[RequestOutput]:
-    """All requests at once to the engine, which keeps its batch full. Raises LynxError where one of them failed."""
-    order: dict[str, int] = {}  # id of a request -> its place
+    """Adds all requests to the engine at once, which keeps its batch full. Raises LynxError if a request failed."""
+    order: dict[str, int] = {}  # id of a request -> its place in the list
     try:
         for prompt, params in requests:
             order[engine.add_request({"prompt_token_ids": prompt}, params)] = len(order)
@@ -331,9 +331,9 @@ def _measured(engine: Engine, meter: StepMeter) -> dict[str, Any]:
 def forced_logprobs(
     engine: Engine, texts: Sequence[TokenText], on_finish: Callable[[], None] = lambda: None
 ) -> list[float]:
-    """Sum of the log-probabilities of what follows in each text, entered token by token: in decode steps, under the policy.
+    """Returns the sum of log-probabilities of the following tokens of each text, which enter one by one in decode steps.
 
-    The first of those tokens comes from the prompt's last row, which is prefill.
+    The policy acts on these steps. The first of these tokens comes from the prompt's last row, which is prefill.
     """
     requests = [
         (given, SamplingParams(temperature=0.0, forced_token_ids=forced, logprobs=0, detokenize=False))
@@ -344,14 +344,14 @@ def forced_logprobs(
 
 
 def heldout_perplexity(engine: Engine, texts: Sequence[TokenText], selection: str) -> float:
-    """exp of the mean negative log-probability of a token that follows, under a policy, as many texts at once as the engine runs."""
+    """Returns exp of the mean negative log-probability of a following token under a policy. The engine's batch is full of texts."""
     engine.set_expert_selection(selection)
     total = sum(forced_logprobs(engine, texts))
     return math.exp(-total / sum(len(forced) for _, forced in texts))
 
 
 def text_chunks(engine: Engine, text: str) -> list[TokenText]:
-    """A text as sequences of at most 256 tokens, of which the first is given."""
+    """Cuts a text into sequences of at most 256 tokens, of which the first is given."""
     ids = engine.encode(text)
     size = min(_TEXT_CHUNK, engine.max_model_len)
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -386,7 +386,7 @@ def _versions() -> dict[str, str]:
 
 
 def _without_paths(command: str, options: StudyOptions) -> str:
-    """The command with names for absolute paths: a record tells what was measured, not where it lay."""
+    """Replaces absolute paths of the command by names: a record says what was measured, not where it was stored."""
     model = str(options.model)
     words = [options.model_name if word == model else word for word in shlex.split(command)]
     return shlex.join(re.sub(r"(^|=)/.*/", r"\1", word) for word in words)

@@ -1,4 +1,4 @@
-"""The plots of a study. A family of policies has the same colour and marker in all of them; topk is the black line."""
+"""Draws the plots of a study. A family of policies has the same colour and marker in all plots; topk is the black line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from lynx_rt.research.study import MINORITY, REFERENCE
 from lynx_rt.research.study_stats import Estimate, Group, Setup, describe_batches, front_of
 
-# Okabe and Ito's colours for all kinds of colour vision; the ones that share a colour have markers that do not look alike.
+# Okabe and Ito's colours, for all kinds of colour vision. Families that share a colour have markers that do not look alike.
 _BLUE, _ORANGE, _GREEN, _RED, _SKY, _PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
 _STYLES = {
     REFERENCE: ("black", "X"),
@@ -32,7 +32,7 @@ _STYLES = {
 _OTHERS = [
     (colour, marker) for marker in ("H", "s", "^", "o") for colour in (_PINK, _SKY, _GREEN, _ORANGE, _RED, _BLUE)
 ]
-_BELOW = 8.0  # points under topk that an accuracy axis shows; what is worse is marked at its lower edge
+_BELOW = 8.0  # points under topk that an accuracy axis shows; lower values are marked at its lower edge
 _DPI = 150
 _RC: dict[Any, Any] = {
     "font.size": 9,
@@ -48,7 +48,7 @@ _RC: dict[Any, Any] = {
 
 
 def require_matplotlib() -> Any:
-    """matplotlib.figure. Raises ImportError with what to do."""
+    """Returns matplotlib.figure. Raises ImportError that says how to install it."""
     try:
         import matplotlib.figure
     except ImportError as error:
@@ -57,7 +57,7 @@ def require_matplotlib() -> Any:
 
 
 def draw(setups: Sequence[Setup], folder: Path) -> list[Path]:
-    """Draws what the runs suffice for, and returns the files."""
+    """Draws the plots that the runs suffice for, and returns their files."""
     require_matplotlib()
     import matplotlib
 
@@ -90,12 +90,12 @@ def _figures(setup: Setup, styles: dict[str, tuple[str, str]]) -> list[tuple[str
 
 
 def family(policy: str) -> str:
-    """ "lynx" of "lynx:alpha=4@0-1" """
+    """Returns "lynx" for "lynx:alpha=4@0-1"."""
     return re.split(r"[:@]", policy)[0]
 
 
 def _styles(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each family that occurs, topk first, then as in the table above."""
+    """Returns colour and marker of each family that occurs: topk first, then in the order of _STYLES."""
     names = {family(policy) for policy in policies}
     unknown = dict(zip(sorted(names - set(_STYLES)), _OTHERS * (1 + len(names) // len(_OTHERS)), strict=False))
     return {name: style for name, style in {**_STYLES, **unknown}.items() if name in names}
@@ -109,7 +109,7 @@ def _accuracy(
     x_of: Callable[[Group], float],
     more_is_better: bool = False,
 ) -> Any:
-    """One panel per batch size: accuracy against x, with the front through the policies that no other one beats."""
+    """Draws one panel per batch size: accuracy against x, with the front through the policies that no other one beats."""
     sizes = setup.batch_sizes(batches)
     columns = min(len(sizes), 3)
     figure, panels = _panels(len(sizes), columns, (6.4, 4.8) if len(sizes) == 1 else (3.9, 3.4), sharey=True)
@@ -141,12 +141,12 @@ def _accuracy(
         _label_front(panel, setup, [(xs[place], ys[place], groups[place].policy) for place in front], more_is_better)
         has_low |= min(ys) <= floor
         span = max(xs) - min(xs) or 1.0
-        left, right = (0.1, 0.35) if more_is_better else (0.35, 0.1)  # the wide side has room for names
+        left, right = (0.1, 0.35) if more_is_better else (0.35, 0.1)  # the wider side leaves room for names
         panel.set_xlim(min(xs) - left * span, max(xs) + right * span)
         panel.margins(y=0.12)
         panel.set_title(f"batch {batch}")
         panel.set_xlabel(x_label)
-    if has_low:  # shared by all panels
+    if has_low:  # the axis is shared by all panels
         panels[0].set_ylim(bottom=floor)
     figure.supylabel("accuracy, mean over tasks (%)", fontsize=9)
     best = "upper right" if more_is_better else "upper left"
@@ -156,7 +156,7 @@ def _accuracy(
 
 
 def _bar_of(change: Estimate | None) -> float | None:
-    """The standard error of the paired difference in points: the larger of the two."""
+    """Returns the standard error of the paired difference in points: the larger of the errors over items and over seeds."""
     errors = [] if change is None else [e for e in (change.items_error, change.seeds_error) if not math.isnan(e)]
     return 100 * max(errors) if errors else None
 
@@ -187,7 +187,7 @@ def _experts_by_batch(setup: Setup, batches: str, styles: dict[str, tuple[str, s
 
 
 def _layers(setup: Setup, batches: str) -> Any:
-    """Heat map at batch 16, or at the largest one there is."""
+    """Draws a heat map of the layers at batch 16, or at the largest batch if there is no 16."""
     sizes = setup.batch_sizes(batches)
     batch = 16 if 16 in sizes else sizes[-1]
     groups = [group for group in setup.at(batches, batch) if family(group.policy) != REFERENCE] or setup.at(
@@ -213,9 +213,9 @@ def _layers(setup: Setup, batches: str) -> Any:
 
 
 def _minority(setup: Setup, styles: dict[str, tuple[str, str]]) -> Any:
-    """A task's accuracy among foreign rows, and where there are such runs alone in its batch; a panel per task and batch size."""
+    """Draws a task's accuracy among other tasks, and alone in its batch if there are such runs; a panel per task and batch size."""
     cases = [(b, size) for b in setup.compositions if b.startswith(MINORITY) for size in setup.batch_sizes(b)]
-    cases = [case for case in cases if case[1] > 1] or cases  # alone in its batch, a row has no foreign company
+    cases = [case for case in cases if case[1] > 1] or cases  # a batch of one row has no other tasks in it
     policies = [
         policy for policy in setup.policies if any(group.policy == policy for b, s in cases for group in setup.at(b, s))
     ]
@@ -285,7 +285,7 @@ def _legend(figure: Any, styles: dict[str, tuple[str, str]], front: bool = False
 
 
 def _label_front(panel: Any, setup: Setup, front: Sequence[tuple[float, float, str]], to_the_right: bool) -> None:
-    """The policies' names beside their points, on the side of the front that is empty; one label where points coincide."""
+    """Writes the policies' names beside their points, on the empty side of the front; one label where points coincide."""
     from matplotlib.patheffects import withStroke
 
     names: dict[tuple[float, float], list[str]] = {}
@@ -299,7 +299,7 @@ def _label_front(panel: Any, setup: Setup, front: Sequence[tuple[float, float, s
 
 
 def _spread(values: Sequence[float], gap: float) -> list[float]:
-    """The values moved up as little as keeps neighbours `gap` apart."""
+    """Returns the values, moved up as little as keeps neighbours `gap` apart."""
     moved = list(values)
     below = -math.inf
     for place in sorted(range(len(values)), key=lambda i: values[i]):

@@ -18,12 +18,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class RunKey:
-    """What is varied between the runs of a study."""
+    """The values that differ between the runs of a study."""
 
     policy: str  # expert selection in its canonical form, so that a changed default is another policy
     batch: int  # sequences decoded together
-    batches: str  # what they are: "mixed", "single", "minority:TASK"
-    seed: int  # of the choice and order of items
+    batches: str  # composition: "mixed", "single", "minority:TASK"
+    seed: int  # decides the choice and order of items
 
     def __str__(self) -> str:
         return f"{self.policy}, batch {self.batch}, {self.batches}, seed {self.seed}"
@@ -34,15 +34,18 @@ def key_of(record: Mapping[str, Any]) -> RunKey:
 
 
 def identity(key: RunKey, settings: Mapping[str, Any]) -> str:
-    """Two runs with the same identity would measure the same thing."""
+    """Key of a run: two runs with the same identity would measure the same thing."""
     return json.dumps([asdict(key), settings], sort_keys=True)
 
 
 class RunLog:
-    """Appends runs to a file. One process at a time: it is locked while open."""
+    """Appends runs to a file, which is locked while open: one process at a time."""
 
     def __init__(self, file: Path) -> None:
-        """Raises ValidationError where another process has it open or a line is malformed. Drops a last line that was cut off."""
+        """Opens the file and drops a last line that was cut off.
+
+        Raises ValidationError if another process has the file open, and if a line is malformed.
+        """
         self._file = file.open("a+b")
         try:
             try:
@@ -77,7 +80,7 @@ class RunLog:
 
 
 def read_runs(files: Sequence[Path]) -> list[Record]:
-    """The runs of all files. Of those with the same identity the first one counts."""
+    """Returns the runs of all files; the first one of those with the same identity."""
     records = (record for file in files for record in _parse(file.read_bytes(), str(file))[0])
     return unique(records)
 
@@ -90,7 +93,7 @@ def unique(records: Iterable[Record]) -> list[Record]:
 
 
 def _parse(data: bytes, name: str) -> tuple[list[Record], int]:
-    """The runs, and the end of the last whole line."""
+    """Returns the runs, and the offset of the end of the last whole line."""
     end = data.rfind(b"\n") + 1
     records = []
     for number, line in enumerate(data[:end].splitlines(), 1):

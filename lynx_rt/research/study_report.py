@@ -1,4 +1,4 @@
-"""table.md of a study: accuracy, experts, bytes and time side by side."""
+"""Writes table.md of a study: accuracy, experts, bytes and time side by side."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADER = [
     "policy", "accuracy %", "difference", "over items", "over seeds", "perplexity", "experts before", "after", "saved %", "mass %",
     "remapped %", "guard %", "MB/step", "of experts", "ms/step", "median", "tok/s", "rows/step", "decode-only %",
 ]  # fmt: skip
-_OTHERS = "the others"  # a column
+_OTHERS = "the others"  # name of a column
 _LEGEND = """\
 - accuracy: exact match, mean over tasks; difference: to topk on the same items under the same seeds, in points, with its standard
   error over items and over seeds. **bold**: on the Pareto front of accuracy against experts.
@@ -28,7 +28,7 @@ _LEGEND = """\
 
 def write_report(records: Sequence[Record], folder: Path, *, plots: bool = True) -> list[Path]:
     """Writes table.md and the plots into a folder, and returns the files. Plots need matplotlib."""
-    if plots:  # says that it is missing before anything is written
+    if plots:  # raises before anything is written if matplotlib is missing
         from lynx_rt.research.study_plots import draw
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _setup_lines(setup: Setup) -> list[str]:
 
 
 def _summary_lines(setup: Setup, batches: str) -> list[str]:
-    """Loss and saving of every policy at every batch size."""
+    """Returns lines with loss and saving of every policy at every batch size."""
     sizes = setup.batch_sizes(batches)
     rows = []
     for policy, name in setup.names.items():
@@ -170,7 +170,7 @@ def _task_cell(setup: Setup, group: Group, task: str) -> str:
 
 
 def _row_share(group: Group, task: str) -> float:
-    """The share of decode rows that belong to one task; a request's first token is none, as it comes from the prefill."""
+    """Returns the share of decode rows that belong to one task. A request's first token comes from prefill and is no decode row."""
     rows = {"own": 0, "all": 0}
     for run in group.runs:
         for name, entry in run["results"]["items"].items():

@@ -1,4 +1,4 @@
-"""The numbers of a study: runs that differ in the seed alone are put together, and compared with topk item by item."""
+"""Computes the numbers of a study: groups runs that differ in the seed alone, and compares them with topk item by item."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from lynx_rt.research.study import MINORITY, REFERENCE, canonical
 from lynx_rt.research.study_records import Record, key_of, unique
 
-# task -> item -> one value per run that held the item
+# task -> item -> one value per run that had the item
 Observations = Mapping[str, Mapping[int, Sequence[float]]]
 
 
@@ -27,7 +27,7 @@ class Estimate:
 
 
 def mean_over_tasks(observations: Observations) -> tuple[float, float]:
-    """The mean over tasks of each task's mean, and its standard error over items.
+    """Returns the mean over tasks of each task's mean, and its standard error over items.
 
     An item that several seeds drew is one item: its deviations are added up before they are squared (Liang and Zeger,
     Biometrika 1986), with the usual correction for the number of items.
@@ -46,7 +46,7 @@ def mean_over_tasks(observations: Observations) -> tuple[float, float]:
 
 
 def estimate(per_run: Sequence[Observations]) -> Estimate:
-    """The mean of all runs' observations; per_run has one entry per seed."""
+    """Estimates the mean of all runs' observations; per_run has one entry per seed."""
     joined: dict[str, dict[int, list[float]]] = {}
     for observations in per_run:
         for task, items in observations.items():
@@ -70,27 +70,27 @@ class Group:
     runs: tuple[Record, ...]
     _accuracy: dict[str | None, Estimate] = field(
         default_factory=dict, init=False, repr=False
-    )  # by task; plots ask often
+    )  # by task; cached, because plots ask often
 
     def mean(self, name: str) -> float:
-        """The mean over seeds of one figure of the results; nan where it was not measured."""
+        """Returns the mean over seeds of one figure of the results; nan where it was not measured."""
         values = [run["results"][name] for run in self.runs if run["results"].get(name) is not None]
         return statistics.fmean(values) if values else math.nan
 
     def accuracy(self, task: str | None = None) -> Estimate:
-        """0..1; of one task, or the mean over tasks."""
+        """Returns the accuracy of one task, or the mean over tasks, 0..1."""
         if task not in self._accuracy:
             self._accuracy[task] = estimate([_observed(run, task) for run in self.runs])
         return self._accuracy[task]
 
     def difference(self, base: Group, task: str | None = None) -> Estimate | None:
-        """accuracy - base.accuracy, from items that both had under the same seed; None where there are none."""
+        """Returns accuracy - base.accuracy, from items that both had under the same seed; None where there are none."""
         others = {key_of(run).seed: run for run in base.runs}
         pairs = [(run, others[seed]) for run in self.runs if (seed := key_of(run).seed) in others]
         return estimate([_paired(run, other, task) for run, other in pairs]) if pairs else None
 
     def layer_ratio(self) -> list[float]:
-        """Per MoE layer: experts read over those that the model's own routing would have read."""
+        """Returns, per MoE layer, the experts read over those that the model's own routing would have read."""
         layers = list(zip(*[run["results"]["layers"] for run in self.runs], strict=True))
         return [sum(e["active"] for e in each) / max(sum(e["union_before"] for e in each), 1) for each in layers]
 
@@ -108,7 +108,7 @@ def _observed(run: Record, task: str | None) -> dict[str, dict[int, list[float]]
 
 
 def _paired(run: Record, other: Record, task: str | None) -> dict[str, dict[int, list[float]]]:
-    """Differences of the items that both runs have."""
+    """Returns the differences of the items that both runs have."""
     base = _observed(other, task)
     return {
         name: {n: [v[0] - base[name][n][0]] for n, v in items.items() if n in base[name]}
@@ -119,14 +119,14 @@ def _paired(run: Record, other: Record, task: str | None) -> dict[str, dict[int,
 
 @dataclass(frozen=True)
 class Setup:
-    """Runs with the same settings: one model on the same tasks."""
+    """All runs with the same settings: one model on the same tasks."""
 
     settings: Mapping[str, Any]
     groups: tuple[Group, ...]
 
     @property
     def title(self) -> str:
-        """The model and its weights."""
+        """Name of the model and of its weights' format."""
         quantization = self.settings["quantization"]
         return str(self.settings["model"]) + ("" if quantization == "none" else f", {quantization}")
 
@@ -135,7 +135,7 @@ class Setup:
         return next((g for g in self.groups if (g.policy, g.batch, g.batches) == wanted), None)
 
     def reference(self, group: Group) -> Group | None:
-        """topk in the same batches."""
+        """Returns topk in the same batches."""
         return self.find(canonical(REFERENCE), group.batch, group.batches)
 
     def at(self, batches: str, batch: int | None = None) -> list[Group]:
@@ -150,7 +150,7 @@ class Setup:
 
     @property
     def names(self) -> dict[str, str]:
-        """What to call each policy: as it was given, where that tells them apart; "lynx" may have changed its meaning."""
+        """Returns a name per policy: as it was given, if that is unique (versions may differ in the defaults of "lynx")."""
         given = {group.policy: group.runs[0]["selection"] for group in self.groups}
         count = Counter(given.values())
         return {policy: name if count[name] == 1 else policy for policy, name in given.items()}
@@ -161,14 +161,14 @@ class Setup:
 
 
 def describe_batches(batches: str) -> str:
-    """The value of --batches in words."""
+    """Returns a value of --batches in words."""
     if batches.startswith(MINORITY):
         return f"{batches.removeprefix(MINORITY)} as a minority"
     return {"mixed": "mixed tasks", "single": "one task at a time"}[batches]
 
 
 def setups(records: Iterable[Record]) -> list[Setup]:
-    """The runs by settings, and in each by what is varied, in the order of first appearance."""
+    """Groups the runs by settings, and in each by what is varied, in the order of first appearance."""
     by_settings: dict[str, tuple[dict[str, Any], dict[tuple[str, int, str], list[Record]]]] = {}
     for record in unique(records):
         settings = record["settings"]
@@ -182,9 +182,9 @@ def setups(records: Iterable[Record]) -> list[Setup]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Places of the points that no other one beats: less or equal in the first, more or equal in the second, and not the same.
+    """Returns the places of the points that no other point beats, from the smallest first coordinate up.
 
-    From the smallest first coordinate up.
+    A point beats another if it is less or equal in the first coordinate, more or equal in the second, and not the same.
     """
     front: list[int] = []
     for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
@@ -195,5 +195,5 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def front_of(groups: Sequence[Group], cost: Callable[[Group], float]) -> list[int]:
-    """Places of the groups on the front of accuracy against a cost; for what is better when larger, its negative."""
+    """Returns the places of the groups on the front of accuracy against a cost; negate a figure that is better when larger."""
     return pareto_front([(cost(group), group.accuracy().value) for group in groups])

@@ -16,7 +16,7 @@ _NAMES = {"float32": "F32", "int32": "I32"}
 def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """float32 and int32 arrays. An existing file is replaced in one go: an engine may have it mapped."""
+    """Writes float32 and int32 arrays. An existing file is replaced by renaming, because an engine may have it mapped."""
     header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     data = b""
     for name, array in tensors.items():

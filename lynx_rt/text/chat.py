@@ -1,4 +1,4 @@
-"""Chats: messages to prompt text, as transformers 5 renders it, from what OpenAI's clients and vLLM's users send."""
+"""Renders the messages of a chat as prompt text like transformers 5, from what OpenAI's clients and vLLM's users send."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lynx_rt.text.chat_template import compile_template, content_forms, pick_tem
 from lynx_rt.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # or an object with such fields: a pydantic model, a dataclass
-_CONTINUE_MARK = "CONTINUE-THIS-MESSAGE-HERE "  # ends in a space to learn whether the template strips messages
+_CONTINUE_MARK = "CONTINUE-THIS-MESSAGE-HERE "  # the space at its end shows whether the template strips messages
 _OWN_VARIABLES = ("messages", "tools", "add_generation_prompt")
 
 
@@ -29,10 +29,10 @@ def render_chat(
 ) -> str:
     """The prompt text of one conversation; special tokens are in the text, so encode it without adding any.
 
-    messages: dicts, pydantic models or dataclasses with "role", "content" (a text or a list of text parts) and what else
-    the template knows. Arguments of tool calls may be JSON texts.
+    messages: dicts, pydantic models or dataclasses with "role", "content" (a text or a list of text parts) and other
+    fields that the template knows. Arguments of tool calls may be JSON texts.
     chat_template: text, path or the name of one of the tokenizer's; None = the tokenizer's ("tool_use" with tools).
-    continue_final_message: leave the last message open instead of starting a new one; a name says which of its fields.
+    continue_final_message: leave the last message open instead of starting a new one; a name = this field of it.
     tools: JSON schemas, or functions with type hints and a docstring.  template_kwargs: further variables for the template.
     Raises ValidationError for messages or a template that do not fit each other.
     """
@@ -78,12 +78,12 @@ def render_chats(
     tokenizer: Tokenizer,
     **options: Any,
 ) -> list[str]:
-    """render_chat() of one conversation or of several."""
+    """Renders one conversation or several, each with render_chat()."""
     return [render_chat(messages, tokenizer, **options) for messages in as_conversations(conversations)]
 
 
 def as_conversations(conversations: Sequence[Any]) -> Sequence[Any]:
-    """One conversation as a list of one, several as they are."""
+    """Returns one conversation as a list of one, and several as they are."""
     if not isinstance(conversations, Sequence) or isinstance(conversations, (str, bytes, bytearray)):
         raise ValidationError(f"messages must be a list of dicts, got {type(conversations).__name__}", "messages")
     single = not conversations or not isinstance(conversations[0], (list, tuple))
@@ -91,9 +91,10 @@ def as_conversations(conversations: Sequence[Any]) -> Sequence[Any]:
 
 
 def _render(template: Any, conversation: list[dict[str, Any]], context: dict[str, Any]) -> str:
-    """The rendered text. Where the template fails, an assistant's missing content is tried as None and as "".
+    """Returns the rendered text. Where the template fails, an assistant's missing content is tried as None and as "".
 
-    transformers leaves out contents that are None, as most templates expect; some ask whether they are None, or add to them.
+    transformers leaves out contents that are None, as most templates expect. Some templates test for None, or add to the
+    content.
     """
     silent = [message for message in conversation if message["role"] == "assistant" and "content" not in message]
     fault: Exception | None = None
@@ -103,7 +104,7 @@ def _render(template: Any, conversation: list[dict[str, Any]], context: dict[str
                 message["content"] = content
         try:
             return str(template.render(**context, messages=conversation))
-        except Exception as error:  # a template may compute anything
+        except Exception as error:  # a template may raise anything
             if comes_from_signal_handler(error):
                 raise
             fault = fault or error
@@ -119,7 +120,7 @@ def _mark_end(message: dict[str, Any], key: str) -> str:
         holders = [part for part in content if isinstance(part, dict) and "text" in part][-1:]
         keys = ["text"]
     else:
-        # Reasoning goes by several names; the template reads one of them.
+        # Reasoning has several names, and the template reads one of them: all get the mark.
         holders = [message]
         keys = [name for name in REASONING_KEYS if message.get(name) == content] if key in REASONING_KEYS else [key]
     texts = [text for holder in holders for name in keys if isinstance(text := holder.get(name), str)]
@@ -136,5 +137,5 @@ def _cut_at_mark(rendered: str, final_text: str) -> str:
         raise ValidationError(
             "the chat template drops the last message or parts of it, so it cannot be continued", "messages"
         )
-    # Without the mark's own space the template strips messages, and it would have stripped the message's end as well.
+    # If the mark has lost its space, the template strips messages, and would have stripped the end of this one as well.
     return rendered[:place] if rendered.startswith(_CONTINUE_MARK, place) else rendered[:place].rstrip()

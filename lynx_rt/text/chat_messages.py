@@ -1,4 +1,4 @@
-"""Messages and tools of a chat in plain types, as OpenAI's clients, transformers and vLLM send them."""
+"""Brings messages and tools of a chat, as OpenAI's clients, transformers and vLLM send them, to plain types."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.tool_schema import schema_of_function
 
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # names that clients and templates have for one thing
-_TEXT_OF_PART = {  # type of a part of the content -> the key of its text
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # clients and templates use all three for the same text
+_TEXT_OF_PART = {  # type of a content part -> the key of its text
     "text": "text",
     "input_text": "text",
     "output_text": "text",
@@ -29,10 +29,10 @@ def is_message(value: Any) -> bool:
 
 
 def plain_messages(messages: Any) -> list[dict[str, Any]]:
-    """Copies in plain types; raises ValidationError that says which message and what in it.
+    """Copies messages to plain types; raises ValidationError that names the message and the fault in it.
 
     messages: dicts, pydantic models or dataclasses.  Keys without a value are left out, and so is an empty list of tool
-    calls. Arguments of tool calls become dicts where they are JSON texts. Reasoning goes by all of its names.
+    calls. Arguments of tool calls become dicts where they are JSON texts. Reasoning is stored under all of its names.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes, bytearray)):
         raise ValidationError(f"messages must be a list of dicts, got {type(messages).__name__}", "messages")
@@ -45,7 +45,7 @@ def plain_messages(messages: Any) -> list[dict[str, Any]]:
 
 
 def plain_tools(tools: Any) -> list[Any] | None:
-    """JSON schemas, also of Python functions."""
+    """Returns tools as JSON schemas; Python functions are turned into theirs."""
     if tools is None:
         return None
     if not isinstance(tools, Sequence) or isinstance(tools, (str, bytes, bytearray)):
@@ -56,7 +56,7 @@ def plain_tools(tools: Any) -> list[Any] | None:
 def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], Set[str]]) -> None:
     """Brings contents to the form that the template takes: lists of parts are joined to one text, or a text becomes a part.
 
-    forms: of a role, which of "text" and "parts" the template takes.
+    forms: role -> which of "text" and "parts" the template takes.
     """
     for index, message in enumerate(conversation):
         content = message.get("content")
@@ -79,7 +79,7 @@ def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], S
 
 
 def _part(item: Any, name: str) -> dict[str, Any] | None:
-    """One part of a content as {"type", ...}; None where it is a text without a value."""
+    """Returns one part of a content as {"type", ...}; None for a text part without a value."""
     if isinstance(item, str):
         return {"type": "text", "text": item}
     kind = item.get("type", "text" if "text" in item else None) if isinstance(item, dict) else None
@@ -113,7 +113,7 @@ def _plain_message(message: Any, name: str) -> dict[str, Any]:
 
 
 def _plain_call(call: Any, name: str) -> Any:
-    """A tool call with its arguments as a dict; OpenAI's API has them as a JSON text."""
+    """Returns a tool call with its arguments as a dict; OpenAI's API sends them as a JSON text."""
     if not isinstance(call, dict):
         raise ValidationError(f"{name} must be a dict with 'function', got {shown(call)}", "messages")
     if isinstance(function := call.get("function"), dict):
@@ -151,10 +151,10 @@ def _plain_tool(tool: Any, name: str) -> Any:
 
 
 def plain(value: Any, name: str) -> Any:
-    """The value in JSON's types only: a template could call methods of other objects. Raises ValidationError."""
+    """Returns the value in JSON's types only, because a template could call methods of other objects. Raises ValidationError."""
     if value is None or type(value) in (str, int, float, bool):
         return value
-    if isinstance(value, str):  # enums and the like lose their class
+    if isinstance(value, str):  # enums and other subclasses become plain strings
         return str.__str__(value)
     if isinstance(value, int):
         return int.__int__(value)

@@ -1,7 +1,7 @@
-"""The Jinja templates of chats: transformers 5's settings, functions and filters.
+"""Jinja templates of chats, with the settings, functions and filters of transformers 5.
 
-A template comes with the checkpoint, so it is kept from Python's internals and from changing the caller's messages. It
-is not bounded in time: Jinja only refuses ranges over 100000.
+A template comes with the checkpoint, so it runs in a sandbox without access to Python's internals or to the caller's
+messages. Its time is not bounded: Jinja only refuses ranges over 100000.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lynx_rt.text.tokenizer import Tokenizer
 
 
 class _GenerationBlock(Extension):
-    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here it is transparent."""
+    """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; here its body is rendered as it is."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own interface)
 
@@ -44,9 +44,9 @@ class _Dict:
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """`namespace()` that holds no names with a leading underscore: these would be Python's internals."""
+    """`namespace()` that refuses names with a leading underscore, because those reach Python's internals."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # no name for self, which a template may want for a variable
+    def __init__(*args: Any, **kwargs: Any) -> None:  # self has no name here: a template may use it for a variable
         self, *values = args
         for name in dict(*values, **kwargs):
             _check_attribute(name)
@@ -89,14 +89,14 @@ def compile_template(text: str) -> jinja2.Template:
     environment.globals["namespace"] = _Namespace
     try:
         return environment.from_string(text)
-    except Exception as error:  # Jinja's own, and whatever a constant expression raises
+    except Exception as error:  # Jinja's errors, and whatever a constant expression raises
         if comes_from_signal_handler(error):
             raise
         raise ValidationError(f"the chat template does not compile: {error}", "chat_template") from None
 
 
 def template_text(template: str | Path) -> str:
-    """A template given as a path or as its text."""
+    """Returns the text of a template that is given as a path or as its text."""
     if isinstance(template, str) and ("{" in template or "\n" in template):
         return template
     try:
@@ -108,7 +108,7 @@ def template_text(template: str | Path) -> str:
 
 
 def pick_template(chosen: str | Path | None, tokenizer: Tokenizer, with_tools: bool) -> str:
-    """The text of `chosen` (text, path or the name of one of the tokenizer's), or the tokenizer's own."""
+    """Returns the text of `chosen` (text, path or the name of one of the tokenizer's), or of the tokenizer's own template."""
     own = tokenizer.chat_template
     named = own if isinstance(own, Mapping) else {}
     if chosen is not None:
@@ -131,10 +131,10 @@ def pick_template(chosen: str | Path | None, tokenizer: Tokenizer, with_tools: b
 
 @functools.lru_cache(maxsize=256)
 def content_forms(text: str, role: str, special_tokens: tuple[tuple[str, str], ...]) -> frozenset[str]:
-    """Which forms the template takes for the content of a role's messages: "text", "parts" (a list), both or none known.
+    """Returns the forms of content that the template takes in a role's messages: "text", "parts" (a list), both or none known.
 
-    Found out by rendering: the text, or those of two parts, come out, and what else is in the parts does not.
-    special_tokens: names and texts, for templates that build on them.
+    A trial rendering tells: the text, or the texts of two parts, must appear in it, and other fields of the parts must not.
+    special_tokens: name -> text, for templates that use them.
     """
     first = {"type": "text", "text": "FIRST-PART", "aside": "NOT-FOR-THE-PROMPT"}
     second = {"type": "text", "text": "SECOND-PART"}
@@ -143,9 +143,10 @@ def content_forms(text: str, role: str, special_tokens: tuple[tuple[str, str], .
 
 
 def _shows(text: str, role: str, content: Any, variables: Mapping[str, Any]) -> bool:
-    """Whether both parts come out in some conversation of the kinds that templates expect."""
+    """Whether both parts appear in the rendering of some conversation of the kinds that templates expect."""
     function = {"name": "f", "arguments": {}}
-    call = {"id": "abcdef012", "type": "function", "function": function}  # nine characters, as Mistral's templates ask
+    # The id has nine characters, as Mistral's templates require.
+    call = {"id": "abcdef012", "type": "function", "function": function}
     caller = {"role": "assistant", "content": "", "tool_calls": [call]}
     for other in ("x", [{"type": "text", "text": "x"}]):
         user = {"role": "user", "content": other}
@@ -154,7 +155,7 @@ def _shows(text: str, role: str, content: Any, variables: Mapping[str, Any]) -> 
             messages = [*before, {"role": role, "content": content}, *after]
             try:
                 rendered = compile_template(text).render(**variables, documents=None, tools=None, messages=messages)
-            except Exception as error:  # the template does not want it so
+            except Exception as error:  # the template refuses this form
                 if comes_from_signal_handler(error):
                     raise
                 continue

@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time."""
+"""Turns token ids into text, one token at a time."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ class Detokenizer(Protocol):
     """Turns tokens into text one at a time, in O(1) per token. Not thread-safe."""
 
     def add(self, token_id: int) -> str:
-        """The text that this token completes; "" while a character is incomplete."""
+        """Returns the text that this token completes; "" while a character is incomplete."""
         ...
 
     def finish(self) -> str:
-        """What is left at the end: a replacement character where the tokens end inside a character."""
+        """Returns the rest of the text: a replacement character where the tokens end inside a character."""
         ...
 
 
 class Decoding:
     """A decoder of tokenizer.json that turns each token into bytes, whatever tokens are around it.
 
-    These are GPT-2's alphabet (ByteLevel), and byte fallback as sentencepiece has it: "\u2581" stands for a space, "<0x0A>"
-    for a byte, and spaces at the start of the text are dropped.
+    There are two kinds: GPT-2's alphabet (ByteLevel), and the byte fallback of sentencepiece, in which "\u2581" stands for a
+    space and "<0x0A>" for a byte, and spaces at the start of the text are dropped.
     """
 
     def __init__(self, byte_level: bool, replacements: Sequence[tuple[str, str]] = (), strip: int = 0) -> None:
         self._alphabet = bytes_of_char() if byte_level else None
         self._replacements = replacements
-        self.strip = strip  # spaces dropped at the start of the text
+        self.strip = strip  # number of spaces dropped at the start of the text
 
     @staticmethod
     def of(backend: tokenizers.Tokenizer) -> Decoding | None:
-        """How this tokenizer decodes; None where it is another way."""
+        """Returns how this tokenizer decodes; None where it is neither of these ways."""
         if backend.decoder is None:
             return None
         try:
             decoder = json.loads(backend.decoder.__getstate__())
-        except Exception:  # a decoder written in Python has no state
+        except Exception:  # a decoder that is written in Python has no state
             return None
         steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
         kinds = [step["type"] for step in steps]
@@ -80,7 +80,7 @@ class Decoding:
 
 
 class ByteDetokenizer:
-    """Tokens are bytes here, and an incremental UTF-8 decoder makes them text."""
+    """For tokens that are bytes: an incremental UTF-8 decoder turns them into text."""
 
     def __init__(
         self, token_bytes: Callable[[int], bytes], skip: frozenset[int], strip: int, context: Sequence[int]
@@ -107,11 +107,11 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """Any other vocabulary: decode a short window with and without the new tokens, and show the difference.
+    """For any other vocabulary: decodes a short window with and without the new tokens, and shows the difference.
 
     The window starts with tokens whose text is out already, because a token's text can depend on the one before it
-    (spaces between words). Text that ends in a replacement character is held back, since it may be the start of a
-    character; after _MAX_PENDING tokens it cannot be (a character has at most four bytes), and it is shown.
+    (spaces between words). Text that ends in a replacement character is held back, because it may be the start of a
+    character. After _MAX_PENDING tokens it cannot be (a character has at most four bytes), and is shown.
     """
 
     _MAX_PENDING = 8
@@ -123,7 +123,7 @@ class WindowDetokenizer:
         self._skip = skip
         self._skip_special_tokens = skip_special_tokens
         self._window = list(context)
-        while self._decode(self._window).startswith(_REPLACEMENT):  # it begins inside a character
+        while self._decode(self._window).startswith(_REPLACEMENT):  # the window begins inside a character
             self._window.pop(0)
         self._shown = len(self._window)  # tokens of the window whose text is out
         self._shown_text = self._decode(self._window)
@@ -154,9 +154,9 @@ class WindowDetokenizer:
 
 
 def token_bytes_by_decoding(backend: Backend, token_id: int, token: str) -> bytes:
-    """The bytes of one token where only the whole decoder tells them: what it adds when it comes again.
+    """Returns the bytes of one token by the whole decoder: what a second such token adds to the text of one.
 
-    A token alone may lose the space that it starts with.
+    A token that is decoded alone may lose the space that it starts with.
     """
     if byte := _BYTE_TOKEN.fullmatch(token):
         return bytes([int(byte[1], 16)])

@@ -1,4 +1,4 @@
-"""The forms that a prompt may take, brought to one."""
+"""Brings all forms of a prompt to one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from lynx_rt.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any]
 _BYTES = (bytes, bytearray, memoryview)  # sequences of integers that nobody means as token ids
 _CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
-_FORMS = (("messages", *_CHAT_OPTIONS), ("prompt_token_ids", "prompt"), ("prompt",))  # by the first key that is there
-# Keys of vLLM's prompts that have no counterpart here. They are accepted where they say nothing.
+# Keys of a dict prompt; the first key that is there decides the form.
+_FORMS = (("messages", *_CHAT_OPTIONS), ("prompt_token_ids", "prompt"), ("prompt",))
+# Keys of vLLM's prompts that have no counterpart here. They are accepted where their value says nothing.
 _UNSUPPORTED = {
     "multi_modal_data": "this engine reads text only",
     "multi_modal_uuids": "this engine reads text only",
@@ -28,7 +29,7 @@ _UNSUPPORTED = {
 
 @dataclass(slots=True)
 class ParsedPrompt:
-    label: str  # how error texts call it: "prompt" or "prompts[3]"
+    label: str  # its name in error texts: "prompt" or "prompts[3]"
     text: str | None
     token_ids: list[int]
     needs_ids: bool = False  # token_ids are yet to be made from the text
@@ -45,15 +46,15 @@ def parse_prompts(
     add_special_tokens: bool | None = None,
     chat_template: Any = None,
 ) -> list[ParsedPrompt]:
-    """One entry per prompt, with valid token ids.
+    """Returns one entry per prompt, with valid token ids.
 
     prompts: text, token ids, a conversation, {"prompt": text}, {"prompt_token_ids": ids}, {"messages": conversation}, or
     several of these.
-    max_model_len: prompts must be shorter, so that a token can follow.  name: how error texts call one.
-    add_special_tokens: whether the tokenizer puts its own around texts; None = around all but chats, whose template does
-    it. What a text starts with already is not put there twice.
+    max_model_len: prompts must be shorter, so that a token can follow.  name: of a prompt in error texts.
+    add_special_tokens: whether the tokenizer adds its special tokens to texts; None = to all but chats, whose template
+    adds them. Tokens that a text starts with already are not added twice.
     chat_template: for conversations that bring none.
-    Raises ValidationError that says which prompt.
+    Raises ValidationError that names the prompt.
     """
     if not isinstance(add_special_tokens, (bool, type(None))):
         raise ValidationError(
@@ -144,7 +145,7 @@ def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, ch
 
 
 def _token_ids(ids: Any, label: str) -> list[int]:
-    """Python integers of a list or an array of one axis."""
+    """Returns a list, or an array of one axis, as Python integers."""
     if hasattr(ids, "tolist") and not isinstance(ids, _BYTES):  # numpy, torch
         ids = ids.tolist()
     if not isinstance(ids, Sequence) or isinstance(ids, (str, *_BYTES)):
@@ -180,7 +181,7 @@ def _tokenize(prompts: list[ParsedPrompt], tokenizer: Tokenizer | None, add_spec
 
 
 def _undoubled(ids: list[int], text: str, tokenizer: Tokenizer) -> list[int]:
-    """The ids without special tokens that were put before a text which starts with the same ones: "<s>" of a rendered chat."""
+    """Returns the ids without the special tokens that were added before a text which has them already ("<s>" of a chat)."""
     if not ids or ids[0] not in tokenizer.special_token_ids or not text.startswith(tokenizer.piece(ids[0])):
         return ids
     own = tokenizer.encode(text, add_special_tokens=False)

@@ -1,4 +1,4 @@
-"""SentencePiece's tokenizer.model: a reader of its protobuf messages, and the model as a `tokenizers.Tokenizer`.
+"""Reads the protobuf messages of SentencePiece's tokenizer.model, and makes a `tokenizers.Tokenizer` of it.
 
 The messages are those of sentencepiece_model.proto; only the fields that change how text is encoded are read.
 """
@@ -23,7 +23,7 @@ _UNIGRAM, _BPE = 1, 2  # types of models
 
 @dataclass
 class SentencePieceModel:
-    """What a tokenizer.model says. Of each piece, in order of id: its text, its score, its type."""
+    """Contents of a tokenizer.model. `pieces`, `scores` and `types` have an entry per piece, in order of id."""
 
     pieces: list[str]
     scores: list[float]
@@ -38,7 +38,7 @@ class SentencePieceModel:
 
     @staticmethod
     def parse(data: bytes) -> SentencePieceModel:
-        """Raises ValueError for what is no such model, or one of words or characters."""
+        """Parses a file. Raises ValueError for bytes that are no such model, and for a model of words or characters."""
         pieces: list[str] = []
         scores: list[float] = []
         types: list[int] = []
@@ -89,7 +89,7 @@ class SentencePieceModel:
         return self.model_type == _BPE
 
     def tokenizer(self, llama: bool, config: TokenizerConfig) -> tokenizers.Tokenizer:
-        """The model as LlamaTokenizer of transformers 5 encodes, or as SentencePiece itself does."""
+        """Returns a tokenizer that encodes as LlamaTokenizer of transformers 5, or as SentencePiece itself."""
         pieces = self._named_pieces({} if llama else config.listed or {})
         vocab = {piece: place for place, piece in enumerate(pieces)}
         if self.is_bpe:
@@ -124,7 +124,7 @@ class SentencePieceModel:
         return backend
 
     def _named_pieces(self, listed: Mapping[int, tokenizers.AddedToken]) -> list[str]:
-        """The pieces with the names that a config gives to some, which the model has as placeholders."""
+        """Returns the pieces, with the config's names in place of the model's placeholders."""
         pieces, known = list(self.pieces), set(self.pieces)
         for place, token in listed.items():
             if place < len(pieces) and token.content not in known:
@@ -147,16 +147,16 @@ class SentencePieceModel:
 
 
 def check_charsmap(charsmap: bytes) -> None:
-    """Raises ValueError for a precompiled normalization whose trie is longer than the whole.
+    """Raises ValueError for a precompiled normalization whose trie is longer than its data.
 
-    The tokenizers library allocates what the first four bytes say before it looks, and a failed allocation ends the process.
+    The tokenizers library allocates the size in the first four bytes without a check, and a failed allocation ends the process.
     """
     if charsmap and (len(charsmap) < 4 or int.from_bytes(charsmap[:4], "little") > len(charsmap) - 4):
         raise ValueError("precompiled_charsmap ends inside its trie")
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a message: number, and a varint's value or the bytes of any other kind."""
+    """Yields the fields of a message: number, and the value of a varint or the bytes of any other kind."""
     place = 0
     while place < len(data):
         key, place = _varint(data, place)
@@ -191,7 +191,7 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
 
 
 def _signed(value: Any) -> int:
-    """An int32 of a message, which writes negative numbers as 64 bits."""
+    """Returns an int32 field's value; messages write negative numbers as 64 bits."""
     return int(value - 2**64 if value >= 2**63 else value)
 
 

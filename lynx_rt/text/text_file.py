@@ -1,4 +1,4 @@
-"""Text files as editors write them."""
+"""Reads text files as editors write them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(file: str | os.PathLike[str], field: str) -> str:
-    """The text of a UTF-8 file, without a byte order mark, with "\\n" at the ends of lines.
+    """Returns the text of a UTF-8 file, without a byte order mark, with "\\n" at the ends of lines.
 
     Raises OSError, and ValidationError for `field` that says which byte of which file is not UTF-8.
     """
@@ -20,7 +20,7 @@ def read_text(file: str | os.PathLike[str], field: str) -> str:
 
 
 def decode_text(content: bytes, source: str, field: str) -> str:
-    """The text of a file's bytes; what it raises names `source`, as read_text() names its file."""
+    """Returns the text of a file's bytes, as read_text() does; errors name `source`."""
     if content.startswith(_UTF16):
         raise ValidationError(f"{source} is UTF-16, not UTF-8: `iconv -f utf-16 -t utf-8` makes it that", field)
     body = content.removeprefix(codecs.BOM_UTF8)

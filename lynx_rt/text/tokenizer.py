@@ -1,4 +1,4 @@
-"""Text to token ids and back, on Hugging Face's `tokenizers`; with detokenizers that work token by token."""
+"""Turns text into token ids and back with Hugging Face's `tokenizers`, and makes detokenizers that work token by token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lynx_rt.text.tokenizer_backend import Backend, SlowBackend
 from lynx_rt.text.tokenizer_config import read_chat_template
 from lynx_rt.text.tokenizer_files import load_tokenizer_files
 
-_CONTEXT = 5  # tokens of the prompt that set the scene for detokenization
+_CONTEXT = 5  # tokens of the prompt before a token that its text can depend on
 
 
 class Tokenizer:
@@ -27,16 +27,16 @@ class Tokenizer:
     tiktoken file, tekken.json); a `tokenizers.Tokenizer`; or a tokenizer of transformers, fast or slow.
 
     Files are read as transformers 5 reads them, with the tokens and names that tokenizer_config.json,
-    special_tokens_map.json and added_tokens.json add. Three things are otherwise, because models count on them:
+    special_tokens_map.json and added_tokens.json add. Three things differ from transformers, because models rely on them:
     `add_bos_token: true` is heeded where tokenizer.json itself adds no start token (DeepSeek's); a tokenizer.model of a class
-    other than LlamaTokenizer has the prefix space and the white space that the model asks for; and tiktoken files have the
-    word pattern of their class (Kimi's, HunYuan's, Qwen's).
+    other than LlamaTokenizer gets the prefix space and the white space that the model file asks for; and tiktoken files get
+    the word pattern of their class (Kimi's, HunYuan's, Qwen's).
     Raises ModelNotFoundError, CheckpointError, ValidationError.
     """
 
     @staticmethod
     def of(tokenizer: Any, model: Path) -> Tokenizer:
-        """`tokenizer` as one; None = the model's."""
+        """Makes a Tokenizer of `tokenizer`; None = the model's."""
         return tokenizer if isinstance(tokenizer, Tokenizer) else Tokenizer(model if tokenizer is None else tokenizer)
 
     def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
@@ -63,30 +63,30 @@ class Tokenizer:
                 "tokenizer",
             )
         if isinstance(raw, tokenizers.Tokenizer):
-            # A tokenizer.json may carry the settings of its training; a prompt must never be cut or filled up.
+            # A tokenizer.json may hold truncation and padding of its training; a prompt must never be cut or padded.
             raw.no_truncation()
             raw.no_padding()
             if isinstance(raw.model, tokenizers.models.BPE):
-                raw.model.dropout = None  # merges left out at random
+                raw.model.dropout = None  # dropout leaves out merges at random
             self._backend = Backend(raw, name)
             self._decoding = Decoding.of(raw)
         else:
             self._backend, self._decoding = SlowBackend(raw, name), None
-        # "bos_token", "eos_token", ... -> the token's text, where there is one: what chat templates use.
+        # "bos_token", "eos_token", ... -> the token's text, where there is one, for chat templates.
         self.special_tokens = {name: str(getattr(token, "content", token)) for name, token in special.items()}
         self.special_token_ids = self._backend.special_ids()
         self._prepend_bos = self.bos_token_id if prepend_bos else None
         self._bytes_of_id: dict[int, bytes] = {}
-        self.encode_batch([""])  # a post-processor may name a token that it does not have
+        self.encode_batch([""])  # a post-processor may name a token that the vocabulary lacks: raise now
 
     @property
     def backend(self) -> Any:
-        """What does the work: a `tokenizers.Tokenizer`, or the slow tokenizer of transformers that was given."""
+        """The library's tokenizer: a `tokenizers.Tokenizer`, or the slow tokenizer of transformers that was given."""
         return self._backend.raw
 
     @property
     def vocab_size(self) -> int:
-        """Tokens, added ones included; the model's vocabulary may be larger."""
+        """Number of tokens, added ones included; the model's vocabulary may be larger."""
         return self._backend.size
 
     @property
@@ -100,11 +100,11 @@ class Tokenizer:
         return self._special_id("eos_token")
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`. Raises ValidationError for text that is not valid Unicode."""
+        """Returns the token ids of `text`. Raises ValidationError for text that is not valid Unicode."""
         return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
-        """Token ids of each text."""
+        """Returns the token ids of each text."""
         for text in texts:
             if not isinstance(text, str):
                 raise ValidationError(f"text must be a string, got {type(text).__name__}", "prompt")
@@ -117,18 +117,18 @@ class Tokenizer:
         return encoded
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; ids that are not in the vocabulary add nothing."""
+        """Returns the text of `ids`; ids that are not in the vocabulary add nothing."""
         ids = list(ids)
         if not all(isinstance(token_id, SupportsIndex) and 0 <= operator.index(token_id) < 2**32 for token_id in ids):
             raise ValidationError(f"token ids must be integers from 0 on, got {shown(ids)}", "ids")
         return self._backend.decode(ids, skip_special_tokens) if ids else ""
 
     def piece(self, token_id: int) -> str:
-        """The text of one token after others, special or not; bytes of a character that it has in part read "\\xe6"."""
+        """Returns the text of one token after others, special or not; bytes of an incomplete character read "\\xe6"."""
         return self.token_bytes(token_id).decode(errors="backslashreplace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """What the token adds to a text, as UTF-8. Joined over the tokens after a prompt, this is the text."""
+        """Returns what the token adds to a text, as UTF-8. Joined over the tokens after a prompt, this is the text."""
         found = self._bytes_of_id.get(token_id)
         if found is None:
             token = self._backend.token_of(token_id) or ""
@@ -140,11 +140,11 @@ class Tokenizer:
         return found
 
     def detokenizer(self, skip_special_tokens: bool = True, prompt_token_ids: Sequence[int] = ()) -> Detokenizer:
-        """A detokenizer for what follows `prompt_token_ids`.
+        """Returns a detokenizer for the tokens after `prompt_token_ids`.
 
         Its pieces together are decode() of prompt and tokens, less decode() of the prompt. The exception is a run of
-        byte tokens that goes wrong (sentencepiece vocabularies): the pieces keep the characters that it completed,
-        which decode() replaces.
+        byte tokens that is not valid UTF-8 (sentencepiece vocabularies): the pieces keep the characters that it
+        completed, which decode() replaces.
         """
         skip = self.special_token_ids if skip_special_tokens else frozenset()
         context: list[int] = []

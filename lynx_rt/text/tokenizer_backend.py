@@ -1,4 +1,4 @@
-"""The calls that this package makes into a tokenizer of another library, with one guard around all of them."""
+"""All calls that this package makes into a tokenizer of another library, with one guard around them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from lynx_rt.library_errors import Guard
 
 
 class Backend:
-    """A `tokenizers.Tokenizer`. Whatever the library raises is a CheckpointError that names the source.
+    """Wraps a `tokenizers.Tokenizer`. Whatever the library raises becomes a CheckpointError that names the source.
 
-    raw: the tokenizer, kept and not copied.  name: its file, or words for it.
+    raw: the tokenizer, which is not copied.  name: its file or a description, for errors.
     """
 
     def __init__(self, raw: Any, name: str) -> None:
@@ -20,17 +20,17 @@ class Backend:
         self._decoding = Guard(f"{name}: this tokenizer cannot decode the tokens", name)
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
-        """Token ids of each text."""
+        """Returns the token ids of each text."""
         with self._encoding:
             return [item.ids for item in self.raw.encode_batch(list(texts), add_special_tokens=add_special_tokens)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """Text of ids; those that are no token add nothing."""
+        """Returns the text of ids; ids without a token add nothing."""
         with self._decoding:
             return str(self.raw.decode(ids, skip_special_tokens=skip_special_tokens))
 
     def token_of(self, token_id: int) -> str | None:
-        """The token as the vocabulary writes it; None where there is none."""
+        """Returns the token as the vocabulary writes it; None where there is none."""
         with self._decoding:
             token: str | None = self.raw.id_to_token(token_id)
             return token
@@ -41,20 +41,20 @@ class Backend:
             return token_id
 
     def special_ids(self) -> frozenset[int]:
-        """The ids of special tokens, which decoding can skip."""
+        """Returns the ids of special tokens, which decoding can skip."""
         with self._encoding:
             added = self.raw.get_added_tokens_decoder()
             return frozenset(token_id for token_id, token in added.items() if token.special)
 
     @property
     def size(self) -> int:
-        """Tokens, added ones included."""
+        """Returns the number of tokens, added ones included."""
         with self._encoding:
             return int(self.raw.get_vocab_size(with_added_tokens=True))
 
 
 class SlowBackend(Backend):
-    """A tokenizer of transformers that is written in Python; the calls go to it."""
+    """Wraps a tokenizer of transformers that is written in Python."""
 
     def encode_batch(self, texts: Sequence[str], add_special_tokens: bool) -> list[list[int]]:
         with self._encoding:

@@ -1,4 +1,4 @@
-"""The files beside tokenizer.json: names of tokens, tokens that it lacks, and chat templates."""
+"""Reads the files beside tokenizer.json: names of tokens, tokens that it lacks, and chat templates."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from lynx_rt.errors import CheckpointError, shown
 from lynx_rt.library_errors import Guard
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_MAX_DEPTH = 100  # of JSON; printing, copying and comparing what is deeper ends in RecursionError
+_MAX_DEPTH = 100  # of JSON; deeper values raise RecursionError when printed, copied or compared
 _TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where there is no file. Raises CheckpointError for anything else."""
+    """Returns the object in a JSON file; {} where there is no file. Raises CheckpointError for anything else."""
     if not os.path.exists(path):
         return {}
     text = read_text(path)
-    with Guard(f"{path} is not valid JSON", str(path)):  # Python's parser raises RecursionError where it is deep
+    with Guard(f"{path} is not valid JSON", str(path)):  # Python's parser raises RecursionError for deep JSON
         value = json.loads(text)
         check_depth(value)
     if not isinstance(value, dict):
@@ -46,14 +46,14 @@ def check_depth(value: Any) -> None:
 
 @dataclass
 class TokenizerConfig:
-    """tokenizer_config.json and the files that older versions of transformers kept beside it, checked."""
+    """Checked contents of tokenizer_config.json, and of the files that older versions of transformers kept beside it."""
 
     file: Path
     values: dict[str, Any]  # as written
     named: dict[str, tokenizers.AddedToken]  # "bos_token", ... -> the token
     extra: list[tokenizers.AddedToken]  # special tokens without a name
     listed: dict[int, tokenizers.AddedToken] | None  # added_tokens_decoder, where there is one
-    older: dict[int, tokenizers.AddedToken]  # added_tokens.json, which counts where there is none
+    older: dict[int, tokenizers.AddedToken]  # added_tokens.json, which counts where `listed` is None
 
     def set_default_names(self, names: Mapping[str, str]) -> None:
         """Names tokens that the files do not mention."""
@@ -64,7 +64,7 @@ class TokenizerConfig:
 
 
 def read_tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Reads a folder's. As in transformers, special_tokens_map.json counts (and comes first) only where the config lists
+    """Reads a folder's files. As in transformers, special_tokens_map.json counts (and comes first) only where the config lists
     no added tokens.
     """
     file = folder / "tokenizer_config.json"
@@ -92,7 +92,7 @@ def read_tokenizer_config(folder: Path) -> TokenizerConfig:
 
 
 def _in_order(named: dict[str, tokenizers.AddedToken]) -> dict[str, tokenizers.AddedToken]:
-    """The standard names first, in the order of transformers, which decides the ids of new tokens."""
+    """Puts the standard names first, in the order of transformers, which decides the ids of new tokens."""
     return {name: named[name] for name in (*_SPECIAL_NAMES, *named) if name in named}
 
 
@@ -107,7 +107,7 @@ def _listed_tokens(values: Mapping[str, Any], file: Path) -> dict[int, tokenizer
 
 
 def _older_tokens(file: Path, special: Container[str]) -> dict[int, tokenizers.AddedToken]:
-    """added_tokens.json: {token: id}."""
+    """Reads added_tokens.json, {token: id}."""
     tokens = {}
     for text, token_id in read_json(file).items():
         if type(token_id) is not int or not 0 <= token_id < 10**9:
@@ -119,7 +119,7 @@ def _older_tokens(file: Path, special: Container[str]) -> dict[int, tokenizers.A
 
 
 def _named_tokens(config: Mapping[str, Any], file: Path) -> dict[str, tokenizers.AddedToken]:
-    """The standard names, and those that a model gives to tokens of its own ("image_token", ...)."""
+    """Reads the tokens with standard names, and with names that a model gives to its own ("image_token", ...)."""
     named = {name: config[name] for name in _SPECIAL_NAMES if config.get(name) is not None}
     named |= {
         name: value for name, value in config.items() if name.endswith("_token") and isinstance(value, (str, dict))
@@ -130,7 +130,7 @@ def _named_tokens(config: Mapping[str, Any], file: Path) -> dict[str, tokenizers
 
 
 def _added_token(value: Any, name: str, file: Path) -> tokenizers.AddedToken:
-    """A token given by its text, or with flags: {"content": "<s>", "lstrip": false, ...}."""
+    """Reads a token that is given by its text, or with flags: {"content": "<s>", "lstrip": false, ...}."""
     if isinstance(value, str):
         return _token(value, name, file, special=True)
     if isinstance(value, dict) and isinstance(value.get("content"), str):
@@ -143,12 +143,12 @@ def _added_token(value: Any, name: str, file: Path) -> tokenizers.AddedToken:
 
 
 def _token(text: str, name: str, file: Path, **flags: bool) -> tokenizers.AddedToken:
-    with Guard(f"{file}: {name} is not a token", name):  # half of a surrogate pair is no text
+    with Guard(f"{file}: {name} is not a token", name):  # half of a surrogate pair is not a valid text
         return tokenizers.AddedToken(text, **flags)
 
 
 def _extra_tokens(config: Mapping[str, Any], file: Path) -> list[tokenizers.AddedToken]:
-    """Special tokens without a name, under the key of transformers 5 or an older one."""
+    """Reads special tokens without a name, under the key of transformers 5 or an older one."""
     extra: list[tokenizers.AddedToken] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = config.get(key) or []
@@ -160,7 +160,7 @@ def _extra_tokens(config: Mapping[str, Any], file: Path) -> list[tokenizers.Adde
 
 
 def add_tokens(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
-    """Adds what the config knows and the tokenizer does not, in the order of transformers (which decides the ids).
+    """Adds the tokens of the config that the tokenizer lacks, in the order of transformers, which decides the ids.
 
     A token with a name becomes special, even if it is listed as an ordinary one.
     """
@@ -183,10 +183,10 @@ def add_tokens(backend: tokenizers.Tokenizer, config: TokenizerConfig) -> None:
 
 
 def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[str, str] | None:
-    """A template text, {name: text} where there are several, or None.
+    """Returns a template text, {name: text} where there are several, or None.
 
-    As in transformers, .jinja files come before tokenizer_config.json. chat_template.json, which is a processor's file and
-    which transformers does not read for a tokenizer, counts where nothing else is there.
+    As in transformers, .jinja files come before tokenizer_config.json. chat_template.json is a processor's file, which
+    transformers does not read for a tokenizer; it counts where there is nothing else.
     """
     files = {file.stem: file for file in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
     if (main := folder / "chat_template.jinja").is_file():
@@ -212,7 +212,7 @@ def read_chat_template(folder: Path, config: Mapping[str, Any]) -> str | dict[st
 
 
 def read_text(file: Path) -> str:
-    """The file's text. Raises CheckpointError for bytes that are not UTF-8 and where the system cannot read it."""
+    """Returns the file's text. Raises CheckpointError for bytes that are not UTF-8, and where the system cannot read it."""
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""From a model folder to a `tokenizers.Tokenizer`: which file there is, which class wrote it, and what its config adds."""
+"""Makes a `tokenizers.Tokenizer` of a model folder: finds the file, the class that wrote it, and what its config adds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FILE_NAMES = (
     "vocab.json",
     "*.model",
 )
-# Families of which transformers 5 takes the file as it is, whatever class the config names.
+# Families whose tokenizer file transformers 5 uses unchanged, whatever class the config names.
 _FILE_COUNTS = frozenset(
     {"mistral", "mixtral", "glm4_moe", "granitemoe", "ernie4_5", "ernie4_5_moe", "phimoe", "minimax_m2", "jamba"}
 )
@@ -48,7 +48,7 @@ _DEFAULT_NAMES = {
 
 
 def find_tokenizer_file(path: Path) -> Path:
-    """The tokenizer's file in a folder, or the file itself. Raises ModelNotFoundError that says what would do."""
+    """Returns the tokenizer's file in a folder, or the given file. Raises ModelNotFoundError that lists the accepted files."""
     if path.is_file():
         return path
     if path.is_dir():
@@ -66,7 +66,7 @@ def find_tokenizer_file(path: Path) -> Path:
 
 
 def load_tokenizer_files(path: Path) -> tuple[Path, tokenizers.Tokenizer, TokenizerConfig]:
-    """Reads a folder, or one file of it: the vocabulary's file, the tokenizer, and the config that it has heeded.
+    """Reads a folder, or one file of it. Returns the vocabulary's file, the tokenizer, and the config that was applied.
 
     Raises ModelNotFoundError, CheckpointError.
     """
@@ -89,7 +89,7 @@ def load_tokenizer_files(path: Path) -> tuple[Path, tokenizers.Tokenizer, Tokeni
 
 
 def _tokenizer_class(model: Mapping[str, Any], config: TokenizerConfig) -> str:
-    """The class of transformers 5 that reads the folder, without "Fast"; "" where the vocabulary's file says everything.
+    """Returns the class of transformers 5 that reads the folder, without "Fast"; "" where the vocabulary's file is enough.
 
     model: the model's config.json.
     """
@@ -105,7 +105,7 @@ def _read_tokenizer_json(
     text = read_text(file)
     for found in _CHARSMAP.finditer(text):
         check_charsmap(base64.b64decode(found[1].replace("\\/", "/") + "=="))
-    # Byte-level files that name the class (DeepSeek's, Llama 3's) are not from it.
+    # Byte-level files whose config names this class (DeepSeek's, Llama 3's) were not made by it.
     if kind == "LlamaTokenizer" and model_type not in _FILE_COUNTS and '"ByteLevel"' not in text:
         content = json.loads(text)
         check_depth(content)
@@ -115,7 +115,7 @@ def _read_tokenizer_json(
 
 
 def _convert(file: Path, kind: str, config: TokenizerConfig) -> tuple[tokenizers.Tokenizer, Mapping[str, str]]:
-    """The tokenizer of another format, and the names of its tokens where no config says them."""
+    """Returns the tokenizer of another format, and the names of its tokens where no config has them."""
     if file.name == "tekken.json":
         raw, names = read_tekken(read_json(file))
         return raw, {} if config.file.exists() else names
@@ -133,7 +133,7 @@ def _convert(file: Path, kind: str, config: TokenizerConfig) -> tuple[tokenizers
 
 
 def _add_ends(raw: tokenizers.Tokenizer, config: TokenizerConfig, always_start: bool) -> None:
-    """The start and end tokens that the config asks for. always_start: Mistral's own format has one without asking."""
+    """Adds the start and end tokens that the config asks for. always_start: Mistral's own format always has a start token."""
     asked = {
         "bos_token": config.values.get("add_bos_token", always_start),
         "eos_token": config.values.get("add_eos_token"),

@@ -1,4 +1,4 @@
-"""Other vocabulary files as `tokenizers.Tokenizer`s: vocab.json with merges.txt, tiktoken's, and Mistral's tekken.json."""
+"""Makes `tokenizers.Tokenizer`s of other vocabulary files: vocab.json with merges.txt, tiktoken's, Mistral's tekken.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lynx_rt.errors import shown
 from lynx_rt.text.detokenizer import bytes_of_char
 from lynx_rt.text.tokenizer_config import TokenizerConfig
 
-# How text is cut into words before merging. These are part of the models' definitions.
+# Patterns that cut text into words before merging. They are part of the models' definitions.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
@@ -24,7 +24,7 @@ _KIMI = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST}"
 )
 _NUM_KIMI_SPECIALS = 256
-_MAX_SPECIALS = 100_000  # that a tiktoken file may have after it, gaps included
+_MAX_SPECIALS = 100_000  # limit on the ids after a tiktoken vocabulary, gaps included
 _HUNYUAN_SPECIALS = (
     *("<|endoftext|>", "<|startoftext|>", "<|bos|>", "<|eos|>", "<|pad|>"),
     *(f"<|extra_{place}|>" for place in range(205)),
@@ -34,7 +34,7 @@ _HUNYUAN_SPECIALS = (
 def read_vocab_and_merges(
     vocab: Mapping[str, int], merges: str, qwen: bool, config: TokenizerConfig
 ) -> tokenizers.Tokenizer:
-    """Byte-level BPE as GPT2Tokenizer has it, or Qwen2Tokenizer.
+    """Makes the byte-level BPE of GPT2Tokenizer or Qwen2Tokenizer.
 
     vocab: token -> id.  merges: a pair per line; lines that start with "#version" are comments.
     """
@@ -56,7 +56,7 @@ def read_vocab_and_merges(
 
 
 def read_tiktoken(data: bytes, kind: str, config: TokenizerConfig) -> tokenizers.Tokenizer:
-    """A tiktoken file: a token in base64 and its rank per line. kind: the tokenizer class, which has the pattern."""
+    """Reads a tiktoken file: a token in base64 and its rank per line. kind: the tokenizer class, which decides the pattern."""
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
         match line.split():
@@ -84,7 +84,7 @@ def read_tiktoken(data: bytes, kind: str, config: TokenizerConfig) -> tokenizers
 
 
 def read_tekken(content: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
-    """Mistral's tekken.json: special tokens come first, and the vocabulary's ranks follow. With names of tokens."""
+    """Reads Mistral's tekken.json, with the names of tokens. Special tokens come first, and the vocabulary's ranks follow."""
     for key in ("config", "vocab", "special_tokens"):
         if not isinstance(content.get(key), dict if key == "config" else list):
             raise ValueError(f"expected {key}, got {shown(content.get(key))}")
@@ -107,7 +107,7 @@ def read_tekken(content: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[
 
 
 def llama_style(content: dict[str, Any], config: TokenizerConfig) -> dict[str, Any]:
-    """tokenizer.json as LlamaTokenizer of transformers 5 rebuilds it."""
+    """Rebuilds tokenizer.json as LlamaTokenizer of transformers 5 does."""
     model = {"vocab": content["model"]["vocab"], "merges": content["model"]["merges"]}
     made = json_of_llama(config)
     added = content.get("added_tokens", []) if config.listed is None else []
@@ -115,7 +115,7 @@ def llama_style(content: dict[str, Any], config: TokenizerConfig) -> dict[str, A
 
 
 def json_of_llama(config: TokenizerConfig) -> dict[str, Any]:
-    """The parts of tokenizer.json that LlamaTokenizer has for every vocabulary."""
+    """Returns the parts of tokenizer.json that LlamaTokenizer has for every vocabulary."""
     space = config.values.get("add_prefix_space") is not False
     scheme = ("always" if config.values.get("legacy") is True else "first") if space else "never"
     steps = [
@@ -133,7 +133,7 @@ def json_of_llama(config: TokenizerConfig) -> dict[str, Any]:
 
 
 def merges_of(ranked: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The pairs that make up each token, in the order of the tokens; of one token, shorter left sides first."""
+    """Returns the pairs that make up each token, in the order of the tokens; pairs of one token with shorter left sides first."""
     pairs = []
     for token in ranked:
         for cut in range(1, len(token)):
@@ -144,7 +144,7 @@ def merges_of(ranked: Iterable[str], vocab: Mapping[str, int]) -> list[tuple[str
 
 
 def _byte_level_bpe(ranks: Mapping[bytes, int], pattern: str, first: Sequence[str] = ()) -> tokenizers.Tokenizer:
-    """tiktoken's encoding: the pair that makes the token of the lowest rank merges first. first: tokens before rank 0."""
+    """Makes tiktoken's encoding: the pair that gives the token of the lowest rank merges first. first: tokens before rank 0."""
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(f"the vocabulary has no token for the byte {missing[0]}")
     char_of = {byte: char for char, byte in bytes_of_char().items()}
@@ -160,7 +160,7 @@ def _byte_level_bpe(ranks: Mapping[bytes, int], pattern: str, first: Sequence[st
 
 
 def _set_byte_level(backend: tokenizers.Tokenizer, pattern: str | None, add_prefix_space: bool) -> None:
-    """Cuts words by a pattern (None: GPT-2's, which is the library's own) and maps bytes to GPT-2's alphabet."""
+    """Sets the pattern that cuts words (None: GPT-2's, the library's own), and the mapping of bytes to GPT-2's alphabet."""
     words: pre_tokenizers.PreTokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=add_prefix_space, use_regex=pattern is None
     )

@@ -1,4 +1,4 @@
-"""JSON schemas of Python functions, for `tools`: from type hints and a docstring in Google's style, as transformers makes them."""
+"""Makes JSON schemas of Python functions for `tools`, like transformers: from type hints and a docstring in Google's style."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ _CHOICES = re.compile(r"\(choices:\s*(.*?)\)\s*$", re.IGNORECASE)
 
 
 def schema_of_function(function: Callable[..., Any], name: str) -> dict[str, Any]:
-    """{"type": "function", "function": {"name", "description", "parameters"[, "return"]}}.
+    """Returns {"type": "function", "function": {"name", "description", "parameters"[, "return"]}}.
 
-    name: how error texts call it.  Every argument needs a type hint and an entry under "Args:"; an entry may end in
+    name: of the function in error texts.  Every argument needs a type hint and an entry under "Args:"; an entry may end in
     (choices: [...]), a JSON list. Raises ValidationError that names the argument.
     """
     name = f"{name} ({function.__name__})"
@@ -128,13 +128,13 @@ def _union(members: list[dict[str, Any]], nullable: bool) -> dict[str, Any]:
 
 
 def _read_docstring(doc: str) -> tuple[str, dict[str, str], str]:
-    """Description, text per argument, and what is returned."""
+    """Returns the description, the text per argument, and the text on the result."""
     sections: dict[str, list[str]] = {"": []}
     current = ""
     for line in doc.splitlines():
         if (found := _SECTION.fullmatch(line)) is not None:
             current = found.group(1)
-            sections[current] = []  # transformers takes nothing from the heading's own line
+            sections[current] = []  # transformers ignores text on the heading's own line
         else:
             sections[current].append(line)
     returns = "\n".join(sections.get("Returns", [])).strip()
@@ -142,7 +142,7 @@ def _read_docstring(doc: str) -> tuple[str, dict[str, str], str]:
 
 
 def _read_arguments(lines: list[str]) -> dict[str, str]:
-    """Entries "name: text"; lines that are indented deeper, or that begin no entry, go on with the one before."""
+    """Returns the entries "name: text". Lines that are indented deeper, or that begin no entry, continue the one before."""
     entries: dict[str, list[str]] = {}
     name = indent = None
     for line in lines:

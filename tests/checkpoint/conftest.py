@@ -1,4 +1,4 @@
-"""Models to quantise."""
+"""Fixtures: models to quantise."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ import tiny_models as tm
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory):
-    """plain(model) -> (tensors, config) of the checkpoint."""
+    """Returns plain(model) -> (tensors, config) of the checkpoint."""
     made = {}
 
     def get(tiny):

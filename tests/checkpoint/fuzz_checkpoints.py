@@ -1,8 +1,8 @@
-"""Mutated checkpoints: each must end in a LynxError or in finite logits, within two seconds of CPU time and one gigabyte.
+"""Loads and runs mutated checkpoints: each must end in a LynxError or in finite logits, within two seconds of CPU time and one gigabyte.
 
-The mutator knows what it mutates: sizes are multiplied, halved, off by one, 0, negative, huge or another key's, alone or with those that
-are equal; values get another type; keys are deleted, doubled, added from those that the sources read; lists grow and nest. One process
-for all cases, whose number is on disk before it runs, so that a crash names it:
+Mutations fit the value. Sizes are multiplied, halved, off by one, 0, negative, huge or another key's, alone or with all equal values.
+Values get another type. Keys are deleted, doubled, or added from those that the sources read. Lists grow and nest. One process runs
+all cases and writes a case's number to disk before it runs, so that a crash names it:
 
     python tests/checkpoint/fuzz_checkpoints.py FOLDER_OF_BASES COUNT [FIRST]     (COUNT 1: that case, with its files left in place)
 """
@@ -33,7 +33,7 @@ NAN = float("nan")
 
 
 def known_keys() -> list[str]:
-    """Those that the sources read."""
+    """Returns the keys that the sources read."""
     files = [*ROOT.glob("csrc/model/**/*.cc"), ROOT / "csrc/checkpoint/quantization_config.cc"]
     return sorted({key for file in files for key in re.findall(r'"([a-z][a-z0-9_]{3,})"', file.read_text())})
 
@@ -50,7 +50,7 @@ class Mutator:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.log: list[str] = []
-        self.void = True  # nothing that means anything was changed
+        self.void = True  # no meaningful value was changed
         self.reinterprets = False  # values may be anything
 
     def number(self, numbers: list[int]) -> Any:
@@ -74,7 +74,7 @@ class Mutator:
         )
 
     def other(self, value: Any, numbers: list[int]) -> Any:
-        """What may stand in place of a value: most often of its own kind."""
+        """Returns a replacement for a value, most often of its own kind."""
         r = self.random
         if r.random() < 0.2:
             return r.choice([None, True, False, [], {}, "", "5", NAN, math.inf, 1e300, [value], {"a": value}, [[[value]]], str(value)[:50],
@@ -143,7 +143,7 @@ class Mutator:
         self.void = False
 
     def harmless(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The same in another order, with what nobody reads."""
+        """Reorders the keys and adds some that nobody reads."""
         r = self.random
         items = list(config.items())
         r.shuffle(items)
@@ -155,7 +155,7 @@ class Mutator:
         return dict(items) | extra
 
     def text(self, tree: Any) -> bytes:
-        """As JSON, sometimes spoilt."""
+        """Returns the value as JSON, sometimes spoilt."""
         text = json.dumps(tree).encode("utf-8", "replace")
         kind = self.random.random()
         if kind > 0.04:
@@ -172,7 +172,7 @@ class Mutator:
         return text.replace(b": ", b": " + self.random.choice([b"[" * 70, b"1e999", b"-", b"0"]), 1)
 
     def header(self, header: dict[str, Any]) -> None:
-        """One tensor's entry, or two."""
+        """Changes the entries of one tensor or two."""
         r = self.random
         names = [n for n in header if n != "__metadata__"]
         a, b = r.choice(names), r.choice(names)
@@ -206,7 +206,7 @@ class Mutator:
         else:
             i = r.randrange(2)
             entry["data_offsets"][i] = self.other(entry["data_offsets"][i], [8])
-        # Other values than the file's own may be infinite.
+        # Values that the mutation reinterprets may be infinite.
         self.reinterprets = True
 
 
@@ -227,7 +227,7 @@ class Base:
         self.expected: np.ndarray | None = None
 
     def lay_out(self, m: Mutator) -> list[str]:
-        """-> the files that were changed."""
+        """Writes the case's files; returns those that were changed."""
         r = m.random
         changed = {}
         kind = r.random()
@@ -261,7 +261,7 @@ class Base:
 
 
 def peak_bytes() -> int:
-    """Of this process; getrusage() would begin with what the process had before exec()."""
+    """Returns the peak memory of this process. getrusage() would include the peak before exec()."""
     return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
 
 
@@ -277,7 +277,7 @@ def answer(folder: Path, default_memory: bool) -> np.ndarray:
 
 
 def run(folder: Path, count: int, first: int = 0) -> dict[str, Any]:
-    """Runs cases first, first + 1, ..; raises for one that does not behave. -> what happened, by kind."""
+    """Runs cases first, first + 1, ..; raises for a case that breaks a rule. Returns the number of outcomes by kind."""
     import warnings
 
     import lynx_rt

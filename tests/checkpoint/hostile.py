@@ -1,4 +1,4 @@
-"""Safetensors files that are malformed in one known way each, and odd ones that are legal.
+"""Makes safetensors files: some malformed in one known way each, some odd but legal.
 
 Format: 8 bytes little-endian header length, JSON header, data (https://github.com/huggingface/safetensors, "Format").
 """
@@ -12,7 +12,7 @@ INT64_MAX = 2**63 - 1
 
 
 def encode(header, data=b"", length=None):
-    """The bytes of a file. header: a dict, or the raw text; length: what the length field says, if not the truth."""
+    """Returns the bytes of a file. header: a dict, or the raw text; length: what the length field says, if not the truth."""
     text = json.dumps(header, separators=(",", ":")).encode() if isinstance(header, dict) else header
     return struct.pack("<Q", len(text) if length is None else length) + text + data
 
@@ -22,7 +22,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8), **more):
 
 
 def one(**overrides):
-    """A file with one tensor `w`, F32 [2], whose entry is overridden; a value of None removes the key."""
+    """Returns a file with one tensor `w`, F32 [2], whose entry is overridden; a value of None removes the key."""
     fields = {**entry(), **overrides}
     return encode({"w": {key: value for key, value in fields.items() if value is not None}}, bytes(8))
 
@@ -44,7 +44,7 @@ _HEADER_END = len(VALID) - 16
 
 
 def _truncated():
-    """VALID cut everywhere that matters: in the length, in the header, at the seam, in each tensor, before the end."""
+    """Returns VALID cut at every kind of place: in the length, in the header, at the seam, in each tensor, before the end."""
     size = len(VALID)
     for cut in (1, 7):
         yield Case(f"cut_in_length_{cut}", VALID[:cut], ("truncated", f"{cut} bytes", "takes 8"))

@@ -1,4 +1,4 @@
-"""Quantised weights in the formats that checkpoints have: random codes and scales as tensors of a file, and what they decode to.
+"""Makes quantised weights in the formats of checkpoints: random codes and scales as tensors of a file, and their decoded values.
 
 The decoders here are written from the formats' own descriptions, in numpy and float32, and share nothing with the runtime's.
 Integers times scales are rounded to the scales' dtype, as compressed-tensors, AutoGPTQ and AutoAWQ multiply; FP8 with `fp8` is
@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-AWQ_COLUMN = [0, 2, 4, 6, 1, 3, 5, 7]  # of the field at each place of a word, from the lowest
-SPREAD = 0.3  # of the weights, as in tiny_models.py
+AWQ_COLUMN = [0, 2, 4, 6, 1, 3, 5, 7]  # column of the field at each place of a word, from the lowest
+SPREAD = 0.3  # standard deviation of the weights, as in tiny_models.py
 
 Tensors = dict[str, torch.Tensor]
 
@@ -45,12 +45,12 @@ def scales(
 
 
 def product(codes: np.ndarray, scale: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """Rounded to `dtype` once: the factors have few enough bits for float32 to hold their product."""
+    """Multiplies, and rounds to `dtype` once: the factors have few enough bits for float32 to hold their product."""
     return torch.from_numpy(codes.astype(np.float32) * scale.astype(np.float32)).to(dtype)
 
 
 def spread_blocks(grid: np.ndarray, block: tuple[int, int], shape: tuple[int, int]) -> np.ndarray:
-    """[n, k] with the grid's value of the block that each element lies in."""
+    """Returns [n, k] with the value of each element's block in the grid."""
     rows, cols = np.arange(shape[0]) // block[0], np.arange(shape[1]) // block[1]
     return grid[np.ix_(rows, cols)]
 
@@ -62,7 +62,7 @@ def random_e4m3(random: np.random.Generator, n: int, k: int) -> torch.Tensor:
 
 
 def pack(codes: np.ndarray, bits: int) -> torch.Tensor:
-    """Along the last dimension into words of 32 bits, the first in the lowest."""
+    """Packs along the last dimension into words of 32 bits, the first value in the lowest bits."""
     per_word = 32 // bits
     padded = np.zeros((*codes.shape[:-1], ceil_div(codes.shape[-1], per_word) * per_word), np.uint64)
     padded[..., : codes.shape[-1]] = codes

@@ -1,5 +1,5 @@
-"""Mutated checkpoints (fuzz_checkpoints.py) of several families, kinds of rope, layouts and quantised formats. The count is that of
-LYNX_RT_FUZZ_CHECKPOINTS; LYNX_RT_FUZZ_FIRST is the number of the first case."""
+"""Mutated checkpoints (fuzz_checkpoints.py) of several families, kinds of rope, layouts and quantised formats.
+LYNX_RT_FUZZ_CHECKPOINTS is the number of cases, LYNX_RT_FUZZ_FIRST the number of the first one."""
 
 import json
 import os

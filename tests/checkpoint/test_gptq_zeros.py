@@ -1,4 +1,4 @@
-"""GPTQ's two ways to store zero points: as they are, or less one, and files that hold the one and say the other."""
+"""GPTQ's two ways to store zero points, as they are or less one, and files that hold one way and declare the other."""
 
 import json
 import sys
@@ -60,7 +60,7 @@ def test_the_engine_warns(plain, tmp_path, sym):
 
 @pytest.mark.parametrize("says", ["gptq", "gptq_v2"])
 def test_asymmetric_files_are_believed(plain, tmp_path, says):
-    """Also where all zero points happen to be stored as the middle."""
+    """They are, even if all zero points happen to be stored as the middle."""
     tensors, model = plain(MODEL["float16"])
     less_one = says == "gptq"
     codes, values = quantized(form_of(4, less_one=less_one, zero=8 + less_one), tensors, model)
@@ -69,7 +69,7 @@ def test_asymmetric_files_are_believed(plain, tmp_path, says):
 
 
 def change_one(codes, change, name=GATE + "qzeros"):
-    """One word of zero points of one expert."""
+    """Changes one word of the zero points of one expert."""
     words = codes[name].clone()
     words[0, 0] = change(int(words[0, 0]))
     return codes | {name: words}
@@ -170,7 +170,7 @@ def test_groups_that_cannot_be_told_apart(plain, tmp_path):
     ("quant_config.json", "awq", {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}),
 ])  # fmt: skip
 def test_a_config_of_its_own(plain, tmp_path, name, form, config):
-    """As AutoGPTQ and AutoAWQ once wrote it, beside a config.json that says nothing."""
+    """AutoGPTQ and AutoAWQ once wrote a file of its own, beside a config.json without quantization_config."""
     form = next(f for f in qf.FORMATS if f.name == form)
     tensors, model = plain(MODEL["float16"])
     codes, values = quantized(form, tensors, model)

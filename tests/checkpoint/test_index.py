@@ -25,7 +25,7 @@ def shard(tensors):
 
 @pytest.fixture
 def model(tmp_path):
-    """A sound model of two shards; returns a function that replaces its index (a dict, or raw bytes)."""
+    """Makes a sound model of two shards; returns a function that replaces its index (a dict, or raw bytes)."""
     (tmp_path / FIRST).write_bytes(shard({"a": b"AA", "b": b"BBB"}))
     (tmp_path / SECOND).write_bytes(shard({"c": b"C"}))
 

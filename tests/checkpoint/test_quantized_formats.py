@@ -1,4 +1,4 @@
-"""Quantised checkpoints: each format that is supported decodes exactly, and what does not fit is refused."""
+"""Quantised checkpoints: each supported format decodes exactly, and contradictions are refused."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ def write(folder, tensors, config):
 
 
 def quantized(form, tensors, config):
-    """(tensors of the quantised checkpoint, of one with the values that they decode to)."""
+    """Returns the tensors of the quantised checkpoint, and of one with the values that they decode to."""
     random = np.random.default_rng(sum(form.name.encode()))
     codes, values = {}, {}
     for name, tensor in tensors.items():
@@ -89,7 +89,7 @@ def test_quantised_anew(plain, tmp_path, name, quantization, tied):
 
 
 def test_progress_of_decoding(plain, tmp_path):
-    """Decoding takes its time, and says how far it is."""
+    """Decoding takes long enough to report its progress."""
     form = BY_NAME["fp8_block"]
     tensors, config = plain(MODEL[form.dtype])
     codes, _ = quantized(form, tensors, config)
@@ -133,7 +133,7 @@ def test_odd_sizes(plain, tmp_path, name):
 
 
 def test_fused_experts(plain, tmp_path):
-    """One tensor of all experts, with scales of all."""
+    """One tensor holds all experts, another the scales of all."""
     form = BY_NAME["fp8_block"]
     tensors, config = plain(tm.Tiny("fused", (3, 1, 14), 54, 59, (3, 2, 37), layers=1, dtype="bfloat16", fused=True))
     random, codes, values = np.random.default_rng(1), dict(tensors), dict(tensors)

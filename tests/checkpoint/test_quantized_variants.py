@@ -1,4 +1,4 @@
-"""What quantised checkpoints hold beside codes and scales: zero points of symmetric weights, scales of a KV cache, MTP layers."""
+"""Contents of quantised checkpoints beside codes and scales: zero points of symmetric weights, scales of a KV cache, MTP layers."""
 
 import json
 import sys

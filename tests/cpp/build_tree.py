@@ -1,8 +1,8 @@
-"""The C++ library, its tests and the emulated CUDA kernels, built once per kind for all Python tests that need them.
+"""Builds the C++ library, its tests and the emulated CUDA kernels, once per kind for all Python tests that need them.
 
-The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers stand beside it, as
-cpp-tests-asan and cpp-tests-tsan. They are kept, so that a second run compiles only what changed. A tree that is configured already
-keeps its settings: tools/test.sh gives the one that the package was built in.
+The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; the trees of the sanitizers stand
+beside it, as cpp-tests-asan and cpp-tests-tsan. Trees are kept, so that a second run compiles only what changed. A tree that is
+configured already keeps its settings: tools/test.sh passes the tree in which the package was built.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 
 
 def folder(kind: str) -> Path:
-    """Where the tree of a kind stands."""
+    """Returns the folder of the tree of a kind."""
     plain = Path(os.environ.get("LYNX_RT_TEST_BUILD_DIR") or ROOT / "build" / "cpp-tests")
     return plain if kind == "plain" else plain.with_name(f"{plain.name}-{kind}")
 
@@ -39,7 +39,7 @@ def locked(tree: Path) -> Iterator[None]:
 
 @functools.cache
 def configured(kind: str) -> Path:
-    """The configured tree of a kind. Skips where there is no compiler to build it with."""
+    """Returns the configured tree of a kind. Skips if there is no compiler."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)} on PATH")
@@ -54,14 +54,14 @@ def configured(kind: str) -> Path:
         if not (tree / "CMakeCache.txt").exists():
             configure += ["-G", "Ninja"] if shutil.which("ninja") else []
         elif ninja := shutil.which("ninja"):
-            configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"]  # a kept tree may remember one that is gone
+            configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"]  # a kept tree may remember a ninja that is gone
         run(configure)
     return tree
 
 
 @functools.cache
 def built(kind: str, *targets: str) -> Path:
-    """The tree of a kind with these targets up to date."""
+    """Builds these targets of the tree of a kind, and returns the tree."""
     tree = configured(kind)
     with locked(tree):
         run(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets])
@@ -80,7 +80,7 @@ TSAN_TESTS = ["test_c_api", "test_c_api_calls", "test_engine_threads", "test_thr
 
 @functools.cache
 def tsan_prefix() -> tuple[str, ...]:
-    """What to put before a command of the tsan tree so that it starts: some kernels lay out memory as it cannot use."""
+    """Returns a prefix for commands of the tsan tree: ThreadSanitizer cannot start in the memory layout of some kernels."""
     tree = built("tsan", "tsan_starts")
     prefixes: list[tuple[str, ...]] = [()]
     if shutil.which("setarch"):
@@ -96,7 +96,7 @@ def tsan_prefix() -> tuple[str, ...]:
 
 @functools.cache
 def install_prefix() -> Path:
-    """The library as installed from the plain tree."""
+    """Installs the library from the plain tree; returns the prefix."""
     tree = built("plain", "lynx_rt", "lynx_rt_static")
     prefix = tree / f"installed-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     with locked(tree):

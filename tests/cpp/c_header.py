@@ -1,4 +1,4 @@
-"""Reads lynx_rt.h as another language's binding would: structs, enums and functions, as ctypes has them."""
+"""Reads lynx_rt.h as another language's binding would: makes ctypes structs, enums and functions of it."""
 
 import ctypes
 import re
@@ -55,7 +55,7 @@ class Header:
         return made
 
     def layout_program(self) -> str:
-        """C or C++ that prints "STRUCT SIZE", "STRUCT.FIELD OFFSET" and "ENUMERATOR VALUE" lines."""
+        """Returns a C or C++ program that prints "STRUCT SIZE", "STRUCT.FIELD OFFSET" and "ENUMERATOR VALUE" lines."""
         lines = ["#include <lynx_rt/lynx_rt.h>", "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
         for name, fields in self.structs.items():
             lines.append(f'  printf("{name} %d\\n", (int)sizeof({name}));')

@@ -1,4 +1,4 @@
-"""The C ABI from other compilers, languages and times: C99 and C++, ctypes, and programs built with the first 0.1 header."""
+"""The C ABI from other compilers, languages and versions: C99 and C++, ctypes, and programs built with the first 0.1 header."""
 
 import ctypes
 import os

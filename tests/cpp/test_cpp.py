@@ -1,4 +1,4 @@
-"""Runs the C++ unit tests, plain and under sanitizers, and looks at the objects that they are linked from."""
+"""Runs the C++ unit tests, plain and under sanitizers, and checks the objects that they are linked from."""
 
 import os
 import re

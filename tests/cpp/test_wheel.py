@@ -1,4 +1,4 @@
-"""The wheel that `python -m build` makes: what is in it, which systems it is for, and that it works on its own."""
+"""The wheel that `python -m build` makes: its contents, its platforms, and that it works on its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiny checkpoints (tests/model/tiny_models.py) for the engine tests."""
+"""Fixtures: tiny checkpoints (tests/model/tiny_models.py) for the engine tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "mod
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """tiny_path(name) -> folder of that checkpoint."""
+    """Returns tiny_path(name) -> folder of that checkpoint."""
     import tiny_models
 
     root = tmp_path_factory.mktemp("tiny_models")

@@ -1,4 +1,4 @@
-"""Runs requests through a _C.Engine step by step, and what came out of each."""
+"""Runs requests through a _C.Engine step by step, and collects the output of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Result:
 
     @property
     def bits(self) -> tuple[Any, ...]:
-        """What must not depend on the company a request is in."""
+        """The part that must not depend on the other requests of the batch."""
         return self.tokens, self.logprobs, self.prompt_logprobs, self.finish_reason
 
 
@@ -42,7 +42,7 @@ def engine(path: str, **options: Any) -> _C.Engine:
 
 
 def params(**options: Any) -> _C.SamplingParams:
-    """SamplingParams, greedy and deaf to end of text unless told otherwise."""
+    """Makes SamplingParams; by default greedy, and without an end of text."""
     p = _C.SamplingParams()
     for name, value in ({"temperature": 0.0, "ignore_eos": True, "max_tokens": 16} | options).items():
         setattr(p, name, value)
@@ -67,7 +67,7 @@ def run(
     result: type[Result] = Result,
     record: Callable[..., None] = record,
 ) -> list[Any]:
-    """All jobs to their end, each added at its arrival; `check` verifies the pages' bookkeeping after every step. `record` puts the
+    """Runs all jobs to their end, each added at its arrival; `check` verifies the pages' bookkeeping after every step. `record` puts the
     outputs of a step into the `result` of each request."""
     results: dict[int, Result] = {}
     ids: dict[int, int] = {}
@@ -86,5 +86,5 @@ def run(
 
 
 def alone(path: str, jobs: Sequence[Job], **options: Any) -> list[Result]:
-    """Each job by itself, in an engine of its own without prefix cache."""
+    """Runs each job alone, in an engine of its own without prefix cache."""
     return [run(engine(path, enable_prefix_caching=False, **options), [job])[0] for job in jobs]

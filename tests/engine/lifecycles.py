@@ -1,7 +1,7 @@
-"""Random lives of requests on one engine, from several threads: all that comes out must be the bits of the request run alone.
+"""Runs random lives of requests on one engine, from several threads. Every output must have the bits of the request run alone.
 
-`Cases` are requests with what they give alone. `Lives` runs them on an engine in every way that the API has, in threads of its own,
-with aborts, timeouts, errors and changes of policy between them.
+`Cases` are requests with their outputs when run alone. `Lives` runs them on an engine through every call of the API, in threads of its
+own, with aborts, timeouts, errors and changes of policy between them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Case = tuple[list[int], dict[str, Any]]
 
 
 def bits(output: RequestOutput, index: int) -> tuple[Any, ...]:
-    """What must not depend on the company. Logprobs are Python floats made from float32, so == compares their bits."""
+    """Returns what must not depend on other requests. Logprobs are Python floats made from float32, so == compares their bits."""
     out = output.outputs[index]
     return out.token_ids, out.logprobs, out.cumulative_logprob, out.finish_reason, out.stop_reason
 
@@ -55,7 +55,7 @@ def make_case(rng: random.Random, vocab: int) -> Case:
 
 
 class Cases:
-    """Requests, and what each gives on an engine of its own (one at a time, no prefix cache, the model's own routing)."""
+    """Requests, and the output of each on an engine of its own (one at a time, no prefix cache, the model's own routing)."""
 
     def __init__(self, path: str, count: int, seed: int = 0) -> None:
         rng = random.Random(seed)
@@ -72,7 +72,7 @@ class Cases:
             self.scores = [alone.score([head], [tail])[0] for head, tail in self.pairs]
 
     def check(self, number: int, output: RequestOutput, whole: bool = True) -> None:
-        """Compares all of an output, or (whole=False) as far as it got before it was ended from outside."""
+        """Compares all of an output, or (whole=False) the part before it was ended from outside."""
         expected = self.alone[number]
         assert len(output.outputs) == len(expected.outputs)
         for index, out in enumerate(output.outputs):
@@ -88,7 +88,7 @@ class Cases:
 
 
 class Lives:
-    """`count` lives on an engine, by `threads` threads; `ended` counts how they went."""
+    """`count` lives on an engine, by `threads` threads; `ended` counts their ends by kind."""
 
     def __init__(self, cases: Cases, engine: Engine, count: int, seed: int, policies: bool, threads: int = 4) -> None:
         self.cases, self.engine, self.seed, self.policies, self.threads = cases, engine, seed, policies, threads

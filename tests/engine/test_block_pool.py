@@ -1,7 +1,7 @@
-"""The pages' bookkeeping, seen through the engine: gauges, check_integrity(), the prefix cache.
+"""The bookkeeping of KV pages, tested through the engine: gauges, check_integrity(), the prefix cache.
 
-The state machine adds, steps and aborts at random on a cache that is far too small, verifies the books after every step, and at the
-end compares what each request said with what it says alone.
+The state machine adds, steps and aborts at random on a cache that is far too small, verifies the bookkeeping after every
+step, and at the end compares each request's output with its output alone.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""lynx_rt.research.calibrate: similarities against float64, stand-ins, the file that the engine and the safetensors package read."""
+"""lynx_rt.research.calibrate: similarities against float64, stand-ins, and the file, read by the engine and the safetensors package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODELS = tm.ALL | {ODD.name: ODD}
 
 @pytest.fixture(scope="module")
 def folder(tiny_path: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """folder(name) -> that checkpoint."""
+    """Returns folder(name) -> that checkpoint."""
     odd = tm.write(ODD, tmp_path_factory.mktemp("odd") / ODD.name)
     return lambda name: odd if name == ODD.name else tiny_path(name)
 
@@ -108,7 +108,7 @@ def test_bits_do_not_depend_on_threads(folder: Any, metric: Any) -> None:
 
 
 def test_inputs_are_those_of_own_routing(folder: Any) -> None:
-    """Whatever policy is set, also where it acts on prompts; and running requests go on as if nothing had happened."""
+    """They are, whatever policy is set, even one that acts on prompts; and running requests go on unchanged."""
     with engine(folder("many")) as e:
         expected = calibrate(e, sequences_of("many"))
         alone = (
@@ -185,7 +185,7 @@ def test_alias_properties() -> None:
         table = calibration.alias(left)
         for row in table:
             assert len(set(row.tolist())) == left and (row[row] == row).all()
-        if before is not None:  # one merge more: who stood together still does
+        if before is not None:  # after one merge more, experts that were merged still are
             assert all((table[i][before[i]] == table[i]).all() for i in range(3))
         before = table
     for wrong in (0, 12):

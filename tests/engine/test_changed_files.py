@@ -1,4 +1,4 @@
-"""Files that are changed while an engine uses them from where they lie: an error where other weights would be read, or none."""
+"""Files that are changed while an engine uses them in place: an error if other weights would be read, else none."""
 
 import os
 import shutil

@@ -1,6 +1,6 @@
-"""Requests of every kind, made and ended in every way, from several threads at once: bitwise what each gives alone.
+"""Requests of every kind, made and ended in every way, from several threads at once: the bits of each alone.
 
-LIFECYCLES in the environment is how many there are; LIFECYCLES_SEED chooses others.
+Environment variables: LIFECYCLES is the number of requests, LIFECYCLES_SEED the seed of their choice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""quantization="int8" and "int4": reproducible as unquantised weights are, close to them, cached on request, refused where senseless."""
+"""quantization="int8" and "int4": reproducible like unquantised weights, close to them, cached on request, refused where useless."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Recorded routing: the experts of every token, whatever way it was computed, and router logits that a simulation can run again."""
+"""Recorded routing: the experts of every token, however it was computed, and router logits, which give a simulation the same results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ F32_BOUND = 1e-4  # of the row's largest value: tests/model/test_transformers_pa
 
 
 class Result(BaseResult):
-    """With the experts of all positions, put together as a caller has to."""
+    """A result with the experts of all positions, joined as a caller has to join them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ def test_experts_after_preemption(tiny_path):
 
 
 def test_preemption_through_the_python_engine(nano_path):
-    """Positions that are computed twice are told once."""
+    """Positions that are computed twice are reported once."""
     prompts = [f"Q: {n} times 22 = ?\nA:" for n in range(12, 18)]
     options = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
     with Engine(nano_path, enable_return_routed_experts=True, num_threads=1) as e:
@@ -222,7 +222,7 @@ def test_through_the_python_engine(nano_path):
 
 
 def recorded(path, selection, jobs, **options):
-    """(recording, stats, results) of an engine that did all jobs."""
+    """Returns (recording, stats, results) of an engine that ran all jobs."""
     e = engine(path, record_router_logits=True, expert_selection=selection, **options)
     results = run(e, jobs)
     raw = e.take_router_logits()

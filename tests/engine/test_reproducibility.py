@@ -1,7 +1,7 @@
-"""With topk, a request's tokens and logprobs are the same bits whatever company it is in and however its work is cut.
+"""With topk, a request's tokens and logprobs are the same bits in any batch and with any split of its work.
 
-The yardstick is each request alone, prefix cache off, prefill in one piece, one thread. Everything that may differ is then
-varied, one thing at a time and at random together.
+The reference is each request alone, with prefix cache off, prefill in one piece, and one thread. Everything that may differ is
+then varied, one thing at a time and at random together.
 """
 
 import functools
@@ -38,7 +38,7 @@ def mixed_jobs(vocab):
 
 @pytest.fixture(scope="module")
 def case(tiny_path):
-    """case(model) -> path, jobs, the bits of each job alone."""
+    """Returns case(model) -> path, jobs, the bits of each job alone."""
 
     @functools.cache
     def make(model):

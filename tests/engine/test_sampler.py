@@ -1,4 +1,4 @@
-"""What the sampler draws, against the exact distribution computed in float64 from forward()'s logits.
+"""Draws of the sampler against the exact distribution, computed in float64 from forward()'s logits.
 
 Counts are taken over fixed seeds, so every test here gives the same result on every run. The chi-square limit is the 1 - 1e-6
 quantile by the Wilson-Hilferty approximation: with some thirty tests, a correct sampler would fail one set of seeds in thirty thousand.
@@ -25,7 +25,7 @@ def e(tiny_path):
 
 @pytest.fixture(scope="module")
 def logits(e):
-    """Of the token after PROMPT, float64."""
+    """Returns the logits of the token after PROMPT in float64."""
     return e.forward(PROMPT)[-1].astype(np.float64)
 
 
@@ -40,7 +40,7 @@ def log_softmax(x):
 
 
 def first_tokens(e, **options):
-    """Counts of the first token over DRAWS seeds."""
+    """Returns the counts of the first token over DRAWS seeds."""
     jobs = [Job(PROMPT, {"temperature": 1.0, "max_tokens": 1, "seed": s} | options) for s in range(DRAWS)]
     return np.bincount([r.tokens[0] for r in run(e, jobs)], minlength=VOCAB)
 

@@ -1,4 +1,4 @@
-"""Order, budgets, limits and errors of the engine: what is refused, with which words, and that everything else goes on."""
+"""Order, budgets, limits and errors of the engine: what is refused with which text, and that everything else goes on."""
 
 import gc
 import json
@@ -22,7 +22,7 @@ def kv_bytes(path, tokens):
 
 
 def steps_until(e, i, count=1000):
-    """Steps until request i says something."""
+    """Steps until request i has an output."""
     for n in range(1, count):
         if any(o.request_id == i for o in e.step()):
             return n
@@ -36,7 +36,7 @@ def test_prefill_takes_the_whole_budget(tiny_path, rows, length, steps):
 
 
 def test_decode_rows_come_first(tiny_path):
-    """A running request says a token in every step, whatever prompts arrive meanwhile."""
+    """A running request gets a token in every step, whatever prompts arrive meanwhile."""
     e = engine(tiny_path(NAME), max_num_seqs=4, max_num_batched_tokens=8)
     first = e.add_request(PROMPT[:5], params(max_tokens=30))
     e.step()
@@ -50,7 +50,7 @@ def test_decode_rows_come_first(tiny_path):
 
 
 def test_prompts_in_steps_of_their_own(tiny_path):
-    """Without mixed chunks a step says something for prompts or for running requests, and selection sees every decode row."""
+    """Without mixed chunks a step works on prompts or on running requests, and selection acts on every decode row."""
     e = engine(tiny_path("many"), enable_mixed_chunk=False, max_num_batched_tokens=16, expert_selection="lynx")
     tokens = {}
     for i in range(6):
@@ -229,7 +229,7 @@ def test_the_engine_goes_on_after_every_error(tiny_path):
 
 
 def poisoned(path, folder, token):
-    """A copy of a checkpoint in which `token` has no finite embedding."""
+    """Returns a copy of a checkpoint in which `token` has no finite embedding."""
     from safetensors.numpy import load_file, save_file
 
     shutil.copytree(path, folder)

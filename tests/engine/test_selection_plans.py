@@ -31,13 +31,13 @@ def many(tiny_path):
 
 @pytest.fixture(scope="module")
 def own_bits(many):
-    """Of jobs(), each alone."""
+    """Returns the bits of jobs(), each run alone."""
     return bits(alone(many, jobs()))
 
 
 @pytest.fixture
 def table(tmp_path):
-    """table(name, array) -> a file with that tensor."""
+    """Returns table(name, array) -> a file with that tensor."""
 
     def write(name, values, file="table"):
         path = str(tmp_path / f"{file}.safetensors")
@@ -240,7 +240,7 @@ def test_identity_tables_change_nothing(many, table, own_bits):
 
 
 def active_by_step(e, count, steps):
-    """Active experts of each decode step of `count` requests."""
+    """Returns the active experts of each decode step of `count` requests."""
     for job in jobs(count=count, max_tokens=steps + 1):
         e.add_request(job.prompt, params(**job.options))
     active = []

@@ -1,4 +1,4 @@
-"""The governor in the engine; tests/cpp/test_governor.cc has its choices in numbers."""
+"""The governor in the engine. tests/cpp/test_governor.cc tests its choices on given numbers."""
 
 import pytest
 

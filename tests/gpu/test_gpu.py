@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 
 def why_not() -> str:
-    """What this machine lacks, or ""."""
+    """Returns what this machine lacks, or ""."""
     if shutil.which("nvidia-smi") is None:
         return "no nvidia-smi: this machine has no GPU"
     listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)

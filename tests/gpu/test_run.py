@@ -1,4 +1,4 @@
-"""tests/gpu/run and bench/gpu/run without a GPU: what they would do, and what they do with stand-ins for all that they call."""
+"""tests/gpu/run and bench/gpu/run without a GPU: the commands that they would run, and a run with stand-ins for all that they call."""
 
 from __future__ import annotations
 

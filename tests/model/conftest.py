@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """tiny_path(name) -> folder of that checkpoint."""
+    """Returns tiny_path(name) -> folder of that checkpoint."""
     import tiny_models
 
     root = tmp_path_factory.mktemp("tiny_models")
@@ -24,7 +24,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
 @pytest.fixture(scope="session")
 def reference_of() -> Callable[[str, str], Any]:
-    """reference_of(path, dtype) -> the transformers model."""
+    """Returns reference_of(path, dtype) -> the transformers model."""
     import tiny_models
 
     return cache(tiny_models.reference)

@@ -1,5 +1,5 @@
-"""What every family must do, checked on tiny random checkpoints that transformers writes. The rows (one per checkpoint) are in
-family_models_*.py, the tests in test_families.py."""
+"""Checks that every family must pass on tiny random checkpoints that transformers writes. family_models_*.py has a row per
+checkpoint, test_families.py the tests."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ LEGACY = {"num_local_experts": "num_experts"}  # of families whose hub configs s
 
 @dataclass(frozen=True)
 class Row:
-    """One checkpoint: its transformers config, and how it lies on disk."""
+    """One checkpoint: its transformers config, and its form on disk."""
 
     model_type: str
     name: str
-    keys: dict[str, Any] = field(default_factory=dict)  # of the config, on top of SIZES
-    dtype: str = "float32"  # of the weights
+    keys: dict[str, Any] = field(default_factory=dict)  # keys of the config, on top of SIZES
+    dtype: str = "float32"  # dtype of the weights
     fused: bool = False  # save_original_format=False: the layout that transformers 5 holds in memory
     sharded: bool = False
     # Edits config.json before either side reads it. legacy_keys() is the usual one.
     edit: Callable[[dict[str, Any]], None] | None = None
-    # Edits the tensors {name: tensor} of the checkpoint, as files from elsewhere would have them.
+    # Edits the tensors {name: tensor} of the checkpoint to the form of files from elsewhere.
     edit_tensors: Callable[[dict[str, torch.Tensor]], None] | None = None
-    # Sets right what transformers itself computes otherwise than the model's authors; says so where it is used.
+    # Corrects what transformers computes otherwise than the model's authors; each use says what.
     edit_reference: Callable[[torch.nn.Module], None] | None = None
-    options: dict[str, Any] = field(default_factory=dict)  # of the engine
-    prompts: tuple[int, ...] = (1, 13, 30)  # lengths
+    options: dict[str, Any] = field(default_factory=dict)  # options of the engine
+    prompts: tuple[int, ...] = (1, 13, 30)  # lengths of prompts
     spread: float = 0.3  # standard deviation of the weights: large, so that logits have real margins
     seed: int = 0
 
@@ -50,7 +50,7 @@ class Row:
 
 
 def legacy_keys(config: dict[str, Any], renamed: dict[str, str] = LEGACY) -> None:
-    """The keys of transformers 4: rope_theta and rope_scaling, torch_dtype, and what else `renamed` says."""
+    """Changes to the keys of transformers 4: rope_theta and rope_scaling, torch_dtype, and those in `renamed`."""
     rope = config.pop("rope_parameters")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope if rope["rope_type"] != "default" else None
@@ -66,7 +66,7 @@ def legacy_rope(config: dict[str, Any], renamed: dict[str, str] = LEGACY) -> Non
 
 
 def _fill(model: torch.nn.Module, row: Row) -> None:
-    """Every parameter and saved buffer at random, also the ones that start at 1 and 0 and that would hide a mistake."""
+    """Fills every parameter and saved buffer at random, also those that start at 1 or 0 and would hide a mistake."""
     generator = torch.Generator().manual_seed(zlib.crc32(f"{row.id}{row.seed}".encode()))
     for name, p in model.state_dict().items():
         noise = torch.randn(p.shape, generator=generator)
@@ -96,7 +96,7 @@ def write(row: Row, folder: Path) -> str:
 
 
 def reference(row: Row, path: str) -> torch.nn.Module:
-    """The checkpoint in transformers, float32, eager attention: of a 16-bit checkpoint an exact conversion."""
+    """Loads the checkpoint in transformers, float32, eager attention: an exact conversion of a 16-bit checkpoint."""
     model = tm.reference(path, "float32")
     if row.edit_reference:
         row.edit_reference(model)
@@ -115,7 +115,7 @@ def prompts_for(row: Row) -> list[list[int]]:
 def greedy(
     e: _C.Engine, prompts: list[list[int]], count: int = 64, exact: tuple[int, ...] = ()
 ) -> list[list[tuple[int, float]]]:
-    """`count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
+    """Generates `count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
     ids = []
     for i, prompt in enumerate(prompts):
         params = _C.SamplingParams()
@@ -135,7 +135,7 @@ def log_softmax(x):
 
 
 def margins(ref):
-    """Of each row: by how much the largest logit leads."""
+    """Returns, for each row, the lead of the largest logit."""
     top = np.partition(ref, -2, axis=-1)
     return top[:, -1] - top[:, -2]
 

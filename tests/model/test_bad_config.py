@@ -1,5 +1,5 @@
-"""Configs and tensors that contradict themselves or that are not supported: one specific exception each, which names what is wrong,
-at once and without taking memory for it. (How config.json and safetensors are parsed: tests/checkpoint and tests/cpp.)"""
+"""Configs and tensors that contradict themselves or are not supported: each raises one specific exception that names the fault, at
+once and without taking memory. (tests/checkpoint and tests/cpp test the parsing of config.json and safetensors.)"""
 
 import json
 import resource
@@ -28,7 +28,7 @@ def quick_and_small():
 
 @pytest.fixture
 def folder(tiny_path, tmp_path):
-    """A copy of a checkpoint, to be spoilt."""
+    """Returns a copy of a checkpoint, to be spoilt."""
 
     def copy(name="plain"):
         shutil.copytree(tiny_path(name), tmp_path / name)

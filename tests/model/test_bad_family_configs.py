@@ -1,5 +1,6 @@
-"""Configs of the families of family_models_special.py that contradict themselves or ask for what is not supported: one specific exception
-each, which names the key (as test_bad_config.py for what all families have in common); and what `inspect` says of good ones."""
+"""Configs of the families of family_models_special.py that contradict themselves or ask for what is not supported: each raises one
+specific exception that names the key. Also tests what `inspect` says of good configs. test_bad_config.py tests the keys that all
+families share."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Every family against transformers: family_parity.py says what is checked, family_models_*.py on which checkpoints."""
+"""Every family against transformers. family_parity.py has the checks, family_models_*.py the checkpoints."""
 
 from __future__ import annotations
 

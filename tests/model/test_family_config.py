@@ -1,4 +1,4 @@
-"""What families refuse: variants that would be computed wrongly, by the key that says so, before any weight is read."""
+"""Families refuse variants that would be computed wrongly: the error names the key, before any weight is read."""
 
 import json
 

@@ -1,5 +1,5 @@
-"""Checkpoints that transformers loads although file and config do not say the same: what the engine makes of them is what transformers
-makes of them, and a warning says so where weights are used otherwise than the config tells."""
+"""Checkpoints that transformers loads although file and config disagree: the engine computes what transformers computes, and warns if it
+uses weights otherwise than the config says."""
 
 from __future__ import annotations
 

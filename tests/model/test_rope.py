@@ -1,5 +1,5 @@
-"""Angles and factors of rotary embeddings against transformers' own functions, from the same keys of config.json, and what is
-refused. (Whole models with each kind: the llama rows of family_models_plain.py.)"""
+"""Angles and factors of rotary embeddings against transformers' own functions, from the same keys of config.json, and
+refused keys. (The llama rows of family_models_plain.py test whole models with each kind.)"""
 
 import copy
 import json

@@ -3,13 +3,13 @@
 float32. Both sides compute the same sums in other orders, so the difference is rounding alone: at most 1e-4 of the row's largest
 logit (measured: 5e-6). Greedy tokens are compared where the reference's margin exceeds what two such rows can differ by.
 
-16 bit. The yardstick is the float32 run on the same weights, and the bound is transformers' own 16-bit run, measured in the
-same test. lynx_rt rounds activations where they enter a product and in the KV cache; transformers rounds there and also
+16 bit. The reference is the float32 run on the same weights, and the bound is the error of transformers' own 16-bit run, measured
+in the same test. lynx_rt rounds activations where they enter a product and in the KV cache; transformers rounds there and also
 after every norm, product, rotation and residual addition. Fewer roundings of the same size, hence:
-  - the typical row (median over rows, of its rms and of its largest error) is no further away than transformers' is: factor 1;
+  - the typical row (median over rows, of its rms and of its largest error) is no further away than transformers' row: factor 1;
   - over all logits, errors are heavy-tailed where rows are routed: a score that is almost tied flips to another expert, which moves
-    the row by an amount that depends on the model and not on who rounded. Which rows flip is chance on both sides, so that
-    the extremes compare two draws of one distribution. FLIP_FACTOR allows for that; without routing it is 1.
+    the row by an amount that depends on the model and not on who rounded. Which rows flip is chance on both sides, so the
+    extremes are two draws of one distribution. FLIP_FACTOR allows for that; without routing it is 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tiny random Qwen3 and Qwen3-MoE checkpoints, written with transformers: the models of the parity and engine tests.
+"""Writes tiny random Qwen3 and Qwen3-MoE checkpoints with transformers: the models of the parity and engine tests.
 
 Every config differs from the next in several ways at once (grouping of heads, head size, experts per token, dense layers,
-layout and key names on disk, dtype of the weights, shards), so that a dozen of them cover each way more than once.
+layout and key names on disk, dtype of the weights, shards), so that a dozen configs cover each way more than once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the op tests run over: every instruction set of this CPU; every compute dtype, for ops that round to it."""
+"""Parameters of the op tests: every instruction set of this CPU, and every compute dtype, for ops that round to it."""
 
 import pytest
 from isas import ISAS
@@ -26,7 +26,7 @@ def weight_dtype(request):
 
 @pytest.fixture
 def float_backend(isa):
-    """For ops that the compute dtype does not concern: test_elementwise.py says which, and that it does not."""
+    """Backend for ops that do not depend on the compute dtype; test_elementwise.py lists them, and tests that they do not."""
     return _C_testing.Backend(dtype="float32", isa=isa, num_threads=2)
 
 

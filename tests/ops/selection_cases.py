@@ -1,4 +1,4 @@
-"""Batches with a policy, drawn at random: what the tests of expert selection run over."""
+"""Draws random batches with a policy: the cases of the tests of expert selection."""
 
 import numpy as np
 import reference_select as ref
@@ -11,7 +11,7 @@ STEP = 2.0**-10  # scores are multiples of this and small, so that shifts and di
 
 
 def rows(num_experts, *entries):
-    """Scores [T, E], 0 except for the given {expert: score} of each row."""
+    """Returns scores [T, E], 0 except for the given {expert: score} of each row."""
     scores = np.zeros((len(entries), num_experts), np.float32)
     for t, entry in enumerate(entries):
         for expert, score in entry.items():
@@ -20,7 +20,7 @@ def rows(num_experts, *entries):
 
 
 def draw_params(choose, policy, num_experts, k):
-    """Parameters of a policy; `choose` takes a list and returns one of its items. Factors and shares are dyadic: no rounding."""
+    """Draws parameters of a policy; `choose` takes a list and returns one of its items. Factors and shares are dyadic: no rounding."""
     if policy in ("lynx", "lynx_literal"):
         params = dict(alpha=choose([0.25, 0.5, 1.0, 2.0, 3.3, 8.0]), beta=choose(range(1, 17)))
         if policy == "lynx":
@@ -47,7 +47,7 @@ def draw_params(choose, policy, num_experts, k):
 
 
 def draw_tables(rng, num_rows, num_experts, k, coarse=False):
-    """A table for each policy that reads one. `coarse`: similarities from a few values, so that they tie, with rho too."""
+    """Draws a table for each policy that reads one. `coarse`: similarities from a few values, so that they tie, with rho too."""
     similarity = rng.random((num_experts, num_experts))
     if coarse:
         similarity = np.round(similarity * 4) / 4
@@ -61,13 +61,13 @@ def draw_tables(rng, num_rows, num_experts, k, coarse=False):
 
 
 def tables_for(policy, tables):
-    """The table that a policy reads, by the name that select() knows it by."""
+    """Returns the table that a policy reads, under its name in select()."""
     name = {"sere": "similarity"}.get(policy, policy)
     return {name: tables[name]} if name in tables else {}
 
 
 def draw_rule(choose, num_experts, k, rng):
-    """A routing rule that the sizes allow: the members of reference_select.Rule."""
+    """Draws a routing rule that the sizes allow: the members of reference_select.Rule."""
     kind = choose(["softmax", "sigmoid", "sigmoid", "sparsemixer"])
     rule = dict(kind=kind, scale=choose([1.0, 2.5]), min_sum=choose([0.0, 0.0, 2.0**-66, 0.3125]))
     if kind == "sparsemixer":
@@ -83,7 +83,7 @@ def draw_rule(choose, num_experts, k, rng):
 
 
 def draw_exact(rng, num_rows):
-    """None, or which rows are exact: none of them, some, all."""
+    """Draws None, or which rows are exact: none of them, some, all."""
     return [None, *((rng.random(num_rows) < share).astype(np.uint8) for share in (0, 0.3, 0.3, 1))][rng.integers(5)]
 
 
@@ -111,7 +111,7 @@ class Case:
     def select(
         self, scores=None, exact="same", phase="decode_only", select=_C_testing.select, tables=None, rows=None, **params
     ):
-        """`rows`: those rows only, in that order."""
+        """Runs the policy. `rows`: those rows only, in that order."""
         scores = self.scores if scores is None else scores
         exact = self.exact if isinstance(exact, str) else exact
         tables = dict(self.tables if tables is None else tables)
@@ -127,7 +127,7 @@ class Case:
         )
 
     def kept_mass(self, ids):
-        """Gate mass of each row's `ids` relative to its own choice. [T]"""
+        """Returns the gate mass of each row's `ids` relative to its own choice. [T]"""
         gates = np.exp(self.scores.astype(np.float64) - self.scores.max(1, keepdims=True))
         kept = np.where(ids >= 0, np.take_along_axis(gates, np.maximum(ids, 0), 1), 0).sum(1)
         return kept / np.take_along_axis(gates, self.own()["ids"], 1).sum(1)
@@ -175,5 +175,5 @@ def rule_cases(draw, policies=POLICIES, min_rows=1):
 
 
 def row_sets(ids):
-    """The experts of each row."""
+    """Returns the experts of each row."""
     return [{int(e) for e in row if e >= 0} for row in ids]

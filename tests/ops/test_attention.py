@@ -1,4 +1,4 @@
-"""Backend::qkv_post() and attention() through pages, against the oracle that sees every sequence whole."""
+"""Backend::qkv_post() and attention() through pages, against the oracle, which sees every sequence in one piece."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""Policies of expert selection against the float64 oracle over a grid of shapes, hand-checked tables, and what each of them
-guarantees. Invariants that all share are in test_select_properties.py.
+"""Policies of expert selection against the float64 oracle over a grid of shapes, hand-checked tables, and each policy's
+guarantees. test_select_properties.py has the invariants that all policies share.
 """
 
 import math

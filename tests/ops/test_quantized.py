@@ -1,5 +1,5 @@
-"""Products with quantised weights (csrc/backend/cpu/kernels/quant.h): every bit is spelled out there, so these tests know no tolerance
-beside the quantiser's own error. Bits are compared with a reference in NumPy whose float32 operations are those of the header."""
+"""Products with quantised weights (csrc/backend/cpu/kernels/quant.h): that header defines every bit, so the tests have no
+tolerance but the quantiser's own error. Bits are compared with a reference in NumPy whose float32 operations are those of the header."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def grouped(a):
 
 
 def quantize_rows(x):
-    """Rows as they enter a product: integers [R, G, GROUP], scales [R, G]."""
+    """Returns rows as they enter a product: integers [R, G, GROUP], scales [R, G]."""
     x = grouped(x)
     amax = np.abs(x).max(2)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -46,7 +46,7 @@ def quantize_rows(x):
 
 
 def product(x, weight):
-    """What linear() must give, bit for bit, from what the weight says it holds."""
+    """Returns the result that linear() must give, bit for bit, from the integers and scales of the weight."""
     q, scales = weight.quantized_values()
     q = grouped(q).astype(np.int64)
     xq, x_scales = quantize_rows(x)

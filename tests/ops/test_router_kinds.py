@@ -1,5 +1,5 @@
-"""Every kind of router: against transformers' own routers, against the float64 oracle under every policy, and what selection
-keeps to whatever the kind is.
+"""Every kind of router: against transformers' own routers, against the float64 oracle under every policy, and the rules
+that selection keeps with every kind.
 """
 
 from functools import partial

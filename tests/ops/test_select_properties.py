@@ -1,5 +1,5 @@
-"""Invariants of expert selection, on generated batches. Where an invariant speaks of the admitted set, which select() does not
-return, it is checked on the oracle; test_matches_the_oracle ties the two together.
+"""Invariants of expert selection, on generated batches. select() does not return the admitted set, so invariants of that set
+are checked on the oracle; test_matches_the_oracle shows that both agree.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback: the routes that huggingface_hub asks for to list and download a model."""
+"""A fake Hugging Face Hub on loopback, with the routes that huggingface_hub uses to list and download a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FakeHub:
             return status, {"X-Error-Code": code, "X-Error-Message": code}, b""
         files = self.models.get(name)
         if files is None:
-            return 401, {"X-Error-Code": "RepoNotFound"}, b""  # as the Hub does for who is not logged in
+            return 401, {"X-Error-Code": "RepoNotFound"}, b""  # the Hub's answer to a client that is not logged in
         if len(rest) > 1 and rest[1] not in ("main", COMMIT):
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         if api and rest[:1] == ["tree"]:

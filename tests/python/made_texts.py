@@ -101,7 +101,7 @@ _PARTS = [
 
 
 def texts(count: int = 200) -> list[str]:
-    """`count` of them: unicode, spaces, code, numbers, emoji, combining marks, special tokens, empty, long."""
+    """Makes `count` texts: unicode, spaces, code, numbers, emoji, combining marks, special tokens, empty, long."""
     rng = random.Random(20)
     made = ["".join(rng.choices(_PARTS, k=rng.randrange(1, 24))) for _ in range(count - len(_BY_HAND))]
     return _BY_HAND + made

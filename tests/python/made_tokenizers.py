@@ -1,4 +1,4 @@
-"""Tiny tokenizers of the styles that the families have, trained here."""
+"""Trains tiny tokenizers of the styles that the families have."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CORPUS = [
 
 @functools.cache
 def byte_level() -> str:
-    """tokenizer.json of byte-level BPE (Qwen, gpt-oss, GLM, DeepSeek, Llama 4)."""
+    """Makes tokenizer.json of byte-level BPE (Qwen, gpt-oss, GLM, DeepSeek, Llama 4)."""
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -36,7 +36,7 @@ def byte_level() -> str:
 
 @functools.cache
 def byte_fallback(legacy: bool = True) -> str:
-    """tokenizer.json of sentencepiece BPE with byte fallback (Llama, Mixtral, Phi-3.5-MoE).
+    """Makes tokenizer.json of sentencepiece BPE with byte fallback (Llama, Mixtral, Phi-3.5-MoE).
 
     legacy: spaces become U+2581 in the normalizer, as converted checkpoints have it; else in the pre-tokenizer.
     """
@@ -66,7 +66,7 @@ def byte_fallback(legacy: bool = True) -> str:
 
 
 def sentencepiece(**options: Any) -> bytes:
-    """A tokenizer.model: BPE with byte fallback as Llama and Mixtral have it, or what the options of the trainer say."""
+    """Makes a tokenizer.model: BPE with byte fallback like Llama's and Mixtral's, or as the trainer's options say."""
     settings = {
         "vocab_size": 500,
         "model_type": "bpe",
@@ -92,7 +92,7 @@ def sentencepiece(**options: Any) -> bytes:
 
 @functools.cache
 def vocab_and_merges() -> tuple[str, str]:
-    """byte_level() as vocab.json and merges.txt."""
+    """Returns byte_level() as vocab.json and merges.txt."""
     model = json.loads(byte_level())["model"]
     merges = (merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"])
     return json.dumps(model["vocab"]), "#version: 0.2\n" + "\n".join(merges) + "\n"
@@ -100,7 +100,7 @@ def vocab_and_merges() -> tuple[str, str]:
 
 @functools.cache
 def ranks() -> dict[bytes, int]:
-    """byte_level() as tiktoken has it: the bytes of each token and its rank."""
+    """Returns byte_level() in tiktoken's form: the bytes of each token and its rank."""
     byte_of = {char: byte for byte, char in bytes_to_unicode().items()}
     return {bytes(byte_of[char] for char in token): rank for token, rank in json.loads(vocab_and_merges()[0]).items()}
 
@@ -123,7 +123,7 @@ def tekken(pattern: str) -> dict[str, Any]:
 
 
 def save(folder: Path, tokenizer_json: str, **config: Any) -> Path:
-    """A model folder with these tokenizer files."""
+    """Writes a model folder with these tokenizer files."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tokenizer.json").write_text(tokenizer_json)
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"} | config)

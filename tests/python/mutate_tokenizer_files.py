@@ -1,10 +1,10 @@
-"""Mutated tokenizer folders, each loaded and used; run by test_tokenizer_fuzz.py in a process of its own.
+"""Mutates tokenizer folders, and loads and uses each. test_tokenizer_fuzz.py runs it in a process of its own.
 
 usage: mutate_tokenizer_files.py SEEDS WORK FIRST COUNT
 
 SEEDS: a folder of model folders.  WORK: a scratch folder; WORK/case is the number of the case in progress.
-A line of output per fault: case, what is wrong. The process itself ends where a case takes 2 s of CPU time (SIGPROF), or 1 GB
-of memory more than before it (an abort of the allocator).
+It prints a line per fault: case, what is wrong. The process ends if a case takes 2 s of CPU time (SIGPROF), or 1 GB of memory more
+than before it (the allocator aborts).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ TYPES, KEYS = _TYPES.split(), _KEYS.split()
 
 
 def pick(value: Any, rng: random.Random) -> Any:
-    """A list or object inside, mostly a shallow one: there the settings are, deeper down the vocabulary."""
+    """Picks a list or object inside, mostly a shallow one: settings are shallow, the vocabulary is deep."""
     while True:
         children = list(value.values() if isinstance(value, dict) else value)
         inside = [child for child in children[:60] if isinstance(child, dict | list)]
@@ -187,7 +187,7 @@ def make_case(seeds: list[Path], folder: Path, rng: random.Random) -> None:
 
 
 def allowed(call: Callable[[], Any]) -> Any:
-    """The call's result; None where it raises a LynxError, which must have a short text."""
+    """Returns the call's result; None if it raises a LynxError, which must have a short text."""
     try:
         return call()
     except LynxError as error:
@@ -197,7 +197,7 @@ def allowed(call: Callable[[], Any]) -> Any:
 
 
 def use(folder: Path) -> None:
-    """Loads and uses what it can; anything but a LynxError goes up."""
+    """Loads and uses what it can; any error but a LynxError is raised."""
     with contextlib.suppress(LynxError):
         load_generation_config(folder)
     tokenizer = allowed(lambda: Tokenizer(folder))

@@ -1,5 +1,5 @@
 # ruff: noqa: RUF001  (DeepSeek's special tokens have full-width bars)
-"""Chat templates with the features of the families' own render, and tokenize, as transformers does it."""
+"""Chat templates with the features of the families' own render and tokenize as in transformers."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def pinned_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tokenizer, Any]:
-    """A family's name, its tokenizer here, and transformers'."""
+    """Returns a family's name, its tokenizer here, and transformers'."""
     family = request.param
     special, bos, eos, fallback = FAMILIES[family]
     folder = made.save(
@@ -149,7 +149,7 @@ def joined(messages: list[Any]) -> list[Any]:
 
 
 def check_equal(ours: Tokenizer, theirs: Any, messages: list[Any], options: dict[str, Any], extra: Any) -> bool:
-    """Whether both render it, which must then be equal; else both must refuse. Parts may be joined for theirs."""
+    """Checks that both render it equally, or both refuse it. Parts may be joined for transformers. Returns whether both render."""
     before = copy.deepcopy(messages)
     given = messages
     try:

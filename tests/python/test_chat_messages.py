@@ -1,4 +1,4 @@
-"""Messages and tools as OpenAI's clients, vLLM and transformers take them."""
+"""Messages and tools in the forms that OpenAI's clients, vLLM and transformers accept."""
 
 from __future__ import annotations
 

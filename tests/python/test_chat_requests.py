@@ -1,4 +1,4 @@
-"""Conversations wherever a prompt may be, and special tokens around prompts: once, and where the caller wants them."""
+"""Conversations in every place of a prompt, and special tokens around prompts: added once, and where the caller wants them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the `lynx-rt` command answers to mistakes, and how it ends where its input or output is not as usual."""
+"""Answers of the `lynx-rt` command to mistakes, and its exit when input or output is unusual."""
 
 from __future__ import annotations
 

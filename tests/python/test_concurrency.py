@@ -1,4 +1,4 @@
-"""Several threads on one engine, Ctrl-C, and requests that are left early."""
+"""Several threads on one engine, Ctrl-C, and requests whose readers leave early."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """However a program ends, its exit status is its own and the interpreter is gone at once, whatever the engine is doing.
 
-EXIT_RUNS in the environment is how often each way is tried, EXIT_SECONDS how long the end may take; 1 on an idle machine.
+Environment variables: EXIT_RUNS is the number of tries of each way, EXIT_SECONDS the time that the end may take (1 on an idle machine).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A field of the C++ structs is known to every part of the Python layer: csrc/engine/public_fields.h lists them."""
+"""Every field of the C++ structs, listed in csrc/engine/public_fields.h, is known to every part of the Python layer."""
 
 import dataclasses
 import re

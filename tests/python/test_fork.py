@@ -1,4 +1,4 @@
-"""A forked child: an engine of the parent says at once that it cannot be used there, a new one works, nothing hangs."""
+"""A forked child: an engine of the parent raises at once, a new engine works, and nothing hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""generation_config.json: default sampling, and the ends of text from every file that names some."""
+"""generation_config.json: default sampling, and the ends of text from every file that names any."""
 
 from __future__ import annotations
 

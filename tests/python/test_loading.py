@@ -1,4 +1,4 @@
-"""Where weights come from: load_format, and the progress of bringing them to a device."""
+"""Loading of weights: load_format, and the progress of copying them to a device."""
 
 from __future__ import annotations
 

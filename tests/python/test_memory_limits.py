@@ -1,4 +1,4 @@
-"""An engine in a memory-limited control group plans within its limit. tests/cpp/test_cgroup.cc has the forms that limits take."""
+"""An engine in a memory-limited control group plans within its limit. tests/cpp/test_cgroup.cc tests the forms of limits."""
 
 from __future__ import annotations
 

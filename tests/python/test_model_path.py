@@ -1,4 +1,4 @@
-"""What a user may take for a model: folders, files, names on the Hub; and what each mistake is answered with."""
+"""What a user may pass as a model: folders, files, names on the Hub; and the answer to each mistake."""
 
 from __future__ import annotations
 

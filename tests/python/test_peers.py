@@ -25,7 +25,7 @@ def scripts_find_their_modules(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def peers() -> Any:
-    """The modules of bench/peers, which are scripts and not a package."""
+    """Imports the modules of bench/peers, which are scripts and not a package."""
     names = ("processes", "report", "run", "workload")
     sys.path.insert(0, str(PEERS))
     try:
@@ -38,7 +38,7 @@ def peers() -> Any:
 
 
 def fake(tmp_path: Path, name: str, code: str) -> list[str]:
-    """The command of a worker that runs the code, in which say() prints a result."""
+    """Returns the command of a worker that runs the code, in which say() prints a result."""
     path = tmp_path / f"{name}.py"
     path.write_text(f"import json, os, sys, time\ndef say(**r): print(json.dumps(r), flush=True)\n{code}\n")
     return [sys.executable, str(path)]
@@ -165,7 +165,7 @@ def test_a_worker_that_hangs_is_ended_with_its_children(peers: Any, tmp_path: Pa
     start = time.monotonic()
     result = peers.processes.run_worker(fake(tmp_path, "hangs", code), timeout=2)
     assert time.monotonic() - start < 20 and result.failure == "did not end in 2 s"
-    assert result.values("decode_ms", 1) == [5.0]  # what it had printed is kept
+    assert result.values("decode_ms", 1) == [5.0]  # results printed before are kept
     deadline = time.monotonic() + 10
     while alive(int(pid.read_text())):
         assert time.monotonic() < deadline

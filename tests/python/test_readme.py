@@ -1,6 +1,6 @@
-"""The README's commands do what it says, and those of the other documents are at least right.
+"""The README's commands do what it says, and the other documents' commands at least parse.
 
-Its lines of Python are run by tests/test_packaging.py, those of CMake by tests/cpp/test_consumer.py.
+tests/test_packaging.py runs the README's Python, tests/cpp/test_consumer.py its CMake.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
 
 
 def commands(text: str) -> Iterator[tuple[list[str], bool]]:
-    """The arguments of each `lynx-rt` command in a document, and whether it is in a block; the others are between backticks."""
+    """Yields the arguments of each `lynx-rt` command in a document, and whether it is in a block (else between backticks)."""
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)).replace("\\\n", "")
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for pattern, source in ((r"(?m)\blynx-rt\s+(.+?)(?:;|$)", shell), (r"`lynx-rt\s+([^`]+)`", prose)):
@@ -79,7 +79,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_do_what_the_readme_says(
     workplace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In its order: `simulate` reads what `record` wrote."""
+    """They run in the README's order, because `simulate` reads what `record` wrote."""
     stands_for = {"FILE": "README.md", "OUT": "out"}
     unused = set(RUNS)
     for argv, _ in commands(README):
@@ -106,7 +106,7 @@ def test_commands_of_documents_are_right(document: Path) -> None:
             parser.parse_args(argv)
             continue
         level = parser
-        while level.commands:  # what stands in a sentence may be a part of a command
+        while level.commands:  # a sentence may have only a part of a command
             level = level.commands[argv.pop(0)]
         assert [word for word in argv if word.startswith("-") and word not in level._option_string_actions] == []
 

@@ -1,4 +1,4 @@
-"""Recordings simulated: how batches are formed, that policies do what they do step by step, recordings as files, the commands."""
+"""Simulation of recordings: forming of batches, policies that act as in an engine step by step, files of recordings, the commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAYERS, EXPERTS, TOP_K = 3, 13, 3
 
 
 def made_up(lengths: list[int], together: int = 4, seed: int = 0) -> Recording:
-    """Requests of these lengths, decoded `together` at a time, with random scores; 2 of 5 model layers are dense."""
+    """Makes requests of these lengths, decoded `together` at a time, with random scores; 2 of 5 model layers are dense."""
     rng = np.random.default_rng(seed)
     order, offsets = batched_steps(np.repeat(np.arange(len(lengths)), lengths), together)
     rows = len(order)
@@ -114,7 +114,7 @@ ROUTERS = {
 
 
 def with_router(name: str, bias: bool) -> Recording:
-    """A recording of 12 experts under another router."""
+    """Makes a recording of 12 experts under another router."""
     recording = made_up([9, 4, 7])
     recording.scores = np.ascontiguousarray(recording.scores[:, :, :12])
     recording.router |= ROUTERS[name]

@@ -1,4 +1,4 @@
-"""Stop strings: the same cut however the text arrives, and nothing shown that is taken back."""
+"""Stop strings: the cut does not depend on how the text arrives, and shown text is never taken back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STOPS = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3)
 
 
 def first_stop(text: str, stops: list[str]) -> tuple[int, int, str] | None:
-    """(start, end, stop) by the definition: the first to end, of those the longest."""
+    """Returns (start, end, stop) by the definition: the longest of those that end first."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
@@ -23,7 +23,7 @@ def first_stop(text: str, stops: list[str]) -> tuple[int, int, str] | None:
 
 
 def stream(pieces: list[str], stops: list[str], include: bool = False) -> tuple[list[str], StopFilter]:
-    """What a reader sees after each piece and at the end."""
+    """Returns what a reader sees after each piece and at the end."""
     text = StopFilter(stops, include)
     deltas = []
     for piece in pieces:

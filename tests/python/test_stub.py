@@ -1,4 +1,4 @@
-"""lynx_rt/_C.pyi says what the compiled module has: names, arguments, defaults and types, as far as pybind11 tells them."""
+"""lynx_rt/_C.pyi agrees with the compiled module: names, arguments, defaults and types, as far as pybind11 reports them."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""`lynx-rt study`: which runs are made and kept, what they measure, and that the report comes out."""
+"""`lynx-rt study`: which runs are made and kept, what they measure, and that the report is written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ POLICIES = ["topk", "oea:k0=1"]
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three tasks of 24 items: two of short answers and a long one."""
+    """Makes three tasks of 24 items: two with short answers, one with long ones."""
     folder = tmp_path_factory.mktemp("tasks")
     for task in ("add", "sub", "long"):
         with (folder / f"{task}.jsonl").open("w") as file:
@@ -53,7 +53,7 @@ def argv(tasks: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def study(tasks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole small study, with everything that a run can measure."""
+    """Runs a whole small study, with everything that a run can measure."""
     out = tmp_path_factory.mktemp("study")
     text = out / "held.txt"
     text.write_text("Q: What is 20 + 11?\nA: 31\n" * 2)

@@ -1,4 +1,4 @@
-"""The runs of a study that are on file: reading and joining them, the arithmetic of their comparison, tables and plots of known ones."""
+"""Recorded runs of a study: reading and joining them, the arithmetic of their comparison, tables and plots of known runs."""
 
 from __future__ import annotations
 

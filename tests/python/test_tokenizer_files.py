@@ -1,4 +1,4 @@
-"""The vocabulary files that checkpoints come with, read as transformers, sentencepiece and tiktoken read them."""
+"""Vocabulary files of checkpoints, read like transformers, sentencepiece and tiktoken."""
 
 from __future__ import annotations
 

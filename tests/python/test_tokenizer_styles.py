@@ -1,4 +1,4 @@
-"""The tokenizer files that families come with: encoded as transformers does, and detokenized token by token."""
+"""Tokenizer files of the families: encoding like transformers, and detokenization token by token."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Compiles the CUDA kernels with nvcc for every architecture, once for all the tests that read what came out.
+"""Compiles the CUDA kernels with nvcc for every architecture, once for all tests that read the output.
 
-Without nvcc (CUDACXX or on PATH) those tests are skipped. The whole takes about 180 CPU seconds the first time; what was compiled
-is kept beside the builds of the C++ tests, by content.
+Without nvcc (CUDACXX or on PATH) those tests are skipped. The first run takes about 180 CPU seconds. The output is kept beside
+the builds of the C++ tests, by content.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FLAGS = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v"
 
 
 def demangle(name: str) -> str:
-    """Name and template arguments of a function, without namespaces and parameters."""
+    """Returns name and template arguments of a function, without namespaces and parameters."""
     done = (
         subprocess.run(["c++filt", name], capture_output=True, text=True, check=False)
         if shutil.which("c++filt")
@@ -54,7 +54,7 @@ def nvcc() -> str:
 
 
 def compile_file(compiler: str, file: Path, output: Path) -> str:
-    """What nvcc prints when it compiles a file for every architecture, with warnings as errors. An output *.fatbin has the
+    """Compiles a file for every architecture, with warnings as errors; returns what nvcc prints. An output *.fatbin has the
     kernels only, which takes a third less time: their launchers are C++ that tests/simt compiles."""
     targets = [
         f"-gencode=arch=compute_{ptx},code=[{','.join(f'sm_{n}' for n in names)}]" for ptx, names in TARGETS.items()
@@ -75,7 +75,7 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="session")
 def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
-    """The files that this run's tests ask for, a compiler per core, longest first."""
+    """Compiles the files that this run's tests ask for, a compiler per core, longest first."""
     compiler = nvcc()
     folder = build_folder("nvcc")
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
         key.update(file.read_bytes())
         suffix = ".o" if file.stem == "runtime" else ".fatbin"
         target = folder / f"{file.stem}-{key.hexdigest()[:16]}{suffix}"
-        output = target.with_suffix(".txt")  # there once the compilation has ended well
+        output = target.with_suffix(".txt")  # exists once the compilation has succeeded
         with locked(folder / file.stem):  # another process of this run may want the same
             if not output.exists():
                 for old in folder.glob(f"{file.stem}-*"):

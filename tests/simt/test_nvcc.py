@@ -1,5 +1,5 @@
-"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas says about them. A kernel that changed its
-registers: the failure prints the new table. test_sass.py reads the instructions.
+"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas reports. If a kernel's registers changed, the
+failure prints the new table. test_sass.py reads the instructions.
 """
 
 import re

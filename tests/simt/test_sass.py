@@ -1,6 +1,6 @@
-"""What a GPU would run: the instructions of the kernels for sm_90a, and the order that ptxas gave them.
+"""The instructions of the kernels for sm_90a, and the order that ptxas gave them.
 
-Skipped without nvcc; the disassembler is of the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or on PATH.
+Skipped without nvcc. The disassembler comes from the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or is on PATH.
 """
 
 import importlib.util

@@ -42,7 +42,7 @@ def run(command: list[str | Path], **options: object) -> subprocess.CompletedPro
 
 
 def passes(command: list[str | Path], **options: object) -> str:
-    """The output of a command, which must end with 0."""
+    """Runs a command, which must end with 0, and returns its output."""
     done = run(command, **options)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}", pytrace=False)
@@ -50,7 +50,7 @@ def passes(command: list[str | Path], **options: object) -> str:
 
 
 def build(kind: str) -> Path:
-    """The folder of a kind's programs, which are built together; those of the engine for plain and asan only."""
+    """Builds the programs of a kind together, those of the engine for plain and asan only; returns their folder."""
     engine = ["test_engine_emulated"] if kind != "tsan" else []
     return built(kind, "test_emulator", "planted_bugs", "test_simt", *KERNELS, *engine) / "tests" / "simt"
 
@@ -70,7 +70,7 @@ def holds(kind: str, name: str, *arguments: str, copy: str = "lazy", seed: int =
 
 
 def side_by_side(check: Callable[[Any], None], cases: Sequence[Any]) -> None:
-    """check(case) for every case, on all cores; what builds is built before."""
+    """Runs check(case) for every case, on all cores; the programs are built before."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(check, cases):
             pass

@@ -19,7 +19,7 @@ SIMT = ROOT / "tests" / "simt"
 
 
 def link_options() -> list[str]:
-    """What gpu_program() links every program with."""
+    """Returns the options with which gpu_program() links every program."""
     found = re.search(r"target_link_options\(\$\{name\} PRIVATE ([^)]+)\)", (GPU / "CMakeLists.txt").read_text())
     return [option.replace("LINKER:", "-Wl,") for option in found[1].split()] if found else []
 
