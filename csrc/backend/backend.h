@@ -278,7 +278,7 @@ class Backend {
               float scale = 1);
 
   // Multiplies each head with its own matrix: out[t, a * out_head + n] = dot(round(x[t, a * x_head .. + K]), weights[a][n]) for
-  // n < N. Rows of out have stride out_stride; out must not overlap x. Test: tests/ops/test_head_linear.py.
+  // n < N. Rows of out have stride out_stride; out must not overlap x. Test: tests/ops/test_attention_variants.py.
   void head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride, int64_t out_head);
 
   // Applies q/k norm, clamping and rotation as QkvPostArgs says, and stores k and v to their slots in the cache's dtype. A pair of
