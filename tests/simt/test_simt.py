@@ -42,7 +42,7 @@ def run(command: list[str | Path], **options: object) -> subprocess.CompletedPro
 
 
 def passes(command: list[str | Path], **options: object) -> str:
-    """The output of a command, which must end with 0."""
+    """Runs a command, which must end with 0, and returns its output."""
     done = run(command, **options)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}", pytrace=False)
@@ -50,7 +50,7 @@ def passes(command: list[str | Path], **options: object) -> str:
 
 
 def build(kind: str) -> Path:
-    """The folder of a kind's programs, which are built together; those of the engine for plain and asan only."""
+    """Builds a kind's programs together, those of the engine for plain and asan only, and returns their folder."""
     engine = ["test_engine_emulated"] if kind != "tsan" else []
     return built(kind, "test_emulator", "planted_bugs", "test_simt", *KERNELS, *engine) / "tests" / "simt"
 
@@ -70,7 +70,7 @@ def holds(kind: str, name: str, *arguments: str, copy: str = "lazy", seed: int =
 
 
 def side_by_side(check: Callable[[Any], None], cases: Sequence[Any]) -> None:
-    """check(case) for every case, on all cores; what builds is built before."""
+    """Calls check(case) for every case, on all cores. The programs must have been built."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(check, cases):
             pass
@@ -90,7 +90,7 @@ def test_emulator(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_simt", *KERNELS])
 def test_kernels(name: str) -> None:
-    """Every case once, some of them in the other orders of threads and copies."""
+    """Runs every case once, some of them in the other orders of threads and copies."""
     build("plain")
 
     def check(mode: tuple[str, int]) -> None:
@@ -178,7 +178,7 @@ def test_engine_under_address_sanitizer() -> None:
 
 
 def test_engine_of_families() -> None:
-    """Tiny models of families that have ops of their own."""
+    """Runs tiny models of families that have ops of their own."""
     environment = {**os.environ, "SIMT_COPY": "lazy", "SIMT_SEED": "0"}
     program = build("plain") / "test_engine_emulated"
     passes([program, "--families", HERE / "families"], env=environment, timeout=300)
