@@ -241,8 +241,7 @@ void bench_moe_layer(Context& context) {
   for (const int rows : kRows) {
     const ExpertStep step(context, shape, rows, experts);
     const DeviceVector<float> normed(step.x.size());
-    const DeviceVector<uint16_t> rounded(
-        step.rounded.size());  // written but not read, so that the routing does not drift with the replays
+    const DeviceVector<uint16_t> rounded(step.rounded.size());  // not read: replays must not change the routing
     for (const char* name : kLayerSelections)
       for (const bool dependent : {true, false}) {
         const Stream stream = context.stream(dependent);
