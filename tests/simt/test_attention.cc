@@ -1,7 +1,7 @@
 // plan_attention() and attention() against float64, and the order guarantee bit by bit.
 //   test_attention [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 //
-// Keys that no row sees are NaN in every run, pages are shuffled, and table entries behind the sequence are garbage:
+// Keys that no row sees are NaN in every run, pages are shuffled, and table entries after the sequence are garbage:
 // attention_model.h.
 #include "backend/cuda/attention/attention.h"
 

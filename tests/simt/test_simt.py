@@ -27,7 +27,7 @@ KERNELS = {
     "test_sample": {"plain": 3, "asan": 4, "tsan": 16},
 }
 BUGS = re.findall(r'^    \{"(\w+)", \w+<true>', (HERE / "planted_bugs.cc").read_text(), re.MULTILINE)
-# What ThreadSanitizer must report, in which copy mode.
+# The reports that ThreadSanitizer must make, by copy mode.
 RACES = [
     *((bug, copy) for bug in BUGS if bug.startswith("missing_") for copy in ("lazy", "eager")),
     ("short_wait", "lazy"),

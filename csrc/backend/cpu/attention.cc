@@ -123,7 +123,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
   void* const values = cache.v ? cache.v : cache.k;
   const int64_t value_width = cache.v ? dv : d;
   // Calls visit(key, count, block, offset) for the parts of pages that hold keys [from, to), of K or V in rows of `width` columns.
-  // Pages lie anywhere, so the CPU's own prefetchers do not find the next one: each part prefetches the same part of the next page.
+  // Pages may be anywhere, so the CPU's own prefetchers do not find the next one: each part prefetches the same part of the next page.
   const auto for_each_part = [&](void* of, int64_t width, int64_t from, int64_t to, auto visit) {
     const int64_t row_bytes = width * dtype_size(cache.dtype);
     for (int64_t key = from; key < to;) {

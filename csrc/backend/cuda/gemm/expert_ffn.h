@@ -52,7 +52,7 @@ struct GateUpArgs {
   const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
   const Tile* tiles;              // [*num_tiles] on the device
   const int32_t* num_tiles;       // [1] on the device
-  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
+  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros after I
   const float* pair_scale = nullptr;  // [T * k] scale of a pair's input, applied to the products; null: 1, as for a dense MLP
   FfnRule ffn = {};                   // the activation
 };

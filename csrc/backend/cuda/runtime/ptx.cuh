@@ -1,7 +1,7 @@
 // The instructions that C++ cannot express, as functions with a defined meaning. Kernels use these functions only, and
-// tests/simt/backend/cuda/runtime/ptx.cuh implements them for a host compiler. No other file depends on the architecture.
-// test_nvcc.py assembles this file for every supported architecture. Nothing here has run on a GPU yet: tests/simt/test_simt.cc is
-// the conformance test to run there.
+// tests/simt/backend/cuda/runtime/ptx.cuh implements them for a host compiler. Only this file has architecture conditionals.
+// tests/simt/test_nvcc.py assembles it for every supported architecture. Nothing here has run on a GPU yet: tests/simt/test_simt.cc
+// is the conformance test to run there.
 //
 // Warp collectives: every lane of `mask` calls the same function with the same mask, and the caller is in it. They order no
 // memory; only sync_warp() and the barriers do. In kernels, the comment after a barrier names the data that it makes visible.
