@@ -1,5 +1,5 @@
-"""Measures what others reach on this machine, beside bench_ops in the same run: torch's copy and bf16 product, and the experts of a layer
-as torch's grouped products, as a loop over experts, and as a published Triton kernel if one is given.
+"""Measures other implementations on this machine, to compare with bench_ops in the same run: torch's copy and bf16 product, and the
+experts of a layer as torch's grouped products, as a loop over experts, and as a published Triton kernel where one is given.
 
     python3 bench/gpu/baselines.py [--quick] [--triton-moe FILE[:FUNCTION]]
 
@@ -34,7 +34,7 @@ SHAPES = [  # the same as kShapes in experts.h
     ("E256 k8 H2048 I512", 256, 8, 2048, 512),
     ("E128 k8 H4096 I1536", 128, 8, 4096, 1536),
 ]
-DISTINCT = 8  # routings that take turns
+DISTINCT = 8  # routings that are used in turn
 
 
 def emit(bench: str, **fields: Any) -> None:
@@ -47,7 +47,7 @@ def emit(bench: str, **fields: Any) -> None:
 
 
 def time_graph(call: Callable[[int], object], count: int, quick: bool) -> dict[str, Any]:
-    """Returns microseconds per call of call(0), .., call(count - 1): replayed as a graph, or called if they cannot be recorded."""
+    """Returns the microseconds of one of call(0), .., call(count - 1), by replays of a graph, or by calls that cannot be recorded."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for _ in range(2):
@@ -108,7 +108,7 @@ def ceilings(quick: bool) -> float:
 
 
 class Routing:
-    """A uniform random choice of experts, and its pairs ordered by expert."""
+    """A routing to uniform random experts, with the pairs ordered by expert."""
 
     def __init__(self, rows: int, experts: int, top_k: int) -> None:
         scores = torch.randn(rows, experts, device="cuda")
@@ -160,7 +160,7 @@ def load(path: str) -> Callable[..., torch.Tensor]:
 
 
 def find_kinds(triton_moe: str | None) -> dict[str, tuple[bool, Callable[..., torch.Tensor]]]:
-    """Returns name -> (whether it orders the pairs itself, function of (x, w13, w2, routing))."""
+    """Returns name -> whether it orders the pairs itself, and the function of (x, w13, w2, routing)."""
     kinds: dict[str, tuple[bool, Callable[..., torch.Tensor]]] = {"torch loop": (False, loop)}
     if hasattr(torch, "_grouped_mm"):
         kinds["torch grouped"] = (False, lambda *args: grouped(*args, with_lists=False))
@@ -172,7 +172,7 @@ def find_kinds(triton_moe: str | None) -> dict[str, tuple[bool, Callable[..., to
 
 
 class Layers:
-    """Several copies of a layer's experts, more than the second-level cache holds."""
+    """Several copies of a layer's experts."""
 
     def __init__(self, num_experts: int, hidden: int, width: int) -> None:
         self.expert_bytes = 3 * hidden * width * 2
@@ -209,7 +209,7 @@ def experts(quick: bool, copy_rate: float, triton_moe: str | None) -> int:
                         raise RuntimeError(f"relative error {error}")
                     call = functools.partial(layers.run, function, x, routings)
                     times = time_graph(call, 2 if kind == "torch loop" else 16, quick)
-                except Exception as e:  # a library failed: the other kinds are still measured
+                except Exception as e:  # a library failed: the others are still measured
                     failures += 1
                     emit("baseline_experts", **fields, error=f"{type(e).__name__}: {str(e)[:300]}")
                     continue
@@ -224,7 +224,7 @@ def experts(quick: bool, copy_rate: float, triton_moe: str | None) -> int:
 
 
 def print_fit(shape: str, kind: str, points: list[tuple[float, float]]) -> None:
-    """Prints the least-squares fit of us = c0 + bytes / rate."""
+    """Fits us = c0 + bytes / rate by least squares."""
     if len(points) < 3:
         return
     sizes, times = zip(*points, strict=True)

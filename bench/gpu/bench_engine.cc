@@ -23,7 +23,7 @@ namespace {
 
 double now_ms() { return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-// What the functions below saw of one step.
+// The times of one step that the functions below record.
 struct Seen {
   double wait_ms = 0, launch_ms = 0, graph_ms = 0;
   int graphs = 0;
@@ -36,7 +36,7 @@ std::optional<Pair> graph_events;  // while steps are measured
 
 }  // namespace
 
-// The linker puts these in the place of cuda::synchronize() and cuda::Graph::launch() (--wrap, CMakeLists.txt).
+// The linker replaces cuda::synchronize() and cuda::Graph::launch() by these (--wrap, CMakeLists.txt).
 extern "C" {
 void __real__ZN7lynx_rt4cuda11synchronizeENS0_6StreamE(cuda::Stream stream);
 void __real__ZNK7lynx_rt4cuda5Graph6launchENS0_6StreamE(const cuda::Graph* graph, cuda::Stream stream);
@@ -58,7 +58,7 @@ void __wrap__ZNK7lynx_rt4cuda5Graph6launchENS0_6StreamE(const cuda::Graph* graph
 
 namespace {
 
-constexpr int kTurn = 4, kWarmup = 4;  // steps: of one policy before the next; of each policy before any is timed
+constexpr int kTurn = 4, kWarmup = 4;  // steps of one policy before the next; untimed steps of each policy
 
 struct Arguments {
   std::string model;  // a folder
@@ -190,7 +190,7 @@ void run(const Arguments& a) {
   }
   const int most = *std::max_element(a.batches.begin(), a.batches.end());
   constexpr int64_t kRowsPerStep = 2048;
-  // The oldest sequence generates while the others are in prefill, during the warm-ups, and in the timed steps.
+  // The oldest sequence generates tokens during the others' prefill, the warm-ups and the timed steps.
   const int64_t policies = int64_t(a.selections.size());
   const int64_t tokens =
       2 + most * a.context / (kRowsPerStep / 2) + policies * (kWarmup + (a.steps + kTurn - 1) / kTurn * kTurn) + 1;

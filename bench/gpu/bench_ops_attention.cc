@@ -1,4 +1,4 @@
-// Attention of a decode step, against the bytes of K and V that its rows see.
+// Measures the attention of a decode step, relative to the bytes of K and V that its rows see.
 #include <algorithm>
 #include <numeric>
 #include <random>
@@ -91,7 +91,7 @@ void measure(Context& context, const Shape& shape, int batch_size, int length) {
     line.add("name", shape.name).add("batch", batch_size).add("length", length).add("heads", shape.heads);
     line.add("kv_heads", shape.kv_heads).add("head_dim", shape.head_dim).add("v_dim", shape.v_dim).add("window", shape.window);
     line.add("dependent_launch", stream.dependent_launch).add("tiles", int64_t(plan.tiles.size())).add("splits", num_partials);
-    // Where all copies fit in it, the second-level cache answers and the memory's rate is no bound.
+    // Where all copies fit in the second-level cache, reads come from it and the memory's rate is no bound.
     line.add("from_l2", copies * cache_bytes < 2 * l2_bytes()).add(times);
     add_rate(line, context, double(bytes), times);
   }

@@ -1,4 +1,4 @@
-// The experts of a layer: the two products and their sum, tile sizes, the layer as a chain of launches, and route() alone.
+// Measures the experts of a layer: the two products and their sum, tile sizes, the layer as a chain of launches, and route() alone.
 #include <algorithm>
 #include <limits>
 
@@ -15,7 +15,7 @@ namespace {
 constexpr int kRows[] = {1, 2, 4, 8, 16, 32, 64, 128};
 
 constexpr const char* kLayerSelections[] = {"topk", "lynx", "oea:k0=2", "xshare:k0=1"};
-// alias and replay are as long as top1 but for one read.
+// alias and replay are left out: they take as long as top1, but for one read.
 constexpr const char* kSelections[] = {"topk",         "lynx", "oea:k0=2", "xshare:k0=1",      "des_vote", "cover",
                                        "lynx_literal", "sere", "top1",     "deny_rank:rank=0", "skip",     "capacity"};
 
@@ -98,7 +98,7 @@ ExpertStep::ExpertStep(const Context& context, const Shape& s, int rows, const E
   }
   fill_random_float(x.get(), int64_t(x.size()), 3, 1.0f, stream);
   round_rows(x.get(), s.hidden_size, rows, s.hidden_size, rounded.get(), stream);
-  fill_async(hidden.get(), 0xff, hidden.size() * sizeof(uint16_t), stream);  // NaN: what is not written shows
+  fill_async(hidden.get(), 0xff, hidden.size() * sizeof(uint16_t), stream);  // NaN shows places that are not written
   fill_async(partial.get(), 0xff, partial.size() * sizeof(float), stream);
   synchronize(stream);
 }
@@ -241,7 +241,7 @@ void bench_moe_layer(Context& context) {
   for (const int rows : kRows) {
     const ExpertStep step(context, shape, rows, experts);
     const DeviceVector<float> normed(step.x.size());
-    const DeviceVector<uint16_t> rounded(step.rounded.size());  // not read: the routing must not drift with the replays
+    const DeviceVector<uint16_t> rounded(step.rounded.size());  // not read: replays must not change the routing
     for (const char* name : kLayerSelections)
       for (const bool dependent : {true, false}) {
         const Stream stream = context.stream(dependent);

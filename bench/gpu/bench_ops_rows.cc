@@ -1,4 +1,4 @@
-// Products with one weight, ops over rows, and sampling.
+// Measures products with one weight, ops over rows, and sampling.
 #include <algorithm>
 
 #include "backend/cuda/gemm/linear.h"
@@ -71,7 +71,7 @@ void bench_linear(Context& context) {
   }
 }
 
-// Into the latent space and out of it, DeepSeek-V2-Lite's and V3's.
+// Measures the products into the latent space and out of it, with the sizes of DeepSeek-V2-Lite and V3.
 void bench_head_linear(Context& context) {
   struct Product {
     const char* name;
@@ -111,7 +111,7 @@ void bench_head_linear(Context& context) {
 void bench_rows(Context& context) {
   const Stream stream = context.stream();
   const DeviceVector<float> weight(std::vector<float>(kHidden, 1.0f));
-  // As many routers as the second-level cache cannot hold, a call for each: in a model every layer has its own.
+  // There are more routers than the second-level cache can hold, with a call for each, because every layer of a model has its own.
   constexpr int64_t kRouterSize = int64_t(kExperts) * kHidden;
   const int routers = rotation(2 * kRouterSize, 512);
   const DeviceVector<uint16_t> router_weight(size_t(routers * kRouterSize));
@@ -173,7 +173,7 @@ void bench_sample(Context& context) {
           .add("vocab", kVocab)
           .add("dependent_launch", stream.dependent_launch)
           .add(times);
-      add_rate(line, context, 4.0 * rows * kVocab, times);  // one pass; the smaller batches' logits are in the cache
+      add_rate(line, context, 4.0 * rows * kVocab, times);  // one read of the logits; those of smaller batches are in the cache
     }
   }
 }

@@ -1,4 +1,4 @@
-// Kernels that the measurements need beside those of the library: plain reading and copying, random data, an empty launch.
+// Kernels that the measurements need in addition to the library's: plain reading and copying, random data, an empty launch.
 #include <cuda_runtime.h>
 
 #include "backend/cuda/runtime/launch.h"
@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) read_kernel(const Words4* from, int6
     LYNX_UNROLL
     for (int j = 0; j < kLoads; ++j) sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
   }
-  if (sum == 0x5bd1e995) *sink = sum;  // as good as never, and the compiler cannot know
+  if (sum == 0x5bd1e995) *sink = sum;  // practically never, which the compiler cannot know
 }
 
 __global__ void __launch_bounds__(kThreads) copy_kernel(const Words4* from, Words4* to, int64_t count) {

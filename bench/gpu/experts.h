@@ -1,4 +1,4 @@
-// What the measurements of the experts share: a layer's weights, in several copies, and a step's routing and buffers.
+// A layer's weights in several copies, and a step's routing and buffers, for the measurements of the experts.
 #pragma once
 #include <memory>
 #include <vector>
@@ -16,16 +16,16 @@ struct Shape {
   const char* name;
   int num_experts, top_k, hidden_size, width;
 };
-// The models that decode steps are planned for, bfloat16.
+// The shapes of models for which decode steps are measured, in bfloat16.
 inline constexpr Shape kShapes[] = {{"E128 k8 H2048 I768", 128, 8, 2048, 768},
                                     {"E64 k8 H2048 I1024", 64, 8, 2048, 1024},
                                     {"E64 k6 H2048 I1408", 64, 6, 2048, 1408},
                                     {"E256 k8 H2048 I512", 256, 8, 2048, 512},
                                     {"E128 k8 H4096 I1536", 128, 8, 4096, 1536}};
 
-inline constexpr int kDistinct = 8;  // routings that take turns
+inline constexpr int kDistinct = 8;  // routings that are used in turn
 
-// The experts of one layer, several times over, so that a repeated step finds none of them in the second-level cache.
+// Several copies of the experts of one layer, so that a repeated step finds none of them in the second-level cache.
 struct ExpertCopies {
   ExpertCopies(const Context& context, const Shape& shape);
 
@@ -36,7 +36,7 @@ struct ExpertCopies {
   int64_t expert_bytes() const { return gate_up_bytes + down_bytes; }
 };
 
-// One step's routing: scores, and the lists that route() makes of them.
+// The routing of one step: scores, and the lists that route() makes of them.
 class Routed {
  public:
   Routed(const Context& context, int num_rows, int num_experts, int top_k, uint32_t seed);
@@ -56,7 +56,7 @@ class Routed {
 // Buffers of a step, and the two products over them.
 struct ExpertStep {
   ExpertStep(const Context& context, const Shape& shape, int num_rows, const ExpertCopies& experts);
-  // The arguments for `routed`, with weights of copy number `turn`.
+  // Returns the arguments for `routed`, with the weights of copy number `turn`.
   lynx_rt::cuda::GateUpArgs gate_up(const Routed& routed, int turn) const;
   lynx_rt::cuda::DownArgs down(const Routed& routed, int turn) const;
   lynx_rt::ExpertSum combine(const Routed& routed) const {
@@ -69,7 +69,8 @@ struct ExpertStep {
   const ExpertCopies& experts;
   std::vector<std::unique_ptr<Routed>> routings;
   DeviceVector<uint16_t> rounded, hidden;
-  DeviceVector<float> x, sum, partial;  // x: the input that `rounded` is the bfloat16 of; sum: what the experts add to
+  DeviceVector<float> x, sum,
+      partial;  // x: the float32 input, rounded in `rounded`; sum: the rows to which the experts are added
 };
 
 }  // namespace bench

@@ -99,7 +99,7 @@ Times time_graph(const Context& context, Stream stream, int count, const std::fu
   const auto all = [&] {
     for (int i = 0; i < count; ++i) call(i);
   };
-  all();  // what a launch sets up once must not happen while recording
+  all();  // a kernel's first launch may do a set-up that is not allowed while recording
   synchronize(stream);
   const Graph graph = Graph::capture(stream, all);
   constexpr int kBatch = 8;
@@ -112,7 +112,7 @@ Times time_graph(const Context& context, Stream stream, int count, const std::fu
     }
     synchronize(stream);
   };
-  replay();  // clocks, caches
+  replay();  // warms up clocks and caches
   std::vector<double> us;
   double total = 0;
   const double wanted = context.quick ? 15e3 : 60e3;

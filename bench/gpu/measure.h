@@ -1,4 +1,4 @@
-// What the measurements share: results as JSON lines, times of queued work, random data on the device, the memory's ceilings.
+// Common code of the measurements: results as JSON lines, times of queued work, random data on the device, the memory's ceilings.
 #pragma once
 #include <functional>
 #include <string>
@@ -11,7 +11,7 @@ namespace bench {
 
 using lynx_rt::cuda::Stream;
 
-// One result: printed to stdout as a line of JSON when it goes.
+// One result, which the destructor prints to stdout as a line of JSON.
 class Line {
  public:
   Line(const struct Context& context, const char* bench);
@@ -38,11 +38,11 @@ struct Context {
   bool quick;
   double read_gb_per_s = 0, copy_gb_per_s = 0;  // measure_ceilings(); a copy counts what it reads and what it writes
   lynx_rt::cuda::OwnedStream owned;
-  // On devices that cannot overlap launches (before sm_90), the same stream without.
+  // Returns the stream with overlapping launches, or without where the device cannot overlap them (before sm_90).
   Stream stream(bool dependent_launch = true) const { return {owned.get(), dependent_launch && device.major >= 9}; }
 };
 
-// Of one of the calls, over replays; microseconds.
+// Times of one call, over the replays, in microseconds.
 struct Times {
   double median = 0, p10 = 0, p90 = 0;
   int replays = 0;
@@ -51,24 +51,24 @@ struct Times {
 // Records call(0), .., call(count - 1) as one graph and replays it back to back, with an event between replays.
 Times time_graph(const Context& context, Stream stream, int count, const std::function<void(int)>& call);
 
-// Read, copy and write rates of large buffers, printed; the best of reading and copying go to the context.
+// Measures and prints read, copy and write rates of large buffers; stores the best rates of reading and copying in the context.
 void measure_ceilings(Context& context);
 
 double gb_per_s(double bytes, const Times& times);
-// bytes, GB/s, and percent of the rates of plain reading and copying
+// Adds bytes, GB/s, and percent of the rates of plain reading and copying.
 void add_rate(Line& line, const Context& context, double bytes, const Times& times);
-// Printed: times = c0 + bytes / rate by least squares.
+// A point for the fit times = c0 + bytes / rate by least squares, which is printed.
 struct Point {
   double bytes, us;
 };
 void print_fit(const Context& context, const char* bench, const std::string& shape, bool dependent_launch,
                const std::vector<Point>& points);
-// Bytes that a measurement may still take: the device's free memory but for a margin.
+// Returns the bytes that a measurement may still take: the device's free memory less a margin.
 int64_t free_bytes();
-// How many copies of `bytes` to rotate through, so that the second-level cache holds none when its turn comes: as many as make
-// 16 times the cache, 1..most, as memory allows.
+// Returns how many copies of `bytes` to rotate through, so that the second-level cache holds none when it is used again: as many as
+// make 16 times the cache, from 1 to `most`, as far as memory allows.
 int rotation(int64_t bytes, int most);
-// Throws where one of the first values is not finite, or all are zero: nothing was computed.
+// Throws where one of the first values is not finite or all are zero, which means that nothing was computed.
 void check_computed(const DeviceVector<float>& values, const char* what);
 
 // --- device_kernels.cu
@@ -79,7 +79,7 @@ void fill_random_float(float* p, int64_t count, uint32_t seed, float scale, Stre
 // `bytes` is a multiple of 1 MiB; blocks_per_sm blocks of 256 threads.
 void read_all(const void* from, int64_t bytes, uint32_t* sink, int num_blocks, Stream stream);
 void copy_all(const void* from, void* to, int64_t bytes, int num_blocks, Stream stream);
-void do_nothing(Stream stream);  // one launch that waits for the one before
+void do_nothing(Stream stream);  // one launch that waits for the last one
 
 // --- bench_ops_*.cc
 

@@ -1,5 +1,5 @@
-# bench_parts: the measurements, in the order of what would be missed most. For tests/gpu/run --bench and bench/gpu/run, which have
-# sourced tests/gpu/steps.sh. With --quick fewer shapes and steps, and of the model's 48 layers all the same.
+# bench_parts: the measurements, the most important first. For tests/gpu/run --bench and bench/gpu/run, which source tests/gpu/steps.sh
+# before. --quick: fewer shapes and steps, but all of the model's 48 layers.
 bench_parts() {
   local here=$root/bench/gpu long steps name ncu
   local engine=$tree/bench/bench_engine ops=$tree/bench/bench_ops few=(${quick:+--quick})
@@ -20,7 +20,7 @@ bench_parts() {
   else
     part bench_ops 600 "$ops"
   fi
-  # What the tables of bench_ops cannot say: occupancy, and what warps wait for.
+  # Nsight Compute measures occupancy and the stalls of warps, which bench_ops cannot.
   ncu=$(command -v ncu || true)
   if [[ -n $ncu || -n $dry ]]; then
     for name in rows:router_kernel route:route_kernel linear:linear_kernel; do

@@ -50,7 +50,7 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64
 
 }  // namespace
 
-// Charges the time of its lifetime and `bytes` to an op; refuses the op where a sum is pending.
+// Adds the time of its lifetime and `bytes` to an op's profile. The constructor throws kInternal where a sum is pending.
 class Backend::Scope {
  public:
   Scope(Backend* backend, Op op, int64_t bytes = 0) : profile_(backend->profile_[op]), start_(std::chrono::steady_clock::now()) {
@@ -264,7 +264,7 @@ PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts,
   require(experts.size() == rule.num_experts, "expert_ffn", "the table must have one entry per expert");
   const RowsIn rows = rows_in(x, "expert_ffn", experts.hidden_size());
   if (x.num_rows() == 0) return {};
-  Scope scope(this, kExpertFfn);  // the decoder charges the bytes, which depend on the routing
+  Scope scope(this, kExpertFfn);  // the bytes depend on the routing: the decoder adds them by charge()
   const ExpertSum sum = do_expert_ffn(rows, x.num_rows(), experts, rule, ffn, routing, plan, out);
   pending_ = true;
   return {out, x.num_rows(), sum};
@@ -325,7 +325,7 @@ void Backend::do_read(void* to, const void* from, int64_t bytes) {
 
 BatchView Backend::begin_step(const BatchView& batch) {
   attended_tokens_ = 0;
-  pending_ = false;  // of a step that failed
+  pending_ = false;  // a step that failed may have left a sum
   for (int64_t s = 0; s < batch.num_seqs; ++s)
     if (batch.query_start[s + 1] > batch.query_start[s]) attended_tokens_ += batch.positions[batch.query_start[s + 1] - 1] + 1;
   return do_begin_step(batch);

@@ -10,12 +10,12 @@
 // whatever T, the other rows, and the number of threads are. Bitwise: tests/ops/test_batch_invariance.py. The one exception is
 // route().
 //
-// Ops hand two things on to each other, both as values. Activations, which norms and attention() write and products read, hold the
-// form of rows that the backend's products take beside the float32 values. A PendingSum is what expert_ffn() leaves to the norm
-// that follows: until a norm or combine() has taken it every other op, read() and write() are refused (kInternal).
+// Ops pass two kinds of values on to each other. Activations are written by norms and attention() and read by products; they hold
+// the rows in the form that the backend's products read, beside the float32 values. A PendingSum is what expert_ffn() leaves to the
+// norm that follows: until a norm or combine() has taken it, every other op, read() and write() throw kInternal.
 //
-// A backend on a device queues its ops and returns; read() and end_step() wait for them. Weights are given to ops as place() and
-// place_experts() returned them, and batches as begin_step() did.
+// A backend on a device queues its ops and returns; read() and end_step() wait for them. Ops take weights as the place functions
+// left them, and the batch that begin_step() returned.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -61,9 +61,9 @@ struct BatchView {
   const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
   const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
   int64_t max_blocks = 0;
-  const uint8_t* exact = nullptr;  // [T] 1 = the row gets the model's own routing; null = none does
+  const uint8_t* exact = nullptr;  // [T] 1 = the row always gets the model's own routing; null = no such row
   Phase phase = Phase::kPrefill;
-  // [MoE layers, T, k] recorded ids, where a layer's policy is replay; those of a layer are Selection::replay.
+  // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
 };
 
@@ -95,15 +95,15 @@ struct QkvPostArgs {
   float* qkv;         // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
   int64_t num_heads;  // A
   QkNorm norm = QkNorm::kNone;
-  WeightView q_norm, k_norm;  // as `norm` says
+  WeightView q_norm, k_norm;  // shapes: see QkNorm
   float eps = 0;
-  RopeTable rope;  // of the first rope.dim columns of every head of q and k
-  float clip = 0;  // q, k and v are clamped to +-clip after the norm before rope; 0 = not
-  // q is multiplied by 1 + temperature_scale * log1p(floor((position + 1) / temperature_floor)), last; 0 = not (Llama 4)
+  RopeTable rope;  // rotates the first rope.dim columns of every head of q and k
+  float clip = 0;  // q, k and v are clamped to +-clip, after the norm before rope; 0 = no clamping
+  // Last, q is multiplied by 1 + temperature_scale * log1p(floor((position + 1) / temperature_floor)); 0 = no scaling (Llama 4).
   float temperature_floor = 0, temperature_scale = 0;
 };
 
-// Arguments of mla_post(): what qkv_post() is for multi-head latent attention.
+// Arguments of mla_post(), the counterpart of qkv_post() in multi-head latent attention.
 struct MlaPostArgs {
   const float* q;      // [T, A, nope + R]
   float* kv;           // [T, L + R] latent and key columns to rotate; consumed
@@ -115,7 +115,7 @@ struct MlaPostArgs {
   float* latent_q;  // [T, A, L + R] out: the rotated columns of q in the last R of each head; the others are left alone
 };
 
-// Arguments of attention(). Query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p.
+// Arguments of attention(). The query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p.
 struct AttentionArgs {
   const float* q;  // rows of stride q_stride, [A, D]
   int64_t q_stride;
@@ -123,13 +123,13 @@ struct AttentionArgs {
   float scale;
   int64_t window = 0;  // 0 = all
   int64_t chunk = 0;   // 0 = none
-  WeightView sinks;    // [A] or empty: a logit per head that is in the softmax's denominator alone; not scaled
+  WeightView sinks;    // [A] or empty: a logit per head, not scaled, that only enters the softmax's denominator
 };
 
 // Matrices of the same shape [N, K], one per head.
 using HeadWeights = std::span<const WeightView>;
 
-// The sizes that a model's steps stay within; what a backend needs to set its scratch memory aside.
+// Upper bounds of the sizes of a model's steps, from which a backend allocates its scratch memory.
 struct StepLimits {
   int64_t max_rows = 0;        // T
   int64_t max_logit_rows = 0;  // rows of one logits() or sample() call
@@ -138,7 +138,7 @@ struct StepLimits {
   int64_t num_kv_heads = 0;    // G
   int64_t head_dim = 0;        // D of the KV cache
   int64_t v_head_dim = 0;      // Dv
-  int64_t max_columns = 0;     // of rows that enter linear() or head_linear(), whole rows of all heads
+  int64_t max_columns = 0;     // columns of a row that enters linear() or head_linear(), all heads together
   int64_t num_experts = 0;     // E; 0 = no experts
   int64_t top_k = 0;           // k
   int64_t expert_width = 0;    // I
@@ -147,7 +147,7 @@ struct StepLimits {
   int64_t vocab_size = 0;      // V
 };
 
-// How ops use a weight.
+// The op that uses a weight.
 enum class WeightUse : uint8_t {
   kVector,  // norm weights, biases, sinks
   kEmbed,   // embed()
@@ -156,16 +156,16 @@ enum class WeightUse : uint8_t {
   kRouter,  // router()
 };
 
-// What decides, beside the sizes of the batch, which ops a step runs on which memory.
+// Identifies, together with the sizes of the batch, which ops a step runs on which memory.
 struct StepKey {
   const std::string& selection;  // names the selections of all layers, tables included
   const void* cache = nullptr;   // K of the first layer
 };
 
-// Activations as a backend reads and writes them.
+// Pointers to Activations that a backend's op reads or writes.
 struct RowsIn {
   const float* f32;     // [T, columns]
-  const void* rounded;  // T rows of rounded_row_bytes(columns); null: there are none, the product rounds f32 itself
+  const void* rounded;  // T rows of rounded_row_bytes(columns); null: the product rounds f32 itself
 };
 struct RowsOut {
   float* f32;
@@ -176,7 +176,7 @@ struct RowsOut {
 struct OpProfile {
   const char* name;
   int64_t calls = 0;
-  double seconds = 0;  // on the host; of ops that a device runs, the queueing
+  double seconds = 0;  // time on the host; where a device runs the ops, the time to queue them
   int64_t bytes = 0;   // weights (and for attention, KV) that the calls had to read
 };
 
@@ -208,67 +208,67 @@ class Backend {
   // Zero-filled device memory, 64-byte aligned; throws kOutOfMemory with the size. Untouched pages cost nothing on the CPU.
   virtual void* allocate(int64_t bytes, const char* what) = 0;
   virtual void release(void* p, int64_t bytes) noexcept = 0;
-  // Bytes that a KV cache whose size nobody gave may take at most, and those that one may be given.
+  // The most bytes that a KV cache may take: `chosen` where the user gave no size, `free` where the user did.
   struct MemoryBudget {
     int64_t chosen, free;
   };
   virtual MemoryBudget memory_budget() const = 0;
   // Whether the host may use allocate()'s memory directly.
   virtual bool host_memory() const { return true; }
-  // Copies between the host and allocate()'s memory, in order with the ops. `from` may be reused when write() returns; read()
-  // waits for what it reads.
+  // Copies between the host and allocate()'s memory, in order with the ops. `from` may be reused when write() returns. read()
+  // returns when `to` is filled.
   void write(void* to, const void* from, int64_t bytes);
   void read(void* to, const void* from, int64_t bytes);
   // Copies within allocate()'s memory, in order with the ops; the two ranges do not overlap.
   void copy(void* to, const void* from, int64_t bytes);
-  // Bytes of a row of Activations beside its float32 values; 0 where products read those.
+  // Bytes of a row of Activations beside its float32 values; 0 where products read the float32 values.
   virtual int64_t rounded_row_bytes(int64_t /*num_columns*/) const { return 0; }
 
-  // Brings a weight to where and how this backend's ops read it; the view that they take, and that stays valid as long as the
-  // backend. On the CPU weights are used where they are. Throws kOutOfMemory, kUnsupported for a dtype that there is no kernel
-  // for.
+  // Copies a weight to the backend's memory, in the layout that its ops read, where that differs from what is given: the CPU uses
+  // plain weights where they are. The returned view stays valid as long as the backend. Throws kOutOfMemory; kUnsupported for a
+  // dtype without a kernel.
   virtual WeightView place(const WeightView& weight, WeightUse) { return weight; }
-  // The same for all experts of a layer at once (or for a dense MLP, as one expert), in place; and for head_linear()'s matrices.
+  // As place(), but replace the views: of all experts of a layer (or of a dense MLP, as one expert), and of head_linear()'s matrices.
   virtual void place_experts(std::span<ExpertWeights>) {}
   virtual void place_heads(std::span<WeightView>) {}
-  // The table of a layer's experts as place_experts() left them. Throws kInvalidArgument (field experts) naming an expert whose
-  // shapes do not fit the others', kUnsupported for a format that this backend has no kernel for. It is valid as long as the backend.
+  // Returns the table of a layer's experts, which place_experts() has placed; it is valid as long as the backend. Throws
+  // kInvalidArgument (field experts) where an expert's shapes do not fit the first one's; kUnsupported for a format without a kernel.
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
-  // Whether these look at the values of what they are given: of weights for kMatrix and kHead, of experts' but their biases, and of
-  // heads. Not where an earlier run left what they make of them (BackendOptions::quantization_cache).
+  // Whether the place functions read the values of matrices: those for kMatrix and kHead, those of experts and of heads. They do
+  // not where an earlier run left the result in a file (BackendOptions::quantization_cache).
   virtual bool reads_products() const { return true; }
-  // Throws kCorruptFile where a file that it uses weights from was written to or cut off.
+  // Throws kCorruptFile where a file whose weights the backend uses was written to or cut off.
   virtual void check_files() const {}
-  // Sets scratch memory aside; before the first step, after the weights.
+  // Allocates scratch memory. Called after all weights are placed and before the first step.
   virtual void reserve(const StepLimits&) {}
   // The most rows of a step in which a batch-aware policy can act.
   virtual int64_t max_selection_rows() const { return INT32_MAX; }
 
-  // Starts a step: `batch` in host memory, the view that the ops take, which may have more rows than the batch. Rows added so are
-  // inert: no K and V, no routing, zeros from attention. Both views stay valid until the next begin_step().
+  // Starts a step. `batch` is in host memory. Returns the view that the ops take, which may have more rows than `batch`: the added
+  // rows store no K and V, are not routed, and get zeros from attention(). Both views stay valid until the next begin_step().
   BatchView begin_step(const BatchView& batch);
-  // Calls ops(batch), which calls ops of this backend on memory that stays where it is. A backend may record the ops of a
-  // decode-only step and repeat them, instead of the call, in later steps of the same key and sizes.
+  // Calls ops(batch), which calls ops of this backend. A backend may record the ops of a decode-only step and repeat the recording
+  // instead of calling `ops` in later steps of the same key and sizes, so the ops' memory must stay where it is.
   void run(const StepKey& key, const BatchView& batch, const std::function<void(const BatchView&)>& ops);
-  // Waits for the step. The counters of its route() calls go to `stats` in order, which has as many entries or none; sample()'s
-  // tokens are there. Throws RowError for a row whose router scores were not finite, where route() has not thrown it yet.
+  // Waits for the step, after which sample()'s tokens can be read. Writes the counters of the step's route() calls to `stats`, in
+  // order; it has one entry per call, or none. Throws RowError for a row with a non-finite router score, unless route() has thrown.
   void end_step(std::span<SelectionStats> stats);
 
   // out[t] = scale * table[ids[t]] as float32, [T, H]. ids in [0, V), checked by the caller at the engine's boundary.
   // Cost: reads T rows. Test: tests/ops/test_elementwise.py.
   void embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale = 1);
 
-  // Adds what is pending to x, if anything; then out = x / sqrt(mean(x^2) + eps) * weight, per row of H; x [T, H] is none of out.
+  // Adds the pending sum, if any, to x; then out = x / sqrt(mean(x^2) + eps) * weight, per row of H. x [T, H] must not overlap out.
   // `pending` must be of the same rows. Source: arXiv 1910.07467 eq. 4; config key rms_norm_eps.
   // Test: tests/ops/test_elementwise.py.
   void rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, Activations& out, PendingSum pending = {});
 
-  // As rmsnorm(), with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias.
+  // Does what rmsnorm() does, with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias.
   // Source: arXiv 1607.06450 eq. 4. Test: tests/ops/test_elementwise.py.
   void layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows, Activations& out,
                  PendingSum pending = {});
 
-  // Adds what is pending to its rows, if anything; for what no norm follows. Test: tests/cpp/test_op_contract.cc.
+  // Adds the pending sum, if any, to its rows, where no norm follows that would add it. Test: tests/cpp/test_op_contract.cc.
   void combine(PendingSum pending);
 
   // For each part: out[t, out_column + n] (+)= scale * (dot(round(x[t]), weight[n]) + bias[n]); x [T, K], out row stride
@@ -277,22 +277,22 @@ class Backend {
   void linear(const Activations& x, std::span<const LinearPart> parts, bool accumulate, float* out, int64_t out_stride,
               float scale = 1);
 
-  // A product of its own for each head: out[t, a * out_head + n] = dot(round(x[t, a * x_head .. + K]), weights[a][n]) for
-  // n < N; rows of out have stride out_stride; out is none of x. Test: tests/ops/test_head_linear.py.
+  // Multiplies each head with its own matrix: out[t, a * out_head + n] = dot(round(x[t, a * x_head .. + K]), weights[a][n]) for
+  // n < N. Rows of out have stride out_stride; out must not overlap x. Test: tests/ops/test_attention_variants.py.
   void head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride, int64_t out_head);
 
-  // q/k norm, clamping and rotation as QkvPostArgs says, k and v stored to their slots in the cache's dtype. Rotation by the
-  // position's angles: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
+  // Applies q/k norm, clamping and rotation as QkvPostArgs says, and stores k and v to their slots in the cache's dtype. A pair of
+  // columns is rotated by the position's angle: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
   // Test: tests/ops/test_attention.py.
   void qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
-  // Multi-head latent attention: RMSNorm of the latent, rotation of the key columns and of each query head's last R columns;
-  // [latent, key columns] are stored to the row's slot as K of the one kv head. Source: arXiv 2405.04434 section 2.1.2-2.1.3.
+  // Prepares multi-head latent attention: RMSNorm of the latent, rotation of the key columns and of each query head's last R
+  // columns. Stores [latent, key columns] to the row's slot as K of the one kv head. Source: arXiv 2405.04434 section 2.1.2-2.1.3.
   // Test: tests/ops/test_attention.py.
   void mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
-  // Causal attention of every row over the positions that AttentionArgs says, through the pages; query head a uses kv head
-  // a / (A / G). out [T, A * Dv]. softmax(scale * q.k) in float32.
+  // Causal attention of every row over the keys that AttentionArgs names, read from the cache's pages. Query head a uses kv head
+  // a / (A / G); softmax(scale * q.k) is in float32. out [T, A * Dv].
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
   void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
 
@@ -300,49 +300,50 @@ class Backend {
   // Test: tests/ops/test_select.py.
   void router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores);
 
-  // Chooses experts and weights and orders the pairs by expert: the only op that looks across the batch.
-  // Demand -> Admit -> Assign -> Weigh -> Dispatch.
-  //   scores [T, E] in    router logits, finite; batch.phase, batch.exact
+  // Chooses each row's experts and their weights, and orders the (row, expert) pairs by expert. It is the only op in which a row's
+  // result may depend on other rows. Stages: demand, admit, assign, weigh, dispatch.
+  //   scores [T, E] in    router logits, finite
+  //   batch         in    phase and exact
   //   rule          in    how the model itself routes: RouterRule
-  //   selection     in    the layer's policy, as check_selection() passes it, with the table that it reads
+  //   selection     in    the layer's policy, which check_selection() accepts, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
-  // Where acts() says no, or every row is exact: the model's own routing, whatever the other rows are. Otherwise as routing/selector.h
-  // says for each policy: exact rows get their own routing; where the active set would not be smaller than the union of own
-  // choices, the own routing is returned (guard).
+  // Where acts() is false or every row is exact, each row gets the model's own routing, which depends on no other row. Otherwise
+  // rows are routed as routing/selector.h says for each policy: exact rows keep their own routing, and all rows keep it where the
+  // active set would not become smaller than the union of own choices (guard).
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
   // the policies in routing/policy.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
   // test_policies.py, test_router_kinds.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
              DispatchPlan& plan);
 
-  // out[t] += sum_j weights[t, j] * f(x[t]) over slots j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
-  // the expert's biases; with ffn.scale_input f(weights[t, j] * x[t]) instead. x, out [T, H]. routing and plan are those of the
-  // last route(). The sum may be left to the norm of out that follows, which the result is for.
+  // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
+  // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). x, out [T, H]. routing and plan are those of the
+  // last route(). A backend may leave the sum undone: give the result to the norm of out that follows, or to combine().
   // Each active expert's weights are read once, each in its own format. Test: tests/ops/test_expert_ffn.py.
   PendingSum expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
                         const Routing& routing, const DispatchPlan& plan, float* out);
 
-  // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases; s = sigmoid(dot(x[t],
-  // row_gate)) where row_gate [1, H] is not empty, with x unrounded, else 1. Test: tests/ops/test_expert_ffn.py.
+  // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases. s = sigmoid(dot(x[t],
+  // row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. Test: tests/ops/test_expert_ffn.py.
   void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out);
 
-  // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. linear() under its own label.
+  // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. It is linear() with a profile label of its own.
   // Test: tests/ops/test_linear.py.
   void logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out);
 
-  // out[i] = x[rows[i]], rows of H floats; `rows` in host memory. Test: tests/model (logits of chosen rows).
+  // out[i] = x[rows[i]], rows of H floats; `rows` is in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
 
-  // tokens[i] = draw of logits row i under params[i] and, where mask_row says so, a row of `masks`, as TokenDrawer::draw() says
-  // (sampling.h), or its error value: kNoToken where the mask is all zero. logits [params.size(), V]; masks
-  // [at most params.size(), token_mask_words(V)], params and tokens in host memory, tokens to be read after end_step().
+  // tokens[i] = what TokenDrawer::draw() (sampling.h) returns for logits row i, params[i] and row params[i].mask_row of `masks`:
+  // a token or an error value, kNoToken where the mask is all zero. logits [params.size(), V] in the backend's memory; masks
+  // [at most params.size(), token_mask_words(V)], params and tokens in host memory. Read the tokens after end_step().
   // Tests: tests/engine/test_sampler.py, tests/cpp/test_sampling.cc, tests/simt/test_sample.cc.
   void sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
               int32_t* tokens);
 
   std::span<const OpProfile> profile() const { return profile_; }
-  // Charges weight bytes that only became known at the end of a step.
+  // Adds weight bytes to an op's profile that are known only at the end of a step.
   void charge(Op op, int64_t bytes) { profile_[op].bytes += bytes; }
   void reset_profile();
 
@@ -350,7 +351,7 @@ class Backend {
   Backend();
 
   std::array<OpProfile, kNumOps> profile_;
-  int64_t attended_tokens_ = 0;  // of the step: positions that its sequences attend to
+  int64_t attended_tokens_ = 0;  // positions that the step's sequences attend to, in all
 
  private:
   virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) = 0;
@@ -368,7 +369,7 @@ class Backend {
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
   // Checks formats; returns ExpertTable::entries().
   virtual const void* do_expert_table(std::span<const ExpertWeights>) = 0;
-  // Returns what is left to add; an empty sum where all is added.
+  // Returns the sum that is left to add; an empty one where everything has been added.
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
                                   const Routing&, const DispatchPlan&, float*) = 0;
   virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
@@ -383,7 +384,7 @@ class Backend {
 
   class Scope;
   void require_none_pending(const char* op) const;
-  // The sum that an op on rows x takes; what is pending is no longer.
+  // Returns the sum that an op on rows x is to add, after which nothing is pending. Throws kInternal where it is for other rows.
   ExpertSum take(PendingSum& pending, const char* op, const float* x, int64_t num_rows);
   RowsIn rows_in(const Activations& x, const char* op, int64_t num_columns) const;
   RowsOut rows_out(Activations& x, const char* op, int64_t num_rows, int64_t num_columns) const;
@@ -400,9 +401,9 @@ struct BackendOptions {
   int num_threads = 0;           // 0 = usable_cores()
   std::string isa;               // see resolve_isa()
   bool dependent_launch = true;  // cuda: see cuda::Stream
-  // cpu: how the weights of the experts and of mlp() are quantised when they are placed (those of linear() and logits() are int8
-  // where it is not kPlain), and the file that keeps them ("" = none), which whoever names it makes sure to be about the same
-  // weights.
+  // cpu: format of the weights of the experts and of mlp(), which are quantised when they are placed; where it is not kPlain, those
+  // of linear() and logits() are int8. quantization_cache: the file that keeps the quantised weights ("" = none); the caller makes
+  // sure that it belongs to the same weights.
   QuantFormat quantization = QuantFormat::kPlain;
   std::string quantization_cache = "";
 };
@@ -410,7 +411,7 @@ struct BackendOptions {
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.
 std::unique_ptr<Backend> make_backend(const BackendOptions& options);
 
-// What CUDA is good for here, for people: the devices, or why there are none.
+// Text for people: the CUDA devices of this machine, or why there are none.
 std::string describe_cuda();
 
 }  // namespace lynx_rt

@@ -35,9 +35,9 @@ class DeviceArray {
   T* data_ = nullptr;
 };
 
-// Rows on their way into matrix products: float32 values and, where the backend's products read rows in a form of their own
-// (CUDA: bfloat16), those as well. Norms and attention() write both forms at once and nobody else can write either, so that the two
-// never differ. Move-only, as a copy would keep the shape of an earlier write.
+// Rows that enter matrix products: float32 values and, where the backend's products read another form (CUDA: bfloat16), that form
+// as well. Only norms and attention() can write them, and they write both forms at once, so the two never differ. Move-only, because
+// a copy would keep the shape of an earlier write.
 class Activations {
  public:
   Activations() = default;
@@ -48,7 +48,7 @@ class Activations {
         f32_(backend, checked_mul(max_rows, max_columns, what), what),
         rounded_(backend, checked_mul(max_rows, backend.rounded_row_bytes(max_columns), what), what),
         values_(f32_.get()) {}
-  // The caller's float32 rows, which each product that takes them rounds for itself. They must outlive the object.
+  // Wraps the caller's float32 rows, which must outlive the object. Each product that reads them rounds them itself.
   Activations(const float* x, int64_t num_rows, int64_t num_columns)
       : values_(x), num_rows_(num_rows), num_columns_(num_columns) {}
   Activations(Activations&&) = default;
@@ -66,7 +66,7 @@ class Activations {
   DeviceArray<float> f32_;
   DeviceArray<char> rounded_;
   const float* values_ = nullptr;
-  int64_t num_rows_ = 0, num_columns_ = 0;  // as last written
+  int64_t num_rows_ = 0, num_columns_ = 0;  // of the last write
 };
 
 }  // namespace lynx_rt

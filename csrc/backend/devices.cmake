@@ -1,5 +1,5 @@
-# lynx_devices: make_backend() and the backends beside the CPU's, as objects. Sets LYNX_RT_WITH_CUDA and LYNX_RT_CUDA_LIBS, what a
-# static library of these objects has to be linked with.
+# Defines lynx_devices, an object library of make_backend() and the backends other than the CPU's. Sets LYNX_RT_WITH_CUDA, and
+# LYNX_RT_CUDA_LIBS, the libraries that a static library of these objects needs.
 set(LYNX_RT_CUDA_SOURCES
   csrc/backend/registry_cuda.cc
   csrc/backend/cuda/attention/attention_plan.cc
@@ -26,7 +26,7 @@ set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/rows/norm.cu
   csrc/backend/cuda/rows/round.cu
   csrc/backend/cuda/sample/sample.cu)
-set(runtime csrc/backend/cuda/runtime/runtime.cu)  # the kernels run elsewhere with another runtime: tests/simt
+set(runtime csrc/backend/cuda/runtime/runtime.cu)  # tests/simt runs the kernels with a runtime of its own
 
 if(NOT LYNX_RT_CUDA MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "LYNX_RT_CUDA: expected auto, on or off, got '${LYNX_RT_CUDA}'")
@@ -34,7 +34,7 @@ endif()
 set(supported 80 86 89 90a 100a 120)
 string(REPLACE ";" "|" pattern "^(${supported})$")
 
-# What this build is for. Hopper and data-centre Blackwell have instructions of their own, under the names with an "a".
+# The architectures of this build. Hopper's and data-centre Blackwell's own instructions need the names with an "a".
 set(architectures ${LYNX_RT_CUDA_ARCHITECTURES})
 list(TRANSFORM architectures REPLACE "^(90|100)$" "\\1a")
 list(REMOVE_DUPLICATES architectures)
@@ -44,7 +44,7 @@ foreach(architecture ${architectures})
   endif()
 endforeach()
 
-# The GPUs of this machine, as architectures that run on them; empty where there are none.
+# `gpus`: the architectures of this machine's GPUs; empty where there are none.
 set(gpus "")
 find_program(LYNX_RT_NVIDIA_SMI nvidia-smi)
 mark_as_advanced(LYNX_RT_NVIDIA_SMI)
@@ -52,7 +52,7 @@ if(NOT LYNX_RT_CUDA STREQUAL "off" AND LYNX_RT_NVIDIA_SMI)
   execute_process(COMMAND ${LYNX_RT_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader OUTPUT_VARIABLE capabilities ERROR_QUIET)
   string(REGEX MATCHALL "[0-9]+\\.[0-9]" gpus "${capabilities}")
   list(TRANSFORM gpus REPLACE "\\." "")
-  list(TRANSFORM gpus REPLACE "^87$" "86")  # code runs on later minor versions of its major one, if without an "a"
+  list(TRANSFORM gpus REPLACE "^87$" "86")  # code for an architecture without "a" runs on later minor versions
   list(TRANSFORM gpus REPLACE "^121$" "120")
   list(TRANSFORM gpus REPLACE "^(90|100)$" "\\1a")
   list(REMOVE_DUPLICATES gpus)
@@ -64,10 +64,10 @@ if(NOT LYNX_RT_CUDA STREQUAL "off" AND LYNX_RT_NVIDIA_SMI)
   endif()
 endif()
 
-# nvcc: CMAKE_CUDA_COMPILER or CUDACXX, else on PATH, else where NVIDIA's installers put it.
+# nvcc is CMAKE_CUDA_COMPILER or CUDACXX, else the one on PATH, else the one where NVIDIA's installers put it.
 set(LYNX_RT_WITH_CUDA OFF)
 set(LYNX_RT_CUDA_LIBS "")
-set(oldest_nvcc 12.8)  # the first that knows 100a and 120
+set(oldest_nvcc 12.8)  # the first version that knows 100a and 120
 if(LYNX_RT_CUDA STREQUAL "on" OR (LYNX_RT_CUDA STREQUAL "auto" AND gpus))
   if(NOT CMAKE_CUDA_COMPILER AND NOT DEFINED ENV{CUDACXX})
     find_program(LYNX_RT_NVCC nvcc PATHS /usr/local/cuda/bin)
@@ -112,7 +112,7 @@ if(NOT architectures)
 endif()
 list(TRANSFORM architectures APPEND "-real" OUTPUT_VARIABLE CMAKE_CUDA_ARCHITECTURES)
 if("120" IN_LIST architectures)
-  list(APPEND CMAKE_CUDA_ARCHITECTURES 120-virtual)  # for what comes after
+  list(APPEND CMAKE_CUDA_ARCHITECTURES 120-virtual)  # later GPUs compile it when it is loaded
 endif()
 
 if(CMAKE_VERSION VERSION_LESS 3.26)
@@ -123,23 +123,23 @@ enable_language(CUDA)
 if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS oldest_nvcc)
   message(FATAL_ERROR "LYNX_RT_CUDA: nvcc ${oldest_nvcc} or newer is needed, ${CMAKE_CUDA_COMPILER} is ${CMAKE_CUDA_COMPILER_VERSION}")
 endif()
-# Not find_package(CUDAToolkit), which wants a shared runtime beside the static one; nor the linker's own search alone, because the
-# nvcc 13.0 of the wheels looks in lib64 and its libraries are in lib.
+# The static runtime is searched here because find_package(CUDAToolkit) wants a shared runtime beside it, and because the nvcc 13.0
+# of the wheels makes the linker look in lib64, where its libraries are in lib.
 cmake_path(GET CMAKE_CUDA_COMPILER PARENT_PATH toolkit)
 find_library(cudart_static cudart_static NO_CACHE REQUIRED
   HINTS ${CMAKE_CUDA_IMPLICIT_LINK_DIRECTORIES} ${toolkit}/../lib ${toolkit}/../lib64 ENV LIBRARY_PATH)
 cmake_path(GET cudart_static PARENT_PATH cuda_libraries)
-add_link_options(-L${cuda_libraries})  # no run path, as link_directories() would give
+add_link_options(-L${cuda_libraries})  # link_directories() would add a run path
 set(LYNX_RT_CUDA_LIBS " ${cudart_static} -ldl -lrt")
 message(STATUS "lynx_rt: CUDA ${CMAKE_CUDA_COMPILER_VERSION} for ${architectures}")
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-set(CMAKE_CUDA_RUNTIME_LIBRARY Static)  # of whatever links these objects
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 add_library(lynx_devices OBJECT ${LYNX_RT_CUDA_SOURCES} ${LYNX_RT_CUDA_KERNELS} ${runtime})
 target_link_libraries(lynx_devices PUBLIC lynx_flags)
 target_link_options(lynx_devices INTERFACE -L${cuda_libraries})
 set_source_files_properties(${runtime} PROPERTIES COMPILE_DEFINITIONS "LYNX_RT_CUDA_ARCHITECTURES=\"${architectures}\"")
-# Without contraction, so that the bits of a result do not depend on what the compiler fuses.
+# -fmad=false forbids contraction, so that the bits of a result do not depend on what the compiler fuses.
 target_compile_options(lynx_devices PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-fmad=false --compress-mode=size>)
 if(LYNX_RT_WERROR)
   target_compile_options(lynx_devices PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)

@@ -1,5 +1,5 @@
-// The loops over a vocabulary that a draw takes. One definition, compiled for each instruction set: plain operations in one order
-// per token, none contracted, so that the bits are the same on all. Internal linkage: see simd_scalar.h.
+// The loops over the vocabulary of a draw (sampling.h). One definition is compiled for each instruction set. Each token takes plain
+// operations in one order, never contracted, so the bits are the same on all. Internal linkage: see simd_scalar.h.
 #pragma once
 #include <bit>
 #include <cstdint>
@@ -43,13 +43,13 @@ inline KeyRange key_range(const float* logits, int64_t n) {
   return range;
 }
 
-// With y = (largest - logit) * slope, n = -y rounded to an integer and r = -y - n: 2^-y = 2^n * 2^r, and 2^r is the Taylor series
-// of exp(r ln 2) through r^11. Error of a weight before it is rounded to an integer: of the series, 0.3466^12 / 12! < 2^-47; of
-// its operations, < 2^-51; of y, four roundings of 2^-53 relative that count y ln(2) 2^-y times, < 2^-52. With 1/2 unit, together
-// less than 2^-45. From a gap of 64 powers of two on, infinity included, the mass is 0.
+// Let y = (largest - logit) * slope, n = -y rounded to an integer, r = -y - n. Then 2^-y = 2^n * 2^r, and 2^r is computed by the
+// Taylor series of exp(r ln 2) through r^11. The error of a weight before it is rounded to an integer has three parts: the series,
+// 0.3466^12 / 12! < 2^-47; its operations, < 2^-51; and y, four roundings of 2^-53 relative, scaled by y ln(2) 2^-y, < 2^-52. With
+// the rounding by 1/2 unit they are less than 2^-45. From y = 64 on, infinity included, the mass is 0.
 inline uint64_t token_masses(const MassRule& rule, const float* logits, int64_t n, uint64_t* mass) {
-  constexpr double kRound = 0x1.8p52;  // x + kRound is kRound + an integer, which stands in the lowest bits
-  constexpr double kWhole = 0x1.0p52;  // the same for x in 0 .. 2^52, with nothing else in the mantissa
+  constexpr double kRound = 0x1.8p52;  // x + kRound rounds x to an integer, which is in the mantissa's lowest bits
+  constexpr double kWhole = 0x1.0p52;  // x + kWhole does so for x in 0 .. 2^52, and the mantissa has no other bits
   const double largest = double(rule.largest), slope = rule.slope, least = double(rule.least) + kWhole;
   const uint64_t one = std::bit_cast<uint64_t>(rule.one);
   uint64_t sum = 0;

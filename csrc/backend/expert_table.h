@@ -1,4 +1,4 @@
-// The experts of a layer, as ops take them.
+// The experts of a layer, in the form that ops take.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -16,8 +16,8 @@ struct ExpertWeights {
   WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
 };
 
-// Where each expert of one layer is, and in which format: the views of its matrices say both, and formats may differ from expert to
-// expert and between gate and down. Made by Backend::expert_table(), which checks it once, so that a step need not.
+// The address and format of each expert of a layer, as the views of its matrices. Formats may differ from expert to expert, and
+// between gate and down. Backend::expert_table() makes the table and checks it once, so that a step need not.
 class ExpertTable {
  public:
   ExpertTable() = default;
@@ -28,8 +28,8 @@ class ExpertTable {
   int64_t hidden_size() const { return experts_[0].gate.cols; }  // H
   int64_t width() const { return experts_[0].gate.rows; }        // I
   bool has_biases() const { return !experts_[0].gate_bias.empty(); }
-  // What the backend's kernels read instead of the views, one entry per expert; it stays in place, so that recorded steps may name
-  // it. Null on the CPU.
+  // The array that the backend's kernels read instead of the views, one entry per expert. Its address never changes, so that
+  // recorded steps may use it. Null on the CPU.
   const void* entries() const { return entries_; }
 
  private:

@@ -1,17 +1,17 @@
-// FFN rules: what an expert does between its products.
+// FFN rules: the arithmetic of an expert beside its matrix products.
 #pragma once
 #include <cstdint>
 
 namespace lynx_rt {
 
-// What an expert does between its products.
+// The function between an expert's two products.
 enum class Activation : uint8_t {
   kSilu,           // silu(gate) * up (arXiv 2002.05202 eq. 6)
   kClampedSwiglu,  // g = min(gate, limit), u = clamp(up, -limit, limit): g * sigmoid(alpha * g) * (u + 1) (gpt-oss)
 };
 struct FfnRule {
   Activation activation = Activation::kSilu;
-  float alpha = 1.702f, limit = 7;  // kClampedSwiglu
+  float alpha = 1.702f, limit = 7;  // for kClampedSwiglu
   bool scale_input = false;         // the weight of a pair multiplies the expert's input, not its output (Llama 4)
 };
 

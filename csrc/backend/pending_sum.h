@@ -1,12 +1,12 @@
-// What expert_ffn() leaves undone: the weighted sum over a row's experts, which the op that reads the row next adds.
+// The weighted sum over a row's experts, which expert_ffn() may leave to the op that reads the row next.
 #pragma once
 #include <cstdint>
 #include <utility>
 
 namespace lynx_rt {
 
-// x[t] += sum over a row's choices j in order, those with id -1 skipped, of weights[t, j] * partial[t * k + j]. The sum starts at 0 and is
-// added to x at the end. All arrays are in the backend's memory.
+// x[t] += sum over a row's choices j of weights[t, j] * partial[t * k + j], in order of j, choices with id -1 skipped. The sum starts
+// at 0 and is added to x at the end. All arrays are in the backend's memory.
 struct ExpertSum {
   const float* partial = nullptr;  // [T * k, H]; null = nothing is left to add
   const int32_t* ids = nullptr;    // [T, k]
@@ -14,8 +14,8 @@ struct ExpertSum {
   int top_k = 0;
 };
 
-// A sum that a call of expert_ffn() left, to be given to the norm that reads the same rows, or to combine(). It is used once, and
-// the backend refuses every other op until then.
+// The sum that a call of expert_ffn() left, for the norm that reads the same rows, or for combine(). It is used once; until then
+// every other op throws.
 class [[nodiscard]] PendingSum {
  public:
   PendingSum() = default;  // nothing is pending

@@ -8,7 +8,7 @@ namespace lynx_rt {
 std::unique_ptr<Backend> make_backend(const BackendOptions& options) {
   BackendOptions chosen = options;
   if (options.device == "auto") {
-    // The CUDA backend computes in bfloat16 with weights as they are; the CPU has the other dtypes, and quantisation.
+    // The CUDA backend only computes in bfloat16, without quantisation; the CPU has the other dtypes and quantised weights.
     const bool cuda =
         options.compute_dtype == DType::kBF16 && options.quantization == QuantFormat::kPlain && cuda::device_count() > 0;
     chosen.device = cuda ? "cuda" : "cpu";

@@ -13,9 +13,9 @@ namespace {
 __extension__ using uint128 = unsigned __int128;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr int64_t kBlock = 512;  // tokens whose masses are at hand at a time
+constexpr int64_t kBlock = 512;  // tokens whose masses are stored at a time
 constexpr int kBins = 4096, kFineBins = 256;
-constexpr double kLargestGap = 46.5;  // in powers of two: masses of larger gaps are 0
+constexpr double kLargestGap = 46.5;  // in powers of two: a token with a larger gap to the largest logit has mass 0
 
 float logit_of(int32_t key) { return std::bit_cast<float>(key < 0 ? key ^ 0x7fffffff : key); }
 
@@ -24,8 +24,8 @@ uint64_t draw_target(double uniform, uint64_t mass) {
   return std::min(target, mass - 1);
 }
 
-// The first index at which the cumulative sum exceeds `target`, which is below the sum of all; takes from `target` what is
-// before.
+// Returns the first index at which the cumulative sum exceeds `target`, which is below the sum of all. Subtracts the sum before
+// that index from `target`.
 template <class T>
 size_t cross(const T* values, uint64_t& target) {
   size_t i = 0;
@@ -33,7 +33,7 @@ size_t cross(const T* values, uint64_t& target) {
   return i;
 }
 
-// visit(i) for each i < n with first <= bin[i] <= last; a group without any costs few instructions.
+// Calls visit(i) for each i < n with first <= bin[i] <= last. A group of 32 without such an i costs few instructions.
 template <class Visit>
 void for_each_in_bins(const int16_t* bin, int64_t n, int16_t first, int16_t last, Visit visit) {
   constexpr int64_t kGroup = 32;
@@ -143,7 +143,7 @@ int32_t TokenDrawer::draw_by_likelihood(const Row& row, uint64_t min_p_mass, con
     if (min_p_mass > 0)
       for (int64_t i = 0; i < n; ++i) min_p_sum += mass[i] >= min_p_mass ? mass[i] : 0;
   }
-  // What a filter leaves is a prefix of the walk, so a filter is nothing but its mass.
+  // Each filter keeps a prefix of the walk, so the mass of the prefix describes it.
   if (p.top_p < 1.0f) {
     const uint64_t needed = uint64_t(std::ceil(double(p.top_p) * double(sum)));
     sum = descend(row, std::clamp<uint64_t>(needed, 1, sum) - 1).mass_through;
@@ -157,14 +157,14 @@ void TokenDrawer::find_bins(const Row& row) {
   kernels_.bins(row.rule.largest, float(kBins / kLargestGap * row.rule.slope), kBins - 1, row.logits, row.n, bin_.data());
 }
 
-// The k largest logits, ties to the lower token.
+// Returns the k largest logits, ties to the lower token.
 TokenDrawer::Row TokenDrawer::keep_top(const Row& row, int32_t k) {
   find_bins(row);
   bin_count_.assign(kBins, 0);
   for (const int16_t bin : bin_) bin_count_[bin] += 1;
   uint64_t left = uint64_t(k) - 1;
   const int16_t last = int16_t(cross(bin_count_.data(), left));
-  // All of the bins before, and of the last one its best.
+  // Keeps all tokens of the bins before `last`, and the most likely ones of `last`.
   order_.clear();
   for_each_in_bins(bin_.data(), row.n, last, last, [&](int64_t i) { order_.push_back(int32_t(i)); });
   const auto more_likely = [&](int32_t a, int32_t b) {
@@ -182,8 +182,8 @@ TokenDrawer::Row TokenDrawer::keep_top(const Row& row, int32_t k) {
   return {top_logit_.data(), top_token_.data(), k, row.rule};
 }
 
-// The token that takes the cumulative mass past `target`, from the most likely down, ties by token: first its bin, then the bin
-// of keys among those of the bin, until one key is left.
+// Returns the token at which the cumulative mass exceeds `target`, from the most likely down, ties by token. Finds the token's bin,
+// then a bin of keys within that bin, and so on until one key is left.
 TokenDrawer::Crossing TokenDrawer::descend(const Row& row, uint64_t target) {
   const uint64_t whole = target;
   const int16_t found = int16_t(cross(bin_mass_.data(), target));

@@ -1,8 +1,8 @@
 """Builds the C++ library, its tests and the emulated CUDA kernels, once per kind for all Python tests that need them.
 
-The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; the trees of the sanitizers stand
-beside it, as cpp-tests-asan and cpp-tests-tsan. Trees are kept, so that a second run compiles only what changed. A tree that is
-configured already keeps its settings: tools/test.sh passes the tree in which the package was built.
+The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers are beside it, as
+cpp-tests-asan and cpp-tests-tsan. They are kept, so that a second run compiles only what changed. A tree that is configured already
+keeps its settings: tools/test.sh passes the one in which the package was built.
 """
 
 import fcntl
@@ -23,14 +23,14 @@ SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 
 
 def folder(kind: str) -> Path:
-    """Returns the folder of the tree of a kind."""
+    """Returns the folder of a kind's tree."""
     plain = Path(os.environ.get("LYNX_RT_TEST_BUILD_DIR") or ROOT / "build" / "cpp-tests")
     return plain if kind == "plain" else plain.with_name(f"{plain.name}-{kind}")
 
 
 @contextmanager
 def locked(tree: Path) -> Iterator[None]:
-    """Keeps the other processes of a run (pytest -n) out of a tree."""
+    """Locks a tree against the other processes of a run (pytest -n)."""
     tree.mkdir(parents=True, exist_ok=True)
     with open(tree / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -39,7 +39,7 @@ def locked(tree: Path) -> Iterator[None]:
 
 @functools.cache
 def configured(kind: str) -> Path:
-    """Returns the configured tree of a kind. Skips if there is no compiler."""
+    """Configures the tree of a kind and returns it. Skips the test where there is no compiler."""
     missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)} on PATH")
@@ -54,14 +54,14 @@ def configured(kind: str) -> Path:
         if not (tree / "CMakeCache.txt").exists():
             configure += ["-G", "Ninja"] if shutil.which("ninja") else []
         elif ninja := shutil.which("ninja"):
-            configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"]  # a kept tree may remember a ninja that is gone
+            configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}"]  # a kept tree may have the path of one that is gone
         run(configure)
     return tree
 
 
 @functools.cache
 def built(kind: str, *targets: str) -> Path:
-    """Builds these targets of the tree of a kind, and returns the tree."""
+    """Builds these targets in the tree of a kind and returns it."""
     tree = configured(kind)
     with locked(tree):
         run(["cmake", "--build", tree, "--parallel", str(len(os.sched_getaffinity(0))), "--target", *targets])
@@ -69,18 +69,18 @@ def built(kind: str, *targets: str) -> Path:
 
 
 def program(name: str, kind: str = "plain") -> Path:
-    """A C++ unit test. All of a kind are built together."""
+    """Returns the program of a C++ unit test. All tests of a kind are built together."""
     wanted = TSAN_TESTS if kind == "tsan" else UNIT_TESTS
     return built(kind, *wanted) / "tests" / "cpp" / name
 
 
-# ThreadSanitizer has nothing to say about programs of one thread, and does not support a fork() of several.
+# ThreadSanitizer finds nothing in programs of one thread, and does not support a fork() of a program of several.
 TSAN_TESTS = ["test_c_api", "test_c_api_calls", "test_engine_threads", "test_thread_pool"]
 
 
 @functools.cache
 def tsan_prefix() -> tuple[str, ...]:
-    """Returns a prefix for commands of the tsan tree: ThreadSanitizer cannot start in the memory layout of some kernels."""
+    """Returns the prefix with which a program of the tsan tree starts: some kernels use a memory layout that it does not support."""
     tree = built("tsan", "tsan_starts")
     prefixes: list[tuple[str, ...]] = [()]
     if shutil.which("setarch"):
@@ -96,7 +96,7 @@ def tsan_prefix() -> tuple[str, ...]:
 
 @functools.cache
 def install_prefix() -> Path:
-    """Installs the library from the plain tree; returns the prefix."""
+    """Installs the library from the plain tree and returns the folder."""
     tree = built("plain", "lynx_rt", "lynx_rt_static")
     prefix = tree / f"installed-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
     with locked(tree):
@@ -106,7 +106,7 @@ def install_prefix() -> Path:
 
 
 def run(command: list[str | Path], **options: object) -> str:
-    """Runs a command and returns its output; fails the test with all of it where the command fails."""
+    """Runs a command and returns its output. If the command fails, so does the test, with the whole output."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False, **options)
     if done.returncode != 0:
         pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout}", pytrace=False)

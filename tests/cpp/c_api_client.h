@@ -1,4 +1,4 @@
-// What the tests of the C ABI share: parameters, an engine that ends with its scope, and a callback that collects outputs.
+// Common code of the tests of the C ABI: parameters, an engine that is destroyed with its scope, and a callback that collects outputs.
 #pragma once
 #include <cstring>
 #include <functional>
@@ -58,7 +58,7 @@ inline lynx_rt_status step(lynx_rt_engine* engine, OnOutput on_output) {
   return lynx_rt_step(engine, call_on_output, &on_output);
 }
 
-// All that a request brought.
+// All outputs of a request.
 struct Collected {
   std::vector<int32_t> tokens;
   lynx_rt_finish finish = LYNX_RT_RUNNING;

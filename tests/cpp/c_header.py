@@ -1,4 +1,4 @@
-"""Reads lynx_rt.h as another language's binding would: makes ctypes structs, enums and functions of it."""
+"""Reads lynx_rt.h as another language's binding would: structs, enums and functions, as ctypes types."""
 
 import ctypes
 import re
@@ -33,7 +33,7 @@ class Header:
         }
 
     def ctypes(self) -> dict[str, type[ctypes.Structure]]:
-        """A ctypes.Structure per struct. Function pointers and opaque pointers are c_void_p."""
+        """Returns a ctypes.Structure per struct. Function pointers and opaque pointers are c_void_p."""
         made: dict[str, type[ctypes.Structure]] = {}
 
         def to_ctype(kind: str) -> type:
@@ -55,7 +55,7 @@ class Header:
         return made
 
     def layout_program(self) -> str:
-        """Returns a C or C++ program that prints "STRUCT SIZE", "STRUCT.FIELD OFFSET" and "ENUMERATOR VALUE" lines."""
+        """Returns C or C++ code that prints "STRUCT SIZE", "STRUCT.FIELD OFFSET" and "ENUMERATOR VALUE" lines."""
         lines = ["#include <lynx_rt/lynx_rt.h>", "#include <stddef.h>", "#include <stdio.h>", "int main(void) {"]
         for name, fields in self.structs.items():
             lines.append(f'  printf("{name} %d\\n", (int)sizeof({name}));')

@@ -1,4 +1,4 @@
-// A minimal check library: a failed check prints file, line and values, and makes main return 1; the test goes on.
+// A minimal check library: a failed check prints file, line and values, and makes main return 1; the test continues.
 #pragma once
 #include <atomic>
 #include <concepts>
@@ -45,7 +45,7 @@ inline void is_true(bool ok, const char* text, const char* file, int line) {
 
 template <class A, class B>
 bool same(const A& a, const B& b) {
-  // a literal 3 against size_t or int64_t is not worth a cast in every test
+  // Integers of different types are compared by value, so that tests need no casts for literals.
   if constexpr (std::integral<A> && std::integral<B> && !std::same_as<A, bool> && !std::same_as<B, bool>) {
     return std::cmp_equal(+a, +b);  // + because cmp_equal refuses character types
   } else {
@@ -62,7 +62,7 @@ void equal(const A& a, const B& b, const char* text, const char* file, int line)
   std::cerr << "\n";
 }
 
-// `call` must throw Error with that code and field and with every one of `parts` in its message.
+// Checks that `call` throws Error with this code and field, and with all of `parts` in its message.
 template <class Call>
 void throws(Call call, lynx_rt::ErrorCode code, const std::string& field, const std::vector<std::string>& parts, const char* file,
             int line) {
@@ -82,7 +82,7 @@ void throws(Call call, lynx_rt::ErrorCode code, const std::string& field, const 
   report(file, line) << "expected an Error on '" << field << "', nothing was thrown\n";
 }
 
-// The value of main.
+// Returns the value of main.
 inline int result(const char* name) {
   std::cerr << name << ": " << checks << " checks, " << failures << " failures\n";
   return failures == 0 ? 0 : 1;

@@ -1,4 +1,4 @@
-// Writes safetensors files for the tests of what reads them.
+// Writes safetensors files for tests of their readers.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -17,7 +17,7 @@ struct Tensor {
   std::string data;
 };
 
-// A tensor of consecutive bytes 0, 1, 2, ..., so that a wrong offset shows.
+// Returns a tensor of consecutive bytes 0, 1, 2, ..., so that a wrong offset shows.
 inline Tensor tensor(const std::string& name, const std::string& dtype, std::vector<int64_t> shape) {
   int64_t bytes = dtype == "F32" || dtype == "I32"                       ? 4
                   : dtype == "I64"                                       ? 8
@@ -29,7 +29,7 @@ inline Tensor tensor(const std::string& name, const std::string& dtype, std::vec
   return {name, dtype, std::move(shape), data};
 }
 
-// The file's bytes, tensors in the given order. `padding`: spaces after the header, which shift the data.
+// Returns the bytes of a file with the tensors in the given order. `padding`: spaces after the header, which shift the data.
 inline std::string safetensors(const std::vector<Tensor>& tensors, size_t padding = 0) {
   std::string header = "{", data;
   for (const Tensor& t : tensors) {
@@ -38,7 +38,7 @@ inline std::string safetensors(const std::vector<Tensor>& tensors, size_t paddin
     data += t.data;
   }
   header += "}";
-  while (header.size() % 8) header += " ";  // keeps the data aligned, as writers do
+  while (header.size() % 8) header += " ";  // aligns the data, as other writers do
   header.append(padding, ' ');
   std::string out(8, '\0');
   const uint64_t length = header.size();

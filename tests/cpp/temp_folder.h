@@ -1,4 +1,4 @@
-// A folder that exists as long as the object does.
+// A folder that the destructor deletes.
 #pragma once
 #include <cerrno>
 #include <cstdlib>

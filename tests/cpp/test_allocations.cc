@@ -1,5 +1,5 @@
-// The model allocates nothing in a decode step once a step of that size has run: counts operator new over Decoder::forward and
-// logits. Usage: test_allocations MODEL_FOLDER
+// Once a decode step of a size has run, the next ones must allocate nothing: counts operator new over Decoder::forward and logits.
+// Usage: test_allocations MODEL_FOLDER
 #include <atomic>
 #include <cstdlib>
 #include <new>
@@ -90,7 +90,7 @@ void test_decode(const std::string& model, int num_threads, const std::string& s
     if (position >= kContext) counted += allocations - before;
   }
   CHECK_EQ(counted, 0);
-  CHECK(selections.text == "topk" || stats[0].acted);  // else nothing of the policy was counted
+  CHECK(selections.text == "topk" || stats[0].acted);  // otherwise no allocation of the policy was counted
 }
 
 }  // namespace
@@ -99,7 +99,7 @@ int main(int argc, char** argv) {
   if (argc != 2) return 2;
   int64_t before = allocations;
   std::vector<int> some(100);
-  CHECK(!some.empty() && allocations > before);  // the counter counts
+  CHECK(!some.empty() && allocations > before);  // the counter works
   for (int threads : {1, 2})
     for (const char* selection : {"topk", "lynx", "oea:k0=2", "lynx_literal", "xshare", "des_vote", "skip", "top1", "deny_rank",
                                   "capacity", "lynx@1=topk"})

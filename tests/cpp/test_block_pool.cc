@@ -1,4 +1,4 @@
-// csrc/engine/block_pool.h: references, the order of reuse, and the prefix cache.
+// Tests csrc/engine/block_pool.h: references, the order of reuse, and the prefix cache.
 #include "engine/block_pool.h"
 
 #include <map>
@@ -49,7 +49,7 @@ void test_allocate_and_release() {
   pool.release(held);
   CHECK_EQ(pool.num_free(), 4);
   pool.check_integrity({});
-  // Block 3 was free the longest; then those just released, the last page first.
+  // Block 3 has been free the longest. The blocks just released come next, the last page first.
   CHECK_EQ(take(pool, 4), (Ids{3, 2, 1, 0}));
 }
 
@@ -66,7 +66,7 @@ void test_prefix_is_found() {
   Ids other = {0, 1, 9, 3, 4, 5};
   BlockPool::Match first = pool.match_prefix(other, 8);
   CHECK_EQ(first.blocks, Ids{blocks[0]});
-  // Same tokens after a different prefix are different content.
+  // The same tokens after a different prefix are different content.
   CHECK(pool.match_prefix(Ids{2, 3, 4, 5}, 8).blocks.empty());
   Ids held = blocks;
   held.push_back(blocks[0]);
@@ -85,7 +85,7 @@ void test_content_survives_release_until_reuse() {
   CHECK_EQ(match.blocks, blocks);
   CHECK_EQ(pool.num_free(), 0);
   pool.release(match.blocks);
-  // The end of the prefix goes first, so the beginning is still of use.
+  // The end of the prefix is reused first, so that its beginning can still be matched.
   Ids taken = take(pool, 1);
   CHECK_EQ(taken, Ids{blocks[2]});
   match = pool.match_prefix(tokens, 3);
@@ -94,7 +94,7 @@ void test_content_survives_release_until_reuse() {
   pool.check_integrity(taken);
 }
 
-// Pages that were used again last are reused last.
+// Pages that were matched most recently are reused last.
 void test_least_recently_used() {
   BlockPool pool(4, 1, true);
   Ids a = take(pool, 2), b = take(pool, 2);
@@ -102,7 +102,7 @@ void test_least_recently_used() {
   register_all(pool, b, {5, 6});
   pool.release(a);
   pool.release(b);
-  pool.release(pool.match_prefix(Ids{1, 2}, 2).blocks);  // a again
+  pool.release(pool.match_prefix(Ids{1, 2}, 2).blocks);  // uses a again
   Ids taken = take(pool, 2);
   CHECK_EQ(taken, (Ids{b[1], b[0]}));
   CHECK_EQ(pool.match_prefix(Ids{1, 2}, 2).blocks, a);
@@ -134,7 +134,7 @@ void test_integrity_finds_wrong_references() {
   CHECK_THROWS(pool.check_integrity(Ids{0, 1}), ErrorCode::kInternal, "block_pool", {"block 1 has 0 references"});
 }
 
-// Random use against a plain model of the contents: what is found holds exactly the prefix that was asked for.
+// Compares random use with a plain model of the contents: pages that are found must hold exactly the requested prefix.
 void test_random_use() {
   constexpr int64_t kBlocks = 13, kSize = 2;
   std::mt19937 random(7);

@@ -1,4 +1,4 @@
-"""The C ABI from other compilers, languages and versions: C99 and C++, ctypes, and programs built with the first 0.1 header."""
+"""Tests the C ABI from C99 and C++, from ctypes, and from programs built with the first 0.1 header."""
 
 import ctypes
 import os
@@ -73,7 +73,7 @@ def test_program_built_with_the_first_header(
 
 
 def test_ctypes(header: Header, library: Path, nano_path: str, nano: lynx_rt.Engine) -> None:
-    """A request with arrays, log probabilities and statistics through structs that Python lays out from the header."""
+    """Runs a request with arrays, log probabilities and statistics, through structs that Python lays out from the header."""
     lib, types = ctypes.CDLL(str(library)), header.ctypes()
     Options, Params, Output = (types[f"lynx_rt_{name}"] for name in ("options", "params", "output"))
     lib.lynx_rt_create.restype = ctypes.c_void_p

@@ -1,5 +1,5 @@
-// csrc/include/lynx_rt/lynx_rt.h: creation, options, statuses and messages, structs of other sizes, what an engine tells about itself.
-// Usage: test_c_api MODEL_FOLDER
+// Tests csrc/include/lynx_rt/lynx_rt.h: creation, options, statuses and messages, structs of other sizes, and the information about an
+// engine. Usage: test_c_api MODEL_FOLDER
 #include <cstddef>
 #include <stdexcept>
 
@@ -60,7 +60,7 @@ void test_errors(lynx_rt_engine* engine, const char* model) {
   CHECK(last_error_has("best"));
 }
 
-// Every function takes a NULL engine, and says so.
+// Every function reports a NULL engine.
 void test_null_engine() {
   const int32_t token = 1;
   uint64_t id = 0;
@@ -80,14 +80,14 @@ void test_null_engine() {
   lynx_rt_destroy(nullptr);
 }
 
-// A caller compiled against a header with fewer or more fields.
+// A caller may have been compiled with a header with fewer or more fields.
 void test_struct_sizes(const char* model) {
   struct Longer {
     lynx_rt_options known;
     int64_t unknown[4];
   } longer{};
   longer.known.size = sizeof longer;
-  longer.known.max_num_seqs = 4096;  // more than the default rows of a step: these follow
+  longer.known.max_num_seqs = 4096;  // more than the default max_num_batched_tokens, which is then raised
   longer.known.expert_selection = "lynx";
   longer.known.max_model_len = 64;
   OwnedEngine engine(model, longer.known);
@@ -95,7 +95,7 @@ void test_struct_sizes(const char* model) {
   const Collected full = run(engine, params);
   params.size = offsetof(lynx_rt_params, ignore_eos);
   params.temperature = 0;
-  params.has_seed = 1;  // behind the cut: not read
+  params.has_seed = 1;  // after the end of the shorter struct: not read
   CHECK_EQ(run(engine, params).tokens, full.tokens);
 
   lynx_rt_options options = sized_options();
@@ -106,7 +106,7 @@ void test_struct_sizes(const char* model) {
   OwnedEngine unquantized(model, options);
 }
 
-// Each option reaches the engine: it refuses a wrong value by the option's name, or does what the option says.
+// Each option reaches the engine: the engine refuses a wrong value by the option's name, or does what the option says.
 void test_options(const char* model) {
   const auto refused = [&](const char* field, const std::function<void(lynx_rt_options&)>& set) {
     lynx_rt_options options = sized_options();
@@ -152,7 +152,7 @@ void test_options(const char* model) {
     // With mixed chunks a new prompt and a decode row share a step.
     add(engine, with_max_tokens(8));
     CHECK_OK(step(engine, [](const lynx_rt_output&) {}));
-    for (int i = 0; i < 2; ++i) add(engine, with_max_tokens(8));  // one for the second place, one in the queue
+    for (int i = 0; i < 2; ++i) add(engine, with_max_tokens(8));  // one runs, one waits in the queue
     uint64_t refused_id = 0;
     CHECK_EQ(int(lynx_rt_add_request(engine, kPrompt.data(), 3, nullptr, &refused_id)), int(LYNX_RT_QUEUE_FULL));
     int moved_on = 0;
@@ -212,7 +212,7 @@ void test_stats_and_selection(const char* model) {
   CHECK(running->kv_blocks_used >= 4 && running->kv_blocks_used < running->kv_blocks_total);
   while (lynx_rt_has_unfinished(engine)) CHECK_OK(step(engine, [](const lynx_rt_output&) {}));
   const lynx_rt_stats* stats = lynx_rt_get_stats(engine);
-  CHECK_EQ(running->num_running, 4);  // a snapshot
+  CHECK_EQ(running->num_running, 4);  // a snapshot does not change
   CHECK_EQ(stats->num_running, 0);
   CHECK_EQ(stats->steps, 6);
   CHECK_EQ(stats->decode_steps, 5);
@@ -284,7 +284,7 @@ void test_load_progress(const char* model) {
   CHECK(lynx_rt_create(model, &options) == nullptr);
   CHECK_EQ(int(lynx_rt_last_status()), int(LYNX_RT_INTERNAL));
   CHECK(last_error_has("on_load_progress") && last_error_has("no more room"));
-  CHECK(std::filesystem::is_empty(cache));  // a load that was ended leaves no file behind
+  CHECK(std::filesystem::is_empty(cache));  // an interrupted load leaves no file
   options.load_progress_user = &all;
   OwnedEngine engine(model, options);
   CHECK(!std::filesystem::is_empty(cache));

@@ -1,4 +1,4 @@
-// lynx_rt.h: what callbacks may do, what follows an abort, waiting, closing, threads. Usage: test_c_api_calls MODEL_FOLDER
+// Tests lynx_rt.h: calls inside callbacks, abort, waiting, closing, threads. Usage: test_c_api_calls MODEL_FOLDER
 #include <pthread.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,7 +22,7 @@ Ids add_some(lynx_rt_engine* engine, int count, int32_t max_tokens = 100) {
   return ids;
 }
 
-// Steps once; the ids that outputs came for, in order.
+// Steps once. Returns the ids of the outputs, in order.
 Ids step_ids(lynx_rt_engine* engine, const std::function<void(uint64_t)>& then = [](uint64_t) {}) {
   Ids ids;
   CHECK_OK(step(engine, [&](const lynx_rt_output& o) {
@@ -36,7 +36,7 @@ void test_abort_from_a_callback(const char* model) {
   OwnedEngine engine(model);
   const Ids ids = add_some(engine, 4);
   CHECK_EQ(step_ids(engine), ids);
-  // The first one's callback aborts itself and the third, which the same step has moved on.
+  // The first request's callback aborts itself and the third request, for which the same step has an output.
   CHECK_EQ(step_ids(engine,
                     [&](uint64_t id) {
                       if (id != ids[0]) return;
@@ -47,7 +47,7 @@ void test_abort_from_a_callback(const char* model) {
                     }),
            (Ids{ids[0], ids[1], ids[3]}));
   CHECK_EQ(step_ids(engine), (Ids{ids[1], ids[3]}));
-  // One that was delivered before.
+  // A callback aborts a request whose output has been delivered.
   CHECK_EQ(step_ids(engine,
                     [&](uint64_t id) {
                       if (id == ids[3]) CHECK_OK(lynx_rt_abort(engine, ids[1]));
@@ -64,7 +64,7 @@ void test_abort_of_a_last_output(const char* model) {
   const Ids ids = add_some(engine, 3, 1);
   CHECK_EQ(step_ids(engine,
                     [&](uint64_t id) {
-                      CHECK_EQ(int(lynx_rt_abort(engine, id)), int(LYNX_RT_NOT_FOUND));  // its last one is being delivered
+                      CHECK_EQ(int(lynx_rt_abort(engine, id)), int(LYNX_RT_NOT_FOUND));  // its last output is being delivered
                       CHECK_EQ(lynx_rt_has_unfinished(engine), id == ids[0]);
                       if (id == ids[0]) CHECK_OK(lynx_rt_abort(engine, ids[1]));
                     }),
@@ -80,7 +80,7 @@ void test_abort_of_a_last_output(const char* model) {
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
 }
 
-// Abort by another thread waits for the callback that runs for the request, and for no other.
+// An abort in another thread waits for the running callback of the request, and for no other callback.
 void test_abort_from_another_thread(const char* model) {
   OwnedEngine engine(model);
   const Ids ids = add_some(engine, 3);
@@ -134,7 +134,7 @@ void test_calls_from_a_callback(const char* model) {
   std::set<uint64_t> seen;
   while (lynx_rt_has_unfinished(engine)) step_ids(engine, [&](uint64_t id) { seen.insert(id); });
   CHECK(seen.contains(added));
-  // Another engine's step is no recursion.
+  // A step of another engine is no recursion.
   OwnedEngine other(model);
   add(engine, with_max_tokens(1));
   add(other, with_max_tokens(1));
@@ -166,7 +166,7 @@ void test_throw_from_a_callback(const char* model) {
   CHECK_EQ(int(step_throwing(7, 0)), int(LYNX_RT_OK));
   CHECK_EQ(seen, (Ids{ids[0], ids[1], ids[3]}));
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
-  // Those behind a throw are delivered before another step runs.
+  // The outputs after a callback that throws are delivered before another step runs.
   const Ids more = add_some(engine, 2, 2);
   seen.clear();
   CHECK_EQ(int(step_throwing(7, more[0])), int(LYNX_RT_INTERNAL));
@@ -175,7 +175,7 @@ void test_throw_from_a_callback(const char* model) {
   CHECK_EQ(seen, (Ids{more[0], more[1], more[0], more[1]}));
 }
 
-// A callback may end its thread, as those of an interpreter that shuts down do: the outputs behind it go to the next step.
+// A callback may end its thread, as happens when an interpreter shuts down: later outputs of the step go to the next call.
 void test_a_callback_that_ends_its_thread(const char* model) {
   OwnedEngine engine(model);
   const Ids ids = add_some(engine, 3, 1);
@@ -191,13 +191,13 @@ void test_wait(const char* model) {
   CHECK(std::chrono::steady_clock::now() - start >= std::chrono::milliseconds(20));
   CHECK_EQ(has_work, 0);
   CHECK_OK(lynx_rt_wait_for_work(engine, 0, nullptr));
-  CHECK_OK(lynx_rt_wake(engine));  // with nobody there: the next wait ends, the one after it does not
+  CHECK_OK(lynx_rt_wake(engine));  // no thread waits: the next wait ends at once, the one after it does not
   CHECK_OK(lynx_rt_wait_for_work(engine, INT64_MAX, &has_work));
   CHECK_EQ(has_work, 0);
   CHECK_OK(lynx_rt_wait_for_work(engine, 1, &has_work));
   CHECK_EQ(has_work, 0);
 
-  // Waits without a limit, ended by wake(), by a request, by close().
+  // Waits without a limit are ended by wake(), by a request and by close().
   std::atomic<int> waits = 0;
   std::thread server([&] {
     while (true) {
@@ -230,7 +230,7 @@ void test_wait(const char* model) {
   CHECK_EQ(int(lynx_rt_last_status()), int(LYNX_RT_CLOSED));
 }
 
-// What the parent's threads wait for, a child does not wait for.
+// A child does not wait for what the parent's threads wait for.
 void test_fork_beside_a_wait(const char* model) {
   OwnedEngine engine(model);
   std::atomic<bool> waits = false;
@@ -269,7 +269,7 @@ void test_threads(const char* model) {
   options.num_threads = 1;
   options.max_model_len = 64;
   OwnedEngine engine(model, options);
-  std::mutex mutex;  // of these
+  std::mutex mutex;  // guards the members below
   std::set<uint64_t> aborted;
   std::map<uint64_t, int32_t> lengths;
   std::set<uint64_t> ended;
@@ -286,12 +286,12 @@ void test_threads(const char* model) {
           disordered += o.token_ids[0] != 100 + lengths[o.request_id]++;
           if (o.finish != LYNX_RT_RUNNING) ended.insert(o.request_id);
         }
-        std::this_thread::yield();  // so that clients come in between the callbacks of a step
+        std::this_thread::yield();  // lets clients run between the callbacks of a step
       }));
     }
   };
   const auto ask = [&] {
-    std::vector<int32_t> forced;  // the i-th token tells that it is that
+    std::vector<int32_t> forced;  // the i-th token identifies its position
     for (int32_t i = 0; i < 6; ++i) forced.push_back(100 + i);
     for (int i = 0; i < kRequests; ++i) {
       lynx_rt_params params = with_max_tokens(6);
@@ -303,7 +303,7 @@ void test_threads(const char* model) {
       for (int spins = 0; spins < i % 7; ++spins) lynx_rt_has_unfinished(engine);
       const lynx_rt_status status = lynx_rt_abort(engine, id);
       std::lock_guard lock(mutex);
-      aborted.insert(id);  // whatever the status: a callback from now on is one too many
+      aborted.insert(id);  // whatever the status: no callback may come from now on
       dropped += status == LYNX_RT_OK;
     }
     --clients;

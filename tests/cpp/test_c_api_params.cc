@@ -1,4 +1,4 @@
-// lynx_rt_params and lynx_rt_output: each field does what it does over the C++ API, and 0 is its default. Compiles only where the
+// Tests lynx_rt_params and lynx_rt_output: each field does what it does in the C++ API, and 0 is its default. It only compiles if the
 // lists of engine/public_fields.h are complete.
 // Usage: test_c_api_params MODEL_FOLDER
 #include "c_api_client.h"
@@ -7,7 +7,7 @@
 
 namespace {
 
-// Stands for a value of any type, to find out with how many a struct can be initialised.
+// Converts to any type, to find out how many values can initialise a struct.
 struct AnyValue {
   template <class T>
   operator T() const;
@@ -63,7 +63,7 @@ bool same(const Collected& a, const Collected& b) {
          a.prompt_logprobs == b.prompt_logprobs;
 }
 
-// The same field set over both: the same result, and one that differs from that of the defaults.
+// Sets a field over both APIs: the results must be the same, and differ from those of the defaults.
 class Twins {
  public:
   explicit Twins(const char* model) : c_(model) {
@@ -91,7 +91,7 @@ class Twins {
     return got;
   }
 
-  // From here on with these as the base.
+  // Makes these parameters the base of later comparisons.
   void rebase(const std::function<void(lynx_rt_params&)>& set_c, const std::function<void(SamplingParams&)>& set_cpp) {
     base_ = check("a new base", set_c, set_cpp);
     set_c(c_params_);
@@ -172,14 +172,14 @@ void test_penalties_and_draws(Twins& twins) {
   twins.check("top_p", [](auto& p) { p.top_p = 0.5f; }, [](auto& p) { p.top_p = 0.5f; });
   twins.check("top_k", [](auto& p) { p.top_k = 2; }, [](auto& p) { p.top_k = 2; });
   twins.check("seed 0", [](auto& p) { p.seed = 0; }, [](auto& p) { p.seed = 0; });
-  // One token by a bias that the penalties undo.
+  // The bias chooses one token, which the penalties undo.
   const lynx_rt_token_bias bias{33, 12.f};
   twins.rebase([&](auto& p) { p.logit_bias = &bias, p.num_logit_bias = 1; }, [](auto& p) { p.logit_bias = {{33, 12.f}}; });
   twins.check("presence_penalty", [](auto& p) { p.presence_penalty = 2; }, [](auto& p) { p.presence_penalty = 2; });
   twins.check("frequency_penalty", [](auto& p) { p.frequency_penalty = 2; }, [](auto& p) { p.frequency_penalty = 2; });
 }
 
-// A wrong value of each field is refused by its name, and so is an array that is not there.
+// A wrong value of each field is refused by the field's name, and so is a missing array.
 void test_refusals(lynx_rt_engine* engine) {
   const auto refused = [&](const char* field, const std::function<void(lynx_rt_params&)>& set) {
     lynx_rt_params params = with_max_tokens(8);

@@ -1,4 +1,4 @@
-// Limits of control groups, read from made-up /proc and /sys trees as kernels and containers show them.
+// Tests limits of control groups, read from made-up /proc and /sys trees like those of kernels and containers.
 #include "base/cgroup.h"
 
 #include <cstdint>
@@ -55,7 +55,7 @@ void test_no_limit() {
   CHECK_EQ(max.cores(), 0.0);
 }
 
-// systemd-run -p MemoryMax=600M: the limit lies two groups below the root, one above the process.
+// systemd-run -p MemoryMax=600M: the limit is two groups below the root, one above the process.
 void test_v2_below_the_root() {
   const std::string slice = "sys/fs/cgroup/system.slice/", run = slice + "run-1.service/", leaf = run + "worker/";
   const Root root("0::/system.slice/run-1.service/worker\n", kV2,
@@ -96,7 +96,7 @@ void test_v1() {
   CHECK_EQ(root.cores(), 1.5);
 }
 
-// Containers: the group's path in /proc is the host's, what is mounted is that group, or an unrelated one.
+// Containers: the group's path in /proc is the host's, and the mount is that group or an unrelated one.
 void test_containers() {
   const std::vector<std::pair<std::string, std::string>> files = {{"sys/fs/cgroup/memory.max", bytes(256)},
                                                                   {"sys/fs/cgroup/memory.current", bytes(56)},
@@ -105,13 +105,14 @@ void test_containers() {
   const std::string mounted = "30 22 0:26 /docker/abc /sys/fs/cgroup ro - cgroup2 cgroup rw\n";
   CHECK_EQ(Root("0::/docker/abc\n", mounted, files).memory(), 200 * kMiB);
   CHECK_EQ(Root("0::/docker/abc/inner\n", mounted, files).memory(), 99 * kMiB);
-  CHECK_EQ(Root("0::/docker/abcdef\n", mounted, files).memory(), 200 * kMiB);  // another group of which the name begins alike
-  CHECK_EQ(Root("0::/../other\n", mounted, files).memory(), 200 * kMiB);       // moved out of its namespace
+  CHECK_EQ(Root("0::/docker/abcdef\n", mounted, files).memory(),
+           200 * kMiB);                                                   // another group whose name begins with the same text
+  CHECK_EQ(Root("0::/../other\n", mounted, files).memory(), 200 * kMiB);  // moved out of its namespace
   CHECK_EQ(Root("0::/\n", mounted, files).memory(), 200 * kMiB);
   CHECK_EQ(Root("0::/gone\n", kV2, files).memory(), 200 * kMiB);  // a group without a folder
 }
 
-// v1 controllers beside an empty v2 hierarchy, a mount point with a space, and lines that say nothing.
+// v1 controllers beside an empty v2 hierarchy, a mount point with a space, and lines without information.
 void test_odd_mounts() {
   const Root root("0::/x\n4:memory:/m\nbad\n",
                   "40 22 0:29 / /sys/fs/cgroup/uni\\040fied rw - cgroup2 none rw\nshort line\n" + kV1,

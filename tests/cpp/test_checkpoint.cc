@@ -1,5 +1,5 @@
-// csrc/checkpoint/weights.h: exact accounting of tensors, and where the views point; plus a header fuzz that the
-// sanitizers watch (what each malformed file is answered with: tests/checkpoint/test_safetensors.py).
+// Tests csrc/checkpoint/weights.h: exact accounting of tensors, and the addresses of views; and fuzzes the header under sanitizers
+// (tests/checkpoint/test_safetensors.py has the error of each malformed file).
 #include <cstdint>
 #include <cstring>
 #include <random>
@@ -32,7 +32,7 @@ void test_whole_tensors() {
                                           {whole_tensor("a", {3, 4}, &a), whole_tensor("b", {2}, &b),
                                            whole_tensor("c", {5, 1}, &c), whole_tensor("none", {0, 4}, &none)},
                                           {});
-  CHECK(owned.bytes() == 0);  // all in place
+  CHECK(owned.bytes() == 0);  // nothing was copied
   CHECK_EQ(a.rows, 3);
   CHECK_EQ(a.cols, 4);
   CHECK(a.dtype == DType::kBF16);
@@ -126,7 +126,7 @@ void test_ignore_patterns() {
   CHECK(bind({"mtp.*", "*.inv_freq", "lm_head.weight", "counts"}).bytes() == 0);
   CHECK(bind({"*"}).bytes() == 0);
   CHECK_THROWS(bind({"mtp.*", "*.inv_freq", "lm_head.weight"}), kCorrupt, "counts", {"1 unexpected: \"counts\""});
-  // without a star a pattern is a whole name; the star stands at one end only
+  // Without a star a pattern is a whole name. A star is allowed at one end only.
   CHECK_THROWS(bind({"mtp.", "inv_freq", "lm_head*", "*counts"}), kCorrupt, "model.rotary_emb.inv_freq",
                {"2 unexpected: \"model.rotary_emb.inv_freq\", \"mtp.0.weight\""});
 }
@@ -142,7 +142,7 @@ void test_tensor_used_twice() {
 
 void test_unaligned_data_is_copied() {
   const TempFolder folder;
-  // One byte of data before "half", and a header that ends on an odd byte: neither tensor is aligned.
+  // There is one byte of data before "half", and the header ends on an odd byte, so neither tensor is aligned.
   const Tensor half = tensor("half", "F16", {2, 3}), full = tensor("full", "F32", {2, 2});
   for (const size_t padding : {0, 1, 2, 3}) {
     folder.write("model.safetensors", safetensors({tensor("u8", "U8", {1}), half, full}, padding));
@@ -175,7 +175,7 @@ void test_mapped_file_moves() {
   CHECK(a.data() == nullptr && a.size() == 0);
 }
 
-// The system would stop reading the name at the NUL, and open another file than the one that was checked.
+// A path with a NUL is refused: the system would end the name at the NUL, and open another file than the one that was checked.
 void test_path_with_nul() {
   const TempFolder folder;
   const std::string path = folder.write("a", "aa") + std::string("\0.txt", 5);
@@ -207,7 +207,7 @@ void test_header_fuzz() {
   for (int round = 0; round < 3000; ++round) {
     std::string bad = valid;
     for (size_t n = 1 + below(3); n > 0; --n) {
-      // half the time a byte that keeps the JSON plausible, to get past the parser
+      // Half of the time it is a byte that keeps the JSON plausible, to get past the parser.
       const size_t at = below(header_end);
       bad[at] = at >= 8 && below(2) ? kTokens[below(kTokens.size())] : char(below(256));
     }

@@ -1,4 +1,4 @@
-// csrc/checkpoint/json.h and config.h: typed reading, and errors that name file, key, what was expected and found.
+// Tests csrc/checkpoint/json.h and config.h: typed reading, and errors that name file, key, the expected and the found value.
 #include <limits>
 #include <string>
 
@@ -63,7 +63,7 @@ void test_json_refusals() {
   CHECK_THROWS(parse(many + "]"), kCorrupt, "m/x.json", {"more than 4000000 values"});
 }
 
-// A text from a file must not reach a terminal raw, nor fill it.
+// Text from a file must not reach a terminal with control characters, nor fill it.
 void test_printable() {
   CHECK_EQ(printable("a\x1b[31m\n\xc3\xa9"), std::string("a\\x1b[31m\\x0a\\xc3\\xa9"));
   CHECK_EQ(printable(std::string(161, 'a')), std::string(160, 'a') + "...");
@@ -77,7 +77,7 @@ void test_integers() {
   CHECK_EQ(c.integer("n", 1, 8), 8);
   CHECK_EQ(c.integer_or("n", 3, 1, 8), 8);
   CHECK_EQ(c.integer_or("none", 3, 1, 8), 3);
-  CHECK_EQ(c.integer_or("absent", -1, 1, 8), -1);  // the fallback is the caller's and may lie outside
+  CHECK_EQ(c.integer_or("absent", -1, 1, 8), -1);  // the fallback may be out of range
   CHECK_THROWS(c.integer("n", 1, 7), kCorrupt, "n", {"config.json: n: expected an integer from 1 to 7, got the number 8"});
   CHECK_THROWS(c.integer("n", 9, kAny), kCorrupt, "n", {"of at least 9, got the number 8"});
   CHECK_THROWS(c.integer_or("zero", 3, 1, 8), kCorrupt, "zero", {"got the number 0"});
@@ -133,7 +133,7 @@ void test_objects() {
     CHECK_EQ(c.first_of({"absent", "none", "n"}), std::string("n"));
     CHECK_THROWS(c.first_of({"num_experts", "none"}), kCorrupt, "num_experts", {"num_experts or none: missing"});
   }
-  // the part keeps the document alive
+  // A part keeps the document alive.
   CHECK_EQ(rope->name(), std::string("config.json: rope_parameters"));
   CHECK_EQ(rope->object("x")->integer("y", 0, 1), 1);
   CHECK_THROWS(rope->number("rope_theta", 1, 1e9), kCorrupt, "rope_theta",

@@ -1,4 +1,4 @@
-"""Projects outside of lynx_rt use an installed one: examples/cpp over find_package, and a compiler over pkg-config."""
+"""Uses an installed lynx_rt in other projects: examples/cpp by find_package, and a compiler by pkg-config."""
 
 import os
 import re
@@ -21,7 +21,7 @@ QUESTION = "Q: 12 times 22 = ?\nA:"
 
 @pytest.fixture(scope="module")
 def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the example's programs."""
+    """Builds the example and returns the folder of its programs."""
     build = tmp_path_factory.mktemp("example")
     run(["cmake", "-S", EXAMPLE, "-B", build, f"-DCMAKE_PREFIX_PATH={install_prefix()}"])
     run(["cmake", "--build", build, "--parallel", "2"])
@@ -30,7 +30,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(nano: lynx_rt.Engine) -> tuple[list[str], list[int]]:
-    """Prompt ids as arguments, and what the Python engine generates from them."""
+    """Returns prompt ids as arguments, and the tokens that the Python engine generates from them."""
     params = lynx_rt.SamplingParams(temperature=0.0, max_tokens=32)
     [output] = nano.generate(QUESTION, params, use_tqdm=False)
     return [str(i) for i in output.prompt_token_ids], output.outputs[0].token_ids

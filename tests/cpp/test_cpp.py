@@ -18,7 +18,7 @@ def test_cmake_builds_every_test() -> None:
 
 
 def holds(command: list[str | Path], **environment: str) -> None:
-    """A program makes its checks, and none of them fails."""
+    """Runs a program, which must make checks without a failure."""
     output = run(command, timeout=300, env={**os.environ, **environment})
     checks, failures = map(int, re.search(r"(\d+) checks, (\d+) failures", output).groups())
     assert checks > 0 and failures == 0
@@ -38,7 +38,7 @@ def test_unit(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", UNIT_TESTS)
 def test_under_address_sanitizer(name: str) -> None:
-    """UndefinedBehaviorSanitizer's checks included."""
+    """Runs a program under AddressSanitizer and UndefinedBehaviorSanitizer."""
     holds([program(name, "asan"), *arguments(name)])
 
 
@@ -50,15 +50,15 @@ def test_under_thread_sanitizer(name: str) -> None:
 
 @pytest.mark.slow
 def test_thread_sanitizer_finds_a_race() -> None:
-    """A loop of the thread pool whose tasks count without a lock, beside its twin with an atomic counter."""
+    """ThreadSanitizer must report a loop whose tasks count without a lock, and not its twin with an atomic counter."""
     race = [*tsan_prefix(), folder("tsan") / "tests" / "cpp" / "tsan_starts", "race"]
     done = subprocess.run(race, capture_output=True, text=True, check=False)
     assert done.returncode != 0 and "data race" in done.stderr and "tsan_starts.cc" in done.stderr, done.stderr
 
 
 def test_kernel_objects_define_no_shared_symbols() -> None:
-    """A weak (COMDAT) symbol of a file compiled for AVX could be the copy that the linker keeps for every file, and then end
-    a process on a CPU without AVX. So these files may define nothing that another file could define as well."""
+    """The linker might keep a weak (COMDAT) symbol of a file compiled for AVX for all files, which would end a process on a CPU
+    without AVX. So these files may define nothing that another file could define as well."""
     if shutil.which("nm") is None:
         pytest.skip("needs nm on PATH")
     program(UNIT_TESTS[0])
@@ -72,6 +72,6 @@ def test_kernel_objects_define_no_shared_symbols() -> None:
         weak = [name for kind, name in symbols if kind in "WwVvu"]
         assert not weak, f"{file.name} defines {weak[:5]}"
         exported = [name for kind, name in symbols if kind in "TDBRG"]
-        # A table each; kernels_amxbf16.cc has two functions instead, which kernels.cc puts into a copy of the one below it.
+        # Each file defines a table; kernels_amxbf16.cc has functions instead, which kernels.cc puts into a copy of another table.
         own = ("lynx_rt::cpu::k", "lynx_rt::cpu::amx_") if "amx" in file.name else "lynx_rt::cpu::k"
         assert all(name.startswith(own) for name in exported), f"{file.name} defines {exported}"

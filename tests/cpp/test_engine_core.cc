@@ -1,4 +1,4 @@
-// csrc/engine/engine_core.h: token masks, and tokens that are taken back and drawn again. Usage: test_engine_core MODEL_FOLDER
+// Tests csrc/engine/engine_core.h: token masks, and rollbacks of tokens, which are drawn again. Usage: test_engine_core MODEL_FOLDER
 #include "engine/engine_core.h"
 
 #include <algorithm>
@@ -56,7 +56,7 @@ struct Result {
   std::string error;
 };
 
-// Runs all requests to their end; results by request.
+// Runs all requests to their end and returns the results by request.
 std::map<uint64_t, Result> finish(EngineCore& core) {
   std::map<uint64_t, Result> results;
   while (core.has_unfinished())
@@ -87,7 +87,7 @@ void allow(std::span<int32_t> words, int32_t token) { words[size_t(token / 32)] 
 
 const Ids kPrompt = {1, 20, 21, 7, 99};
 
-// A mask that changes with every token; the token is the likeliest of those allowed, by forward()'s logits.
+// With a mask that changes with every token, each token is the likeliest allowed one by forward()'s logits.
 void test_masked_greedy(EngineCore& core) {
   const auto vocab = int32_t(core.model_info().vocab_size);
   const auto is_allowed = [](size_t length, int32_t token) { return mix_bits(uint64_t(token) * 1000 + length) % 5 == 0; };
@@ -96,7 +96,7 @@ void test_masked_greedy(EngineCore& core) {
     CHECK_EQ(int64_t(words.size()), token_mask_words(vocab));
     CHECK(std::all_of(words.begin(), words.end(), [](int32_t word) { return word == 0; }));
     ++calls;
-    for (int32_t v = 0; v < int32_t(words.size()) * 32; ++v)  // beyond the vocabulary too: no token's
+    for (int32_t v = 0; v < int32_t(words.size()) * 32; ++v)  // bits after the vocabulary are set, too, and must be ignored
       if (is_allowed(tokens.size(), v) || v >= vocab) allow(words, v);
     return true;
   };
@@ -117,7 +117,7 @@ void test_masked_greedy(EngineCore& core) {
     not_likeliest += std::any_of(row, row + vocab, [&](float logit) { return logit > row[best]; });
   }
   CHECK(not_likeliest > 3);
-  // The same in the engine's own sampler, with log-probabilities of the model's distribution, masked or not.
+  // The engine's own sampler draws the same, with log probabilities of the model's distribution, masked or not.
   SamplingParams told = greedy(9);
   told.logprobs = 3;
   const Result again = run_one(core, kPrompt, told, mask);
@@ -132,7 +132,7 @@ void test_masked_greedy(EngineCore& core) {
   }
 }
 
-// A mask that stays is allowed_token_ids: tokens and log-probabilities bit for bit, drawn by the backend or not.
+// A constant mask has the effect of allowed_token_ids: the same tokens and log probabilities bitwise, drawn by the backend or not.
 void test_mask_is_allowed_token_ids(EngineCore& core) {
   for (const Ids& ids : {Ids{3}, Ids{5, 31, 32, 63, 64, 200}, Ids{300, 4, 90, 91, 92, 93, 94, 95, 96}})
     for (const bool logprobs : {false, true})
@@ -152,7 +152,7 @@ void test_mask_is_allowed_token_ids(EngineCore& core) {
       }
 }
 
-// What goes wrong with a mask ends its own request, whose number it tells; requests beside it get what they get alone.
+// An error of a mask names its request and ends only this request; others have the results that they have alone.
 void test_mask_errors(EngineCore& core) {
   const Result alone = run_one(core, kPrompt, random_params(10, 5));
   SamplingParams with_logprobs = greedy(10);
@@ -194,14 +194,14 @@ struct Life {
   SamplingParams params;
 };
 
-// Requests of which tokens are taken back at random: all that is drawn again is what was there.
+// Rolls back tokens of requests at random: the tokens drawn again must be the same.
 void test_random_rollbacks(int64_t kv_tokens, uint32_t seed) {
   std::mt19937 random(seed);
   const auto below = [&](uint32_t n) { return int32_t(random() % n); };
   std::vector<Life> lives;
   for (int i = 0; i < 24; ++i) {
     Life life;
-    for (int32_t t = 0, n = below(2) ? below(30) : 0; t < n; ++t) life.prompt.push_back(3 * t + 5);  // beginnings that are shared
+    for (int32_t t = 0, n = below(2) ? below(30) : 0; t < n; ++t) life.prompt.push_back(3 * t + 5);  // prompts share beginnings
     for (int32_t t = 0, n = 1 + below(8); t < n; ++t) life.prompt.push_back(below(300));
     life.params = below(3) ? random_params(1 + below(24), uint64_t(below(1000))) : greedy(1 + below(24));
     if (below(3) == 0) life.params.logprobs = 1;

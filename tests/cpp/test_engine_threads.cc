@@ -1,7 +1,7 @@
-// Five threads on one engine, each of which calls all of it at random; ThreadSanitizer watches. Usage: test_engine_threads MODEL_FOLDER
+// Five threads call all functions of one engine at random, under ThreadSanitizer. Usage: test_engine_threads MODEL_FOLDER
 //
-// What must hold whatever the order: a request that asks for the model's own routing gives the tokens that it gives alone, all others
-// end or are aborted, no output comes after its abort, and nothing stays held.
+// In any order, a request that asks for the model's own routing must get the tokens that it gets alone, all others must end or be
+// aborted, no output may come after an abort, and no memory may stay in use.
 #include <chrono>
 #include <map>
 #include <mutex>
@@ -23,15 +23,15 @@ EngineOptions options() {
   EngineOptions o;
   o.device = "cpu";
   o.num_threads = 2;
-  o.max_num_seqs = 4;  // others wait
+  o.max_num_seqs = 4;  // further requests wait
   o.max_model_len = 64;
-  o.max_num_batched_tokens = 24;  // longer prompts come in chunks
+  o.max_num_batched_tokens = 24;  // longer prompts are split in chunks
   o.kv_cache_memory_bytes = 1 << 20;
   o.enable_return_routed_experts = o.record_router_logits = true;
   return o;
 }
 
-// Prompts share beginnings, so that pages are shared as well.
+// Returns a prompt. Prompts share beginnings, so that pages are shared as well.
 Ids prompt(int kind) {
   Ids ids(size_t(3 + 9 * kind), 20);
   ids.back() = 30 + kind;
@@ -88,7 +88,7 @@ class Stress {
     Ids tokens;
   };
 
-  // A step may deliver before add() has written down what it asked for, so outputs make the entry as well.
+  // A step may deliver an output before add() has made the request's entry, so outputs make it as well.
   void step() {
     engine_->step([this](const StepOutput& out) {
       std::lock_guard lock(mutex_);
@@ -114,7 +114,7 @@ class Stress {
     const auto below = [&](int n) { return int(random() % uint32_t(n)); };
     std::vector<uint64_t> own;
     for (int call = 0; call < kCalls; ++call) {
-      std::this_thread::sleep_for(std::chrono::microseconds(below(1000)));  // others come in between two calls
+      std::this_thread::sleep_for(std::chrono::microseconds(below(1000)));  // lets other threads run between two calls
       switch (below(9)) {
         case 0:
         case 1: own.push_back(add(below(kKinds), below(2) == 0)); break;
@@ -146,7 +146,7 @@ class Stress {
 
   std::unique_ptr<Engine> engine_;
   std::vector<Ids> alone_;
-  std::mutex mutex_;  // of what follows
+  std::mutex mutex_;  // guards the members below
   std::map<uint64_t, Request> requests_;
   int late_ = 0;
 };

@@ -1,4 +1,4 @@
-// Engine, C ABI and thread pool in the child of a fork(): errors at once, no hang, and what is made there works.
+// Tests engine, C ABI and thread pool in the child of a fork(): the parent's objects throw at once and never hang, new objects work.
 // Usage: test_fork MODEL_FOLDER
 #include <sys/wait.h>
 #include <unistd.h>
@@ -14,7 +14,7 @@
 
 using namespace lynx_rt;
 
-// A child leaks what it has of its parent's engine, on purpose.
+// Disables the leak check, because a child leaks its copy of the parent's engine on purpose.
 extern "C" __attribute__((visibility("default"))) const char* __asan_default_options() { return "detect_leaks=0"; }
 
 namespace {
@@ -42,7 +42,7 @@ std::vector<int32_t> generate(Engine& engine) {
   return tokens;
 }
 
-// Runs it in a child, which then exits as a program does; whether all of its checks held.
+// Runs `child` in a child process, which then exits like a program. Returns whether all of its checks held.
 template <class Child>
 bool in_child(Child child) {
   const pid_t pid = fork();
@@ -76,8 +76,8 @@ void test_engine_in_a_child(const std::string& model, const std::vector<int32_t>
   CHECK(generate(*kept) == expected);
 }
 
-// The child gets locks that are held, and a step that never ends. AddressSanitizer has such locks of its own, in its allocator, and
-// gcc 12's does not free them in a child, which then hangs at an allocation: not run under it.
+// Forks while locks are held and a step runs, which never ends in the child. This test does not run under AddressSanitizer: gcc 12's
+// does not free the locks of its own allocator in a child, which then hangs at an allocation.
 [[maybe_unused]] void test_fork_beside_a_step(const std::vector<int32_t>& expected) {
   std::atomic<bool> stop = false;
   std::atomic<int> wrong = 0;
@@ -113,8 +113,8 @@ void test_c_abi_in_a_child(const char* model) {
   lynx_rt_destroy(engine);
 }
 
-// A loop in which every thread of the pool takes part: afterwards none of them is still being started. AddressSanitizer allocates in a
-// thread that starts, under a lock that a fork() beside it leaves locked in the child.
+// Runs a loop in which every thread of the pool takes part, so that afterwards no thread is still starting. AddressSanitizer allocates
+// in a starting thread, under a lock that a fork() at that time leaves locked in the child.
 void start_all(ThreadPool& pool, int threads) {
   std::atomic<int> arrived = 0;
   pool.parallel_for(threads, [&](int64_t, int) {
@@ -127,7 +127,7 @@ void test_thread_pool_in_a_child() {
   for (int round = 0; round < 20; ++round) {
     auto pool = std::make_unique<ThreadPool>(4);
     start_all(*pool, 4);
-    if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // the workers sleep
+    if (round % 2) std::this_thread::sleep_for(std::chrono::milliseconds(2));  // by then the workers sleep
     CHECK(in_child([&] {
       CHECK_THROWS(pool->parallel_for(100, [](int64_t, int) {}), ErrorCode::kClosed, "", {"the thread pool", "fork()"});
       pool.reset();

@@ -1,4 +1,4 @@
-// The governor against steps whose cost is known.
+// Tests the governor on steps whose cost is known.
 #include "engine/governor.h"
 
 #include <random>
@@ -14,7 +14,7 @@ constexpr int kLevels = 6;
 constexpr double kShare[kLevels] = {1, 0.9, 0.7, 0.55, 0.5, 0.4};
 constexpr double kFixed = 0.004, kPerExpert = 0.0001;
 
-// Steps of a machine on which one of `union_before` experts costs kPerExpert; returns the seconds of the last one.
+// Runs steps of a machine on which each of `union_before` experts costs kPerExpert. Returns the seconds of the last step.
 double run(Governor& governor, int steps, double union_before, double noise = 0, uint32_t seed = 1) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> around(1 - noise, 1 + noise);
@@ -33,7 +33,7 @@ void test_weakest_level_that_meets_the_target() {
     Governor governor((kFixed + kPerExpert * 200 * kShare[want]) * 1.06, kLevels);
     run(governor, 200, 200);
     CHECK_EQ(governor.level(), want);
-    CHECK(want == 0 || governor.report().steps_over_target >= 1);  // the first step, at least, was the model's own
+    CHECK(want == 0 || governor.report().steps_over_target >= 1);  // at least the first step had the model's own routing
     CHECK(governor.report().steps_over_target <= 6);
   }
   Governor easy(2 * all, kLevels);
@@ -71,10 +71,10 @@ void test_cost_model() {
   for (int i = 0; i < kLevels; ++i)
     steps += report.steps_at_level[size_t(i)], weak += i <= 4 ? report.steps_at_level[size_t(i)] : 0;
   CHECK_EQ(steps, 400);
-  CHECK(weak > 350);  // noise does not drive it to the strongest
+  CHECK(weak > 350);  // noise must not drive it to the strongest level
   governor.reset_report();
   CHECK_EQ(governor.report().steps_at_level[0], 0);
-  CHECK(governor.report().seconds_per_expert > 0);  // what it has learnt stays
+  CHECK(governor.report().seconds_per_expert > 0);  // its estimates stay
 }
 
 void test_no_experts() {

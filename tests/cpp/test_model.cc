@@ -1,5 +1,5 @@
-// What model families say: how each weight is placed, and what memory a layer keeps of a sequence.
-// Usage: test_model MODEL_FOLDER FOLDER_OF_MODEL_FOLDERS (config.json alone is read; weights are made up)
+// Tests the statements of model families: how each weight is placed, and the memory that a layer keeps for a sequence.
+// Usage: test_model MODEL_FOLDER FOLDER_OF_MODEL_FOLDERS (only config.json is read; weights are made up)
 #include <filesystem>
 #include <map>
 #include <string>
@@ -18,7 +18,7 @@ using namespace lynx_rt;
 
 namespace {
 
-// Leaves weights where they are and notes how each was placed.
+// Leaves weights where they are and records how each was placed.
 class NotingBackend : public CpuBackend {
  public:
   NotingBackend() : CpuBackend({"cpu", DType::kF32, 1, ""}) {}
@@ -35,7 +35,7 @@ class NotingBackend : public CpuBackend {
     for (const WeightView& view : heads) note(view, "head");
   }
 
-  std::map<const void*, std::vector<std::string>> placed;  // by the data of a view
+  std::map<const void*, std::vector<std::string>> placed;  // by the data pointer of a view
 
  private:
   void note(const WeightView& view, const char* how) {
@@ -83,7 +83,7 @@ void test_a_forgotten_weight_is_refused(const std::string& folder) {
   CHECK(weights.placing.empty());
   table.add(spec(&experts[1].down_bias), {experts});
   table.add(spec(&experts[0].gate), {experts});
-  CHECK_EQ(weights.placing.size(), 1);  // the two experts, once
+  CHECK_EQ(weights.placing.size(), 1);  // both experts in one call
 }
 
 void test_layers_keep_pages(const std::string& folder) {

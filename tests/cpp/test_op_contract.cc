@@ -1,4 +1,4 @@
-// What ops hand on to each other cannot be used stale: the types forbid it, or the op refuses.
+// Values that ops pass on to each other cannot be used when they are out of date: either this does not compile, or the op throws.
 #include <concepts>
 #include <utility>
 #include <vector>
@@ -12,8 +12,7 @@ namespace {
 
 // --- what does not compile
 
-// Only ops write Activations, both of their forms at once: nobody gets at the values but to read them, and there is no copy that
-// could keep an earlier shape.
+// Only ops write Activations, both forms at once: other code can only read the values, and no copy could keep an earlier shape.
 static_assert(std::same_as<decltype(std::declval<Activations&>().f32()), const float*>);
 static_assert(!std::copy_constructible<Activations> && !std::is_copy_assignable_v<Activations>);
 // A sum is used once.
@@ -89,7 +88,7 @@ void test_a_sum_goes_to_its_own_rows_once() {
   sum = l.expert_ffn();
   PendingSum taken = std::move(sum);
   l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows, std::move(taken));
-  l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows, std::move(taken));  // nothing is left in it
+  l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows, std::move(taken));  // the moved-from sum is empty
   l.backend->combine({});
 
   sum = l.expert_ffn();
@@ -117,7 +116,7 @@ void test_activations_have_the_shape_of_the_last_write() {
                {"expected 8 columns, got 2"});
   CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows + 1, l.rows), ErrorCode::kInvalidArgument, "rmsnorm",
                {"at most [3, 8]", "[4, 8]"});
-  Activations borrowed(l.x.data(), kRows, kHidden);  // the caller's values are nobody's to write
+  Activations borrowed(l.x.data(), kRows, kHidden);  // no op may write the caller's values
   CHECK_THROWS(l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, borrowed), ErrorCode::kInvalidArgument, "rmsnorm",
                {"at most [0, 0]"});
 }

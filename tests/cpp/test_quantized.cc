@@ -1,4 +1,4 @@
-// Quantised products on every instruction set of this CPU: the bits of the scalar one, through memory that sanitizers watch.
+// Quantised products must have the scalar kernels' bits on every instruction set of this CPU; sanitizers check the memory accesses.
 #include <cstring>
 #include <random>
 #include <vector>
@@ -18,7 +18,7 @@ std::vector<float> normal(std::mt19937& random, int64_t count) {
   return out;
 }
 
-// linear() and mlp() of `rows` rows of `k` values, as a backend of that instruction set computes them.
+// Computes linear() and mlp() of `rows` rows of `k` values with a backend of the given instruction set.
 std::vector<float> compute(const char* isa, QuantFormat format, int64_t rows, int64_t k, int64_t n) {
   BackendOptions options;
   options.device = "cpu";
@@ -49,7 +49,7 @@ int main() {
   for (QuantFormat format : {QuantFormat::kInt8, QuantFormat::kInt4})
     for (const auto& [rows, k, n] : shapes) {
       const std::vector<float> scalar = compute("scalar", format, rows, k, n);
-      // silu between the products of mlp() rounds differently where fused multiply-add is: linear()'s part is compared.
+      // silu between the products of mlp() rounds differently with fused multiply-add, so only linear()'s part is compared.
       for (Isa isa : supported_isas()) {
         const std::vector<float> out = compute(isa_name(isa), format, rows, k, n);
         CHECK(std::memcmp(out.data(), scalar.data(), static_cast<size_t>(rows * n) * sizeof(float)) == 0);

@@ -1,5 +1,5 @@
-// csrc/backend/sampling.h: the draw against its definition made with a full sort, the masses against exp() in long double, and
-// the same bits from every instruction set.
+// Tests csrc/backend/sampling.h: compares the draw with its definition by a full sort, the masses with exp() in long double, and the
+// bits of all instruction sets.
 #include "backend/sampling.h"
 
 #include <algorithm>
@@ -47,7 +47,7 @@ uint64_t mass_of(float logit, float largest, const DrawParams& p, int64_t vocab_
   return mass;
 }
 
-// The definition, step by step, for finite temperatures and rows with a finite largest logit.
+// Draws by the definition, step by step, for finite temperatures and rows with a finite largest logit.
 int32_t draw_by_sorting(const std::vector<float>& logits, const DrawParams& p) {
   const auto vocab_size = int64_t(logits.size());
   const float largest = *std::max_element(logits.begin(), logits.end());
@@ -123,7 +123,7 @@ void test_greedy_and_errors() {
     std::fill(logits.begin(), logits.end(), -kInf);
     CHECK_EQ(drawer.draw(logits.data(), n, {1, 0.5f, 0, 2, 0}), kNoToken);
   }
-  // Both zeros are one value, and the first wins.
+  // Both zeros are equal, so the first wins.
   const float zeros[] = {-1, -0.0f, 0.0f};
   CHECK_EQ(drawer.draw(zeros, 3, {0, 1, 0, 0, 0}), 1);
   const float negative[] = {-3, -2.5f, -1e-45f, -2};
@@ -136,11 +136,11 @@ std::vector<int32_t> make_mask(int kind, int64_t vocab_size, std::mt19937& rando
     if (kind == 0 && random() % 2) mask[size_t(i / 32)] |= int32_t(1u << (i % 32));
   const auto one = int64_t(random() % uint64_t(vocab_size));
   mask[size_t(one / 32)] |= int32_t(1u << (one % 32));                                // kind 1: this token alone
-  if (kind < 2 && vocab_size % 32) mask.back() |= int32_t(~0u << (vocab_size % 32));  // bits that are no token's
+  if (kind < 2 && vocab_size % 32) mask.back() |= int32_t(~0u << (vocab_size % 32));  // bits after the vocabulary
   return mask;
 }
 
-// A draw with a mask is the draw, by its definition, of logits that are -inf where it says so.
+// A draw with a mask equals the draw, by its definition, from logits with -inf for the excluded tokens.
 void test_token_masks() {
   std::mt19937 random(5);
   TokenDrawer drawer;
@@ -167,12 +167,12 @@ void test_token_masks() {
       std::vector<int32_t> none(mask.size(), 0);
       if (n % 32) none.back() = int32_t(~0u << (n % 32));
       CHECK_EQ(drawer.draw(logits.data(), n, p, none.data()), kNoToken);
-      logits[size_t(n / 2)] = std::nanf("");  // told wherever it is
+      logits[size_t(n / 2)] = std::nanf("");  // reported wherever it is
       CHECK_EQ(drawer.draw(logits.data(), n, p, mask.data()), kNanLogit);
     }
 }
 
-// draw_kernels.h states the error.
+// Checks the error bound that draw_kernels.h states.
 void test_masses() {
   std::mt19937 random(3);
   std::vector<float> logits(2000);
@@ -189,7 +189,7 @@ void test_masses() {
       worst = std::max(worst, std::abs(weight * 0x1p45L - static_cast<long double>(mass[i])));
     }
     CHECK(worst < 1);
-    CHECK(worst > 0.25L);  // else this compares nothing
+    CHECK(worst > 0.25L);  // otherwise nothing was compared
   }
   CHECK_EQ(mass_of_one(1), 0x1p45);
   CHECK_EQ(mass_of_one((1 << 18) - 1), 0x1p45);

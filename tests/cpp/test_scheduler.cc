@@ -1,4 +1,4 @@
-// csrc/engine/scheduler.h: the rows whose logits a step needs, and what rollback() takes back, for pages and for states.
+// Tests csrc/engine/scheduler.h: the rows whose logits a step needs, and the effect of rollback() on pages and states.
 #include "engine/scheduler.h"
 
 #include <cstring>
@@ -24,7 +24,7 @@ std::unique_ptr<Request> make_request(uint64_t id, Ids prompt, int prompt_logpro
   return r;
 }
 
-// Rows as {request, row, is_sampled}.
+// Returns rows as {request, row, is_sampled}.
 std::vector<std::vector<int64_t>> rows_of(const ScheduledStep& step) {
   std::vector<std::vector<int64_t>> out;
   for (const LogitRow& row : step.logit_rows) out.push_back({int64_t(row.request), row.row, row.is_sampled});
@@ -43,7 +43,7 @@ void test_logit_rows() {
   Scheduler scheduler(pool, states, 8, 8, true);
   scheduler.add(make_request(1, {1, 2, 3}));
   scheduler.add(make_request(2, {4, 5, 6, 7, 8, 9, 10}, 0));
-  // All of the first prompt; of the second five tokens, each followed by one whose log-probability is asked for.
+  // The step has all of the first prompt, and five tokens of the second, each followed by one whose log probability is asked for.
   ScheduledStep step = scheduler.schedule();
   CHECK(step.phase == Phase::kPrefill);
   CHECK(rows_of(step) == (Rows{{1, 0, 0}, {1, 1, 0}, {1, 2, 0}, {1, 3, 0}, {1, 4, 0}, {0, 2, 1}}));
@@ -51,12 +51,12 @@ void test_logit_rows() {
   Request& first = *scheduler.find_running(1);
   Request& second = *scheduler.find_running(2);
   first.tokens.push_back(11);
-  // The last prompt token but one tells of the last, the last of what comes next.
+  // The last prompt token but one has the last one's log probability, the last one has the logits of the next token.
   step = scheduler.schedule();
   CHECK(step.phase == Phase::kMixed);
   CHECK(rows_of(step) == (Rows{{1, 0, 0}, {0, 0, 1}, {1, 1, 1}}));
   advance_all(scheduler, step);
-  // Three drafts: four rows to draw after, in a decode-only step.
+  // Three drafts give four rows to draw after, in a decode-only step.
   first.tokens.insert(first.tokens.end(), {12, 13, 14, 15});
   first.num_drafts = 3;
   second.tokens.push_back(11);
@@ -106,12 +106,12 @@ void test_rollback_leaves_no_content() {
   CHECK_EQ(cached_pages(prompt), 1);
   CHECK_EQ(pool.num_free(), 14);
   pool.check_integrity(scheduler.held_blocks());
-  // Computed again, the pages are found again.
+  // Pages that are computed again are found again.
   CHECK_EQ(scheduler.schedule().num_rows, 7);
   scheduler.advance(r, 7, true);
   CHECK_EQ(cached_pages(prompt), 3);
   CHECK_THROWS(scheduler.rollback(r, 15), ErrorCode::kInternal, "rollback", {"expected 0 to 14 tokens of request 1, got 15"});
-  // A page that another request reads is not written to again: it is given up with what it holds.
+  // A page that another request reads is not written again: the request releases it.
   scheduler.add(make_request(2, prompt));
   advance_all(scheduler, scheduler.schedule());
   const Ids shared = scheduler.find_running(2)->blocks;
@@ -123,7 +123,7 @@ void test_rollback_leaves_no_content() {
   pool.check_integrity(scheduler.held_blocks());
 }
 
-// A step as a model makes it, but for the numbers: a page's place holds a hash of all tokens up to its own, a state one of all
+// Runs steps like a model, but with hashes: a place of a page holds a hash of all tokens up to its own, a state holds a hash of all
 // tokens that went into it, and the next token is a function of the hash.
 class World {
  public:
@@ -166,7 +166,7 @@ class World {
   static int32_t next_of(std::span<const int32_t> tokens) { return int32_t(hash_of(tokens) % 3); }
 
   void add() {
-    Ids prompt(size_t(below(2) ? below(15) : 0), 1);  // beginnings that requests share
+    Ids prompt(size_t(below(2) ? below(15) : 0), 1);  // requests share beginnings
     for (int64_t i = 0, n = 1 + below(6); i < n; ++i) prompt.push_back(int32_t(below(2)));
     auto r = make_request(next_id_++, prompt, below(4) ? -1 : 0);
     r->max_len = r->prompt_len + 1 + below(20);
@@ -204,7 +204,7 @@ class World {
     return size_t(r.blocks[size_t(p / pool_.block_size())] * pool_.block_size() + p % pool_.block_size());
   }
 
-  // A request sees what it alone would have written.
+  // Checks that a request's memory has what the request alone would have written.
   void check_memory(const Request& r) {
     uint64_t hash = 0;
     for (int64_t p = 0; p < r.num_computed; ++p) {
@@ -242,7 +242,7 @@ class World {
     scheduler_.remove(r.id);
   }
 
-  // Between steps: drafts, snapshots, and tokens taken back.
+  // Makes drafts and snapshots and rolls back tokens, between steps.
   void disturb() {
     for (uint64_t id = 1; id < next_id_; ++id) {
       Request* r = scheduler_.find_running(id);
@@ -252,7 +252,7 @@ class World {
         r->tokens.resize(r->tokens.size() - size_t(std::exchange(r->num_drafts, 0)));
         if (r->num_computed > int64_t(r->tokens.size())) scheduler_.rollback(*r, r->num_computed - int64_t(r->tokens.size()));
         scheduler_.rollback(*r, std::min(n, r->num_computed));
-        // Generated tokens that are no longer computed may be dropped, but one, and come again.
+        // Generated tokens that are no longer computed may be dropped, except one, and are generated again.
         if (r->num_computed == int64_t(r->tokens.size())) scheduler_.rollback(*r, 1);
         if (below(2)) r->tokens.resize(size_t(std::max(r->num_computed + 1, r->prompt_len)));
         ++num_rollbacks;

@@ -1,4 +1,4 @@
-// csrc/engine/state_cache.h: slots, what they hold, and what they take.
+// Tests csrc/engine/state_cache.h: slots, their contents, and their memory.
 #include "engine/state_cache.h"
 
 #include <cstring>
@@ -58,7 +58,7 @@ void test_slots() {
   }
   cache.check_integrity(held);
   cache.release(2);
-  CHECK_EQ(cache.allocate(), 2);  // zeros again
+  CHECK_EQ(cache.allocate(), 2);  // the slot is zeroed again
   CHECK_EQ(first(0, 2) + last(0, 2) + first(2, 2) + last(2, 2), 0);
   CHECK_EQ(first(0, 1), 'b');
   cache.release(1);
@@ -77,7 +77,7 @@ void test_integrity_finds_wrong_slots() {
   CHECK_THROWS(check({0, 7}), ErrorCode::kInternal, "state_cache", {"slot 7 of 2"});
 }
 
-// States come out of the memory that pages are given, before them.
+// States take memory from the budget of the pages, before the pages do.
 void test_memory_plan() {
   ModelConfig config;
   config.num_layers = 2;

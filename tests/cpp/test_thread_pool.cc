@@ -1,4 +1,4 @@
-// csrc/base/thread_pool.h: every task once, whatever the number of threads and tasks.
+// Tests csrc/base/thread_pool.h: every task runs once, with any number of threads and tasks.
 #include "base/thread_pool.h"
 
 #include <sched.h>
@@ -34,7 +34,7 @@ void test_every_task_once() {
   }
 }
 
-// A thread's number is its own during a loop, so that per-thread scratch needs no lock.
+// No two threads have the same number during a loop, so that per-thread scratch needs no lock.
 void test_thread_number_is_exclusive() {
   ThreadPool pool(4);
   std::vector<std::atomic<int>> inside(4);
@@ -46,7 +46,7 @@ void test_thread_number_is_exclusive() {
   CHECK_EQ(clashes.load(), 0);
 }
 
-// What a loop wrote is visible after it, and what was written before it is visible in it; no atomics here.
+// Writes in a loop are visible after it, and writes before a loop are visible in it, without atomics.
 void test_results_are_visible() {
   for (int threads : {2, 5}) {
     ThreadPool pool(threads);

@@ -1,4 +1,4 @@
-// csrc/base/types.h against arithmetic in double: all 65536 patterns of each 16-bit type, and the rounding between neighbours.
+// Compares csrc/base/types.h with arithmetic in double: all 65536 patterns of each 16-bit type, and the rounding between neighbours.
 #include "base/types.h"
 
 #include <cmath>
@@ -19,7 +19,7 @@ struct Format {
 
 constexpr Format kFormats[] = {{"bfloat16", 8, 7, bf16_to_f32, f32_to_bf16}, {"float16", 5, 10, f16_to_f32, f32_to_f16}};
 
-// The value of a pattern by the definition of IEEE 754 binary formats.
+// Returns the value of a pattern by the definition of IEEE 754 binary formats.
 double value_of(const Format& f, uint32_t bits) {
   int bias = (1 << (f.exponent_bits - 1)) - 1;
   int exponent = int(bits >> f.mantissa_bits) & ((1 << f.exponent_bits) - 1);
@@ -52,14 +52,14 @@ void test_every_pattern() {
   }
 }
 
-// Between every two neighbours the middle goes to the even one, and the floats next to the middle to the nearer one.
+// The middle of two neighbours rounds to the even one, and the floats next to the middle round to the nearer one.
 void test_rounding() {
   for (const Format& f : kFormats) {
     int wrong = 0;
     uint32_t infinity = uint32_t((1 << f.exponent_bits) - 1) << f.mantissa_bits;
     for (uint32_t bits = 0; bits < infinity; ++bits) {
       double low = value_of(f, bits), high = value_of(f, bits + 1);
-      if (std::isinf(high)) high = low + (low - value_of(f, bits - 1));  // where the next one would be
+      if (std::isinf(high)) high = low + (low - value_of(f, bits - 1));  // the next value if the exponent had no limit
       float middle = float((low + high) / 2);                            // exact: float32 has at least 13 more bits
       auto check = [&](float x, uint32_t expected) {
         wrong += f.narrow(x) != expected;

@@ -1,4 +1,4 @@
-// csrc/checkpoint: pieces of tensors that are strided, transposed, converted or decoded, and the check that they cover their
+// Tests csrc/checkpoint: pieces of tensors that are strided, transposed, converted or decoded, and the check that they cover their
 // tensor.
 #include <algorithm>
 #include <array>
@@ -35,7 +35,7 @@ float value_at(const WeightView& v, int64_t row, int64_t col) {
   return v.dtype == DType::kBF16 ? bf16_to_f32(uint16_t(bits)) : f16_to_f32(uint16_t(bits));
 }
 
-// Element i of a tensor whose elements are all different: exact in every dtype up to 2048 (float16).
+// Returns element i of a tensor. Elements differ as far as every dtype has them exactly (below 2048, because of float16).
 float element(int64_t i) { return float(i % 2048); }
 
 Tensor numbered(const std::string& name, DType dtype, std::vector<int64_t> shape) {
@@ -52,7 +52,7 @@ Tensor numbered(const std::string& name, DType dtype, std::vector<int64_t> shape
   return {name, dtype == DType::kF32 ? "F32" : dtype == DType::kBF16 ? "BF16" : "F16", std::move(shape), data};
 }
 
-// What the target of a piece must hold.
+// Checks the contents of a piece's target.
 void check_piece(const WeightPiece& p, int64_t cols, DType dtype) {
   const WeightView& v = *p.target;
   CHECK_EQ(v.rows, p.transposed ? p.cols : p.rows);
@@ -68,7 +68,7 @@ void check_piece(const WeightPiece& p, int64_t cols, DType dtype) {
   CHECK(same);
 }
 
-// The numbers 0 .. size - 1 as a few progressions: consecutive ones, or every second or third.
+// Splits the numbers 0 .. size - 1 in a few progressions: consecutive ones, or every second or third.
 std::vector<WeightPiece> random_pieces(std::mt19937& random, int64_t rows, int64_t cols, std::vector<WeightView>& targets) {
   const auto split = [&](int64_t size) {
     std::vector<std::array<int64_t, 3>> parts;
@@ -102,7 +102,7 @@ void test_random_pieces() {
     const std::vector<int64_t> shape = {1 + int64_t(random() % 3), 1 + int64_t(random() % 45), 1 + int64_t(random() % 40)};
     std::vector<WeightView> targets;
     const std::vector<WeightPiece> pieces = random_pieces(random, shape[0] * shape[1], shape[2], targets);
-    // Bytes before it put the tensor anywhere.
+    // Some bytes before the tensor give it any alignment.
     const int64_t odd = int64_t(random() % 4);
     folder.write("model.safetensors", safetensors({tensor("odd", "U8", {odd}), numbered("t", dtype, shape)}));
     const Checkpoint checkpoint = Checkpoint::open(folder.path());
@@ -114,7 +114,7 @@ void test_random_pieces() {
   }
 }
 
-// Decoded weights in pieces: value = code * 2^(row % 5), exact in every dtype.
+// Tests decoded weights in pieces. value = code * 2^(row % 5), which is exact in every dtype.
 void test_random_pieces_of_codes() {
   std::mt19937 random(4);
   const TempFolder folder;
@@ -148,7 +148,7 @@ void test_random_pieces_of_codes() {
   }
 }
 
-// The layouts that families have.
+// Tests the layouts of model families.
 void test_layouts() {
   const TempFolder folder;
   constexpr int64_t kE = 2, kI = 5, kH = 70;
@@ -162,7 +162,7 @@ void test_layouts() {
       bias{"bias", {kE, 2 * kI}, {}};
   for (int64_t e = 0; e < kE; ++e) {
     interleaved.pieces.push_back({&gate[e], e * kH, kH, 1, 0, kI, 2, true});
-    interleaved.pieces.push_back({&up[e], e * kH, kH, 1, 1, 0, 2, true});  // 0 columns: all from there on
+    interleaved.pieces.push_back({&up[e], e * kH, kH, 1, 1, 0, 2, true});  // 0 columns: all columns from there on
     halves.pieces.push_back({&first[e], e * kH, kH, 1, 0, kI, 1, true});
     halves.pieces.push_back({&second[e], e * kH, kH, 1, kI, 0, 1, true});
     bias.pieces.push_back({&gate_bias[e], e, 1, 1, 0, 0, 2});
@@ -183,14 +183,14 @@ void test_layouts() {
   CHECK(vector.dtype == DType::kF32);
 }
 
-// Part of one row is used where it lies.
+// A piece that is part of one row is used without a copy.
 void test_in_place() {
   const TempFolder folder;
   folder.write("model.safetensors", safetensors({numbered("t", DType::kBF16, {3, 8}), numbered("f", DType::kF32, {4})}));
   const Checkpoint checkpoint = Checkpoint::open(folder.path());
   WeightView a, b, c, f;
   TensorSpec as_float{"f", {4}, {{&f, 0, 1}}};
-  as_float.pieces[0].dtype = DType::kF32;  // it is that already
+  as_float.pieces[0].dtype = DType::kF32;  // the tensor's own dtype
   const WeightCopies owned =
       bind_weights(checkpoint, {{"t", {3, 8}, {{&a, 1, 1, 1, 0, 3}, {&b, 1, 1, 1, 3, 5}, {&c, 0, 2, 2}}}, as_float}, {});
   const uint8_t* data = checkpoint.at("t").data;
@@ -210,7 +210,7 @@ void test_coverage_is_exact() {
     std::vector<WeightView> targets;
     TensorSpec spec{"t", {rows, cols}, {}};
     if (rows > 0 && cols > 0) spec.pieces = random_pieces(random, rows, cols, targets);
-    if (!spec.pieces.empty() && below(3) != 0) {  // one is lost, comes twice, or is moved
+    if (!spec.pieces.empty() && below(3) != 0) {  // a piece is removed, doubled, or moved
       WeightPiece& p = spec.pieces[size_t(below(int64_t(spec.pieces.size())))];
       switch (below(6)) {
         case 0: p = spec.pieces[0]; break;
@@ -240,7 +240,7 @@ void test_coverage_is_exact() {
       CHECK(e.code() == kBug);
       taken = false;
     }
-    // A piece without rows may stand anywhere within the tensor; it covers nothing.
+    // A piece without rows may begin anywhere in the tensor; it covers nothing.
     CHECK(taken == good ||
           (good && std::any_of(spec.pieces.begin(), spec.pieces.end(), [](const auto& p) { return p.rows == 0; })));
     ++(taken ? accepted : refused);
@@ -248,7 +248,7 @@ void test_coverage_is_exact() {
   CHECK(accepted > 1000 && refused > 1000);
 }
 
-// As transformers decodes gpt-oss, with the rows of gate and up taking turns.
+// Decodes gpt-oss as transformers does, with alternating rows of gate and up.
 void test_interleaved_blocks() {
   const TempFolder folder;
   constexpr int64_t kE = 2, kI = 3, kH = 64;
@@ -288,14 +288,14 @@ void test_interleaved_blocks() {
   }
   WeightCopies copies = bind_weights(checkpoint, {spec}, {}, config, DType::kBF16, false);
   CHECK(!up[1].empty() && up[1].rows == kI && value_at(up[1], 2, 63) == 0);
-  copies.read({checkpoint.at("x_blocks").data, DType::kBF16, 1, 1});  // none of the copies
+  copies.read({checkpoint.at("x_blocks").data, DType::kBF16, 1, 1});  // not a view of a copy
   CHECK(value_at(up[1], 2, 63) == 0);
   copies.read(up[1]);
   CHECK(value_at(up[1], 2, 63) == expected(2 * kI + 2 * 2 + 1, 63));
   CHECK(value_at(gate[0], 1, 3) == expected(2, 3) && value_at(up[0], 1, 3) == expected(3, 3));
 }
 
-// Large copies give their own pages back, and no others.
+// Large copies release their own pages, and no others.
 void test_release() {
   const int64_t rows = 96, cols = 1000;
   std::vector<float> values(size_t(rows * cols));
@@ -315,7 +315,7 @@ void test_release() {
   CHECK(same);
 }
 
-// What compressed-tensors 0.20 made of random weights [9, 8], 4 bits, asymmetric, a group of 4; and what it decodes that to.
+// Random weights [9, 8] as encoded by compressed-tensors 0.20 (4 bits, asymmetric, groups of 4), and its decoded values.
 void test_golden_compressed_tensors() {
   const std::vector<uint32_t> packed = {0x6eff3311, 0x3784ffbf, 0xfb7e5500, 0x8ba5318, 0xffef9786,
                                         0xe6feff,   0x9b993651, 0xfbebfefd, 0x7762d59f};
@@ -343,7 +343,7 @@ void test_golden_compressed_tensors() {
   CHECK_EQ(w.bytes(), int64_t(decoded.size()) * 2);
   CHECK(std::memcmp(w.data, decoded.data(), decoded.size() * 2) == 0);
 
-  // As the second of two matrices.
+  // The matrix is the second of two.
   const std::vector<int64_t> both = {2, 9, 8};
   const std::vector<uint32_t> codes_before(9), zeros_before(4);
   const std::vector<uint16_t> scales_before(18);
@@ -359,7 +359,7 @@ void test_golden_compressed_tensors() {
   CHECK(value_at(first, 8, 7) == 0);
 }
 
-// Made-up weights: each target has its shape and dtype, values of its own, and the same whether tensors share memory or not.
+// Dummy weights: each target has its shape and dtype and values of its own, which are the same whether tensors share memory or not.
 void test_dummy_pieces() {
   WeightView a[2][5];
   std::vector<OwnedWeights> owned;

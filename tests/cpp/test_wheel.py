@@ -1,4 +1,4 @@
-"""The wheel that `python -m build` makes: its contents, its platforms, and that it works on its own."""
+"""Checks the wheel that `python -m build` makes: its contents, the systems that it is for, and that it works on its own."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def run(*command: str | Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built in the tree of the C++ tests, so that little is compiled again."""
+    """Builds the wheel in the tree of the C++ tests, so that little is compiled again."""
     folder, tree = tmp_path_factory.mktemp("wheel"), configured("plain")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    options = f"{os.environ.get('CMAKE_ARGS', '')} -DLYNX_RT_LIBRARY=ON"  # as the C++ tests have it
+    options = f"{os.environ.get('CMAKE_ARGS', '')} -DLYNX_RT_LIBRARY=ON"  # as for the C++ tests
     for old in (ROOT / "build").glob("lib*"):  # setuptools would pack what earlier builds left there
         shutil.rmtree(old)
     facts = ROOT / "lynx_rt.egg-info"

@@ -1,5 +1,5 @@
-// A loop of the thread pool that counts: under ThreadSanitizer it must be silent, and with the argument "race", where the counter is
-// not atomic, a report.
+// A loop of the thread pool that counts. ThreadSanitizer must report nothing, but with the argument "race", where the counter is not
+// atomic, it must report a race.
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -10,7 +10,7 @@
 
 constexpr int kThreads = 4;
 
-// Every task waits for the others, so that each is in a thread of its own; relaxed, because that wait must not order them.
+// Every task waits for the others, so that each is in a thread of its own. The wait is relaxed, because it must not order the tasks.
 template <class Counter>
 int64_t count() {
   Counter counter{0};

@@ -1,5 +1,5 @@
-// Sequences for test_attention.cc and the steps that are made of them: pages are shuffled, whatever no row may read is NaN, and
-// table entries behind a sequence are garbage.
+// Sequences for test_attention.cc, and steps made of them. Pages are shuffled, values that no row may read are NaN, and table entries
+// after a sequence's last page are garbage.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -17,13 +17,13 @@ const float kNaN = std::nanf("");
 
 enum Kind {
   kRandom,
-  // V of integers below 256 and all scores alike, so that the result is a mean of V to the last bit:
+  // In these two kinds V is integers below 256, and all scores that count are equal, so the result is a mean of V to the last bit.
   kUniform,  // q = 0
-  kOneKey,   // and one key of each sequence and kv head outweighs the others by e^300
+  kOneKey,   // one key of each sequence and kv head outweighs the others by e^300
   kNumKinds
 };
 
-// What a row sees, and where V is.
+// The keys that a row sees, and the place of V.
 struct View {
   int v_dim = 0;        // 0 = D
   bool latent = false;  // V is the first columns of K
@@ -31,20 +31,20 @@ struct View {
   bool sinks = false;
 };
 
-// Sequences with their K, V and q at every position; K and V as they are in the cache, [sequence][position][head][D].
+// Sequences with K, V and q at every position. K and V have the cache's dtype, [sequence][position][head][D].
 struct Model {
   int num_heads, num_kv_heads, head_dim, block_size;
   Kind kind;
   std::vector<int> lengths;
   View view;
   std::vector<std::vector<float>> q;
-  std::vector<std::vector<uint16_t>> k, v;  // v in any case
+  std::vector<std::vector<uint16_t>> k, v;  // v is filled where V is in K, too
   std::vector<float> sinks;
 
   int v_dim() const { return view.v_dim ? view.v_dim : head_dim; }
   int group() const { return num_heads / num_kv_heads; }
   int q_columns() const { return num_heads * head_dim; }
-  int columns() const { return num_heads * v_dim(); }  // of the result
+  int columns() const { return num_heads * v_dim(); }  // columns of the result
   int first_key(int position) const {
     const int window = view.window ? position - view.window + 1 : 0, chunk = view.chunk ? position / view.chunk * view.chunk : 0;
     return std::max({0, window, chunk});
@@ -75,7 +75,7 @@ inline Model make_model(int num_heads, int num_kv_heads, int head_dim, int block
       const size_t key = random() % unsigned(length), column = random() % unsigned(d);
       k[key * row + g * d + column] = lynx_rt::f32_to_bf16(float(304 * std::sqrt(d)));  // 300 even where bf16 rounds it down
     }
-    for (size_t i = 0; i < v.size() && view.latent; ++i) {  // kOneKey: V is not of integers
+    for (size_t i = 0; i < v.size() && view.latent; ++i) {  // kOneKey: V is not integers
       uint16_t& in_k = k[i / dv * d + i % dv];
       if (kind == kUniform) in_k = v[i];
       v[i] = in_k;
@@ -85,12 +85,12 @@ inline Model make_model(int num_heads, int num_kv_heads, int head_dim, int block
   return m;
 }
 
-// Consecutive positions of a sequence as rows of a step; sequence -1 is a row that only pads.
+// Consecutive positions of a sequence as rows of a step; sequence -1 is a padding row.
 struct Piece {
   int sequence, first, rows;
 };
 
-// A step's arguments on the device. `room` is what a captured graph would have left for other steps.
+// The arguments of a step, in host memory.
 struct Step {
   std::vector<int32_t> positions, query_start = {0}, tables;
   int64_t max_blocks = 1, num_blocks = 0;
@@ -108,7 +108,7 @@ struct Step {
       max_blocks = std::max<int64_t>(max_blocks, pages.back() + 1);
       num_blocks += pages.back();
     }
-    num_blocks += 2;  // that nobody owns
+    num_blocks += 2;  // blocks of no sequence
     for (int i = 0; i < num_blocks; ++i) order.push_back(i);
     std::shuffle(order.begin(), order.end(), random);
     k.assign(size_t(num_blocks) * g * bs * d, kNaN16), v.assign(m.view.latent ? 0 : size_t(num_blocks) * g * bs * dv, kNaN16);

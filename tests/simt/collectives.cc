@@ -1,5 +1,5 @@
-// The values of warp collectives, from the parked arguments of their lanes. Fragment maps: PTX ISA, "Matrix Fragments for
-// mma.m16n8k16" and "ldmatrix".
+// Computes warp collectives from the arguments of their waiting lanes. Fragment maps: PTX ISA, "Matrix Fragments for mma.m16n8k16" and
+// "ldmatrix".
 #include <cstring>
 
 #include "simt.h"
@@ -19,7 +19,7 @@ float bf16(uint32_t pair, int half) {
   return v;
 }
 
-// With sizes known to the compiler, so that no memcpy is called: ThreadSanitizer would see it as the last lane's access.
+// Copies with sizes known to the compiler, so that no memcpy is called: ThreadSanitizer would see it as the last lane's access.
 void copy(void* to, const void* from, int bytes) {
   if (bytes == 4) {
     std::memcpy(to, from, 4);
@@ -29,7 +29,7 @@ void copy(void* to, const void* from, int bytes) {
 }
 
 const char* shuffle(const Call* const* lanes) {
-  unsigned char in[kLanes][8];  // read all before writing any: a lane's value and result may be one variable
+  unsigned char in[kLanes][8];  // all are read before any is written: a lane's value and result may be one variable
   for (int l = 0; l < kLanes; ++l)
     if (lanes[l]) copy(in[l], lanes[l]->in, lanes[l]->bytes);
   for (int l = 0; l < kLanes; ++l) {

@@ -1,6 +1,6 @@
-// A stand-in for the CUDA runtime that has one device and does nothing, and writes down in which order a program registers its
-// kernels and asks for them: what depends on that order shows without a GPU. Like the runtime, it knows a kernel only once the
-// static initialisers of the kernel's file have registered it.
+// A stand-in for the CUDA runtime that has one device and does nothing. It prints the order in which a program registers its kernels
+// and asks for them, so that errors in that order show without a GPU. Like the runtime, it only knows a kernel after the static
+// initialisers of the kernel's file have registered it.
 #include <cstdio>
 #include <cstdlib>
 #include <set>
@@ -36,7 +36,7 @@ int cudaGetDeviceCount(int* count) {
   return *count ? kSuccess : kNoDevice;
 }
 int cudaGetDeviceProperties(char* properties, int) {
-  *properties = 0;  // the name comes first
+  *properties = 0;  // an empty name, which is the first member
   return kSuccess;
 }
 int cudaFuncGetAttributes(void*, const void* function) {
@@ -46,7 +46,7 @@ int cudaFuncGetAttributes(void*, const void* function) {
 }
 const char* cudaGetErrorString(int) { return "an error of the stand-in"; }
 
-// What runtime.cu refers to and a start does not reach.
+// Functions to which runtime.cu refers and which a start does not call.
 #define NOTHING(name) \
   int name() { return kSuccess; }
 NOTHING(__cudaGetKernel)

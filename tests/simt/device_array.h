@@ -1,4 +1,4 @@
-// Arrays in device memory, for tests: the same source runs emulated and on a GPU.
+// Arrays in device memory for tests, whose source runs emulated and on a GPU.
 #pragma once
 #include <vector>
 

@@ -1,4 +1,4 @@
-// What the parts of the engine's test share.
+// Code that the files of test_engine share.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -20,7 +20,7 @@ inline EngineOptions options(const std::string& device, const std::string& dtype
   o.device = device;
   o.dtype = dtype;
   o.load_format = load_format;
-  o.max_num_seqs = 11;  // no power of two: the largest batch is padded to fewer rows than the next one
+  o.max_num_seqs = 11;  // no power of two, so the largest batch is padded to less than the next one
   o.max_num_batched_tokens = 48;
   o.max_model_len = 96;
   o.num_threads = 2;
@@ -44,7 +44,7 @@ inline std::vector<int32_t> prompt(int number, int64_t vocab, int length) {
 
 struct Answer {
   std::vector<int32_t> tokens;
-  std::vector<float> logprobs;  // of the tokens, where asked for
+  std::vector<float> logprobs;  // log probabilities of the tokens, where asked for
   FinishReason reason = FinishReason::kNone;
   bool operator==(const Answer&) const = default;
 };
@@ -81,7 +81,7 @@ inline std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = 
 
 void test_policies();  // test_engine_policies.cc
 void test_logits();    // test_engine.cc
-// test_engine_families.cc: a few requests to each model in the folder.
+// test_engine_families.cc: makes a few requests to each model in the folder.
 void test_families(const std::string& folder);
 void test_expert_biases();
 void test_sinks();

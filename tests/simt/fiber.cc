@@ -15,7 +15,7 @@ constexpr size_t kGuardBytes = 4096;
 }  // namespace
 
 #if defined(__x86_64__)
-// void simt_change(void** save, void* load): callee-saved registers go to the old stack and come from the new one.
+// simt_change(save, load) pushes the callee-saved registers on the old stack and pops those of the new one.
 extern "C" void simt_change(void** save, void* load);
 asm(R"(
 .text
@@ -64,7 +64,7 @@ void Stack::discard([[maybe_unused]] void* clock) {
 void Stack::start(void (*entry)()) {
   if (!bottom_) allocate();
 #if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(bottom_, bytes_);  // frames that were abandoned
+  __asan_unpoison_memory_region(bottom_, bytes_);  // abandoned frames may have left poison
   fake_stack_ = nullptr;
 #endif
 #if defined(SIMT_TSAN)
@@ -87,7 +87,7 @@ void Stack::start(void (*entry)()) {
 
 #if defined(__SANITIZE_ADDRESS__)
 namespace {
-// The OS thread's own stack, learnt at the first switch away from it.
+// The OS thread's own stack, which is known from the first switch away from it.
 const void* main_bottom = nullptr;
 size_t main_bytes = 0;
 }  // namespace
@@ -98,7 +98,7 @@ void Stack::arrive() {
   const void* bottom;
   size_t bytes;
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
-  if (!main_bottom) {  // the first switch of all comes from there
+  if (!main_bottom) {  // the very first switch comes from the OS thread's stack
     main_bottom = bottom;
     main_bytes = bytes;
   }

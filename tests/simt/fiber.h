@@ -26,20 +26,20 @@ void __tsan_write_range(void* address, unsigned long size);
 
 namespace simt {
 
-// One stack with a suspended computation on it; a default one stands for the OS thread's own stack.
+// One stack with a suspended computation on it. A default-constructed one is the OS thread's own stack.
 class Stack {
  public:
   Stack() = default;
   Stack(const Stack&) = delete;
   Stack& operator=(const Stack&) = delete;
 
-  // Makes the next switch to this stack call entry(); what was suspended on it is forgotten. entry() must not return.
+  // Makes the next switch to this stack call entry(), which must not return. A computation suspended on it is forgotten.
   void start(void (*entry)());
-  // For a computation that is left in the middle: all it did comes before a tsan_acquire(clock), and its calls are forgotten.
+  // Ends a computation in the middle: its calls are forgotten, and all its accesses happen before a tsan_acquire(clock).
   void discard(void* clock);
-  // Suspends `from`, which is running, and goes on with `to`.
+  // Suspends `from`, which is running, and resumes `to`.
   static void change(Stack& from, Stack& to);
-  // The first thing that entry() does.
+  // Must be the first call of entry().
   static void arrive();
 
  private:
@@ -56,7 +56,7 @@ class Stack {
   void* fake_stack_ = nullptr;
 };
 
-// Happens-before edges and accesses for ThreadSanitizer; nothing otherwise.
+// Declare happens-before edges and accesses to ThreadSanitizer; without it they do nothing.
 inline void tsan_release([[maybe_unused]] void* p) {
 #if defined(SIMT_TSAN)
   __tsan_release(p);

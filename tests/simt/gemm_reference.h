@@ -1,5 +1,4 @@
-// What test_gemm.cc and test_experts.cc run and compare with: weights, inputs and outputs of the products in device memory, and
-// float64 sums.
+// Weights, inputs and outputs of products in device memory, and float64 references, for test_gemm.cc and test_experts.cc.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -23,12 +22,12 @@ using cuda::padded_rows;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kUntouched = -77.0f;
-constexpr size_t kGuard = 64;  // elements behind an output that must stay as they are
+constexpr size_t kGuard = 64;  // elements after an output that must stay unchanged
 
 inline std::mt19937 generator(31);
 inline int random_below(int n) { return int(generator() % unsigned(n)); }
 
-// Values that bf16 has.
+// Returns random values that bf16 has.
 inline std::vector<float> random_values(size_t count, float scale = 1) {
   std::normal_distribution<float> normal(0, scale);
   std::vector<float> values(count);
@@ -42,7 +41,7 @@ inline std::vector<uint16_t> to_bf16(const std::vector<float>& values) {
   return out;
 }
 
-// Rows of `columns` floats as rounded activations.
+// Returns rows of `columns` floats as rounded activations.
 inline std::vector<uint16_t> rounded_rows(const std::vector<float>& x, int columns) {
   const size_t rows = x.size() / columns, stride = size_t(padded_columns(columns));
   std::vector<uint16_t> out(rows * stride);
@@ -57,8 +56,8 @@ inline void pack_values(const std::vector<float>& values, int rows, int columns,
   cuda::synchronize({});
 }
 
-// What a sum of `terms` float32 products may be off by, given the sum of their magnitudes: every addition rounds by at most 2^-23
-// of the magnitude so far (tensor cores truncate where the emulation rounds), and there are terms + warps + 2 of them.
+// The largest error of a sum of `terms` float32 products whose magnitudes sum to `magnitude`: every addition rounds by at most 2^-23
+// of the magnitude so far (tensor cores truncate where the emulation rounds), and there are terms + warps + 2 additions.
 inline double sum_error(int terms, double magnitude) { return (terms + 10) * std::ldexp(magnitude, -23); }
 
 struct Dot {
@@ -90,7 +89,7 @@ struct Linear {
   std::vector<std::vector<float>> weights, biases;  // a part's bias may be empty
   std::vector<DeviceVector<uint8_t>> packed;
   std::vector<DeviceVector<float>> device_biases;
-  int out_stride = 3;  // columns 0 .. 2 and those between the parts belong to nobody
+  int out_stride = 3;  // columns 0 .. 2 and those between the parts belong to no part
 
   Linear(int num_columns, const std::vector<int>& rows, bool bias) : columns(num_columns), part_rows(rows) {
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -102,13 +101,13 @@ struct Linear {
       out_stride += rows[i] + 2;
     }
   }
-  // out_column of the parts, the last part first.
+  // Returns out_column of a part; the last part comes first.
   int column_of(size_t part) const {
     int column = 3;
     for (size_t i = part_rows.size() - 1; i > part; --i) column += part_rows[i] + 2;
     return column;
   }
-  // gates: of rows, or empty.
+  // gates: one per row, or empty.
   std::vector<float> run(const std::vector<float>& x, int num_sms, bool accumulate, const std::vector<float>& out,
                          float scale = 1, const std::vector<float>& gates = {}) const {
     const DeviceVector<uint16_t> rounded(rounded_rows(x, columns));
@@ -133,10 +132,10 @@ struct Linear {
 
 // --- experts
 
-// What experts do beside their products.
+// Options of the experts beside their products.
 struct Extras {
   bool bias = false;
-  FfnRule ffn;  // scale_input: not of a dense MLP
+  FfnRule ffn;  // scale_input does not apply to a dense MLP
 };
 
 struct Experts {
@@ -147,14 +146,14 @@ struct Experts {
   DeviceVector<uint8_t> gate_up_packed, down_packed;
   std::vector<float> gate_bias, up_bias, down_bias;  // of all experts
   DeviceVector<float> device_gate_bias, device_up_bias, device_down_bias;
-  std::vector<cuda::ExpertEntry> entries;  // of experts that lie in memory in the opposite order
+  std::vector<cuda::ExpertEntry> entries;  // the experts are in memory in the opposite order
   DeviceVector<cuda::ExpertEntry> table;
 
   Experts(int experts, int hidden_size, int expert_width, const Extras& more = {})
       : num_experts(experts), hidden(hidden_size), width(expert_width), extras(more) {
     gate_up_bytes = 2 * cuda::packed_bytes(width, hidden) + 256;  // a gap, as alignment makes them
     down_bytes = cuda::packed_bytes(hidden, width) + 512;
-    // What lies between the experts must not count.
+    // The gaps between the experts must not be used.
     gate_up_packed = DeviceVector<uint8_t>(std::vector<uint8_t>(size_t(experts * gate_up_bytes), 0xff));
     down_packed = DeviceVector<uint8_t>(std::vector<uint8_t>(size_t(experts * down_bytes), 0xff));
     const float scale = 2 / std::sqrt(float(hidden));
@@ -187,7 +186,7 @@ struct Experts {
   }
 };
 
-// Pairs ordered by expert, and their tiles, as route() makes them.
+// The pairs ordered by expert, and their tiles, as route() makes them.
 struct Plan {
   std::vector<int32_t> pair_of_sorted, expert_of_place;
   std::vector<cuda::Tile> tiles;
@@ -205,7 +204,7 @@ struct Plan {
   }
 };
 
-// The weight of a pair, where it scales the input: some are 0, none is the same as its neighbour's.
+// The weight of a pair where it scales the input: some are 0, and neighbours differ.
 inline float pair_weight(int pair) { return float(pair % 5) * 0.375f; }
 
 struct Result {
@@ -214,13 +213,13 @@ struct Result {
   int hidden_stride;
 };
 
-// ids empty: the dense MLP.
+// Runs the dense MLP where ids is empty.
 inline Result run_experts(const Experts& experts, const std::vector<float>& x, const std::vector<int32_t>& ids, int top_k,
                           int num_sms) {
   const int num_rows = int(x.size()) / experts.hidden, stride = int(padded_columns(experts.width));
   Plan plan(ids, num_rows, experts.num_experts);
   const size_t num_pairs = size_t(num_rows) * top_k;
-  plan.pair_of_sorted.resize(std::max(num_pairs, size_t{1}), 1 << 30);  // behind the last place: nothing to be used
+  plan.pair_of_sorted.resize(std::max(num_pairs, size_t{1}), 1 << 30);  // entries after the last place must not be used
   DeviceVector<uint16_t> rounded(rounded_rows(x, experts.hidden));
   DeviceVector<int32_t> pair_of_sorted(plan.pair_of_sorted), num_tiles(std::vector<int32_t>{int32_t(plan.tiles.size())});
   plan.tiles.resize(plan.tiles.size() + 5, {1 << 30, 1 << 30, 1 << 30});

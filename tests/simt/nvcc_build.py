@@ -1,7 +1,7 @@
-"""Compiles the CUDA kernels with nvcc for every architecture, once for all tests that read the output.
+"""Compiles the CUDA kernels with nvcc for every architecture, once for all tests that read the result.
 
-Without nvcc (CUDACXX or on PATH) those tests are skipped. The first run takes about 180 CPU seconds. The output is kept beside
-the builds of the C++ tests, by content.
+Without nvcc (CUDACXX or on PATH) these tests are skipped. The first time takes about 180 CPU seconds; results are kept beside the
+builds of the C++ tests, under a hash of their sources.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from build_tree import locked
 ROOT = Path(__file__).resolve().parents[2]
 CUDA = ROOT / "csrc" / "backend" / "cuda"
 FILES = sorted(CUDA.rglob("*.cu"))
-# What is compiled -> for which architectures: one front end serves three that see the same source and give the same registers.
+# Compiled architecture -> architectures that it is for: one front end for three that see the same source and give the same registers.
 TARGETS = {"80": ("80", "86", "89"), "90a": ("90a",), "100a": ("100a",), "120": ("120",)}
 ARCHITECTURES = [name for names in TARGETS.values() for name in names]
 FLAGS = ["-std=c++20", "-fmad=false", "-Werror", "all-warnings", "-Xptxas", "-v"]  # as csrc/backend/devices.cmake
@@ -54,7 +54,7 @@ def nvcc() -> str:
 
 
 def compile_file(compiler: str, file: Path, output: Path) -> str:
-    """Compiles a file for every architecture, with warnings as errors; returns what nvcc prints. An output *.fatbin has the
+    """Compiles a file for every architecture, with warnings as errors, and returns what nvcc prints. An output *.fatbin has the
     kernels only, which takes a third less time: their launchers are C++ that tests/simt compiles."""
     targets = [
         f"-gencode=arch=compute_{ptx},code=[{','.join(f'sm_{n}' for n in names)}]" for ptx, names in TARGETS.items()
@@ -75,7 +75,7 @@ class Compiled(NamedTuple):
 
 @pytest.fixture(scope="session")
 def compiled(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
-    """Compiles the files that this run's tests ask for, a compiler per core, longest first."""
+    """Compiles the files that this run's tests ask for, with a compiler per core, longest first."""
     compiler = nvcc()
     folder = build_folder("nvcc")
     folder.mkdir(parents=True, exist_ok=True)

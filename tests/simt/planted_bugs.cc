@@ -1,6 +1,7 @@
-// Small kernels with one bug each, and their correct twins: what each way of running finds, and that it finds nothing else.
+// Small kernels with one bug each, and their correct twins. They show which bugs each way of running finds, and that it reports no
+// correct kernel.
 //   planted_bugs           every case in every copy mode, FIFO and three seeds, against the table below
-//   planted_bugs NAME bug|correct   one case as SIMT_COPY and SIMT_SEED say, for the sanitizers; prints what came out
+//   planted_bugs NAME bug|correct   one case as SIMT_COPY and SIMT_SEED say, for the sanitizers; prints its result
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -15,7 +16,7 @@ using namespace lynx_rt::cuda;
 namespace {
 
 constexpr int kThreads = 96;
-constexpr int kSteps = 5;  // longer than any pipeline below
+constexpr int kSteps = 5;  // more steps than any pipeline below has stages
 constexpr int kWords = 4;  // floats of one asynchronous copy
 
 // in: [kSteps, kThreads, kWords]; out: [kThreads]
@@ -44,7 +45,7 @@ __global__ void warp_update_kernel(const float* in, float* out) {
   out[t] = s[t];
 }
 
-// ThreadSanitizer forgets an atomic write when its own thread reads the word right after, unless others run in between.
+// A case for ThreadSanitizer, which forgets an atomic write when its own thread reads the word right after, unless others run between.
 template <bool kBug>
 __global__ void atomic_kernel(const float* in, float* out) {
   const int t = int(threadIdx.x);
@@ -79,7 +80,7 @@ __global__ void reuse_kernel(const float* in, float* out) {
   out[t] = sum;
 }
 
-// Two stages ahead of the reader in a ring of three; the bug is to leave two groups under way where the reader needs one of them.
+// Copies two stages ahead of the reader, in a ring of three. The bug leaves two groups in flight where the reader needs one of them.
 template <bool kBug>
 __global__ void short_wait_kernel(const float* in, float* out) {
   const int t = int(threadIdx.x);
@@ -100,8 +101,8 @@ __global__ void short_wait_kernel(const float* in, float* out) {
   out[t] = sum;
 }
 
-// A ring of two: the barrier before fetch() keeps slower warps from reading the next-but-one step. They read what the warp after
-// theirs has copied, which FIFO order happens to run later.
+// Uses a ring of two, where the barrier before fetch() keeps slower warps from reading the step after the next. A warp reads what the
+// next warp has copied, and FIFO order happens to run that one later.
 template <bool kBug>
 __global__ void overwrite_kernel(const float* in, float* out) {
   const int t = int(threadIdx.x);
@@ -156,7 +157,7 @@ __global__ void overrun_kernel(const float* in, float* out) {
   out[t] = s[t + (kBug ? 1 : 0)];
 }
 
-// When a wrong result or a fault must appear. Seeds: under at least one of the three.
+// The runs in which a wrong result or a fault must appear. Seeds: under at least one of the three.
 enum Found { kNever, kAlways, kLazyOnly, kEagerSeedsOnly };
 
 struct Case {
@@ -196,7 +197,7 @@ const Case kCases[] = {
     {"shared_overrun", overrun_kernel<true>, overrun_kernel<false>, kNever, nullptr, own},
 };
 
-// "ok", "wrong" or the text of the fault.
+// Returns "ok", "wrong" or the text of the fault.
 std::string run(const Case& c, bool bug) {
   struct alignas(16) Word {
     float v[kWords];

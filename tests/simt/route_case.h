@@ -1,5 +1,5 @@
-// What the tests of route() share: a call with its buffers, the same from the CPU's Selector and dispatch_pairs(), and the
-// comparison: ids, lists and counters exactly, weights to weight_tolerance().
+// Runs route() on a case, computes the same by the CPU's Selector and dispatch_pairs(), and compares: ids, lists and counters exactly,
+// weights to weight_tolerance(). For the tests of route().
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -34,7 +34,7 @@ struct Case {
   std::vector<int32_t> alias{};     // [E]
   std::vector<int32_t> replay{};    // [T, k]
 
-  RouterRule router{};        // what the members above do not say
+  RouterRule router{};        // members for which there is none above
   std::vector<float> bias{};  // [E] or empty
 
   RouterRule rule(const float* bias_data) const {
@@ -152,7 +152,7 @@ class Device {
 };
 static_assert(sizeof(cuda::Tile) == 3 * sizeof(int32_t));
 
-// The same from the CPU's code; rows beyond num_rows as route.h says.
+// Computes the output by the CPU's code; rows from num_rows on are as route.h says.
 inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   Output out(c);
   std::fill(out.ids.begin(), out.ids.end(), -1);
@@ -179,16 +179,17 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   return out;
 }
 
-// Of a weight on a device and on the host, relative to it, in units of u = 2^-23. Exponentials differ by 1.5 ulp (device 1, host
-// 1/2), their sums and products are double: a quotient of two sums is off by 3 u, and rounding it on both sides adds 1 u. A row
-// that a policy changed has that of its own weights' sum too, and 3 u of the retained mass to the power of `damp`; sere and alias
-// add up to k own weights in float32.
+// The largest relative difference of a weight on a device and on the host. In units of u = 2^-23: exponentials differ by 1.5 ulp
+// (device 1, host 1/2), and their sums and products are double, so a quotient of two sums is off by 3 u, and rounding it on both sides
+// adds 1 u. In a row that a policy changed the sum of the own weights is off by as much, and the retained mass to the power of `damp`
+// by 3 u; sere and alias add up to k own weights in float32.
 inline double weight_tolerance(const Case& c, bool acted) {
   const double changed = std::max(4 + 3 * c.selection.damp, double(c.top_k - 1));
   return std::ldexp(4 + (acted ? changed : 0), -23);
 }
 
-// Of exponentials below the normal range, which are off by 1.5 times the smallest number: scale times that, and a rounding.
+// The absolute tolerance for exponentials below the normal range, which are off by 1.5 times the smallest number: scale times that,
+// and a rounding.
 inline double smallest_tolerance(const Case& c) { return std::ldexp(2.0 * std::max(1.0f, c.router.scale) + 1, -149); }
 
 inline int different_weights(const Case& c, bool acted, const std::vector<float>& got, const std::vector<float>& want) {
@@ -200,7 +201,7 @@ inline int different_weights(const Case& c, bool acted, const std::vector<float>
   return different;
 }
 
-// Of one policy, since the start.
+// The counters of one policy, since the start.
 struct Coverage {
   int acted = 0, changed = 0, guard_hits = 0;
 };
@@ -209,7 +210,7 @@ inline Coverage coverage[kNumPolicies];
 inline Output compare(const Case& c, int num_rows, Device& device, Selector& selector) {
   const int failures_before = check::failures;
   Output got = device.run(c, num_rows);
-  // Both leave what lies behind the ends of the lists alone; the device's buffers may hold an earlier result there.
+  // Neither writes after the ends of the lists, where the device's buffers may still have an earlier result.
   Output want = run_host(c, num_rows, selector);
   const int32_t num_pairs = want.offsets.back();
   std::copy(got.active.begin() + want.num_active, got.active.end(), want.active.begin() + want.num_active);
@@ -241,8 +242,8 @@ inline Output compare(const Case& c, int num_rows, Device& device, Selector& sel
   return got;
 }
 
-// Scores of five kinds: continuous; quarters (ties, and gaps on the edges of bins); all alike; extreme and zeros of either sign;
-// one expert above all.
+// Returns scores of one of five kinds: continuous; quarters (ties, and gaps on the edges of bins); all equal; extreme values and zeros
+// of either sign; one expert above all.
 inline std::vector<float> make_scores(int kind, size_t count, int num_experts, std::mt19937& random) {
   std::normal_distribution<float> normal(0, 2);
   std::vector<float> scores(count);

@@ -1,4 +1,4 @@
-// Random cases of the policies that test_route.cc does not have.
+// Random cases of the policies that test_route.cc does not test.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -40,13 +40,13 @@ inline Selection make_selection(Policy policy, int num_experts, int k, std::mt19
   return s;
 }
 
-// Ids of rows that only pad are poison.
+// Returns recorded ids; those of padding rows are poison.
 inline std::vector<int32_t> make_replay(const Case& c, int num_rows, std::mt19937& random) {
   std::vector<int32_t> experts(size_t(c.num_experts)), ids(size_t(c.max_rows) * size_t(c.top_k), 30000);
   std::iota(experts.begin(), experts.end(), 0);
   for (int t = 0; t < num_rows; ++t) {
     std::shuffle(experts.begin(), experts.end(), random);
-    const unsigned keep = random() % 4;  // 0: a row of no experts
+    const unsigned keep = random() % 4;  // 0: a row without experts
     for (int j = 0; j < c.top_k; ++j) ids[size_t(t * c.top_k + j)] = random() % 4 < keep ? experts[size_t(j)] : -1;
   }
   return ids;

@@ -1,5 +1,5 @@
-// Stands in for csrc/backend/cuda/runtime.cc in host builds: one emulated device whose memory is the host's. Everything runs
-// when it is queued, except while a graph is captured.
+// Replaces csrc/backend/cuda/runtime/runtime.cu in host builds: one emulated device whose memory is the host's. Everything runs when
+// it is queued, except while a graph is captured.
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -18,10 +18,10 @@ namespace {
 CUgraphExec_st* capturing = nullptr;
 int64_t device_bytes_used = 0;
 
-// In front of every allocation; keeps the alignment that cudaMalloc gives.
+// Bytes before every allocation; they keep the alignment that cudaMalloc gives.
 constexpr size_t kHeader = 256;
 
-// Of exactly the size asked for, so that AddressSanitizer sees an overrun.
+// Allocates exactly the size asked for, so that AddressSanitizer sees an overrun.
 void* allocate(int64_t bytes) {
   void* p = nullptr;
   if (posix_memalign(&p, kHeader, size_t(bytes) + kHeader)) throw std::bad_alloc();
@@ -37,7 +37,7 @@ int64_t release(void* p) {
   return bytes;
 }
 
-// Bytes of the emulated device: SIMT_DEVICE_BYTES, or 1 GiB.
+// Returns the bytes of the emulated device: SIMT_DEVICE_BYTES, or 1 GiB.
 int64_t device_bytes() {
   const char* text = std::getenv("SIMT_DEVICE_BYTES");
   return text ? std::atoll(text) : int64_t{1} << 30;
@@ -73,7 +73,7 @@ DeviceProperties device_properties(int) {
   DeviceProperties p;
   p.name = "emulation on the CPU";
   p.major = 9;
-  p.num_sms = 3;  // few and odd: persistent kernels go round their loops
+  p.num_sms = 3;  // few and odd, so that persistent kernels run their loops more than once
   p.total_memory = device_bytes();
   p.max_shared_per_block = 99 * 1024;  // the least of the supported architectures
   return p;

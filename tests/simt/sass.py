@@ -25,14 +25,14 @@ class Instruction(NamedTuple):
 
 
 def control(word: int) -> tuple[int | None, frozenset[int]]:
-    """Returns the scoreboard that an instruction sets, and those that it waits for, from the upper half of its encoding. NVIDIA has not
-    published it: bits 41.. are stall cycles (4), yield (1), scoreboard of the result (3), of the operands (3), mask (6)."""
+    """Returns the scoreboard that an instruction sets and those that it waits for, from the upper half of its encoding, which NVIDIA
+    has not published: bits 41.. are stall cycles (4), yield (1), scoreboard of the result (3), of the operands (3), mask (6)."""
     sets = word >> 46 & 7
     return sets if sets != 7 else None, frozenset(bit for bit in range(6) if word >> 52 >> bit & 1)
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
-    """kernel -> its instructions"""
+    """Returns kernel -> its instructions."""
     kernels: dict[str, list[Instruction]] = {}
     instructions: list[Instruction] = []
     opcode = ""
@@ -54,7 +54,7 @@ def disassemble(cuobjdump: tuple[str, dict[str, str]], file: Path, architecture:
 
 
 def most_in_flight(instructions: Sequence[Instruction]) -> int:
-    """Returns the largest number of loads from device memory before an instruction waits for one of them."""
+    """Returns the most loads from device memory that are issued before an instruction waits for one of them."""
     most = under_way = 0
     waited_for: set[int] = set()
     for instruction in instructions:

@@ -1,4 +1,4 @@
-// The scheduler. Not instrumented by ThreadSanitizer: what it shares between threads is not the kernel's business.
+// The scheduler of the emulator. It is not instrumented by ThreadSanitizer, because its own accesses are not the kernel's.
 #include "simt.h"
 
 #include <algorithm>
@@ -21,11 +21,11 @@ namespace {
 constexpr int kLanes = 32;
 constexpr int kMaxBlockThreads = 1024;
 constexpr int kMaxBarriers = 16;  // 0 is sync_block()
-constexpr int kMaxCopies = 64;    // of one thread, under way
+constexpr int kMaxCopies = 64;    // most copies of one thread in flight
 
 enum class State { kReady, kBarrier, kCollective, kDone };
 
-// Two sanitizer clocks, used in turn: a thread that leaves late must not see what others did before the meeting after.
+// Two sanitizer clocks, used in turn: a thread that leaves late must not see what others did before the next meeting.
 struct Meeting {
   char clock[2];
   int count = 0;
@@ -46,7 +46,7 @@ struct Thread : Position {
     int bytes, group;
   } copies[kMaxCopies];
   int num_copies = 0;
-  int num_groups = 0;  // committed
+  int num_groups = 0;  // committed groups of copies
 
   int lane() const { return index % kLanes; }
 };
@@ -61,13 +61,12 @@ struct Block {
   std::vector<std::unique_ptr<Thread>> threads;
   int num_threads = 0;
   int num_live = 0;
-  // Of one block of the grid and kept until the grid is done, so that the sanitizers tell blocks apart.
+  // One block's meetings, kept until the grid is done, so that ThreadSanitizer tells blocks apart.
   struct Meetings {
     char start;
     Barrier barriers[kMaxBarriers];
     Meeting warps[kMaxBlockThreads / kLanes][kLanes];  // per lowest lane of the mask
-    // Lanes that wait at a collective. While all of them are at the same one, which is nearly always, an arrival need not look
-    // at each of the others.
+    // Lanes that wait at a collective. Nearly always all of them are at the same one, and an arrival need not look at each lane.
     struct Waiting {
       uint32_t lanes = 0, mask = 0;
       Op op = Op::kShuffle;
@@ -96,7 +95,7 @@ struct Grid {
   size_t size() const { return size_t(grid.x) * grid.y * grid.z; }
 };
 
-// Everything that survives a grid: stacks are costly to make.
+// The state that is kept from grid to grid, because stacks are costly to make.
 struct Machine {
   Options options;
   std::vector<std::unique_ptr<Block>> blocks;  // the first `resident` are in use
@@ -164,7 +163,7 @@ std::string where(const Thread& t) {
          std::to_string(t.index / kLanes) + " lane " + std::to_string(t.lane());
 }
 
-// Ends the grid: thread_main() catches it, and no thread runs again.
+// Ends the grid: thread_main() catches the Fault, and no thread runs again.
 [[noreturn]] void end_grid(const std::string& text) { throw Fault(text); }
 
 std::string waiting_for(const Thread& t) {
@@ -176,7 +175,7 @@ std::string waiting_for(const Thread& t) {
   }
 }
 
-// Who waits where, lanes of a warp that wait for the same in one line.
+// Returns a text of which threads wait where; lanes of a warp that wait at the same place are one line.
 std::string deadlock_report() {
   std::string text = "deadlock:";
   for (const auto& b : machine().blocks) {
@@ -198,7 +197,7 @@ std::string deadlock_report() {
   return text;
 }
 
-// Opens a barrier that enough threads have reached. Whole warps must have come: the hardware counts warps.
+// Opens a barrier that enough threads have reached. They must be whole warps, because the hardware counts warps.
 void open_barrier(Block& b, int id) {
   Barrier& barrier = b.meetings->barriers[id];
   for (int warp = 0; warp * kLanes < b.num_threads; ++warp) {
@@ -261,7 +260,7 @@ void start_block(Block& b) {
   const size_t id = g.next++;
   g.meetings.push_back(std::make_unique<Block::Meetings>());
   b.meetings = g.meetings.back().get();
-  // Of exactly the size asked for, so that AddressSanitizer sees an overrun; without it some slack keeps the heap whole.
+  // Has exactly the size asked for, so that AddressSanitizer sees an overrun; without it, some slack protects the heap.
 #if defined(__SANITIZE_ADDRESS__)
   const size_t slack = 0;
 #else

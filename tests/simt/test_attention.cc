@@ -1,7 +1,7 @@
 // plan_attention() and attention() against float64, and the order guarantee bit by bit.
 //   test_attention [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 //
-// Keys that no row sees are NaN in every run, pages are shuffled, and table entries behind the sequence are garbage:
+// Keys that no row sees are NaN in every run, pages are shuffled, and table entries after the sequence are garbage:
 // attention_model.h.
 #include "backend/cuda/attention/attention.h"
 
@@ -29,7 +29,8 @@ float rounded_to_bf16(float v) { return bf16_to_f32(f32_to_bf16(v)); }
 
 enum Wanted { kBoth, kOut, kRounded };
 
-// Results of a step, [T, A * Dv]; checks what lies around and behind them.
+// Returns the results of a step, [T, A * Dv]; checks that nothing around and after them was written. `room`: tiles and partials that
+// the launch has beyond the step's, as a captured graph may.
 std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, int room = 0) {
   const int rows = step.num_rows(), columns = m.columns(), padded = int(cuda::padded_columns(columns));
   std::vector<cuda::AttentionTile> tiles = step.plan.tiles;
@@ -69,8 +70,8 @@ std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, 
   return result;
 }
 
-// The largest |got - reference| / bound of a row; NaN is infinite. Bound: with w the weights of the row and |w v| = sum w |v|, a
-// relative error of at most e of each weight moves the result by at most e (|w v| + |result|), as the weights sum to 1. e is
+// Returns the largest |got - reference| / bound of a row, infinite for NaN. With w the weights of the row and |w v| = sum w |v|,
+// a relative error of at most e of each weight moves the result by at most e (|w v| + |result|), as the weights sum to 1. e is
 //   2^-8                 a numerator is rounded to bf16
 // A sink is one more weight, of no score and no value.
 //   ds                   score: scale * (D + 1) roundings of the product, which a GPU may truncate: 2^-23 each; and times the
@@ -107,7 +108,7 @@ double worst_row(const Model& m, int sequence, int position, const float* got) {
       }
       const float value = got[a * dv + c];
       const double bound = (e + 2 * u * (64 + 2 * (4 + ceil_div(n, cuda::kSplitKeys)))) * (size + std::abs(want)) + 1e-30;
-      // The other kinds have no rounding but that of the division.
+      // In the other kinds only the division rounds.
       const double error = m.kind == kRandom ? std::abs(value - want) / bound : value == float(want) ? 0 : 2;
       worst = std::max(worst, std::isnan(error) ? INFINITY : error);
     }
@@ -129,7 +130,7 @@ void check_rows(const Model& m, const std::vector<Piece>& pieces, const std::vec
     }
 }
 
-// Decode rows of all lengths, with rows that pad, and some chunks of prompts, in one step.
+// One step has decode rows of all lengths, padding rows, and some chunks of prompts.
 void test_against_reference(int every) {
   struct Shape {
     int heads, kv_heads, head_dim, block_size;
@@ -140,7 +141,7 @@ void test_against_reference(int every) {
   int number = 0;
   for (const Shape& s : shapes)
     for (int kind = 0; kind < kNumKinds; ++kind) {
-      if (kind == 1 + number / kNumKinds % 2 || number % every) {  // one of the exact kinds is enough
+      if (kind == 1 + number / kNumKinds % 2 || number % every) {  // one of the two exact kinds is enough
         ++number;
         continue;
       }
@@ -148,7 +149,7 @@ void test_against_reference(int every) {
       const Model m = make_model(s.heads, s.kv_heads, s.head_dim, s.block_size, Kind(kind),
                                  {1, 15, 63, 64, 65, 255, 256, 257, 700}, unsigned(number));
       std::vector<Piece> pieces = {{-1, 0, 1}};
-      // One of three sets, so that every shape and kind sees long and short ones.
+      // Takes one of three sets of sequences, so that every shape and kind has long and short ones.
       for (int i = (number / 3 + kind) % 3; i < 9; i += 3) pieces.push_back({i, m.lengths[i] - 1, 1});
       pieces.push_back({8, 254 + number % 2, 2 + 8 / m.group()});
       pieces.push_back({3, 61, m.group() > 8 ? 2 : 3});
@@ -160,7 +161,7 @@ void test_against_reference(int every) {
     }
 }
 
-// Windows and chunks around the sizes of units and splits, sinks, V of other sizes, and V in K, up to the largest.
+// Tests windows and chunks around the sizes of units and splits, sinks, V of other sizes, and V in K, up to the largest sizes.
 void test_views(int every) {
   struct Shape {
     int heads, kv_heads, head_dim, block_size;
@@ -191,10 +192,10 @@ void test_views(int every) {
       const Step step(m, pieces, unsigned(number));
       const std::vector<float> got = run(m, step, kBoth, number % 4);
       check_rows(m, pieces, got);
-      // Single rows alone: only the splits that a window may see are launched.
+      // A step of single rows: only the splits that a window may see are launched.
       const std::vector<Piece> decode = {{4, 599, 1}, {3, 319, 1}, {2, 256, 1}};
       check_rows(m, decode, run(m, Step(m, decode, 3)));
-      // The same bits by splits and in a tile of its own.
+      // A row has the same bits by splits and in a tile of its own.
       const size_t columns = size_t(m.columns()), row = step.positions.size() - 7 - 5;
       const std::vector<float> alone = run(m, Step(m, {{4, 251 + 64 * (number % 3) + 4, 1}}, 9));
       CHECK(std::memcmp(&got[row * columns], alone.data(), columns * sizeof(float)) == 0);
@@ -205,7 +206,7 @@ bool same_bits(const std::vector<float>& all, size_t row, const std::vector<floa
   return std::memcmp(&all[row * columns], one.data(), columns * sizeof(float)) == 0;
 }
 
-// Rows around the ends of units and splits: alone, among others, and in chunks of several sizes, the bits are the same.
+// Rows around the ends of units and splits have the same bits alone, among others, and in chunks of several sizes.
 void test_order(int every) {
   struct Shape {
     int heads, kv_heads, head_dim, block_size, length;
@@ -226,7 +227,7 @@ void test_order(int every) {
       for (const int first : {3, 5})  // chunks of 3 and 5 rows, either way round
         for (int i = 0; i < count; i = i == 0 ? first : count) {
           const int rows = i == 0 ? first : count - first;
-          // Behind other rows, and with other pages. The last table ends with the array: nothing behind it may be read.
+          // The rows come after other rows and have other pages. The last table ends with the array: nothing after it may be read.
           std::vector<float> part = run(m, Step(m, {{-1, 0, 1}, {1, 59 - i, 1 + i % 2}, {0, begin + i, rows}}, 3), kBoth, 2);
           part.erase(part.begin(), part.end() - rows * int(columns));
           CHECK(std::memcmp(&whole[i * columns], part.data(), part.size() * sizeof(float)) == 0);
@@ -235,7 +236,7 @@ void test_order(int every) {
   }
 }
 
-// Either output alone; no rows; values that are not finite stay in their row.
+// Tests each output alone, no rows, and that non-finite values stay in their row.
 void test_outputs() {
   const Model m = make_model(3, 1, 16, 16, kRandom, {300, 20}, 5);
   const std::vector<Piece> pieces = {{0, 299, 1}, {1, 17, 3}};
@@ -261,7 +262,7 @@ void test_outputs() {
   }
 }
 
-// A captured launch with room for the largest step, replayed for two others.
+// Captures a launch with room for the largest step, and replays it for two others.
 void test_replay() {
   const Model m = make_model(4, 2, 16, 16, kRandom, {600, 100}, 6);
   const std::vector<std::vector<Piece>> steps = {{{0, 599, 1}, {1, 30, 1}, {-1, 0, 1}}, {{1, 63, 1}, {-1, 0, 1}, {0, 299, 1}}};
@@ -309,7 +310,7 @@ void test_plan() {
     batch.num_rows = int64_t(positions.size()), batch.num_seqs = int64_t(query_start.size()) - 1;
     batch.positions = positions.data(), batch.query_start = query_start.data();
     cuda::AttentionPlan plan, again;
-    plan.tiles.resize(3), plan.first_partial.resize(90);  // of the step before
+    plan.tiles.resize(3), plan.first_partial.resize(90);  // as an earlier step might have left them
     const int max_partials = n % 2 == 0 ? int(random() % 8) : INT32_MAX;
     plan_attention(batch, group, max_partials, plan);
     plan_attention(batch, group, max_partials, again);
@@ -319,7 +320,7 @@ void test_plan() {
     CHECK_EQ(plan.first_partial.size(), positions.size() + 1);
     CHECK_EQ(plan.first_partial[0], 0);
     std::vector<int> direct(positions.size()), splits(positions.size());
-    int partials = 0, back = 0;  // splits behind a tile's
+    int partials = 0, back = 0;  // back: how many splits of the row come after the tile's
     for (const cuda::AttentionTile& tile : plan.tiles) {
       CHECK(tile.rows == 1 || (tile.rows > 1 && tile.rows * group <= cuda::kTileQueries));
       CHECK(tile.row >= query_start[tile.sequence] && tile.row + tile.rows <= query_start[tile.sequence + 1]);

@@ -1,5 +1,5 @@
-// What the emulation does beyond test_simt.cc: poisoned shared memory, blocks that run interleaved, and misuse that ends in a
-// report where a GPU would hang or go wrong in silence.
+// Tests of the emulation beyond test_simt.cc: poisoned shared memory, blocks that run interleaved, and misuse that ends in a report
+// where a GPU would hang or silently compute a wrong result.
 #include <string>
 #include <vector>
 
@@ -12,7 +12,7 @@ using namespace lynx_rt::cuda;
 
 namespace {
 
-// Warps 0 and 1 hand over through a named barrier; warp 2 is not in it. Blocks differ in their poisoned shared memory only.
+// Warps 0 and 1 exchange data over a named barrier, without warp 2. Blocks only differ in their poisoned shared memory.
 __global__ void barriers_kernel(uint32_t* out) {
   uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared());
   uint32_t* mine = out + blockIdx.x * blockDim.x;
@@ -82,7 +82,7 @@ void test_faults() {
   faults(misaligned_kernel, "not 16-byte aligned");
   faults(misaligned_row_kernel, "a row is not 16-byte aligned");
   faults(throwing_kernel, "thrown by thread 40");
-  test_barriers();  // a launch after a fault is as any other
+  test_barriers();  // a launch after a fault must work as usual
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// The engine on the CUDA backend, against the engine on the CPU: the same source runs emulated (the CUDA runtime being
-// runtime_simt.cc) and on a GPU.
+// Compares the engine on the CUDA backend with the engine on the CPU. This source runs emulated (with runtime_simt.cc as the CUDA
+// runtime) and on a GPU.
 //   test_engine MODEL_FOLDER [tokens per request [short]]   a folder that has a config.json alone gets dummy weights; short: no
 //                                                           long contexts
 //   test_engine --families FOLDER                           a few requests to each model in it
@@ -44,7 +44,7 @@ void test_batch_invariance() {
   for (const Ask& a : batch(vocab, 6, drawn)) asks.push_back(a);
   for (size_t i = 0; i < asks.size(); ++i) {
     asks[i].params.seed = 100 + i;
-    if (i % 4 != 1) asks[i].params.logprobs = 0;  // tokens alone forgive much
+    if (i % 4 != 1) asks[i].params.logprobs = 0;  // log probabilities show errors that tokens hide
   }
   const std::vector<Answer> together = generate(*engine, asks);
   for (const Answer& a : together) CHECK_EQ(int(a.reason), int(FinishReason::kLength));
@@ -68,7 +68,7 @@ void test_batch_invariance() {
   o.enable_prefix_caching = true;
   CHECK(generate(*Engine::create(model, o), asks) == together);
 
-  // Few pages: requests are preempted, computed again, and end the same.
+  // With few pages requests are preempted and computed again, and have the same results.
   EngineOptions tight = options("cuda");
   tight.max_model_len = 64;
   tight.kv_cache_memory_bytes = 6 * 16 * engine->model_info().kv_bytes_per_token;
@@ -108,10 +108,11 @@ void test_selection() {
   }
   engine->set_expert_selection("topk");
   asks[2].params.exact = false;
-  CHECK(generate(*engine, asks) == own);  // a recorded step of another policy is not taken
+  CHECK(generate(*engine, asks) == own);  // a recorded step of another policy must not be used
 }
 
-// Contexts whose keys are split over blocks in decode, and are not in prefill: the same bits, and the CPU's within its error.
+// Long contexts, whose keys are split over blocks in decode and not in prefill, have the same bits in both, and the CPU's results
+// within the error bound.
 void test_long_contexts() {
   EngineOptions o = options("cuda");
   o.max_model_len = 512;
@@ -144,7 +145,7 @@ void test_requests_of_their_own_kind() {
   const auto plain = generate(*engine, asks);
   asks[1].params.logit_bias = {{5, 1000.0f}};
   asks[2].params.allowed_token_ids = {7};
-  asks[2].params.bad_words = {{7}};  // nothing is left: its own error
+  asks[2].params.bad_words = {{7}};  // no token is left: an error of this request alone
   asks[3].params.prompt_logprobs = 1;
   const auto got = generate(*engine, asks);
   CHECK(got[0] == plain[0]);
@@ -162,7 +163,7 @@ void test_errors() {
   o.max_num_batched_tokens = 300;
   o.expert_selection = "lynx";
   CHECK_THROWS(Engine::create(model, o), ErrorCode::kInvalidArgument, "max_num_seqs", {"256", "300"});
-  // Sizes that there is no kernel for, before anything runs.
+  // Sizes without a kernel are refused before anything runs.
   StepLimits limits;
   limits.max_rows = limits.max_logit_rows = limits.hidden_size = limits.num_heads = limits.num_kv_heads = limits.vocab_size = 1;
   for (const auto& [head_dim, v_head_dim, wrong] : {std::array<int64_t, 3>{578, 512, 578}, {64, 514, 514}, {33, 32, 33}}) {
@@ -175,7 +176,7 @@ void test_errors() {
   CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kUnsupported, "device", {"no CUDA-capable device"});
   CHECK(Engine::create(model, options("auto"))->model_info().device.starts_with("cpu"));
   unsetenv("SIMT_DEVICES");
-  // Too small for the weights, for what a step needs, and for the KV cache that was asked for.
+  // The device is too small for the weights, for the memory of a step, and for the KV cache asked for.
   const int64_t weights = Engine::create(model, options("cuda"))->model_info().weight_bytes;
   setenv("SIMT_DEVICE_BYTES", std::to_string(weights / 2).c_str(), 1);
   CHECK_THROWS(Engine::create(model, options("cuda")), ErrorCode::kOutOfMemory, "device",
@@ -194,7 +195,7 @@ void test_errors() {
   CHECK(Engine::create(model, options("auto", "float32"))->model_info().device.starts_with("cpu"));
 }
 
-// A row whose router scores are not finite is named, and the backend goes on.
+// A row with non-finite router scores is named in an error, and the backend can still be used.
 void test_bad_scores() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   StepLimits limits;
@@ -238,8 +239,8 @@ void test_bad_scores() {
   backend->release(memory, 4096);
 }
 
-// What is recorded of steps of many sizes, padded and repeated ones: a simulation of the recorded scores counts what the engine
-// counted and ends with the experts that were recorded, which are also those that each request is told.
+// Records the routing of steps of many sizes, padded and replayed ones among them. A simulation of the recorded scores must have the
+// engine's counters and the recorded experts, which must be those that each request reports.
 void test_recording() {
   for (const char* selection : {"topk", "oea:k0=1"}) {
     EngineOptions o = options("cuda");
@@ -287,7 +288,8 @@ void test_recording() {
   }
 }
 
-// A product of rows that come without a rounded form, after an op that made one; into columns of a wider array, with a bias, and added to.
+// Tests products of rows that come without a rounded form, after an op that made one: into columns of a wider array, with a bias, and
+// accumulated.
 void test_products() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   constexpr int64_t kRows = 3, kIn = 40, kOut = 21, kStride = 30;
@@ -324,7 +326,7 @@ void test_products() {
       CHECK_EQ(double(out[size_t(t * kStride + c)]), want);  // small multiples of 1/32: exact in float32
     }
 
-  // Three draws in one step, each with tokens of its own, and one with masks in the next.
+  // Three calls of sample() in one step, each with tokens of its own, and one with masks in the next step.
   const std::vector<float> logits = {0, 3, 1, 2, 5, 4, std::nanf(""), 1};
   backend->write(device_x, logits.data(), int64_t(logits.size()) * 4);
   backend->begin_step({});
@@ -342,7 +344,7 @@ void test_products() {
   CHECK_EQ(tokens[0], 1);
   CHECK_EQ(tokens[1], 0);
   CHECK_EQ(tokens[2], kNanLogit);
-  CHECK_EQ(tokens[3], 0);  // of {0, 3} the first alone is allowed
+  CHECK_EQ(tokens[3], 0);  // of {0, 3} only the first is allowed
   CHECK_EQ(tokens[4], 0);
   // Copies within the device's memory are in order with what writes and reads it.
   backend->copy(device_x + 4, device_x, 4 * sizeof(float));
@@ -352,7 +354,7 @@ void test_products() {
   backend->release(memory, bytes);
 }
 
-// A table of experts says its formats, and one that there is no kernel for is refused by name.
+// A table of experts has its formats, and a format without a kernel is refused by name.
 void test_expert_formats() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   const std::vector<float> matrix(64, 1.0f);
@@ -373,9 +375,9 @@ void test_expert_formats() {
 
 }  // namespace
 
-// Both backends round to bfloat16 at the same places but for attention's probabilities, which the tensor cores take rounded. So
-// the CUDA backend must be about as close to float32 as the CPU's bfloat16 is. Medians over rows: a score that flips an expert in
-// one of them moves single rows by much more.
+// Both backends round to bfloat16 at the same places, except for attention's probabilities, which only the CUDA backend rounds. So the
+// CUDA backend must be about as close to float32 as the CPU's bfloat16 is. Medians over rows are compared, because a score that
+// changes an expert in one backend moves single rows by much more.
 void engine_case::test_logits() {
   auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
        exact = Engine::create(model, options("cpu", "float32"));
@@ -393,7 +395,7 @@ void engine_case::test_logits() {
       theirs.push_back(row_error(&b[t * size_t(vocab)], &want[t * size_t(vocab)], vocab));
       for (int64_t v = 0; v < vocab; ++v) largest = std::max(largest, double(std::abs(want[t * size_t(vocab) + size_t(v)])));
     }
-    // Chunks of any size: the same bits.
+    // Chunks of any size give the same bits.
     for (int64_t chunk : {1, 5, 32}) CHECK(cuda->forward(ids, chunk) == a);
   }
   std::sort(ours.begin(), ours.end());
@@ -403,7 +405,7 @@ void engine_case::test_logits() {
   CHECK(mine <= 1.25 * other);
   CHECK(mine > 0);  // not the float32 engine by mistake
 
-  // Greedy tokens are float32's wherever float32's margin exceeds what the rounding can move: twice the largest error of a row.
+  // Greedy tokens are float32's wherever float32's margin exceeds twice the row's largest error.
   const auto ids = prompt(1, vocab, 20);
   const auto answer = generate(*cuda, {{ids, greedy()}})[0];
   auto all = ids;

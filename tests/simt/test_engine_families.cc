@@ -1,4 +1,4 @@
-// Part of test_engine: what other families need of the CUDA backend than its first model does.
+// Part of test_engine: functions of the CUDA backend that the first model does not use, but other families do.
 #include <algorithm>
 #include <filesystem>
 #include <tuple>
@@ -12,8 +12,8 @@ using namespace engine_case;
 
 namespace {
 
-// What the families do that the first model does not: against the CPU, and a request alone, in a batch, in other chunks, and
-// while a policy acts on others.
+// Compares a family's model with the CPU, and the bits of a request alone, in a batch, in other chunks, and while a policy acts on
+// other requests.
 void test_family() {
   std::cerr << std::filesystem::path(model).filename().string() << ": ";
   test_logits();
@@ -48,7 +48,7 @@ void engine_case::test_families(const std::string& folder) {
   }
 }
 
-// The biases of all experts, of three dtypes, end up as float32 beside each other.
+// The biases of all experts, of three dtypes, are placed as float32, one after the other.
 void engine_case::test_expert_biases() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   constexpr int64_t kExperts = 3, kHidden = 5, kWidth = 7;
@@ -58,7 +58,7 @@ void engine_case::test_expert_biases() {
   std::vector<uint16_t> bf16, f16;
   for (const float v : values) bf16.push_back(f32_to_bf16(v)), f16.push_back(f32_to_f16(v));
   std::vector<ExpertWeights> experts(kExperts);
-  const auto bias = [&](int64_t e, int64_t first, int64_t size) {  // of another dtype in each expert
+  const auto bias = [&](int64_t e, int64_t first, int64_t size) {  // each expert has another dtype
     const void* data[] = {&values[size_t(first)], &bf16[size_t(first)], &f16[size_t(first)]};
     return WeightView{data[e], e == 0 ? DType::kF32 : e == 1 ? DType::kBF16 : DType::kF16, 1, size};
   };
@@ -81,7 +81,7 @@ void engine_case::test_expert_biases() {
   }
 }
 
-// One key of score 0 and a sink of 0: half of V.
+// With one key of score 0 and a sink of 0, the result is half of V.
 void engine_case::test_sinks() {
   auto backend = make_backend({"cuda", DType::kBF16, 1, ""});
   const float sink = 0;

@@ -1,4 +1,4 @@
-// Every selection policy through the engine: the CUDA backend against the CPU's, tables read from files, recorded steps.
+// Runs every selection policy through the engine: the CUDA backend against the CPU's, tables read from files, recorded steps.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
@@ -13,7 +13,7 @@ namespace engine_case {
 
 namespace {
 
-// A safetensors file of one tensor.
+// Writes a safetensors file of one tensor.
 template <class T>
 std::string safetensors(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
                         const std::vector<T>& values) {
@@ -76,7 +76,7 @@ Run run(Engine& engine, const std::string& selection, const std::vector<Ask>& as
   return r;
 }
 
-// What the step counters of all layers add up to.
+// Sums of the step counters of all layers.
 struct Counts {
   int64_t union_before = 0, active = 0, remapped = 0;
 
@@ -89,7 +89,7 @@ struct Counts {
   }
 };
 
-// Of the answers' log probabilities to those of `want`.
+// Returns the differences of the answers' log probabilities from those of `want`.
 std::vector<double> errors(const std::vector<Answer>& got, const std::vector<Answer>& want) {
   std::vector<double> e;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -106,8 +106,8 @@ double median(std::vector<double> values) {
 
 }  // namespace
 
-// All engines are made to generate the same tokens, so that a score that flips an expert in one of them stays a matter of one
-// row. As for logits, the CUDA backend must be about as close to float32 as the CPU's bfloat16 is.
+// All engines are forced to generate the same tokens, so that a score that changes an expert in one of them only affects one row. The
+// CUDA backend must be about as close to float32 as the CPU's bfloat16 is, as in test_logits().
 void test_policies() {
   auto cuda = Engine::create(model, options("cuda")), cpu = Engine::create(model, options("cpu")),
        exact = Engine::create(model, options("cpu", "float32"));
@@ -127,21 +127,21 @@ void test_policies() {
     const int failures_before = check::failures;
     const Run a = run(*cuda, selection, asks), again = run(*cuda, selection, asks), b = run(*cpu, selection, asks),
               want = run(*exact, selection, asks);
-    CHECK(again.answers == a.answers);  // recorded steps, and a recording from its start
+    CHECK(again.answers == a.answers);  // now recorded steps are replayed from the start
     CHECK(a.answers[4] == own[4]);
     CHECK(!(a.answers == own));
 
-    // Where two scores are as close as the rounding, the backends may choose otherwise: a pair in 50 at most.
+    // Where two scores are as close as the rounding, the backends may choose different experts: for one pair in 50 at most.
     const Counts got(a.stats), expected(b.stats);
     const int64_t pairs = a.stats.decode_rows * info.num_moe_layers * info.num_experts_per_tok;
     CHECK_EQ(a.stats.decode_rows, b.stats.decode_rows);
     CHECK(expected.remapped > 0);
     for (const auto count : {&Counts::union_before, &Counts::active, &Counts::remapped})
       CHECK(50 * std::abs(got.*count - expected.*count) <= pairs);
-    if (selection.starts_with("replay")) CHECK_EQ(got.active, expected.active);  // no score decides
+    if (selection.starts_with("replay")) CHECK_EQ(got.active, expected.active);  // the choice does not depend on scores
 
     const auto mine = errors(a.answers, want.answers), other = errors(b.answers, want.answers);
-    // The median of so few values scatters by a fifth: 2 is three deviations of the ratio of two.
+    // The median of so few values has a deviation of a fifth, so a ratio of 2 is three deviations away.
     CHECK(median(mine) <= 2 * median(other));
     all.insert(all.end(), mine.begin(), mine.end());
     all_of_cpu.insert(all_of_cpu.end(), other.begin(), other.end());

@@ -1,4 +1,5 @@
-// gate_up and down against float64 products of the rounded operands, and against themselves, as test_gemm.cc does for linear.
+// Compares gate_up and down with float64 products of the rounded operands, and checks that a row's bits are the same in any batch, as
+// test_gemm.cc does for linear.
 //   test_experts [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cstdlib>
 #include <iostream>
@@ -12,7 +13,7 @@ namespace {
 int case_number = 0, every_nth = 1;
 bool skipped() { return case_number++ % every_nth != 0; }
 
-// What becomes of a product before the activation, float32 as well: each step rounds by 2^-24.
+// Returns the product after scale and bias, before the activation. In float32 each step rounds by 2^-24.
 Dot adjusted(Dot d, double scale, double bias) {
   d.value *= scale;
   d.error = d.error * std::abs(scale) + std::ldexp(std::abs(d.value), -24);
@@ -71,7 +72,7 @@ void compare(const Experts& experts, const std::vector<float>& x, std::vector<in
       if (!(std::abs(got.partial[size_t(pair) * hidden + n] - want.value) <= want.error)) ++wrong;
     }
   }
-  // What belongs to no pair stays.
+  // Rows of no pair must be unchanged.
   for (size_t i = plan.pair_of_sorted.size() * stride; i < got.hidden.size(); ++i) wrong += got.hidden[i] != 0xabcd;
   for (size_t i = 0; i < got.partial.size(); ++i)
     if (i / hidden >= ids.size() || ids[i / hidden] < 0) wrong += got.partial[i] != kUntouched;
@@ -114,7 +115,8 @@ void test_experts() {
       compare(experts, x, ids, top_k, run_experts(experts, x, ids, top_k, sms[number % 3]));
     }
     if (skipped()) continue;
-    const std::vector<float> x = random_values(size_t(rows[number % 9]) * hidden);  // dense, weights of the first expert
+    const std::vector<float> x =
+        random_values(size_t(rows[number % 9]) * hidden);  // the dense MLP has the weights of the first expert
     compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 2));
   }
   // Biases, the clamped activation (limits that act), and weights that scale the input.
@@ -141,7 +143,7 @@ void test_experts() {
   }
 }
 
-// The partial sums of the same rows in steps of 1 .. 530 rows: other tiles, other places in them.
+// Compares the partial sums of the same rows in steps of 1 .. 530 rows, with other tiles and other positions in them.
 void test_expert_bits() {
   const int hidden = 330, width = 20, num_experts = 3, most = 530;
   const Experts experts(num_experts, hidden, width);
@@ -167,7 +169,7 @@ void test_expert_bits() {
     for (int t = first; t < first + count; ++t)
       CHECK(ids[t] != 0 || same_bits(&all[size_t(t) * hidden], &all_dense[size_t(t) * hidden], size_t(hidden)));
   }
-  // Rows that are not finite stay alone.
+  // Non-finite rows must not affect other rows.
   x[5 * hidden + 7] = std::nanf(""), x[9 * hidden] = kInfinity;
   const std::vector<float> spoilt = run(0, 20, 3, false);
   for (int t = 0; t < 20; ++t) {
@@ -177,7 +179,7 @@ void test_expert_bits() {
   }
 }
 
-// Gates far from zero: 0 or the gate itself, and zeros behind a width even where the row is not finite.
+// For gates far from zero silu is 0 or the gate itself. Zeros follow the width even where the row is not finite.
 void test_extreme_gates() {
   Experts experts(1, 32, 2);
   const auto pack_first_column = [&](int part, float a, float b) {

@@ -1,5 +1,5 @@
-// pack, linear and head_linear against float64 products of the rounded operands, and against themselves: the bits of a row must
-// not depend on how many others there are, on their values, or on the tiles.
+// Compares pack, linear and head_linear with float64 products of the rounded operands, and checks that the bits of a row do not depend
+// on the number of other rows, on their values, or on the tiles.
 //   test_gemm [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include "gemm_reference.h"
 
@@ -24,7 +24,7 @@ double half_value(uint16_t h) {
   return h & 0x8000 ? -magnitude : magnitude;
 }
 
-// Where packed.h says that element (n, k) is, in 16-bit words.
+// Returns the position of element (n, k) by packed.h, in 16-bit words.
 size_t packed_index(int n, int k, int columns, int parts, int part) {
   const int column = k % 32, q = column / 8, step = column / 4 % 2, reg = column / 2 % 2 * 2 + n % 16 / 8, half = column % 2;
   const size_t block = size_t(n / 16) * size_t(padded_columns(columns) / 32) + size_t(k / 32);
@@ -37,7 +37,7 @@ void test_pack(DType dtype, int rows, int columns, int parts, int chunk) {
   std::vector<uint16_t> want(words + kGuard, 0xabcd);
   std::vector<std::vector<float>> values;
   for (int part = 0; part < parts; ++part) {
-    // Floats that bf16 rounds, among them ties and a carry; halves of all kinds but NaN, whose bits may differ.
+    // The values: floats that bf16 rounds, among them ties and a carry; halves of all kinds but NaN, whose bits may differ.
     std::vector<float> matrix(size_t(rows) * columns);
     std::vector<uint16_t> bits(matrix.size());
     for (size_t i = 0; i < matrix.size(); ++i) {
@@ -52,7 +52,7 @@ void test_pack(DType dtype, int rows, int columns, int parts, int chunk) {
       if (dtype == DType::kBF16) matrix[i] = bf16_to_f32(bits[i]);
       if (dtype == DType::kF16) matrix[i] = float(half_value(bits[i]));
     }
-    // Not at the start of the memory, so that rows are aligned to their element only.
+    // The values do not begin at the start of the memory, so that rows are only aligned to their element.
     const DeviceVector<float> floats(matrix.size() + 1);
     const DeviceVector<uint16_t> halves(bits.size() + 1);
     cuda::copy_async(floats.get() + 1, matrix.data(), matrix.size() * 4, {});
@@ -85,7 +85,7 @@ void test_packs() {
       }
   cuda::pack(nullptr, DType::kF32, 16, 0, 5, {nullptr, 1, 0}, {});  // an empty chunk
 
-  // NaN and infinity stay what they are.
+  // NaN and infinity are unchanged.
   std::vector<float> odd(32, 0.0f);
   odd[0] = std::nanf(""), odd[1] = kInfinity, odd[2] = -kInfinity;
   const DeviceVector<float> source(odd);
@@ -182,8 +182,8 @@ void test_linears() {
   }
 }
 
-// The same rows among more and more others, in tiles of 8, 16, 32 and 64, by jobs of 16 and 32 weight rows; every kernel of
-// linear.cu, with more columns than any has under way.
+// Computes the same rows among more and more others, in tiles of 8, 16, 32 and 64, by jobs of 16 and 32 weight rows: with every kernel
+// of linear.cu, and more columns than any has in flight.
 void test_linear_bits() {
   const int columns = 1100;
   const Linear linear(columns, {20}, true);
@@ -200,7 +200,7 @@ void test_linear_bits() {
     const std::vector<float> some = run(first, count, num_sms);
     CHECK(same_bits(some.data(), &all[size_t(first) * linear.out_stride], some.size()));
   }
-  // A row that is not finite stays alone.
+  // A non-finite row must not affect other rows.
   std::vector<float> spoilt(x.begin(), x.begin() + 20 * columns);
   spoilt[5 * columns + 7] = std::nanf(""), spoilt[9 * columns] = kInfinity;
   const std::vector<float> got = linear.run(spoilt, 3, false, std::vector<float>(size_t(20) * linear.out_stride));
@@ -212,7 +212,7 @@ void test_linear_bits() {
   }
 }
 
-// A dense product reads its weights once for up to 32 rows, whatever the experts' tiles are.
+// A dense product reads its weights once for up to 32 rows, unlike the experts' tiles.
 void test_dense_tiles() {
   for (int rows = 1; rows <= 32; ++rows) {
     const int tile = cuda::dense_tile_rows(rows);
@@ -255,7 +255,7 @@ void test_head_linear(int heads, int weight_rows, int columns, int num_rows, int
   CHECK_EQ(wrong, 0);
   if (wrong) std::cerr << "  head_linear A=" << heads << " [" << weight_rows << ", " << columns << "] T=" << num_rows << "\n";
   if (num_rows == 0) return;
-  // The last row alone, and with a row in front that is not finite.
+  // The last row has the same bits alone, and after a non-finite row.
   std::vector<float> last(x.end() - heads * columns, x.end());
   const float* bits = &got[size_t(num_rows - 1) * stride];
   CHECK(same_bits(run(last, 2).data(), bits, size_t(stride)));

@@ -1,5 +1,5 @@
-"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas reports. If a kernel's registers changed, the
-failure prints the new table. test_sass.py reads the instructions.
+"""Compiles the CUDA kernels with nvcc for every architecture and reads what ptxas says about them. Where a kernel's registers have
+changed, the failure prints the new table. test_sass.py reads the instructions.
 """
 
 import re
@@ -135,7 +135,7 @@ STACK: dict[str, int] = {}  # kernel -> bytes of stack frame that it may have; a
 
 
 class Usage(NamedTuple):
-    """What ptxas reports about one function on one architecture."""
+    """The report of ptxas about one function on one architecture."""
 
     registers: int | None  # None: not a kernel, but a function that was not inlined
     stack: int
@@ -143,7 +143,7 @@ class Usage(NamedTuple):
 
 
 def parse(output: str) -> dict[str, dict[str, Usage]]:
-    """architecture -> function -> usage, from the output of nvcc -Xptxas -v."""
+    """Returns architecture -> function -> usage, from the output of nvcc -Xptxas -v."""
     found: dict[str, dict[str, Usage]] = {}
     architecture = entry = function = ""
     for line in output.splitlines():
@@ -161,7 +161,7 @@ def parse(output: str) -> dict[str, dict[str, Usage]]:
 
 
 def table(file: Path, usage: dict[str, dict[str, Usage]]) -> dict[str, int]:
-    """The entry of CEILINGS that fits what was measured."""
+    """Returns the entry of CEILINGS for the measured usage."""
     most: dict[str, int] = {}
     for kernels in usage.values():
         for name, kernel in kernels.items():
@@ -203,7 +203,7 @@ def test_kernels_stay_in_registers(file: Path, compiled: dict[Path, Future]) -> 
 
 
 def wrappers(header: Path) -> set[str]:
-    """Names of the functions of a ptx.cuh."""
+    """Returns the names of the functions of a ptx.cuh."""
     function = r"^(?!struct)(?:__device__ __forceinline__ |inline )?(?:unsigned )?\w+\*? (\w+)\("
     return set(re.findall(function, header.read_text(), re.MULTILINE))
 
@@ -217,7 +217,7 @@ def test_every_wrapper_is_emulated() -> None:
 
 
 def test_nvcc_compiles_every_wrapper(tmp_path: Path) -> None:
-    """PTX that no kernel uses yet is assembled as well."""
+    """WRAPPERS uses every function of ptx.cuh, so that PTX that no kernel uses is assembled, too."""
     unused = {name for name in wrappers(CUDA / "runtime" / "ptx.cuh") if not re.search(rf"\b{name}\b[<(]", WRAPPERS)}
     assert not unused, f"add {sorted(unused)} to WRAPPERS"
     source = tmp_path / "wrappers.cu"

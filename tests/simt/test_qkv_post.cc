@@ -1,4 +1,4 @@
-// qkv_post() and mla_post() against float64; without a norm, or with one before the rotation, against the CPU's bits.
+// Compares qkv_post() and mla_post() with float64 and, without a norm or with one before the rotation, with the CPU's bits.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -16,7 +16,7 @@ namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);  // the largest relative error of a float32 operation
 
-// A value and how far float32 arithmetic may be from it, by the first order.
+// A value and the first-order error bound of float32 arithmetic for it.
 struct Number {
   double value = 0, error = 0;
   Number(double v = 0, double e = 0) : value(v), error(e) {}
@@ -28,11 +28,11 @@ Number operator*(const Number& a, const Number& b) {
 Number operator+(const Number& a, const Number& b) { return Number(a.value + b.value, a.error + b.error).rounded(); }
 Number operator-(const Number& a, const Number& b) { return Number(a.value - b.value, a.error + b.error).rounded(); }
 
-// The same arithmetic twice: Number, and float in the CPU's order (16 sums, folded in halves).
+// Each function exists twice: for Number, and for float in the CPU's order (16 sums, folded in halves).
 Number inverse_rms(const std::vector<Number>& x, double eps) {
   double squares = 0, error = 0;
   for (const Number& v : x) squares += v.value * v.value, error += 2 * std::abs(v.value) * v.error;
-  error += double(x.size()) * kUnit * squares;  // whatever the order
+  error += double(x.size()) * kUnit * squares;  // holds for every order
   const double mean = squares / double(x.size()) + eps, inverse = 1 / std::sqrt(mean);
   return {inverse, inverse * (error / double(x.size()) / mean / 2 + 5 * kUnit)};
 }
@@ -83,7 +83,7 @@ const std::vector<int32_t> kPositions = {8, -1, 0, 3, 3};
 constexpr int kMaxPositions = 9, kBlocks = 5;
 constexpr float kEps = 1e-5f, kTemperatureScale = 0.3f;
 
-// The heads of a row as they must be: A of q, G of k, G of v.
+// Returns the expected heads of a row: A of q, G of k, G of v.
 template <class T>
 std::vector<std::vector<T>> reference(const Post& c, const float* row, const float* q_norm, const float* k_norm, const float* cos,
                                       const float* sin, int position) {
@@ -123,7 +123,7 @@ void test_qkv_post(const Post& c) {
   std::vector<float> qkv = random_floats(size_t(rows) * heads * d), q_norm = random_floats(size_t(c.num_heads) * d),
                      k_norm = random_floats(size_t(c.num_kv_heads) * d);
   const std::vector<float> cos = random_floats(size_t(kMaxPositions) * half), sin = random_floats(cos.size());
-  std::fill_n(&qkv[size_t(2) * heads * d], d, 0.0f);  // a head whose norm is that of eps
+  std::fill_n(&qkv[size_t(2) * heads * d], d, 0.0f);  // a head of zeros, for whose norm eps decides
   const std::vector<uint16_t> untouched(size_t(kBlocks) * c.num_kv_heads * c.block_size * d, 0x7777);
   const DeviceVector<float> x(qkv), qn(q_norm), kn(k_norm), table_cos(cos), table_sin(sin), scales(size_t(2) * rows);
   const DeviceVector<int32_t> device_positions(kPositions);
@@ -140,7 +140,7 @@ void test_qkv_post(const Post& c) {
 
   const std::vector<float> got = x.read();
   const std::vector<uint16_t> got_k = k.read(), got_v = v.read();
-  std::vector<uint16_t> left_k = got_k, left_v = got_v;  // what nothing was written to
+  std::vector<uint16_t> left_k = got_k, left_v = got_v;  // for the places that must not be written
   const bool has_bits = (c.norm == QkNorm::kNone || c.norm == QkNorm::kHead) && c.temperature_floor == 0;
   int wrong = 0;
   for (int t = 0; t < rows; ++t) {
@@ -178,7 +178,7 @@ void test_qkv_post(const Post& c) {
   CHECK(left_k == untouched);
   CHECK(left_v == untouched);
 
-  // A row alone has the same bits; NaN comes through a clip, and stays in its row.
+  // A row alone has the same bits. A NaN stays NaN through the clip, and stays in its row.
   std::vector<float> again(qkv.begin() + 3 * heads * d, qkv.begin() + 5 * heads * d);
   again[size_t(heads) * d + size_t(d) - 1] = std::nanf("");
   const DeviceVector<float> y(again);

@@ -1,4 +1,4 @@
-// route() against the CPU's Selector and dispatch_pairs(): own routing, lynx and oea. test_route_policies.cc has the other
+// Compares route() with the CPU's Selector and dispatch_pairs(): own routing, lynx and oea. test_route_policies.cc has the other
 // policies.
 //   test_route [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include "backend/cuda/route/route.h"
@@ -52,12 +52,12 @@ void test_cases(int every) {
         if (number++ % every) continue;
         Device device(c);
         compare(c, max_rows, device, selector);
-        // The same launch again with another count: a captured graph's replay.
+        // Launches again with another number of rows, as the replay of a graph does.
         if (max_rows <= 33) compare(c, int(random() % unsigned(max_rows + 1)), device, selector);
       }
 }
 
-// Many small cases; what the scores of rows are that only pad is nobody's business.
+// Runs many small cases. The scores of padding rows must not matter.
 void test_random_cases(int every) {
   std::mt19937 random(24);
   Selector selector;
@@ -72,7 +72,7 @@ void test_random_cases(int every) {
   }
 }
 
-// More rows than one block takes: no policy acts, whatever it is. The last case counts beyond 16 bits.
+// Runs more rows than one block takes, where no policy acts. The last case counts beyond 16 bits.
 void test_large(int every) {
   struct Size {
     int max_rows, num_rows, num_experts, top_k, kind;
@@ -107,7 +107,7 @@ void test_large(int every) {
   }
 }
 
-// Run whatever every n-th case is: most choices, many fills, several steps of a warp's pairs.
+// Always runs: the largest k, many fills, several steps of a warp's pairs.
 void test_most_choices() {
   std::mt19937 random(21);
   Selector selector;
@@ -122,14 +122,14 @@ void test_most_choices() {
       c.selection = {.policy = Policy::kLynx,
                      .alpha = 0.25,
                      .beta = 1,
-                     .theta = 1e300};  // nobody is confident, nothing is admitted by votes
+                     .theta = 1e300};  // no row is confident, and no expert is admitted by votes
     Device device(c);
     compare(c, max_rows, device, selector);
     compare(c, 2, device, selector);
   }
 }
 
-// A score that is not finite is reported; the lists stay in range.
+// A non-finite score is reported, and the lists stay in range.
 void test_bad_scores() {
   std::mt19937 random(22);
   const float all_ones = std::bit_cast<float>(0xffffffffu);
@@ -147,11 +147,11 @@ void test_bad_scores() {
       CHECK_EQ(out.first_bad, first * 40 + 7);
       for (const int32_t id : out.ids) CHECK(id >= 0 && id < 40);
       for (const int32_t row : out.sorted_of_pair) CHECK(row >= 0 && row < max_rows * c.top_k);
-      CHECK_EQ(device.run(c, first).first_bad, -1);  // in rows that only pad, it is nobody's business
+      CHECK_EQ(device.run(c, first).first_bad, -1);  // in padding rows it is not reported
     }
 }
 
-// Nobody wants tiles: nothing is written, and the rest is as ever.
+// Without a list of tiles nothing is written to it, and the other outputs are the same.
 void test_without_tiles() {
   std::mt19937 random(26);
   for (const int max_rows : {9, 260}) {

@@ -1,4 +1,4 @@
-// route() against the CPU's Selector: the policies that test_route.cc does not have, and what all of them share.
+// Compares route() with the CPU's Selector: the policies that test_route.cc does not test, and the common parts of all policies.
 //   test_route_policies [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <algorithm>
 #include <cmath>
@@ -29,12 +29,12 @@ void test_cases(int every) {
         if (random() % unsigned(every)) continue;  // no fixed step, which might leave policies out
         Device device(c);
         compare(c, max_rows, device, selector);
-        // The same launch again with another count: a captured graph's replay.
+        // Launches again with another number of rows, as the replay of a graph does.
         if (max_rows <= 33) compare(c, int(random() % unsigned(max_rows + 1)), device, selector);
       }
 }
 
-// Many small cases, some with rows that only pad: with scores like others, or none.
+// Runs many small cases, some with padding rows, whose scores are like others' or missing.
 void test_random_cases(int every) {
   std::mt19937 random(31);
   Selector selector;
@@ -49,7 +49,7 @@ void test_random_cases(int every) {
   }
 }
 
-// Run whatever every n-th case is: the largest k, several steps of a warp's pairs, many ties.
+// Always runs: the largest k, several steps of a warp's pairs, many ties.
 void test_most_choices() {
   std::mt19937 random(32);
   Selector selector;
@@ -67,7 +67,7 @@ void test_most_choices() {
     }
 }
 
-// Gates that are zero: des_vote still admits only experts that some row chose.
+// Where gates are zero, des_vote still admits only experts that some row chose.
 void test_vanishing_gates() {
   Selector selector;
   for (const Policy policy : {Policy::kDesVote, Policy::kXshare}) {
@@ -82,7 +82,7 @@ void test_vanishing_gates() {
   }
 }
 
-// One slot per row; row t scores 0 where serves[t] names the expert, and -100 elsewhere.
+// Makes a case with k = 1, in which row t scores 0 for the experts in serves[t] and -100 for the others.
 Case cover_case(int num_experts, const std::vector<std::vector<int>>& serves) {
   const int rows = int(serves.size());
   Case c{rows, num_experts, 1, {}, true, Phase::kDecodeOnly, std::vector<float>(size_t(rows * num_experts), -100.0f), {}};
@@ -92,7 +92,7 @@ Case cover_case(int num_experts, const std::vector<std::vector<int>>& serves) {
   return c;
 }
 
-// Covers that are known.
+// Tests cases whose cover is known.
 void test_cover() {
   Selector selector;
   const auto covers = [&](const Case& c, const std::vector<int32_t>& want) {
@@ -103,7 +103,8 @@ void test_cover() {
   };
   // Expert 5 serves four rows, among them all three of 6; then 7 serves two of those left.
   covers(cover_case(8, {{0, 5, 6}, {1, 5, 6}, {2, 5, 6}, {3, 5}, {0, 7}, {1, 7}, {2}}), {2, 5, 7});
-  // After 5, expert 2 and 4 serve the row that is left; 4 has a gate in a served row too. Then a tie: the lower expert.
+  // After 5, experts 2 and 4 serve the row that is left, and 4 has a gate in a served row, too. The next case has a tie, which the
+  // lower expert wins.
   covers(cover_case(6, {{1, 4, 5}, {4, 2}, {1, 3, 5}, {0, 3, 5}}), {4, 5});
   covers(cover_case(6, {{0, 2, 3}, {1, 2, 3}}), {2});
   covers(cover_case(80, {{0, 35, 67}, {1, 35, 67}}), {35});  // which one lane holds
@@ -116,7 +117,7 @@ void test_cover() {
   edge.selection.delta = 1;
   for (int t = 0; t < 3; ++t) edge.scores[size_t(t * 5 + t)] = 1, edge.scores[size_t(t * 5 + 3)] = -1e-9f;
   covers(edge, {2, 4});
-  // Several words of rows, the last of them not full.
+  // There are several words of rows, and the last is not full.
   for (const int rows : {33, 64, 100, 256}) {
     std::vector<std::vector<int>> serves;
     for (int t = 0; t < rows; ++t) serves.push_back(t == rows - 2 ? std::vector{t % 64, 200} : std::vector{t % 64, 300});
@@ -125,7 +126,7 @@ void test_cover() {
   }
 }
 
-// refill and damp. Rows that keep their own choice keep its bits.
+// Tests refill and damp. Rows that keep their own choice keep its bits.
 void test_refill_and_damp(int every) {
   std::mt19937 random(36);
   Selector selector;
@@ -169,7 +170,7 @@ void test_refill_and_damp(int every) {
   }
 }
 
-// The bits of a row under a policy that looks at single rows are those that it has alone.
+// Under a policy that treats rows one by one, a row has the bits that it has alone.
 void test_rows_alone() {
   std::mt19937 random(33);
   for (const Policy policy : kPolicies) {
@@ -194,7 +195,7 @@ void test_rows_alone() {
   }
 }
 
-// A score that is not finite is reported; the lists stay in range, whatever the policy makes of it.
+// A non-finite score is reported, and the lists stay in range under every policy.
 void test_bad_scores() {
   std::mt19937 random(34);
   std::vector<Policy> policies(std::begin(kPolicies), std::end(kPolicies));
@@ -224,7 +225,7 @@ void test_arguments() {
     c.selection.all_phases = true;
     Device device(c);
     CHECK_THROWS(device.run(c, 300), ErrorCode::kInvalidArgument, "route", {"rows", "policy", "0..256", "300"});
-    c.selection.all_phases = false;  // a policy that does not act is no obstacle
+    c.selection.all_phases = false;  // large steps are allowed where the policy does not act
     Case own = c;
     own.selection = {};
     const Output got = device.run(c, 300), want = device.run(own, 300);

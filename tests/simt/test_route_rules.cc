@@ -1,4 +1,4 @@
-// route() against the CPU's Selector for every kind of router: own routing and all policies.
+// Compares route() with the CPU's Selector for every kind of router: own routing and all policies.
 //   test_route_rules [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,7 @@ using namespace route_case;
 
 namespace {
 
-// Makes the rule of `c` any that its sizes allow.
+// Sets the rule of `c` to a random one that its sizes allow.
 void draw_rule(Case& c, std::mt19937& random) {
   RouterRule& r = c.router;
   r.kind = any(random, {RouterKind::kSoftmax, RouterKind::kSigmoid, RouterKind::kSigmoid, RouterKind::kSparsemixer});
@@ -55,7 +55,7 @@ void test_random_cases(int every) {
     with_keys += has_keys(c.rule(c.bias.data()));
     const auto end = out.ids.begin() + num_rows * c.top_k;
     dropped += admits(c.selection.policy) && c.selection.refill == 0 && std::find(out.ids.begin(), end, -1) != end;
-    if (num_rows > 1) compare(c, num_rows / 2, device, selector);  // a captured graph's replay
+    if (num_rows > 1) compare(c, num_rows / 2, device, selector);  // as the replay of a graph does
   }
 }
 
@@ -83,7 +83,7 @@ void test_large(int every) {
       }
 }
 
-// A score that is not finite is reported under every rule, -inf too, which is a key; the lists stay in range.
+// A non-finite score is reported under every rule, even -inf, which is a valid key; the lists stay in range.
 void test_bad_scores() {
   std::mt19937 random(42);
   for (const float bad : {std::nanf(""), std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()})

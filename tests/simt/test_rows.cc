@@ -1,4 +1,5 @@
-// embed, combine, norms, round_rows, round_heads, gather_rows and router against float64, and their order guarantee bit by bit.
+// Compares embed, combine, norms, round_rows, round_heads, gather_rows and router with float64, and tests their order guarantee bit by
+// bit.
 //   test_rows [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cmath>
 #include <cstdlib>
@@ -46,7 +47,7 @@ std::vector<T> row(const std::vector<T>& values, int t, size_t width) {
   return {values.begin() + t * width, values.begin() + (t + 1) * width};
 }
 
-// What `rounded` must be: bf16 of the rows, zeros behind them.
+// Returns the expected `rounded`: bf16 of the rows, with zeros after each.
 std::vector<uint16_t> rounded_rows(const std::vector<float>& x, int num_rows, int num_columns, int stride) {
   const int64_t width = padded_columns(num_columns);
   std::vector<uint16_t> want(num_rows * width, 0);
@@ -57,7 +58,7 @@ std::vector<uint16_t> rounded_rows(const std::vector<float>& x, int num_rows, in
 
 void test_embed(int num_rows, int hidden) {
   constexpr int kVocab = 37;
-  // packed.h: element (n, k) of a matrix, in units of uint16.
+  // The position of element (n, k) of a matrix by packed.h, in units of uint16.
   const auto index = [hidden](int n, int k) {
     const int64_t block = int64_t(n / 16) * (padded_columns(hidden) / 32) + k / 32;
     const int c = k % 32, q = c / 8, s = c % 8 / 4, within = c % 4;
@@ -96,7 +97,7 @@ void test_gather_and_round(int num_rows, int hidden) {
   cuda::round_rows(device_x.get(), stride, num_rows, hidden, rounded.get(), {});
   CHECK(same_bits(rounded.read(), rounded_rows(x, num_rows, hidden, stride)));
 
-  // Heads of their own: columns of a row that overlap, touch, or leave others out.
+  // Heads whose columns overlap, touch, or leave gaps.
   for (const int head : {std::max(1, hidden - 3), hidden, hidden + 5}) {
     const int heads = 3, row_floats = 2 * head + hidden + 1, width = int(padded_columns(hidden));
     const std::vector<float> values = random_floats(size_t(num_rows) * row_floats);
@@ -125,7 +126,7 @@ void test_gather_and_round(int num_rows, int hidden) {
   CHECK(same_bits(out.read(), want));
 }
 
-// Rows with experts to combine; what belongs to slots without an expert is NaN.
+// Rows with experts to combine. The partial results of choices without an expert are NaN.
 struct Experts {
   int top_k;
   std::vector<float> partial, weights;
@@ -167,7 +168,7 @@ void test_combine(int num_rows, int hidden, int top_k) {
         sum += product;
         size += std::abs(product);
       }
-      // k fused operations and one addition, none of a number above `size` but for the roundings themselves.
+      // There are k fused operations and one addition, of numbers that are at most `size` but for the roundings themselves.
       wrong += !(std::abs(got[at] - (before[at] + sum)) <= 1.01 * (top_k + 1) * kUnit * size);
     }
   CHECK_EQ(wrong, 0);
@@ -179,7 +180,7 @@ struct Norm {
 };
 enum class Output { kBoth, kInPlace, kRoundedOnly, kFloatOnly, kMisaligned };
 
-// A bias of any kind makes it layernorm().
+// The bias of a norm. Any bias makes it layernorm().
 struct Bias {
   bool layer = false;
   std::vector<float> values;  // empty: none
@@ -248,7 +249,7 @@ void test_norm(int num_rows, int hidden, const Bias& bias) {
   CHECK(same_bits(run(x, num_rows, {}, Output::kFloatOnly).out, got.out));
   CHECK(same_bits(run(x, num_rows, {}, Output::kMisaligned).out, got.out));
 
-  // A row alone, and among others that hold NaN and infinity.
+  // A row has the same bits alone, and among others that have NaN and infinity.
   const int last = num_rows - 1;
   CHECK(same_bits(run(row(x, last, hidden), 1).out, row(got.out, last, hidden)));
   std::vector<float> bad = x;

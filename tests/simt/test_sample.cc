@@ -1,5 +1,5 @@
-// sample() against TokenDrawer, and both against the draw in long double: the same token wherever the uniform number and the
-// filters' thresholds are farther from a boundary than roundings reach.
+// Compares sample() with TokenDrawer, and both with the draw in long double: the token must be the same wherever the uniform number
+// and the filters' thresholds are farther from a boundary than roundings reach.
 //   test_sample [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include "backend/cuda/sample/sample.h"
 
@@ -36,7 +36,7 @@ struct Batch {
     logits.insert(logits.end(), row.begin(), row.end());
     params.push_back(p);
   }
-  // A row with a mask.
+  // Adds a row with a mask.
   void add(const std::vector<float>& row, const DrawParams& p, const std::vector<int32_t>& mask) {
     add(row, p);
     params.back().mask_row = int32_t(masks.size() / mask.size());
@@ -75,7 +75,7 @@ struct Reference {
   int32_t token;
   bool decided;       // roundings cannot lead to another token
   double end;         // the uniform number from which on another token is drawn
-  double resolution;  // uniform numbers of that distance from `end` are decided
+  double resolution;  // uniform numbers at this distance from `end` are decided
 };
 
 // Rows without NaN and +inf that are not all -inf, temperature from kGreedyTemperature on.
@@ -145,7 +145,7 @@ struct Coverage {
   int draws = 0, undecided = 0, filtered = 0, not_largest = 0;
 } coverage;
 
-// Every row of a batch, against TokenDrawer and long double.
+// Compares every row of a batch with TokenDrawer and with long double.
 void compare(const Batch& b) {
   const std::vector<int32_t> got = run_device(b);
   for (int i = 0; i < b.rows(); ++i) {
@@ -224,7 +224,7 @@ void test_cases(int every) {
     }
 }
 
-// The parameters alone, on two rows of 300: each filter at its edges, with uniform numbers over the whole range.
+// Tests the parameters on two rows of 300 logits: each filter at its edges, with uniform numbers over the whole range.
 void test_filters(int every) {
   std::mt19937 random(31);
   const std::vector<DrawParams> filters = {{1, 1, 0, 0, 0},        {1, 1, 0, 299, 0},    {1, 1, 0, 300, 0},
@@ -245,7 +245,7 @@ void test_filters(int every) {
   }
 }
 
-// Uniform numbers as near to a boundary as roundings allow: both sides of it.
+// Tests uniform numbers on both sides of a boundary, as near to it as roundings allow.
 void test_near_boundaries(int every) {
   std::mt19937 random(34);
   const std::vector<DrawParams> filters = {{1, 1, 0, 0, 0}, {0.7f, 1, 0.001f, 0, 0}, {1, 0.95f, 0, 0, 0}, {3, 1, 0, 300, 0}};
@@ -268,7 +268,7 @@ void test_near_boundaries(int every) {
     }
 }
 
-// The largest logit several times, far apart: the first wins, whichever thread sees it.
+// Where the largest logit comes several times, far apart, the first wins, whichever thread reads it.
 void test_greedy_ties() {
   std::mt19937 random(36);
   Batch b{1000, {}, {}};
@@ -280,7 +280,7 @@ void test_greedy_ties() {
   compare(b);
 }
 
-// Equal logits weigh exactly 1: no rounding anywhere, also where a target is on a boundary.
+// Equal logits weigh exactly 1, so nothing rounds, even where a target is on a boundary.
 void test_ties_are_exact(int every) {
   Batch b{64, {}, {}};
   for (const int excluded : {0, 24, 63}) {
@@ -294,7 +294,7 @@ void test_ties_are_exact(int every) {
                                   {1, 1, 0, 8, uniform},
                                   {1, 0.75f, 0.5f, 16, uniform}}) {
         b.add(logits, p);
-        // By hand: of the first m tokens that are not excluded, that number floor(uniform * m).
+        // The expected token is number floor(uniform * m) of the first m tokens that are not excluded.
         int m = p.top_k > 0 ? std::min(n, p.top_k) : n;
         if (p.top_p < 1) m = int(std::ceil(m * double(p.top_p)));
         int left = int(std::floor(uniform * m)), token = 0;
@@ -306,7 +306,7 @@ void test_ties_are_exact(int every) {
   for (int i = 0; i < b.rows(); i += every) CHECK_EQ(got[size_t(i)], run_host(b, i));
 }
 
-// A row's token is its own affair: alone, in another place, beside others.
+// A row's token is the same alone, in another place, and beside other rows.
 void test_rows_are_independent() {
   std::mt19937 random(32);
   Batch all{500, {}, {}}, reversed{500, {}, {}};
@@ -357,7 +357,7 @@ void test_not_finite() {
   }
 }
 
-// A row with a mask, among rows without: the token of the row whose logits are -inf where the mask says so.
+// A row with a mask, among rows without, has the token of the row whose excluded logits are -inf.
 void test_token_masks(int every) {
   std::mt19937 random(37);
   int number = 0;
@@ -382,7 +382,7 @@ void test_token_masks(int every) {
       }
       without.add(logits, p);
     }
-    // NaN under a mask that leaves it out, and +inf under one that does and one that does not.
+    // NaN is tested under a mask that excludes it, +inf under one that excludes it and one that does not.
     const std::vector<int32_t> all(size_t(token_mask_words(vocab_size)), -1), none(all.size(), 0);
     std::vector<float> logits(size_t(vocab_size), 1.0f);
     logits.back() = std::nanf("");

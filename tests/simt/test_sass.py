@@ -1,4 +1,4 @@
-"""The instructions of the kernels for sm_90a, and the order that ptxas gave them.
+"""Checks the instructions of the kernels for sm_90a, and the order that ptxas gave them.
 
 Skipped without nvcc. The disassembler comes from the wheels nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm, or is on PATH.
 """
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 KERNEL_FILES = [file for file in FILES if file.stem != "runtime"]
 # Kernels whose SASS must have the tensor core's instruction and 16-byte loads.
 MATRIX_KERNELS = {"gate_up", "down", "head_linear", "linear"}
-# Kernels that load weights before grid_wait(), and how many 16-byte loads a thread has under way when it waits.
+# Kernels that load weights before grid_wait(), and the 16-byte loads that a thread has in flight when it waits.
 PREFETCHES = {
     "linear_kernel<1, 4>": 6,
     "linear_kernel<*>": 8,
@@ -30,7 +30,7 @@ PREFETCHES = {
     "norm_kernel<2, *>": 2,
     "norm_kernel<4, *>": 4,
 }
-# Loads that a thread of the router has under way before it uses the first: all of a step (x and weights); of the large tile, as
+# Loads that a thread of the router has in flight before it uses the first: all of a step (x and weights); for the large tile, as
 # many as ptxas has registers for.
 ROUTER_LOADS = {
     "router_kernel<*, 4, 2, true>": 4 + 2,
@@ -41,7 +41,7 @@ ROUTER_LOADS = {
 
 @pytest.fixture(scope="module")
 def cuobjdump() -> tuple[str, dict[str, str]]:
-    """The program, and an environment in which it finds nvdisasm."""
+    """Returns the program, and an environment in which it finds nvdisasm."""
     folders = os.environ.get("PATH", "").split(os.pathsep)
     if importlib.util.find_spec("nvidia"):
         for place in importlib.util.find_spec("nvidia").submodule_search_locations or []:
@@ -57,7 +57,7 @@ def cuobjdump() -> tuple[str, dict[str, str]]:
 def kernels_of(
     compiled: dict[Path, Future], cuobjdump: tuple[str, dict[str, str]]
 ) -> Iterator[Callable[[Path], dict[str, list[Instruction]]]]:
-    """file -> kernel -> its instructions. All files are disassembled as soon as they are compiled, one per core."""
+    """Returns file -> kernel -> its instructions. All files are disassembled as soon as they are compiled, one per core."""
 
     def read(file: Path) -> dict[str, list[Instruction]]:
         return disassemble(cuobjdump, compiled[file].result().file, "90a")
@@ -68,7 +68,7 @@ def kernels_of(
 
 
 def entry(table: dict[str, int], kernel: str) -> int | None:
-    """That of the first pattern that fits."""
+    """Returns the value of the first pattern that fits."""
     return next((value for pattern, value in table.items() if fnmatchcase(kernel, pattern)), None)
 
 
@@ -76,7 +76,7 @@ def find(instructions: list[Instruction], opcode: str) -> int | None:
     return next((i for i, found in enumerate(instructions) if found.opcode.startswith(opcode)), None)
 
 
-# --- what is asked of a kernel: a list of its faults
+# --- the rules; each function returns a list of a kernel's faults
 
 
 def dependent_launch_faults(name: str, instructions: list[Instruction]) -> list[str]:
@@ -108,8 +108,8 @@ def router_faults(name: str, instructions: list[Instruction]) -> list[str]:
 
 
 def route_faults(name: str, instructions: list[Instruction]) -> list[str]:
-    """A row's scores are all under way before the first is tested (512 experts: as many as there are registers for), and the
-    block meets its first barrier before it computes what only some policies need."""
+    """A row's scores are all in flight before the first is tested (512 experts: as many as there are registers for), and the
+    block reaches its first barrier before it computes what only some policies need."""
     if not re.search("route_kernel|rows_kernel", name):
         return []  # reads no scores
     test = find(instructions, "ATOMS.MIN")
@@ -141,7 +141,7 @@ LISTING = """
 
 
 def test_the_order_of_instructions_is_judged() -> None:
-    """Without nvcc: what a listing says, and that each rule is broken by one change of it."""
+    """Needs no nvcc: parses a listing, and breaks each rule by one change of it."""
     (good,) = parse(LISTING).values()
     assert [i.opcode for i in good] == ["LDC", "LDG.E.128", "LDG.E.128", "ACQBULK", "PREEXIT", "FFMA", "EXIT"]
     assert [i.sets for i in good] == [None, 5, 5, None, None, None, None] and good[5].waits == {5}
@@ -187,7 +187,7 @@ def test_loads_in_flight(file: Path, kernels_of: Callable) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem in MATRIX_KERNELS], ids=lambda file: file.name)
 def test_instructions(file: Path, kernels_of: Callable) -> None:
-    """Weights come by 16-byte loads, the tensor core multiplies, and nothing lives in local memory."""
+    """Weights are loaded 16 bytes at a time, the tensor core multiplies, and nothing is in local memory."""
     kernels = kernels_of(file)
     assert kernels and all(kernels.values())
     for name, instructions in kernels.items():

@@ -1,6 +1,6 @@
-// Each function of ptx.cuh and runtime.h against its definition, lane by lane: here the emulation's, and on a GPU (tests/gpu) the
-// hardware's. What only the emulation does is in test_emulator.cc.
-#include <backend/cuda/runtime/launch.h>  // in <>: not the files beside this one, but those of the include path
+// Compares each function of ptx.cuh and runtime.h with its definition, lane by lane: here the emulation's functions, and on a GPU
+// (tests/gpu) the hardware's. test_emulator.cc tests what only the emulation does.
+#include <backend/cuda/runtime/launch.h>  // <> takes the files of the include path, not those beside this one
 #include <backend/cuda/runtime/ptx.cuh>
 
 #include <algorithm>
@@ -164,8 +164,8 @@ void test_mma() {
     }
   CHECK(multiply(a, b, c) == want);
 
-  // Of any size: products are exact. Each of the 17 terms may be cut (not rounded) to a unit in the last place of the largest,
-  // and so may sums of the two halves of K and the result: 20 * 2^-23 * sum |terms|.
+  // Numbers of all sizes, whose products are exact. Each of the 17 terms may be cut (not rounded) to a unit in the last place of the
+  // largest, and so may the sums of the two halves of K and the result: 20 * 2^-23 * sum |terms|.
   const auto wide = [&](uint32_t i) { return std::ldexp(number(i), int(mix(7 * i + 1) % 24) - 12); };
   for (int i = 0; i < 256; ++i) a[i] = lynx_rt::f32_to_bf16(wide(i));
   for (int i = 0; i < 128; ++i) b[i] = lynx_rt::f32_to_bf16(wide(1000 + i)), c[i] = wide(2000 + i) / 3;
@@ -250,7 +250,7 @@ void test_loads() {
   }
 }
 
-// Warps 0 and 1 hand over through a named barrier; warp 2 is not in it. The shared memory is more than what a block gets unasked.
+// Warps 0 and 1 exchange data over a named barrier, without warp 2. The shared memory is more than kDefaultSharedBytes.
 __global__ void barriers_kernel(uint32_t* out) {
   uint32_t* shared = reinterpret_cast<uint32_t*>(dynamic_shared()) + blockIdx.x * 4096;
   uint32_t* mine = out + blockIdx.x * blockDim.x;
@@ -288,7 +288,7 @@ void test_atomics() {
   std::vector<uint32_t> drawn = tickets.read(), all(512);
   std::sort(drawn.begin(), drawn.end());
   for (uint32_t i = 0; i < 512; ++i) all[i] = i;
-  CHECK(drawn == all);  // each thread a number of its own
+  CHECK(drawn == all);  // each thread has a number of its own
 }
 
 // --- numbers
@@ -326,7 +326,7 @@ void test_numbers() {
   launch(numbers_kernel, unsigned(count + 127) / 128, 128, 0, {}, device_in.get(), count, device_out.get());
   const std::vector<Numbers> out = device_out.read();
 
-  // A NaN stays one, with whatever payload.
+  // A NaN must stay a NaN; its payload may differ.
   const auto same = [](uint16_t got, float v) {
     return std::isnan(v) ? std::isnan(lynx_rt::bf16_to_f32(got)) : got == lynx_rt::f32_to_bf16(v);
   };
@@ -343,7 +343,7 @@ void test_numbers() {
     } else {
       wrong_exp +=
           !(std::abs(out[i].exp - want) <= want * std::ldexp(2 + 1.173 * std::min(200.0, std::abs(double(v))), -23) + least);
-      // expf: 1 ulp; emulated, that beside the host's rounding.
+      // expf: 1 ulp; the emulation adds the host's rounding.
       wrong_exp += !(std::abs(out[i].accurate_exp - want) <= want * std::ldexp(1.5, -23) + std::ldexp(1.5, -149));
       wrong_exp += v == 0 && out[i].accurate_exp != 1;
     }
@@ -358,7 +358,7 @@ __global__ void chain_kernel(uint32_t* values, int count) {
   grid_wait();
   grid_launch_dependents();
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) {
-    const int from = count - 1 - i;  // of another thread of the launch before
+    const int from = count - 1 - i;  // written by another thread of the last launch
     values[count + i] = values[from] + 1;
   }
 }
@@ -368,11 +368,11 @@ __global__ void chain_back_kernel(uint32_t* values, int count) {
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) values[i] = values[2 * count - 1 - i];
 }
 
-// Pairs of launches that add 1 to each of `count` numbers, each launch reading what other threads of the one before wrote.
+// Runs pairs of launches that add 1 to each of `count` numbers; each launch reads what other threads of the last one wrote.
 void test_order() {
   const DeviceProperties device = device_properties(0);
   const uint32_t count = 5000;
-  const auto numbers = [&](uint32_t slope, uint32_t pairs) {  // the numbers, and what the first launch of a pair leaves
+  const auto numbers = [&](uint32_t slope, uint32_t pairs) {  // the numbers, and the result of the first launch of a pair
     std::vector<uint32_t> v(2 * count);
     for (uint32_t i = 0; i < count; ++i) v[i] = v[2 * count - 1 - i] = slope * i + pairs;
     return v;

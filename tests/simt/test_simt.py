@@ -27,7 +27,7 @@ KERNELS = {
     "test_sample": {"plain": 3, "asan": 4, "tsan": 16},
 }
 BUGS = re.findall(r'^    \{"(\w+)", \w+<true>', (HERE / "planted_bugs.cc").read_text(), re.MULTILINE)
-# What ThreadSanitizer must report, in which copy mode.
+# The reports that ThreadSanitizer must make, by copy mode.
 RACES = [
     *((bug, copy) for bug in BUGS if bug.startswith("missing_") for copy in ("lazy", "eager")),
     ("short_wait", "lazy"),
@@ -50,7 +50,7 @@ def passes(command: list[str | Path], **options: object) -> str:
 
 
 def build(kind: str) -> Path:
-    """Builds the programs of a kind together, those of the engine for plain and asan only; returns their folder."""
+    """Builds a kind's programs together, those of the engine for plain and asan only, and returns their folder."""
     engine = ["test_engine_emulated"] if kind != "tsan" else []
     return built(kind, "test_emulator", "planted_bugs", "test_simt", *KERNELS, *engine) / "tests" / "simt"
 
@@ -70,7 +70,7 @@ def holds(kind: str, name: str, *arguments: str, copy: str = "lazy", seed: int =
 
 
 def side_by_side(check: Callable[[Any], None], cases: Sequence[Any]) -> None:
-    """Runs check(case) for every case, on all cores; the programs are built before."""
+    """Calls check(case) for every case, on all cores. The programs must have been built."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for _ in pool.map(check, cases):
             pass
@@ -90,7 +90,7 @@ def test_emulator(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["test_simt", *KERNELS])
 def test_kernels(name: str) -> None:
-    """Every case once, some of them in the other orders of threads and copies."""
+    """Runs every case once, some of them in the other orders of threads and copies."""
     build("plain")
 
     def check(mode: tuple[str, int]) -> None:
@@ -178,7 +178,7 @@ def test_engine_under_address_sanitizer() -> None:
 
 
 def test_engine_of_families() -> None:
-    """Tiny models of families that have ops of their own."""
+    """Runs tiny models of families that have ops of their own."""
     environment = {**os.environ, "SIMT_COPY": "lazy", "SIMT_SEED": "0"}
     program = build("plain") / "test_engine_emulated"
     passes([program, "--families", HERE / "families"], env=environment, timeout=300)

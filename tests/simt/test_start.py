@@ -1,4 +1,4 @@
-"""The start of the programs of tests/gpu and bench/gpu, with a stand-in for the CUDA runtime: on a machine with a GPU they must reach
+"""Starts the programs of tests/gpu and bench/gpu with a stand-in for the CUDA runtime: on a machine with a GPU they must reach
 main(), and ask for a kernel only once it is registered. Skipped without nvcc.
 """
 
@@ -19,7 +19,7 @@ SIMT = ROOT / "tests" / "simt"
 
 
 def link_options() -> list[str]:
-    """Returns the options with which gpu_program() links every program."""
+    """Returns the link options of gpu_program()."""
     found = re.search(r"target_link_options\(\$\{name\} PRIVATE ([^)]+)\)", (GPU / "CMakeLists.txt").read_text())
     return [option.replace("LINKER:", "-Wl,") for option in found[1].split()] if found else []
 
@@ -33,7 +33,7 @@ def test_a_program_asks_for_kernels_once_they_are_registered(
     runtime = compiled[file].result().file
     main = tmp_path / "main.cc"
     main.write_text('#include <cstdio>\nint main() { std::puts("main"); }\n')
-    # In the order of gpu_program(): the object of start.cc first, kernels last.
+    # The order of gpu_program(): the object of start.cc first, kernels last.
     sources = [GPU / "start.cc", main, runtime, SIMT / "cudart_stand_in.cc", ROOT / "csrc" / "base" / "error.cc"]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
     command = [

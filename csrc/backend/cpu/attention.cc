@@ -1,10 +1,11 @@
 // qkv_post(), mla_post() and attention() over the paged KV cache.
-// Attention work split: (sequence, tile of query rows, kv head, span of kSpan keys); all query heads of the kv head share each
-// page that is read. Per row and span: all scores, then their exponentials relative to the span's largest, then the weighted sum
-// of V page by page; then the spans are merged in rising order. Keys before a row's window are in none of it; spans before that
-// of every row of a tile are skipped. Spans begin at multiples of kSpan keys, so each step's order
-// depends on the row's own length alone, and a row gets the same bits in a prefill chunk of any size and in decode, on any number
-// of threads. Bytes: K and V of the sequence, once per tile. Limit: memory bandwidth in decode.
+// Work split of attention(): a task is (sequence, tile of query rows, kv head, span of kSpan keys), or all spans of a tile where
+// their results would be too large. All query heads of the kv head share each page that is read. A row and span take all scores,
+// then their exponentials relative to the span's largest, then the weighted sum of V page by page; at last the spans are merged in
+// rising order. Keys before a row's window take no part, and spans before the windows of all rows of a tile are skipped.
+// Spans begin at multiples of kSpan keys, so the order of every sum depends on the row's own length alone, and a row gets the same
+// bits in a prefill chunk of any size and in decode, on any number of threads.
+// Bytes: K and V of the sequence, once per tile. Limit: memory bandwidth in decode.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -15,13 +16,13 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kTileHeads = 16;        // query rows x heads of a tile: bounds the score buffer
-constexpr int64_t kSlice = 64;            // of a tile of wide groups: bounds the arrays of pointers
+constexpr int64_t kTileHeads = 16;        // most query rows x heads of a tile, if its rows are several: bounds the score buffer
+constexpr int64_t kSlice = 64;            // rows x heads computed at a time: bounds the arrays of pointers
 constexpr int64_t kSpan = 512;            // keys
 constexpr int64_t kAtOnce = 8;            // keys of a page between two prefetches
-constexpr int64_t kApartBytes = 4 << 20;  // results that spans may wait in to be merged
+constexpr int64_t kApartBytes = 4 << 20;  // largest size of the spans' results where each span is a task
 
-// Of K (width D) or V (width Dv).
+// Returns the address of a head's page of K (width D) or V (width Dv).
 char* page(void* base, const KvCacheView& cache, int64_t width, int64_t block, int64_t head) {
   return static_cast<char*>(base) + (block * cache.num_kv_heads + head) * cache.block_size * width * dtype_size(cache.dtype);
 }
@@ -35,7 +36,7 @@ void CpuBackend::rotate(float* head, const RopeTable& rope, int64_t position) co
                                                                  half);
 }
 
-// To the slot's place among the pages at `base`, whose heads are `width` columns.
+// Stores `row` at the slot's place among the pages at `base`, whose heads are `width` columns.
 void CpuBackend::store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
                        int64_t slot) const {
   const int64_t block = slot / cache.block_size, offset = slot % cache.block_size;
@@ -106,8 +107,8 @@ struct CpuBackend::AttentionCall {
   }
 };
 
-// What is known of one query row and head after some spans: [0, Dv) weighted sum of V, [Dv] largest score, [Dv + 1] sum of
-// exponentials, 0 where the row has no key in them.
+// The state of one query row and head after some spans: [0, Dv) weighted sum of V, [Dv] largest score, [Dv + 1] sum of exponentials,
+// 0 where the row has no key in the spans.
 static int64_t state_size(const KvCacheView& cache) { return cache.v_columns() + 2; }
 
 // Fills the states of the tile's rows and heads.
@@ -117,12 +118,12 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
   const int64_t d = cache.head_dim, dv = cache.v_columns(), group = c.group(), page_size = cache.block_size;
   const int64_t m = tile.rows * group, last_row = tile.first + tile.rows - 1;
   const int64_t begin = span * kSpan, end = std::min(begin + kSpan, c.end_of(last_row));
-  const int64_t first = std::max(begin, c.begin_of(tile.first));  // of the keys of any row
+  const int64_t first = std::max(begin, c.begin_of(tile.first));  // the first key of any row
   const int32_t* table = c.batch.block_tables + tile.seq * c.batch.max_blocks;
   void* const values = cache.v ? cache.v : cache.k;
   const int64_t value_width = cache.v ? dv : d;
-  // visit(key, count, block, offset): the parts of pages that hold keys [from, to), of K or V in rows of `width` columns. Pages
-  // lie anywhere, so the CPU's own prefetchers do not see the next one: each part fetches its counterpart there.
+  // Calls visit(key, count, block, offset) for the parts of pages that hold keys [from, to), of K or V in rows of `width` columns.
+  // Pages may be anywhere, so the CPU's own prefetchers do not find the next one: each part prefetches the same part of the next page.
   const auto for_each_part = [&](void* of, int64_t width, int64_t from, int64_t to, auto visit) {
     const int64_t row_bytes = width * dtype_size(cache.dtype);
     for (int64_t key = from; key < to;) {
@@ -137,7 +138,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
   };
   RowGroup x{nullptr, key_product().row_bytes(d)};
   x.data = query_[size_t(thread)].get(std::min(kSlice, m) * x.row_bytes);
-  float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);  // of keys first, first + 1, ..
+  float* scores = tile_[size_t(thread)].get(std::min(kSlice, m) * kSpan);  // a row's begin with key `first`
   for (int64_t j0 = 0; j0 < m; j0 += kSlice) {
     const int64_t n = std::min(kSlice, m - j0);
     const float* p[kSlice];
@@ -180,7 +181,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
         kernels_.weighted_sum(v, value_width, cache.dtype, count, p + first_row, rows, dv, sums + first_row);
       });
     };
-    // Keys that every row sees are added to all rows at once; each row's sum is in rising order all the same.
+    // Keys that every row sees are added to all rows at once. Each row's sum is still in rising order of keys.
     const int64_t shared_from = from[n - 1], shared_to = std::max(shared_from, to[0]);
     for (int64_t j = 0; j < n; ++j) add_values(from[j], std::min(shared_from, to[j]), j, 1);
     add_values(shared_from, shared_to, 0, n);
@@ -193,7 +194,7 @@ void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, c
   for (int64_t j = 0; j < tile.rows * c.group(); ++j) {
     const float* part = states + j * size;
     float* into = merged + j * size;
-    if (part[dv + 1] == 0) continue;  // no keys of the row
+    if (part[dv + 1] == 0) continue;  // the row has no keys in this span
     if (into[dv + 1] == 0)
       std::copy_n(part, size, into);
     else
@@ -216,7 +217,7 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
     for (int64_t j = 0; j < tile.rows * call.group(); ++j) {
       const int64_t row = tile.first + j / call.group(), h = head * call.group() + j % call.group();
       float* state = merged + j * size;
-      if (!args.sinks.empty()) {  // a key without a value: merged like a span
+      if (!args.sinks.empty()) {  // a sink is a key without a value, merged like a span
         float* sink = tile_[size_t(thread)].get(size);
         std::fill_n(sink, dv, 0.0f);
         kernels_.to_f32(static_cast<const char*>(args.sinks.data) + h * dtype_size(args.sinks.dtype), args.sinks.dtype, 1,

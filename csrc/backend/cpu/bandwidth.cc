@@ -9,7 +9,7 @@ namespace lynx_rt {
 
 namespace {
 constexpr int64_t kChunk = 1 << 19;  // per task
-constexpr size_t kApart = 8;         // doubles between the threads' sums: one cache line
+constexpr size_t kApart = 8;         // doubles from one thread's sum to the next: one cache line
 }  // namespace
 
 BandwidthProbe::BandwidthProbe(int num_threads, int64_t bytes)

@@ -1,4 +1,4 @@
-// Plain reading of memory: the ceiling that decode is measured against.
+// Measures the read bandwidth of memory, the upper bound that decode is compared with.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -9,12 +9,12 @@
 
 namespace lynx_rt {
 
-// Owns a buffer that should be large against the caches. Thread-safety: one call at a time.
+// Owns a buffer, which should be much larger than the caches. Thread-safety: one call at a time.
 class BandwidthProbe {
  public:
   // num_threads 0 = usable_cores(); bytes at least 1 MiB, rounded down to whole chunks.
   BandwidthProbe(int num_threads, int64_t bytes);
-  // One pass of all threads over the buffer; GB/s (1e9).
+  // Reads the buffer once with all threads. Returns GB/s (1e9).
   double measure();
 
  private:

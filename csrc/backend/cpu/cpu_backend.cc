@@ -1,4 +1,4 @@
-// Construction, memory, and the ops that are a loop over rows.
+// Construction and memory of the CPU backend, and the ops that are a loop over rows.
 #include "backend/cpu/cpu_backend.h"
 
 #include "base/memory.h"
@@ -8,7 +8,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kNormRows = 16;  // of a task
+constexpr int64_t kNormRows = 16;  // rows of a task
 
 }  // namespace
 
@@ -30,7 +30,7 @@ std::string CpuBackend::description() const {
   return str_cat("cpu ", isa_name(kernels_.isa), ", ", pool_.num_threads(), " threads, ", dtype_name(compute_dtype_));
 }
 
-// A large KV cache costs what is used of it.
+// Pages cost memory only when they are touched, so a large KV cache costs what is used of it.
 void* CpuBackend::allocate(int64_t bytes, const char* what) { return allocate_pages(bytes, what); }
 
 void CpuBackend::release(void* p, int64_t bytes) noexcept { release_pages(p, bytes); }

@@ -1,4 +1,4 @@
-// The CPU backend: one .cc per op, inner loops in kernels/, one thread pool.
+// The CPU backend. Ops are in the .cc files of this folder, their inner loops in kernels/; all share one thread pool.
 #pragma once
 #include <vector>
 
@@ -50,12 +50,12 @@ class CpuBackend : public Backend {
   BatchView do_begin_step(const BatchView& batch) override;
   void do_end_step(std::span<SelectionStats>) override;
 
-  // Query rows of one sequence that walk its pages together; number of their first span of keys among those of the call.
+  // Query rows of one sequence that read its pages together, and the number of their first span of keys among those of the call.
   struct AttentionTile {
     int64_t seq, first, rows, first_task;
   };
   struct AttentionCall;
-  // What expert_ffn() and mlp() share; experts of any formats.
+  // The common part of expert_ffn() and mlp(). Experts may have different formats.
   void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
                    const DispatchPlan&, float* out);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
@@ -64,12 +64,12 @@ class CpuBackend : public Backend {
   void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
   void merge_span(const AttentionCall&, const AttentionTile&, const float* states, float* merged);
 
-  // Weight rows per task with which the last tasks do not leave threads idle.
+  // Weight rows per task: few enough that no thread is idle for long while the last tasks run.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
   const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
   const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
   void quantize(std::span<WeightView* const> weights, QuantFormat format);
-  // Packs `num_rows` rows of n values; the group is valid until `buffer` is used again.
+  // Packs `num_rows` rows of n values. The returned group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
 
   DType compute_dtype_;
@@ -80,17 +80,17 @@ class CpuBackend : public Backend {
   const QuantFormat quantization_;
   WeightStore store_;
   Selector selector_;
-  std::vector<SelectionStats> stats_;  // of the step's route() calls
+  std::vector<SelectionStats> stats_;  // one entry per route() call of the step
   PerKind<Scratch<char>> packed_;      // rows entering linear()
   Scratch<char> gathered_, hidden_;    // expert_ffn: rows entering gate and up, and down, by expert
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan
   Scratch<float> mlp_weights_;
-  Scratch<float> scaled_;             // linear: a product that is to be scaled before it is added; [T, N]
+  Scratch<float> scaled_;             // linear: [T, N] a product that is scaled before it is added
   std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores; biases
   std::vector<Scratch<char>> query_;  // one per thread: packed query rows
   std::vector<AttentionTile> tiles_;
-  Scratch<float> spans_;              // attention: states of spans that are to be merged
+  Scratch<float> spans_;              // attention: the spans' states until they are merged
   std::vector<TokenDrawer> drawers_;  // one per thread
 };
 

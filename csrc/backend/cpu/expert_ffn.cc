@@ -2,9 +2,10 @@
 //   0. gather   the rows of each expert, packed as one group                  task: (active expert, block of H)
 //   1. gate_up  hidden[row] = activation(x . gate, x . up)   task: (active expert, block of I)
 //   2. down     expert_out[row] = hidden[row] . down         task: (active expert, block of H)
-//   3. combine  out[t] += sum_j weights[t, j] * expert_out[row of (t, j)], j ascending: a gather, so the same bits always
-// Rows are the dispatch plan's: an expert's rows are a group, so its weights are read once for all of them. Each expert is
-// multiplied in its own format, and a group is packed as that format takes it; rows of all groups have the room of the longest form.
+//   3. combine  out[t] += sum_j weights[t, j] * expert_out[row of (t, j)], j ascending: a gather in a fixed order, so the same bits
+// Rows are in the order of the dispatch plan: an expert's rows are neighbours and form a group, so its weights are read once for all
+// of them. Each expert is multiplied in its own format, for which its group is packed; all groups get the space per row of the
+// longest form.
 // Bytes: gate, up and down of the active experts. Limit: memory bandwidth while experts have few rows.
 #include <algorithm>
 #include <cmath>
@@ -17,9 +18,9 @@ namespace lynx_rt {
 namespace {
 
 constexpr int64_t kTileRows = 64;      // x rows per gate/up tile: the tile stays in cache
-constexpr int64_t kPackColumns = 512;  // of the rows of an expert that one task packs
+constexpr int64_t kPackColumns = 512;  // columns of an expert's rows that one task packs
 
-// Element `begin` of a bias.
+// Returns the address of element `begin` of a bias.
 const void* at(const WeightView& bias, int64_t begin) {
   return static_cast<const char*>(bias.data) + begin * dtype_size(bias.dtype);
 }
@@ -47,7 +48,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
   const int64_t pairs = plan.offsets[experts.size()], active = routing.num_active;
   if (pairs == 0) return;
 
-  // Where formats differ, rows have the room of the longest form, and tasks the size that suits all.
+  // Where formats differ, a row has the space of the longest form, and a task a size that suits all formats.
   int64_t gathered_bytes = 0, activated_bytes = 0, block = INT64_MAX, down_block = INT64_MAX, step = 1, down_step = 1;
   for (int64_t i = 0; i < active; ++i) {
     const ExpertWeights& w = experts[size_t(routing.active[i])];
@@ -105,7 +106,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
-        if (ffn.scale_input) {  // a scale of the input is one of the products
+        if (ffn.scale_input) {  // scaling the products scales the input
           const float weight = routing.weights[plan.pair_of_sorted[r + j]];
           for (int64_t i = 0; i < count; ++i) g[i] *= weight, u[i] *= weight;
         }
@@ -149,7 +150,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
   });
 }
 
-// One expert that takes every row, with weight 1 or by its gate.
+// A dense MLP is run as one expert that takes every row, with weight 1 or by the row's gate.
 void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
   int32_t* rows = mlp_rows_.get(num_rows);
   float* row_weights = mlp_weights_.get(num_rows);

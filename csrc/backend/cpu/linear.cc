@@ -1,5 +1,5 @@
-// linear(): out[t, n] (+)= x[t] . weight[n]. Work split: a task is a block of weight rows of one part, small enough for the
-// second-level cache, against all rows of x; threads stream disjoint weight rows, each read from memory once per call.
+// linear(): out[t, n] (+)= x[t] . weight[n]. Work split: a task multiplies a block of weight rows of one part, small enough for the
+// second-level cache, with all rows of x. Each weight row is read from memory once per call, by one thread.
 // Bytes: the weights. Limit: memory bandwidth for few rows, the dot-product rate for many.
 #include "backend/cpu/cpu_backend.h"
 
@@ -35,7 +35,7 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
     block = std::min(block, product(p.weight).rows_per_task(p.weight.row_bytes(), balanced_rows(total)));
   int64_t tasks = 0;
   for (const LinearPart& p : parts) tasks += ceil_div(p.weight.rows, block);
-  // What is scaled is made apart from what it is added to.
+  // A product that is scaled before it is added needs memory of its own.
   const bool apart = accumulate && scale != 1;
   float* results = apart ? scaled_.get(num_rows * out_stride) : out;
 
@@ -58,7 +58,7 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
   });
 }
 
-// A task is a head: its rows are packed, then multiplied.
+// A task packs and multiplies the rows of one head.
 void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_head, int64_t num_rows, HeadWeights weights,
                                 float* out, int64_t out_stride, int64_t out_head) {
   const Product& p = product(weights[0]);
@@ -81,7 +81,7 @@ void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_hea
 }
 
 void CpuBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
-  // float32 rows whatever the compute dtype: the choice of experts is the least forgiving product of the model.
+  // Rows are not rounded to the compute dtype: a small error in a score can change a row's experts.
   const Product exact(kernels_, DType::kF32, weight.dtype);
   const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[WeightKind::kF32]);
   int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows));

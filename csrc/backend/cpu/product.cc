@@ -40,7 +40,7 @@ void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n
 }
 
 int64_t Product::rows_per_task(int64_t row_bytes, int64_t most) const {
-  // A task of the tile kernel begins with rows that nobody has prefetched: it gets more of them.
+  // The first rows of a task of the tile kernel are not prefetched, so its tasks are larger.
   const int64_t tile = tile_rows(), bytes = pack_ ? 256 << 10 : 64 << 10;
   const int64_t by_bytes = std::max(tile, bytes / std::max<int64_t>(1, row_bytes) / tile * tile);
   return std::min(by_bytes, std::max(tile, round_up(most, tile)));

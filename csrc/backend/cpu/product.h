@@ -9,7 +9,7 @@
 
 namespace lynx_rt {
 
-// What products tell weights apart by.
+// The formats of weights, each with a product of its own.
 enum class WeightKind : uint8_t { kF32, kBF16, kF16, kInt8, kInt4 };
 
 inline WeightKind kind_of(const WeightView& w) {
@@ -20,7 +20,7 @@ inline WeightKind kind_of(const WeightView& w) {
   }
 }
 
-// One of each kind.
+// One T for each kind of weight.
 template <class T>
 struct PerKind {
   std::array<T, 5> values;
@@ -28,8 +28,8 @@ struct PerKind {
   const T& operator[](WeightKind kind) const { return values[size_t(kind)]; }
 };
 
-// The packed rows of one product: one piece of memory, `row_bytes` for each row. How rows lie within sixteen is the product's
-// own, so a part of a group begins at a multiple of 16 rows.
+// The packed rows of one product, in one piece of memory with `row_bytes` for each row. The layout of 16 rows depends on the
+// product, so a part of a group must begin at a multiple of 16 rows.
 struct RowGroup {
   static constexpr int64_t kRows = 16;
 
@@ -41,9 +41,9 @@ struct RowGroup {
 
 class Product {
  public:
-  // Rows enter as bf16 where the kernels take them so, else as float32 rounded to the compute dtype.
+  // A product with plain weights. Rows enter as bf16 where the kernels have that form, else as float32 rounded to the compute dtype.
   Product(const cpu::Kernels& kernels, DType compute, DType weight);
-  // With quantised weights; rows enter quantised as well (kernels/quant.h).
+  // A product with quantised weights, into which rows enter quantised as well (kernels/quant.h).
   Product(const cpu::QuantKernels& kernels, QuantFormat weight);
 
   int64_t row_bytes(int64_t k) const;  // of a packed row
@@ -58,23 +58,23 @@ class Product {
            bool accumulate) const {
     gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate);
   }
-  // The same without adding, with weights [.., k] in pieces of up to 16 rows that lie anywhere; only where takes_pieces().
+  // Does the same as run() without adding, for weights [.., k] in pieces of up to 16 rows anywhere in memory. Requires takes_pieces().
   bool takes_pieces() const { return pieces_ != nullptr; }
   void run_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t k, RowGroup x, int64_t m, float* out,
                   int64_t out_stride) const {
     pieces_(w, n, pieces, 2 * k, x.data, x.row_bytes, m, k, out, out_stride);
   }
-  // Parts of a weight begin at multiples of so many rows.
+  // The parts of a weight that run() multiplies begin at multiples of this.
   int64_t tile_rows() const { return pack_ ? 16 : 4; }
-  // Weight rows for one task, `row_bytes` each: in whole register tiles, and so few that they stay in the second-level cache
-  // while the task's rows of x pass over them. `most` bounds them as far as whole tiles allow.
+  // Weight rows of `row_bytes` for one task: whole register tiles, few enough that they stay in the second-level cache while the
+  // task multiplies them with all rows of x. At most `most`, rounded up to a whole tile.
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
 
  private:
   enum class Form { kF32, kBF16, kBF16Tiles, kQuantized };
 
   const cpu::Kernels* kernels_ = nullptr;
-  cpu::PackTilesFn pack_ = nullptr;  // of the forms in which rows are not packed one by one
+  cpu::PackTilesFn pack_ = nullptr;  // for the forms in which rows are not packed one by one
   DType compute_ = DType::kF32;
   Form form_;
   cpu::GemmFn gemm_;

@@ -1,4 +1,4 @@
-// Quantising weights as they are placed: task = a few panels of one matrix. What is made is in kernels/quant.h.
+// Quantises weights when they are placed. A task is a few panels of one matrix. Layout and rounding: kernels/quant.h.
 #include "backend/cpu/quantize.h"
 
 #include <cstring>
@@ -74,8 +74,8 @@ WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
   if (quantization_ == QuantFormat::kPlain || !product || weight.empty()) return weight;
   WeightView placed = weight;
   WeightView* one = &placed;
-  // With int4, too: attention and the output projection are a small part of an MoE model's bytes, and their error weighs more
-  // than the experts' (bench/results/eval-lynx-nano-quantization.md).
+  // Int8 with quantization="int4" as well: attention and the output projection are a small part of an MoE model's bytes, and their
+  // error costs more quality than the experts' (bench/results/eval-lynx-nano-quantization.md).
   quantize({&one, 1}, QuantFormat::kInt8);
   return placed;
 }
@@ -89,7 +89,7 @@ void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
   if (!all.empty()) quantize(all, quantization_);
 }
 
-// They stay as they are, and are kept for the next run, which need not decode or transpose them then.
+// Head matrices are not quantised. They are copied to the store, so that the next run need not decode or transpose them.
 void CpuBackend::place_heads(std::span<WeightView> heads) {
   if (!store_.keeps()) return;
   int64_t bytes = 0;

@@ -1,4 +1,4 @@
-// What a quantised weight holds, for people and tests.
+// Reads the values and scales of a quantised weight, for people and tests.
 #pragma once
 #include <cstdint>
 
@@ -6,8 +6,9 @@
 
 namespace lynx_rt {
 
-int64_t quantized_groups(const WeightView& weight);  // of columns; each has one scale per row
-// values [N, K], of which one is values * scale; scales [N, groups]. Throws kInvalidArgument for a weight that is not quantised.
+int64_t quantized_groups(const WeightView& weight);  // number of groups of columns; a group has one scale per row
+// values [N, K], scales [N, groups]: a weight is its value times the scale of its row and group. Throws kInvalidArgument for a weight
+// that is not quantised.
 void read_quantized(const WeightView& weight, int8_t* values, float* scales);
 
 }  // namespace lynx_rt

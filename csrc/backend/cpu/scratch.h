@@ -10,7 +10,7 @@ namespace lynx_rt {
 template <class T>
 class Scratch {
  public:
-  // At least `count` elements, 64-byte aligned, contents unspecified. Invalidates what an earlier call returned.
+  // Returns at least `count` elements, 64-byte aligned, with unspecified contents. Invalidates the result of an earlier call.
   T* get(int64_t count) {
     if (count > capacity_) {
       data_.reset();

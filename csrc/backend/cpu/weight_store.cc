@@ -16,7 +16,7 @@ namespace lynx_rt {
 
 namespace {
 
-// The file: the mark, the bytes of the file as int64, zeros up to kHeader, the pieces, each padded to kAlignment.
+// The file is: the mark, its own size in bytes as int64, zeros up to kHeader, then the pieces, each padded to kAlignment.
 constexpr char kMark[] = "lynx_rt quantized weights 2\n";
 constexpr int64_t kHeader = 4096, kAlignment = 64;
 
@@ -24,7 +24,7 @@ constexpr int64_t kHeader = 4096, kAlignment = 64;
   invalid("quantization_cache", "cannot write ", path, ": ", std::system_category().message(error));
 }
 
-// Writes to `path` when closed; until then the data lies beside it.
+// A file that appears at `path` when it is closed; until then the data is in a temporary file beside it.
 class NewFile {
  public:
   explicit NewFile(const std::string& path) : path_(path), temporary_(str_cat(path, ".", ::getpid())) {
@@ -78,7 +78,7 @@ char* WeightStore::next(int64_t bytes) {
   if (file_) {
     if (offset_ + bytes > file_->size())
       fail(ErrorCode::kCorruptFile, path_, path_, ": has fewer weights than the model; remove it");
-    // What is read from the file is never written to.
+    // The const_cast is safe: pieces that came from the file are never written to.
     char* at = const_cast<char*>(reinterpret_cast<const char*>(file_->data())) + offset_;
     offset_ += bytes;
     return at;

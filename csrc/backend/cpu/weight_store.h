@@ -9,26 +9,27 @@
 
 namespace lynx_rt {
 
-// A sequence of pieces of memory: to be filled, or, where an earlier run left them in the file, filled already. The file holds
-// the pieces in the order in which they were asked for; its name says whose they are (BackendOptions::quantization_cache).
+// A sequence of pieces of memory, which the caller fills, or which are filled already where an earlier run left them in the file.
+// The file holds the pieces in the order of the next() calls. Its name says which weights they belong to
+// (BackendOptions::quantization_cache).
 class WeightStore {
  public:
-  // `path`: the file, empty for none; its folder is made. Throws kCorruptFile where it is there and not one of ours.
+  // `path`: the file, empty for none; its folder is made. Throws kCorruptFile where the file exists and is not a WeightStore's.
   explicit WeightStore(std::string path);
   ~WeightStore();
   WeightStore(const WeightStore&) = delete;
 
   bool filled() const { return file_ != nullptr; }
-  bool keeps() const { return !path_.empty(); }  // there is a file, or will be
-  // The next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file is shorter.
+  bool keeps() const { return !path_.empty(); }  // there is a file, or save() will write one
+  // Returns the next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file ends before.
   char* next(int64_t bytes);
-  // Throws kCorruptFile where the file that they came from was written to or cut off.
+  // Throws kCorruptFile where the file that the pieces came from was written to or cut off.
   void check_unchanged() const {
     if (file_) file_->check_unchanged();
   }
-  // Writes the pieces to the file, unless they came from it: to a temporary file first, so that a file is whole or not there.
-  // Throws kInvalidArgument (field quantization_cache) where it cannot be written; kCorruptFile where the file that they came
-  // from has more.
+  // Writes the pieces to the file, unless they came from it. A temporary file is written first, so that the file is never incomplete.
+  // Throws kInvalidArgument (field quantization_cache) where it cannot be written; kCorruptFile where the pieces came from a file
+  // that has more.
   void save();
 
  private:
@@ -39,7 +40,7 @@ class WeightStore {
 
   std::string path_;
   std::unique_ptr<MappedFile> file_;
-  int64_t offset_ = 0;  // of the next piece in the file
+  int64_t offset_ = 0;  // where the next piece begins in the file
   std::vector<Piece> pieces_;
 };
 

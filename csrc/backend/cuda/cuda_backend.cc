@@ -1,5 +1,5 @@
-// Construction, memory, and the ops; cuda_weights.cc has how weights come to the device, cuda_step.cc what happens around the
-// ops.
+// Construction, memory, and the ops of the CUDA backend. cuda_weights.cc places weights on the device, cuda_step.cc prepares and ends
+// steps.
 #include "backend/cuda/cuda_backend.h"
 
 #include <algorithm>
@@ -45,7 +45,7 @@ int as_int(int64_t v, const char* what) {
 
 const float* floats(const WeightView& w) { return static_cast<const float*>(w.data); }  // null of an empty one
 
-ExpertEntry entry_of(const ExpertWeights& w) {  // gate and up share an array, which both views name
+ExpertEntry entry_of(const ExpertWeights& w) {  // gate and up share an array, to which both views point
   return {w.gate.data, w.down.data, floats(w.gate_bias), floats(w.up_bias), floats(w.down_bias)};
 }
 
@@ -66,9 +66,9 @@ CudaBackend::CudaBackend(const BackendOptions& options) : device_(device_number(
 
 CudaBackend::~CudaBackend() {
   try {
-    synchronize(stream_);  // before the memory that queued work uses goes
+    synchronize(stream_);  // queued work may still use the memory that is freed next
   } catch (const Error&) {
-    // The work failed; whoever waited for it has been told.
+    // The queued work failed, which the caller has learned from an earlier wait.
   }
 }
 
@@ -93,7 +93,7 @@ DeviceMemory CudaBackend::allocate_step_memory(int64_t bytes, const char* what) 
 Backend::MemoryBudget CudaBackend::memory_budget() const {
   set_device(device_);
   const MemoryInfo memory = memory_info();
-  // What the driver, graphs and other processes may still want.
+  // Memory left for the driver, graphs and other processes.
   const int64_t margin = memory.total / 16;
   return {std::max<int64_t>(0, memory.free - margin), memory.free};
 }
@@ -115,7 +115,7 @@ void CudaBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t 
   cuda::embed(table.data, ids, int(num_rows), int(table.cols), scale, out, stream_);
 }
 
-// x is written to where there is something to add: a sum holds the same rows as ones that may be written.
+// Casting away the const of x is safe: x is only written where there is a sum to add, and the sum holds the same rows as writable.
 void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, const RowsOut& out,
                              const ExpertSum& sum) {
   cuda::rmsnorm(const_cast<float*>(x), sum, floats(weight), eps, int(num_rows), int(weight.cols), out.f32,
@@ -156,7 +156,7 @@ void CudaBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_he
   const int64_t heads = int64_t(weights.size()), columns = weights[0].cols;
   HeadLinearArgs args = {};
   if (columns == x_head && x_stride == heads * x_head && columns % kBlockColumns == 0) {
-    args.x = rounded(x, num_rows, x_stride);  // the same values in the same places
+    args.x = rounded(x, num_rows, x_stride);  // the heads need no padding: the rounded row is already [A, padded_columns(K)]
   } else {
     uint16_t* to = static_cast<uint16_t*>(rounded_.get());
     round_heads(x.f32, x_stride, x_head, int(num_rows), int(heads), int(columns), to, stream_);

@@ -1,12 +1,12 @@
-// The CUDA backend: queues kernels on one stream. Matrix weights are packed bfloat16 (packed.h), products take bfloat16 rows.
+// The CUDA backend queues kernels on one stream. Matrix weights are packed bfloat16 (packed.h), products take bfloat16 rows.
 //
-// What the contract of the ops (backend.h) saves here:
-//   rounded rows   norms and attention() write the bfloat16 form of their Activations too; rows that come without are rounded by a
-//                  launch of their own
+// The contract of the ops (backend.h) saves launches and memory traffic:
+//   rounded rows   norms and attention() write the bfloat16 form of their Activations too; rows that come without it are rounded by
+//                  a launch of their own
 //   pending sums   expert_ffn() leaves the weighted sum over a row's experts to the norm that follows
 //   graphs         a decode-only step of at most kMaxGraphRows rows is padded to a power of two, recorded at the second use of
-//                  its sizes, and repeated from then on
-// Not run on a GPU yet; tests/simt runs it on the CPU.
+//                  its sizes, and replayed from then on
+// This backend has not run on a GPU yet; tests/simt runs it on the CPU.
 #pragma once
 #include <map>
 #include <string>
@@ -23,11 +23,11 @@ namespace lynx_rt {
 class CudaBackend final : public Backend {
  public:
   static constexpr int64_t kMaxGraphRows = 256;
-  static constexpr int kMaxPartials = 8192;                        // splits of all rows of a step; rows beyond that are not split
-  static constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;  // and the memory that they may take
+  static constexpr int kMaxPartials = 8192;                        // most splits of all rows of a step: attention.h
+  static constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;  // most memory for their results
 
-  // device "cuda" or "cuda:N". Throws kUnsupported where there is no such device (saying why), where the build has no code for
-  // it, and for a compute dtype other than bfloat16.
+  // options.device is "cuda" or "cuda:N". Throws kUnsupported where there is no such device (saying why), where the build has no code
+  // for it, and for a compute dtype other than bfloat16.
   explicit CudaBackend(const BackendOptions& options);
   ~CudaBackend() override;
 
@@ -71,23 +71,24 @@ class CudaBackend final : public Backend {
   void do_read(void* to, const void* from, int64_t bytes) override;
   void do_copy(void* to, const void* from, int64_t bytes) override;
 
-  // As allocate_device(), for what the size of steps decides: an error says which arguments would need less.
+  // allocate_device() for memory whose size depends on the size of steps: the error says which arguments would need less.
   static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
-  char* allocate_weights(int64_t bytes);  // that stays as long as the backend
-  // The bfloat16 form of x [num_rows, num_columns]; rows that have none are rounded into scratch memory, for this op alone.
+  char* allocate_weights(int64_t bytes);  // memory that stays as long as the backend
+  // Returns the bfloat16 form of x [num_rows, num_columns]. Rows that come without it are rounded into scratch memory, whose contents
+  // last until the next op.
   const uint16_t* rounded(const RowsIn& x, int64_t num_rows, int64_t num_columns);
-  void wait();  // for the stream, after which the staging memory is free again
-  // `bytes` of pinned memory that stays as it is until the next wait().
+  void wait();  // waits for the stream, after which the staging memory is free again
+  // Returns `bytes` of pinned memory, which no one else gets until the next wait().
   void* stage(int64_t bytes);
   template <class T>
   T* stage_copy(std::span<const T> values);
 
-  // The arrays of a step, in one block that is copied at once.
+  // The arrays of a step, in one block of memory that is copied at once.
   struct StepArrays {
-    int64_t rows = 0, sequences = 0, table_stride = 0, tiles = 0;  // as the kernels see them, padding included
+    int64_t rows = 0, sequences = 0, table_stride = 0, tiles = 0;  // sizes for the kernels, padding included
     bool split = false;                                            // some row's keys are split over blocks
-    bool graph = false;                                            // may be repeated as a graph
-    const int32_t* num_rows = nullptr;                             // all on the device
+    bool graph = false;                                            // may be recorded and replayed as a graph
+    const int32_t* num_rows = nullptr;                             // this and the arrays below are on the device
     const int32_t* positions = nullptr;
     const int64_t* slots = nullptr;
     const int32_t* block_tables = nullptr;
@@ -99,7 +100,8 @@ class CudaBackend final : public Backend {
     int uses = 0;
     cuda::Graph graph;
     int route_calls = 0;
-    std::array<int64_t, kNumOps> calls{}, bytes{};  // what one run charges; attention's bytes per attended token
+    std::array<int64_t, kNumOps> calls{},
+        bytes{};  // added to the profile by each replay; attention's bytes are per attended token
   };
 
   int device_ = 0;
@@ -112,7 +114,7 @@ class CudaBackend final : public Backend {
   // Weights
   std::unique_ptr<cuda::WeightLoader> loader_;  // until reserve()
   std::vector<cuda::DeviceMemory> weights_;
-  std::map<const void*, WeightView> placed_;  // matrices by their host data: a tied embedding is placed once
+  std::map<const void*, WeightView> placed_;  // matrices by the address of their host data: a tied embedding is placed once
 
   // Step
   cuda::PinnedMemory staging_, step_host_;

@@ -1,4 +1,4 @@
-// What happens around the ops of a step: scratch memory, transfers, the arrays of a batch, recorded steps.
+// The parts of a step around its ops: scratch memory, transfers, the arrays of a batch, recorded steps.
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -19,7 +19,7 @@ constexpr size_t kMaxRecordedSteps = 128;
 
 int64_t power_of_two(int64_t v) { return int64_t(std::bit_ceil(uint64_t(std::max<int64_t>(v, 1)))); }
 
-// Places the arrays of a step one behind the other.
+// Places the arrays of a step one after the other.
 class Layout {
  public:
   template <class T>
@@ -43,7 +43,7 @@ T* at(void* base, int64_t offset) {
 
 void CudaBackend::reserve(const StepLimits& l) {
   set_device(device_);
-  synchronize(stream_);  // the last weights leave the loader's buffers
+  synchronize(stream_);  // the last weights may still be in the loader's buffers
   loader_.reset();
   limits_ = l;
   const int64_t v_head_dim = l.v_head_dim ? l.v_head_dim : l.head_dim;
@@ -58,7 +58,7 @@ void CudaBackend::reserve(const StepLimits& l) {
     fail(ErrorCode::kUnsupported, "device", "device: heads of ", l.head_dim, " columns need ", attention_shared_bytes(l.head_dim),
          " bytes of shared memory, device \"cuda:", device_, "\" has ", properties_.max_shared_per_block);
   const int64_t t = l.max_rows;
-  // Rows that are rounded for one op: of linear(), and of head_linear(), whose heads are padded each.
+  // Columns of rows that are rounded for one op: linear(), or head_linear(), in which each head is padded.
   const int64_t rounded_columns =
       std::max({padded_columns(l.hidden_size), padded_columns(l.num_heads * v_head_dim), padded_columns(l.max_columns),
                 l.num_heads * padded_columns(ceil_div(l.max_columns, l.num_heads))});
@@ -71,7 +71,7 @@ void CudaBackend::reserve(const StepLimits& l) {
   const int64_t partial_bytes = l.num_heads * (v_head_dim + 2) * 4;
   max_partials_ = int(std::min<int64_t>(kMaxPartials, std::max<int64_t>(1, kMaxPartialBytes / partial_bytes)));
   attention_partial_ = allocate_step_memory(max_partials_ * partial_bytes, "workspace");
-  int64_t tiles = 0;  // the list is longest for the smallest tiles
+  int64_t tiles = 0;  // smaller tiles make a longer list, so the most rows need not need the most tiles
   for (int64_t rows = t; rows > 0; rows /= 2)
     tiles = std::max(tiles, max_tiles(rows * l.top_k, std::max<int64_t>(l.num_experts, 1), tile_rows(int(rows))));
   for (int64_t rows : {32, 128, 512})
@@ -137,11 +137,11 @@ void CudaBackend::do_copy(void* to, const void* from, int64_t bytes) {
 
 // --- a step
 
-// Padding a decode-only batch to few sizes lets one recorded step serve many: rows, the stride of the block tables and the
-// attention tiles become powers of two. Padding rows have token 0, position -1 and slot -1.
+// A decode-only batch is padded to one of few sizes, so that one recorded step serves many batches: rows, the stride of the block
+// tables and the attention tiles become powers of two. Padding rows have token 0, position -1 and slot -1.
 BatchView CudaBackend::do_begin_step(const BatchView& b) {
-  set_device(device_);   // a step may come from any thread, and runs in one
-  if (in_step_) wait();  // the last one failed before its end
+  set_device(device_);   // each step may be in another thread
+  if (in_step_) wait();  // the last step failed before its end
   in_step_ = true;
   route_calls_ = 0;
   pending_tokens_.clear();
@@ -163,12 +163,12 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
                 positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(s.rows),
                 tables_at = layout.take<int32_t>(s.sequences * s.table_stride), exact_at = layout.take<uint8_t>(s.rows),
                 tiles_at = layout.take<AttentionTile>(s.tiles), partials_at = layout.take<int32_t>(s.rows + 1);
-  // Last, so that the other arrays lie alike with and without it.
+  // Recorded ids come last, so that the other arrays are in the same places with and without them.
   const int64_t replay_layers = b.replayed ? limits_.num_moe_layers : 0, row_ids = s.rows * limits_.top_k,
                 replayed_at = layout.take<int32_t>(replay_layers * row_ids);
   if (layout.bytes() > step_bytes_) {
     wait();
-    recorded_.clear();  // they name the old memory
+    recorded_.clear();  // recorded steps use the old memory
     const int64_t bytes = power_of_two(layout.bytes());
     step_host_ = allocate_pinned(bytes, "step");
     step_device_ = allocate_device(bytes, "step");
@@ -186,7 +186,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
     }
     std::fill(to + count, to + padded, padding);
   };
-  // Ops on single arrays, as tests call them, need not give all.
+  // Tests of single ops may leave arrays null.
   fill(ids_at, b.token_ids, b.num_rows, s.rows, int32_t{0});
   fill(positions_at, b.positions, b.num_rows, s.rows, int32_t{-1});
   fill(slots_at, b.slots, b.num_rows, s.rows, int64_t{-1});
@@ -215,7 +215,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   view.token_ids = at<int32_t>(device, ids_at);
   view.positions = at<int32_t>(device, positions_at);
   view.slots = at<int64_t>(device, slots_at);
-  view.query_start = nullptr;  // the attention tiles say it
+  view.query_start = nullptr;  // kernels take the rows of a sequence from the attention tiles
   view.block_tables = at<int32_t>(device, tables_at);
   view.max_blocks = s.table_stride;
   view.exact = at<uint8_t>(device, exact_at);
@@ -229,7 +229,7 @@ void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::
   if (recorded_.size() >= kMaxRecordedSteps) recorded_.clear();
   RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles, " ",
                                              step_.split, " ", uintptr_t(key.cache))];
-  // The first time the ops run as they are: what a launch sets up once must not happen while recording.
+  // The first step of these sizes is not recorded: a kernel's first launch may do a set-up that is not allowed while recording.
   if (recorded.uses++ == 0) return run_ops();
   if (recorded.graph.empty()) {
     const std::array<OpProfile, kNumOps> before = profile_;

@@ -1,4 +1,4 @@
-// How weights come to the device: matrices packed, vectors as float32.
+// Places weights on the device: matrices packed, vectors as float32.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/gemm/packed.h"
 
@@ -74,7 +74,7 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
     view.data = target.data;
     view.dtype = DType::kBF16;
     view.format = QuantFormat::kPacked;
-    view.quantized_row_bytes = view.cols * dtype_size(DType::kBF16);  // without padding, so that bytes() are the matrix's
+    view.quantized_row_bytes = view.cols * dtype_size(DType::kBF16);  // without padding, so that bytes() is the matrix's size
   };
   for (ExpertWeights& e : experts) {
     load(e.gate, {gate_up_at, 2, 0});
@@ -83,7 +83,7 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
     gate_up_at += gate_up_bytes;
     down_at += down_bytes;
   }
-  // The biases of all experts as float32, one's after the other's.
+  // The biases of all experts as float32, one expert's after the other's.
   for (WeightView ExpertWeights::* member : {&ExpertWeights::gate_bias, &ExpertWeights::up_bias, &ExpertWeights::down_bias}) {
     const int64_t size = (experts[0].*member).cols;
     if ((experts[0].*member).empty()) continue;

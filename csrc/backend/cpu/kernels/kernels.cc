@@ -3,14 +3,14 @@
 namespace lynx_rt::cpu {
 
 #if defined(__x86_64__)
-// VNNI is for quantised products alone.
+// VNNI changes nothing in Kernels: only the quantised products use it.
 static Kernels vnni_kernels() {
   Kernels kernels = kAvx512Kernels;
   kernels.isa = Isa::kAvx512Vnni;
   return kernels;
 }
 
-// Everything but the products with bf16 weights is that of AVX-512.
+// AMX only changes the products with bf16 weights in Kernels.
 static Kernels amx_kernels() {
   Kernels kernels = kAvx512Bf16Kernels;
   kernels.isa = Isa::kAmxBf16;

@@ -1,5 +1,5 @@
 // The inner loops of the CPU backend, compiled once per instruction set and chosen at run time.
-// All are single-threaded, allocate nothing, and reduce every output in one fixed order that depends on K alone.
+// The kernels are single-threaded, allocate nothing, and reduce every output in one fixed order that depends on K alone.
 #pragma once
 #include <cstdint>
 
@@ -14,14 +14,15 @@ namespace lynx_rt::cpu {
 using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
                         float* out, int64_t out_stride, bool accumulate);
 
-// The tile form of m bf16 rows: rows 16 b .. 16 b + 15 are block b, at x + 16 b * x_stride; a block of r rows (16, or what is
-// left) is [k / 2][r][2], the pairs of columns one after the other, and k padded with zeros to a multiple of 32. So a block takes
-// the memory that its rows would take one by one: x_stride = 2 * round_up(k, 32). Packs columns [begin, begin + n) of m float32
-// rows; x points at their first column, begin is a multiple of 32, and the last 32 columns are completed with zeros.
+// Packs columns [begin, begin + n) of m float32 rows into the tile form of bf16 rows. x points at their first column, begin is a
+// multiple of 32, and the last 32 columns are completed with zeros.
+// Tile form: rows 16 b .. 16 b + 15 are block b, at x + 16 b * x_stride. A block of r rows (16, or the rest) is [k / 2][r][2], pair of
+// columns after pair of columns, with k padded with zeros to a multiple of 32. A block takes as much memory as its rows one by one:
+// x_stride = 2 * round_up(k, 32).
 using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 
-// The same with rows of w in pieces that lie anywhere: n[i] <= 16 rows at w[i], w_stride bytes apart; their results follow each
-// other.
+// A GemmFn without adding, for rows of w in pieces anywhere in memory: n[i] <= 16 rows at w[i], w_stride bytes apart. The results of
+// the pieces follow each other.
 using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
                               int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 
@@ -30,8 +31,7 @@ struct Kernels {
   GemmFn gemm_f32[3];  // x: rows of float32; indexed by the weights' DType
   GemmFn gemm_bf16;    // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
 
-  // acc[j][i] += sum_t p[j][t] * v[t][i]: v is `tokens` rows of d values (dtype), `stride` values apart; t ascending; j < m,
-  // i < d.
+  // acc[j][i] += sum_t p[j][t] * v[t][i] for j < m, i < d, t ascending; v is `tokens` rows of d values (dtype), `stride` values apart.
   void (*weighted_sum)(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                        float* const* acc);
   void (*to_f32)(const void* in, DType dtype, int64_t n, float* out);
@@ -45,12 +45,12 @@ struct Kernels {
   void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out);
   // x = exp(scale * (x - max)) in place; state = {max, sum of the exponentials}; n > 0.
   void (*exponentials)(float* x, int64_t n, float scale, float* state);
-  // Adds the weighted sums of another part of the keys: both {sums [d], max, sum of the exponentials}.
+  // Adds `part`, the weighted sums over other keys, to `state`; both are {sums [d], max, sum of the exponentials}.
   void (*merge)(const float* part, int64_t d, float scale, float* state);
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);              // rotates (x[i], x[i + half])
   void (*rope_interleaved)(float* x, const float* cos, const float* sin, int64_t half);  // rotates (x[2 i], x[2 i + 1])
   void (*axpy)(float a, const float* x, int64_t n, float* y);                            // y += a * x
-  double (*read_sum)(const void* p, int64_t bytes);  // reads all of it; for measuring bandwidth
+  double (*read_sum)(const void* p, int64_t bytes);                                      // reads all bytes, to measure bandwidth
   DrawKernels draw;
 
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles
@@ -60,12 +60,12 @@ struct Kernels {
 
 const Kernels& kernels_for(Isa isa);
 
-// Products with quantised weights (quant.h). Rows of x and weights are in their packed forms, w_stride is
-// WeightView::row_bytes(): a panel is 16 of it, and w is the first of a panel. k is not padded.
+// Products with quantised weights (quant.h). Rows of x and weights are packed. w_stride is WeightView::row_bytes(), of which a panel
+// takes 16; w is the first row of a panel. k is not padded.
 struct QuantKernels {
   GemmFn gemm_int8, gemm_int4;
   PackTilesFn pack;  // columns [begin, begin + n) of m float32 rows; begin is a multiple of Quant::kGroup
-  // A group of a panel from its values [16, Quant::kGroup], row-major.
+  // Makes a group of a panel from its values [16, Quant::kGroup], row-major.
   void (*quantize_int8)(const float* values, char* group);
   void (*quantize_int4)(const float* values, char* group);
 };

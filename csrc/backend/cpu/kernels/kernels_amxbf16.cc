@@ -1,14 +1,14 @@
 // bf16 products with the tile registers of AMX (Intel Architecture Instruction Set Extensions Reference, chapter 3).
 //
-// The weights are the left operand, in place: a tile is 16 weight rows x 32 columns, loaded with the stride of the weight matrix.
-// The right operand is 16 column pairs of up to 16 rows of x (tile form, kernels.h), the result 16 weight rows x 16 rows of x in
-// float32. So one tdpbf16ps serves up to 16 rows of x, and decode is bound by reading the weights, not by arithmetic.
+// The weights are the left operand and are not copied: a tile is 16 weight rows x 32 columns, loaded with the stride of the matrix.
+// The right operand is 16 column pairs of up to 16 rows of x (tile form, kernels.h), and the result is 16 weight rows x 16 rows of x
+// in float32. So one tdpbf16ps serves up to 16 rows of x, and decode is bound by reading the weights, not by arithmetic.
 //
-// Arithmetic: in each step of 32 columns an element sums the products of the even columns, those of the odd columns, and adds
-// both sums to the accumulator: float32, round to nearest even, at most k + k / 16 roundings on any path, within the 4 k of
-// tests/tolerance.py. Inputs and results below 2^-126 count as zero, as in the bf16 dot product of AVX-512: next to the roundings
-// that is nothing unless the whole sum is that small. What enters an element's sum depends on k alone: not on the other rows of a
-// tile, nor on whether they exist, nor on the tile's place; columns beyond k are zeros on both sides.
+// Arithmetic: in each step of 32 columns an element sums the products of the even columns and those of the odd columns, and adds both
+// sums to the accumulator, in float32, rounded to nearest even. That is at most k + k / 16 roundings on any path, within the 4 k of
+// tests/tolerance.py. Inputs and results below 2^-126 count as zero, as in the bf16 dot product of AVX-512; the error is far below
+// the roundings unless the whole sum is that small. An element's sum depends on k alone: not on the other rows of a tile, nor on
+// whether they exist, nor on the tile's place. Columns beyond k are zeros in both operands.
 #include <immintrin.h>
 
 #include <cstdint>
@@ -21,7 +21,7 @@ namespace {
 
 constexpr int64_t kRows = 16;     // rows of a tile: weight rows, or pairs of columns of x
 constexpr int64_t kColumns = 32;  // bf16 values in a row of a tile
-constexpr int64_t kBytes = 64;    // of a row of a tile
+constexpr int64_t kBytes = 64;    // bytes of a row of a tile
 
 // Steps of 32 columns between the prefetch of a piece of the weights and its use. The CPU's own prefetchers stop at the end of a
 // page, which is one row of weights or two.
@@ -32,10 +32,10 @@ inline void multiply_add() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" LYNX_RT_SPACE ::"i"(C), "i"(A), "i"(B));
 }
 
-// Which tile holds what: the results of weight tile a and block b of x in 2 a + b, weight tile a in 4 + a, block b of x in 6 + b.
+// Use of the tiles: 2 a + b holds the results of weight tile a and block b of x, 4 + a weight tile a, 6 + b block b of x.
 constexpr int kWeights = 4, kBlocks = 6;
 
-// Sets the tiles up for two blocks of x of these many rows, the second possibly none.
+// Sets up the tiles for two blocks of x, of rows0 and rows1 rows. rows1 may be 0.
 void configure(int64_t rows0, int64_t rows1) {
   TileConfig config;
   for (int t = 0; t < 8; ++t) {
@@ -45,7 +45,7 @@ void configure(int64_t rows0, int64_t rows1) {
   config.load();
 }
 
-// Rows to columns of a 16 x 16 matrix of 32-bit values.
+// Transposes a 16 x 16 matrix of 32-bit values.
 inline void transpose(__m512i (&r)[16]) {
   __m512i t[16];
   for (int i = 0; i < 16; i += 2) {
@@ -72,7 +72,7 @@ inline void transpose(__m512i (&r)[16]) {
 
 inline __mmask16 first(int64_t lanes) { return lanes >= 16 ? __mmask16(0xffff) : __mmask16((1u << (lanes > 0 ? lanes : 0)) - 1); }
 
-// 16 weight rows x 32 columns, of which only `rows` and `columns` exist: what does not is zero, and is not touched in memory.
+// Loads a tile of 16 weight rows x 32 columns, of which only `rows` and `columns` exist. The rest becomes zero and is not read.
 template <int T>
 [[gnu::noinline]] void load_part(const char* w, int64_t w_stride, int64_t rows, int64_t columns) {
   alignas(64) char part[kRows * kBytes] = {};
@@ -107,19 +107,19 @@ inline void put_tile(float* out, int64_t out_stride, int64_t rows, int64_t m, bo
   }
 }
 
-// Weight tiles that a product takes at a time. Two need fewer loads for each tdpbf16ps; one asks memory for fewer rows at a time,
-// which is better while the weights come from there.
+// Weight tiles that a product takes at a time. Two need fewer loads per tdpbf16ps; one reads fewer rows at a time, which is faster
+// while the weights come from memory.
 constexpr int tiles(bool stream) { return stream ? 1 : 2; }
 
-// The first tiles(Stream) tiles of weight rows from w on, of which n rows exist, times B blocks of x. Stream: prefetches the
-// weights, and at their end those at `next`, unless it is null.
+// Multiplies tiles(Stream) tiles of weight rows, from w on, with B blocks of x; n of the weight rows exist. With Stream it prefetches
+// the weights, and at their end those at `next`, unless it is null.
 template <bool Stream, int B>
 inline void product(const char* w, int64_t w_stride, int64_t n, const char* next, const char* x, int64_t x_stride, int64_t m,
                     int64_t k, float* out, int64_t out_stride, bool accumulate) {
   constexpr int A = tiles(Stream);
   const int64_t rows0 = m < kRows ? m : kRows, rows1 = m - kRows;
   const float* result = out;
-  int64_t results = m;  // rows of `out` that are not yet on their way to this core
+  int64_t results = m;  // rows of `out` that have not been prefetched
   zero_tile<0>();
   if constexpr (B == 2) zero_tile<1>();
   if constexpr (A == 2) zero_tile<2>();

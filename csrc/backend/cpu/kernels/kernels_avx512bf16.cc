@@ -2,8 +2,8 @@
 // The simd header must come first: the kernels are written over its types.
 #include "backend/cpu/kernels/kernels_inl.h"
 
-// bf16 x bf16 dot products with vdpbf16ps: 32 elements a step, lane l taking elements 2l and 2l + 1; the tail is masked to
-// zeros. As everywhere, the order depends on K alone.
+// bf16 x bf16 dot products with vdpbf16ps: 32 elements a step, lane l takes elements 2l and 2l + 1; the tail is masked to zeros. The
+// order depends on K alone.
 namespace {
 
 template <int NR, int MR>
@@ -35,7 +35,7 @@ inline void bf16_tile(const char* w, int64_t w_stride, const char* x, int64_t x_
   put_tile(acc, out, out_stride, accumulate);
 }
 
-// Weight rows against M rows of x at once; each loaded weight vector serves them all, so weights pass once through the registers.
+// Multiplies NR weight rows with MR rows of x at once. Each loaded weight vector serves all rows of x, so weights are loaded once.
 template <int NR, int MR>
 void bf16_weights(const char* w, int64_t w_stride, int64_t n, const char* x, int64_t x_stride, int64_t k, float* out,
                   int64_t out_stride, bool accumulate, bool first_pass) {
@@ -45,7 +45,7 @@ void bf16_weights(const char* w, int64_t w_stride, int64_t n, const char* x, int
   for (; i < n; ++i) bf16_tile<1, MR>(w + i * w_stride, w_stride, x, x_stride, k, out + i, out_stride, accumulate, first_pass);
 }
 
-// The tile for m rows of x: 16 accumulators at most.
+// Weight rows of a tile with M rows of x: at most 16 accumulators.
 template <int M>
 constexpr int weight_rows() {
   return M <= 4 ? 4 : M <= 8 ? 2 : 1;

@@ -1,9 +1,9 @@
 // The kernels, written over the sixteen-lane type F32x16 of the simd_*.h header that the including file chose.
 //
 // Dot products: lane l accumulates elements l, l + 16, l + 32, ... in order with fused multiply-add; a short tail is padded with
-// zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on K alone, so a row's result is the same
+// zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on K alone, so a row's result has the same
 // bits in any batch. Elementwise loops use plain operations without contraction (-ffp-contract=off), so that the compiler
-// may vectorise them and the remainder still rounds alike.
+// may vectorise them and the remainder is rounded the same way.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -64,7 +64,7 @@ inline void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_
     for (int j = 0; j < MR; ++j) xv[j] = load_f32(x + j * x_stride + p * 4);
     for (int i = 0; i < NR; ++i) {
       const char* wp = w + i * w_stride + p * kSize<W>;
-      // The first pass over a tile streams it from memory: fetch the tile after it meanwhile.
+      // The first pass reads the tile from memory, and prefetches the next tile meanwhile.
       if (first_pass) prefetch(wp + NR * w_stride);
       F32x16 wv = load<W>(wp);
       for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
@@ -114,7 +114,7 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64
     gemm_rows<W, 1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
 }
 
-// One register tile of weighted_sum(): NV times 16 columns of MJ sums.
+// One register tile of weighted_sum(): 16 NV columns of MJ sums.
 template <DType D, int NV, int MJ>
 inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
   F32x16 sum[MJ][NV];
@@ -186,7 +186,7 @@ void to_f32(const void* in, DType dtype, int64_t n, float* out) {
   }
 }
 
-// Branch-free form of f32_to_bf16 for finite values; NaN keeps a set mantissa bit.
+// f32_to_bf16() without branches. A NaN stays NaN: one bit of its mantissa is set.
 inline uint16_t bf16_bits(float f) {
   uint32_t u = std::bit_cast<uint32_t>(f);
   uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1)) >> 16;
@@ -219,7 +219,7 @@ void round_to(const float* in, int64_t n, DType dtype, float* out) {
   }
 }
 
-// The weight as float32, a block at a time, so that the loops below need not be repeated per dtype.
+// A weight is converted to float32 in blocks of this size, so that the loops below need not be repeated per dtype.
 constexpr int64_t kBlock = 256;
 
 void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out) {
@@ -246,7 +246,7 @@ void rmsnorm(const float* x, const void* weight, DType dtype, int64_t n, float e
   }
 }
 
-// The sum of (x - mean)^2, or with squared = false of x, in the lanes' order.
+// Sums (x - mean)^2, or x where squared is false, in the lanes' order.
 inline float sum_lanes(const float* x, int64_t n, float mean, bool squared) {
   const F32x16 shift = broadcast(mean);
   F32x16 sum = zero();
@@ -295,8 +295,8 @@ inline float exp_f32(float x) {
   return p * std::bit_cast<float>(uint32_t(int32_t(n) + 127) << 23);
 }
 
-// The exponentials apart from the quotients: together, a compiler divides every gate by 1 + e^88, where exp_f32 clamps, and
-// selects afterwards; those quotients are denormal, and cost more than all the rest.
+// The exponentials are computed in a loop of their own. In one loop with the quotients, a compiler divides every gate by 1 + e^88,
+// where exp_f32 clamps, and selects afterwards; those quotients are denormal, and cost more than the rest of the function.
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   for (int64_t b = 0; b < n; b += kLanes) {
     const int64_t count = n - b < kLanes ? n - b : kLanes;

@@ -1,5 +1,5 @@
-// Quantised products with the tile registers of AMX: rows of x on the left, in place, 64 columns of a panel on the right, so that
-// a row of a tile of results is a row of x and its columns are the rows of the weights.
+// Quantised products with the tile registers of AMX. Packed rows of x are the left operand, 64 columns of a panel the right one, so
+// that a row of the result tile is a row of x and its columns are the weight rows.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant_avx512_inl.h"
 #include "backend/cpu/kernels/tiles.h"
@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int64_t kTileRows = 16;
-constexpr int64_t kFewRows = 2;  // up to which vpdpbusd, with the same result, is faster than tiles
+constexpr int64_t kFewRows = 2;  // for at most this many rows vpdpbusd, with the same result, is faster than tiles
 
 // C += A * B, A signed and B unsigned.
 template <int C, int A, int B>
@@ -15,7 +15,8 @@ inline void multiply_add() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" LYNX_RT_SPACE ::"i"(C), "i"(A), "i"(B));
 }
 
-// Which tile holds what: results, both halves of a group of x, and of the weights. Even: 16 rows of x; odd: what is left of them.
+// Tiles: 0 and 1 hold results, 2 and 3 the first half of a group of x, 4 and 5 the second, 6 and 7 both halves of the weights. Below
+// 6, even tiles are for 16 rows of x and odd ones for the rest.
 constexpr int kDots = 0, kX = 2, kWeights = 6;
 
 void configure(int64_t rest) {
@@ -24,7 +25,7 @@ void configure(int64_t rest) {
   config.load();
 }
 
-// Rows of x against a group, whose weights are in their tiles. Tail: 0 for 16 rows, 1 for the rest.
+// Multiplies rows of x with a group whose weights are in their tiles. Tail: 0 for 16 rows, 1 for the rest.
 template <int Bits, int Tail>
 inline void rows_of_group(const char* w, QuantRows x, int64_t rows, int64_t g, QuantSums* acc) {
   alignas(64) int32_t dots[kTileRows][Quant::kPanel];

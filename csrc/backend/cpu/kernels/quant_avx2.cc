@@ -1,4 +1,4 @@
-// Quantised products with AVX2: bytes widen to 16 bits, vpmaddwd sums pairs of columns.
+// Quantised products with AVX2: bytes are widened to 16 bits, and vpmaddwd sums pairs of columns.
 #include <immintrin.h>
 
 #include "backend/cpu/kernels/kernels.h"
@@ -9,7 +9,7 @@ namespace {
 // sums[j][r] of one group for MR rows of x.
 template <int Bits, int MR>
 inline void dot_group(const uint8_t* w, QuantRows x, int64_t g, __m256i (&sums)[MR][2]) {
-  __m256i acc[MR][4];  // of 4 rows of the weights each, two sums per row
+  __m256i acc[MR][4];  // each for 4 weight rows, two sums per row
   for (int j = 0; j < MR; ++j)
     for (int i = 0; i < 4; ++i) acc[j][i] = _mm256_setzero_si256();
   const __m128i low = _mm_set1_epi8(15);

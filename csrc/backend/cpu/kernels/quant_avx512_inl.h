@@ -1,4 +1,4 @@
-// What the quantised products of AVX-512 VNNI and AMX share: float32 sums of 16 rows of the weights in one register.
+// The common part of the quantised products of AVX-512 VNNI and AMX: float32 sums of 16 weight rows in one register.
 #pragma once
 #include <immintrin.h>
 
@@ -8,7 +8,7 @@ namespace {
 
 using QuantSums = float[Quant::kPanel];
 
-// acc += (dots - zero * sum of q) * scales, for row j of x; `scales` are the weights'.
+// acc += (dots - zero * sum of q) * (scales * scale of row j of x); `scales` are the weights'.
 template <int Bits>
 inline void add_group(__m512i dots, const QuantRows& x, int64_t j, int64_t g, __m512 scales, float* acc) {
   const __m512i zero = _mm512_slli_epi32(_mm512_set1_epi32(x.sum(j, g)), Bits - 1);
@@ -26,7 +26,7 @@ inline void put_sums(const QuantSums* acc, int64_t m, int64_t rows, float* out, 
   }
 }
 
-// Calls group(panel's group, rows of x, g, sums) for every panel and group, all rows of x passing over a group before the next.
+// Calls group(panel's group, rows of x, g, sums) for every panel and group: a group is multiplied with all rows of x before the next.
 template <int Bits, class Group>
 inline void for_groups(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k,
                        float* out, int64_t out_stride, bool accumulate, Group group) {

@@ -1,5 +1,5 @@
-// Quantised products with vpdpbusd: a lane is a row of the weights, and takes four columns a step. A loaded line of weights
-// serves up to 16 rows of x, whose four columns are broadcast.
+// Quantised products with vpdpbusd: a lane is a weight row and takes four columns a step. A loaded line of weights serves up to 16
+// rows of x, whose four columns are broadcast.
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant_avx512_inl.h"
 
@@ -13,7 +13,7 @@ inline __m512i columns(QuantRows x, int64_t j, int64_t g, int64_t q) {
 
 template <int Bits, int MR>
 inline void rows_of_group(const char* w, QuantRows x, int64_t g, QuantSums* acc) {
-  // Sums that do not wait for each other: integers may be added in any order.
+  // Independent partial sums, so that no instruction waits for the one before: integers may be added in any order.
   constexpr int kChains = MR == 1 ? 4 : MR <= 4 ? 2 : 1;
   __m512i dots[MR][kChains];
   for (int j = 0; j < MR; ++j)

@@ -1,4 +1,4 @@
-// What the quantised products of all instruction sets share. quant.h says what is computed.
+// The common part of the quantised products of all instruction sets. quant.h defines the arithmetic.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -11,7 +11,7 @@ namespace {
 
 using lynx_rt::cpu::Quant;
 
-constexpr int64_t kMaxRows = 64;  // rows of x that pass over a panel together; their sums stay in the first-level cache
+constexpr int64_t kMaxRows = 64;  // rows of x that a panel is multiplied with at a time; their sums stay in the first-level cache
 // Bytes between the prefetch of a line of weights and its use.
 constexpr int64_t kAheadBytes = 4096;
 
@@ -22,7 +22,7 @@ constexpr int64_t kGroupLines = Quant::kGroup * Quant::kPanel * Bits / 8 / Quant
 template <int Bits>
 constexpr int64_t kGroupBytes = Quant::group_bytes(Bits);
 
-// The packed rows of x as a kernel sees them.
+// The packed rows of x, with access to their parts.
 struct QuantRows {
   const char* data;
   int64_t stride, groups;
@@ -35,13 +35,13 @@ struct QuantRows {
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties
 
-// The scale of n values, and its inverse: the largest becomes `most`, or -most; see quant.h for the sign, zeros and what is not
-// finite.
+// The scale of n values and its inverse, with which the largest becomes `most` or -most. quant.h defines the sign, and the treatment
+// of zeros and non-finite values.
 struct QuantScale {
   float scale, inverse;
 
   QuantScale(const float* v, int64_t n, float most, bool lowest_is_largest) {
-    uint32_t bits = 0;  // as bits, infinity and NaN are above every number
+    uint32_t bits = 0;  // largest absolute value as bits, in which infinity and NaN are above every number
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t b = std::bit_cast<uint32_t>(v[i]) & 0x7fffffffu;
       bits = b > bits ? b : bits;
@@ -58,7 +58,7 @@ struct QuantScale {
   int32_t steps(float v) const { return scale == scale ? int32_t((v * inverse + kRound) - kRound) : 0; }
 };
 
-// Columns [begin, begin + n) of m rows; plain operations, so that all instruction sets agree.
+// Packs columns [begin, begin + n) of m rows, in plain operations, so that all instruction sets agree.
 void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
   const int64_t groups = Quant::x_groups(x_stride);
   for (int64_t j = 0; j < m; ++j) {
@@ -84,7 +84,7 @@ void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void
   }
 }
 
-// values [16, Quant::kGroup] -> a group of a panel.
+// Makes a group of a panel from values [16, Quant::kGroup].
 template <int Bits>
 void quantize_group(const float* values, char* group) {
   for (int64_t r = 0; r < Quant::kPanel; ++r) {

@@ -41,7 +41,7 @@ inline F32x16 load_f16(const void* p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 
-// 4 -> 1 in the order (0 + 2) + (1 + 3).
+// Sums four lanes in the order (0 + 2) + (1 + 3).
 inline float fold4(__m128 v) {
   __m128 pairs = _mm_add_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps(pairs, pairs, 1)));

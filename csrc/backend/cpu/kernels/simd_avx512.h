@@ -23,7 +23,7 @@ inline F32x16 load_bf16(const void* p) {
 
 inline F32x16 load_f16(const void* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p))); }
 
-// 4 -> 1 in the order (0 + 2) + (1 + 3).
+// Sums four lanes in the order (0 + 2) + (1 + 3).
 inline float fold4(__m128 v) {
   __m128 pairs = _mm_add_ps(v, _mm_movehl_ps(v, v));
   return _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps(pairs, pairs, 1)));
@@ -34,7 +34,7 @@ inline float fold(F32x16 v) {
   return fold4(_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
-// out[j * out_stride + i] (+)= fold(acc[i][j]), the sixteen folds side by side.
+// out[j * out_stride + i] (+)= fold(acc[i][j]), all sixteen folds at once.
 inline void put_tile(const F32x16 (&acc)[4][4], float* out, int64_t out_stride, bool accumulate) {
   F32x16 rows[4];  // four lanes of acc[i][0], .., acc[i][3]
   for (int i = 0; i < 4; ++i) {

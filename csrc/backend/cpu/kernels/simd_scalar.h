@@ -1,4 +1,4 @@
-// Sixteen float lanes in the compiler's generic vectors: what kernels_inl.h is written in, for any CPU.
+// Sixteen float lanes in the compiler's generic vectors, for any CPU. kernels_inl.h is written over these types and functions.
 // Everything here has internal linkage: each kernel file is compiled with its own flags, and the linker must never
 // pick another file's copy.
 #pragma once

@@ -1,15 +1,15 @@
-// The tile registers of AMX as functions (Intel Architecture Instruction Set Extensions Reference, chapter 3). Assembly rather
-// than the intrinsics of gcc 12, which do not tell the compiler that a load, or ldtilecfg, reads memory.
+// The instructions of AMX's tile registers as functions (Intel Architecture Instruction Set Extensions Reference, chapter 3). They
+// are in assembly because the intrinsics of gcc 12 do not tell the compiler that a load, or ldtilecfg, reads memory.
 #pragma once
 #include <cstdint>
 
 namespace {
 
-// Follows every load and product. Where two hardware threads of a core use tiles at once, instructions on tiles that come densely
-// cost a third more than those with others between them; where one does, the tile unit is busy for longer than these take.
+// Eight nops that follow every load and product. Where two hardware threads of a core use tiles at once, tile instructions in close
+// succession cost a third more than those with others between them; where one thread does, the nops finish before the tile unit.
 #define LYNX_RT_SPACE "\n\t.rept 8\n\tnop\n\t.endr"
 
-// What ldtilecfg reads.
+// The operand of ldtilecfg.
 struct TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};

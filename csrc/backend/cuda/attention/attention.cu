@@ -1,24 +1,24 @@
 // Paged attention over a bfloat16 KV cache on tensor cores.
 //
 // Work split: a block of 4 warps per (tile, kv head, chunk of 16 query heads where the group is wider). The tile's up to 16 query
-// vectors are the 16 rows of every product. Keys go by splits of 256: warp w computes the scores of unit w (64 keys) and their
-// softmax numerators; then all warps multiply them with V, warp w for columns 16 w .. 16 w + 15 of every 64, unit by unit.
-// K and V pass through shared memory in slices of 256 keys x 64 columns (32 KB): the slices of K, then those of V, then the next
-// split's; two are under way or in use at any time. A warp loads the keys of its own unit, so slices of K need no block barrier.
-// Splits and units that no row of the tile sees (windows, chunks) are passed over; the others stay where they are.
+// vectors are the 16 rows of every product. Keys are processed in splits of 256: warp w computes the scores of unit w (64 keys) and
+// their softmax numerators; then all warps multiply the numerators with V, warp w for columns 16 w .. 16 w + 15 of every 64, unit by
+// unit. K and V pass through shared memory in slices of 256 keys x 64 columns (32 KB): the slices of K, then those of V, then the
+// next split's; two slices are being loaded or used at any time. A warp loads the keys of its own unit, so slices of K need no block
+// barrier. Splits and units that no row of the tile sees (windows, chunks) are skipped; this does not shift the others.
 //
-// Arithmetic, the same whatever the tile: a score is the float32 sum over D in steps of 16, times the scale; a unit's numerators
-// are exp(score - maximum of the unit) rounded to bf16, and its denominator the float32 sum of the rounded values, so that
-// the weights of a row sum to 1. merge() adds units in order to their split, and splits in order to the row, here or
-// in merge_kernel. What is empty for a row has denominator 0 and is skipped, so that it leaves all bits alone. A sink is added to
+// Arithmetic, which does not depend on the tile: a score is the float32 sum over D in steps of 16, times the scale. A unit's
+// numerators are exp(score - maximum of the unit) rounded to bf16, and its denominator is the float32 sum of the rounded values, so
+// that the weights of a row sum to 1. merge() adds units in order to their split, and splits in order to the row, here or in
+// merge_kernel. A unit or split in which a row has no key has denominator 0 and is skipped, so it changes no bit. A sink is added to
 // the row's denominator in the end.
 //
-// Memory traffic: K and V of the keys that a tile sees once per tile and chunk, 2 (D + Dv) bytes per key and kv head, from L2
-// after the first; where V is the first columns of K (MLA), the second pass over them as well. A split row moves 8 (Dv + 2) bytes
-// per query head and split through `partial`. Shared memory: 74 KB (D <= 64) to 84 KB (D = 256) and 94 KB (D = 576): two blocks
-// per SM on sm_90 and sm_100, and on sm_80 up to D = 256, one elsewhere. Limits: D and Dv even, D at most 576, Dv at most 512;
-// rows of the cache that are no multiple of 8 long take plain loads. V of a key that one row of a tile sees is multiplied by 0
-// for the rows that do not, so that a NaN or infinity there spoils them; V of other keys is not read.
+// Memory traffic: each tile and chunk reads K and V of the keys that it sees once, 2 (D + Dv) bytes per key and kv head; the reads
+// after the first are from L2, and so is the second pass over K where V is its first columns (MLA). A split row moves 8 (Dv + 2)
+// bytes per query head and split through `partial`. Shared memory: 74 KB (D <= 64) to 84 KB (D = 256) and 94 KB (D = 576): two
+// blocks per SM on sm_90 and sm_100, and on sm_80 up to D = 256, one elsewhere. Limits: D and Dv even, D at most 576, Dv at most
+// 512; cache rows whose length is no multiple of 8 take plain loads. V of a key that some row of a tile sees is multiplied by 0 for
+// the rows that do not see it, so a NaN or infinity in it spoils them; V of other keys is not read.
 #include <algorithm>
 #include <climits>
 #include <cmath>
@@ -36,7 +36,7 @@ namespace {
 
 // --- products
 
-// score[n] += q . k of the unit's keys 8 n .. 8 n + 7 over the columns of slice `slice`, which lies in `keys`.
+// score[n] += q . k of the unit's keys 8 n .. 8 n + 7 over the columns of slice `slice`, which is at `keys`.
 __device__ void multiply_keys(float (&score)[8][4], const unsigned char* keys, int slice, int d) {
   const Words4* queries = shared_array<Words4>(Layout::kQueries) + slice * kSteps * kWarpSize;
   const int row = lane_id() / 16 * 8 + lane_id() % 8, half = lane_id() / 8 % 2;
@@ -53,8 +53,8 @@ __device__ void multiply_keys(float (&score)[8][4], const unsigned char* keys, i
   }
 }
 
-// The softmax of one unit: numerators as A fragments, maximum and denominator of each query. Query lane / 4 + 8 h sees keys
-// first[h] .. last[h].
+// Stores the softmax of one unit: numerators as A fragments, and maximum and denominator of each query. Query lane / 4 + 8 h sees
+// keys first[h] .. last[h].
 __device__ void store_numerators(float (&score)[8][4], float scale, int unit_begin, const int (&first)[2], const int (&last)[2]) {
   float maximum[2] = {-INFINITY, -INFINITY}, denominator[2] = {0, 0};
   LYNX_UNROLL
@@ -71,7 +71,7 @@ __device__ void store_numerators(float (&score)[8][4], float scale, int unit_beg
     maximum[h] = fmaxf(maximum[h], shuffle_xor(kFullWarp, maximum[h], 1));
     maximum[h] = fmaxf(maximum[h], shuffle_xor(kFullWarp, maximum[h], 2));
   }
-  // Without a key: exp(-inf - 0) = 0. fmaxf() passes over NaN, which comes through here and in the denominator.
+  // A row without a key subtracts 0: exp(-inf - 0) = 0. fmaxf() ignores a NaN, but its numerator and the denominator become NaN.
   const float base[2] = {maximum[0] == -INFINITY ? 0 : maximum[0], maximum[1] == -INFINITY ? 0 : maximum[1]};
   uint32_t numerator[8][2];
   LYNX_UNROLL
@@ -117,7 +117,7 @@ __device__ void multiply_values(float (&sum)[2][4], const unsigned char* values,
 
 // --- results
 
-// Zeros behind the last head of a row of `rounded`; by the whole block.
+// Writes the zeros after the last head of a row of `rounded`. By the whole block.
 __device__ void pad_row(const AttentionParams& p, int64_t row) {
   for (int64_t c = p.columns + threadIdx.x; c < p.padded; c += blockDim.x) p.args.rounded[row * p.padded + c] = 0;
 }
@@ -127,12 +127,12 @@ __device__ void store_result(const AttentionParams& p, int64_t row, int64_t colu
   if (p.args.rounded) *reinterpret_cast<uint32_t*>(p.args.rounded + row * p.padded + column) = to_bf16x2(v.x, v.y);
 }
 
-// Row of `partial`: Dv sums, maximum, denominator.
+// Returns a row of `partial`: Dv sums, maximum, denominator.
 __device__ float* partial_row(const AttentionParams& p, int64_t partial, int head) {
   return p.args.partial + (partial * p.args.num_heads + head) * (p.v.columns + 2);
 }
 
-// What a row's sums are divided by.
+// Returns the divisor of a row's sums: the denominator, with the sink.
 __device__ float divisor(const PagedAttentionArgs& a, const Softmax& row, int head) {
   return a.sinks ? row.denominator + fast_exp(a.sinks[head] - row.maximum) : row.denominator;
 }
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   work.end = a.positions[work.tile.row + work.tile.rows - 1] + 1;
   work.first_split = is_split ? work.tile.split : work.begin / kSplitKeys;
   work.end_split = is_split ? work.tile.split + 1 : (work.end + kSplitKeys - 1) / kSplitKeys;
-  if (is_split && work.end_split * kSplitKeys <= work.begin) return;  // not seen; merge_kernel passes over it, too
+  if (is_split && work.end_split * kSplitKeys <= work.begin) return;  // no row sees the split; merge_kernel skips it, too
   work.kv_head = int(blockIdx.y) / p.chunks;
   work.first_head = work.kv_head * p.group + chunk * kTileQueries;
   work.width = p.group - chunk * kTileQueries < kTileQueries ? p.group - chunk * kTileQueries : kTileQueries;
@@ -171,7 +171,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   sync_block();  // queries
 
   Softmax row[2];
-  float result[kValueSlices][2][4] = {};  // of columns 64 s + 16 warp + 8 n .. + 7
+  float result[kValueSlices][2][4] = {};  // [s][n]: columns 64 s + 16 warp + 8 n .. + 7
   int stage = 0;
   for (int s = work.first_split; s < work.end_split; ++s) {
     const int split_begin = s * kSplitKeys, unit_begin = split_begin + warp_id() * kUnitKeys;
@@ -253,11 +253,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
     for (int i = 0; i < work.tile.rows; ++i) pad_row(p, work.tile.row + i);
 }
 
-// A block per (row, query head), a thread per pair of columns; rows without partials have been written already.
+// Merges the splits of each row. A block per (row, query head), a thread per pair of columns. attention_kernel has already written
+// the rows without partials.
 __global__ void __launch_bounds__(kMaxValueDim / 2) merge_kernel(const __grid_constant__ AttentionParams p) {
   grid_wait();
   grid_launch_dependents();
-  constexpr int kBatch = 16;  // splits whose loads are under way together
+  constexpr int kBatch = 16;  // splits that are loaded together
   const PagedAttentionArgs& a = p.args;
   const int t = int(blockIdx.x), head = int(blockIdx.y), d = p.v.columns, column = int(threadIdx.x) * 2;
   int begin = a.first_partial[t];
@@ -326,8 +327,8 @@ void attention(const PagedAttentionArgs& args, Stream stream) {
   p.padded = padded_columns(p.columns);
   decltype(&attention_kernel<1>) kernels[] = {attention_kernel<1>, attention_kernel<2>, attention_kernel<3>, attention_kernel<4>,
                                               attention_kernel<8>};
-  const int64_t value_slices = std::min<int64_t>(ceil_div(dv, kSliceColumns), 5);  // 5 and more: 8
-  // A row sees keys of at most so many splits, its last ones, whose tiles come first (AttentionPlan).
+  const int64_t value_slices = std::min<int64_t>(ceil_div(dv, kSliceColumns), 5);  // 5 and more take the kernel of 8
+  // With a window or chunk a row only sees keys of its last splits, whose tiles come first (AttentionPlan): others are not launched.
   int64_t tiles = args.num_tiles;
   for (const int span : {args.window, args.chunk})
     if (span > 0) tiles = std::min(tiles, args.num_rows * (ceil_div(span - 1, kSplitKeys) + 1));

@@ -1,4 +1,4 @@
-// What a block of attention.cu works on, how softmaxes merge, and how q, K and V come to shared memory.
+// The state of a block of attention.cu, the merging of softmaxes, and the loads of q, K and V into shared memory.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -9,13 +9,13 @@
 namespace lynx_rt::cuda::attention_tiles {
 
 inline constexpr int kWarps = 4, kThreads = kWarps * kWarpSize;
-inline constexpr int kUnits = kSplitKeys / kUnitKeys;      // of a split
-inline constexpr int kSliceColumns = 64, kRowBytes = 128;  // of a slice in shared memory
-inline constexpr int kSteps = kSliceColumns / 16;          // of a product over a slice's columns, and over a unit's keys
+inline constexpr int kUnits = kSplitKeys / kUnitKeys;      // units of a split
+inline constexpr int kSliceColumns = 64, kRowBytes = 128;  // columns, and bytes of a key's row, of a slice in shared memory
+inline constexpr int kSteps = kSliceColumns / 16;          // steps of a product over a slice's columns, and over a unit's keys
 inline constexpr int kSliceBytes = kSplitKeys * kRowBytes;
 static_assert(kUnits == kWarps && kUnitKeys == 16 * kSteps && kTileQueries == 16);
 
-// K or V: where it lies and what a product takes of it.
+// The address and the columns of K or V.
 struct Side {
   const uint16_t* data;
   int stride;       // elements of a token and kv head
@@ -51,29 +51,29 @@ __device__ T* shared_array(int offset) {
   return reinterpret_cast<T*>(dynamic_shared() + offset);
 }
 
-// What a block works on; the same in all threads.
+// The tile of a block, its query heads and its keys; the same in all threads.
 struct Work {
   AttentionTile tile;
   int num_queries;  // query vectors: rows * width
   int width;        // query heads
   int kv_head, first_head;
-  int begin, end;  // keys that its first row and its last row see, and all between
+  int begin, end;  // keys [begin, end): from the first one that its first row sees to the last one that its last row sees
   int first_split, end_split;
 };
 
-// The next slice to load: those of K of a split, those of V, those of the next split.
+// The next slice to load. A split's slices of K come first, then those of V, then those of the next split.
 struct NextSlice {
   int split, part = 0, stage = 0;
 };
 
-// The first key that the row at `position` sees.
+// Returns the first key that the row at `position` sees.
 __device__ inline int first_key(const PagedAttentionArgs& a, int position) {
   int first = a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
   if (a.chunk > 0 && position / a.chunk * a.chunk > first) first = position / a.chunk * a.chunk;
   return first;
 }
 
-// Whether some row of the tile sees some key of the unit.
+// Returns whether some row of the tile sees some key of the unit.
 __device__ inline bool is_seen(const Work& work, int unit_begin) {
   return unit_begin < work.end && unit_begin + kUnitKeys > work.begin;
 }
@@ -82,7 +82,7 @@ struct Softmax {
   float maximum = -INFINITY, denominator = 0;
 };
 
-// How merge() weighs the two sides; other < 0 = nothing is merged.
+// The factors of the two sides of merge(); other < 0 = nothing is merged.
 struct MergeWeights {
   float own, other;
 };
@@ -99,8 +99,8 @@ __device__ inline float merge(float into, float v, MergeWeights w) { return w.ot
 
 // --- loads
 
-// Where the keys of this warp's unit lie in the cache, in tokens of a kv head. Those behind the end are never used.
-// The barrier in front of start_slice() has ended the reads of the split before.
+// Finds where the keys of this warp's unit are in the cache, in rows of K or V. Entries after the last key are never used.
+// The barrier before start_slice() makes sure that no warp still reads the entries of the last split.
 __device__ inline void find_keys(const AttentionParams& p, const Work& work, int unit_begin) {
   const PagedAttentionArgs& a = p.args;
   const uint32_t page_size = uint32_t(a.cache.block_size);
@@ -114,8 +114,8 @@ __device__ inline void find_keys(const AttentionParams& p, const Work& work, int
   sync_warp();  // rows
 }
 
-// Starts loading the next slice: this warp's 64 keys, zeros for those that no row sees and behind the columns. 16-byte pieces of
-// a row are permuted by the key, so that eight rows of a matrix fragment lie in different banks.
+// Starts loading the next slice: this warp's 64 keys, with zeros for keys that no row sees and after the last column. The 16-byte
+// pieces of a row are permuted by the key, so that eight rows of a matrix fragment are in different banks.
 template <int kValueSlices>
 __device__ void start_slice(const AttentionParams& p, const Work& work, NextSlice& next) {
   const int unit_begin = (next.split * kUnits + warp_id()) * kUnitKeys;
@@ -126,7 +126,7 @@ __device__ void start_slice(const AttentionParams& p, const Work& work, NextSlic
     const int piece = lane_id() % 8, column = (is_k ? next.part : next.part - p.key_slices) * kSliceColumns + piece * 8;
     const int64_t* rows = shared_array<int64_t>(Layout::kKeyRows) + warp_id() * kUnitKeys;
     unsigned char* to = dynamic_shared() + next.stage * kSliceBytes + warp_id() * kUnitKeys * kRowBytes;
-    if (column < side.columns_end) {  // products end there
+    if (column < side.columns_end) {  // products read no further
       for (int i = lane_id() / 8; i < kUnitKeys; i += kWarpSize / 8) {
         const int key = unit_begin + i;
         const bool present = key >= work.begin && key < work.end && column < side.columns;
@@ -154,7 +154,7 @@ __device__ inline uint32_t query_pair(const AttentionParams& p, const Work& work
   return to_bf16x2(q[0], q[1]);
 }
 
-// q as A fragments, one per step of 16 columns.
+// Stores q in shared memory as A fragments, one per step of 16 columns.
 __device__ inline void load_queries(const AttentionParams& p, const Work& work) {
   Words4* fragments = shared_array<Words4>(Layout::kQueries);
   for (int i = int(threadIdx.x); i < p.key_slices * kSteps * kWarpSize; i += kThreads) {

@@ -1,13 +1,13 @@
-// q/k norm, rotary embedding and the KV write, of grouped-query and of multi-head latent attention; one launch, and one more
-// before it where the norm goes over all heads.
+// q/k norm, rotary embedding and the KV write, for grouped-query and for multi-head latent attention. One launch; one more before it
+// where the norm is over all heads.
 //
 // Work split: a warp per (row, head): A + 2 G heads, or A and one more that writes the latent. The squares of a head and of the
-// latent are summed as the CPU does it: 16 accumulators over elements l, l + 16, .., folded in halves (both halves of the warp
-// hold the same), so that norm and rotation before it have the CPU's bits. Norms after the rotation sum what the lanes hold,
-// those over all heads take a block per row; both orders depend on sizes alone. Memory traffic of qkv_post: 4 (A + 2 G) D bytes
-// read per row, 4 A D written back for q and 4 G D to the cache. Norm weights and the table's rows come from L2. The sum of
-// squares reads its head a second time, from L1. Limits: D even and at most 512; a bfloat16 cache. Memory latency: nothing is
-// reused but the 2 D bytes of cos and sin.
+// latent are summed in the CPU's order: 16 accumulators over elements l, l + 16, .., folded in halves (both halves of the warp
+// hold the same values), so that a norm before the rotation, and the rotation, have the CPU's bits. A norm after the rotation sums
+// each lane's values, then the lanes; one over all heads takes a block per row. Both orders depend on sizes alone.
+// Memory traffic of qkv_post: 4 (A + 2 G) D bytes read per row, 4 A D written back for q and 4 G D to the cache. Norm weights and the
+// table's rows come from L2. The sum of squares reads its head a second time, from L1. Bound: memory latency, as nothing is reused
+// but the 2 D bytes of cos and sin. Limits: D even and at most 512; a bfloat16 cache.
 #include <cmath>
 
 #include "backend/cuda/attention/attention.h"
@@ -20,14 +20,14 @@ namespace lynx_rt::cuda {
 namespace {
 
 constexpr int kWarps = 4;
-constexpr int kMaxPairs = kMaxValueDim / 2 / kWarpSize;  // pairs of columns per lane, at most
+constexpr int kMaxPairs = kMaxValueDim / 2 / kWarpSize;  // most pairs of columns per lane
 constexpr int kWidthThreads = 256;
 
 struct QkvPostParams {
   float* qkv;
   const float* q_norm;
   const float* k_norm;
-  const float* scales;  // [T, 2] 1 / rms of all of q and of k: kWidth
+  const float* scales;  // kWidth: [T, 2] 1 / rms of all of q and of k
   QkNorm norm;
   RopeTable rope;
   const int32_t* positions;
@@ -40,7 +40,7 @@ struct QkvPostParams {
   float eps, clip, temperature_floor, temperature_scale;
 };
 
-// 1 / sqrt(mean(x^2) + eps) in every lane.
+// Returns 1 / sqrt(mean(x^2) + eps), in every lane.
 __device__ float inverse_rms(const float* x, int d, float eps) {
   float sum = 0;
   for (int i = lane_id() % 16; i < d; i += 16) sum = fmaf(x[i], x[i], sum);
@@ -48,7 +48,7 @@ __device__ float inverse_rms(const float* x, int d, float eps) {
   return 1.0f / sqrtf(sum / float(d) + eps);
 }
 
-// The columns of pair i: those that are rotated together, then neighbours.
+// The columns of pair i. The first pairs are the columns that are rotated together, the others are neighbours.
 struct Pair {
   int low, high;
 };
@@ -60,7 +60,7 @@ __device__ Pair pair_at(const RopeTable& rope, int i) {
 
 __device__ float clipped(float v, float to) { return v > to ? to : v < -to ? -to : v; }  // lets NaN through
 
-// kPairs: the most pairs of columns that a lane has.
+// kPairs: most pairs of columns of a lane.
 template <int kPairs>
 __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __grid_constant__ QkvPostParams p) {
   grid_wait();
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
     if (unit || (norm && p.norm == QkNorm::kHeadAfterRope)) {
       float sum = 0;
       LYNX_UNROLL
-      for (int j = 0; j < kPairs; ++j) sum = fmaf(high[j], high[j], fmaf(low[j], low[j], sum));  // 0 behind the pairs
+      for (int j = 0; j < kPairs; ++j) sum = fmaf(high[j], high[j], fmaf(low[j], low[j], sum));  // 0 after the last pair
       for (int bit = 16; bit > 0; bit /= 2) sum += shuffle_xor(kFullWarp, sum, bit);
       const float after = 1.0f / sqrtf(sum / float(d) + p.eps);
       LYNX_UNROLL
@@ -139,7 +139,7 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
   }
 }
 
-// scales[t, 0 or 1] = 1 / sqrt(mean(x^2) + eps) over all heads of q or k; blocks (t, 0 or 1).
+// scales[t, 0] and [t, 1] = 1 / sqrt(mean(x^2) + eps) over all heads of q and of k. Blocks (t, 0) and (t, 1).
 __global__ void __launch_bounds__(kWidthThreads) width_kernel(const __grid_constant__ QkvPostParams p, float* scales) {
   grid_wait();
   grid_launch_dependents();

@@ -1,9 +1,9 @@
-// The second product of the experts: partial = hidden . down, by pair. The router weights and the sum over a row's pairs are left
-// to what reads the row next (rows/add_experts.cuh), which keeps their order fixed without atomics.
+// The second product of the experts: partial = hidden . down, by pair. The kernel that reads a row next applies the router weights and
+// sums over the row's pairs (rows/add_experts.cuh), which keeps the order fixed without atomics.
 //
-// Work split: packed_gemm.cuh. A job is a tile of places times 32 rows of H. CTAs of 4 warps: I is short, so that more warps
-// would spend their time on the sum across warps. The number of tiles is read on the device: the grid is sized without it. Memory
-// traffic: 2 I H bytes per active expert (while its places fill one group of tiles); hidden from L2; partial is written once.
+// Work split: packed_gemm.cuh. A job is a tile of places times 32 rows of H. CTAs have 4 warps: I is short, and more warps would
+// spend their time on the sum across warps. The number of tiles is only known on the device, so the grid does not depend on it.
+// Memory traffic: 2 I H bytes per active expert (while its places fill one group of tiles); hidden from L2; partial is written once.
 // Limits: packed_gemm.cuh.
 #include "backend/cuda/gemm/packed_gemm.cuh"
 
@@ -15,7 +15,7 @@ constexpr int kWarps = 4, kDepth = 2;
 
 struct DownParams {
   DownArgs args;
-  int num_tiles;  // without a list
+  int num_tiles;  // where there is no list of tiles
 };
 
 template <int kTokenBlocks>
@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
     down_kernel(const __grid_constant__ DownParams p) {
   using Gemm = DownGemm<kTokenBlocks>;
   const DownArgs& a = p.args;
-  grid_wait();  // hidden is there, and nobody reads partial any more
+  grid_wait();  // hidden is complete, and no earlier kernel still reads partial
   grid_launch_dependents();
   const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
   const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
   const auto start = [&](int job) {
     place = job_place(job, num_tiles, num_units);
     tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
-    const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // of 16 rows
+    const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // bytes of 16 rows
     const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::down);
     const unsigned char* rows = static_cast<const unsigned char*>(weights) + 2 * place.unit * bytes;
     // Where H has no second block, the first is loaded again and its sums are not stored.
@@ -76,7 +76,7 @@ template <int kTokenBlocks>
 void start(const DownArgs& args, int num_sms, Stream stream) {
   using Gemm = DownGemm<kTokenBlocks>;
   const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has at least one pair
   const unsigned blocks = persistent_blocks("down", args.pair_of_sorted ? most : args.num_rows, args.width, most,
                                             ceil_div(args.hidden_size, Gemm::kRows), num_sms, Gemm::kCtasPerSm);
   launch(down_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});

@@ -1,6 +1,6 @@
-// The two products of the experts over tiles of pairs, or of a dense MLP over all rows. Pairs ordered by expert are "places":
-// place r is pair pair_of_sorted[r] of DispatchPlan. Sums as in linear.h: the bits of a row do not depend on the other rows, nor on
-// where it stands in its tile.
+// The two products of the experts over tiles of pairs, or of a dense MLP over all rows. Positions in the order by expert are
+// "places": place r is pair pair_of_sorted[r] of DispatchPlan. Sums have the order of linear.h: the bits of a row depend neither on
+// the other rows nor on its position in its tile.
 #pragma once
 #include <cstdint>
 
@@ -16,20 +16,21 @@ struct Tile {
   int32_t expert, first, count;
 };
 
-// Rows of an expert's tile for a step of T rows: 8, 16, 32 or 64. The same function sizes route()'s list and picks the kernel.
+// Rows of an expert's tile in a step of T rows: 8, 16, 32 or 64. The size of route()'s list and the choice of the kernel use it.
 constexpr int tile_rows(int num_rows) { return num_rows <= 32 ? 8 : num_rows <= 128 ? 16 : num_rows <= 512 ? 32 : 64; }
-// Tiles of a product in which all rows meet the same weights hold up to 32 rows in one, so that weights pass through L2 once.
+// Rows of a tile of a dense product, in which all rows take the same weights: up to 32 rows fit in one tile, so
+// that weights are read from L2 once.
 constexpr int dense_tile_rows(int num_rows) { return num_rows <= 8 ? 8 : num_rows <= 16 ? 16 : num_rows <= 512 ? 32 : 64; }
-// Rows of a tile of gate_up() and down(): of experts where there is a list of tiles, else of a dense MLP.
+// Rows of a tile of gate_up() and down().
 constexpr int ffn_tile_rows(bool routed, int num_rows) { return routed ? tile_rows(num_rows) : dense_tile_rows(num_rows); }
-// The most tiles that num_pairs pairs over num_experts experts can need.
+// Returns the most tiles that num_pairs pairs over num_experts experts can need.
 constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_rows) {
-  const int64_t starts = num_experts < num_pairs ? num_experts : num_pairs;  // tiles that are not full
+  const int64_t starts = num_experts < num_pairs ? num_experts : num_pairs;  // most tiles that are not full
   return starts + num_pairs / tile_rows;
 }
 
-// Where an expert's weights are on the device: an entry of ExpertTable::entries(), or the one of a dense MLP. Kernels find experts
-// through their entries alone, so that an expert may lie anywhere.
+// The device addresses of an expert's weights: an entry of ExpertTable::entries(), or that of a dense MLP. Kernels find experts
+// through their entries alone, so an expert may be anywhere in memory.
 struct ExpertEntry {
   const void* gate_up = nullptr;     // packed [I, H], gate and up sharing an array
   const void* down = nullptr;        // packed [H, I]
@@ -51,8 +52,8 @@ struct GateUpArgs {
   const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
   const Tile* tiles;              // [*num_tiles] on the device
   const int32_t* num_tiles;       // [1] on the device
-  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros behind I
-  const float* pair_scale = nullptr;  // [T * k] of the input, applied to its products; null: 1, and always of a dense MLP
+  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros after I
+  const float* pair_scale = nullptr;  // [T * k] scale of a pair's input, applied to the products; null: 1, as for a dense MLP
   FfnRule ffn = {};                   // the activation
 };
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream);

@@ -1,9 +1,9 @@
 // The first product of the experts, with their activation: hidden = bf16(activation(x . gate, x . up)).
 //
-// Work split: packed_gemm.cuh. A job is a tile of places times 16 gate and the 16 up rows of the same numbers, so that the two
-// sums of an element meet in one thread. CTAs of 8 warps. The number of tiles is read on the device: the grid is sized without
-// it. The first CTA brings the table of experts to L2, for down() too. Memory traffic: 4 I H bytes per active expert (while its
-// places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
+// Work split: packed_gemm.cuh. A job is a tile of places times 16 gate rows and the 16 up rows of the same numbers, so that one
+// thread has both sums of an element. CTAs have 8 warps. The number of tiles is only known on the device, so the grid does not
+// depend on it. The first CTA prefetches the table of experts into L2, for down() too. Memory traffic: 4 I H bytes per active expert
+// (while its places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
 #include <cmath>
 
 #include "backend/cuda/gemm/packed_gemm.cuh"
@@ -16,15 +16,15 @@ constexpr int kWarps = 8, kDepth = 2;
 
 struct GateUpParams {
   GateUpArgs args;
-  int num_tiles;  // without a list
+  int num_tiles;  // where there is no list of tiles
 };
 
 template <int kTokenBlocks>
 using GateUpGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, true>;
 
 __device__ float activate(const FfnRule& ffn, float gate, float up) {
-  if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // exp overflows to infinity: -0
-  // Comparisons that let NaN through.
+  if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // where exp is infinite the result is -0
+  // A NaN passes these comparisons unchanged.
   const float g = gate > ffn.limit ? ffn.limit : gate, u = up > ffn.limit ? ffn.limit : up < -ffn.limit ? -ffn.limit : up;
   return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
 }
@@ -34,11 +34,11 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
     gate_up_kernel(const __grid_constant__ GateUpParams p) {
   using Gemm = GateUpGemm<kTokenBlocks>;
   const GateUpArgs& a = p.args;
-  // Between two steps the weights of all layers pass through the second-level cache, and nothing of this layer's table is left in it.
+  // The weights of all layers pass through the second-level cache between two steps, and evict this layer's table.
   if (a.experts && blockIdx.x == 0)
     for (int at = int(threadIdx.x) * 128; at < a.num_experts * int(sizeof(ExpertEntry)); at += Gemm::kThreads * 128)
       prefetch_line(reinterpret_cast<const char*>(a.experts) + at);
-  grid_wait();  // x and the lists are there, and nobody reads hidden any more
+  grid_wait();  // x and the lists are complete, and no earlier kernel still reads hidden
   grid_launch_dependents();
   const Tile* tiles = a.pair_of_sorted ? a.tiles : nullptr;
   const int num_tiles = tiles ? *a.num_tiles : p.num_tiles;
@@ -94,7 +94,7 @@ template <int kTokenBlocks>
 void start(const GateUpArgs& args, int num_sms, Stream stream) {
   using Gemm = GateUpGemm<kTokenBlocks>;
   const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has a pair at least
+  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has at least one pair
   const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
                                             num_sms, Gemm::kCtasPerSm);
   launch(gate_up_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});

@@ -1,8 +1,8 @@
-// The products of multi-head latent attention: a matrix of its own for each head.
+// The products of multi-head latent attention, in which each head has a matrix of its own.
 //
-// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one head. CTAs of 4 warps: K is short, so that
-// more warps would spend their time on the sum across warps. Memory traffic: all weights once per 16 tiles, 2 A N K bytes; x from
-// L2; out is written once. Limits: packed_gemm.cuh, with rows of x of all heads.
+// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one head. CTAs have 4 warps: K is short, and more
+// warps would spend their time on the sum across warps. Memory traffic: all weights once per 16 tiles, 2 A N K bytes; x from L2; out
+// is written once. Limits: packed_gemm.cuh, where a row of x is that of all heads.
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed_gemm.cuh"
 
@@ -30,14 +30,14 @@ __global__ void __launch_bounds__(32 * kWarps, HeadGemm<kTokenBlocks>::kCtasPerS
   Gemm gemm(a.num_columns);
   const auto prefetch = [&](int job) {
     const int unit = job_place(job, p.num_tiles, num_units).unit, first = unit % p.units_of_head * Gemm::kRows;
-    const int64_t block_bytes = int64_t(column_blocks(a.num_columns)) * (2 * kStepBytes);  // of 16 rows
+    const int64_t block_bytes = int64_t(column_blocks(a.num_columns)) * (2 * kStepBytes);  // bytes of 16 rows
     const unsigned char* rows =
         static_cast<const unsigned char*>(a.weights) + unit / p.units_of_head * p.head_bytes + first / kBlockRows * block_bytes;
     // Where the head has no second block, the first is loaded again and its sums are not stored.
     gemm.prefetch({rows, first + kBlockRows < a.weight_rows ? rows + block_bytes : rows});
   };
   prefetch(int(blockIdx.x));
-  grid_wait();  // x is there, and nobody reads out any more
+  grid_wait();  // x is complete, and no earlier kernel still reads out
   grid_launch_dependents();
 
   for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {

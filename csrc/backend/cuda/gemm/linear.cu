@@ -1,7 +1,7 @@
 // Matrix products of a step's rows: query/key/value, output projection, logits.
 //
-// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one part, or 16 with more depth where jobs of
-// 32 would not give every SM one. CTAs of 8 warps.
+// Work split: packed_gemm.cuh. A job is a tile of rows times 32 weight rows of one part, or 16 weight rows with more loads in flight
+// where there would be fewer jobs of 32 than SMs. CTAs have 8 warps.
 // Memory traffic: all weights once per 16 tiles, 2 N K bytes; x from L2; out is written once, and read once to accumulate.
 // Limits: packed_gemm.cuh.
 #include "backend/cuda/gemm/linear.h"
@@ -19,7 +19,7 @@ struct LinearParams {
   int num_tiles, num_units;
 };
 
-// Where a job's rows are.
+// The part and the first weight row of a job.
 struct PartRows {
   int part, row;
 };
@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(32 * kWarps, LinearGemm<kRowBlocks, kTokenBloc
   const int num_jobs = p.num_tiles * p.num_units;
   Gemm gemm(a.num_columns);
   prefetch<kRowBlocks>(p, int(blockIdx.x), gemm);
-  grid_wait();  // x is there, and nobody reads out any more
+  grid_wait();  // x is complete, and no earlier kernel still reads out
   grid_launch_dependents();
 
   for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {

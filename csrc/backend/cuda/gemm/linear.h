@@ -25,14 +25,14 @@ struct LinearArgs {
   int64_t out_stride;
   bool accumulate;
   float scale = 1;
-  const float* row_gate = nullptr;  // [T]: row t is scaled by sigmoid(row_gate[t]) as well; or null
+  const float* row_gate = nullptr;  // [T] or null: row t is also scaled by sigmoid(row_gate[t])
 };
 void linear(const LinearArgs& args, int num_sms, Stream stream);
 
-// A product of its own for each of A heads: out[t, a * out_head + n] = dot(x[t, a], weights of a[n]).
+// One product for each of A heads: out[t, a * out_head + n] = dot(x[t, a], row n of head a's matrix).
 struct HeadLinearArgs {
   const uint16_t* x;    // [T, A, padded_columns(K)] rounded activations, as round_heads() makes them
-  const void* weights;  // packed [N, K], one head's after the other's
+  const void* weights;  // packed [N, K] of each head, one after the other
   int num_rows;         // T
   int num_heads;        // A
   int weight_rows;      // N

@@ -1,8 +1,8 @@
-// Brings weights into the order in which packed_gemm.cuh reads them, once, at load time.
+// Packs weights in the order in which packed_gemm.cuh reads them, once, at load time.
 //
 // Work split: a warp makes one block of 16 rows x 32 columns: each lane reads 8 consecutive columns of two rows and writes one
-// word of 16 bytes per step. to_float32: a value per thread. Memory traffic: each value is read once (whole sectors, but value by
-// value, as rows are aligned to their element only) and written once. Limits: fewer than 2^34 blocks of 16 x 32.
+// word of 16 bytes per step. to_float32: a value per thread. Memory traffic: each value is read once (a load per value, because rows
+// are only aligned to their element, but whole sectors together) and written once. Limits: fewer than 2^34 blocks of 16 x 32.
 #include "backend/cuda/gemm/packed.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/ptx.cuh"
@@ -14,12 +14,12 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// Exact: every half-precision number is a float32 number.
+// The conversion is exact: every half-precision number is a float32 number.
 __device__ float half_to_float(uint16_t v) {
   const uint32_t sign = uint32_t(v & 0x8000) << 16, exponent = v & 0x7c00, rest = uint32_t(v & 0x7fff) << 13;
   if (exponent == 0x7c00) return bits_float(sign | 0x7f800000u | rest);  // infinity, NaN
   if (exponent == 0)
-    return bits_float(sign | float_bits(float(v & 0x3ff) * bits_float(0x33800000u)));  // * 2^-24: zero, subnormal
+    return bits_float(sign | float_bits(float(v & 0x3ff) * bits_float(0x33800000u)));  // zero, subnormal: * 2^-24
   return bits_float(sign | (rest + ((127u - 15u) << 23)));
 }
 
@@ -37,7 +37,7 @@ struct PackParams {
   int parts;
 };
 
-// Eight columns from `column` on of a row as four words of two, zeros outside of the matrix.
+// Loads eight columns of a row, from `column` on, as four words of two bf16; zeros outside of the matrix.
 template <DType kType>
 __device__ void load_columns(const PackParams& p, int64_t row, int64_t column, uint32_t (&out)[4]) {
   LYNX_UNROLL
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(32 * kWarps) pack_kernel(const __grid_constant
   const int64_t blocks_of_row = (p.num_columns + kBlockColumns - 1) / kBlockColumns;
   const int64_t row = block / blocks_of_row * kBlockRows + lane_id() / 4;
   const int64_t column = block % blocks_of_row * kBlockColumns + lane_id() % 4 * 8;
-  uint32_t upper[4], lower[4];  // of rows g and g + 8
+  uint32_t upper[4], lower[4];  // columns of rows g and g + 8
   load_columns<kType>(p, row, column, upper);
   load_columns<kType>(p, row + 8, column, lower);
   LYNX_UNROLL

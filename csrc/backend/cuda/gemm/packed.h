@@ -1,13 +1,13 @@
-// Weights as the tensor cores read them, and activations as they enter a product.
+// The layout of weights for the tensor cores, and of activations that enter a product.
 //
 // Packed weights. A matrix [N, K] becomes bf16 A fragments of mma.m16n8k16: rows in blocks of 16, columns in blocks of 32, both
 // padded with zeros. A block of 16 x 32 is two steps s of 16 columns; step s is 32 lanes x 16 bytes, so that a warp reads 512
-// contiguous bytes per step. Inside a block of 32 the columns are permuted: lane l, q = l % 4, has in step s the columns
+// contiguous bytes per step. Inside a block of 32 the columns are permuted: in step s lane l, with q = l % 4, has the columns
 // 8 q + 4 s + {0, 1} in registers 0 (row l / 4) and 1 (row l / 4 + 8), and 8 q + 4 s + {2, 3} in registers 2 and 3.
-// So the other operand of two steps, which is a token's values 8 q .. 8 q + 7, is one load of 16 bytes per lane.
+// So the other operand of two steps is a token's values 8 q .. 8 q + 7, one load of 16 bytes per lane.
 //   bytes of a matrix: padded_rows(N) * padded_columns(K) * 2
 //   gate and up of an expert share one array: in every step the gate's 512 bytes, then the up's.
-// Rounded activations: bf16 rows of padded_columns(K) values, those behind K zero.
+// Rounded activations: bf16 rows of padded_columns(K) values, with zeros after the first K.
 // Source of the fragment layout: PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
 #pragma once
 #include <cstdint>
@@ -26,16 +26,16 @@ constexpr int64_t packed_bytes(int64_t n, int64_t k) { return padded_rows(n) * p
 struct PackTarget {
   void* data = nullptr;  // start of the packed matrix, or of the shared array of gate and up; 16-byte aligned
   int parts = 1;         // 2: gate and up share the array
-  int part = 0;          // which of them this matrix is
+  int part = 0;          // 0: gate, or the only matrix; 1: up
 };
 
 // Packs rows [row_begin, row_begin + num_rows) of a matrix with num_columns columns. `rows` points to the first of them,
-// row-major, in device memory, aligned to its element. row_begin is a multiple of 16; the rows up to the next multiple of 16
-// behind the last one are written as zeros. Values that bf16 lacks are rounded to nearest even.
+// row-major, in device memory, aligned to its element. row_begin is a multiple of 16; after the last row, zeros are written up to the
+// next multiple of 16 rows. Values are rounded to the nearest bf16, ties to even.
 void pack(const void* rows, DType dtype, int64_t row_begin, int64_t num_rows, int64_t num_columns, const PackTarget& target,
           Stream stream);
 
-// out[i] = float32 of the i-th value: norm weights and biases.
+// Converts values (norm weights, biases) to float32.
 void to_float32(const void* values, DType dtype, int64_t count, float* out, Stream stream);
 
 }  // namespace lynx_rt::cuda

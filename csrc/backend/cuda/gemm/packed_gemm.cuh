@@ -1,12 +1,12 @@
 // The main loop of linear, gate_up and down: blocks of 16 packed weight rows (packed.h) times a tile of tokens, float32 sums.
 //
-// Work split. Weights are the M side of mma.m16n8k16 and tokens the N side, so that a tile of one token wastes multiplications
-// only, no memory traffic. A CTA computes one job (its blocks of rows, one tile) at a time. Each of its warps owns a contiguous
-// range of the blocks of 32 columns and sums it in order; the warps' sums meet in shared memory and are added in order of
-// warps. The ranges depend on K alone, so an element's bits do not depend on the tile, its size, or the place in it.
-// The grid is persistent: jobs are dealt out with a static stride, and a warp starts the weight loads of its next job before it
-// joins the sum of the current one.
-// Memory traffic of a job: each weight once, past the first-level cache; tile * K * 2 bytes of tokens, from L2. In flight per
+// Work split. Weights are the M side of mma.m16n8k16 and tokens the N side, so that a tile of one token wastes multiplications but
+// no memory traffic. A CTA computes one job (some blocks of weight rows, one tile) at a time. Each of its warps owns a contiguous
+// range of the blocks of 32 columns and sums it in order; the warps' sums are added in shared memory, in order of the warps. The
+// ranges depend on K alone, so an element's bits do not depend on the tile, its size, or the position in it.
+// The grid is persistent: a CTA takes jobs with a static stride, and a warp starts the weight loads of its next job before the sums
+// of the current one are added.
+// Memory traffic of a job: each weight once, bypassing the first-level cache; tile * K * 2 bytes of tokens, from L2. In flight per
 // warp: kDepth * kRowBlocks KB of weights.
 // Limits: x below 64 GiB; no more than 2^30 jobs.
 #pragma once
@@ -28,10 +28,10 @@ inline constexpr int kTokenBlock = 8;   // tokens of one mma
 // padded_columns() / kBlockColumns, which device code cannot call.
 __device__ inline int column_blocks(int num_columns) { return int((unsigned(num_columns) + kBlockColumns - 1) / kBlockColumns); }
 
-// Threads per SM that the registers of a tile of so many token blocks leave room for; the launch bounds follow from it.
+// Threads per SM for which there are enough registers with tiles of this many token blocks; launch bounds are computed from it.
 constexpr int threads_per_sm(int token_blocks) { return token_blocks == 1 ? 768 : token_blocks <= 4 ? 512 : 256; }
 
-// One job's product by the whole CTA. kInterleaved: the row blocks share an array, step by step, as gate and up do.
+// The product of one job, by the whole CTA. kInterleaved: the row blocks share an array, step by step, as gate and up do.
 template <int kRowBlocks, int kTokenBlocks, int kWarps, int kDepth, bool kInterleaved>
 class PackedGemm {
  public:
@@ -45,7 +45,7 @@ class PackedGemm {
     count_ = blocks_ * (warp_id() + 1) / kWarps - begin_;
   }
 
-  // Starts loading the first weights of a job; rows[i] is where its i-th block of rows begins, or the array that they share.
+  // Starts loading the first weights of a job; rows[i] points to its i-th block of rows, or to the array that the blocks share.
   // Weights are constants, so this may come before grid_wait().
   __device__ void prefetch(const unsigned char* const (&rows)[kArrays]) {
     LYNX_UNROLL
@@ -55,8 +55,8 @@ class PackedGemm {
       if (s < count_) load_weights(s, s);
   }
 
-  // The warp's part of the job of the last prefetch(). rows[j] is the row of x that is token lane / 4 of block j; all must exist,
-  // and what is no token of the tile is computed and ignored.
+  // Computes the warp's part of the job of the last prefetch(). rows[j] is the row of x for token lane / 4 of block j. All must exist:
+  // rows that are no token of the tile are computed, too, and ignored.
   __device__ void multiply(const uint16_t* x, const int (&rows)[kTokenBlocks]) {
     LYNX_UNROLL
     for (int i = 0; i < kRowBlocks; ++i) {
@@ -67,7 +67,7 @@ class PackedGemm {
       }
     }
     Words4 tokens[kDepth][kTokenBlocks];
-    uint32_t at[kTokenBlocks];  // in words of 16 bytes: half the registers of pointers
+    uint32_t at[kTokenBlocks];  // offsets in words of 16 bytes, which take half the registers of pointers
     LYNX_UNROLL
     for (int j = 0; j < kTokenBlocks; ++j) at[j] = (uint32_t(rows[j]) * blocks_ + begin_) * 4 + lane_id() % 4;
     LYNX_UNROLL
@@ -90,9 +90,9 @@ class PackedGemm {
     }
   }
 
-  // Gives the CTA's warps each other's sums.
+  // Stores the warp's sums in shared memory, for sum().
   __device__ void share() {
-    sync_block();  // all have read the sums of the job before
+    sync_block();  // all have read the sums of the last job
     float* mine = shared() + warp_id() * kWarpFloats + lane_id();
     LYNX_UNROLL
     for (int i = 0; i < kRowBlocks; ++i) {
@@ -105,7 +105,7 @@ class PackedGemm {
     sync_block();  // sums of all warps
   }
 
-  // Element (row, token) of row block i, after share().
+  // Returns element (row, token) of row block i, after share().
   __device__ static float sum(int i, int row, int token) {
     const int lane = row % 8 * 4 + token % 8 / 2, r = row / 8 * 2 + token % 2;
     const float* at = shared() + i * kBlockFloats + token / 8 * kTileFloats + r * kLaneFloats + lane;
@@ -117,8 +117,8 @@ class PackedGemm {
 
  private:
   static constexpr int kStride = kInterleaved ? kRowBlocks * kStepBytes : kStepBytes;  // from one step to the next
-  static constexpr int kBlockBytes = 2 * kStride;                                      // of 32 columns
-  // Strides of the sums in shared memory. The odd floats keep the 16 or 32 rows of a token in different banks.
+  static constexpr int kBlockBytes = 2 * kStride;                                      // bytes of 32 columns
+  // Strides of the sums in shared memory. The extra floats keep the 16 or 32 rows of a token in different banks.
   static constexpr int kLaneFloats = 33, kTileFloats = 4 * kLaneFloats, kBlockFloats = kTokenBlocks * kTileFloats + 1;
   static constexpr int kWarpFloats = kRowBlocks * kBlockFloats;
 
@@ -158,28 +158,28 @@ class PackedGemm {
     }
   }
 
-  int blocks_;                               // of 32 columns
+  int blocks_;                               // number of blocks of 32 columns
   int begin_, count_;                        // the warp's blocks of 32 columns
-  const unsigned char* weights_[kArrays];    // of the current block of columns
-  Words4 fragments_[kDepth][kRowBlocks][2];  // on their way, one kDepth-th per block of columns
+  const unsigned char* weights_[kArrays];    // weights of the current block of columns
+  Words4 fragments_[kDepth][kRowBlocks][2];  // weights being loaded: the next kDepth blocks of columns
   float sums_[kRowBlocks][kTokenBlocks][4];
 };
 
-// Tile `index` of a list; without a list, of the rows 0 .. num_rows - 1, `size` at a time.
+// Returns tile `index` of the list; without a list, `size` rows of 0 .. num_rows - 1.
 __device__ inline Tile tile_at(const Tile* tiles, int index, int size, int num_rows) {
   if (tiles) return tiles[index];
   const int first = index * size;
   return {0, first, num_rows - first < size ? num_rows - first : size};
 }
 
-// What the entry of an expert says; without a table, that of the dense MLP.
+// Returns a member of an expert's entry; without a table, of the dense MLP's.
 template <class T>
 __device__ inline T of_expert(const ExpertEntry* experts, const ExpertEntry& dense, int expert, T ExpertEntry::* member) {
   return experts ? experts[expert].*member : dense.*member;
 }
 
-// Order of the jobs: tiles in groups, inside a group all tiles of a unit (block of rows) one after the other. So CTAs that run at
-// the same time share both the weights of a unit and the rows of a group's tiles in L2.
+// The order of jobs: tiles are taken in groups, and in a group all tiles of a unit (block of weight rows) follow each other. So CTAs
+// that run at the same time share the weights of a unit and the rows of a group's tiles in L2.
 struct JobPlace {
   int tile, unit;
 };
@@ -202,7 +202,7 @@ void dispatch_tile_rows(int rows, Start start) {
   }
 }
 
-// CTAs of a persistent grid over rows of x. Throws where a job's number or an offset into x would not fit.
+// Returns the number of CTAs of a persistent grid. Throws where a job's number or an offset into x would not fit in its type.
 inline unsigned persistent_blocks(const char* what, int64_t x_rows, int64_t num_columns, int64_t tiles, int64_t units,
                                   int num_sms, int ctas_per_sm) {
   constexpr int64_t kMaxBytes = int64_t{1} << 36;  // 2^32 words of 16 bytes

@@ -1,5 +1,5 @@
-// Streams weights from host memory to a device: threads copy pieces into a ring of pinned buffers while earlier ones travel and
-// are packed. Host memory taken: the ring, whatever the size of the weights.
+// Streams weights from host memory to a device: threads copy pieces into a ring of pinned buffers while earlier pieces are transferred
+// and packed. Only the ring takes host memory, whatever the size of the weights.
 #pragma once
 #include <functional>
 #include <vector>
@@ -17,8 +17,8 @@ class WeightLoader {
 
   WeightLoader(Stream stream, int num_threads);
 
-  // Calls take(rows, row_begin, num_rows) for consecutive pieces of a matrix: `rows` on the device, valid for work that take()
-  // queues on the stream. Pieces begin at multiples of 16 rows. The weight may be freed when load() returns.
+  // Calls take(rows, row_begin, num_rows) for consecutive pieces of a matrix. `rows` is in device memory and valid for the work that
+  // take() queues on the stream. Pieces begin at multiples of 16 rows. The weight may be freed when load() returns.
   using Take = std::function<void(const void* rows, int64_t row_begin, int64_t num_rows)>;
   void load(const WeightView& weight, const Take& take);
 

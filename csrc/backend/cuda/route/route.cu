@@ -1,9 +1,9 @@
-// Selector and dispatch of up to 256 rows, one launch of one block; route.h says what comes out, routing/selector.h how the policies
-// are read, route_kernel.cuh how the work is split. Here: own routing, lynx and oea. route_gates.cu and route_rows.cu have the
-// other policies, route_large.cu has more rows.
+// Selector and dispatch of up to 256 rows, in one launch of one block. route.h has the contract, routing/selector.h the policies,
+// route_kernel.cuh the work split. This file has own routing, lynx and oea; route_gates.cu and route_rows.cu have the other policies,
+// route_large.cu has steps of more rows.
 //
-// Memory traffic: scores are read once, once more for the votes and once more for rows whose choice is not admitted: at most
-// 12 T E bytes, from L2 after the first; 16 T k bytes are written, and 12 per tile.
+// Memory traffic: scores are read once, once more for the votes, and once more for rows whose choice is not admitted: at most
+// 12 T E bytes, from L2 after the first read. 16 T k bytes are written, and 12 per tile.
 #include "backend/cuda/route/route.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ using namespace route_state;
 
 namespace {
 
-// lynx: sums the votes, admits by threshold and by confident rows, and fills up to k. By the whole block.
+// lynx: sums the votes, admits experts by the threshold and for confident rows, and fills up to k. By the whole block.
 __device__ void admit_lynx(const RouteParams& p, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
@@ -39,7 +39,7 @@ __device__ void admit_lynx(const RouteParams& p, int num_rows) {
   if (warp_id() != 0) return;
   for (int count = count_set(s.admitted); count < k; ++count) {
     uint64_t most = 0;
-    int expert = kMaxRouteExperts;  // none
+    int expert = kMaxRouteExperts;  // no expert
     for (int e = lane_id(); e < num_experts; e += 32)
       if (!has_bit(s.admitted, e) && (expert == kMaxRouteExperts || votes[e] > most)) most = votes[e], expert = e;
     largest_of_warp(most, expert);
@@ -49,7 +49,7 @@ __device__ void admit_lynx(const RouteParams& p, int num_rows) {
   }
 }
 
-// oea: the first k0 choices of all rows, and one more of each while these are fewer than k experts. By one warp.
+// oea: admits the first k0 choices of all rows, and one more of each row while these are fewer than k experts. By one warp.
 __device__ void admit_oea(const RouteParams& p) {
   Shared& s = shared_state();
   const int lane = lane_id(), k = p.args.rule.top_k;
@@ -115,7 +115,7 @@ void route(const RouteArgs& args, Stream stream) {
   params.skip_limit = -std::log(selection.ratio);
   params.refill_limit = -std::log(selection.refill);
   params.damp = has_refill(selection.policy) ? selection.damp : 0;
-  // 1e-5 covers the roundings of the float product; outside this range of alpha they are not bounded so, and nothing is skipped.
+  // 1e-5 covers the roundings of the float product. Outside this range of alpha it may not, and nothing is skipped.
   if (selection.alpha > 1e-30 && selection.alpha < 1e30) params.filter = float(selection.alpha * (1 - 1e-5));
   switch (selection.policy) {
     case Policy::kTopk:

@@ -1,9 +1,9 @@
 // Policies of route() that admit experts by sums of gates: xshare, des_vote, cover.
 //
-// A gate takes an exponential series in double precision, about 26 operations, once per score for the sum of its row and, in
-// xshare and cover, once more: 52 T E in all. At T = 16, E = 128 that is about 1 us where double precision runs at half speed and
-// 30 us where it runs at 1/64 (estimates). Keeping the first results would take 2 E / 32 registers. The cover is the work of one
-// warp: E / 32 (1 + T / 32) steps a round, a round per expert that it admits.
+// A gate takes an exponential series in double precision, about 26 operations: once per score for the sum of its row and, in
+// xshare and cover, once more, 52 T E in all. At T = 16, E = 128 that is about 1 us where double precision runs at half speed and
+// 30 us where it runs at 1/64 (estimates). Keeping the first results would take 2 E / 32 registers. The cover is computed by one
+// warp: E / 32 (1 + T / 32) steps a round, one round per expert that it admits.
 #include "backend/cuda/route/route_kernel.cuh"
 #include "routing/gate_mass.h"
 
@@ -11,11 +11,11 @@ namespace lynx_rt::cuda::route_state {
 
 namespace {
 
-// Sums of gates are up to 2^38 (256 rows of 2^30). Their halves are added apart: shared memory adds 32 bits in one instruction,
-// and 64 by trying.
+// Sums of gates are up to 2^38 (256 rows of 2^30). Their halves are added separately, because shared memory adds 32 bits in one
+// instruction, but 64 bits in a compare-and-swap loop.
 constexpr int kLowBits = 15;
 
-// Adds the gates of row t, all or those of its own choices. By one warp.
+// Adds the gates of row t, of all experts or of its own choices. By one warp.
 template <int kPerLane>
 __device__ void add_gates(const RouteParams& p, int t, bool own_only, uint32_t* low, uint32_t* high) {
   const RouteArgs& a = p.args;
@@ -26,7 +26,7 @@ __device__ void add_gates(const RouteParams& p, int t, bool own_only, uint32_t* 
   for (int i = 0; i < kPerLane; ++i)
     if (const int e = i * 32 + lane; e < num_experts) sum += exp_mass(best - keys[e]);
   for (int bit = 16; bit > 0; bit /= 2) sum += shuffle_xor(kFullWarp, sum, bit);
-  if (sum == 0) return;  // no score is finite
+  if (sum == 0) return;  // the row has no finite score
   const auto add = [&](int e) {
     const uint32_t gate = uint32_t(gate_mass(exp_mass(best - keys[e]), sum));
     if (gate == 0) return;
@@ -41,14 +41,14 @@ __device__ void add_gates(const RouteParams& p, int t, bool own_only, uint32_t* 
   }
 }
 
-// Halves of the sums: low[e], and high[e] = low[E + e].
+// Returns the halves of the sums: low[e], and high[e] = low[E + e].
 __device__ uint32_t* gate_sums(const RouteParams& p) { return shared_array<uint32_t>(p.layout.partial); }
 
 __device__ void clear(uint32_t* words, int count) {
   for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) words[i] = 0;
 }
 
-// The sum of the gates of expert e goes to votes[e]. By the whole block, with a barrier.
+// Writes the sum of the gates of expert e to votes[e]. By the whole block, with a barrier.
 __device__ void join_sums(const RouteParams& p) {
   const int num_experts = p.args.rule.num_experts, thread = int(threadIdx.x);
   const uint32_t *low = gate_sums(p), *high = low + num_experts;
@@ -57,12 +57,12 @@ __device__ void join_sums(const RouteParams& p) {
   sync_block();  // votes
 }
 
-// Admits the `room` best voted of s.open. By the whole block; what it admits is behind the next barrier.
+// Admits the `room` experts of s.open with the most votes. By the whole block; the caller's next barrier makes them visible.
 __device__ void admit_best(const RouteParams& p, int room) {
   Shared& s = shared_state();
   const int num_experts = p.args.rule.num_experts, thread = int(threadIdx.x);
   const uint64_t* votes = shared_array<uint64_t>(p.layout.votes);
-  // Thread e counts who goes before expert e.
+  // Thread e counts the experts that come before expert e.
   bool admit = thread < num_experts && has_bit(s.open, thread);
   if (admit) {
     int before = 0;
@@ -111,7 +111,7 @@ struct AdmitByGates {
   }
 };
 
-// Marks row t at the experts that serve it. By one warp.
+// Sets the bit of row t in `serves` of the experts that serve it. By one warp.
 template <int kPerLane>
 __device__ void mark_served(const RouteParams& p, int t, uint32_t* serves) {
   const int num_experts = p.args.rule.num_experts;
@@ -132,9 +132,11 @@ __device__ void admit_cover(const RouteParams& p, int num_rows) {
   const uint32_t* serves = shared_array<uint32_t>(p.layout.serves);
   const uint64_t* votes = shared_array<uint64_t>(p.layout.votes);
   const int first = lane * 32;
-  uint32_t left = first + 32 <= num_rows ? ~uint32_t{0} : first < num_rows ? (1u << (num_rows - first)) - 1 : 0;  // not served
+  uint32_t left = first + 32 <= num_rows ? ~uint32_t{0}
+                  : first < num_rows     ? (1u << (num_rows - first)) - 1
+                                         : 0;  // rows not served yet
   while (ballot(kFullWarp, left)) {
-    uint32_t rows[kPerLane] = {};  // that the expert would serve
+    uint32_t rows[kPerLane] = {};  // how many rows the expert would serve
     for (int w = 0; w < words; ++w) {
       const uint32_t of_word = shuffle(kFullWarp, left, w);
       LYNX_UNROLL
@@ -142,7 +144,7 @@ __device__ void admit_cover(const RouteParams& p, int num_rows) {
         if (const int e = i * 32 + lane; e < num_experts) rows[i] += uint32_t(count_bits(serves[w * num_experts + e] & of_word));
     }
     uint64_t most = 0;
-    int expert = kMaxRouteExperts;  // none
+    int expert = kMaxRouteExperts;  // no expert
     LYNX_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
       if (rows[i] == 0) continue;
@@ -150,7 +152,7 @@ __device__ void admit_cover(const RouteParams& p, int num_rows) {
       if (value > most) most = value, expert = i * 32 + lane;
     }
     largest_of_warp(most, expert);
-    if (expert == kMaxRouteExperts) break;  // scores that are not finite
+    if (expert == kMaxRouteExperts) break;  // no expert serves the rows that are left: their scores are not finite
     if (lane < words) left &= ~serves[lane * num_experts + expert];
     if (lane == 0) set_bit(s.admitted, expert);
   }

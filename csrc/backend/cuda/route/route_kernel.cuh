@@ -1,18 +1,18 @@
-// The one-block kernel of route(), which all policies share: own routing -> what a policy does -> guard, weights -> lists and
-// counters. A policy's part is a Rule, a class of two device functions:
+// The one-block kernel of route(), which all policies share: own routing, then the policy, then guard and weights, then lists and
+// counters. The policy's part is a Rule, a class of two device functions:
 //   template <int kPerLane> static void prepare(const RouteParams& p, int num_rows);
-//       By the whole block, before any row: own choices are in `chosen` and, by rank, in s.wanted. Policies that admit experts
-//       fill s.admitted. What choose() reads must be behind a barrier when it returns.
+//       Called by the whole block, before choose(): own choices are in `chosen` and, by rank, in s.wanted. Policies that admit
+//       experts fill s.admitted. It must end with a barrier if it writes anything that choose() reads.
 //   template <int kPerLane> static int choose(const RouteParams& p, int t, int own);
-//       By a warp, for a real row: lane j < k gives its own choice and gets what slot j ends with, -1 for no expert. Adds the own
-//       choices that the row lost to s.remapped.
+//       Called by a warp, for a real row: lane j < k passes its own choice and gets the final expert of choice j, -1 for none. Adds
+//       the number of own choices that the row lost to s.remapped.
 //   static constexpr bool kVotes, kMovesWeights: has policies that count votes; has policies whose weights move with the choices.
 //   static constexpr int kMaxThreads: 1024, or 512 where a thread needs more than 64 registers.
 //
-// Work split. A row belongs to one warp, in which lane l holds experts l, l + 32, ..; pairs of a row belong to lanes 0..k-1.
-// Sets of experts are E / 32 words of bits. Lists: a warp owns a range of pairs; a histogram per warp keeps their order.
-// Limits: T <= 256, E <= 512, k <= 16. A block has a warp per row, up to kMaxThreads, and a thread per expert. One block: at T =
-// 256 a cluster or a second launch may be faster (TODO measure on a GPU).
+// Work split. A warp has a row; its lane l has experts l, l + 32, .., and lanes 0..k-1 have the row's pairs. Sets of experts are
+// E / 32 words of bits. For the lists a warp has a range of pairs, and a histogram per warp keeps their order.
+// Limits: T <= 256, E <= 512, k <= 16. The block has a warp per row, up to kMaxThreads, and a thread per expert. At T = 256 a cluster
+// or a second launch may be faster than one block (TODO measure on a GPU).
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -27,7 +27,8 @@ namespace lynx_rt::cuda::route_state {
 
 // --- for rules
 
-// Admits all choices of exact rows: after the filling, so that they only ever add. By the whole block, with a barrier.
+// Admits all choices of exact rows. It comes after the filling, so that they take no other expert's place. By the whole block, with a
+// barrier.
 __device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
   const RouteArgs& a = p.args;
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
@@ -36,8 +37,8 @@ __device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
   sync_block();  // admitted
 }
 
-// choose() of policies that admit experts: the best admitted of row t, without those that are not worth running. Exact rows need
-// no case of their own: all they want is admitted.
+// choose() of policies that admit experts: takes the best admitted experts of row t, without those that are not worth running. Exact
+// rows are no special case, because all their choices are admitted.
 template <int kPerLane>
 __device__ int choose_admitted(const RouteParams& p, int t, int own) {
   Shared& s = shared_state();
@@ -52,11 +53,11 @@ __device__ int choose_admitted(const RouteParams& p, int t, int own) {
       key[i] = e < num_experts && has_bit(s.admitted, e) ? open_key(p.args.keys[t * num_experts + e]) : 0;
     }
     pick_best(key, k, expert, expert_key);
-    const bool none = shuffle(kFullWarp, expert_key, 0) == 0;  // in its groups: the row keeps its first choice
+    const bool none = shuffle(kFullWarp, expert_key, 0) == 0;  // none is admitted in the row's groups: it keeps its first choice
     if (expert_key == 0) expert = lane == 0 ? own : -1;
     if (p.refill_limit < INFINITY) {
       const double gap = double(from_key(shuffle(kFullWarp, expert_key, 0))) - from_key(expert_key);
-      const int kept = k - count_bits(lost);  // own choices, which are first: they are better than others
+      const int kept = k - count_bits(lost);  // own choices come first, because they are better than others
       if (lane >= kept && gap > p.refill_limit) expert = -1;
     }
     if (lane == 0) atomic_add(&s.remapped, uint32_t(count_bits(lost) - none));
@@ -79,7 +80,7 @@ __device__ inline void initialise(const RouteParams& p) {
   }
 }
 
-// The own choice of row t, by one warp; a row that only pads gets none.
+// Computes the own choices of row t; a padding row has none. By one warp.
 template <int kPerLane>
 __device__ void route_own(const RouteParams& p, int t, int num_rows) {
   Shared& s = shared_state();
@@ -104,15 +105,15 @@ __device__ void route_own(const RouteParams& p, int t, int num_rows) {
   }
 }
 
-// sere, alias: what a choice of row t becomes. sere leaves it alone rather than leave the row's groups.
+// sere, alias: returns what a choice of row t becomes. sere keeps the choice if the target is outside the row's groups.
 __device__ inline int target_of(const RouteParams& p, int t, int own) {
   const int target = shared_array<int16_t>(p.layout.target)[own];
   const bool outside = p.args.keys[t * p.args.rule.num_experts + target] == -INFINITY;
   return outside && p.args.selection.policy == Policy::kSere ? own : target;
 }
 
-// sere, alias: the weight of slot `lane` after each own weight went to the slot of what its choice became; added in the order of
-// the slots. By one warp.
+// sere, alias: returns the weight of choice `lane` after each own weight has been added to the choice that its own became, in the
+// order of the choices. By one warp.
 __device__ inline float moved_weight(const RouteParams& p, int t, int own, int expert, float weight) {
   const int target = own >= 0 ? target_of(p, t, own) : -1;
   float sum = 0;
@@ -124,7 +125,7 @@ __device__ inline float moved_weight(const RouteParams& p, int t, int own, int e
   return sum;
 }
 
-// Makes the assignment of row t its choice: the row's own mass, shared as the softmax of the gates. By one warp.
+// Makes the assigned experts of row t its choice. Weights are the row's own mass, shared as the softmax of the gates. By one warp.
 template <class Rule>
 __device__ void weigh(const RouteParams& p, int t) {
   const RouteArgs& a = p.args;
@@ -137,7 +138,7 @@ __device__ void weigh(const RouteParams& p, int t) {
     const float* gates = a.gates + t * a.rule.num_experts;
     const float own_score = lane < k ? gates[own] : 0, score = expert >= 0 ? gates[expert] : 0;
     const float own_best = from_key(reduce_max(kFullWarp, lane < k ? to_key(own_score) : 0));
-    const uint32_t best_key = reduce_max(kFullWarp, expert >= 0 ? to_key(score) : 0);  // 0: replay, a row of no experts
+    const uint32_t best_key = reduce_max(kFullWarp, expert >= 0 ? to_key(score) : 0);  // 0: replay left the row without experts
     const float best = best_key ? from_key(best_key) : 0;
     const float gate = expert >= 0 ? accurate_exp(score - best) : 0;
     const double mass = warp_sum(gate, k);
@@ -149,7 +150,7 @@ __device__ void weigh(const RouteParams& p, int t) {
       weight = moved_weight(p, t, own, expert, own_weight);
     } else {
       double row_weight = is_normalised(a.rule) ? double(a.rule.scale) : warp_sum(own_weight, k);
-      if (p.damp > 0) row_weight *= exp(p.damp * log(retained));  // pow() would not be inlined
+      if (p.damp > 0) row_weight *= exp(p.damp * log(retained));  // not pow(), which would not be inlined
       if (expert >= 0) weight = float(row_weight * gate / mass);
     }
     if (lane < k) {
@@ -161,7 +162,7 @@ __device__ void weigh(const RouteParams& p, int t) {
   if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
 }
 
-// Pairs ordered by expert, active experts, tiles. By the whole block.
+// Writes the pairs ordered by expert, the active experts and the tiles. By the whole block.
 template <int kPerLane>
 __device__ void list_pairs(const RouteParams& p) {
   const RouteArgs& a = p.args;
@@ -190,7 +191,7 @@ __device__ void list_pairs(const RouteParams& p) {
 // kPerLane: experts per lane, a power of two >= E / 32.
 template <int kPerLane, class Rule>
 __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __grid_constant__ RouteParams p) {
-  grid_wait();  // scores are there, and no earlier kernel reads the outputs any more
+  grid_wait();  // scores are complete, and no earlier kernel still reads the outputs
   grid_launch_dependents();
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
   sync_block();  // Shared, histogram
   for (int t = warp_id(); t < a.max_rows; t += warps) route_own<kPerLane>(p, t, num_rows);
   if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32)
-    set_vote_values(p, num_rows);  // a warp with the fewest rows
+    set_vote_values(p, num_rows);  // by the warp with the fewest rows
   sync_block();                    // chosen, best, wanted, values of votes
 
   const bool acted = num_rows >= p.least_rows && (!a.exact || int(s.num_exact) < num_rows);
@@ -261,8 +262,8 @@ void launch_route(RouteParams& params, Stream stream) {
   launch(kernel, 1, threads, size_t(params.layout.bytes), stream, params);
 }
 
-// The rules that are not route.cu's own: route_gates.cu, route_rows.cu.
-void launch_gates(RouteParams& params, Stream stream);  // xshare, des_vote, cover
-void launch_rows(RouteParams& params, Stream stream);   // what admits no experts
+// Launches of the policies that are not in route.cu.
+void launch_gates(RouteParams& params, Stream stream);  // route_gates.cu: xshare, des_vote, cover
+void launch_rows(RouteParams& params, Stream stream);   // route_rows.cu: policies that admit no experts
 
 }  // namespace lynx_rt::cuda::route_state

@@ -1,10 +1,12 @@
-// Keys and gates of rules whose keys are not the logits; router_keys.h says what they are, routing/selector_keys.cc has the same bits.
+// Keys and gates of rules whose keys are not the logits. routing/router_keys.h defines them; routing/selector_keys.cc computes the
+// same bits on the CPU.
 //
 // Work split. A warp has a row: lane l has experts l, l + 32, .. and, after them, groups l, l + 32, ..; sums over lanes are a
 // butterfly. Some 60 operations in double precision per expert: at T = 16, E = 256 about 1 us where double precision runs at half
 // speed and 30 us where it runs at 1/64 (estimates).
-// Memory traffic: 4 T E bytes read, 4 T E written; of sigmoids with bias or groups 8 T E.
-// A score that is not finite leaves its row as it is, for the kernels after this one to report: as NaN, for -inf is a key.
+// Memory traffic: 4 T E bytes read, 4 T E written; 8 T E written for sigmoids with bias or groups.
+// A row with a non-finite score is left to the kernels after this one, which report it: the score is passed on as NaN, because -inf
+// is a valid key.
 #include "backend/cuda/route/route_keys.h"
 
 #include "backend/cuda/route/route_own.cuh"
@@ -25,12 +27,12 @@ struct KeysParams {
   const float* scores;
   const int32_t* num_rows;
   float* keys;
-  float* gates;  // null: they are the scores, or the keys
+  float* gates;  // null where gates are the scores or the keys
   int max_rows;
   RouterRule rule;
 };
 
-// Marks the best groups of a row in open[group]. By one warp, whose c[E] is behind a barrier.
+// Marks the best groups of a row in open[group]. By one warp, after a barrier that makes c[E] visible.
 __device__ void open_groups(const RouterRule& rule, const double* c, double* group_score, uint8_t* open) {
   const int group_size = rule.num_experts / rule.num_groups;
   for (int g = lane_id(); g < rule.num_groups; g += 32) {
@@ -48,7 +50,7 @@ __device__ void open_groups(const RouterRule& rule, const double* c, double* gro
   sync_warp();  // open
 }
 
-// The largest of the lanes' values and the lowest expert that has it, for all lanes. A lane without one has an expert above all.
+// Gives all lanes the largest of their values and the lowest expert that has it. A lane without an expert passes one above all others.
 __device__ void largest_of_warp(double& value, int& expert) {
   for (int bit = 16; bit > 0; bit /= 2) {
     const double other_value = shuffle_xor(kFullWarp, value, bit);
@@ -58,7 +60,7 @@ __device__ void largest_of_warp(double& value, int& expert) {
 }
 
 __global__ void __launch_bounds__(kWarps * 32) keys_kernel(const __grid_constant__ KeysParams p) {
-  grid_wait();  // scores are there, and no earlier kernel reads the keys any more
+  grid_wait();  // scores are complete, and no earlier kernel still reads the keys
   grid_launch_dependents();
   const RouterRule& rule = p.rule;
   const int num_experts = rule.num_experts, lane = lane_id(), t = int(blockIdx.x) * kWarps + warp_id();
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kWarps * 32) keys_kernel(const __grid_constant
     return;
   }
 
-  // Of the warp: the ungated weights, those with the bias, the scores of the groups, which of these are open.
+  // The warp's arrays: weights without and with the bias, scores of the groups, which groups are open.
   double* a = shared_array<double>(0) + warp_id() * 3 * num_experts;
   double *c = a + num_experts, *group_score = c + num_experts;
   uint8_t* open = shared_array<uint8_t>(kWarps * 3 * num_experts * int(sizeof(double))) + warp_id() * num_experts;
@@ -123,7 +125,7 @@ RouteArgs make_keys(const RouteArgs& given, Stream stream) {
   args.keys = args.gates = args.scores;
   if (!has_keys(rule) || args.max_rows == 0) return args;
   if (!args.scratch) fail(ErrorCode::kInternal, "route", "route: keys need scratch memory");
-  const bool ranked = rule.bias || rule.num_groups > 1;  // by something else than the gates
+  const bool ranked = rule.bias || rule.num_groups > 1;  // keys differ from gates
   float* gates = nullptr;
   if (rule.kind == RouterKind::kSigmoid && ranked) gates = args.scratch + int64_t(args.max_rows) * rule.num_experts;
   const KeysParams params{args.scores, args.num_rows, args.scratch, gates, args.max_rows, rule};

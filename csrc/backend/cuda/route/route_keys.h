@@ -4,7 +4,7 @@
 
 namespace lynx_rt::cuda {
 
-// `args` with keys and gates, which a launch of its own computes where has_keys(args.rule).
+// Returns `args` with keys and gates. Where has_keys(args.rule), it queues the kernel that computes them.
 RouteArgs make_keys(const RouteArgs& args, Stream stream);
 
 }  // namespace lynx_rt::cuda

@@ -1,13 +1,13 @@
 // Selector and dispatch of more than 256 rows: prefill and mixed steps, in which every row keeps its own routing.
 //
-// Work split, three launches. rows: a block takes neighbouring rows, a warp per row, and counts the block's pairs of each expert.
-// lists: one block turns the counts into the pairs of an expert in the blocks before, and writes offsets, active experts, tiles
-// and counters. places: the blocks of the first launch again, which order their pairs.
-// Between the launches block b keeps its counts, 16 bits each, where sorted_of_pair has its own pairs, and the first score that is
-// not finite in pair_of_sorted[b]: both arrays get their values in the last launch. A row names an expert once, so that what stands
-// in front of a block is less than 65536; the sum over all blocks may be more.
+// Work split, three launches. rows: a block takes neighbouring rows, a warp per row, and counts its pairs of each expert. lists: one
+// block sums, for each block and expert, the pairs in the blocks before, and writes offsets, active experts, tiles and counters.
+// places: the same blocks as in the first launch put their pairs in order.
+// Between the launches block b keeps its counts, 16 bits each, in its own pairs' part of sorted_of_pair, and the index of the first
+// non-finite score in pair_of_sorted[b]; the last launch overwrites both arrays with their values. A row has an expert at most once,
+// so the count before a block is less than 65536; the sum over all blocks may be more.
 // Memory traffic: 4 T E bytes of scores, 8 T k written by the first launch, 4 T k read twice and 8 T k written by the last;
-// counts: 8 E bytes per block, of at least 64 rows.
+// counts: 8 E bytes per block of at least 64 rows.
 // Limits: T <= 65536, E <= 512, k <= 16.
 #include "backend/cuda/route/route_large.h"
 
@@ -25,8 +25,8 @@ using namespace route_state;
 namespace {
 
 constexpr int kBlockThreads = 256, kListThreads = 1024;
-constexpr int kMaxGroups = 32;  // of blocks, whose counts a thread adds up
-constexpr int kRowBlocks = 3;   // on a multiprocessor, at least; without a number the compiler saves registers until it spills
+constexpr int kMaxGroups = 32;  // most groups of blocks; a thread adds up the counts of a group
+constexpr int kRowBlocks = 3;   // least blocks per SM; without this bound the compiler saves registers until it spills
 
 struct ManyParams {
   RouteArgs args;
@@ -39,14 +39,14 @@ __device__ int real_rows(const RouteArgs& a) {
   return n < 0 ? 0 : n < a.max_rows ? n : a.max_rows;
 }
 __device__ int first_row(const ManyParams& p, int block) { return int(int64_t(p.args.max_rows) * block / p.num_blocks); }
-// The counts of a block, those of experts 2 w and 2 w + 1 in word w.
+// Returns the counts of a block; word w has those of experts 2 w and 2 w + 1.
 __device__ uint32_t* counts_of(const ManyParams& p, int block) {
   return reinterpret_cast<uint32_t*>(p.args.sorted_of_pair + first_row(p, block) * p.args.rule.top_k);
 }
 
 template <int kPerLane>
 __global__ void __launch_bounds__(kBlockThreads, kRowBlocks) rows_kernel(const __grid_constant__ ManyParams p) {
-  grid_wait();  // scores are there, and no earlier kernel reads the outputs any more
+  grid_wait();  // scores are complete, and no earlier kernel still reads the outputs
   grid_launch_dependents();
   const RouteArgs& a = p.args;
   const int block = int(blockIdx.x), thread = int(threadIdx.x), lane = lane_id(), k = a.rule.top_k;
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kBlockThreads) places_kernel(const __grid_cons
   grid_launch_dependents();
   const RouteArgs& a = p.args;
   const int block = int(blockIdx.x), num_experts = a.rule.num_experts, thread = int(threadIdx.x);
-  uint32_t* first_place = shared_array<uint32_t>(0);  // [E] of the block's pairs
+  uint32_t* first_place = shared_array<uint32_t>(0);  // [E] first place of the block's pairs of an expert
   uint16_t* histogram = shared_array<uint16_t>(num_experts * 4);
   for (int i = thread; i < kBlockThreads / 32 * num_experts; i += kBlockThreads) histogram[i] = 0;
   const uint32_t* before = counts_of(p, block);
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kBlockThreads) places_kernel(const __grid_cons
 
 void route_large(const RouteArgs& args, Stream stream) {
   const int num_experts = args.rule.num_experts, words = (num_experts + 1) / 2;
-  // So many rows that their pairs have room for the counts; T > 256 is always enough for one block.
+  // A block has so many rows that its pairs' part of sorted_of_pair holds the counts; T > 256 is always enough for one block.
   const int rows = std::max(64, int(ceil_div(words, args.rule.top_k)));
   const ManyParams params{args, args.max_rows / rows, tile_rows(args.max_rows)};
   const int groups = std::min(kListThreads / words, kMaxGroups);

@@ -1,12 +1,12 @@
-// Pairs ordered by expert: what the one block of route.cu and the many of route_large.cu share. An expert's places come after
-// those of lower experts, and its pairs stand there in their own order.
+// Orders pairs by expert; shared by the one block of route_kernel.cuh and the blocks of route_large.cu. An expert's places come after
+// those of lower experts, and its pairs are in ascending order.
 #pragma once
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/runtime/ptx.cuh"
 
 namespace lynx_rt::cuda::route_state {
 
-// The warp's part of `count` things in steps of 32, in the order of the warps.
+// The warp's range of `count` items: multiples of 32 items, in the order of the warps.
 struct Range {
   int begin, end;
 };
@@ -16,7 +16,8 @@ __device__ inline Range range_of_warp(int count) {
   return {begin, begin + size < count ? begin + size : count};
 }
 
-// Visits pairs in order, by one warp: visit(pair, expert or -1, how often `seen`, which it counts up, had the expert before).
+// Calls visit(pair, expert or -1, n) for pairs in order, where n is the expert's count in `seen` before this pair is counted. By one
+// warp.
 template <class ExpertOf, class Visit>
 __device__ void visit_pairs(Range range, uint16_t* seen, ExpertOf expert_of, Visit visit) {
   for (int i = range.begin; i < range.end; i += 32) {
@@ -32,7 +33,7 @@ __device__ void visit_pairs(Range range, uint16_t* seen, ExpertOf expert_of, Vis
   }
 }
 
-// histogram [warps, E] becomes, per expert, the sum of the warps before; total(e, sum of all). By the whole block.
+// Replaces histogram [warps, E] by the sums over the warps before, per expert, and calls total(e, sum over all). By the whole block.
 template <class Total>
 __device__ void sum_warps(uint16_t* histogram, int num_experts, Total total) {
   const int threads = int(blockDim.x);
@@ -48,8 +49,8 @@ __device__ void sum_warps(uint16_t* histogram, int num_experts, Total total) {
   }
 }
 
-// Writes offsets and the active experts, and counts tiles, from count[e], the pairs of each expert. Leaves the first place of an
-// expert in count[e], all places in count[E], and the first tile in tile[e]. By one warp. Returns the number of active experts.
+// Writes offsets and active experts from count[e], the pairs of expert e, and counts tiles. Replaces count[e] by the expert's first
+// place, and sets count[E] to the number of places and tile[e] to the first tile. Returns the number of active experts. By one warp.
 template <int kPerLane>
 __device__ int list_experts(const RouteArgs& a, int rows_per_tile, uint32_t* count, uint32_t* tile) {
   // One scan for three sums: places (at most 2^20), active experts, tiles.
@@ -85,7 +86,7 @@ __device__ int list_experts(const RouteArgs& a, int rows_per_tile, uint32_t* cou
   return shuffle(kFullWarp, active(sum), 31);
 }
 
-// The tile list, from what list_experts() left. By the whole block.
+// Writes the tile list from the result of list_experts(). By the whole block.
 __device__ inline void write_tiles(const RouteArgs& a, int rows_per_tile, const uint32_t* count, const uint32_t* tile) {
   const int rows = rows_per_tile, warps = int(blockDim.x) / 32;
   for (int e = warp_id(); a.tiles && e < a.rule.num_experts; e += warps) {
@@ -97,7 +98,7 @@ __device__ inline void write_tiles(const RouteArgs& a, int rows_per_tile, const 
   }
 }
 
-// By one thread.
+// Writes the counters. By one thread.
 __device__ inline void write_stats(const RouteArgs& a, const SelectionStats& stats, uint32_t first_bad) {
   *a.stats = stats;
   a.stats->first_bad = int(first_bad);

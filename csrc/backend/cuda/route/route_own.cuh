@@ -1,4 +1,4 @@
-// The model's own routing of one row, by one warp. Lane l holds experts l, l + 32, ..
+// The model's own routing of one row, by one warp. Lane l has experts l, l + 32, ..
 #pragma once
 #include <cmath>
 
@@ -14,15 +14,14 @@ __device__ T* shared_array(int offset) {
   return reinterpret_cast<T*>(dynamic_shared() + offset);
 }
 
-// Sum over the lanes below `count`, for these lanes; those above hold 0.
+// Returns the sum over the lanes below `count`, to these lanes. The other lanes must pass 0.
 __device__ inline double warp_sum(double v, int count = 32) {
   for (int bit = 16; bit > 0; bit /= 2)
     if (bit < count) v += shuffle_xor(kFullWarp, v, bit);
   return v;
 }
 
-// The j-th best expert goes to lane j < k, with its key (0 stands for no expert): rising rank, ties to the lower expert. Uses up
-// `key`.
+// Gives lane j < k the j-th best expert and its key (0 = no expert), ties to the lower expert. Overwrites `key`.
 template <int kPerLane>
 __device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_t& expert_key) {
   for (int j = 0; j < k; ++j) {
@@ -40,40 +39,40 @@ __device__ void pick_best(uint32_t (&key)[kPerLane], int k, int& expert, uint32_
   }
 }
 
-// Of an expert that a row may take; 0 outside its groups.
+// Returns the integer key of an expert that the row may take; 0 outside its groups.
 __device__ inline uint32_t open_key(float key) { return key == -INFINITY ? 0 : to_key(key); }
 
-// sparsemixer: the sum of exp(z - best) over the experts near the `best` logit, without expert `taken`: routing/selector.cc.
+// sparsemixer: sums exp(z - best) over the experts near the `best` logit, without expert `taken`: see routing/selector.cc.
 __device__ inline double near_mass(const float* z, int num_experts, float best, int taken, float jitter) {
   double sum = 0;
   for (int e = lane_id(); e < num_experts; e += 32) {
     const float size = z[e] < 0 ? -z[e] : z[e];
-    const bool far = (best - z[e]) / (size > best ? size : best) > 2 * jitter;  // 0 / 0: all are 0, and near
+    const bool far = (best - z[e]) / (size > best ? size : best) > 2 * jitter;  // 0 / 0 counts as near
     if (e != taken && !far) sum += accurate_exp(z[e] - best);
   }
   return warp_sum(sum);
 }
 
 struct OwnRoute {
-  int expert;  // of lane j < k: the j-th choice, and its weight
+  int expert;  // lane j < k has the j-th choice and its weight
   float weight;
   float best;      // the best key
-  bool confident;  // lynx, lynx_literal: one expert alone is in bin 0
+  bool confident;  // lynx, lynx_literal: only one expert is in bin 0
 };
 
 inline constexpr uint32_t kNoneBad = 0xffffffffu;
 
-// Row t of the launch. Lowers *first_bad to the index of the first score that is not finite.
+// Routes row t of the launch. Lowers *first_bad to the index of the row's first non-finite score, if any.
 template <int kPerLane>
 __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
   const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
   const float *keys = a.keys + t * num_experts, *gates = a.gates + t * num_experts;
-  const uint32_t outside = a.keys == a.scores ? 0 : 0xff800000u;  // -inf, the one key that is not finite and may be
-  // Without a condition where kPerLane says it: it is the least power of two, and 2 at least.
+  const uint32_t outside = a.keys == a.scores ? 0 : 0xff800000u;  // -inf, the only non-finite key that is allowed
+  // The first half of a lane's experts need no test: kPerLane is the least power of two (2 at least) that holds all experts.
   const auto has_expert = [=](int i) { return (kPerLane > 2 && i < kPerLane / 2) || i * 32 + lane < num_experts; };
   float score[kPerLane];
   LYNX_UNROLL
-  for (int i = 0; i < kPerLane; ++i) score[i] = has_expert(i) ? keys[i * 32 + lane] : 0;  // all before the first use
+  for (int i = 0; i < kPerLane; ++i) score[i] = has_expert(i) ? keys[i * 32 + lane] : 0;  // all loads come before the first use
   uint32_t key[kPerLane], best_key = 0, bad = kNoneBad;
   LYNX_UNROLL
   for (int i = 0; i < kPerLane; ++i) {
@@ -110,11 +109,11 @@ __device__ OwnRoute own_route(const RouteArgs& a, int t, uint32_t* first_bad) {
     own.weight = float(rule.scale / mass);
     return own;
   }
-  const float best = from_key(reduce_max(kFullWarp, lane < k ? to_key(gate) : 0));  // of the chosen
+  const float best = from_key(reduce_max(kFullWarp, lane < k ? to_key(gate) : 0));  // the largest gate of the chosen experts
   double weight = lane < k ? accurate_exp(gate - best) : 0;
   double denominator = warp_sum(weight, k);
   if (!is_normalised(rule)) {
-    double one = 1;  // a gate of 1, in the units of weight
+    double one = 1;  // the weight of a gate of 1
     if (rule.kind == RouterKind::kSigmoid) {
       const double best_gate = exp_negative(-double(best));
       weight *= best_gate;

@@ -1,19 +1,19 @@
-// Policies of route() that admit no experts: each row chooses by a rule of its own, in lynx_literal, sere and capacity one that
-// looks at the other rows.
+// Policies of route() that admit no experts: each row chooses by itself. In lynx_literal, sere and capacity its choice also depends
+// on the other rows.
 //
-// sere reads the similarities of the experts that are not primary, at most 4 E^2 bytes. capacity goes through (slot, row)
-// pairs one after the other by definition: one warp takes T k steps, each a read of a row's scores and a search for the best of
-// them, about 1 us (estimate): an ablation, not for speed.
+// sere reads the similarities of the experts that are not primary, at most 4 E^2 bytes. capacity is defined over (choice, row) pairs
+// one after the other: one warp takes T k steps, each a read of a row's scores and a search for the best of them, about 1 us
+// (estimate). It is for ablations, not for speed.
 #include "backend/cuda/route/route_kernel.cuh"
 
 namespace lynx_rt::cuda::route_state {
 
 namespace {
 
-// Row t keeps its own choices.
+// Returns whether row t keeps its own choices.
 __device__ bool is_exact(const RouteParams& p, int t) { return p.args.exact && p.args.exact[t]; }
 
-// sere: target[u] of every expert u: itself where it is primary or no primary is similar enough.
+// sere: computes target[u] of every expert u: u itself where it is primary or no primary expert is similar enough.
 __device__ void map_to_primary(const RouteParams& p, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
@@ -39,14 +39,14 @@ __device__ void map_to_primary(const RouteParams& p, int num_rows) {
   }
 }
 
-// capacity: every choice, in `assigned`. By one warp.
+// capacity: writes every row's choices to `assigned`. By one warp.
 template <int kPerLane>
 __device__ void assign_capacity(const RouteParams& p, int num_rows) {
   const RouteArgs& a = p.args;
   const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
   int16_t* assigned = shared_array<int16_t>(p.layout.assigned);
-  uint32_t* load = shared_array<uint32_t>(p.layout.count);  // [E] rows that an expert has
+  uint32_t* load = shared_array<uint32_t>(p.layout.count);  // [E] number of rows that an expert has
   const double share = a.selection.factor * double(num_rows * k) / num_experts;
   const uint32_t capacity = uint32_t(std::ceil(share < num_rows ? share : double(num_rows)));
   for (int e = lane; e < num_experts; e += 32) load[e] = 0;
@@ -81,8 +81,8 @@ __device__ void assign_capacity(const RouteParams& p, int num_rows) {
     }
 }
 
-// lynx_literal: the k best of the scores with the others' votes added, without those that are not worth running; a confident row
-// keeps its first choice.
+// lynx_literal: takes the k best of the scores plus the other rows' votes, without experts that are not worth running. A confident
+// row keeps its first choice.
 template <int kPerLane>
 __device__ int choose_literal(const RouteParams& p, int t, int own) {
   const Shared& s = shared_state();
@@ -111,12 +111,12 @@ __device__ int choose_literal(const RouteParams& p, int t, int own) {
 
   const float score = lane < k ? p.args.keys[t * num_experts + expert] : 0;
   const float kept = from_key(reduce_max(kFullWarp, lane < k ? to_key(score) : 0));
-  bool chosen = false;  // by the row itself
+  bool chosen = false;  // the row itself chose the expert
   for (int j = 0; j < k; ++j) chosen |= shuffle(kFullWarp, own, j) == expert;
   return !chosen && double(kept) - score > p.refill_limit ? -1 : expert;
 }
 
-// deny_rank: the best k + 1 without that of the rank; -1 where there are only k.
+// deny_rank: takes the best k + 1 without the one of the denied rank; -1 where there are only k.
 template <int kPerLane>
 __device__ int choose_denied(const RouteParams& p, int t) {
   const int num_experts = p.args.rule.num_experts, lane = lane_id();
@@ -135,7 +135,7 @@ __device__ int choose_denied(const RouteParams& p, int t) {
 
 struct ChooseByRow {
   static constexpr bool kVotes = true, kMovesWeights = true;
-  static constexpr int kMaxThreads = 512;  // lynx_literal
+  static constexpr int kMaxThreads = 512;  // because of lynx_literal
 
   template <int kPerLane>
   static __device__ void prepare(const RouteParams& p, int num_rows) {
@@ -161,7 +161,7 @@ struct ChooseByRow {
     const int k = p.args.rule.top_k, lane = lane_id();
     int expert = new_choice<kPerLane>(p, t, own);
     const bool none = ballot(kFullWarp, lane < k && expert >= 0) == 0;
-    if (none && lane == 0 && p.args.selection.policy != Policy::kReplay) expert = own;  // the first choice
+    if (none && lane == 0 && p.args.selection.policy != Policy::kReplay) expert = own;  // the row's first choice
     bool kept = false;
     for (int j = 0; j < k; ++j) kept |= shuffle(kFullWarp, expert, j) == own;
     const uint32_t lost = ballot(kFullWarp, lane < k && !kept);

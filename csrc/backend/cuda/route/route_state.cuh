@@ -1,5 +1,5 @@
-// What the steps of the one-block kernel share: its parameters, its shared memory, sets of experts. route_own.cuh and
-// route_lists.cuh have what it shares with route_large.cu.
+// The parameters, the shared memory and the sets of experts of the one-block kernel. route_own.cuh and route_lists.cuh have the code
+// that it shares with route_large.cu.
 #pragma once
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/route/route_own.cuh"
@@ -10,20 +10,20 @@ namespace lynx_rt::cuda::route_state {
 constexpr int kWords = kMaxRouteExperts / 32;
 constexpr int kMaxBins = 16;  // the largest beta
 
-// Offsets of the arrays that follow Shared in shared memory.
+// Byte offsets of the arrays after Shared in shared memory.
 struct RouteLayout {
   int votes;      // uint64 [E]
-  int partial;    // uint64 [threads / E, E] sums of the votes of some rows; threads >= E
+  int partial;    // uint64 [threads / E, E] sums of votes, each over every (threads / E)-th row; threads >= E
   int retained;   // double [T]
   int best;       // float [T] best score
   int count;      // uint32 [E + 1] see list_experts()
   int tile;       // uint32 [E]
-  int histogram;  // uint16 [warps, E] pairs of an expert in a warp's range, then those in ranges before
-  int chosen;     // int16 [T, k] own choice, then the final one
+  int histogram;  // uint16 [warps, E] pairs of an expert in a warp's range, later those in the ranges before
+  int chosen;     // int16 [T, k] own choices, later the final ones
   int assigned;   // int16 [T, k]
   int target;     // int16 [E] sere, alias: what a choice becomes
-  int serves;     // uint32 [T / 32, E] cover: rows that an expert serves, a bit each
-  int confident;  // uint8 [T] one expert alone is in bin 0
+  int serves;     // uint32 [T / 32, E] cover: one bit per row that an expert serves
+  int confident;  // uint8 [T] only one expert is in bin 0
   int bytes;
 };
 
@@ -33,23 +33,24 @@ struct RouteParams {
   uint64_t theta_fraction;  // theta = theta_fraction * 2^(theta_exponent - 53)
   int theta_exponent;
   int tile_rows;
-  int least_rows;     // real rows from which on the policy acts
-  int least_experts;  // xshare, des_vote, cover: admitted experts
+  int least_rows;     // least number of real rows for the policy to act
+  int least_experts;  // xshare, des_vote, cover: least number of admitted experts
   bool guard;
-  bool votes;           // lynx, lynx_literal
-  double skip_limit;    // skip: the largest gap to the best score that stays
-  double refill_limit;  // the largest gap to the best expert that a row ends with, at which one that it did not choose stays
-  double damp;          // 0 where the policy has none
-  float filter;         // a float gap * filter >= number of bins proves that the exact position is beyond the last bin
+  bool votes;         // lynx, lynx_literal
+  double skip_limit;  // skip: largest gap to the best score with which an expert stays
+  double
+      refill_limit;  // largest gap to the row's best final expert with which an expert stays that the row did not choose itself
+  double damp;       // 0 where the policy has none
+  float filter;      // float gap * filter >= number of bins proves that the exact position is after the last bin
 };
 
 struct Shared {
-  uint64_t value[kMaxBins];                // of a vote in each bin; [0] is the top vote
-  uint64_t needed;                         // votes that admit
+  uint64_t value[kMaxBins];                // value of a vote in each bin; [0] is the top vote
+  uint64_t needed;                         // sum of votes that admits an expert
   uint32_t wanted[kMaxRouteTopK][kWords];  // own choices by rank
-  uint32_t admitted[kWords];               // sere: primary
-  uint32_t open[kWords];                   // xshare, des_vote, cover: not admitted yet, but may be
-  uint32_t used[kWords];                   // by the assignment
+  uint32_t admitted[kWords];               // admitted experts; sere: primary experts
+  uint32_t open[kWords];                   // xshare, des_vote, cover: experts that are not admitted yet, but may be
+  uint32_t used[kWords];                   // experts of the assignment
   uint32_t first_bad;
   uint32_t remapped;
   uint32_t num_exact;

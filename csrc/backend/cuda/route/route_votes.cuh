@@ -1,12 +1,13 @@
-// Votes of lynx and lynx_literal, as routing/selector_admit.cc counts them: integers, so that no order changes their sums.
+// The votes of lynx and lynx_literal, counted as in routing/selector_admit.cc. They are integers, so their sums do not depend on an
+// order.
 #pragma once
 #include "backend/cuda/route/route_state.cuh"
 #include "backend/cuda/runtime/ptx.cuh"
 
 namespace lynx_rt::cuda::route_state {
 
-// The largest of the lanes' values and its expert, for all lanes; ties to the lower expert. A lane without one has value 0 and an
-// expert above all.
+// Gives all lanes the largest of their values and its expert, ties to the lower expert. A lane without an expert passes value 0 and an
+// expert above all others.
 __device__ inline void largest_of_warp(uint64_t& value, int& expert) {
   for (int bit = 16; bit > 0; bit /= 2) {
     const uint64_t other_value = shuffle_xor(kFullWarp, value, bit);
@@ -15,7 +16,7 @@ __device__ inline void largest_of_warp(uint64_t& value, int& expert) {
   }
 }
 
-// Values of a vote per bin and the votes that admit. One thread.
+// Sets the values of votes and the sum that admits an expert. By one thread.
 __device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
   __extension__ using uint128 = unsigned __int128;
   Shared& s = shared_state();
@@ -42,8 +43,8 @@ __device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
   s.needed = product >> 64 ? ~uint64_t{0} : uint64_t(product);
 }
 
-// Sums the votes; those of expert e are returned to thread e and, behind the next barrier, in the array `votes`. By the whole
-// block: a thread sums those of one expert from every (threads / E)-th row.
+// Sums the votes. Returns those of expert e to thread e; after the next barrier they are in the array `votes`, too. By the whole
+// block: a thread sums the votes for one expert of every (threads / E)-th row.
 __device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
@@ -56,7 +57,7 @@ __device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
     uint64_t sum = 0;
     for (int t = group; t < num_rows; t += groups) {
       const float score = a.keys[t * num_experts + e];
-      if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // most are: spares the double precision
+      if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // true for most experts, and saves the double precision
       const double position = a.selection.alpha * (double(best[t]) - score);
       if (position < s.num_bins) sum += s.value[int(position)];
     }

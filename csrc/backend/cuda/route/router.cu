@@ -1,9 +1,9 @@
-// scores[t, e] = dot(x[t], weight[e]) + bias[e] in float32.
+// router(): scores[t, e] = dot(x[t], weight[e]) + bias[e] in float32.
 //
-// Work split. A block computes a tile of rows and experts. Its warps and their lanes split the columns in quads: lane l of warp w
-// has quads 32 w + l, then every 128th. A lane sums its quads in order, lanes by a butterfly, warps in order. So the order
-// depends on H alone, and a score's bits on neither the tile nor the other rows. Tiles are small where there are few rows, so
-// that more blocks share the weights.
+// Work split. A block computes a tile of rows and experts. The columns are split in quads among its lanes: lane l of warp w
+// has quads 32 w + l, then every 128th. A lane sums its quads in order, lanes are summed by a butterfly, warps in order. So the order
+// depends on H alone, and a score's bits depend on neither the tile nor the other rows. With few rows tiles are small, so that the
+// weights are spread over more blocks.
 // Memory traffic: a tile reads its rows and weights once: from device memory 4 T H + 2 E H (float32: 4 E H) bytes, from L2
 // 4 T H (E / experts of a tile) and 2 E H (T / rows of a tile). Writes 4 T E.
 // Limits: T <= 65535 * 8 rows. Tensor cores are not used: x is not rounded.
@@ -30,8 +30,8 @@ struct RouterParams {
   int num_rows, num_columns, num_experts;
 };
 
-// kAligned: rows of x and of the weight start at a multiple of four elements and have no short quad. Known to the compiler, so that
-// no branch stands between the loads: a thread has all of a step's under way before it waits for the first.
+// kAligned: rows of x and of the weight start at a multiple of four elements and have no short quad. It is a template parameter so
+// that no branch is between the loads: a thread issues all loads of a step before it waits for the first.
 template <bool kAligned>
 __device__ __forceinline__ Quad load_values(const float* p, int count) {
   return load_quad(p, kAligned ? 4 : count, kAligned);
@@ -50,8 +50,8 @@ __device__ __forceinline__ Quad load_values(const uint16_t* p, int count) {
   return q;
 }
 
-// Sums over the lanes. Values of a lane become fewer with every step: in the end lane l has values l * kValues / 32 .. of it, or
-// where there are fewer values than lanes, value l * kValues / 32. Every sum is the same tree.
+// Sums each value over the lanes. Each step halves the values that a lane has: in the end lane l has those from l * kValues / 32 on
+// or, where there are fewer values than lanes, value l * kValues / 32. Every sum is the same tree.
 template <int kValues>
 __device__ __forceinline__ void sum_lanes(float (&v)[kValues]) {
   int left = kValues;
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
   grid_wait();
   grid_launch_dependents();
   const int first_row = int(blockIdx.y) * kRows, first_expert = int(blockIdx.x) * kExperts;
-  // Rows and experts behind the last are computed as the last, and not written.
+  // Rows and experts after the last one repeat the last one, and are not written.
   const float* x[kRows];
   LYNX_UNROLL
   for (int r = 0; r < kRows; ++r) {
@@ -138,7 +138,7 @@ template <class Weight>
 void launch_router(const RouterParams& params, Stream stream) {
   const auto at = [](const void* p) { return reinterpret_cast<uintptr_t>(p); };
   const bool aligned = params.num_columns % 4 == 0 && at(params.x) % 16 == 0 && at(params.weight) % (4 * sizeof(Weight)) == 0;
-  if (!aligned) {  // no model in use: a kernel that is right
+  if (!aligned) {  // no known model needs this kernel, which is correct but not fast
     launch_tiles<Weight, 4, 2, false>(params, stream);
   } else if (params.num_rows <= kFewRows) {
     launch_tiles<Weight, 4, 2, true>(params, stream);

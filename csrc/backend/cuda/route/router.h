@@ -1,4 +1,4 @@
-// The scores by which rows choose their experts.
+// The router scores, by which rows choose their experts.
 #pragma once
 #include <cstdint>
 

@@ -1,4 +1,4 @@
-// The sum over a row's experts, for the kernels that read the row next.
+// The sum over a row's experts, which the kernel that reads the row next computes.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,7 @@
 
 namespace lynx_rt::cuda {
 
-// x plus the sum of row t's experts in four columns. Loads of four slots are under way together.
+// Returns x plus the sum of row t's experts, in four columns. The loads of four choices are in flight together.
 __device__ inline Quad add_experts(const ExpertSum& c, int64_t t, int num_columns, int column, int count, bool aligned,
                                    const Quad& x) {
   Quad sum = {};

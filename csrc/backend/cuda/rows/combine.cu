@@ -1,4 +1,4 @@
-// combine.
+// combine(): adds the sum over a row's experts where no norm does.
 //
 // Work split: a thread per quad of a row. Memory traffic per row: reads 4 H (k + 1) bytes, writes 4 H.
 // Limits: T * ceil(H / 4) <= 2^39.

@@ -1,4 +1,4 @@
-// embed, gather_rows.
+// embed() and gather_rows().
 //
 // Work split: a thread per quad of a row. Memory traffic per row: embed reads 4 H bytes (a packed fragment has two rows) and writes
 // 4 H; gather_rows 4 H each way. Limits: T * ceil(H / 4) <= 2^39.
@@ -17,7 +17,7 @@ struct EmbedParams {
   const int32_t* ids;
   float* out;
   int num_rows, num_columns, quads;
-  int64_t row_block_bytes;  // of 16 rows
+  int64_t row_block_bytes;  // bytes of 16 rows
   float scale;
   bool aligned;
 };

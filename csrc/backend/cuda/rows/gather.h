@@ -1,4 +1,4 @@
-// Rows that an index chooses.
+// Copies of rows chosen by index.
 #pragma once
 #include <cstdint>
 

@@ -1,9 +1,10 @@
-// rmsnorm, layernorm.
+// rmsnorm() and layernorm().
 //
-// Work split: a block per row, which it keeps in registers between the sums and the scaling where H <= 8192, and reads again where
-// not. A norm's number of threads, and with it the order of its sums, depends on H only: quads of a thread in order, lanes by a
+// Work split: a block per row. For H <= 8192 the block keeps the row in registers between the sums and the scaling, else it reads the
+// row again. The number of threads, and so the order of the sums, depends on H only: quads of a thread in order, lanes by a
 // butterfly, warps in order.
-// Memory traffic per row: reads 4 H bytes and writes what is wanted, 4 H and 2 H, plus combine's where a sum is added.
+// Memory traffic per row: reads 4 H bytes, writes 4 H for `out` and 2 H for `rounded` where they are wanted, plus combine's traffic
+// where a sum is added.
 #include <algorithm>
 #include <cmath>
 
@@ -16,22 +17,22 @@ namespace lynx_rt::cuda {
 
 namespace {
 
-constexpr int kMaxThreads = 512;  // of a row
-constexpr int kMaxQuads = 4;      // of a thread that keeps them
+constexpr int kMaxThreads = 512;  // threads of a row
+constexpr int kMaxQuads = 4;      // quads of a row that a thread keeps
 
 struct NormParams {
   ExpertSum sum;
   float* x;
   const float* weight;
-  const float* bias;  // of layernorm, or null
+  const float* bias;  // layernorm's bias, or null
   float* out;
   uint16_t* rounded;
   float eps;
-  int num_columns, quads;  // of a row with the zeros behind it
+  int num_columns, quads;  // quads of a row, with the zeros after it
   bool aligned;
 };
 
-// The sum of all threads' values in all of them; `of_warp` is shared memory for this call alone.
+// Returns the sum of all threads' values, in every thread. `of_warp` is shared memory for this call alone.
 __device__ float sum_of_block(float sum, float* of_warp) {
   for (int bit = 16; bit > 0; bit /= 2) sum += shuffle_xor(kFullWarp, sum, bit);
   if (lane_id() == 0) of_warp[warp_id()] = sum;
@@ -41,7 +42,7 @@ __device__ float sum_of_block(float sum, float* of_warp) {
   return sum;
 }
 
-// kQuads: what a thread keeps; 0 = it reads its quads again. kCentered: layernorm.
+// kQuads: quads that a thread keeps; 0 = it reads its quads again. kCentered: layernorm.
 template <int kQuads, bool kCentered>
 __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant__ NormParams p) {
   constexpr int kKept = kQuads ? kQuads : 1;

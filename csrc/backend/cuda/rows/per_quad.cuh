@@ -1,4 +1,4 @@
-// A thread per quad of a row (runtime/quads.cuh), for the ops that need nothing of the rest of the row.
+// Launches with a thread per quad of a row (runtime/quads.cuh), for ops in which a quad does not depend on the rest of the row.
 #pragma once
 #include <cstdint>
 
@@ -8,15 +8,15 @@
 
 namespace lynx_rt::cuda {
 
-inline constexpr int kQuadThreads = 256;  // of a block
+inline constexpr int kQuadThreads = 256;  // threads of a block
 
 inline bool aligned_16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 inline int quads_of(int num_columns) { return int(ceil_div(num_columns, 4)); }
 
-// A thread's quad of rows that have `quads` each.
+// The quad of a thread.
 struct QuadOfRow {
   int64_t row;
-  int column, count;  // values of the quad that the row has; 0 = behind the row, or no row
+  int column, count;  // count: values of the quad in the row; 0 = after the row, or no row
 };
 __device__ __forceinline__ QuadOfRow quad_of_row(int num_rows, int num_columns, int quads) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
@@ -25,7 +25,7 @@ __device__ __forceinline__ QuadOfRow quad_of_row(int num_rows, int num_columns, 
   return at;
 }
 
-// Params has num_rows and quads.
+// Params has members num_rows and quads, the quads of a row.
 template <class Params>
 void launch_per_quad(void (*kernel)(Params), const Params& params, Stream stream) {
   const int64_t count = int64_t(params.num_rows) * params.quads;

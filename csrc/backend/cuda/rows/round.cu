@@ -1,6 +1,6 @@
-// round_rows, round_heads.
+// round_rows() and round_heads().
 //
-// Work split: a thread per quad of a rounded row, the zeros behind its values included. Memory traffic per row: reads 4 K bytes,
+// Work split: a thread per quad of a rounded row, the zeros after its values included. Memory traffic per row: reads 4 K bytes,
 // writes 2 padded_columns(K). Limits: rows * padded_columns(K) / 4 <= 2^39.
 #include "backend/cuda/rows/round.h"
 
@@ -33,7 +33,7 @@ struct HeadsParams {
   const float* x;
   int64_t x_stride, x_head;
   uint16_t* rounded;
-  int num_heads, num_rows, num_columns, quads;  // rows: of all heads
+  int num_heads, num_rows, num_columns, quads;  // num_rows: rounded rows, one per row and head
   bool aligned;
 };
 

@@ -1,4 +1,4 @@
-// Rows rounded on their way into a product: bfloat16 as gemm/packed.h describes, with zeros behind the row's own values.
+// Rounds rows for a product: rounded activations (gemm/packed.h), with zeros after the row's own values.
 #pragma once
 #include <cstdint>
 
@@ -9,7 +9,7 @@ namespace lynx_rt::cuda {
 // rounded[t] = bf16 of x[t], rows of num_columns with stride x_stride.
 void round_rows(const float* x, int64_t x_stride, int num_rows, int num_columns, uint16_t* rounded, Stream stream);
 
-// rounded[t, a] = bf16 of x[t, a * x_head .. + num_columns], each head a rounded row of its own: [T, A, padded_columns].
+// rounded[t, a] = bf16 of x[t, a * x_head .. + num_columns]. Each head is a rounded row of its own: [T, A, padded_columns].
 void round_heads(const float* x, int64_t x_stride, int64_t x_head, int num_rows, int num_heads, int num_columns,
                  uint16_t* rounded, Stream stream);
 

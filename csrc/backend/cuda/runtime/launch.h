@@ -1,5 +1,5 @@
-// The only way a kernel is launched. A host-compiler build puts tests/simt first on the include path and gets the emulated
-// launch() from there, so that kernels and launchers run on the CPU unchanged. Nothing here has run on a GPU yet.
+// launch(), through which every kernel is launched. A host-compiler build puts tests/simt first on the include path and gets the
+// emulated launch() from there, so that kernels and launchers run on the CPU unchanged. Nothing here has run on a GPU yet.
 #pragma once
 #include <cuda_runtime.h>
 
@@ -12,7 +12,7 @@ namespace lynx_rt::cuda {
 
 using Dim3 = dim3;
 
-// Shared memory that a block gets without asking (CUDA programming guide, "shared memory": 48 KB on every architecture).
+// Shared memory that a block gets without a kernel attribute (CUDA programming guide, "shared memory": 48 KB on every architecture).
 inline constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
 // Throws kDevice naming `what` and the runtime's own text.

@@ -4,7 +4,7 @@
 
 namespace lynx_rt::cuda {
 
-// In the order of the values; both zeros are one value; 0 is no number's.
+// Returns the key of a value: keys have the order of the values. Both zeros have one key, and no number has key 0.
 __device__ inline uint32_t to_key(float value) {
   const uint32_t bits = value == 0 ? 0 : float_bits(value);
   return bits >> 31 ? ~bits : bits | 0x80000000u;

@@ -1,14 +1,14 @@
-// Every instruction that has no C++ spelling, as a function with a defined meaning. Kernels use these and nothing else, and
-// tests/simt/backend/cuda/ptx.cuh gives the same functions to a host compiler. Architecture conditionals stand here only.
-// Assembled for every supported architecture (tests/simt/test_nvcc.py). Nothing here has run on a GPU yet: tests/simt/test_simt.cc
+// The instructions that C++ cannot express, as functions with a defined meaning. Kernels use these functions only, and
+// tests/simt/backend/cuda/runtime/ptx.cuh implements them for a host compiler. Only this file has architecture conditionals.
+// tests/simt/test_nvcc.py assembles it for every supported architecture. Nothing here has run on a GPU yet: tests/simt/test_simt.cc
 // is the conformance test to run there.
 //
 // Warp collectives: every lane of `mask` calls the same function with the same mask, and the caller is in it. They order no
-// memory; only sync_warp() and the barriers do.
+// memory; only sync_warp() and the barriers do. In kernels, the comment after a barrier names the data that it makes visible.
 #pragma once
 #include <cstdint>
 
-#define LYNX_UNROLL _Pragma("unroll")  // of the loop that follows, so that an array it indexes stays in registers
+#define LYNX_UNROLL _Pragma("unroll")  // unrolls the next loop, so that the arrays that it indexes stay in registers
 
 namespace lynx_rt::cuda {
 
@@ -24,18 +24,18 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
   return bytes;
 }
 
-// --- barriers: memory written before is visible to all participants after
+// --- barriers: what a participant wrote before is visible to all participants after
 
 __device__ __forceinline__ void sync_block() { __syncthreads(); }
 __device__ __forceinline__ void sync_warp(uint32_t mask = kFullWarp) { __syncwarp(mask); }
-// `threads` (a multiple of 32) of the block meet at barrier `id`, 1..15.
+// `threads` threads of the block (a multiple of 32) wait for each other at barrier `id`, 1..15.
 __device__ __forceinline__ void sync_named(int id, int threads) {
   asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // --- warp collectives
 
-// The value of lane `source`, which is in the mask. T: 4 or 8 bytes.
+// Returns the value of lane `source`, which is in the mask. T: 4 or 8 bytes.
 template <class T>
 __device__ __forceinline__ T shuffle(uint32_t mask, T value, int source) {
   return __shfl_sync(mask, value, source);
@@ -44,7 +44,7 @@ template <class T>
 __device__ __forceinline__ T shuffle_xor(uint32_t mask, T value, int lane_bits) {
   return __shfl_xor_sync(mask, value, lane_bits);
 }
-// The value of lane - delta; the own value where there is none.
+// Returns the value of lane - delta, or the caller's own where there is no such lane.
 template <class T>
 __device__ __forceinline__ T shuffle_up(uint32_t mask, T value, int delta) {
   return __shfl_up_sync(mask, value, unsigned(delta));
@@ -55,7 +55,7 @@ __device__ __forceinline__ T shuffle_down(uint32_t mask, T value, int delta) {
 }
 // Bit l is set where lane l is in the mask and its condition holds.
 __device__ __forceinline__ uint32_t ballot(uint32_t mask, bool condition) { return __ballot_sync(mask, condition); }
-// The lanes of the mask that hold the same value as the caller.
+// Returns the lanes of the mask that have the caller's value.
 __device__ __forceinline__ uint32_t match_any(uint32_t mask, uint32_t value) { return __match_any_sync(mask, value); }
 __device__ __forceinline__ uint32_t reduce_max(uint32_t mask, uint32_t value) { return __reduce_max_sync(mask, value); }
 __device__ __forceinline__ uint32_t reduce_min(uint32_t mask, uint32_t value) { return __reduce_min_sync(mask, value); }
@@ -67,8 +67,8 @@ struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
 
-// 16 bytes that are read once and by nobody else: past the first-level cache. The memory is constant while the kernel runs; all the
-// same without .nc, since ptxas moves a load that has it below a grid_wait() that follows, where it no longer overlaps anything.
+// Loads 16 bytes that no other thread reads, bypassing the first-level cache. The memory is constant while the kernel runs, but .nc is
+// not used: ptxas moves such a load below a grid_wait() that follows it, where it no longer overlaps with anything.
 __device__ __forceinline__ Words4 load_once(const void* p) {
   Words4 v;
   asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
@@ -76,22 +76,22 @@ __device__ __forceinline__ Words4 load_once(const void* p) {
                : "l"(p));
   return v;
 }
-// Starts bringing the cache line of p to the second-level cache, for reads that come later. The memory is constant, so this may come
-// before grid_wait().
+// Starts loading the cache line of p into the second-level cache, for later reads. The memory is constant, so this may come before
+// grid_wait().
 __device__ __forceinline__ void prefetch_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
-// 16 bytes that other threads of the block read too.
+// Loads 16 bytes that other threads of the block read, too.
 __device__ __forceinline__ Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
 
 // --- asynchronous copies, global to shared, 16 bytes, both addresses 16-byte aligned
 
-// Copies the first `source_bytes` (0..16) and fills the rest with zeros. Lands at a copy_wait() of the same thread; other
-// threads see it after a barrier that follows this wait.
+// Copies the first `source_bytes` (0..16) and fills the rest with zeros. The copy is complete after a copy_wait() of the same thread;
+// other threads see it after a barrier that follows this wait.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global, int source_bytes = 16) {
   const uint32_t to = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(source_bytes) : "memory");
 }
 __device__ __forceinline__ void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most the newest kLeft committed groups are under way.
+// Waits until all committed groups but the newest kLeft are complete.
 template <int kLeft>
 __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
@@ -99,8 +99,8 @@ __device__ __forceinline__ void copy_wait() {
 
 // --- matrix fragments; g = lane / 4, q = lane % 4
 
-// Four 8x8 matrices of 16-bit elements: lane 8 m + r gives the 16-byte aligned address of row r of matrix m, in shared memory.
-// out[m] = elements 2q and 2q + 1 of row g of matrix m; the transposed form takes them from column g.
+// Loads four 8x8 matrices of 16-bit elements: lane 8 m + r gives the 16-byte aligned address of row r of matrix m, in shared memory.
+// out[m] = elements 2q and 2q + 1 of row g of matrix m; the transposed form reads column g.
 __device__ __forceinline__ void load_matrix_x4(uint32_t (&out)[4], const void* row) {
   const uint32_t from = uint32_t(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -116,7 +116,7 @@ __device__ __forceinline__ void load_matrix_x4_transposed(uint32_t (&out)[4], co
                : "memory");
 }
 
-// c[16, 8] += a[16, 16] * b[16, 8], bf16 in, float32 sum. Two bf16 per register, the lower column (of b: row) in the low half:
+// c[16, 8] += a[16, 16] * b[16, 8], bf16 operands, float32 sums. A register has two bf16, the lower column (b: row) in the low half:
 // a: (g, 2q) (g + 8, 2q) (g, 2q + 8) (g + 8, 2q + 8); b: (2q, g) (2q + 8, g); c: (g, 2q) (g, 2q + 1) (g + 8, 2q) (g + 8, 2q + 1).
 __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
@@ -128,13 +128,14 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
 
 // --- programmatic dependent launch; no instruction before sm_90, where kernels of a stream do not overlap
 
-// Before the first read of what an earlier kernel wrote and before the first write.
+// Waits for earlier kernels of the stream. Every kernel calls it before it first reads what an earlier kernel wrote, and before it
+// first writes.
 __device__ __forceinline__ void grid_wait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
-// After grid_wait(): the next kernel of the stream may start its own prologue.
+// Called after grid_wait(): from then on the next kernel of the stream may start its own prologue.
 __device__ __forceinline__ void grid_launch_dependents() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -143,7 +144,7 @@ __device__ __forceinline__ void grid_launch_dependents() {
 
 // --- single-thread helpers
 
-// Two floats to bf16, round to nearest even; `low` in the low half.
+// Converts two floats to bf16, rounded to nearest even; `low` is in the low half.
 __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
   uint32_t v;
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));

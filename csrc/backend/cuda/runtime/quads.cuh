@@ -1,5 +1,5 @@
-// Rows in quads, four neighbouring values that one thread reads and writes: as 16 bytes where all rows are so aligned, else one
-// by one. A row's last quad may be short.
+// Rows in quads. A quad is four neighbouring values that one thread reads and writes, as 16 bytes where all rows are so aligned, else
+// one by one. A row's last quad may be short.
 #pragma once
 #include <cstdint>
 
@@ -11,7 +11,7 @@ struct Quad {
   float v[4];
 };
 
-// The first `count` of the four values at p, and zeros; `aligned`: p is 16-byte aligned.
+// Loads the first `count` of the four values at p; the others are 0. `aligned`: p is 16-byte aligned.
 __device__ __forceinline__ Quad load_quad(const float* p, int count, bool aligned) {
   Quad q = {};
   if (aligned && count >= 4) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ void store_quad(float* p, const Quad& q, int count, b
 struct alignas(8) Words2 {
   uint32_t x, y;
 };
-// Of rounded activations: always four, zeros from `count` on; 8-byte aligned.
+// Stores a quad of rounded activations: always four values, zeros from `count` on; p is 8-byte aligned.
 __device__ __forceinline__ void store_rounded(uint16_t* p, const Quad& q, int count) {
   const auto value = [&](int i) { return i < count ? q.v[i] : 0.0f; };
   *reinterpret_cast<Words2*>(p) = {to_bf16x2(value(0), value(1)), to_bf16x2(value(2), value(3))};

@@ -1,4 +1,4 @@
-// runtime.h over the CUDA runtime, which is linked statically: a machine without a driver loads the library all the same.
+// runtime.h over the CUDA runtime, which is linked statically, so that the library can be loaded on a machine without a driver.
 #include <cuda_runtime.h>
 
 #include "backend/cuda/runtime/launch.h"
@@ -20,7 +20,7 @@ __global__ void probe_kernel() {}
 // --- devices
 
 int device_count(std::string* why) {
-  int count = 0;  // left alone where there is no driver
+  int count = 0;  // stays 0 where there is no driver
   const cudaError_t status = cudaGetDeviceCount(&count);
   if (status == cudaSuccess && count > 0) return count;
   if (why && status == cudaErrorInsufficientDriver) {  // also where there is no driver at all
@@ -74,7 +74,7 @@ void fill_async(void* to, int byte, size_t bytes, Stream stream) {
 }
 void synchronize(Stream stream) { check(cudaStreamSynchronize(stream.handle), "device"); }
 
-// --- owners. A failure to free follows another one, which has been told; the error is cleared.
+// --- owners. Freeing only fails after an earlier failure, which has been reported, so its error is cleared.
 
 void free_stream(CUstream_st* stream) noexcept {
   if (cudaStreamDestroy(stream) != cudaSuccess) cudaGetLastError();
@@ -111,7 +111,7 @@ DeviceMemory allocate_device(int64_t bytes, const char* what) {
   check(status, what);
   DeviceMemory memory(p);
   check(cudaMemset(p, 0, size_t(bytes)), what);
-  check(cudaStreamSynchronize(nullptr), what);  // our streams do not wait for this one
+  check(cudaStreamSynchronize(nullptr), what);  // other streams do not wait for this one
   return memory;
 }
 

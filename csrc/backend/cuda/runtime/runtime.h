@@ -1,7 +1,7 @@
-// The CUDA runtime as this project uses it: streams, events, memory, graphs and devices as objects that free themselves.
-// Sees no CUDA header, so that a host build can put tests/simt/runtime_simt.cc in the place of runtime.cc. Failures of the
-// runtime throw kDevice with its own text, a full device kOutOfMemory. One device per process side: calls go to the device of the
-// last set_device() of the calling thread.
+// The parts of the CUDA runtime that this project uses: streams, events, memory, graphs and devices, as objects that free themselves.
+// This header includes no CUDA header, so that a host build can use tests/simt/runtime_simt.cc instead of runtime.cu. Failures of the
+// runtime throw kDevice with its own text, a full device throws kOutOfMemory. Calls go to the device of the calling thread's last
+// set_device().
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,11 +15,11 @@ struct CUgraphExec_st;
 
 namespace lynx_rt::cuda {
 
-// Where launches and copies queue up.
+// The queue of launches and copies.
 struct Stream {
   CUstream_st* handle = nullptr;
-  // Kernels start their prologue while the one before drains (programmatic dependent launch, sm_90 on). Every kernel keeps the
-  // contract of ptx.cuh's grid_wait(), so that results do not depend on it.
+  // A kernel starts its prologue while the last one finishes (programmatic dependent launch, sm_90 on). Every kernel keeps the
+  // contract of ptx.cuh's grid_wait(), so results do not depend on it.
   bool dependent_launch = false;
 };
 
@@ -30,28 +30,28 @@ struct DeviceProperties {
   int major = 0, minor = 0;
   int num_sms = 0;
   int64_t total_memory = 0;          // bytes
-  int64_t max_shared_per_block = 0;  // bytes that a block can have when it asks
+  int64_t max_shared_per_block = 0;  // most bytes of shared memory that a launch may ask for
 };
 
 struct MemoryInfo {
   int64_t free, total;  // bytes of the device
 };
 
-// 0 where there is no driver, no device, or the driver is too old, with the reason in `why` where given. Never throws.
+// Returns 0 where there is no driver, no device, or the driver is too old, with the reason in `why` if given. Never throws.
 int device_count(std::string* why = nullptr);
 DeviceProperties device_properties(int device);
 void set_device(int device);
 MemoryInfo memory_info();
-// Throws kUnsupported where this build has no code that the device of the properties runs, naming both.
+// Throws kUnsupported, naming device and build, where this build has no code for a device of these properties.
 void check_architecture(const DeviceProperties& properties);
 
-// --- queueing. Host memory that takes part is pinned, or the call may wait.
+// --- queueing. A call with host memory that is not pinned may wait.
 
 void copy_async(void* to, const void* from, size_t bytes, Stream stream);
 void fill_async(void* to, int byte, size_t bytes, Stream stream);
-void synchronize(Stream stream);  // waits for all that is queued, and throws what failed there
+void synchronize(Stream stream);  // waits for all queued work, and throws if some of it failed
 
-// --- owners; movable, empty when default-made
+// --- owners; movable, empty when default-constructed
 
 template <class Handle, void (*kFree)(Handle) noexcept>
 class Owner {
@@ -67,7 +67,7 @@ class Owner {
     return *this;
   }
   Handle get() const { return handle_; }
-  Handle release() { return std::exchange(handle_, nullptr); }  // whoever calls frees it
+  Handle release() { return std::exchange(handle_, nullptr); }  // the caller must free it
 
  private:
   Handle handle_ = nullptr;
@@ -84,7 +84,7 @@ using DeviceMemory = Owner<void*, free_device>;
 using PinnedMemory = Owner<void*, free_pinned>;
 
 OwnedStream make_stream();
-// Zero-filled. Throws kOutOfMemory naming `what`, the bytes asked for, those free and those there are.
+// Returns zero-filled memory. Throws kOutOfMemory naming `what`, the bytes asked for, the free bytes and the device's bytes.
 DeviceMemory allocate_device(int64_t bytes, const char* what);
 PinnedMemory allocate_pinned(int64_t bytes, const char* what);
 
@@ -93,7 +93,7 @@ class Event {
   Event();
   void record(Stream stream);
   void wait() const;  // blocks until the recorded work is done; returns at once where none was recorded
-  // Milliseconds between two recorded and finished events.
+  // Returns the milliseconds between two events that are recorded and finished.
   static float elapsed(const Event& begin, const Event& end);
 
  private:
@@ -104,7 +104,7 @@ class Event {
 class Graph {
  public:
   Graph() = default;
-  // Calls record(), which queues on `stream`; what it queues is recorded and not run. Where it throws, nothing stays queued.
+  // Calls record(), which queues work on `stream`; the work is recorded and not run. If record() throws, nothing stays queued.
   static Graph capture(Stream stream, const std::function<void()>& record);
   void launch(Stream stream) const;
   bool empty() const { return exec_.get() == nullptr; }

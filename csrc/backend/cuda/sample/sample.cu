@@ -1,21 +1,21 @@
-// Draws each row's token, one launch, one block per row; backend/sampling.h says what a draw is.
+// Draws each row's token in one launch with one block per row; backend/sampling.h defines a draw.
 //
 // Work split. A token's weight exp((logit - largest) / temperature) is rounded to a multiple of 2^-45: sums of such integers do
-// not depend on their order, so that the token is a function of the row, its parameters and nothing else. The cut of top_k, the
-// cut of top_p and the draw are one search each: "which token, from the most likely down, takes the cumulative count or mass past
-// a target". It starts from a histogram over bins of equal width in the logit, which all searches share, and refines the one bin
-// that holds the target by histograms over the bits of the logits as ordered integers. All that filters leave is a prefix of that
-// order, so that a filter is nothing but its mass. Where nothing filters, the walk is by token: a range of tokens per warp,
-// then a part of the range that holds the target per warp, and so on.
+// not depend on their order, so the token only depends on the row and its parameters. The cut of top_k, the cut of top_p and the
+// draw are one search each: at which token, from the most likely down, does the cumulative count or mass exceed a target? The search
+// starts from a histogram over bins of equal width in the logit, which all searches share, and refines the bin that has the target
+// by histograms over the bits of the logits as ordered integers. Each filter keeps a prefix of that order, so the mass of the prefix
+// describes it. Where nothing filters, the walk is by token: a range of tokens per warp, then, of the range that has the target, a
+// part per warp, and so on.
 //
-// A token mask is read with the logits, which count as -inf where it says so.
+// A token mask is read with the logits; a logit that it excludes counts as -inf.
 //
-// Memory traffic: 4 V bytes for each time that a row is read, V / 8 more with a mask, from L2 after the first: once for greedy, a
-// little over twice where nothing filters, else 3 times and 1 to 4 times per search. All weights are computed once, and those of a
-// bin per refinement.
+// Memory traffic: each read of a row is 4 V bytes, V / 8 more with a mask, from L2 after the first read. A row is read once for
+// greedy, a little over twice where nothing filters, else 3 times and 1 to 4 times per search. All weights are computed once, and
+// those of a bin once per refinement.
 //
 // Limits: V <= 2^18, which keeps the sums below 2^63. One block per row leaves most of a large GPU idle at few rows, and a weight
-// costs a double-precision exp(): 1/64 rate on sm_86, sm_89 and sm_120 (TODO measure on a GPU).
+// costs a double-precision exp(), at 1/64 rate on sm_86, sm_89 and sm_120 (TODO measure on a GPU).
 #include "backend/cuda/sample/sample.h"
 
 #include <algorithm>
@@ -33,17 +33,17 @@ namespace {
 __extension__ using uint128 = unsigned __int128;
 
 constexpr int kMaxVocab = 1 << 18;
-constexpr int kMinThreads = 128, kMaxThreads = 768;  // of 1024, some architectures spill
+constexpr int kMinThreads = 128, kMaxThreads = 768;  // with 1024 threads, some architectures spill registers
 constexpr int kMaxWarps = kMaxThreads / kWarpSize;
 constexpr int kBins = 1024;
 constexpr int kBinsPerLane = kBins / kWarpSize;
 constexpr double kOne = 0x1p45;     // the weight 1 as an integer
 constexpr double kLargestGap = 32;  // > 46 log(2): weights of larger gaps round to 0
 constexpr uint32_t kInfinityBits = 0x7f800000u;
-constexpr uint32_t kLowestKey = 0x007fffffu;  // of -inf
+constexpr uint32_t kLowestKey = 0x007fffffu;  // the key of -inf
 
-// Mass as two words, which shared memory adds to without a loop. A lane's bins lie together, one word apart from the next lane's,
-// so that lanes that read their own bins in turn read different banks.
+// Mass is stored as two words, to which shared memory can add without a loop. A lane's bins are together, with one word between them
+// and the next lane's, so that lanes that each read their own bins in turn read different banks.
 struct Histogram {
   uint32_t low[kBins + kWarpSize], high[kBins + kWarpSize], count[kBins + kWarpSize];
 };
@@ -52,9 +52,9 @@ struct Shared {
   Histogram coarse, fine;
   uint64_t warp_sum[kMaxWarps];
   uint32_t warp_key[kMaxWarps], warp_token[kMaxWarps], warp_flags[kMaxWarps];
-  uint64_t measure_before, mass_before;  // of the bins before the found one
+  uint64_t measure_before, mass_before;  // sums over the bins before the found one
   int found;                             // bin, -1 = none
-  uint32_t low_key, high_key;            // of the found coarse bin
+  uint32_t low_key, high_key;            // keys of the found coarse bin
 };
 static_assert(sizeof(Shared) <= 48 * 1024, "what a block gets without asking");
 
@@ -68,7 +68,7 @@ struct Row {
   float bin_scale;  // bins per unit of the logit
   double inverse_temperature;
 
-  // As apply_token_mask() says.
+  // Returns the logit that apply_token_mask() makes.
   __device__ float load(int token) const {
     const float logit = logits[token];
     const bool allowed = !mask || (uint32_t(mask[token / 32]) >> (token % 32) & 1) || logit != logit;
@@ -78,12 +78,12 @@ struct Row {
     const double gap = (double(largest) - double(logit)) * inverse_temperature;
     return gap < kLargestGap ? exp(-gap) : 0.0;
   }
-  // Falls as the logit rises: neither rounding changes an order.
+  // The bin never rises with the logit, as both roundings are monotonic.
   __device__ int bin(float logit) const { return int(fminf((largest - logit) * bin_scale, float(kBins - 1))); }
 };
 __device__ uint64_t to_mass(double weight) { return uint64_t(weight * kOne + 0.5); }
 
-// visit(token, logit) for begin + i, begin + i + stride, ..; loads go ahead of the visits.
+// Calls visit(token, logit) for begin + i, begin + i + stride, ..; some loads are issued before the visits.
 template <class Visit>
 __device__ void for_each(const Row& row, int begin, int end, int stride, Visit visit) {
   constexpr int kAhead = 4;
@@ -112,7 +112,7 @@ __device__ uint64_t inclusive_scan(uint64_t v) {
   }
   return v;
 }
-// By the whole block.
+// Returns the sum over the block. By the whole block.
 __device__ uint64_t block_sum(uint64_t v) {
   Shared& s = shared_state();
   v = warp_sum(v);
@@ -126,7 +126,7 @@ __device__ uint64_t block_sum(uint64_t v) {
 
 // --- the walk by token
 
-// The first token at which the cumulative measure(token's logit) exceeds choose(sum over the row). By the whole block.
+// Returns the first token at which the cumulative measure(token's logit) exceeds choose(sum over the row). By the whole block.
 template <class Measure, class Choose>
 __device__ int walk_tokens(const Row& row, Measure measure, Choose choose) {
   Shared& s = shared_state();
@@ -155,7 +155,7 @@ __device__ int walk_tokens(const Row& row, Measure measure, Choose choose) {
   const uint64_t sum = inclusive_scan(begin + lane < end ? measure(row.load(begin + lane)) : 0);
   const uint32_t past = ballot(kFullWarp, sum > target);
   const int token = begin + (past ? lowest_bit(past) : 0);
-  return token < row.vocab_size ? token : row.vocab_size - 1;  // for parameters that are not as sampling.h says
+  return token < row.vocab_size ? token : row.vocab_size - 1;  // only for parameters that sampling.h does not allow
 }
 
 // --- the walk from the most likely token down
@@ -171,7 +171,7 @@ __device__ void add(Histogram& h, int bin, uint64_t mass, bool with_count) {
   if (with_count) atomic_add(&h.count[i], 1);
 }
 
-// Finds the bin in which the cumulative count or mass exceeds `target`. By one warp, for all.
+// Finds the bin in which the cumulative count or mass exceeds `target`. By one warp, for the block.
 __device__ void find_bin(const Histogram& h, bool by_count, uint64_t target) {
   Shared& s = shared_state();
   const auto mass_of = [&](int i) { return uint64_t(h.high[i]) << 32 | h.low[i]; };
@@ -199,7 +199,7 @@ __device__ void find_bin(const Histogram& h, bool by_count, uint64_t target) {
   if (!ballot(kFullWarp, mine) && lane_id() == 0) s.found = -1;
 }
 
-// The range of keys whose logits fall in the found bin. By one warp, for all: bisection, lanes 0 and 1 each for one end.
+// Finds the range of keys whose logits are in the found bin. By one warp, for the block: bisection, one end each by lanes 0 and 1.
 __device__ void find_keys(const Row& row) {
   Shared& s = shared_state();
   sync_warp();  // found
@@ -225,13 +225,13 @@ __device__ void find_keys(const Row& row) {
 }
 
 struct Crossing {
-  uint32_t key;           // of the token; 0 = the target is past the end
+  uint32_t key;           // the token's key; 0 = the target is past the end
   uint64_t rank;          // among the tokens of this key
-  uint64_t mass_through;  // of all tokens up to this one
+  uint64_t mass_through;  // mass of all tokens up to this one
 };
 
-// The token that takes the cumulative count or mass past `target`, from the most likely down, ties by token. Tokens of mass 0 do
-// not take part. By the whole block; the coarse histogram is there after a barrier.
+// Returns the token at which the cumulative count or mass exceeds `target`, from the most likely down, ties by token. Tokens of mass
+// 0 are left out. By the whole block; the coarse histogram must have been written, and may still need a barrier.
 __device__ Crossing descend(const Row& row, bool by_count, uint64_t target) {
   Shared& s = shared_state();
   sync_block();  // coarse, and all have read what an earlier search found
@@ -303,7 +303,7 @@ __device__ int draw_by_likelihood(const Row& row, const DrawParams& p, int most_
   mass = block_sum(mass);
   if (top_k) {
     const Crossing last = descend(row, true, uint64_t(p.top_k) - 1);
-    if (last.key) mass = last.mass_through;  // else fewer tokens than that have any mass
+    if (last.key) mass = last.mass_through;  // else fewer than top_k tokens have any mass
   }
   if (p.top_p < 1.0f) {
     const uint64_t needed = uint64_t(ceil(double(p.top_p) * double(mass)));
@@ -314,13 +314,13 @@ __device__ int draw_by_likelihood(const Row& row, const DrawParams& p, int most_
     mass = min_p_mass < mass ? min_p_mass : mass;
   }
   const Crossing drawn = descend(row, false, draw_target(p.uniform, mass));
-  if (!drawn.key) return most_likely;  // parameters that are not as sampling.h says
+  if (!drawn.key) return most_likely;  // only for parameters that sampling.h does not allow
   return walk_tokens(
       row, [&](float logit) { return uint64_t(to_key(logit) == drawn.key); }, [&](uint64_t) { return drawn.rank; });
 }
 
 __global__ void __launch_bounds__(kMaxThreads, 1) sample_kernel(const __grid_constant__ SampleArgs a) {
-  grid_wait();  // logits and parameters are there, and no earlier kernel reads the tokens any more
+  grid_wait();  // logits and parameters are complete, and no earlier kernel still reads the tokens
   grid_launch_dependents();
   Shared& s = shared_state();
   const int warps = int(blockDim.x) / kWarpSize;

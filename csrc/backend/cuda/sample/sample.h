@@ -1,6 +1,5 @@
-// Chooses each row's next token from its logits, on the device. The meaning is that of TokenDrawer::draw() in backend/sampling.h;
-// sums of probabilities run in another order, so that a draw whose uniform number falls within their rounding of a boundary may
-// differ.
+// Draws each row's next token from its logits, on the device, as TokenDrawer::draw() in backend/sampling.h does. Weights come from
+// another exponential function, so a draw whose uniform number is within their rounding of a boundary may differ.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -15,7 +14,7 @@ struct SampleArgs {
   const DrawParams* params;  // [S] in device memory
   int num_rows;              // S
   int vocab_size;            // V
-  const int32_t* masks;      // [rows, ceil(V / 32)] in device memory: those that DrawParams::mask_row names
+  const int32_t* masks;      // [masks, ceil(V / 32)] in device memory, indexed by DrawParams::mask_row
   int32_t* tokens;           // [S] out: the token; -1 where a logit is NaN; -2 where all are -inf
 };
 void sample(const SampleArgs& args, Stream stream);

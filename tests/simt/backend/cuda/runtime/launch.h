@@ -1,5 +1,5 @@
-// Stands in for csrc/backend/cuda/runtime/launch.h in host builds: launch() runs the grid at once, on fibers, or records it where the
-// stream is being captured (tests/simt/runtime_simt.cc).
+// Replaces csrc/backend/cuda/runtime/launch.h in host builds: launch() runs the grid at once, on fibers, or records it while the
+// stream is captured (tests/simt/runtime_simt.cc).
 #pragma once
 #include <cstddef>
 #include <functional>

@@ -1,4 +1,4 @@
-// Stands in for csrc/backend/cuda/runtime/ptx.cuh in host builds: the same functions, on fibers. The contracts stand there.
+// Replaces csrc/backend/cuda/runtime/ptx.cuh, which has the contracts, in host builds: the same functions, on fibers.
 #pragma once
 #include <bit>
 #include <cmath>
@@ -90,13 +90,13 @@ inline void mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[
   simt::collective({simt::Op::kMma, kFullWarp, &in, c, 0, 0});
 }
 
-inline void grid_wait() {}  // a grid runs when all before it are done
+inline void grid_wait() {}  // a grid only runs after all earlier grids
 inline void grid_launch_dependents() {}
 
 inline uint16_t to_bf16(float v) { return f32_to_bf16(v); }
 inline uint32_t to_bf16x2(float low, float high) { return f32_to_bf16(low) | uint32_t(f32_to_bf16(high)) << 16; }
 inline float from_bf16(uint16_t v) { return bf16_to_f32(v); }
-// Up or down by an ulp for two arguments in three, as a device may be.
+// Returns an exponential that is off by an ulp, up or down, for two arguments in three, as a device's may be.
 inline float accurate_exp(float v) {
   const float exact = std::exp(v);
   const uint32_t step = std::bit_cast<uint32_t>(v) % 3;
