@@ -118,20 +118,7 @@ GateUpArgs ExpertStep::gate_up(const Routed& r, int turn) const {
   args.hidden = hidden.get();
   return args;
 }
-DownArgs ExpertStep::down(const Routed& r, int turn) const {
-  DownArgs args = {};
-  args.hidden = hidden.get();
-  args.experts = experts.entries.get() + turn % experts.num_copies * shape.num_experts;
-  args.num_rows = num_rows;
-  args.hidden_size = shape.hidden_size;
-  args.width = shape.width;
-  args.top_k = shape.top_k;
-  args.pair_of_sorted = r.pair_of_sorted.get();
-  args.tiles = r.tiles.get();
-  args.num_tiles = r.num_tiles.get();
-  args.partial = partial.get();
-  return args;
-}
+DownArgs ExpertStep::down(const Routed& r, int turn) const { return {gate_up(r, turn), hidden.get(), partial.get()}; }
 double ExpertStep::mean_active() const {
   double total = 0;
   for (const auto& r : routings) total += r->num_active();

@@ -247,20 +247,7 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   first.pair_scale = experts.extras.ffn.scale_input ? pair_scale.get() : nullptr;
   first.ffn = experts.extras.ffn;
   cuda::gate_up(first, num_sms, {});
-  cuda::DownArgs second = {};
-  second.hidden = hidden.get();
-  second.experts = first.experts;
-  second.dense = first.dense;
-  second.biased = first.biased;
-  second.num_rows = num_rows;
-  second.hidden_size = experts.hidden;
-  second.width = experts.width;
-  second.top_k = top_k;
-  second.pair_of_sorted = first.pair_of_sorted;
-  second.tiles = first.tiles;
-  second.num_tiles = first.num_tiles;
-  second.partial = partial.get();
-  cuda::down(second, num_sms, {});
+  cuda::down({first, hidden.get(), partial.get()}, num_sms, {});
   return {hidden.read(), partial.read(), stride};
 }
 

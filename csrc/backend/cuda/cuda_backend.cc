@@ -272,18 +272,7 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   up.ffn = ffn;
   gate_up(up, properties_.num_sms, stream_);
 
-  DownArgs args = {};
-  args.hidden = up.hidden;
-  args.experts = up.experts;
-  args.biased = up.biased;
-  args.num_rows = up.num_rows;
-  args.hidden_size = up.hidden_size;
-  args.width = up.width;
-  args.top_k = rule.top_k;
-  args.pair_of_sorted = plan.pair_of_sorted;
-  args.tiles = up.tiles;
-  args.num_tiles = up.num_tiles;
-  args.partial = static_cast<float*>(partial_.get());
+  const DownArgs args{up, up.hidden, static_cast<float*>(partial_.get())};
   down(args, properties_.num_sms, stream_);
 
   return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};

@@ -73,10 +73,8 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
 }
 
 template <int kTokenBlocks>
-void start(const DownArgs& args, int num_sms, Stream stream) {
+void start(const DownArgs& args, int64_t dense, int64_t most, int num_sms, Stream stream) {
   using Gemm = DownGemm<kTokenBlocks>;
-  const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has at least one pair
   const unsigned blocks = persistent_blocks("down", args.pair_of_sorted ? most : args.num_rows, args.width, most,
                                             ceil_div(args.hidden_size, Gemm::kRows), num_sms, Gemm::kCtasPerSm);
   launch(down_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});
@@ -85,13 +83,8 @@ void start(const DownArgs& args, int num_sms, Stream stream) {
 }  // namespace
 
 void down(const DownArgs& args, int num_sms, Stream stream) {
-  if (args.num_rows < 0) invalid("down", "rows: expected at least 0, got ", args.num_rows);
-  if (args.hidden_size < 1 || args.width < 1)
-    invalid("down", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
-  if (args.pair_of_sorted && args.top_k < 1) invalid("down", "experts per token: expected at least 1, got ", args.top_k);
-  if (args.num_rows == 0) return;
-  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
-                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
+  start_ffn("down", args,
+            [&]<int kTokenBlocks>(int64_t dense, int64_t most) { start<kTokenBlocks>(args, dense, most, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

@@ -39,12 +39,11 @@ struct ExpertEntry {
   const float* down_bias = nullptr;
 };
 
-struct GateUpArgs {
-  const uint16_t* x;              // [T, padded_columns(H)] rounded activations
+// What both products of the experts of a step take.
+struct FfnArgs {
   const ExpertEntry* experts;     // [E] on the device; null: a dense MLP
-  int num_experts;                // E
   ExpertEntry dense;              // the weights of a dense MLP
-  bool biased;                    // entries have biases, which are added to x . gate and x . up
+  bool biased;                    // entries have biases, which are added to the products
   int num_rows;                   // T
   int hidden_size;                // H
   int width;                      // I
@@ -52,25 +51,20 @@ struct GateUpArgs {
   const int32_t* pair_of_sorted;  // [T * k]; null: a dense MLP, one expert, place t is row t, tiles and num_tiles unused
   const Tile* tiles;              // [*num_tiles] on the device
   const int32_t* num_tiles;       // [1] on the device
-  uint16_t* hidden;               // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros after I
+};
+
+struct GateUpArgs : FfnArgs {
+  const uint16_t* x;  // [T, padded_columns(H)] rounded activations
+  int num_experts;    // E
+  uint16_t* hidden;   // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros after I
   const float* pair_scale = nullptr;  // [T * k] scale of a pair's input, applied to the products; null: 1, as for a dense MLP
   FfnRule ffn = {};                   // the activation
 };
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream);
 
-struct DownArgs {
+struct DownArgs : FfnArgs {
   const uint16_t* hidden;  // [T * k, padded_columns(I)] by place
-  const ExpertEntry* experts;
-  ExpertEntry dense;
-  bool biased;
-  int num_rows;
-  int hidden_size;
-  int width;
-  int top_k;
-  const int32_t* pair_of_sorted;
-  const Tile* tiles;
-  const int32_t* num_tiles;
-  float* partial;  // out [T * k, H] by pair; pairs without an expert are not written
+  float* partial;          // out [T * k, H] by pair; pairs without an expert are not written
 };
 void down(const DownArgs& args, int num_sms, Stream stream);
 

@@ -91,10 +91,8 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
 }
 
 template <int kTokenBlocks>
-void start(const GateUpArgs& args, int num_sms, Stream stream) {
+void start(const GateUpArgs& args, int64_t dense, int64_t most, int num_sms, Stream stream) {
   using Gemm = GateUpGemm<kTokenBlocks>;
-  const int64_t dense = ceil_div(args.num_rows, Gemm::kTokens);
-  const int64_t most = args.pair_of_sorted ? int64_t(args.num_rows) * args.top_k : dense;  // a tile has at least one pair
   const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
                                             num_sms, Gemm::kCtasPerSm);
   launch(gate_up_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
@@ -103,13 +101,8 @@ void start(const GateUpArgs& args, int num_sms, Stream stream) {
 }  // namespace
 
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
-  if (args.num_rows < 0) invalid("gate_up", "rows: expected at least 0, got ", args.num_rows);
-  if (args.hidden_size < 1 || args.width < 1)
-    invalid("gate_up", "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
-  if (args.pair_of_sorted && args.top_k < 1) invalid("gate_up", "experts per token: expected at least 1, got ", args.top_k);
-  if (args.num_rows == 0) return;
-  dispatch_tile_rows(ffn_tile_rows(args.pair_of_sorted != nullptr, args.num_rows),
-                     [&]<int kTokenBlocks>() { start<kTokenBlocks>(args, num_sms, stream); });
+  start_ffn("gate_up", args,
+            [&]<int kTokenBlocks>(int64_t dense, int64_t most) { start<kTokenBlocks>(args, dense, most, num_sms, stream); });
 }
 
 }  // namespace lynx_rt::cuda

@@ -202,6 +202,22 @@ void dispatch_tile_rows(int rows, Start start) {
   }
 }
 
+// Checks the arguments of a product of the experts and calls start.template operator()<token blocks>(dense, most): `dense` is the
+// number of tiles where there is no list, `most` the most tiles that a list can have.
+template <class Start>
+void start_ffn(const char* what, const FfnArgs& args, Start start) {
+  if (args.num_rows < 0) invalid(what, "rows: expected at least 0, got ", args.num_rows);
+  if (args.hidden_size < 1 || args.width < 1)
+    invalid(what, "sizes: expected at least 1, got hidden size ", args.hidden_size, ", width ", args.width);
+  const bool routed = args.pair_of_sorted;
+  if (routed && args.top_k < 1) invalid(what, "experts per token: expected at least 1, got ", args.top_k);
+  if (args.num_rows == 0) return;
+  dispatch_tile_rows(ffn_tile_rows(routed, args.num_rows), [&]<int kTokenBlocks>() {
+    const int64_t dense = ceil_div(args.num_rows, kTokenBlocks * kTokenBlock);
+    start.template operator()<kTokenBlocks>(dense, routed ? int64_t(args.num_rows) * args.top_k : dense);  // a pair per tile
+  });
+}
+
 // Returns the number of CTAs of a persistent grid. Throws where a job's number or an offset into x would not fit in its type.
 inline unsigned persistent_blocks(const char* what, int64_t x_rows, int64_t num_columns, int64_t tiles, int64_t units,
                                   int num_sms, int ctas_per_sm) {
