@@ -32,6 +32,14 @@ std::string str_cat(const Parts&... parts) {
   return out;
 }
 
+// Returns name(item) of each item, joined by ", ".
+template <class Range, class Name>
+std::string joined(const Range& range, Name name) {
+  std::string text;
+  for (const auto& item : range) text += (text.empty() ? "" : ", ") + std::string(name(item));
+  return text;
+}
+
 template <class... Parts>
 [[noreturn]] void fail(ErrorCode code, std::string field, const Parts&... parts) {
   throw Error(code, std::move(field), str_cat(parts...));

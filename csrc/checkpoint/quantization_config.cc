@@ -207,14 +207,12 @@ namespace {
 QuantizationConfig read_as(const std::string& method, const ConfigReader& c) {
   QuantizationConfig q;
   q.method = method;
-  std::string known;
   for (const auto& m : kMethods) {
-    known += (known.empty() ? "" : ", ") + std::string(m.name);
     if (method != m.name) continue;
     m.read(c, q);
     return q;
   }
-  unsupported(c, "quant_method", quote(method), known);
+  unsupported(c, "quant_method", quote(method), joined(kMethods, [](const auto& m) { return m.name; }));
 }
 
 }  // namespace

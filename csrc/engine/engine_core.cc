@@ -3,8 +3,8 @@
 
 #include <algorithm>
 #include <cctype>
-#include <chrono>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/public_fields.h"
 #include "model/family.h"
@@ -14,8 +14,6 @@
 namespace lynx_rt {
 
 namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 DType compute_dtype(const std::string& name, const ModelConfig& config) {
   if (name == "auto") return config.dtype;

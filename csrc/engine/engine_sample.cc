@@ -1,17 +1,11 @@
 // EngineCore's use of a step's logits: log-probabilities of prompts, and the next tokens.
 #include <algorithm>
-#include <chrono>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "engine/engine_core.h"
 
 namespace lynx_rt {
-
-namespace {
-
-double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-}  // namespace
 
 float* EngineCore::host_logits(int64_t row) {
   float* logits = logits_.get() + row * config_.vocab_size;

@@ -9,7 +9,7 @@ namespace lynx_rt {
 
 namespace {
 
-int64_t padded(int64_t bytes) { return ceil_div(bytes, 64) * 64; }
+int64_t padded(int64_t bytes) { return round_up(bytes, 64); }
 
 }  // namespace
 

@@ -46,14 +46,11 @@ const char* reason(const std::string& model_type) {
 }  // namespace
 
 const Family& find_family(const std::string& model_type) {
-  std::string known;
-  for (const Family& f : families()) {
+  for (const Family& f : families())
     if (model_type == f.model_type) return f;
-    known += (known.empty() ? "" : ", ") + std::string(f.model_type);
-  }
   const char* why = reason(model_type);
   fail(ErrorCode::kUnsupported, "model_type", "config.json: model_type \"", model_type, "\" is not supported",
-       why ? str_cat(" (", why, ")") : "", "; supported: ", known);
+       why ? str_cat(" (", why, ")") : "", "; supported: ", joined(families(), [](const Family& f) { return f.model_type; }));
 }
 
 namespace {

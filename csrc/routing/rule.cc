@@ -7,12 +7,10 @@
 namespace lynx_rt {
 
 RouterKind parse_router_kind(const std::string& name) {
-  std::string kinds;
-  for (const RouterKind kind : {RouterKind::kSoftmax, RouterKind::kSigmoid, RouterKind::kSparsemixer}) {
+  const RouterKind kinds[] = {RouterKind::kSoftmax, RouterKind::kSigmoid, RouterKind::kSparsemixer};
+  for (const RouterKind kind : kinds)
     if (name == to_string(kind)) return kind;
-    kinds += (kinds.empty() ? "" : ", ") + to_string(kind);
-  }
-  invalid("router", "kind: expected ", kinds, ", got \"", name, "\"");
+  invalid("router", "kind: expected ", joined(kinds, [](RouterKind kind) { return to_string(kind); }), ", got \"", name, "\"");
 }
 
 std::string to_string(RouterKind kind) {

@@ -57,13 +57,6 @@ const PolicyText& text_of(Policy policy) {
   fail(ErrorCode::kInternal, "selection", "policy ", int(policy), " has no name");
 }
 
-template <class Range, class Name>
-std::string joined(const Range& range, Name name) {
-  std::string text;
-  for (const auto& item : range) text += (text.empty() ? "" : ", ") + std::string(name(item));
-  return text;
-}
-
 template <class Number>
 bool parse_number(std::string_view text, Number& value) {
   const char* const end = text.data() + text.size();

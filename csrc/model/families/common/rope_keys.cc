@@ -19,12 +19,9 @@ RopeKind read_kind(const ConfigReader& r) {
   const std::pair<const char*, RopeKind> kinds[] = {{"default", RopeKind::kDefault},   {"linear", RopeKind::kLinear},
                                                     {"dynamic", RopeKind::kDynamic},   {"yarn", RopeKind::kYarn},
                                                     {"longrope", RopeKind::kLongrope}, {"llama3", RopeKind::kLlama3}};
-  std::string known;
-  for (const auto& [name, kind] : kinds) {
+  for (const auto& [name, kind] : kinds)
     if (type == name) return kind;
-    known += (known.empty() ? "" : ", ") + std::string(name);
-  }
-  unsupported(r, "rope_type", quote(type), known);
+  unsupported(r, "rope_type", quote(type), joined(kinds, [](const auto& k) { return k.first; }));
 }
 
 std::vector<double> read_pair_factors(const ConfigReader& r, const std::string& key, int64_t count) {
@@ -84,8 +81,8 @@ void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& ro
 }  // namespace
 
 void read_rope(const ConfigReader& c, int64_t head_dim, ModelConfig& m, const CommonKeys& keys) {
-  // Where a config has both objects, transformers reads the older one, rope_scaling. theta and the partial factor within the
-  // object take precedence over those beside it.
+  // transformers reads the older object, rope_scaling, in a config that has both. theta and the partial factor within the object
+  // take precedence over those beside it.
   std::optional<ConfigReader> found = c.object("rope_scaling");
   if (!found || found->keys().empty()) found = c.object("rope_parameters");
   const ConfigReader& r = found ? *found : c;
