@@ -91,7 +91,7 @@ void measure(Context& context, const Shape& shape, int batch_size, int length) {
     line.add("name", shape.name).add("batch", batch_size).add("length", length).add("heads", shape.heads);
     line.add("kv_heads", shape.kv_heads).add("head_dim", shape.head_dim).add("v_dim", shape.v_dim).add("window", shape.window);
     line.add("dependent_launch", stream.dependent_launch).add("tiles", int64_t(plan.tiles.size())).add("splits", num_partials);
-    // Where all copies fit in the second-level cache, reads come from it and the memory's rate is no bound.
+    // Reads come from the second-level cache if all copies fit in it. The memory's rate is then no bound.
     line.add("from_l2", copies * cache_bytes < 2 * l2_bytes()).add(times);
     add_rate(line, context, double(bytes), times);
   }

@@ -308,7 +308,7 @@ class Backend {
   //   selection     in    the layer's policy, which check_selection() accepts, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
-  // Where acts() is false or every row is exact, each row gets the model's own routing, which depends on no other row. Otherwise
+  // Every row gets the model's own routing, which depends on no other row, if acts() is false or all rows are exact. Otherwise
   // rows are routed as routing/selector.h says for each policy: exact rows keep their own routing, and all rows keep it where the
   // active set would not become smaller than the union of own choices (guard).
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with

@@ -1,4 +1,4 @@
-// Where the values of a weight come from, and copies of those that cannot be used in place.
+// Sources of weights in a checkpoint, and copies of the weights that cannot be used in place.
 #pragma once
 #include <cstdint>
 #include <memory>

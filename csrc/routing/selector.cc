@@ -185,7 +185,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
       if (!moves) weights[j] = gate;
     }
     if (mass == 0) continue;  // replay: a row without experts
-    // Where a bias or groups decide, experts outside the own choice may have larger gates, so the ratio is cut to 1.
+    // The ratio is cut to 1: under a rule with a bias or groups, experts outside the own choice may have larger gates.
     const double retained = std::min(1.0, mass * std::exp(double(best) - own_best) / own_mass_[size_t(t)]);
     stats.retained_mass += retained;
     const double damp = has_refill(batch.selection.policy) ? batch.selection.damp : 0;

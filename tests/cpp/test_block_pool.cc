@@ -66,7 +66,7 @@ void test_prefix_is_found() {
   Ids other = {0, 1, 9, 3, 4, 5};
   BlockPool::Match first = pool.match_prefix(other, 8);
   CHECK_EQ(first.blocks, Ids{blocks[0]});
-  // The same tokens after a different prefix are different content.
+  // Tokens that follow another prefix are other content, even if the tokens are equal.
   CHECK(pool.match_prefix(Ids{2, 3, 4, 5}, 8).blocks.empty());
   Ids held = blocks;
   held.push_back(blocks[0]);

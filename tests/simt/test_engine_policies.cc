@@ -131,7 +131,7 @@ void test_policies() {
     CHECK(a.answers[4] == own[4]);
     CHECK(!(a.answers == own));
 
-    // Where two scores are as close as the rounding, the backends may choose different experts: for one pair in 50 at most.
+    // The backends may choose different experts where two scores are as close as the rounding: for one pair in 50 at most.
     const Counts got(a.stats), expected(b.stats);
     const int64_t pairs = a.stats.decode_rows * info.num_moe_layers * info.num_experts_per_tok;
     CHECK_EQ(a.stats.decode_rows, b.stats.decode_rows);

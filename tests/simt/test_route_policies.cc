@@ -67,7 +67,7 @@ void test_most_choices() {
     }
 }
 
-// Where gates are zero, des_vote still admits only experts that some row chose.
+// des_vote admits only experts that some row chose, even if gates are zero.
 void test_vanishing_gates() {
   Selector selector;
   for (const Policy policy : {Policy::kDesVote, Policy::kXshare}) {

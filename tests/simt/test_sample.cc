@@ -268,7 +268,7 @@ void test_near_boundaries(int every) {
     }
 }
 
-// Where the largest logit comes several times, far apart, the first wins, whichever thread reads it.
+// The first of several largest logits wins, however far apart they are and whichever threads read them.
 void test_greedy_ties() {
   std::mt19937 random(36);
   Batch b{1000, {}, {}};

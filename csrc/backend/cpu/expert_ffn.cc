@@ -48,7 +48,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
   const int64_t pairs = plan.offsets[experts.size()], active = routing.num_active;
   if (pairs == 0) return;
 
-  // Where formats differ, a row has the space of the longest form, and a task a size that suits all formats.
+  // Every row has the space of the longest form that an active expert needs, and every task a size that suits all their formats.
   int64_t gathered_bytes = 0, activated_bytes = 0, block = INT64_MAX, down_block = INT64_MAX, step = 1, down_step = 1;
   for (int64_t i = 0; i < active; ++i) {
     const ExpertWeights& w = experts[size_t(routing.active[i])];

@@ -85,7 +85,7 @@ struct StepOutput {
   std::vector<TokenLogprobs> logprobs;         // one per new token, where requested
   std::vector<TokenLogprobs> prompt_logprobs;  // all at once when the prompt is done; entry 0 is empty
   // Experts of the positions computed since the request's last output, including positions of the prompt and of the prefix cache.
-  // Where num_preemptions has grown, they start at position 0 again. The last token of a sequence is never computed.
+  // They start at position 0 again once num_preemptions has grown. The last token of a sequence is never computed.
   RoutedExperts routed_experts;
   FinishReason finish_reason = FinishReason::kNone;
   int32_t stop_token_id = -1;     // the token that ended the request; -1 = none

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
     const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // bytes of 16 rows
     const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::down);
     const unsigned char* rows = static_cast<const unsigned char*>(weights) + 2 * place.unit * bytes;
-    // Where H has no second block, the first is loaded again and its sums are not stored.
+    // The first block is loaded again if H has no second one; those sums are not stored.
     const bool both = place.unit * Gemm::kRows + kBlockRows < a.hidden_size;
     gemm.prefetch({rows, both ? rows + bytes : rows});
   };

@@ -39,7 +39,7 @@ struct ExpertEntry {
   const float* down_bias = nullptr;
 };
 
-// What both products of the experts of a step take.
+// The arguments that gate_up() and down() have in common.
 struct FfnArgs {
   const ExpertEntry* experts;     // [E] on the device; null: a dense MLP
   ExpertEntry dense;              // the weights of a dense MLP

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(32 * kWarps, HeadGemm<kTokenBlocks>::kCtasPerS
     const int64_t block_bytes = int64_t(column_blocks(a.num_columns)) * (2 * kStepBytes);  // bytes of 16 rows
     const unsigned char* rows =
         static_cast<const unsigned char*>(a.weights) + unit / p.units_of_head * p.head_bytes + first / kBlockRows * block_bytes;
-    // Where the head has no second block, the first is loaded again and its sums are not stored.
+    // The first block is loaded again if the head has no second one; those sums are not stored.
     gemm.prefetch({rows, first + kBlockRows < a.weight_rows ? rows + block_bytes : rows});
   };
   prefetch(int(blockIdx.x));

@@ -39,7 +39,7 @@ __device__ void prefetch(const LinearParams& p, int job, Gemm& gemm) {
   const unsigned char* rows[kRowBlocks];
   LYNX_UNROLL
   for (int i = 0; i < kRowBlocks; ++i) {
-    // Where the part has no second block, the first is loaded again and its sums are not stored.
+    // The first block is loaded again if the part has no second one; those sums are not stored.
     const int row = i == 0 || at.row + i * kBlockRows < part.rows ? at.row + i * kBlockRows : at.row;
     rows[i] =
         static_cast<const unsigned char*>(part.weight) + int64_t(row) * (column_blocks(p.args.num_columns) * kBlockColumns * 2);
