@@ -170,10 +170,12 @@ class Completion:
 
     def _update_metrics(self, step: _C.StepOutput) -> None:
         metrics = self.metrics
-        for name in ("arrival_time", "first_scheduled_time", "first_token_time", "finish_time"):
-            setattr(metrics, name, getattr(step, name))
-        metrics.num_cached_tokens = step.num_cached_tokens
-        metrics.num_preemptions = step.num_preemptions
+        if not metrics.first_token_time or step.num_preemptions != metrics.num_preemptions:
+            for name in ("arrival_time", "first_scheduled_time", "first_token_time", "num_cached_tokens"):
+                setattr(metrics, name, getattr(step, name))
+            metrics.num_preemptions = step.num_preemptions
+        if step.finish_reason is not None:
+            metrics.finish_time = step.finish_time
 
 
 class Request:
