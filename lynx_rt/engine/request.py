@@ -149,6 +149,7 @@ class Completion:
             setattr(metrics, name, getattr(step, name))
         metrics.num_cached_tokens = step.num_cached_tokens
         metrics.num_preemptions = step.num_preemptions
+        metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
 
 
 class Request:
@@ -231,6 +232,7 @@ class Request:
             num_prompt_tokens=first.num_prompt_tokens,
             num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
             num_cached_tokens=first.num_cached_tokens,
+            num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
         )
 
