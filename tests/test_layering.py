@@ -27,6 +27,7 @@ PYTHON_ABOVE = {
     "text": set(),
     "engine": {"text"},
     "research": {"text", "engine"},
+    "server": {"text", "engine"},
     "cli": {"text", "engine", "research"},
 }
 MAX_LINES = 450
