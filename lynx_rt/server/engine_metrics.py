@@ -27,11 +27,6 @@ _PHASE_OF_OP = {
     "expert_ffn": "experts",
 }
 _KIND_OF_OP = {"attention": "kv", "expert_ffn": "experts"}  # of the bytes that it reads; all others read dense weights
-_DECODE_ROWS = {
-    "selected": "decode_rows_selected",
-    "exact": "decode_rows_exact",
-    "mixed_step": "decode_rows_mixed",
-}
 
 _Key = tuple[str, str]  # name of a counter, value of its label ("" = it has none)
 _SLO_KEY = ("lynx:slo_steps_over_target_total", "")
@@ -187,9 +182,6 @@ class EngineMetrics:
             ("lynx:steps_total", "decode_only"): stats.decode_steps,
             ("lynx:steps_total", "mixed"): stats.steps - stats.decode_steps,
         }
-        for mode, field in _DECODE_ROWS.items():
-            if (rows := getattr(stats, field, None)) is not None:
-                values["lynx:decode_rows_total", mode] = rows
         if stats.slo is not None:
             values[_SLO_KEY] = stats.slo.steps_over_target
         seconds = dict.fromkeys(STEP_PHASES, 0.0)

@@ -95,11 +95,6 @@ ENGINE = (
         "Bytes that the steps had to read by kind: experts, kv, dense (all other weights).",
         "kind",
     ),
-    _counter(
-        "lynx:decode_rows_total",
-        "Decode rows by mode: selected, exact (the request's or the engine's own routing), mixed_step (the step had prompts).",
-        "mode",
-    ),
     _counter("lynx:moe_layer_steps_total", "Decode-only steps of an MoE layer.", "layer"),
     _counter("lynx:moe_rows_total", "Rows of the decode-only steps of an MoE layer.", "layer"),
     _counter("lynx:moe_experts_read_total", "Experts that decode-only steps read.", "layer"),
@@ -210,6 +205,7 @@ SERVER = (
     ),
     _gauge("lynx:event_loop_lag_seconds", "How much too late the event loop's last timer ran."),
     _gauge("lynx:startup_seconds", "Time that a phase of the start took.", "phase"),
+    _gauge("lynx:queue_limit_requests", "Requests that may wait before others are refused. Absent without a limit."),
     _gauge("lynx:memory_bandwidth_bytes", "Bytes per second of plain reading on this machine, where it was measured."),
 )
 

@@ -192,6 +192,11 @@ class Metrics:
         self._labelled["lynx:startup_seconds"](phase).set(seconds)
 
     @_safe
+    def set_queue_limit(self, requests: int) -> None:
+        """The number of requests that may wait before others are refused. Not called where there is no limit."""
+        self._metrics["lynx:queue_limit_requests"].set(requests)
+
+    @_safe
     def set_memory_bandwidth(self, bytes_per_second: float) -> None:
         """The machine's rate of plain reading has been measured."""
         self._metrics["lynx:memory_bandwidth_bytes"].set(bytes_per_second)
