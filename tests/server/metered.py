@@ -48,6 +48,8 @@ async def serve(engine: Engine, metrics: Metrics, request: Served) -> None:
                     metrics.on_first_token(output.metrics)
                 if added and out.index in times:
                     metrics.on_tokens(added, now - times[out.index])
+                elif added > 1:  # this coroutine ran late
+                    metrics.on_tokens(added - 1, now - output.metrics.first_token_time)
                 if added:
                     counts[out.index] = len(out.token_ids)
                     times[out.index] = now
