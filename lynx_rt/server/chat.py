@@ -10,6 +10,7 @@ from typing import Any
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server.answer import EventAnswer, JsonAnswer
+from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.completions import check_stream_options
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.generation import Generation
@@ -21,14 +22,14 @@ from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
 
 
-async def create_chat_completion(body: ChatBody, state: ServerState) -> EventAnswer | JsonAnswer:
+async def create_chat_completion(body: ChatBody, state: ServerState, caller: Caller) -> EventAnswer | JsonAnswer:
     """Checks a request and returns its answer, which generates when it is sent."""
     state.ready_engine()
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    request = await in_thread(state, size_of(body.messages), lambda: _request(body, state))
-    call = _Chat(body, state, model, request)
+    request = await in_thread(state, size_of(body.messages), lambda: _request(body, state, caller))
+    call = _Chat(body, state, caller, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)
     settings = state.settings
@@ -53,7 +54,7 @@ def _check(body: ChatBody) -> None:
             raise bad_request(f"{name} is not supported: use tools and tool_choice, which replaced it", name)
 
 
-def _request(body: ChatBody, state: ServerState) -> Request:
+def _request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     engine = state.ready_engine()
     (parsed,) = parse(
         engine,
@@ -68,21 +69,23 @@ def _request(body: ChatBody, state: ServerState) -> Request:
         raise bad_request(f"{name} must be at least 1, got {wanted}", name)
     limit = output_limit(len(parsed.token_ids), wanted, engine.max_model_len)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, engine, state.settings, limit, logprobs=logprobs)
+    params = sampling_params(
+        body, engine, state.settings, limit, logprobs=logprobs, **isolation(caller, body, state.settings)
+    )
     return engine.inputs.request([parsed], params, None)
 
 
 class _Chat:
     """One request, from its first token to its answer."""
 
-    def __init__(self, body: ChatBody, state: ServerState, model: str, request: Request) -> None:
+    def __init__(self, body: ChatBody, state: ServerState, caller: Caller, model: str, request: Request) -> None:
         self._body = body
         self._state = state
         self._request = request
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._generation = Generation(state, [request])
+        self._generation = Generation(state, [request], (self._id, caller.request_id))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}

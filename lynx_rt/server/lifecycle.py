@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -47,6 +48,9 @@ class Server:
                 self._say("lynx-rt: warning: anyone who reaches this address may use it; --api-key asks for a key")
             sys.setswitchinterval(_SWITCH_SECONDS)
             asyncio.run(self._serve(listener))
+        if self.settings.uds:
+            with contextlib.suppress(OSError):
+                os.unlink(self.settings.uds)
         engine = self.state.engine
         if engine is not None:
             engine.close()
