@@ -123,6 +123,11 @@ class Tokenizer:
             raise ValidationError(f"token ids must be integers from 0 on, got {shown(ids)}", "ids")
         return self._backend.decode(ids, skip_special_tokens) if ids else ""
 
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token that is given as the vocabulary has it; None where there is none."""
+        found = self._backend.id_of(token)
+        return found if found is not None and self._backend.token_of(found) == token else None  # not that of "<unk>"
+
     def piece(self, token_id: int) -> str:
         """Returns the text of one token after others, special or not; bytes of an incomplete character read "\\xe6"."""
         return self.token_bytes(token_id).decode(errors="backslashreplace")
