@@ -42,12 +42,14 @@ class Tokenizer:
     def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
         special: Mapping[str, str | tokenizers.AddedToken] = {}
         self.chat_template: str | dict[str, str] | None = None
+        self.response_template: Any = None  # what transformers 5 parses responses by, as written
         name, prepend_bos = "the given tokenizer", False
         if isinstance(source, (str, os.PathLike)):
             file, raw, config = load_tokenizer_files(Path(source))
             name, special = str(file), config.named
             prepend_bos = config.values.get("add_bos_token") is True
             self.chat_template = read_chat_template(file.parent, config.values)
+            self.response_template = config.values.get("response_template")
         elif isinstance(source, tokenizers.Tokenizer):
             raw = _copy(source)
         elif all(hasattr(source, attribute) for attribute in ("encode", "decode", "special_tokens_map")):
@@ -57,6 +59,7 @@ class Tokenizer:
                 raw.encode_special_tokens = source.backend_tokenizer.encode_special_tokens
             special = {name: token for name, token in source.special_tokens_map.items() if isinstance(token, str)}
             self.chat_template = getattr(source, "chat_template", None)
+            self.response_template = getattr(source, "response_template", None)
         else:
             raise ValidationError(
                 f"tokenizer must be a path or a tokenizer of transformers or tokenizers, got {type(source).__name__}",

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,12 +17,15 @@ from lynx_rt.text.response.parser import HarmonyMachine, Machine, ResponseParser
 from lynx_rt.text.response.pythonic_calls import PythonicCalls
 from lynx_rt.text.response.reader import Reader
 from lynx_rt.text.response.tagged_calls import DEEPSEEK_V32, GLM45, MINIMAX_M2, QWEN3_CODER, SEED_OSS
+from lynx_rt.text.response.template import TemplateMachine
+from lynx_rt.text.response.template_fields import ResponseTemplate
 from lynx_rt.text.response.tools import Tools
 
 if TYPE_CHECKING:
     from lynx_rt.text.tokenizer import Tokenizer
 
 _HARMONY = "openai"
+_TEMPLATE = "response_template"
 _CALLS: dict[str, CallFormat] = {
     "deepseek_v3": DeepSeekCalls(fenced=True),
     "deepseek_v31": DeepSeekCalls(fenced=False),
@@ -56,6 +61,7 @@ _CALL_ALIASES = {
     "qwen3_xml": "qwen3_coder",
     "glm47": "glm45",
     "gpt-oss": _HARMONY,
+    "hf": _TEMPLATE,
     "llama3": "llama3_json",
     "llama4_json": "llama3_json",
     "pythonic": "llama4_pythonic",
@@ -75,8 +81,8 @@ _REASONING_ALIASES = {
 _MAKE_ID: dict[str | None, Callable[[str, int], str]] = {"mistral": mistral_call_id, "kimi_k2": kimi_call_id}
 _PROMPT_TAIL = 4096  # characters at the end of the prompt in which an unfinished thought is looked for, at most
 
-TOOL_PARSERS = tuple(sorted([*_CALLS, _HARMONY]))
-REASONING_PARSERS = tuple(sorted([*_TAGS, _HARMONY]))
+TOOL_PARSERS = tuple(sorted([*_CALLS, _HARMONY, _TEMPLATE]))
+REASONING_PARSERS = tuple(sorted([*_TAGS, _HARMONY, _TEMPLATE]))
 # Texts in a chat template that tell the format of tool calls; the first that has all of its texts counts.
 _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (_HARMONY, ("<|channel|>", "<|message|>")),
@@ -121,7 +127,8 @@ class ResponseFormat:
     tool_parser: str | None = None
     reasoning_parser: str | None = None
     needs_special_tokens: bool = False
-    special_tokens: tuple[str, ...] = ()
+    special_tokens: tuple[str, ...] = ()  # texts of the tokenizer's, as far as it is known
+    template: ResponseTemplate | None = None  # what the parser "response_template" reads by
 
     @staticmethod
     def of(
@@ -137,15 +144,16 @@ class ResponseFormat:
         tokenizer, chat_template: of the model; they tell what "auto" is.
         Raises ValidationError for a name that does not exist.
         """
-        found = _detect(tokenizer, chat_template)
+        template = _load_template(tokenizer, needed=_TEMPLATE in (tool_parser, reasoning_parser) or tool_parser == "hf")
+        found = _detect(tokenizer, chat_template, template)
         tools = _named("tool_parser", tool_parser, found[0], TOOL_PARSERS, _CALL_ALIASES)
         reasoning = _named("reasoning_parser", reasoning_parser, found[1], REASONING_PARSERS, _REASONING_ALIASES)
         special: tuple[str, ...] = ()
         if tokenizer is not None:
-            special = tuple(map(tokenizer.piece, sorted(tokenizer.special_token_ids)))
-        marks = _marks(tools, reasoning)
-        needed = any(mark in special for mark in marks) or (tokenizer is None and _HARMONY in (tools, reasoning))
-        return ResponseFormat(tools, reasoning, needed, special)
+            special = tuple(filter(None, map(tokenizer.piece, sorted(tokenizer.special_token_ids))))
+        marks = _marks(tools, reasoning, template)
+        needed = any(token in mark or re.escape(token) in mark for token in special for mark in marks)
+        return ResponseFormat(tools, reasoning, needed, special, template)
 
     def parser(
         self,
@@ -175,6 +183,12 @@ class ResponseFormat:
         """Returns how to read a response, and what the prompt has of it."""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
             return HarmonyMachine(with_calls and self.tool_parser == _HARMONY, forced), harmony.opened(prompt_tail)
+        if self.template is not None and _TEMPLATE in (self.tool_parser, self.reasoning_parser):
+            with_calls = with_calls and self.tool_parser == _TEMPLATE
+            if forced is None:
+                return TemplateMachine(self.template, with_calls), self.template.prefix(prompt_tail)
+            tags = None if self.template.think is None else ThinkTags(*self.template.think)
+            return TextMachine(tags, None, self._begins_inside(tags, prompt_tail), forced), ""
         think = None if self.reasoning_parser is None else _TAGS[self.reasoning_parser]
         calls = _CALLS[self.tool_parser] if with_calls and self.tool_parser is not None else None
         return TextMachine(think, calls, self._begins_inside(think, prompt_tail), forced), ""
@@ -199,8 +213,28 @@ def detect_format(tokenizer: Tokenizer, chat_template: str | None = None) -> Res
     return ResponseFormat.of(tokenizer=tokenizer, chat_template=chat_template)
 
 
-def _detect(tokenizer: Tokenizer | None, chat_template: str | None) -> tuple[str | None, str | None]:
+def _load_template(tokenizer: Tokenizer | None, needed: bool) -> ResponseTemplate | None:
+    """Returns the tokenizer's response template. Where it cannot be used and is not needed, a warning says so."""
+    spec = None if tokenizer is None else tokenizer.response_template
+    if spec is None:
+        if needed:
+            raise ValidationError("this model's tokenizer_config.json has no response_template", "tool_parser")
+        return None
+    try:
+        return ResponseTemplate.of(spec)
+    except ValidationError as error:
+        if needed:
+            raise
+        warnings.warn(f"{error}; the parsers are chosen by the chat template instead", stacklevel=4)
+        return None
+
+
+def _detect(
+    tokenizer: Tokenizer | None, chat_template: str | None, template: ResponseTemplate | None
+) -> tuple[str | None, str | None]:
     """Returns the names of both parsers."""
+    if template is not None:
+        return _TEMPLATE, _TEMPLATE
     text = chat_template if chat_template is not None else _template_text(tokenizer)
     tools = next((name for name, signs in _SIGNS if all(sign in text for sign in signs)), None)
     reasoning = next((name for name, signs in _REASONING_SIGNS if all(sign in text for sign in signs)), None)
@@ -231,8 +265,10 @@ def _named(
     return name
 
 
-def _marks(tools: str | None, reasoning: str | None) -> list[str]:
+def _marks(tools: str | None, reasoning: str | None, template: ResponseTemplate | None) -> list[str]:
     """Returns the texts that the parsers look for."""
+    if template is not None and _TEMPLATE in (tools, reasoning):
+        return list(template.marks)
     marks = [harmony.START, harmony.CHANNEL, harmony.MESSAGE] if _HARMONY in (tools, reasoning) else []
     if tools in _CALLS:
         marks += _CALLS[tools].openers

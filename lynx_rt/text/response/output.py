@@ -31,6 +31,7 @@ class TrimmedText:
 
     def __init__(self) -> None:
         self._new: list[str] = []
+        self._join = ""  # comes before the next text
         self._space: list[str] = []  # white space at the end so far
         self._at_edge = False  # white space that comes now is dropped
         self._begun = False
@@ -42,7 +43,8 @@ class TrimmedText:
         body = text.rstrip()
         if body:
             self._begun = True
-            self._new += (*self._space, body)
+            self._new += (self._join, *self._space, body)
+            self._join = ""
             self._space.clear()
         if len(body) < len(text):
             self._space.append(text[len(body) :])
@@ -52,10 +54,10 @@ class TrimmedText:
         self._space.clear()
         self._at_edge = True
 
-    def start(self) -> None:
-        """Starts a text of its own, on a new line after what is there."""
-        self._space = ["\n"] if self._begun else []
-        self._at_edge = True
+    def start(self, join: str = "\n") -> None:
+        """Starts a text of its own, after what is there and `join`."""
+        self.edge()
+        self._join = join if self._begun else ""
 
     def flush(self) -> None:
         """Keeps the white space at the end: nothing follows."""
@@ -114,7 +116,7 @@ class Output:
             self.calls.append(self._call)
             self._started += 1
         self._call = None
-        self.content.edge()
+        self.content.start()
 
     def give_up_call(self, raw: str) -> None:
         """Passes on a call that is malformed or unfinished, as the model wrote it."""

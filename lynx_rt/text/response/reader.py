@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Generator, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
+from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.response.json_scanner import JsonScanner
 
 T = TypeVar("T")
+A = TypeVar("A", bound="Anchor")
 # A part of a parser: yields where it needs more text, and returns a T.
 Reading = Generator[None, None, T]
 _SPACE = re.compile(r"\s+")
@@ -22,6 +25,26 @@ class NotACallError(MalformedError):
     """The text looked like a tool call, but is content: nothing went wrong."""
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A place in a text where something was found. groups: named parts of it."""
+
+    start: int
+    end: int
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+class Anchor(Protocol):
+    """Something to look for."""
+
+    def find(self, text: str, start: int, ended: bool) -> tuple[Found | None, int]:
+        """Returns the first place at or after `start`, and where one begins that is not complete; the text's length = none does.
+
+        ended: no more text will come.
+        """
+        ...
+
+
 class Literals:
     """Texts to look for. None may be the start of another."""
 
@@ -33,17 +56,42 @@ class Literals:
         self._starts = frozenset(text[:size] for text in self.texts for size in range(1, len(text)))
         self._longest = max(map(len, self._starts), default=0)
 
-    def find(self, text: str, start: int) -> tuple[int, str] | None:
-        """Returns the place of the first of them, and which one it is."""
+    def find(self, text: str, start: int, ended: bool) -> tuple[Found | None, int]:
         found = self._pattern.search(text, start)
-        return None if found is None else (found.start(), found[0])
-
-    def held(self, text: str, start: int) -> int:
-        """Returns how many characters at the end of the text may be the start of one of them."""
-        for size in range(min(self._longest, len(text) - start), 0, -1):
+        if found is not None:
+            return Found(found.start(), found.end()), len(text)
+        for size in range(0 if ended else min(self._longest, len(text) - start), 0, -1):
             if text[-size:] in self._starts:
-                return size
-        return 0
+                return None, len(text) - size
+        return None, len(text)
+
+
+class Pattern:
+    """A regular expression to look for. Raises ValidationError where it is none, or the package `regex` is missing."""
+
+    def __init__(self, text: str) -> None:
+        try:
+            import regex
+        except ModuleNotFoundError:
+            raise ValidationError(
+                "response_template: its patterns need the package regex: pip install regex", "response_template"
+            ) from None
+        try:
+            self.compiled: Any = regex.compile(text, regex.DOTALL)
+        except regex.error as error:
+            raise ValidationError(
+                f"response_template: {shown(text)} is no pattern: {error}", "response_template"
+            ) from None
+
+    def find(self, text: str, start: int, ended: bool) -> tuple[Found | None, int]:
+        match = self.compiled.search(text, start, partial=not ended)
+        if match is None:
+            return None, len(text)
+        # A match that touches the end of the text could become longer, or be none after all.
+        if not ended and (match.partial or match.end() == len(text)):
+            return None, match.start()
+        groups = {name: value for name, value in match.groupdict().items() if value is not None}
+        return Found(match.start(), match.end(), groups), len(text)
 
 
 class Reader:
@@ -84,11 +132,36 @@ class Reader:
     def until(self, literals: Literals, put: Callable[[str], object]) -> Reading[str | None]:
         """Reads up to the first of the literals, and past it. Returns the literal, None at the end of the text."""
         while True:
-            if (found := literals.find(self._text, self._place)) is not None:
-                put(self._take(found[0] - self._place))
-                return self._take(len(found[1]))
-            held = 0 if self.ended else literals.held(self._text, self._place)
-            put(self._take(len(self._text) - held - self._place))
+            found, held = literals.find(self._text, self._place, self.ended)
+            put(self._take((held if found is None else found.start) - self._place))
+            if found is not None:
+                return self._take(found.end - found.start)
+            if self.ended:
+                return None
+            yield
+
+    def until_any(
+        self, anchors: Sequence[A], put: Callable[[str], object], may_be_empty: bool = False
+    ) -> Reading[tuple[A, Mapping[str, str], str] | None]:
+        """Reads up to the first of several anchors, and past it. Returns it with its named parts and its text.
+
+        The longest of those that begin at the same place counts.  may_be_empty: it may be a place without text.
+        """
+        while True:
+            best: tuple[int, int, int] | None = None
+            groups: Mapping[str, str] = {}
+            held = len(self._text)
+            for order, anchor in enumerate(anchors):
+                found, begun = anchor.find(self._text, self._place, self.ended)
+                held = min(held, begun)
+                if found is not None and (may_be_empty or found.end > found.start):
+                    key = (found.start, -found.end, order)
+                    if best is None or key < best:
+                        best, groups = key, found.groups
+            if best is not None and (best[0] < held or self.ended):
+                put(self._take(best[0] - self._place))
+                return anchors[best[2]], groups, self._take(-best[1] - best[0])
+            put(self._take(held - self._place))
             if self.ended:
                 return None
             yield
@@ -100,15 +173,14 @@ class Reader:
         """
         parts: list[str] = []
         while True:
-            found = literals.find(self._text, self._place)
-            held = 0 if found is not None or self.ended else literals.held(self._text, self._place)
-            size = (len(self._text) - held if found is None else found[0]) - self._place
+            found, held = literals.find(self._text, self._place, self.ended)
+            size = (held if found is None else found.start) - self._place
             parts.append(self._take(min(size, limit)))
             limit -= size
             if limit < 0 or (found is None and self.ended):
                 raise MalformedError(f"none of {literals.texts} follows")
             if found is not None:
-                return "".join(parts), self._take(len(found[1]))
+                return "".join(parts), self._take(found.end - found.start)
             yield
 
     def accept(self, *texts: str) -> Reading[str | None]:
