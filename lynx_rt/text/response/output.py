@@ -64,6 +64,12 @@ class TrimmedText:
         self._new += self._space
         self._space.clear()
 
+    def forget(self) -> None:
+        """Goes on as if nothing had come before, but for what edge() said."""
+        self._new.clear()
+        self._space.clear()
+        self._join, self._begun = "", False
+
     def take(self) -> str:
         """Returns what is new."""
         text = "".join(self._new)

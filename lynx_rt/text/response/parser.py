@@ -28,6 +28,8 @@ class ResponseParser:
         self._machine: Iterator[None] = machine(context)
         if prefix:
             self.feed(prefix)
+            self._output.content.forget()
+            self._output.reasoning.forget()
 
     @property
     def failed(self) -> bool:
