@@ -115,6 +115,7 @@ class Server:
         state = self.state
         return (
             f"{state.settings.served_model_names[0]} on {engine.device}, expert selection {state.policy}, "
+            f"tool calls {state.format.tool_parser or 'not read'}, reasoning {state.format.reasoning_parser or 'not read'}, "
             f"context {engine.max_model_len}, at most {state.max_sequences} completions in flight"
         )
 
