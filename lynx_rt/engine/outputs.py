@@ -54,6 +54,19 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class CompletionDelta:
+    """What a completion grew by since it was last looked at. The fields are those of CompletionOutput."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    error: str | None
+
+
+@dataclass(slots=True)
 class RequestMetrics:
     """Times of a request's events: seconds on the steady clock (`time.monotonic()` on Linux), 0 = not yet.
 
