@@ -211,6 +211,8 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("num_threads", math.nan),
         ("tokenizer", 5),
         ("load_format", []),
+        ("tool_parser", 5),
+        ("reasoning_parser", "no such parser"),
     ],
 )
 def test_options_of_any_type(nano_path: str, option: str, value: Any) -> None:
