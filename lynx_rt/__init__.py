@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         ValidationError,
     )
+    from lynx_rt.text.structured.spec import StructuredOutputs
     from lynx_rt.text.tokenizer import Tokenizer
 
     __version__: str
@@ -58,6 +59,7 @@ _OUTPUTS = ("CompletionOutput", "EngineStats", "ExpertStats", "Logprob", "Reques
 _MODULE_OF = {
     "Engine": "engine.engine",
     "SamplingParams": "engine.sampling_params",
+    "StructuredOutputs": "text.structured.spec",
     "TokenStream": "engine.stream",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(_ERRORS, "errors"),
@@ -82,6 +84,7 @@ __all__ = [
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputs",
     "TokenStream",
     "Tokenizer",
     "UnsupportedModelError",

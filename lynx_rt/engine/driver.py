@@ -16,6 +16,7 @@ from lynx_rt.interrupts import DeferInterrupts
 
 if TYPE_CHECKING:
     from lynx_rt import _C
+    from lynx_rt.engine.constraint import Constraint
     from lynx_rt.engine.request import Completion, Request
 
 _POLL_S = 0.05  # period at which a waiting thread looks for Ctrl-C and its deadline
@@ -36,6 +37,7 @@ class Driver:
         self._changed = threading.Condition()  # its RLock lets a stream be dropped, and so aborted, anywhere
         self._live: dict[int, Completion] = {}  # the C++ engine's number -> completion
         self._requests: dict[str, Request] = {}  # request_id -> request, unfinished ones
+        self._refills: list[Constraint] = []  # those whose masks the next step needs made
         self._stepping = False
         self._steps = 0  # number of steps made so far
         self._closed = False
@@ -179,15 +181,19 @@ class Driver:
             return
         self._requests[request.request_id] = request
         for completion in request.completions:
-            number = self._core.add_request(request.prompt_token_ids, completion.native_params)
+            mask = None if completion.constraint is None else completion.constraint.token_mask
+            number = self._core.add_request(request.prompt_token_ids, completion.native_params, mask)
             completion.native_id = number
             self._live[number] = completion
 
     def _step(self) -> bool:
         """Makes one C++ step with the lock released; returns False without outputs. The lock is held once on entry and exit."""
         self._stepping = True
+        refills, self._refills = self._refills, []
         self._changed.release()
         try:
+            for constraint in refills:
+                constraint.refill()
             outputs = self._core.step()
         finally:
             self._changed.acquire()
@@ -210,6 +216,8 @@ class Driver:
             return True
         if completion.apply(output):
             self._abort_native(output.request_id)
+        if completion.constraint is not None and not completion.finished:
+            self._refills.append(completion.constraint)
         if completion.finished:
             del self._live[output.request_id]
             if request.finished:
