@@ -19,6 +19,7 @@ from lynx_rt.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]
 ParamsPerPrompt = Params | Sequence[Params] | None
+_NO_LIMIT = 1 << 62
 
 
 class InputProcessor:
@@ -54,14 +55,18 @@ class InputProcessor:
         return self._grammars.compile(StructuredOutputs.of(structured_outputs))
 
     def parse(
-        self, prompts: Prompt | Iterable[Prompt], name: str = "prompt", add_special_tokens: bool | None = None
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        name: str = "prompt",
+        add_special_tokens: bool | None = None,
+        any_length: bool = False,
     ) -> list[ParsedPrompt]:
-        """Returns one entry per prompt; see `parse_prompts`."""
+        """Returns one entry per prompt; see `parse_prompts`. any_length: also those that are too long for the context."""
         return parse_prompts(
             prompts,
             self._tokenizer,
             vocab_size=self._vocab_size,
-            max_model_len=self._max_model_len,
+            max_model_len=_NO_LIMIT if any_length else self._max_model_len,
             name=name,
             add_special_tokens=add_special_tokens,
             chat_template=self._chat_template,

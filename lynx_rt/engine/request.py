@@ -8,7 +8,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from lynx_rt.engine.constraint import Constraint
-from lynx_rt.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from lynx_rt.engine.outputs import (
+    CompletionDelta,
+    CompletionOutput,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
 from lynx_rt.errors import LynxError, ValidationError, shown
 from lynx_rt.text.stop_strings import StopFilter
 
@@ -35,6 +42,8 @@ class Completion:
         self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._out = CompletionOutput(index, "", [])
+        self._num_taken = 0  # tokens that take_delta() has returned
+        self._end_taken = False  # it has returned the finish_reason
         self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
@@ -118,6 +127,22 @@ class Completion:
             routed_experts=out.routed_experts,
         )
 
+    def take_delta(self) -> CompletionDelta | None:
+        """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
+        out, start = self._out, self._num_taken
+        if start == len(out.token_ids) and (out.finish_reason is None or self._end_taken):
+            return None
+        self._num_taken, self._end_taken = len(out.token_ids), self.finished
+        return CompletionDelta(
+            index=out.index,
+            text=self._text.take(),
+            token_ids=out.token_ids[start:],
+            logprobs=None if out.logprobs is None else out.logprobs[start:],
+            finish_reason=out.finish_reason,
+            stop_reason=out.stop_reason,
+            error=out.error,
+        )
+
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
         self._out.token_ids.append(token_id)
         if self._out.logprobs is not None and logprobs:
@@ -154,10 +179,14 @@ class Completion:
 
     def _update_metrics(self, step: _C.StepOutput) -> None:
         metrics = self.metrics
-        for name in ("arrival_time", "first_scheduled_time", "first_token_time", "finish_time"):
-            setattr(metrics, name, getattr(step, name))
-        metrics.num_cached_tokens = step.num_cached_tokens
-        metrics.num_preemptions = step.num_preemptions
+        if not metrics.first_token_time or step.num_preemptions != metrics.num_preemptions:
+            for name in ("arrival_time", "first_scheduled_time", "first_token_time"):
+                setattr(metrics, name, getattr(step, name))
+            metrics.num_cached_tokens = step.num_cached_tokens
+            metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
+            metrics.num_preemptions = step.num_preemptions
+        if step.finish_reason is not None:
+            metrics.finish_time = step.finish_time
 
 
 class Request:
@@ -221,12 +250,18 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=[completion.take_output() for completion in self.completions],
             finished=self.finished,
-            metrics=self._metrics(),
+            metrics=self.metrics(),
             num_cached_tokens=first.metrics.num_cached_tokens,
             prompt_logprobs=first.prompt_logprobs,
         )
 
-    def _metrics(self) -> RequestMetrics:
+    def take_deltas(self) -> list[CompletionDelta]:
+        """Returns what is new of each completion that has grown or ended since the last call."""
+        self.changed = False
+        deltas = [completion.take_delta() for completion in self.completions]
+        return [delta for delta in deltas if delta is not None]
+
+    def metrics(self) -> RequestMetrics:
         """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
         first = each[0]
@@ -242,6 +277,7 @@ class Request:
             num_prompt_tokens=first.num_prompt_tokens,
             num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
             num_cached_tokens=first.num_cached_tokens,
+            num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
         )
 
