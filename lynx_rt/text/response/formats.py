@@ -179,6 +179,11 @@ class ResponseFormat:
         machine, prefix = self._machine(with_calls, prompt_tail, forced)
         return ResponseParser(machine, context, prefix)
 
+    def reasoning_end(self, prompt: str) -> str | None:
+        """Returns the tag that ends the reasoning which a prompt has begun; None where it has begun none."""
+        think = None if self.reasoning_parser is None else _TAGS.get(self.reasoning_parser)
+        return think.end if think is not None and self._begins_inside(think, prompt) else None
+
     def _machine(self, with_calls: bool, prompt_tail: str, forced: str | None) -> tuple[Machine, str]:
         """Returns how to read a response, and what the prompt has of it."""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
