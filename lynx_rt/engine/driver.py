@@ -51,6 +51,7 @@ class Driver:
         self._stepping = False
         self._steps = 0  # number of steps made so far
         self._last_progress = time.monotonic()
+        self.on_step: Callable[[], None] = lambda: None  # called after each step, without the lock; must not raise
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()  # ids of requests that come without one
@@ -237,6 +238,7 @@ class Driver:
         self._changed.release()
         try:
             outputs = self._core.step()
+            self.on_step()
         finally:
             self._changed.acquire()
             self._stepping = False

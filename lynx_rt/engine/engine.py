@@ -322,6 +322,10 @@ class Engine(EngineState):
         """Time since a step ended, while requests are in flight, else 0. Never waits, also where a step hangs."""
         return self._driver.stalled_seconds()
 
+    def watch_steps(self, hook: Callable[[], None]) -> None:
+        """Has `hook` called after each step, in the thread that made it and before the next one. It must be quick and raise nothing."""
+        self._driver.on_step = hook
+
     def close(self) -> None:
         """Frees all memory. Later calls, and calls that are waiting, raise EngineClosedError. Idempotent."""
         self._driver.close()

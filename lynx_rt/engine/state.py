@@ -30,6 +30,10 @@ class EngineState:
         """Returns gauges, and counters since the start or `reset_stats()`."""
         return EngineStats.from_native(self._core.stats())
 
+    def raw_stats(self) -> dict[str, Any]:
+        """Returns `stats()` as the compiled module gives it, which takes half the time."""
+        return self._core.stats()
+
     def reset_stats(self) -> None:
         """Sets the counters of `stats()` to zero."""
         self._core.reset_stats()

@@ -85,7 +85,7 @@ class _Chat:
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._generation = Generation(state, [request], (self._id, caller.request_id))
+        self._generation = Generation(state, [request], (self._id, caller.request_id), caller.trace_headers)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}

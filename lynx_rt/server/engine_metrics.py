@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,32 @@ class StepChange:
     policy: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What StepChange is the difference of. Cheaper than EngineStats, because it is read after every step."""
+
+    steps: int
+    decode_steps: int
+    decode_rows: int
+    tokens: int
+    seconds: float
+    layer_steps: int
+    active: int
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> _Sums:
+        layers = raw["layers"]
+        return cls(
+            raw["steps"],
+            raw["decode_steps"],
+            raw["decode_rows"],
+            raw["prompt_tokens"] + raw["generation_tokens"],
+            raw["step_seconds"],
+            sum(layer["steps"] for layer in layers),
+            sum(layer["active"] for layer in layers),
+        )
+
+
 class EngineMetrics:
     """A collector for prometheus_client over `engine.stats()`. Thread-safe.
 
@@ -60,7 +86,8 @@ class EngineMetrics:
         self._reading = threading.Lock()  # held until statistics are noted, so that they come in order
         self._counting = threading.Lock()  # guards _base, _totals, _stats and _policy
         self._reader: threading.Thread | None = None
-        self._stats = self._stepped = engine.stats()
+        self._stats = engine.stats()
+        self._stepped = _Sums.of(engine.raw_stats())
         self._policy = engine.expert_selection
         self._per_layer = len(self._stats.layers) <= _MAX_LAYERS if per_layer is None else per_layer
         self._base: dict[_Key, float] = {}  # sums up to the last reset_stats()
@@ -69,8 +96,8 @@ class EngineMetrics:
         self._failed = False
         self._cache_labels = self._describe_cache()
 
-    def read(self) -> EngineStats:
-        """Reads the statistics and returns them. Waits for a step in progress."""
+    def read(self) -> None:
+        """Reads the statistics now. Waits for a step in progress."""
         with self._reading:
             before, after = self._stats, self._engine.stats()
             policy = self._engine.expert_selection
@@ -82,24 +109,21 @@ class EngineMetrics:
                 for key, value in restarted.items():
                     self._base[key] = self._base.get(key, 0.0) + value
                 self._stats, self._policy = after, policy
-            return after
 
     def read_step(self) -> StepChange | None:
-        """Reads the statistics after a step. Returns what it added, None if not exactly one step was made since the last call."""
-        before, after = self._stepped, self.read()
+        """Returns what the last step added, None if not exactly one step was made since the last call. Called after each step."""
+        before, after = self._stepped, _Sums.of(self._engine.raw_stats())
         self._stepped = after
-        if after.steps - before.steps != 1 or _was_reset(before, after):
+        if after.steps - before.steps != 1:
             return None
-        layers = list(zip(before.layers, after.layers, strict=True))
-        layer_steps = sum(new.steps - old.steps for old, new in layers)
-        active = sum(new.active - old.active for old, new in layers)
+        layer_steps = after.layer_steps - before.layer_steps
         return StepChange(
-            tokens=after.prompt_tokens - before.prompt_tokens + after.generation_tokens - before.generation_tokens,
+            tokens=after.tokens - before.tokens,
             decode_only=after.decode_steps > before.decode_steps,
-            seconds=after.step_seconds - before.step_seconds,
+            seconds=after.seconds - before.seconds,
             rows=after.decode_rows - before.decode_rows,
-            experts_per_layer=active / layer_steps if layer_steps else None,
-            policy=self._policy,
+            experts_per_layer=(after.active - before.active) / layer_steps if layer_steps else None,
+            policy=self._engine.expert_selection,
         )
 
     def refresh(self) -> None:
@@ -161,6 +185,7 @@ class EngineMetrics:
             "vllm:cache_config_info": [(self._cache_labels, 1)],
             "lynx:policy_info": [({"policy": self._policy}, 1)],
             "lynx:engine_last_step_timestamp_seconds": [({}, self._last_step)],
+            "lynx:engine_stalled_seconds": [({}, self._engine.stalled_seconds)],
         }
         if stats.slo is not None:
             values["lynx:slo_level"] = [({}, stats.slo.level)]

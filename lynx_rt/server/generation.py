@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 
 from lynx_rt.engine.async_stream import AsyncStream
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.request_metrics import RequestMeter
 from lynx_rt.server.state import Admission, ServerState
 
 
 class Generation:
     """Runs requests; leaving its `async with` block ends those that are not finished."""
 
-    def __init__(self, state: ServerState, requests: Sequence[Request], names: Sequence[str]) -> None:
-        """names: the ids by which it can be aborted."""
+    def __init__(
+        self, state: ServerState, requests: Sequence[Request], names: Sequence[str], trace_headers: Mapping[str, str]
+    ) -> None:
+        """names: the ids by which it can be aborted; the first is the answer's."""
         self.names = tuple(names)
         self.requests = list(requests)
         self._state = state
         self._admission: Admission | None = None
         self._streams: list[AsyncStream] = []
+        operation = "text_completion" if self.names[0].startswith("cmpl") else "chat"
+        self._meters = [
+            RequestMeter(state.metrics, state.tracing, request, trace_headers, operation) for request in self.requests
+        ]
 
     async def __aenter__(self) -> Generation:
         engine = self._state.ready_engine()
@@ -38,6 +45,11 @@ class Generation:
             self._admission.leave()
         self._state.generations.discard(self)
         self.abort()
+        cause = "error" if isinstance(error, Exception) else "client"
+        if error is None and self._state.phase == "draining":
+            cause = "drain"  # those that wait read the end
+        for meter in self._meters:
+            meter.end(cause, {"lynx.policy": self._state.policy})
 
     def abort(self) -> None:
         """Ends what is not finished; whoever waits for it gets finish_reason "abort"."""
@@ -53,7 +65,7 @@ class Generation:
             left = len(self.requests[0].completions)
             while left:
                 for delta in await self._streams[0].next_deltas():
-                    left -= self._note(delta)
+                    left -= self._note(0, delta)
                     yield 0, delta
             return
         waiting = {asyncio.ensure_future(s.next_deltas()): index for index, s in enumerate(self._streams)}
@@ -64,7 +76,7 @@ class Generation:
                 for task in sorted(done, key=waiting.__getitem__):
                     index = waiting.pop(task)
                     for delta in task.result():
-                        missing[index] -= self._note(delta)
+                        missing[index] -= self._note(index, delta)
                         yield index, delta
                     if missing[index]:
                         waiting[asyncio.ensure_future(self._streams[index].next_deltas())] = index
@@ -72,8 +84,9 @@ class Generation:
             for task in waiting:
                 task.cancel()
 
-    def _note(self, delta: CompletionDelta) -> bool:
+    def _note(self, index: int, delta: CompletionDelta) -> bool:
         """Returns whether the delta is its completion's last. Raises ApiError where that failed."""
+        self._meters[index].note(delta)
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
         return delta.finish_reason is not None

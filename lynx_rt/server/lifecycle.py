@@ -18,6 +18,7 @@ import uvicorn
 from lynx_rt.engine.engine import Engine
 from lynx_rt.errors import LynxError
 from lynx_rt.server.app import make_app
+from lynx_rt.server.http_metrics import HttpMetrics
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.state import ServerState
 
@@ -51,6 +52,8 @@ class Server:
         if self.settings.uds:
             with contextlib.suppress(OSError):
                 os.unlink(self.settings.uds)
+        self.state.tracing.close()
+        self.state.metrics.close()
         engine = self.state.engine
         if engine is not None:
             engine.close()
@@ -66,7 +69,7 @@ class Server:
 
     async def _serve(self, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            make_app(self.state),
+            HttpMetrics(make_app(self.state), self.state.metrics),
             log_level="warning",
             access_log=self.settings.access_log,
             timeout_keep_alive=_KEEP_ALIVE_CONNECTION,
@@ -108,8 +111,10 @@ class Server:
         if state.phase == "draining":
             engine.close()
             return
+        seconds = time.monotonic() - start
+        state.metrics.set_startup_seconds("load", seconds)
         state.set_ready(engine)
-        self._say(f"lynx-rt: ready after {time.monotonic() - start:.1f} s: {self._summary(engine)}")
+        self._say(f"lynx-rt: ready after {seconds:.1f} s: {self._summary(engine)}")
 
     def _summary(self, engine: Engine) -> str:
         state = self.state
@@ -121,8 +126,11 @@ class Server:
     async def _watch(self) -> None:
         """Says once in the log that steps do not end, with the place where the thread that steps is."""
         reported = False
+        pause = min(1.0, self.settings.watchdog_seconds / 4)
         while True:
-            await asyncio.sleep(min(1.0, self.settings.watchdog_seconds / 4))
+            start = time.monotonic()
+            await asyncio.sleep(pause)
+            self.state.metrics.set_event_loop_lag(max(0.0, time.monotonic() - start - pause))
             fault = self.state.health_fault()
             if fault and not reported and self.state.engine is not None:
                 _log.error("%s; threads:\n%s", fault, _stacks())

@@ -123,6 +123,10 @@ ENGINE = (
         "lynx:slo_target_seconds", "Decode-only step time that the slo policy aims at. Absent under other policies."
     ),
     _counter("lynx:slo_steps_over_target_total", "Decode-only steps above the slo policy's target."),
+    _gauge(
+        "lynx:engine_stalled_seconds",
+        "Time since a step ended while requests are in flight, else 0. Live also where a step hangs.",
+    ),
     _gauge("lynx:engine_last_step_timestamp_seconds", "Unix time at which the last engine step ended; 0 = none yet."),
     _gauge(
         "lynx:anonymous_memory_bytes",

@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
+from lynx_rt.server.tracing import Tracing
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine
@@ -32,6 +34,8 @@ class ServerState:
         self.num_sequences = 0  # completions in flight
         self.generations: set[Any] = set()  # of requests in flight
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
+        self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
+        self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
         self._seconds_per_finish = 1.0
 
     # Engine
@@ -49,6 +53,9 @@ class ServerState:
     def set_ready(self, engine: Engine) -> None:
         self.engine = engine
         self.policy = engine.expert_selection
+        self.metrics.attach(engine)
+        self.metrics.set_queue_limit(self.max_sequences - self.max_running)
+        engine.watch_steps(self.metrics.on_step)
         self.phase = "ready"
 
     def model_name(self, requested: str | None) -> str:
@@ -63,16 +70,19 @@ class ServerState:
     # Admission
 
     @property
+    def max_running(self) -> int:
+        return int(self.settings.engine.get("max_num_seqs") or 128)
+
+    @property
     def max_sequences(self) -> int:
         """Completions that may be in flight: running and waiting ones."""
-        options = self.settings.engine
-        running = int(options.get("max_num_seqs") or 128)
         queued = self.settings.max_num_queued_reqs
-        return running + (4 * running if queued is None else queued)
+        return self.max_running + (4 * self.max_running if queued is None else queued)
 
     def check_room(self, count: int) -> None:
         """Raises ApiError 503, with the time after which a retry makes sense, where `count` more completions are too many."""
         if count > self.max_sequences - self.num_sequences and self.num_sequences > 0:
+            self.metrics.on_rejected("max_num_queued_reqs")
             raise self.overloaded(f"{self.num_sequences} completions are in flight, the limit is {self.max_sequences}")
 
     def admit(self, count: int) -> Admission:

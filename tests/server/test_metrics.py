@@ -274,9 +274,11 @@ class StuckEngine:
         self.release = threading.Event()
         self.max_model_len, self.model_config = engine.max_model_len, engine.model_config
         self.expert_selection = "topk"
+        self.stalled_seconds = 0.0
         self._engine = engine
         self.fault: Exception | None = None
         self.reads = 0
+        self.raw_stats = engine.raw_stats
 
     def stats(self) -> Any:
         self.reads += 1
@@ -307,6 +309,8 @@ def test_a_scrape_does_not_wait_for_a_long_step(idle: Engine) -> None:
         assert turns >= 3, "the event loop waited for the step"
         assert content_type == "text/plain; version=0.0.4; charset=utf-8"
         assert b'vllm:num_requests_running{engine="0",model_name="nano"} 1.0' in body
+    stuck.stalled_seconds = 42.0
+    assert total(samples(metrics), "lynx:engine_stalled_seconds") == 42
     assert stuck.reads == 2, "one thread waits for the engine, not one per scrape"
     stuck.release.set()
     assert total(samples(metrics), "vllm:num_requests_running") >= 2
@@ -340,7 +344,7 @@ def test_hooks_never_raise(idle: Engine, caplog: pytest.LogCaptureFixture) -> No
     for _ in range(3):
         metrics.on_first_token(None)
         metrics.on_tokens(None, "soon")
-        metrics.on_finished(None, None, 1)
+        metrics.on_finished(None, None)
         metrics.on_http()
         metrics.on_grammar_compile("long")
         metrics.set_event_loop_lag(object())
@@ -356,7 +360,7 @@ def test_unknown_times_are_left_out(idle: Engine) -> None:
     for times in (RequestMetrics(), RequestMetrics(nan, nan, nan, nan, 5, 1)):
         metrics.on_first_token(times)
         outputs = [CompletionOutput(0, "", [7], finish_reason="stop")]
-        metrics.on_finished(RequestOutput("a", None, [1], outputs, True, times), SamplingParams(max_tokens=None), 1)
+        metrics.on_finished(RequestOutput("a", None, [1], outputs, True, times), SamplingParams(max_tokens=None))
     metrics.on_tokens(1, nan)
     values = samples(metrics)
     assert total(values, "vllm:request_success_total") == 2
@@ -385,7 +389,7 @@ def test_a_request_has_one_end(idle: Engine, reasons: list[str], counted: tuple[
         for i, reason in enumerate(reasons)
     ]
     output = RequestOutput("a", None, [1], outputs, True, RequestMetrics(1, 2, 3, 4, 1, len(outputs)))
-    metrics.on_finished(output, SamplingParams(), len(outputs))
+    metrics.on_finished(output, SamplingParams())
     values = samples(metrics)
     assert total(values, counted[0], **counted[1]) == 1
     assert total(values, "vllm:request_success_total") + total(values, "lynx:aborted_requests_total") == 1
@@ -403,6 +407,7 @@ def test_server_metrics_exist_before_the_model(idle: Engine) -> None:
     assert total(values, "lynx:startup_seconds", phase="load") == 12.5
     assert total(values, "lynx:event_loop_lag_seconds") == 0.25
     assert not any(name.startswith("vllm:") for name, _ in values)
+    assert not any(name == "lynx:queue_limit_requests" for name, _ in values), "no limit is not a limit of 0"
     metrics.attach(idle)
     metrics.set_memory_bandwidth(2e10)
     metrics.on_grammar_compile(0.03)
@@ -460,9 +465,11 @@ def test_per_layer_series_stop_at_64_layers(idle: Engine) -> None:
     layers = [dataclasses.replace(idle.stats().layers[0], layer=i, steps=1) for i in range(65)]
     deep: Any = SimpleNamespace(
         stats=lambda: dataclasses.replace(idle.stats(), layers=layers),
+        raw_stats=idle.raw_stats,
         expert_selection="topk",
         model_config=idle.model_config,
         max_model_len=64,
+        stalled_seconds=0.0,
     )
     steps = "lynx:moe_layer_steps_total"
     assert [v for (name, _), v in samples(Metrics(deep, "deep")).items() if name == steps] == [65]
