@@ -9,7 +9,7 @@ from typing import Any
 
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
-from lynx_rt.server.answer import EventAnswer, JsonAnswer
+from lynx_rt.server.answer import EventAnswer, JsonAnswer, json_text, to_json
 from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.completions import check_stream_options
 from lynx_rt.server.errors import bad_request
@@ -75,6 +75,22 @@ def _request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     return engine.inputs.request([parsed], params, None)
 
 
+class _PlainChunks:
+    """Makes the event of most tokens, which differ in the text alone, of ready-made bytes: a third of the encoder's time."""
+
+    def __init__(self, head: dict[str, Any], needs_more: bool) -> None:
+        """head: what all chunks have in common.  needs_more: chunks have more than the text."""
+        self._head = to_json(head)[:-1]
+        self._needs_more = needs_more
+
+    def chunk(self, delta: CompletionDelta) -> bytes | None:
+        """Returns the event; None where the chunk has more than the text."""
+        if self._needs_more or delta.finish_reason is not None or not delta.text:
+            return None
+        start = b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, delta.index)
+        return start + json_text(delta.text) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
+
+
 class _Chat:
     """One request, from its first token to its answer."""
 
@@ -124,14 +140,18 @@ class _Chat:
             choice["token_ids"] = [token for part in parts for token in part.token_ids]
         return choice
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[dict[str, Any] | bytes]:
         options = self._body.stream_options
         running = bool(options and options.continuous_usage_stats)
         asked = running or bool(options and options.include_usage)
         head = self._head("chat.completion.chunk")
         begun = [False] * len(self._request.completions)
+        plain = _PlainChunks(head, bool(asked or self._body.logprobs or self._body.return_token_ids))
         async with self._generation as generation:
             async for _, delta in generation.deltas():
+                if begun[delta.index] and (fast := plain.chunk(delta)) is not None:
+                    yield fast
+                    continue
                 for choice in self._pieces(delta, first=not begun[delta.index]):
                     begun[delta.index] = True
                     chunk = {**head, "choices": [choice]}

@@ -36,6 +36,7 @@ class Gate:
         too_large = ErrorAnswer(
             ApiError(413, f"the body may have {self._max_body_bytes} bytes", code="request_too_large")
         )
+        scope["state"]["send"] = send  # for bodies in many pieces, which need nothing of what lies between
         size = 0
 
         async def send_named(message: Message) -> None:

@@ -100,6 +100,14 @@ def test_counts_agree_with_the_answers(server: LiveServer) -> None:
     assert not paths & {"/metrics", "/ready", "/health"}
 
 
+def test_a_timeout_is_counted_as_one() -> None:
+    with serving("--request-timeout", "0.05") as live:
+        live.complete(**LONG)
+        values = scrape(live)
+        assert total(values, "lynx:aborted_requests_total", reason="timeout") == 1
+        assert total(values, "lynx:accepted_requests_total") == 1
+
+
 def test_scrapes_while_it_runs(server: LiveServer) -> None:
     """Counters only rise, and gauges show what runs."""
     stop = threading.Event()

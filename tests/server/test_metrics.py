@@ -197,8 +197,12 @@ def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
             assert total(values, f"lynx:moe_{name}_total", layer=str(layer.layer)) == getattr(layer, field)
     assert total(values, "lynx:moe_experts_read_total") < total(values, "lynx:moe_experts_union_before_total")
     assert total(values, "lynx:bytes_read_total") == stats.bytes_read
+    for kind in ("experts", "dense", "kv"):
+        assert total(values, "lynx:bytes_read_total", kind=kind) == getattr(stats, f"bytes_read_{kind}") > 0
+    assert total(values, "lynx:decode_rows_total", mode="selected") == stats.decode_rows_selected > 0
+    assert total(values, "lynx:decode_rows_total", mode="mixed_step") == stats.decode_rows_mixed
+    assert total(values, "lynx:decode_rows_total") == stats.decode_rows + stats.decode_rows_mixed
     experts = next(op for op in stats.ops if op.name == "expert_ffn")
-    assert total(values, "lynx:bytes_read_total", kind="experts") == experts.bytes > 0
     assert total(values, "lynx:step_seconds_total") == pytest.approx(stats.step_seconds)
     assert total(values, "lynx:step_seconds_total", phase="experts") == experts.seconds > 0
     assert total(values, "lynx:step_seconds_total", phase="sampling") == stats.sampling_seconds
@@ -278,7 +282,7 @@ class StuckEngine:
         self._engine = engine
         self.fault: Exception | None = None
         self.reads = 0
-        self.raw_stats = engine.raw_stats
+        self.raw_stats, self.last_step_time = engine.raw_stats, engine.last_step_time
 
     def stats(self) -> Any:
         self.reads += 1
@@ -470,6 +474,7 @@ def test_per_layer_series_stop_at_64_layers(idle: Engine) -> None:
         model_config=idle.model_config,
         max_model_len=64,
         stalled_seconds=0.0,
+        last_step_time=0.0,
     )
     steps = "lynx:moe_layer_steps_total"
     assert [v for (name, _), v in samples(Metrics(deep, "deep")).items() if name == steps] == [65]
