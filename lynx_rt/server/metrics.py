@@ -123,7 +123,7 @@ class Metrics:
         """A request has ended, `output` is its final one. One with an aborted completion counts as aborted because of `cause`."""
         aborted = [out for out in output.outputs if out.finish_reason == "abort"]
         if aborted:
-            self.on_aborted("timeout" if any(out.error for out in aborted) else cause)
+            self.on_aborted("timeout" if any((out.error or "").startswith("timeout") for out in aborted) else cause)
             return
         reasons = {out.finish_reason for out in output.outputs}
         reason = next((name for name in ("error", "length") if name in reasons), "stop")

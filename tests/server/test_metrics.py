@@ -387,7 +387,7 @@ def test_unknown_times_are_left_out(idle: Engine) -> None:
 def test_a_request_has_one_end(idle: Engine, reasons: list[str], counted: tuple[str, dict[str, str]]) -> None:
     metrics = Metrics(idle, "nano")
     outputs = [
-        CompletionOutput(i, "", [7], finish_reason="abort", error="its time was over")
+        CompletionOutput(i, "", [7], finish_reason="abort", error="timeout: it had 2 s")
         if reason == "timed out"
         else CompletionOutput(i, "", [7], finish_reason=reason)
         for i, reason in enumerate(reasons)
