@@ -11,7 +11,6 @@ from fastapi import Request
 
 from lynx_rt.server.protocol import GenerationFields
 from lynx_rt.server.settings import Settings
-from lynx_rt.server.tracing import TRACE_HEADERS
 
 
 @dataclass(frozen=True)
@@ -19,13 +18,13 @@ class Caller:
     request_id: str  # the client's X-Request-Id, or one of ours
     api_key: str | None
     isolation_group: str | None  # of the header X-Isolation-Group
-    trace_headers: Mapping[str, str]  # W3C trace context
+    trace_headers: Mapping[str, str]  # of W3C's trace context
 
 
 def caller_of(request: Request) -> Caller:
     state = request.scope["state"]
     headers = request.headers
-    trace = {name: headers[name] for name in TRACE_HEADERS if name in headers}
+    trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
     return Caller(state["request_id"], state["api_key"], headers.get("x-isolation-group"), trace)
 
 

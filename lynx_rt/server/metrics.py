@@ -119,11 +119,11 @@ class Metrics:
             self._observe("vllm:inter_token_latency_seconds", gap_seconds / count)
 
     @_safe
-    def on_finished(self, output: RequestOutput, params: SamplingParams, cause: str = "client") -> None:
-        """A request has ended, `output` is its final one. One with an aborted completion counts as aborted because of `cause`."""
+    def on_finished(self, output: RequestOutput, params: SamplingParams, n: int) -> None:
+        """A request has ended, `output` is its final one. One with an aborted completion counts as aborted by its client or timeout."""
         aborted = [out for out in output.outputs if out.finish_reason == "abort"]
         if aborted:
-            self.on_aborted("timeout" if any((out.error or "").startswith("timeout") for out in aborted) else cause)
+            self.on_aborted("timeout" if any((out.error or "").startswith("timeout") for out in aborted) else "client")
             return
         reasons = {out.finish_reason for out in output.outputs}
         reason = next((name for name in ("error", "length") if name in reasons), "stop")
@@ -142,7 +142,7 @@ class Metrics:
         observe("vllm:request_generation_tokens", metrics.num_generation_tokens)
         observe("vllm:request_max_num_generation_tokens", longest)
         observe("vllm:request_params_max_tokens", params.max_tokens)
-        observe("vllm:request_params_n", len(output.outputs))
+        observe("vllm:request_params_n", n)
         observe("vllm:request_prefill_kv_computed_tokens", metrics.num_prompt_tokens - metrics.num_cached_tokens)
         observe("vllm:request_num_preemptions", metrics.num_preemptions)
 

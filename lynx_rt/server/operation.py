@@ -42,9 +42,9 @@ async def ready(request: Request) -> JSONResponse:
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
-    """Metrics in Prometheus' text format; docs/metrics.md explains them."""
+    """Prometheus' text format; docs/metrics.md explains every series."""
     body, content_type = await _state(request).metrics.render()
-    return Response(body, media_type=content_type)
+    return Response(body, headers={"Content-Type": content_type})
 
 
 @router.get("/version")

@@ -11,6 +11,8 @@ from lynx_rt.server.errors import ApiError
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.tracing import Tracing
+from lynx_rt.text.chat_template import template_text
+from lynx_rt.text.response import ResponseFormat
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine
@@ -33,9 +35,10 @@ class ServerState:
         self.policy = "topk"  # kept here, because asking the engine may wait for a step
         self.num_sequences = 0  # completions in flight
         self.generations: set[Any] = set()  # of requests in flight
-        self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
         self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
+        self.format = ResponseFormat()  # of the model's answers
+        self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0
 
     # Engine
@@ -53,9 +56,17 @@ class ServerState:
     def set_ready(self, engine: Engine) -> None:
         self.engine = engine
         self.policy = engine.expert_selection
+        template = self.settings.engine.get("chat_template")
+        self.format = ResponseFormat.of(
+            self.settings.tool_parser,
+            self.settings.reasoning_parser,
+            tokenizer=engine.get_tokenizer(),
+            chat_template=None if template is None else template_text(template),
+        )
         self.metrics.attach(engine)
         self.metrics.set_queue_limit(self.max_sequences - self.max_running)
-        engine.watch_steps(self.metrics.on_step)
+        engine.on_step(self.metrics.on_step)
+        engine.inputs.on_grammar_compile(self.metrics.on_grammar_compile)
         self.phase = "ready"
 
     def model_name(self, requested: str | None) -> str:
@@ -103,7 +114,16 @@ class ServerState:
     def cut_off(self) -> None:
         """Ends all completions; their clients get finish_reason "abort"."""
         for generation in list(self.generations):
-            generation.abort()
+            generation.abort("drain")
+
+    def close(self) -> None:
+        """Frees the engine and ends all threads."""
+        self.encoders.shutdown(wait=False, cancel_futures=True)
+        self.tracing.close()
+        self.metrics.close()
+        if self.engine is not None:
+            self.engine.on_step(None)
+            self.engine.close()
 
     # Health
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from lynx_rt.engine.sampling_params import SamplingParams
 
 _LOG = logging.getLogger(__name__)
-TRACE_HEADERS = ("traceparent", "tracestate")
+_HEADERS = ("traceparent", "tracestate")
 _Attributes = Mapping[str, Any]
 
 
@@ -26,7 +26,7 @@ class Tracing:
     Methods raise nothing and may be called from any thread.
 
     endpoint: URL of the collector ("http://localhost:4318"; without a path, /v1/traces); None = tracing is off. OpenTelemetry's
-    own variables (OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLPTRACE_HEADERS, OTEL_TRACES_SAMPLER, ...) hold.
+    own variables (OTEL_SERVICE_NAME, OTEL_EXPORTER_OTLP_HEADERS, OTEL_TRACES_SAMPLER, ...) hold.
     Raises ImportError if tracing is on and OpenTelemetry is missing.
     """
 
@@ -67,7 +67,7 @@ class Tracing:
         try:
             if self._provider is not None:
                 self._send(output, params, headers, {"gen_ai.operation.name": operation, **(attributes or {})})
-            elif not self._warned and any(name in headers for name in TRACE_HEADERS):
+            elif not self._warned and any(name in headers for name in _HEADERS):
                 self._warned = True
                 _LOG.warning("a request has trace headers, but tracing is off: --otlp-traces-endpoint turns it on")
         except Exception:
@@ -120,7 +120,7 @@ class Tracing:
         span = self._tracer.start_span(
             "llm_request",
             context=TraceContextTextMapPropagator().extract(
-                {name: headers[name] for name in TRACE_HEADERS if name in headers}
+                {name: headers[name] for name in _HEADERS if name in headers}
             ),
             kind=SpanKind.SERVER,
             start_time=round((start + to_unix) * 1e9),

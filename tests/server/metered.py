@@ -53,7 +53,7 @@ async def serve(engine: Engine, metrics: Metrics, request: Served) -> None:
                     counts[out.index] = len(out.token_ids)
                     times[out.index] = now
             if output.finished:
-                metrics.on_finished(output, request.params)
+                metrics.on_finished(output, request.params, request.params.n)
                 return
             if request.leave_after is not None and len(output.outputs[0].token_ids) >= request.leave_after:
                 metrics.on_aborted("client")

@@ -78,17 +78,19 @@ def test_counts_agree_with_the_answers(server: LiveServer) -> None:
     leave(server, 1, lambda: statuses.append(server.post("/v1/completions", LONG).status_code), n=4, temperature=1)
     assert statuses == [503]
     server.wait_idle()
+    choices = {"structured_outputs": {"choice": ["yes", "no"]}, "prompt": "Q: 1 + 1 = ?\nA:", "temperature": 0}
+    usages += [server.complete(**choices)["usage"] for _ in range(2)]
     late = server.complete(**LONG, timeout=0.1)
     assert late["choices"][0]["finish_reason"] == "abort"
 
     now = scrape(server)
     values = since(before, now)
-    assert total(values, "lynx:accepted_requests_total") == 15
-    assert total(values, "vllm:request_success_total") == 10
+    assert total(values, "lynx:accepted_requests_total") == 17
+    assert total(values, "vllm:request_success_total") == 12
     aborted = {reason: total(values, "lynx:aborted_requests_total", reason=reason) for reason in ABORTED_REASONS}
     assert aborted == {"client": 4, "timeout": 1, "drain": 0, "error": 0}
     assert total(values, "vllm:admission_rejections_total", reason="max_num_queued_reqs") == 1
-    with_tokens = 14 + (late["usage"]["completion_tokens"] > 0)
+    with_tokens = 16 + (late["usage"]["completion_tokens"] > 0)
     assert total(values, "vllm:time_to_first_token_seconds_count") == with_tokens
     assert total(now, "vllm:num_requests_running") == total(now, "vllm:num_requests_waiting") == 0
     assert total(now, "lynx:num_waiting_tokens") == total(now, "lynx:engine_stalled_seconds") == 0
@@ -105,6 +107,7 @@ def test_counts_agree_with_the_answers(server: LiveServer) -> None:
     )
     decode_steps = total(values, "lynx:steps_total", kind="decode_only")
     assert total(values, "lynx:batch_rows_count") == total(values, "lynx:decode_step_seconds_count") == decode_steps
+    assert total(values, "lynx:grammar_compile_seconds_count") == 1, "the second request finds the grammar compiled"
     assert total(now, "lynx:queue_limit_requests") == 2
     assert total(now, "lynx:startup_seconds", phase="load") > 0
     posts = {

@@ -348,7 +348,7 @@ def test_hooks_never_raise(idle: Engine, caplog: pytest.LogCaptureFixture) -> No
     for _ in range(3):
         metrics.on_first_token(None)
         metrics.on_tokens(None, "soon")
-        metrics.on_finished(None, None)
+        metrics.on_finished(None, None, 1)
         metrics.on_http()
         metrics.on_grammar_compile("long")
         metrics.set_event_loop_lag(object())
@@ -364,7 +364,7 @@ def test_unknown_times_are_left_out(idle: Engine) -> None:
     for times in (RequestMetrics(), RequestMetrics(nan, nan, nan, nan, 5, 1)):
         metrics.on_first_token(times)
         outputs = [CompletionOutput(0, "", [7], finish_reason="stop")]
-        metrics.on_finished(RequestOutput("a", None, [1], outputs, True, times), SamplingParams(max_tokens=None))
+        metrics.on_finished(RequestOutput("a", None, [1], outputs, True, times), SamplingParams(max_tokens=None), 1)
     metrics.on_tokens(1, nan)
     values = samples(metrics)
     assert total(values, "vllm:request_success_total") == 2
@@ -393,7 +393,7 @@ def test_a_request_has_one_end(idle: Engine, reasons: list[str], counted: tuple[
         for i, reason in enumerate(reasons)
     ]
     output = RequestOutput("a", None, [1], outputs, True, RequestMetrics(1, 2, 3, 4, 1, len(outputs)))
-    metrics.on_finished(output, SamplingParams())
+    metrics.on_finished(output, SamplingParams(), len(outputs))
     values = samples(metrics)
     assert total(values, counted[0], **counted[1]) == 1
     assert total(values, "vllm:request_success_total") + total(values, "lynx:aborted_requests_total") == 1
