@@ -216,7 +216,10 @@ SERVER = (
     _gauge("lynx:event_loop_lag_seconds", "How much too late the event loop's last timer ran."),
     _gauge("lynx:startup_seconds", "Time that a phase of the start took.", "phase"),
     _gauge("lynx:queue_limit_requests", "Requests that may wait before others are refused. Absent without a limit."),
-    _gauge("lynx:memory_bandwidth_bytes", "Bytes per second of plain reading on this machine, where it was measured."),
+    _gauge(
+        "lynx:memory_bandwidth_bytes",
+        "Bytes per second of plain reading, measured at the start for models of 1 GiB and more on a CPU.",
+    ),
 )
 
 
