@@ -272,6 +272,7 @@ def test_ids() -> None:
 )
 def test_reasoning_that_the_prompt_began(prompt: str, inside: bool) -> None:
     format = ResponseFormat("hermes", "think", special_tokens=("<|user|>", "<|assistant|>"))
+    assert format.begins_inside(prompt) == inside and format.reasoning_tags == ("<think>", "</think>")
     parsed = format.parser(tools=TOOLS, prompt_tail=prompt).parse("A</think>\n\nB")
     assert (parsed.reasoning, parsed.content) == (("A", "B") if inside else (None, "A</think>\n\nB"))
 

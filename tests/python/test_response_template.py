@@ -181,11 +181,20 @@ def test_every_split(case: str) -> None:
 def test_malformed_calls_are_content() -> None:
     start = "<|im_start|>assistant\n"
     broken = '<tool_call>\n{"name": "now", "arguments": {1}}\n</tool_call>'
-    assert stream(parser(QWEN, start), [f"Yes.\n{broken}\n{CALL}"]).calls[0][0] == "get_weather"
+    mixed = parser(QWEN, start).parse(f"Yes.\n{broken}\n{CALL}")
+    assert [call.name for call in mixed.tool_calls] == ["get_weather"] and mixed.content == f"Yes.\n{broken}"
     parsed = parser(QWEN, start).parse(broken)
     assert (parsed.content, parsed.tool_calls, parsed.failed) == (broken, [], True)
     cut = parser(QWEN_CODER, start).parse(CODED[:100], finish_reason="length")
     assert (cut.content, cut.tool_calls, cut.failed) == (CODED[:100], [], False)
+
+
+@pytest.mark.parametrize("case", ["call", "harmony call", "list"])
+def test_arguments_come_while_they_are_written(case: str) -> None:
+    template, prompt, text = CASES[case]
+    place = text.index('"city": "') + 10
+    started = stream(parser(template, prompt), list(text[:place]), "length").calls[-1]
+    assert started == ("get_weather", '{"city": "' + text[place - 1])
 
 
 def test_a_tag_in_a_string_ends_nothing() -> None:
