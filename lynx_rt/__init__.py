@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         ValidationError,
     )
     from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ToolCall, ToolCallDelta
+    from lynx_rt.text.structured.spec import StructuredOutputs
     from lynx_rt.text.tokenizer import Tokenizer
 
     __version__: str
@@ -60,6 +61,7 @@ _RESPONSES = ("ParsedResponse", "ResponseDelta", "ResponseFormat", "ToolCall", "
 _MODULE_OF = {
     "Engine": "engine.engine",
     "SamplingParams": "engine.sampling_params",
+    "StructuredOutputs": "text.structured.spec",
     "TokenStream": "engine.stream",
     "Tokenizer": "text.tokenizer",
     **dict.fromkeys(_RESPONSES, "text.response"),
@@ -88,6 +90,7 @@ __all__ = [
     "ResponseDelta",
     "ResponseFormat",
     "SamplingParams",
+    "StructuredOutputs",
     "TokenStream",
     "Tokenizer",
     "ToolCall",

@@ -326,6 +326,10 @@ class Engine(EngineState):
         """Whether calls raise EngineClosedError: after `close()`, and in the child of a fork()."""
         return self._driver.closed
 
+    def on_step(self, hook: Callable[[], None] | None) -> None:
+        """Has hook() called after every step, by the thread that made it, before the next one; None ends that. It must not raise."""
+        self._driver.step_hook = hook
+
     @property
     def stalled_seconds(self) -> float:
         """Time since a step ended, while requests are in flight, else 0. Never waits, also where a step hangs."""
