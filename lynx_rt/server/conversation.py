@@ -17,7 +17,7 @@ from lynx_rt.server.prompts import chat_prompt, parse
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import output_limit, sampling_params
 from lynx_rt.server.state import ServerState
-from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser, ToolCall
+from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser
 
 
 @dataclass(slots=True)
@@ -128,7 +128,7 @@ class Conversation:
             parser = self._parsers[delta.index]
             response = parser.feed(delta.text, delta.token_ids)
             if reason is not None:
-                response = _joined(response, parser.finish(reason))
+                response = ResponseDelta.joined([response, parser.finish(reason)])
                 if parser.failed:
                     self._state.metrics.on_tool_parse_failure(self._state.format.tool_parser or "none")
                 if reason == "stop" and parser.num_tool_calls and not self._forced_name:
@@ -142,20 +142,4 @@ class Conversation:
 
 def whole_message(parts: Sequence[Part]) -> ParsedResponse:
     """Returns the message that the parts of one completion make."""
-    content = "".join(part.response.content for part in parts)
-    reasoning = "".join(part.response.reasoning for part in parts)
-    calls: list[ToolCall] = []
-    for part in parts:
-        for call in part.response.tool_calls:
-            if call.index == len(calls):
-                calls.append(ToolCall(call.id or "", call.name or "", call.arguments))
-            else:
-                known = calls[call.index]
-                calls[call.index] = ToolCall(known.id, known.name, known.arguments + call.arguments)
-    return ParsedResponse(None if calls and not content else content, reasoning or None, calls, False)
-
-
-def _joined(first: ResponseDelta, second: ResponseDelta) -> ResponseDelta:
-    return ResponseDelta(
-        first.content + second.content, first.reasoning + second.reasoning, [*first.tool_calls, *second.tool_calls]
-    )
+    return ParsedResponse.of(part.response for part in parts)

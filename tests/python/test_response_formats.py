@@ -18,6 +18,7 @@ from lynx_rt.text.response import (
     REASONING_PARSERS,
     TOOL_PARSERS,
     ParsedResponse,
+    ResponseDelta,
     ResponseFormat,
     ToolCall,
     detect_format,
@@ -406,3 +407,23 @@ def test_names() -> None:
             assert caught.value.field == field and all(name in str(caught.value) for name in names)
     with pytest.raises(ValidationError, match="no response_template"):
         ResponseFormat.of("response_template")
+
+
+def test_deltas_make_a_response() -> None:
+    """Each index comes once, and calls that were given up are left out."""
+    bad = '<tool_call>{"name": "now", "arguments": {"x": 1 2}}</tool_call>'
+    good = '<tool_call>{"name": "get_weather", "arguments": {"city": "x"}}</tool_call>'
+    parser = ResponseFormat.of("hermes", "think").parser(tools=TOOLS)
+    deltas = [*map(parser.feed, f"<think>A</think>B{good}{bad}{good}"), parser.finish("stop")]
+    whole = ResponseDelta.joined(deltas)
+    assert [(call.index, call.name, call.arguments) for call in whole.tool_calls] == [
+        (0, "get_weather", '{"city": "x"}'),
+        (1, "now", '{"x": 1 '),
+        (2, "get_weather", '{"city": "x"}'),
+    ]
+    assert ResponseDelta.joined([whole]) == whole and ResponseDelta.joined([]) == ResponseDelta()
+    parsed = ParsedResponse.of(deltas, parser.failed)
+    first, last = whole.tool_calls[0], whole.tool_calls[2]
+    assert parsed.tool_calls == [ToolCall(str(call.id), str(call.name), call.arguments) for call in (first, last)]
+    assert (parsed.content, parsed.reasoning, parsed.failed) == (f"B\n{bad}", "A", True)
+    assert parser.num_tool_calls == 2

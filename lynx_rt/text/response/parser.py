@@ -39,7 +39,7 @@ class ResponseParser:
     @property
     def num_tool_calls(self) -> int:
         """Complete tool calls so far."""
-        return len(self._output.calls)
+        return self._output.num_calls
 
     def feed(self, text: str, token_ids: Sequence[int] = ()) -> ResponseDelta:
         """Takes the text that follows, and returns what it adds.
@@ -64,9 +64,7 @@ class ResponseParser:
     def parse(self, text: str, token_ids: Sequence[int] = (), finish_reason: str | None = None) -> ParsedResponse:
         """Parses a whole output: feed() and finish() of a new parser in one."""
         deltas = [self.feed(text, token_ids), self.finish(finish_reason)]
-        content, reasoning = ("".join(getattr(delta, name) for delta in deltas) for name in ("content", "reasoning"))
-        calls = self._output.calls
-        return ParsedResponse(None if calls and not content else content, reasoning or None, calls, self.failed)
+        return ParsedResponse.of(deltas, self.failed)
 
     def _advance(self) -> ResponseDelta:
         next(self._machine, None)
@@ -128,7 +126,7 @@ class TextMachine:
             output.content.edge()
             return True
         char = yield from reader.peek()
-        if self.forced is not None and not output.calls and char == ("[" if self.forced == "required" else "{"):
+        if self.forced is not None and not output.num_calls and char == ("[" if self.forced == "required" else "{"):
             return (yield from self._read_calls(context, "", self.forced))
         if self.calls is not None and char and char in self.calls.bare:
             return (yield from self._read_calls(context, ""))
@@ -143,7 +141,7 @@ class TextMachine:
     def _read_calls(self, context: Context, opener: str, forced: str = "") -> Reading[bool]:
         """Returns whether the calls were right. Else the text is content."""
         reader, output = context.reader, context.output
-        before = len(output.calls)
+        before = output.num_calls
         reader.mark(opener)
         try:
             if forced == "required":
@@ -154,7 +152,7 @@ class TextMachine:
                 yield from self.calls.read(opener, context)
         except MalformedError as error:
             # Text that only looked like a call at its first character was none.
-            harmless = not opener and not forced and not output.in_call and len(output.calls) == before
+            harmless = not opener and not forced and not output.in_call and output.num_calls == before
             output.failed = output.failed or not (harmless or isinstance(error, NotACallError))
             output.give_up_call(reader.unmark())
             return False
