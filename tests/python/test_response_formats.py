@@ -300,10 +300,15 @@ def test_forced() -> None:
         parsed = parse(f'{before}{{"x": [1]}}\n', tools, reasoning, forced="named:now")
         assert (calls(parsed), parsed.content, parsed.failed) == ([("now", {"x": [1]})], None, False)
         assert parsed.reasoning == ("A" if before.strip() else None)
+    format = ResponseFormat.of("hermes", "think")
+    at_once = format.parser(tools=TOOLS, prompt_tail="<think>\n", forced="required").parse(text)
+    assert calls(at_once) == [WEATHER, ("now", {})] and at_once.reasoning is None
+    plain = format.parser(tools=TOOLS, prompt_tail="<think>\n", forced="content").parse(' {"x": "<tool_call>"}\n')
+    assert (plain.content, plain.reasoning, plain.tool_calls) == (' {"x": "<tool_call>"}\n', None, [])
     cut = parse(text[:40], "hermes", "think", forced="required", finish_reason="length")
     assert (cut.content, cut.tool_calls, cut.failed) == (text[:40], [], False)
     for wrong in ("named:", "auto", ""):
-        with pytest.raises(ValidationError, match="forced must be 'required' or 'named:NAME', got"):
+        with pytest.raises(ValidationError, match="forced must be 'required', 'content' or 'named:NAME', got"):
             parse("", "hermes", forced=wrong)
 
 
@@ -427,3 +432,11 @@ def test_deltas_make_a_response() -> None:
     assert parsed.tool_calls == [ToolCall(str(call.id), str(call.name), call.arguments) for call in (first, last)]
     assert (parsed.content, parsed.reasoning, parsed.failed) == (f"B\n{bad}", "A", True)
     assert parser.num_tool_calls == 2
+
+
+def test_the_document_lists_every_parser() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "responses.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted(["tool_parser", *TOOL_PARSERS])
+    [reasoning] = re.findall(r"^`reasoning_parser`: .*?\n\n", text, re.DOTALL | re.MULTILINE)
+    assert set(re.findall("`(\\w+)`", reasoning)) - {"reasoning_parser"} == set(REASONING_PARSERS)

@@ -169,11 +169,16 @@ class ResponseFormat:
         tools: as OpenAI's API has them; None = there are none, and nothing is read as a call.
         prompt_tail: the end of the rendered prompt, or all of it: it may begin the reasoning.
         parallel_tool_calls: False = the first call counts, others are left out.  tools_allowed: False = as without tools.
-        forced: "required" = a grammar makes the output an array of {"name", "parameters"}; "named:NAME" = the arguments of NAME.
+        forced: what a grammar makes of the output, after the reasoning if there is any: "required" = an array of {"name",
+        "parameters"}; "named:NAME" = the arguments of NAME; "content" = content alone, from the first token on.
         Raises ValidationError for another `forced`.
         """
-        if forced is not None and forced != "required" and not (forced.startswith("named:") and len(forced) > 6):
-            raise ValidationError(f"forced must be 'required' or 'named:NAME', got {shown(forced)}", "forced")
+        if forced not in (None, "required", "content") and not (
+            str(forced).startswith("named:") and len(str(forced)) > 6
+        ):
+            raise ValidationError(
+                f"forced must be 'required', 'content' or 'named:NAME', got {shown(forced)}", "forced"
+            )
         context = Context(Reader(), Output(_MAKE_ID.get(self.tool_parser, call_id), parallel_tool_calls), Tools(tools))
         with_calls = tools is not None and tools_allowed
         machine, prefix = self._machine(with_calls, prompt_tail, forced)
@@ -201,6 +206,8 @@ class ResponseFormat:
 
     def _machine(self, with_calls: bool, prompt_tail: str, forced: str | None) -> tuple[Machine, str]:
         """Returns how to read a response, and what the prompt has of it."""
+        if forced == "content":
+            return TextMachine(None, None), ""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
             return HarmonyMachine(with_calls and self.tool_parser == _HARMONY, forced), harmony.opened(prompt_tail)
         if self.template is not None and _TEMPLATE in (self.tool_parser, self.reasoning_parser):

@@ -84,7 +84,7 @@ class ThinkTags:
 class TextMachine:
     """Reads text with reasoning between tags and with tool calls.
 
-    inside: the prompt has begun the reasoning.
+    inside: the prompt has begun the reasoning. Forced JSON may come at once all the same.
     forced: "required" = an array of {"name", "parameters"} follows the reasoning, "named:NAME" = the arguments of one call.
     """
 
@@ -95,7 +95,7 @@ class TextMachine:
 
     def __call__(self, context: Context) -> Reading[None]:
         reader, output = context.reader, context.output
-        if self.inside:
+        if self.inside and not (self.forced and (yield from reader.peek()) == self._forced_start):
             yield from self._read_reasoning(context)
         openers = self.calls.openers if self.calls else ()
         answer_end = () if self.think is None or self.think.answer is None else (self.think.answer[1],)
@@ -115,6 +115,10 @@ class TextMachine:
                 output.content.edge()
         output.content.flush()
 
+    @property
+    def _forced_start(self) -> str:
+        return "[" if self.forced == "required" else "{"
+
     def _read_start(self, context: Context) -> Reading[bool]:
         """Reads what may only stand at the start: reasoning, forced calls, calls without tags. Returns whether there was any."""
         reader, output, think = context.reader, context.output, self.think
@@ -126,7 +130,7 @@ class TextMachine:
             output.content.edge()
             return True
         char = yield from reader.peek()
-        if self.forced is not None and not output.num_calls and char == ("[" if self.forced == "required" else "{"):
+        if self.forced is not None and not output.num_calls and char == self._forced_start:
             return (yield from self._read_calls(context, "", self.forced))
         if self.calls is not None and char and char in self.calls.bare:
             return (yield from self._read_calls(context, ""))
