@@ -206,6 +206,30 @@ def test_a_tag_in_a_string_ends_nothing() -> None:
         parse_response(text, QWEN, prefix="<|im_start|>assistant\n")
 
 
+def test_a_thought_that_is_not_closed() -> None:
+    prompt = "<|im_start|>assistant\n<think>\n"
+    parsed = parser(QWEN, prompt).parse(f"I ask.\n{CALL}")
+    assert (parsed.reasoning, parsed.content) == ("I ask.", None)
+    assert [call.name for call in parsed.tool_calls] == ["get_weather"]
+    other = CALL.replace("get_weather", "other")
+    parsed = parser(QWEN, prompt).parse(f"I ask. {other} Good.</think>Yes")
+    assert (parsed.reasoning, parsed.content) == (f"I ask. {other} Good.", "Yes")
+    assert (parsed.tool_calls, parsed.failed) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("start_anchor_pattern", "$"), ("start_anchor_pattern", "(?=x)"), ("open_pattern", "x*")]
+)
+def test_patterns_that_may_be_empty(field: str, value: str) -> None:
+    template: dict[str, Any] = {"fields": {"thinking": {"open": "<a>", "close": "</a>"}, "content": {}}}
+    if field == "open_pattern":
+        template["start_anchor"] = "A:"
+        template["fields"]["tool_calls"] = {"open_pattern": value, "close": "</b>", "content": "json"}
+    else:
+        template[field] = value
+    assert parser(template, "A: x").parse("<a>hm</a>Yes").content == "Yes"
+
+
 def test_without_tools_calls_are_content() -> None:
     format = ResponseFormat("response_template", "response_template", template=ResponseTemplate.of(QWEN))
     assert format.parser(prompt_tail="<|im_start|>assistant\n").parse(CALL).content == CALL

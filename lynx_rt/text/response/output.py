@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
+from lynx_rt.text.response.reader import NotACallError
 from lynx_rt.text.response.results import ResponseDelta, ToolCallDelta
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
@@ -88,6 +89,7 @@ class Output:
         self.reasoning = TrimmedText()
         self.num_calls = 0  # complete ones
         self.failed = False
+        self.known: Container[str] | None = None  # the functions that may be called; None = any
         self._make_id = make_id
         self._parallel = parallel
         self._started = 0  # calls that were begun, complete or not
@@ -95,6 +97,9 @@ class Output:
         self._deltas: list[ToolCallDelta] = []
 
     def begin_call(self, name: str, given_id: str | None = None) -> None:
+        """Begins a call. Raises NotACallError for a function that is not among the known ones."""
+        if self.known is not None and name not in self.known:
+            raise NotACallError(name)
         self.in_call = True
         if self._counts:
             made_id = given_id or self._make_id(name, self._started)
@@ -115,12 +120,12 @@ class Output:
         self.in_call = False
         self.content.start()
 
-    def give_up_call(self, raw: str) -> None:
-        """Passes on a call that is malformed or unfinished, as the model wrote it."""
+    def give_up_call(self, raw: str, text: TrimmedText | None = None) -> None:
+        """Passes on a call that is malformed or unfinished, as the model wrote it, to a text; None = the content."""
         if self.in_call and self._counts:
             self._started += 1
         self.in_call = False
-        self.content.put(raw)
+        (text or self.content).put(raw)
 
     def take(self) -> ResponseDelta:
         """Returns what is new."""

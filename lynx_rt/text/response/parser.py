@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lynx_rt.text.response.calls import CallFormat, Context, read_arguments, read_json_calls
 from lynx_rt.text.response.harmony import read_messages
+from lynx_rt.text.response.output import TrimmedText
 from lynx_rt.text.response.reader import Literals, MalformedError, NotACallError, Reading
 from lynx_rt.text.response.results import ParsedResponse, ResponseDelta
 
@@ -137,13 +138,25 @@ class TextMachine:
         return False
 
     def _read_reasoning(self, context: Context) -> Reading[None]:
+        """Reads up to the end tag. Models may forget it and go on with a call: a whole call of a given tool counts here too."""
         assert self.think is not None
-        context.output.reasoning.start()
-        yield from context.reader.until(Literals([self.think.end]), context.output.reasoning.put)
-        context.output.content.edge()
+        reader, output = context.reader, context.output
+        output.reasoning.start()
+        literals = Literals((self.think.end, *(self.calls.openers if self.calls else ())))
+        while True:
+            found = yield from reader.until(literals, output.reasoning.put)
+            if found is None or found == self.think.end:
+                break
+            output.known = context.tools
+            if (yield from self._read_calls(context, found, text=output.reasoning)):
+                output.reasoning.start()
+            output.known = None
+        output.content.edge()
 
-    def _read_calls(self, context: Context, opener: str, forced: str = "") -> Reading[bool]:
-        """Returns whether the calls were right. Else the text is content."""
+    def _read_calls(
+        self, context: Context, opener: str, forced: str = "", text: TrimmedText | None = None
+    ) -> Reading[bool]:
+        """Returns whether the calls were right. Else they are put as `text`; None = the content."""
         reader, output = context.reader, context.output
         before = output.num_calls
         reader.mark(opener)
@@ -158,7 +171,7 @@ class TextMachine:
             # Text that only looked like a call at its first character was none.
             harmless = not opener and not forced and not output.in_call and output.num_calls == before
             output.failed = output.failed or not (harmless or isinstance(error, NotACallError))
-            output.give_up_call(reader.unmark())
+            output.give_up_call(reader.unmark(), text)
             return False
         reader.unmark()
         return True

@@ -124,7 +124,7 @@ class ResponseTemplate:
     def prefix(self, prompt_tail: str) -> str:
         """Returns what the prompt has of the response already; "" where no message of an assistant begins in it."""
         place, end = 0, -1
-        while (found := self.start.find(prompt_tail, place, ended=True)[0]) is not None:
+        while place <= len(prompt_tail) and (found := self.start.find(prompt_tail, place, ended=True)[0]) is not None:
             end = found.end
             place = max(end, place + 1)
         return prompt_tail[end:] if end >= 0 else ""
