@@ -185,6 +185,14 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         [("get_weather", {"city": "7", "days": 7, "ratio": 7.5, "exact": True, "new": "7"})],
     ),
     "without a block": ("qwen3_coder", None, "<function=now>\n</function>\n</tool_call>", None, None, [("now", {})]),
+    "without the end of the function": (
+        "qwen3_coder",
+        None,
+        "<tool_call><function=now><parameter=x>\na\n</parameter>\n</tool_call>\n<tool_call><function=now></tool_call>",
+        None,
+        None,
+        [("now", {"x": "a"}), ("now", {})],
+    ),
     "end tag in a value": (
         "qwen3_coder",
         None,
