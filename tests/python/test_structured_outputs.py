@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -256,3 +258,27 @@ def test_a_slow_compilation_ends_in_an_error_and_others_go_on(nano_path: str) ->
         assert time.monotonic() - start < 2
         assert engine.stats().steps > before
         running.join()
+
+
+def test_a_child_of_a_fork_makes_its_own(nano_path: str) -> None:
+    """The child is made while threads of the parent are in llguidance's calls."""
+    code = (
+        "import os, sys, threading, lynx_rt\n"
+        "held = lynx_rt.SamplingParams(temperature=0, max_tokens=8, structured_outputs={'regex': ' [0-9]+'})\n"
+        "engine = lynx_rt.Engine(sys.argv[1])\n"
+        "stop = threading.Event()\n"
+        "def loop():\n"
+        "    while not stop.is_set(): engine.generate(['a'] * 4, held)\n"
+        "threading.Thread(target=loop, daemon=True).start()\n"
+        "while engine.stats().steps < 20: pass\n"
+        "for _ in range(3):\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        with lynx_rt.Engine(sys.argv[1], num_threads=1) as own:\n"
+        f"            print(own.generate({SUM!r}, held)[0].text, flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "stop.set()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, nano_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == " 264\n" * 3, (done.stdout, done.stderr)
