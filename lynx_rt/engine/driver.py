@@ -56,6 +56,7 @@ class Driver:
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()  # ids of requests that come without one
+        self.step_hook: Callable[[], None] | None = None  # called after each step, by the thread that has made it
         self._background: threading.Thread | None = None
         self._background_requests: set[Request] = set()
 
@@ -257,6 +258,8 @@ class Driver:
                 wake |= self._apply(completion, output)
         if wake or not outputs:
             self._changed.notify_all()
+        if self.step_hook is not None:
+            self.step_hook()
         return bool(outputs)
 
     def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:
