@@ -234,6 +234,29 @@ def test_what_is_refused(nano: Engine, structured_outputs: Any, text: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_options_of_llguidance_in_a_schema(nano: Engine) -> None:
+    """What the documentation says of them."""
+    overlapping = {"oneOf": [{"type": "object", "properties": {name: {"type": "integer"}}} for name in "ab"]}
+    with pytest.raises(ValidationError, match="oneOf"):
+        one(nano, {"json": overlapping})
+    for schema in (overlapping | {"x-guidance": {"coerce_one_of": True}}, {"not": {}, "x-guidance": {"lenient": True}}):
+        assert one(nano, {"json": schema}).finish_reason in ("stop", "length")
+    spaced = {
+        "type": "array",
+        "items": {"const": 1},
+        "minItems": 2,
+        "maxItems": 2,
+        "x-guidance": {"whitespace_pattern": "~"},
+    }
+    assert re.fullmatch("\\[~?1~?,~?1~?\\]", one(nano, {"json": spaced}, temperature=1.5, seed=1).text)
+    assert one(nano, {"json": spaced, "disable_any_whitespace": True}).text == "[1,1]"
+
+
+def test_special_tokens_in_a_grammar(nano: Engine) -> None:
+    held = one(nano, {"grammar": 'start: "a" <|pad|> "b"'}, skip_special_tokens=False)
+    assert held.text.startswith("a<|pad|>b") and held.finish_reason == "stop"
+
+
 def test_what_does_not_go_together(nano: Engine, nano_path: str) -> None:
     with pytest.raises(ValidationError, match="forced_token_ids"):
         SamplingParams(structured_outputs={"regex": "a"}, forced_token_ids=[5])
