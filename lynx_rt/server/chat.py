@@ -25,9 +25,9 @@ async def create_chat_completion(body: ChatBody, state: ServerState) -> EventAns
     """Checks a request and returns its answer, which generates when it is sent."""
     state.ready_engine()
     model = state.model_name(body.model)
-    _check(body)
+    check(body)
     state.check_room(body.n or 1)
-    request = await in_thread(state, size_of(body.messages), lambda: _request(body, state))
+    request = await in_thread(state, size_of(body.messages), lambda: request_of(body, state))
     call = _Chat(body, state, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)
@@ -37,7 +37,8 @@ async def create_chat_completion(body: ChatBody, state: ServerState) -> EventAns
     )
 
 
-def _check(body: ChatBody) -> None:
+def check(body: ChatBody) -> None:
+    """Raises ApiError for fields that do not go together."""
     check_stream_options(body.stream, body.stream_options)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
@@ -53,7 +54,8 @@ def _check(body: ChatBody) -> None:
             raise bad_request(f"{name} is not supported: use tools and tool_choice, which replaced it", name)
 
 
-def _request(body: ChatBody, state: ServerState) -> Request:
+def request_of(body: ChatBody, state: ServerState) -> Request:
+    """Returns a chat as a request of the engine. Raises ApiError that names the field at fault."""
     engine = state.ready_engine()
     (parsed,) = parse(
         engine,
