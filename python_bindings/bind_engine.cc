@@ -142,6 +142,7 @@ void register_engine(py::module_& m) {
       .def_readonly("error", &StepOutput::error)
       .def_readonly("num_cached_tokens", &StepOutput::num_cached_tokens)
       .def_readonly("num_preemptions", &StepOutput::num_preemptions)
+      .def_readonly("num_computed_prompt_tokens", &StepOutput::num_computed_prompt_tokens)
       .def_readonly("arrival_time", &StepOutput::arrival_time)
       .def_readonly("first_scheduled_time", &StepOutput::first_scheduled_time)
       .def_readonly("first_token_time", &StepOutput::first_token_time)
@@ -162,6 +163,8 @@ void register_engine(py::module_& m) {
       .def("has_unfinished", &Engine::has_unfinished, release())
       .def("set_expert_selection", &Engine::set_expert_selection, py::arg("selection"), release())
       .def("expert_selection", &Engine::expert_selection, release())
+      .def_property_readonly("last_step_time", &Engine::last_step_time)
+      .def_property_readonly("step_start_time", &Engine::step_start_time)
       .def("stats",
            [](const Engine& e) {
              EngineStats s;

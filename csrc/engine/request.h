@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -47,7 +48,9 @@ struct Request {
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts have been returned
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
+  double deadline = std::numeric_limits<double>::infinity();  // on the same clock
 
+  int64_t num_computed_prompt_tokens() const { return std::min(num_computed, prompt_len); }
   int64_t num_generated() const { return int64_t(tokens.size()) - prompt_len; }
   int64_t num_pending() const { return int64_t(tokens.size()) - num_computed; }  // tokens still to be computed
   // Returns the index of the first token whose logits a token is drawn from: the last token before the drafts.

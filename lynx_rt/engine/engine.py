@@ -44,6 +44,7 @@ class Engine(EngineState):
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
+    max_num_queued_tokens: the same of prompt tokens of waiting requests; a request of any length may wait alone.
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
@@ -72,6 +73,7 @@ class Engine(EngineState):
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,
         max_num_queued_reqs: int | None = None,
+        max_num_queued_tokens: int | None = None,
         block_size: int = 16,
         enable_prefix_caching: bool = True,
         enable_mixed_chunk: bool = True,

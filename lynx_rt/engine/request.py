@@ -170,10 +170,14 @@ class Completion:
 
     def _update_metrics(self, step: _C.StepOutput) -> None:
         metrics = self.metrics
-        for name in ("arrival_time", "first_scheduled_time", "first_token_time", "finish_time"):
-            setattr(metrics, name, getattr(step, name))
-        metrics.num_cached_tokens = step.num_cached_tokens
-        metrics.num_preemptions = step.num_preemptions
+        if not metrics.first_token_time or step.num_preemptions != metrics.num_preemptions:
+            for name in ("arrival_time", "first_scheduled_time", "first_token_time"):
+                setattr(metrics, name, getattr(step, name))
+            metrics.num_cached_tokens = step.num_cached_tokens
+            metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
+            metrics.num_preemptions = step.num_preemptions
+        if step.finish_reason is not None:
+            metrics.finish_time = step.finish_time
 
 
 class Request:
@@ -262,6 +266,7 @@ class Request:
             num_prompt_tokens=first.num_prompt_tokens,
             num_generation_tokens=sum(completion.num_tokens for completion in self.completions),
             num_cached_tokens=first.num_cached_tokens,
+            num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
         )
 

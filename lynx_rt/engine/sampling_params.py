@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy decoding
 _MAX_N = 16384  # vLLM's limit; each completion is a request of its own
+_MAX_LABEL_BYTES = 1024
+_FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "report_progress")
 _INT32_MAX = 2**31 - 1
 _UINT64_MAX = 2**64 - 1
 # C++ samples in float32, in which a value other than 0 must not become 0.
@@ -104,6 +106,14 @@ class SamplingParams:
     # Teacher forcing: exactly these tokens are generated, whatever max_tokens, constraints and their likelihood (see logprobs).
     forced_token_ids: Sequence[int] | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
+    # Requests wait in the order of (priority, arrival), lower first; where pages run out, the last one in it is preempted.
+    priority: int = 0
+    # Seconds from arrival to the end of the request, wherever it is then: finish_reason "abort", with the tokens so far and an
+    # `error` that begins with "timeout:". None = no limit.
+    timeout: float | None = None
+    cache_salt: str | None = None  # only requests with the same one find each other's prompts in the prefix cache
+    # Outputs without new text while the prompt is computed: metrics.num_computed_prompt_tokens.
+    report_progress: bool = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -136,7 +146,7 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 setattr(self, name, _integer(name, getattr(self, name), low=-1))
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValidationError(f"{name} must be True or False, got {shown(getattr(self, name))}", name)
         self.logit_bias = _logit_bias(self.logit_bias)
@@ -152,6 +162,10 @@ class SamplingParams:
                 raise ValidationError("stop would end forced_token_ids early: give one of the two", "stop")
         if self.stop and not self.detokenize:
             raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")
+        self.priority = _integer("priority", self.priority, low=-_INT32_MAX - 1, high=_INT32_MAX)
+        if self.timeout is not None:
+            self.timeout = _real("timeout", self.timeout, 0.0, low_open=True)
+        self.cache_salt = _label("cache_salt", self.cache_salt)
         if self.n > 1 and self.greedy:
             raise ValidationError(f"n must be 1 with temperature 0 (all would be the same), got {self.n}", "n")
         if self.expert_selection not in (None, "topk", "exact"):
@@ -210,6 +224,10 @@ class SamplingParams:
         native.min_tokens = min(self.min_tokens, _INT32_MAX)
         native.ignore_eos = self.ignore_eos
         native.exact = self.expert_selection is not None
+        native.priority = self.priority
+        native.timeout = self.timeout or 0.0
+        native.cache_salt = self.cache_salt or ""
+        native.report_progress = self.report_progress
         for name in ("stop_token_ids", "allowed_token_ids", "forced_token_ids", "logit_bias"):
             _inside_vocabulary(name, getattr(self, name) or (), vocab_size)
         hidden = () if self.ignore_eos else eos_token_ids
@@ -292,6 +310,19 @@ def _strings(name: str, value: str | Sequence[str] | None) -> list[str]:
         if (fault := encoding_fault(item)) is not None:
             raise ValidationError(f"{name}: {fault}", name)
     return list(value)
+
+
+def _label(name: str, value: str | None) -> str | None:
+    """Checks a text that requests are compared by: None, or 1 to 1024 bytes of UTF-8."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"{name} must be a string that is not empty, or None, got {shown(value)}", name)
+    if (fault := encoding_fault(value)) is not None:
+        raise ValidationError(f"{name}: {fault}", name)
+    if (size := len(value.encode())) > _MAX_LABEL_BYTES:
+        raise ValidationError(f"{name} must have at most {_MAX_LABEL_BYTES} bytes of UTF-8, got {size}", name)
+    return value
 
 
 def _token_ids(name: str, value: Sequence[int] | None) -> list[int]:

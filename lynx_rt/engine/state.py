@@ -30,6 +30,16 @@ class EngineState:
         """Returns gauges, and counters since the start or `reset_stats()`."""
         return EngineStats.from_native(self._core.stats())
 
+    @property
+    def last_step_time(self) -> float:
+        """End of the last step, in seconds of `time.monotonic()`; 0 = none yet. Waits for no lock, so that a watchdog may ask."""
+        return self._core.last_step_time
+
+    @property
+    def step_start_time(self) -> float:
+        """Start of the step in progress, on the same clock and as quick; 0 while no step runs."""
+        return self._core.step_start_time
+
     def reset_stats(self) -> None:
         """Sets the counters of `stats()` to zero."""
         self._core.reset_stats()

@@ -8,6 +8,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from json.encoder import encode_basestring
 from typing import Any
 
 from starlette.responses import Response
@@ -24,6 +25,11 @@ _EVENT_HEADERS = {
 _DONE = b"data: [DONE]\n\n"
 _KEEP_ALIVE = b": keep-alive\n\n"
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
+
+def json_text(text: str) -> bytes:
+    """Returns a text as JSON has it."""
+    return encode_basestring(text).encode()
 
 
 def to_json(value: Any) -> bytes:
@@ -46,10 +52,10 @@ class ErrorAnswer(Response):
 class _LongAnswer(Response):
     """Runs `_work` until it ends or the client has gone, which cancels it."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    _direct_send: Send  # past the middlewares, which look at an answer's start only
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._direct_send = scope.get("state", {}).get("send", send)
         work = asyncio.ensure_future(self._work(scope, send))
         gone = asyncio.ensure_future(_client_has_gone(receive))
         try:
@@ -137,7 +143,8 @@ class EventAnswer(_LongAnswer):
             self._started = True
             headers = [(name.lower().encode(), value.encode()) for name, value in _EVENT_HEADERS.items()]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": not last})
+        direct = send if last else self._direct_send
+        await direct({"type": "http.response.body", "body": body, "more_body": not last})
         sending.end()
 
     async def _keep_alive(self, send: Send, sending: _StallTimer) -> None:

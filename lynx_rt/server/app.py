@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lynx_rt._C import build_info
-from lynx_rt.server import messages_api, operation, responses_api, text_routes
+from lynx_rt.server import lynx_routes, messages_api, operation, responses_api, text_routes
 from lynx_rt.server.answer import ErrorAnswer
+from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
 from lynx_rt.server.completions import create_completion
 from lynx_rt.server.errors import ApiError, from_exception, from_status, from_validation
@@ -31,11 +32,6 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
         503: "loading, full or shutting down; Retry-After says when to come back",
     }.items()
 }
-
-
-def state_of(request: Request) -> ServerState:
-    state: ServerState = request.app.state.server
-    return state
 
 
 def make_app(state: ServerState) -> FastAPI:
@@ -65,16 +61,17 @@ def make_app(state: ServerState) -> FastAPI:
     app.include_router(text_routes.router)
     app.include_router(responses_api.router)
     app.include_router(messages_api.router)
+    app.include_router(lynx_routes.router)
 
     @app.post("/v1/completions", tags=["generation"])
-    async def completions(body: CompletionBody, state: ServerState = Depends(state_of)) -> Response:  # noqa: B008
+    async def completions(body: CompletionBody, request: Request) -> Response:
         """Completes one prompt or several."""
-        return await create_completion(body, state)
+        return await create_completion(body, state, caller_of(request))
 
     @app.post("/v1/chat/completions", tags=["generation"])
-    async def chat_completions(body: ChatBody, state: ServerState = Depends(state_of)) -> Response:  # noqa: B008
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answers a conversation."""
-        return await create_chat_completion(body, state)
+        return await create_chat_completion(body, state, caller_of(request))
 
     return app
 

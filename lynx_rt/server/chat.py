@@ -9,7 +9,8 @@ from typing import Any
 
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
-from lynx_rt.server.answer import EventAnswer, JsonAnswer
+from lynx_rt.server.answer import EventAnswer, JsonAnswer, json_text, to_json
+from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.completions import check_stream_options
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.generation import Generation
@@ -21,14 +22,14 @@ from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
 
 
-async def create_chat_completion(body: ChatBody, state: ServerState) -> EventAnswer | JsonAnswer:
+async def create_chat_completion(body: ChatBody, state: ServerState, caller: Caller) -> EventAnswer | JsonAnswer:
     """Checks a request and returns its answer, which generates when it is sent."""
     state.ready_engine()
     model = state.model_name(body.model)
     check(body)
     state.check_room(body.n or 1)
-    request = await in_thread(state, size_of(body.messages), lambda: request_of(body, state))
-    call = _Chat(body, state, model, request)
+    request = await in_thread(state, size_of(body.messages), lambda: request_of(body, state, caller))
+    call = _Chat(body, state, caller, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)
     settings = state.settings
@@ -54,7 +55,7 @@ def check(body: ChatBody) -> None:
             raise bad_request(f"{name} is not supported: use tools and tool_choice, which replaced it", name)
 
 
-def request_of(body: ChatBody, state: ServerState) -> Request:
+def request_of(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     """Returns a chat as a request of the engine. Raises ApiError that names the field at fault."""
     engine = state.ready_engine()
     (parsed,) = parse(
@@ -70,21 +71,39 @@ def request_of(body: ChatBody, state: ServerState) -> Request:
         raise bad_request(f"{name} must be at least 1, got {wanted}", name)
     limit = output_limit(len(parsed.token_ids), wanted, engine.max_model_len)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(body, engine, state.settings, limit, logprobs=logprobs)
+    params = sampling_params(
+        body, engine, state.settings, limit, logprobs=logprobs, **isolation(caller, body, state.settings)
+    )
     return engine.inputs.request([parsed], params, None)
+
+
+class _PlainChunks:
+    """Makes the event of most tokens, which differ in the text alone, of ready-made bytes: a third of the encoder's time."""
+
+    def __init__(self, head: dict[str, Any], needs_more: bool) -> None:
+        """head: what all chunks have in common.  needs_more: chunks have more than the text."""
+        self._head = to_json(head)[:-1]
+        self._needs_more = needs_more
+
+    def chunk(self, delta: CompletionDelta) -> bytes | None:
+        """Returns the event; None where the chunk has more than the text."""
+        if self._needs_more or delta.finish_reason is not None or not delta.text:
+            return None
+        start = b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, delta.index)
+        return start + json_text(delta.text) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 class _Chat:
     """One request, from its first token to its answer."""
 
-    def __init__(self, body: ChatBody, state: ServerState, model: str, request: Request) -> None:
+    def __init__(self, body: ChatBody, state: ServerState, caller: Caller, model: str, request: Request) -> None:
         self._body = body
         self._state = state
         self._request = request
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._generation = Generation(state, [request])
+        self._generation = Generation(state, [request], (self._id, caller.request_id))
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -123,14 +142,18 @@ class _Chat:
             choice["token_ids"] = [token for part in parts for token in part.token_ids]
         return choice
 
-    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+    async def chunks(self) -> AsyncIterator[dict[str, Any] | bytes]:
         options = self._body.stream_options
         running = bool(options and options.continuous_usage_stats)
         asked = running or bool(options and options.include_usage)
         head = self._head("chat.completion.chunk")
         begun = [False] * len(self._request.completions)
+        plain = _PlainChunks(head, bool(asked or self._body.logprobs or self._body.return_token_ids))
         async with self._generation as generation:
             async for _, delta in generation.deltas():
+                if begun[delta.index] and (fast := plain.chunk(delta)) is not None:
+                    yield fast
+                    continue
                 for choice in self._pieces(delta, first=not begun[delta.index]):
                     begun[delta.index] = True
                     chunk = {**head, "choices": [choice]}

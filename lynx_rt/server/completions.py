@@ -10,6 +10,7 @@ from typing import Any
 from lynx_rt.engine.outputs import CompletionDelta, TokenLogprobs
 from lynx_rt.engine.request import Request
 from lynx_rt.server.answer import EventAnswer, JsonAnswer
+from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.errors import ApiError, bad_request
 from lynx_rt.server.generation import Generation
 from lynx_rt.server.logprobs import CompletionLogprobs, prompt_logprobs
@@ -23,14 +24,14 @@ from lynx_rt.server.usage import lynx_object, usage
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
 
-async def create_completion(body: CompletionBody, state: ServerState) -> EventAnswer | JsonAnswer:
+async def create_completion(body: CompletionBody, state: ServerState, caller: Caller) -> EventAnswer | JsonAnswer:
     """Checks a request and returns its answer, which generates when it is sent."""
     state.ready_engine()
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    requests = await in_thread(state, size_of(body.prompt), lambda: _requests(body, state))
-    call = _Completion(body, state, model, requests)
+    requests = await in_thread(state, size_of(body.prompt), lambda: _requests(body, state, caller))
+    call = _Completion(body, state, caller, model, requests)
     if not body.stream:
         return JsonAnswer(call.whole)
     settings = state.settings
@@ -63,7 +64,7 @@ def check_stream_options(stream: bool | None, options: Any) -> None:
         raise bad_request("stream_options needs stream to be true", "stream_options")
 
 
-def _requests(body: CompletionBody, state: ServerState) -> list[Request]:
+def _requests(body: CompletionBody, state: ServerState, caller: Caller) -> list[Request]:
     engine = state.ready_engine()
     parsed = parse(
         engine, body.prompt, add_special_tokens=body.add_special_tokens, truncate=body.truncate_prompt_tokens
@@ -74,7 +75,9 @@ def _requests(body: CompletionBody, state: ServerState) -> list[Request]:
         fields["prompt_logprobs"] = body.logprobs
     requests = []
     for prompt, limit in zip(parsed, limits(parsed, max_tokens, engine), strict=True):
-        params = sampling_params(body, engine, state.settings, limit, **fields)
+        params = sampling_params(
+            body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings)
+        )
         requests.append(engine.inputs.request([prompt], params, None))
     return requests
 
@@ -82,20 +85,22 @@ def _requests(body: CompletionBody, state: ServerState) -> list[Request]:
 class _Completion:
     """One request, from its first token to its answer."""
 
-    def __init__(self, body: CompletionBody, state: ServerState, model: str, requests: list[Request]) -> None:
+    def __init__(
+        self, body: CompletionBody, state: ServerState, caller: Caller, model: str, requests: list[Request]
+    ) -> None:
         self._body = body
         self._state = state
         self._requests = requests
         self._n = requests[0].params.n
         self._tokenizer = requests[0].tokenizer
-        self._head = {
+        self._head: dict[str, Any] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
             "created": int(time.time()),
             "model": model,
         }
         self._shows_tokens = body.logprobs is not None or bool(body.return_token_ids)
-        self._generation = Generation(state, requests)
+        self._generation = Generation(state, requests, (self._head["id"], caller.request_id))
 
     async def whole(self) -> dict[str, Any]:
         deltas: list[list[CompletionDelta]] = [[] for _ in range(len(self._requests) * self._n)]

@@ -16,7 +16,9 @@ from lynx_rt.server.state import Admission, ServerState
 class Generation:
     """Runs requests; leaving its `async with` block ends those that are not finished."""
 
-    def __init__(self, state: ServerState, requests: Sequence[Request]) -> None:
+    def __init__(self, state: ServerState, requests: Sequence[Request], names: Sequence[str]) -> None:
+        """names: the ids by which it can be aborted."""
+        self.names = tuple(names)
         self.requests = list(requests)
         self._state = state
         self._admission: Admission | None = None

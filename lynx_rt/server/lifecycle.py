@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from lynx_rt.engine.engine import Engine
 from lynx_rt.errors import LynxError
@@ -46,7 +48,10 @@ class Server:
             if not self.settings.api_keys and _is_public(self.settings):
                 self._say("lynx-rt: warning: anyone who reaches this address may use it; --api-key asks for a key")
             sys.setswitchinterval(_SWITCH_SECONDS)
-            asyncio.run(self._serve(listener))
+            uvloop.run(self._serve(listener))
+        if self.settings.uds:
+            with contextlib.suppress(OSError):
+                os.unlink(self.settings.uds)
         engine = self.state.engine
         if engine is not None:
             engine.close()

@@ -11,13 +11,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from lynx_rt.server.answer import JsonAnswer
+from lynx_rt.server.caller import caller_of
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.messages_body import CountTokensBody, MessagesBody, chat_of_messages, prompt_fields
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatFields
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.turn import ResponseDelta, Turn, begin_turn, event_answer
+from lynx_rt.server.turn import Turn, begin_turn, event_answer
 from lynx_rt.server.usage import lynx_object
+from lynx_rt.text.response import ResponseDelta
 
 router = APIRouter(prefix="/v1/messages", tags=["generation"])
 Event = tuple[str, dict[str, Any]]
@@ -30,8 +32,8 @@ async def create_message(body: MessagesBody, request: Request) -> Response:
     """Answers a conversation, as Anthropic's API does."""
     state: ServerState = request.app.state.server
     chat = chat_of_messages(body, state.ready_engine().max_model_len)
-    turn = await begin_turn(chat, state, "messages")
-    answer = _Answer(turn)
+    answer_id = f"msg_{uuid.uuid4().hex}"
+    answer = _Answer(answer_id, await begin_turn(chat, state, caller_of(request), answer_id, "messages"))
     if body.stream:
         return event_answer(answer.events(), state, error_event=_error_event, keep_alive=_PING)
     return JsonAnswer(answer.whole)
@@ -55,9 +57,9 @@ async def count_tokens(body: CountTokensBody, request: Request) -> dict[str, int
 class _Answer:
     """One request, from its first token to its answer."""
 
-    def __init__(self, turn: Turn) -> None:
+    def __init__(self, answer_id: str, turn: Turn) -> None:
         self._turn = turn
-        self._id = f"msg_{uuid.uuid4().hex}"
+        self._id = answer_id
         self._blocks = ContentBlocks()
 
     async def whole(self) -> dict[str, Any]:

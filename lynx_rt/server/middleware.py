@@ -33,14 +33,29 @@ class Gate:
         given = headers.get(b"x-request-id", b"")
         request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
-        started = False
+        too_large = ErrorAnswer(
+            ApiError(413, f"the body may have {self._max_body_bytes} bytes", code="request_too_large")
+        )
+        scope["state"]["send"] = send  # for bodies in many pieces, which need nothing of what lies between
+        size = 0
 
         async def send_named(message: Message) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
             await send(message)
+
+        async def receive_bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            # The handler sees a client that has gone, and what it answers is replaced.
+            return message if size <= self._max_body_bytes else {"type": "http.disconnect"}
+
+        async def send_checked(message: Message) -> None:
+            if size <= self._max_body_bytes:
+                await send_named(message)
+            elif message["type"] == "http.response.start":
+                await too_large(scope, receive, send_named)
 
         key = _key(headers)
         guarded = self._digests and scope["path"] not in _OPEN
@@ -49,28 +64,11 @@ class Gate:
             await ErrorAnswer(ApiError(401, text, code="invalid_api_key"))(scope, receive, send_named)
             return
         scope["state"]["api_key"] = key
-        too_large = ApiError(413, f"the body may have {self._max_body_bytes} bytes", code="request_too_large")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._max_body_bytes:
-            await ErrorAnswer(too_large)(scope, receive, send_named)
-            return
-        size = 0
-
-        async def receive_bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            if message["type"] == "http.request":
-                size += len(message.get("body", b""))
-                if size > self._max_body_bytes:
-                    raise too_large
-            return message
-
-        try:
-            await self._app(scope, receive_bounded, send_named)
-        except ApiError as error:  # raised while the body was read
-            if started:
-                raise
-            await ErrorAnswer(error)(scope, receive, send_named)
+            await too_large(scope, receive, send_named)
+        else:
+            await self._app(scope, receive_bounded, send_checked)
 
     def _is_known(self, key: str) -> bool:
         digest = _digest(key.encode())

@@ -118,3 +118,7 @@ class DetokenizeBody(Body):
 
 class AbortBody(Body):
     request_id: str
+
+
+class SelectionBody(Body):
+    expert_selection: str

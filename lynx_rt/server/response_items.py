@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from lynx_rt.server.turn import ResponseDelta
+from lynx_rt.text.response import ResponseDelta
 
 Event = tuple[str, dict[str, Any]]  # name, fields
 _PART_OF_TYPE = {"message": "output_text", "reasoning": "reasoning_text"}

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.server.answer import JsonAnswer
+from lynx_rt.server.caller import caller_of
 from lynx_rt.server.errors import ApiError, from_exception
 from lynx_rt.server.logprobs import chat_logprobs
 from lynx_rt.server.response_items import Event, ResponseItems
@@ -27,8 +28,9 @@ router = APIRouter(tags=["generation"])
 async def create_response(body: ResponsesBody, request: Request) -> Response:
     """Answers a conversation."""
     state: ServerState = request.app.state.server
-    turn = await begin_turn(chat_of_response(body), state, "input")
-    answer = _Answer(body, turn)
+    answer_id = f"resp_{uuid.uuid4().hex}"
+    turn = await begin_turn(chat_of_response(body), state, caller_of(request), answer_id, "input")
+    answer = _Answer(answer_id, body, turn)
     if body.stream:
         return event_answer(answer.events(), state, error_event=answer.error_event)
     return JsonAnswer(answer.whole)
@@ -43,10 +45,10 @@ async def kept_response(path: str) -> Response:
 class _Answer:
     """One request, from its first token to its answer."""
 
-    def __init__(self, body: ResponsesBody, turn: Turn) -> None:
+    def __init__(self, answer_id: str, body: ResponsesBody, turn: Turn) -> None:
         self._body = body
         self._turn = turn
-        self._id = f"resp_{uuid.uuid4().hex}"
+        self._id = answer_id
         self._created = int(time.time())
         self._items = ResponseItems()
         self._count = 0  # events so far

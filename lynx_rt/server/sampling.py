@@ -38,8 +38,6 @@ _FIELDS = (
     "structured_outputs",
     "priority",
     "timeout",
-    "cache_salt",
-    "isolation_group",
 )
 # vLLM ignores these older names of structured_outputs, and answers 200 with text that nothing held to the grammar (vllm#53975).
 _GUIDED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
@@ -11,58 +10,45 @@ from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server import chat
 from lynx_rt.server.answer import EventAnswer
+from lynx_rt.server.caller import Caller
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.generation import Generation
 from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import usage
-
-_ENDINGS = {"abort": (503, "aborted", "the request was ended before its answer was complete")}
-
-
-@dataclass
-class ToolCallDelta:
-    index: int
-    id: str | None
-    name: str | None
-    arguments: str
+from lynx_rt.text.response import ResponseDelta
 
 
-@dataclass
-class ResponseDelta:
-    content: str = ""
-    reasoning: str = ""
-    tool_calls: list[ToolCallDelta] = field(default_factory=list)
-
-
-async def begin_turn(body: ChatBody, state: ServerState, prompt_field: str) -> Turn:
+async def begin_turn(body: ChatBody, state: ServerState, caller: Caller, answer_id: str, prompt_field: str) -> Turn:
     """Checks a chat and returns its answer, which generates in the Turn's `async with` block.
 
-    prompt_field: of the API's body, for errors of the messages.
+    prompt_field: name of the messages in the API's body, for errors.
     """
     state.ready_engine()
     model = state.model_name(body.model)
     state.check_room(1)
     try:
         chat.check(body)
-        request = await in_thread(state, size_of(body.messages), lambda: chat.request_of(body, state))
+        request = await in_thread(state, size_of(body.messages), lambda: chat.request_of(body, state, caller))
     except ApiError as error:
         if error.param == "messages":
             error.param = prompt_field
         raise
-    return Turn(body, state, model, request)
+    return Turn(state, model, request, (answer_id, caller.request_id))
 
 
 class Turn:
-    def __init__(self, body: ChatBody, state: ServerState, model: str, request: Request) -> None:
-        self.body = body
+    """One request, from its first token to its last."""
+
+    def __init__(self, state: ServerState, model: str, request: Request, names: tuple[str, str]) -> None:
+        """names: the ids by which it can be aborted."""
         self.state = state
         self.model = model
         self.request = request
         self.finish_reason = ""  # "stop" or "length", after the last delta
         self.stop_reason: int | str | None = None
-        self._generation = Generation(state, [request])
+        self._generation = Generation(state, [request], names)
 
     async def __aenter__(self) -> Turn:
         await self._generation.__aenter__()
@@ -76,9 +62,10 @@ class Turn:
     async def deltas(self) -> AsyncIterator[tuple[ResponseDelta, CompletionDelta]]:
         """Yields what is new: parsed, and its tokens. Raises ApiError where the engine did not finish the answer."""
         async for _, tokens in self._generation.deltas():
-            if tokens.finish_reason in _ENDINGS:
-                status, code, text = _ENDINGS[tokens.finish_reason]
-                raise ApiError(status, text, code=code)
+            if tokens.finish_reason == "abort":  # these APIs have no such ending
+                if tokens.error is not None:
+                    raise ApiError(504, tokens.error, code="timeout")
+                raise ApiError(503, "the request was ended before its answer was complete", code="aborted")
             if tokens.finish_reason is not None:
                 self.finish_reason, self.stop_reason = tokens.finish_reason, tokens.stop_reason
             yield self._parsed(tokens), tokens

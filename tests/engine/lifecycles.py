@@ -48,6 +48,8 @@ def make_case(rng: random.Random, vocab: int) -> Case:
         {"max_tokens": rng.randint(20, 40)}, {"allowed_token_ids": [3, 4, 5, 6, 7, 8]},
         {"forced_token_ids": [rng.randrange(vocab) for _ in range(rng.randint(1, 6))], "n": 1},
     ]  # fmt: skip
+    # These change the order of events, and never what a request says.
+    options |= {"priority": rng.choice([0, 0, 1, -1]), "cache_salt": rng.choice([None, None, "a", "b"])}
     for choice in extra:
         if rng.random() < 0.15:
             options |= choice

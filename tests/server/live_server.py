@@ -33,7 +33,8 @@ class LiveServer:
         self.url = found[1]
         os.set_blocking(self.process.stderr.fileno(), False)
         self._log = self.first_line
-        self.client = httpx.Client(base_url=self.url, timeout=60)
+        url = "http://unix" if self.url.startswith("unix:") else self.url
+        self.client = httpx.Client(base_url=url, timeout=60)
         if wait:
             self.wait_ready()
 

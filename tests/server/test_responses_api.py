@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from live_server import LiveServer, serving
+from live_server import LiveServer
 
 from lynx_rt import Engine
 from lynx_rt.server.errors import ApiError
@@ -218,19 +218,22 @@ def test_an_unknown_model(client: openai.OpenAI) -> None:
         client.responses.create(model="gpt-9", input=SUM)
 
 
-def test_a_stream_that_dies() -> None:
+def test_a_stream_that_dies(server: LiveServer, client: openai.OpenAI) -> None:
     """Its client gets the failed response and an exception, and no text that looks complete."""
-    with serving("--shutdown-timeout", "0.1") as live:
-        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="EMPTY", max_retries=0)
-        kinds = []
-        with pytest.raises(openai.APIError, match="ended before its answer was complete"):
-            for event in client.responses.create(
-                model="lynx-nano", input="Hi", stream=True, extra_body={"ignore_eos": True}
-            ):
-                if not kinds:
-                    live.process.terminate()
-                kinds.append(event.type)
-        assert kinds[0] == "response.created" and kinds[-1] == "response.failed"
+    kinds = []
+    with pytest.raises(openai.APIError, match="ended before its answer was complete"):
+        for event in client.responses.create(
+            model="lynx-nano", input="Hi", stream=True, extra_body={"ignore_eos": True}
+        ):
+            if event.type == "response.created":
+                assert server.post("/v1/lynx/abort", {"request_id": event.response.id}).status_code == 200
+            kinds.append(event.type)
+    assert kinds[0] == "response.created" and kinds[-1] == "response.failed"
+
+
+def test_a_request_that_takes_too_long(server: LiveServer) -> None:
+    answer = server.post("/v1/responses", {"input": "Hi", "ignore_eos": True, "timeout": 0.05})
+    assert answer.status_code == 504 and answer.json()["error"]["type"] == "timeout_error"
 
 
 def test_a_client_that_goes_ends_its_request(server: LiveServer, client: openai.OpenAI) -> None:
