@@ -16,6 +16,7 @@ from lynx_rt.interrupts import DeferInterrupts
 
 if TYPE_CHECKING:
     from lynx_rt import _C
+    from lynx_rt.engine.constraint import Constraint
     from lynx_rt.engine.request import Completion, Request
 
 _POLL_S = 0.05  # period at which a waiting thread looks for Ctrl-C and its deadline
@@ -48,12 +49,14 @@ class Driver:
         self._requests: dict[str, Request] = {}  # request_id -> request, unfinished ones
         self._additions: list[_Addition] = []  # not yet passed on to C++, in order
         self._ended: list[int] = []  # numbers of completions that C++ is to abort after the step in progress
+        self._refills: list[Constraint] = []  # those whose masks the next step needs made
         self._stepping = False
         self._steps = 0  # number of steps made so far
         self._last_progress = time.monotonic()
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()  # ids of requests that come without one
+        self.step_hook: Callable[[], None] | None = None  # called after each step, by the thread that has made it
         self._background: threading.Thread | None = None
         self._background_requests: set[Request] = set()
 
@@ -226,7 +229,8 @@ class Driver:
             return
         self._requests[request.request_id] = request
         for completion in request.completions:
-            number = self._core.add_request(request.prompt_token_ids, completion.native_params)
+            mask = None if completion.constraint is None else completion.constraint.token_mask
+            number = self._core.add_request(request.prompt_token_ids, completion.native_params, mask)
             completion.native_id = number
             self._live[number] = completion
 
@@ -234,8 +238,11 @@ class Driver:
         """Makes one C++ step with the lock released; returns False without outputs. The lock is held once on entry and exit."""
         self._pass_on()
         self._stepping = True
+        refills, self._refills = self._refills, []
         self._changed.release()
         try:
+            for constraint in refills:
+                constraint.refill()
             outputs = self._core.step()
         finally:
             self._changed.acquire()
@@ -251,6 +258,8 @@ class Driver:
                 wake |= self._apply(completion, output)
         if wake or not outputs:
             self._changed.notify_all()
+        if self.step_hook is not None:
+            self.step_hook()
         return bool(outputs)
 
     def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:
@@ -261,6 +270,8 @@ class Driver:
             return True
         if completion.apply(output):
             self._abort_native(output.request_id)
+        if completion.constraint is not None and not completion.finished:
+            self._refills.append(completion.constraint)
         if completion.finished:
             del self._live[output.request_id]
             if request.finished:

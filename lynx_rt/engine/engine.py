@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
+from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
@@ -36,6 +37,8 @@ class Engine(EngineState):
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    tool_parser, reasoning_parser: how `chat` finds tool calls and reasoning in what the model writes: "auto" = by the
+    model's files, None or "none" = not at all, or a name ("hermes", "think", ...; see lynx_rt.text.response).
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
@@ -63,6 +66,8 @@ class Engine(EngineState):
         tokenizer: str | os.PathLike[str] | Any | None = None,
         skip_tokenizer_init: bool = False,
         chat_template: str | os.PathLike[str] | None = None,
+        tool_parser: str | None = "auto",
+        reasoning_parser: str | None = "auto",
         generation_config: str | os.PathLike[str] | None = "auto",
         device: str = "auto",
         load_format: str = "auto",
@@ -95,10 +100,7 @@ class Engine(EngineState):
         # The small files are read first: an error in them must not come after minutes of loading, or leave a cache behind.
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
         self._generation_config = load_generation_config(self._path, generation_config)
-        if chat_template is not None and self._tokenizer is not None:
-            from lynx_rt.text.chat_template import compile_template, pick_template
-
-            compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
+        self._response_format = response_format(self._tokenizer, chat_template, tool_parser, reasoning_parser)
         core = _C.Engine(
             os.fspath(self._path),
             **native_options(Engine.__init__.__annotations__, given),
@@ -164,8 +166,11 @@ class Engine(EngineState):
         continue_final_message: go on with the last message (True, or the name of its field), with
         add_generation_prompt=False.
         tools: JSON schemas, or Python functions with type hints and a docstring.
+        Each completion has the model's answer as `content`, `reasoning` and `tool_calls`; its `text` is all of it as
+        written. Without `tools`, calls stay in the content.
         """
         from lynx_rt.text.chat import as_conversations
+        from lynx_rt.text.chat_messages import plain_tools
 
         options = {
             "chat_template": chat_template,
@@ -176,7 +181,9 @@ class Engine(EngineState):
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
-        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+        outputs = self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+        fill_in(outputs, self._response_format, self.get_tokenizer(), plain_tools(tools))
+        return outputs
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
         """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
@@ -318,6 +325,10 @@ class Engine(EngineState):
     def is_closed(self) -> bool:
         """Whether calls raise EngineClosedError: after `close()`, and in the child of a fork()."""
         return self._driver.closed
+
+    def on_step(self, hook: Callable[[], None] | None) -> None:
+        """Has hook() called after every step, by the thread that made it, before the next one; None ends that. It must not raise."""
+        self._driver.step_hook = hook
 
     @property
     def stalled_seconds(self) -> float:

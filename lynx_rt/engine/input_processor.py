@@ -13,6 +13,8 @@ from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.text.structured.compiler import Grammar, GrammarCompiler
+from lynx_rt.text.structured.spec import StructuredOutputs
 from lynx_rt.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]
@@ -39,7 +41,18 @@ class InputProcessor:
         known = frozenset(model_info["eos_token_ids"])
         self._eos_token_ids = known | eos_token_ids(generation_config, tokenizer, self._vocab_size)
         self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+        self._grammars = None
+        if tokenizer is not None:
+            self._grammars = GrammarCompiler(tokenizer, self._vocab_size, self._eos_token_ids)
         self._special_stops = functools.lru_cache(maxsize=256)(self._find_special_stops)
+
+    def grammar(self, structured_outputs: StructuredOutputs | Mapping[str, Any]) -> Grammar:
+        """Compiles a grammar, which may take seconds, and keeps it for the requests that ask for the same one."""
+        if self._grammars is None:
+            raise ValidationError(
+                "structured_outputs needs a tokenizer, and this engine was made without one", "structured_outputs"
+            )
+        return self._grammars.compile(StructuredOutputs.of(structured_outputs))
 
     def parse(
         self,
@@ -97,6 +110,7 @@ class InputProcessor:
     def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
         if params.stop and self._tokenizer is None:
             raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+        grammar = None if params.structured_outputs is None else self.grammar(params.structured_outputs)
         stop_of_token = self._special_stops(tuple(params.stop or ()), params.skip_special_tokens)
 
         def make_native(index: int) -> Any:
@@ -109,7 +123,9 @@ class InputProcessor:
                 stop_token_ids=stop_of_token,
             )
 
-        return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token)
+        return Request(
+            request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token, grammar
+        )
 
     def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
         """Returns the stop strings that are special tokens, by id. The text mostly hides these, so they are found as tokens.

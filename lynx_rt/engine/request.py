@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from lynx_rt.engine.constraint import Constraint
 from lynx_rt.engine.outputs import (
     CompletionDelta,
     CompletionOutput,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
+    from lynx_rt.text.structured.compiler import Grammar
     from lynx_rt.text.tokenizer import Tokenizer
 
 
@@ -46,6 +48,9 @@ class Completion:
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
+        self.constraint: Constraint | None = None
+        if request.grammar is not None:
+            self.constraint = Constraint(request.grammar, params, native_params.stop_token_ids)
         self._text = StopFilter(params.stop or (), params.include_stop_str_in_output)
         if params.logprobs is not None:
             self._out.logprobs = []
@@ -83,6 +88,8 @@ class Completion:
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
             self._add_token(token_id, logprobs[place] if logprobs else None)
+            if self.constraint is not None:
+                self.constraint.accept(token_id)
             if hide_last and place == last:
                 break
             if self._add_text(token_id):
@@ -90,6 +97,8 @@ class Completion:
                 return step.finish_reason is None
         if step.finish_reason is not None:
             self._out.error = step.error or None
+            if step.error and self.constraint is not None:
+                self._out.error = self.constraint.error or step.error
             reason = self.request.stop_reason(step.stop_token_id)
             self._finish(step.finish_reason, reason)
             if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
@@ -195,6 +204,7 @@ class Request:
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
+        grammar: Grammar | None = None,
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(
@@ -205,6 +215,7 @@ class Request:
         self.prompt_token_ids = prompt.token_ids
         self.params = params
         self.tokenizer = tokenizer
+        self.grammar = grammar
         self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
         self.abandoned = False  # its outputs are no longer wanted

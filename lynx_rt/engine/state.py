@@ -9,6 +9,7 @@ from lynx_rt.errors import ValidationError, encoding_fault, shown
 
 if TYPE_CHECKING:
     from lynx_rt import _C
+    from lynx_rt.text.response import ResponseFormat
 
 
 def policy_text(selection: str | None) -> str:
@@ -25,6 +26,7 @@ class EngineState:
 
     _core: _C.Engine
     _info: dict[str, Any]  # the model as loaded
+    _response_format: ResponseFormat
 
     def stats(self) -> EngineStats:
         """Returns gauges, and counters since the start or `reset_stats()`."""
@@ -64,6 +66,11 @@ class EngineState:
     def model_config(self) -> dict[str, Any]:
         """Shape of the model (hidden_size, num_layers, num_experts, ...) as loaded."""
         return dict(self._info)
+
+    @property
+    def response_format(self) -> ResponseFormat:
+        """How the model writes reasoning and tool calls: the parsers that `chat` uses, by name."""
+        return self._response_format
 
     @property
     def max_model_len(self) -> int:

@@ -17,6 +17,7 @@ from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
 from lynx_rt.server.completions import create_completion
 from lynx_rt.server.errors import ApiError, from_exception, from_status, from_validation
+from lynx_rt.server.http_metrics import HttpMetrics
 from lynx_rt.server.middleware import Gate
 from lynx_rt.server.protocol import ChatBody, CompletionBody
 from lynx_rt.server.state import ServerState
@@ -53,6 +54,7 @@ def make_app(state: ServerState) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=state.settings.allowed_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(HttpMetrics, metrics=state.metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(Exception, _failed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,14 @@ class Caller:
     request_id: str  # the client's X-Request-Id, or one of ours
     api_key: str | None
     isolation_group: str | None  # of the header X-Isolation-Group
+    trace_headers: Mapping[str, str]  # of W3C's trace context
 
 
 def caller_of(request: Request) -> Caller:
     state = request.scope["state"]
-    return Caller(state["request_id"], state["api_key"], request.headers.get("x-isolation-group"))
+    headers = request.headers
+    trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+    return Caller(state["request_id"], state["api_key"], headers.get("x-isolation-group"), trace)
 
 
 def isolation(caller: Caller, body: GenerationFields, settings: Settings) -> dict[str, Any]:

@@ -7,28 +7,27 @@ import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
-from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server.answer import EventAnswer, JsonAnswer, json_text, to_json
-from lynx_rt.server.caller import Caller, isolation
+from lynx_rt.server.caller import Caller
 from lynx_rt.server.completions import check_stream_options
+from lynx_rt.server.conversation import Conversation, Part, chat_request, whole_message
 from lynx_rt.server.errors import bad_request
-from lynx_rt.server.generation import Generation
 from lynx_rt.server.logprobs import chat_logprobs, prompt_logprobs
-from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
+from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
-from lynx_rt.server.sampling import output_limit, sampling_params
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
+from lynx_rt.text.response import ToolCallDelta
 
 
 async def create_chat_completion(body: ChatBody, state: ServerState, caller: Caller) -> EventAnswer | JsonAnswer:
     """Checks a request and returns its answer, which generates when it is sent."""
     state.ready_engine()
     model = state.model_name(body.model)
-    check(body)
+    _check(body)
     state.check_room(body.n or 1)
-    request = await in_thread(state, size_of(body.messages), lambda: request_of(body, state, caller))
+    request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller))
     call = _Chat(body, state, caller, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)
@@ -38,8 +37,7 @@ async def create_chat_completion(body: ChatBody, state: ServerState, caller: Cal
     )
 
 
-def check(body: ChatBody) -> None:
-    """Raises ApiError for fields that do not go together."""
+def _check(body: ChatBody) -> None:
     check_stream_options(body.stream, body.stream_options)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
@@ -55,28 +53,6 @@ def check(body: ChatBody) -> None:
             raise bad_request(f"{name} is not supported: use tools and tool_choice, which replaced it", name)
 
 
-def request_of(body: ChatBody, state: ServerState, caller: Caller) -> Request:
-    """Returns a chat as a request of the engine. Raises ApiError that names the field at fault."""
-    engine = state.ready_engine()
-    (parsed,) = parse(
-        engine,
-        chat_prompt(body, state),
-        name="messages",
-        add_special_tokens=body.add_special_tokens,
-        truncate=body.truncate_prompt_tokens,
-    )
-    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-    if wanted is not None and wanted < 1:
-        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-        raise bad_request(f"{name} must be at least 1, got {wanted}", name)
-    limit = output_limit(len(parsed.token_ids), wanted, engine.max_model_len)
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    params = sampling_params(
-        body, engine, state.settings, limit, logprobs=logprobs, **isolation(caller, body, state.settings)
-    )
-    return engine.inputs.request([parsed], params, None)
-
-
 class _PlainChunks:
     """Makes the event of most tokens, which differ in the text alone, of ready-made bytes: a third of the encoder's time."""
 
@@ -85,12 +61,13 @@ class _PlainChunks:
         self._head = to_json(head)[:-1]
         self._needs_more = needs_more
 
-    def chunk(self, delta: CompletionDelta) -> bytes | None:
-        """Returns the event; None where the chunk has more than the text."""
-        if self._needs_more or delta.finish_reason is not None or not delta.text:
+    def chunk(self, part: Part) -> bytes | None:
+        """Returns the event; None where the chunk has more than the content."""
+        response = part.response
+        if self._needs_more or part.finish_reason or response.reasoning or response.tool_calls or not response.content:
             return None
-        start = b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, delta.index)
-        return start + json_text(delta.text) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
+        start = b'data: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, part.index)
+        return start + json_text(response.content) + b'},"logprobs":null,"finish_reason":null}]}\n\n'
 
 
 class _Chat:
@@ -103,20 +80,20 @@ class _Chat:
         self._model = model
         self._id = f"chatcmpl-{uuid.uuid4().hex}"
         self._created = int(time.time())
-        self._generation = Generation(state, [request], (self._id, caller.request_id))
+        self._conversation = Conversation(body, state, caller, request, self._id)
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
     async def whole(self) -> dict[str, Any]:
-        deltas: list[list[CompletionDelta]] = [[] for _ in self._request.completions]
-        async with self._generation as generation:
-            async for _, delta in generation.deltas():
-                deltas[delta.index].append(delta)
+        parts: list[list[Part]] = [[] for _ in self._request.completions]
+        async with self._conversation as conversation:
+            async for part in conversation.parts():
+                parts[part.index].append(part)
         answer = {
             **self._head("chat.completion"),
-            "choices": [self._choice(index, parts) for index, parts in enumerate(deltas)],
-            "usage": usage([self._request]),
+            "choices": [self._choice(index, pieces) for index, pieces in enumerate(parts)],
+            "usage": self._usage(),
             "system_fingerprint": None,
             "lynx": lynx_object(self._request, self._state.policy),
         }
@@ -127,19 +104,27 @@ class _Chat:
             answer["prompt_token_ids"] = self._request.prompt_token_ids
         return answer
 
-    def _choice(self, index: int, parts: list[CompletionDelta]) -> dict[str, Any]:
-        text, last = "".join(part.text for part in parts), parts[-1]
+    def _choice(self, index: int, parts: list[Part]) -> dict[str, Any]:
+        message, last = whole_message(parts), parts[-1]
+        content: dict[str, Any] = {"role": "assistant", "content": message.content, "refusal": None}
+        if message.reasoning is not None:
+            content.update(self._reasoning(message.reasoning))
+        if message.tool_calls:
+            content["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in message.tool_calls
+            ]
         choice: dict[str, Any] = {
             "index": index,
-            "message": {"role": "assistant", "content": text, "refusal": None},
+            "message": content,
             "logprobs": None,
             "finish_reason": last.finish_reason,
-            "stop_reason": last.stop_reason,
+            "stop_reason": last.delta.stop_reason,
         }
         if self._body.logprobs:
             choice["logprobs"] = {"content": [entry for part in parts for entry in self._logprobs(part)]}
         if self._body.return_token_ids:
-            choice["token_ids"] = [token for part in parts for token in part.token_ids]
+            choice["token_ids"] = [token for part in parts for token in part.delta.token_ids]
         return choice
 
     async def chunks(self) -> AsyncIterator[dict[str, Any] | bytes]:
@@ -149,39 +134,64 @@ class _Chat:
         head = self._head("chat.completion.chunk")
         begun = [False] * len(self._request.completions)
         plain = _PlainChunks(head, bool(asked or self._body.logprobs or self._body.return_token_ids))
-        async with self._generation as generation:
-            async for _, delta in generation.deltas():
-                if begun[delta.index] and (fast := plain.chunk(delta)) is not None:
+        async with self._conversation as conversation:
+            async for part in conversation.parts():
+                if begun[part.index] and (fast := plain.chunk(part)) is not None:
                     yield fast
                     continue
-                for choice in self._pieces(delta, first=not begun[delta.index]):
-                    begun[delta.index] = True
-                    chunk = {**head, "choices": [choice]}
-                    if asked:
-                        chunk["usage"] = usage([self._request]) if running else None
-                    yield chunk
+                choice = self._piece(part, first=not begun[part.index])
+                if choice is None:
+                    continue
+                begun[part.index] = True
+                chunk = {**head, "choices": [choice]}
+                if asked:
+                    chunk["usage"] = self._usage() if running else None
+                yield chunk
         if options and options.include_usage:
-            yield {**head, "choices": [], "usage": usage([self._request])}
+            yield {**head, "choices": [], "usage": self._usage()}
 
-    def _pieces(self, delta: CompletionDelta, first: bool) -> list[dict[str, Any]]:
-        body = self._body
-        if not (delta.text or delta.finish_reason or first or body.logprobs or body.return_token_ids):
-            return []  # a part of a character, or of a stop string
+    def _piece(self, part: Part, first: bool) -> dict[str, Any] | None:
+        """Returns the choice of a chunk; None where there is nothing to tell: a part of a character, or of a tag."""
+        body, delta, response = self._body, part.delta, part.response
+        shows_tokens = bool(body.logprobs or body.return_token_ids) and bool(delta.token_ids)
+        if not (response or part.finish_reason or shows_tokens):
+            return None
         content: dict[str, Any] = {"role": "assistant"} if first else {}
-        if delta.text or first:
-            content["content"] = delta.text
+        if response.reasoning:
+            content.update(self._reasoning(response.reasoning))
+        if response.content:
+            content["content"] = response.content
+        if response.tool_calls:
+            content["tool_calls"] = [_call_chunk(call) for call in response.tool_calls]
+        if first and len(content) == 1:
+            content["content"] = ""
         choice: dict[str, Any] = {
-            "index": delta.index,
+            "index": part.index,
             "delta": content,
-            "logprobs": {"content": self._logprobs(delta)} if body.logprobs else None,
-            "finish_reason": delta.finish_reason,
+            "logprobs": {"content": self._logprobs(part)} if body.logprobs else None,
+            "finish_reason": part.finish_reason,
         }
-        if delta.finish_reason is not None:
+        if part.finish_reason is not None:
             choice["stop_reason"] = delta.stop_reason
         if body.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        return [choice]
+        return choice
 
-    def _logprobs(self, delta: CompletionDelta) -> list[dict[str, Any]]:
-        as_ids = bool(self._body.return_tokens_as_token_ids)
+    def _reasoning(self, text: str) -> dict[str, str]:
+        """Returns the reasoning under the names that clients read: vLLM's newer one, and that of all others."""
+        field = self._state.settings.reasoning_field
+        return {name: text for name in ("reasoning", "reasoning_content") if field in ("both", name)}
+
+    def _usage(self) -> dict[str, Any]:
+        return usage([self._request], self._conversation.reasoning_tokens)
+
+    def _logprobs(self, part: Part) -> list[dict[str, Any]]:
+        as_ids, delta = bool(self._body.return_tokens_as_token_ids), part.delta
         return chat_logprobs(delta.token_ids, delta.logprobs or [], self._body.top_logprobs or 0, as_ids)
+
+
+def _call_chunk(call: ToolCallDelta) -> dict[str, Any]:
+    function = {"arguments": call.arguments} if call.name is None else {"name": call.name, "arguments": call.arguments}
+    if call.id is None:
+        return {"index": call.index, "function": function}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}

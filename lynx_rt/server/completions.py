@@ -100,7 +100,7 @@ class _Completion:
             "model": model,
         }
         self._shows_tokens = body.logprobs is not None or bool(body.return_token_ids)
-        self._generation = Generation(state, requests, (self._head["id"], caller.request_id))
+        self._generation = Generation(state, requests, self._head["id"], caller, "text_completion")
 
     async def whole(self) -> dict[str, Any]:
         deltas: list[list[CompletionDelta]] = [[] for _ in range(len(self._requests) * self._n)]

@@ -1,111 +1,161 @@
-"""Builds the messages of a chat from the items of other APIs, of which several may belong to one message."""
+"""A model's turn in a conversation: the request, and its output as reasoning, content and tool calls."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
-from lynx_rt.errors import shown
+from lynx_rt.engine.outputs import CompletionDelta
+from lynx_rt.engine.request import Request
+from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.errors import bad_request
-from lynx_rt.server.protocol import GenerationFields, Messages
+from lynx_rt.server.generation import Generation
+from lynx_rt.server.prompts import chat_prompt, parse
+from lynx_rt.server.protocol import ChatBody
+from lynx_rt.server.sampling import output_limit, sampling_params
+from lynx_rt.server.state import ServerState
+from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser, ToolCall
 
-_NOT_SHARED = ("stream_options",)  # of the same name in other APIs, with another meaning
+
+@dataclass(slots=True)
+class Part:
+    """What a completion grew by: as the engine made it, and as a client reads it."""
+
+    index: int
+    delta: CompletionDelta
+    response: ResponseDelta
+    finish_reason: str | None  # "tool_calls" where the turn ended with calls
+
+
+def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
+    """Renders, tokenizes and checks a chat. Raises ApiError that names the field at fault."""
+    engine = state.ready_engine()
+    prompt = chat_prompt(body, state)
+    choice = tool_choice(body)
+    if choice == "none":  # the model does not see them, and cannot be tempted
+        prompt.pop("tools", None)
+    (parsed,) = parse(
+        engine,
+        prompt,
+        name="messages",
+        add_special_tokens=body.add_special_tokens,
+        truncate=body.truncate_prompt_tokens,
+    )
+    wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    if wanted is not None and wanted < 1:
+        name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+        raise bad_request(f"{name} must be at least 1, got {wanted}", name)
+    limit = output_limit(len(parsed.token_ids), wanted, engine.max_model_len)
+    fields: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
+    form = response_format(body, state)
+    if form.needs_special_tokens and body.skip_special_tokens is None and (body.tools or form.reasoning_parser):
+        fields["skip_special_tokens"] = False
+    params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
+    return engine.inputs.request([parsed], params, None)
+
+
+def tool_choice(body: ChatBody) -> str:
+    """Returns "none", "auto", "required" or "named:NAME". Raises ApiError for a choice that cannot be."""
+    choice = body.tool_choice
+    if choice is None:
+        return "auto" if body.tools else "none"
+    if choice in ("none", "auto"):
+        return str(choice) if body.tools else "none"
+    if not body.tools:
+        raise bad_request("tool_choice needs tools", "tool_choice")
+    if choice == "required":
+        return "required"
+    function = choice.get("function", choice) if isinstance(choice, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    known = [
+        tool.get("function", tool).get("name") for tool in body.tools if isinstance(tool.get("function", tool), dict)
+    ]
+    if not isinstance(name, str) or name not in known:
+        raise bad_request(
+            f'tool_choice must be "none", "auto", "required" or a function among {known}, got {choice!r}', "tool_choice"
+        )
+    return f"named:{name}"
+
+
+def response_format(body: ChatBody, state: ServerState) -> ResponseFormat:
+    """Returns the model's format, without reasoning where the client wants that left in the content."""
+    inline = state.settings.reasoning_field == "inline" or body.separate_reasoning is False
+    return dataclasses.replace(state.format, reasoning_parser=None) if inline else state.format
 
 
 class Conversation:
-    """Messages that grow by items."""
+    """Runs the request of a chat, within an `async with` block."""
 
-    def __init__(self) -> None:
-        self.messages: Messages = []
-        self._functions: dict[str, str] = {}  # id of a tool call -> name of its function
+    def __init__(self, body: ChatBody, state: ServerState, caller: Caller, request: Request, answer_id: str) -> None:
+        self.reasoning_tokens = 0
+        self._state = state
+        self._hides_reasoning = body.include_reasoning is False
+        self._generation = Generation(state, [request], answer_id, caller, "chat")
+        form, choice = response_format(body, state), tool_choice(body)
+        self._forced_name = choice.startswith("named:")
+        self._parsers: list[ResponseParser] | None = None
+        if form.reasoning_parser is not None or choice != "none":
+            self._parsers = [
+                form.parser(
+                    tools=body.tools,
+                    prompt_tail=request.prompt or "",
+                    parallel_tool_calls=body.parallel_tool_calls is not False,
+                    tools_allowed=choice != "none",
+                    forced=choice if choice not in ("none", "auto") else None,
+                )
+                for _ in request.completions
+            ]
 
-    def add_system(self, text: str) -> None:
-        """Adds instructions. Those at the start become one message, because most templates take one."""
-        first = self.messages[0] if len(self.messages) == 1 else None
-        if first is not None and first["role"] == "system":
-            first["content"] += "\n\n" + text
-        else:
-            self.messages.append({"role": "system", "content": text})
+    async def __aenter__(self) -> Conversation:
+        await self._generation.__aenter__()
+        return self
 
-    def add_user(self, content: str | list[dict[str, Any]]) -> None:
-        self.messages.append({"role": "user", "content": content})
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._generation.__aexit__(kind, error, trace)
 
-    def add_reasoning(self, text: str) -> None:
-        """Adds what the assistant thought before the items that follow."""
-        message = self._assistant(("content", "tool_calls"))
-        message["reasoning"] = message.get("reasoning", "") + text
-
-    def add_answer(self, text: str) -> None:
-        self._assistant(("content", "tool_calls"))["content"] = text
-
-    def add_call(self, call_id: str, name: str, arguments: Any) -> None:
-        """arguments: a dict, or the JSON text of an object."""
-        self._functions[call_id] = name
-        call = {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
-        self._assistant(()).setdefault("tool_calls", []).append(call)
-
-    def add_result(self, call_id: str, content: str | list[dict[str, Any]]) -> None:
-        """Adds what a tool returned."""
-        message = {"role": "tool", "tool_call_id": call_id, "content": content}
-        if call_id in self._functions:
-            message["name"] = self._functions[call_id]
-        self.messages.append(message)
-
-    def _assistant(self, without: tuple[str, ...]) -> dict[str, Any]:
-        """Returns the assistant's message at the end, or a new one. without: what it must not have yet."""
-        last = self.messages[-1] if self.messages else {}
-        if last.get("role") != "assistant" or any(name in last for name in without):
-            last = {"role": "assistant"}
-            self.messages.append(last)
-        return last
-
-
-def text_parts(content: Any, name: str, texts: Mapping[str, str]) -> str | list[dict[str, Any]]:
-    """Returns a content in the form of chats: a text, or a list of text parts.
-
-    name: of the content, for errors.  texts: type of a part -> the key of its text.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise bad_request(f"{name} must be a text or a list of parts, got {shown(content)}", name)
-    parts = []
-    for place, item in enumerate(content):
-        here = f"{name}[{place}]"
-        kind = field(item, "type", str, here)
-        if kind not in texts:
-            known = " and ".join(texts)
-            raise bad_request(f"{here} is of type {shown(kind)}: this server reads text only ({known})", name)
-        parts.append({"type": "text", "text": field(item, texts[kind], str, here)})
-    return parts
+    async def parts(self) -> AsyncIterator[Part]:
+        """Yields what each completion grew by. The parts of one completion together are its whole message."""
+        async for _, delta in self._generation.deltas():
+            reason = delta.finish_reason
+            if self._parsers is None:
+                yield Part(delta.index, delta, ResponseDelta(delta.text, "", []), reason)
+                continue
+            parser = self._parsers[delta.index]
+            response = parser.feed(delta.text, delta.token_ids)
+            if reason is not None:
+                response = _joined(response, parser.finish(reason))
+                if parser.failed:
+                    self._state.metrics.on_tool_parse_failure(self._state.format.tool_parser or "none")
+                if reason == "stop" and parser.num_tool_calls and not self._forced_name:
+                    reason = "tool_calls"
+            if response.reasoning:
+                self.reasoning_tokens += len(delta.token_ids)
+                if self._hides_reasoning:
+                    response = ResponseDelta(response.content, "", response.tool_calls)
+            yield Part(delta.index, delta, response, reason)
 
 
-def joined_text(content: Any, name: str, texts: Mapping[str, str], separator: str = "") -> str:
-    """Returns a content as one text. The arguments are those of text_parts()."""
-    parts = text_parts(content, name, texts)
-    return parts if isinstance(parts, str) else separator.join(part["text"] for part in parts)
+def whole_message(parts: Sequence[Part]) -> ParsedResponse:
+    """Returns the message that the parts of one completion make."""
+    content = "".join(part.response.content for part in parts)
+    reasoning = "".join(part.response.reasoning for part in parts)
+    calls: list[ToolCall] = []
+    for part in parts:
+        for call in part.response.tool_calls:
+            if call.index == len(calls):
+                calls.append(ToolCall(call.id or "", call.name or "", call.arguments))
+            else:
+                known = calls[call.index]
+                calls[call.index] = ToolCall(known.id, known.name, known.arguments + call.arguments)
+    return ParsedResponse(None if calls and not content else content, reasoning or None, calls, False)
 
 
-def field(item: Any, key: str, kind: type, name: str) -> Any:
-    """Returns a field that an item must have. Raises ApiError where it is of another type than `kind`."""
-    if not isinstance(item, dict):
-        raise bad_request(f"{name} must be an object, got {shown(item)}", name)
-    value = item.get(key)
-    if not isinstance(value, kind):
-        names: dict[type, str] = {str: "a text", dict: "an object", list: "a list"}
-        expected = names[kind]
-        raise bad_request(f"{name}.{key} must be {expected}, got {shown(value)}", f"{name}.{key}")
-    return value
-
-
-def shared_fields(body: GenerationFields) -> dict[str, Any]:
-    """Returns the fields that a body has in common with those of chats, and its unknown ones.
-
-    Raises ApiError for those that its API has no answer to.
-    """
-    if body.n not in (None, 1):
-        raise bad_request(f"n must be 1: this route gives one answer, got {body.n}", "n")
-    if body.prompt_logprobs is not None:
-        raise bad_request("prompt_logprobs is not part of this route's answers: use /v1/completions", "prompt_logprobs")
-    fields = {name: getattr(body, name) for name in GenerationFields.model_fields if name not in _NOT_SHARED}
-    return {**(body.model_extra or {}), **fields}
+def _joined(first: ResponseDelta, second: ResponseDelta) -> ResponseDelta:
+    return ResponseDelta(
+        first.content + second.content, first.reasoning + second.reasoning, [*first.tool_calls, *second.tool_calls]
+    )

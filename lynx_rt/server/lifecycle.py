@@ -52,9 +52,7 @@ class Server:
         if self.settings.uds:
             with contextlib.suppress(OSError):
                 os.unlink(self.settings.uds)
-        engine = self.state.engine
-        if engine is not None:
-            engine.close()
+        self.state.close()
         return 1 if self.state.phase == "failed" else 0
 
     def url(self, listener: socket.socket) -> str:
@@ -99,6 +97,11 @@ class Server:
             engine = await asyncio.to_thread(
                 lambda: Engine(self.settings.model, on_load_progress=progress, **self.settings.engine)
             )
+            if state.phase == "draining":
+                engine.close()
+                return
+            state.metrics.set_startup_seconds("load", time.monotonic() - start)
+            state.set_ready(engine)
         except Exception as error:
             known = isinstance(error, (LynxError, OSError, ImportError))
             state.load_error = " ".join(str(error).split()) if known else f"unexpected {type(error).__name__}: {error}"
@@ -106,24 +109,23 @@ class Server:
             self._say(f"lynx-rt: error: {state.load_error}")
             self._uvicorn.should_exit = True
             return
-        if state.phase == "draining":
-            engine.close()
-            return
-        state.set_ready(engine)
         self._say(f"lynx-rt: ready after {time.monotonic() - start:.1f} s: {self._summary(engine)}")
 
     def _summary(self, engine: Engine) -> str:
         state = self.state
         return (
             f"{state.settings.served_model_names[0]} on {engine.device}, expert selection {state.policy}, "
+            f"tool calls {state.format.tool_parser or 'not read'}, reasoning {state.format.reasoning_parser or 'not read'}, "
             f"context {engine.max_model_len}, at most {state.max_sequences} completions in flight"
         )
 
     async def _watch(self) -> None:
         """Says once in the log that steps do not end, with the place where the thread that steps is."""
-        reported = False
+        reported, period = False, min(1.0, self.settings.watchdog_seconds / 4)
         while True:
-            await asyncio.sleep(min(1.0, self.settings.watchdog_seconds / 4))
+            start = time.monotonic()
+            await asyncio.sleep(period)
+            self.state.metrics.set_event_loop_lag(max(0.0, time.monotonic() - start - period))
             fault = self.state.health_fault()
             if fault and not reported and self.state.engine is not None:
                 _log.error("%s; threads:\n%s", fault, _stacks())

@@ -73,7 +73,7 @@ async def abort(body: AbortBody, request: Request) -> dict[str, int]:
     server = _state(request)
     found = [g for g in server.generations if body.request_id in g.names]
     for generation in found:
-        generation.abort()
+        generation.abort("client")
     if not found:
         raise ApiError(404, f"no request with the id {body.request_id!r} is in flight", param="request_id")
     return {"aborted": len(found)}

@@ -17,14 +17,18 @@ from lynx_rt.server.messages_body import CountTokensBody, MessagesBody, chat_of_
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatFields
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.turn import Turn, begin_turn, event_answer
-from lynx_rt.server.usage import lynx_object
-from lynx_rt.text.response import ResponseDelta
+from lynx_rt.server.turn import Turn, begin_turn, event_answer, growth, is_complete
+from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
 router = APIRouter(prefix="/v1/messages", tags=["generation"])
 Event = tuple[str, dict[str, Any]]
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
-_DELTA_OF_BLOCK = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
+_BLOCK_OF_TEXT = {"content": "text", "reasoning": "thinking"}
+_DELTA_OF_BLOCK = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
 
 
 @router.post("")
@@ -64,23 +68,22 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         async with self._turn as turn:
-            async for delta, _ in turn.deltas():
-                for _event in self._blocks.feed(delta):
+            async for part in turn.parts():
+                for _event in self._blocks.feed(part.response):
                     pass
         for _event in self._blocks.finish():
             pass
-        lynx = lynx_object(self._turn.request, self._turn.state.policy)
-        return {**self._message(), **self._ending(), "content": self._blocks.blocks, "lynx": lynx}
+        return {**self._message(), **self._ending(), "content": self._blocks.blocks, "lynx": self._turn.lynx()}
 
     async def events(self) -> AsyncIterator[Event | bytes]:
         begun = False
         async with self._turn as turn:
-            async for delta, _ in turn.deltas():
+            async for part in turn.parts():
                 if not begun:
                     begun = True
                     yield _event("message_start", message=self._message())
                     yield _PING
-                for event in self._blocks.feed(delta):
+                for event in self._blocks.feed(part.response):
                     yield event
         for event in self._blocks.finish():
             yield event
@@ -125,69 +128,60 @@ class _Answer:
 
 
 class ContentBlocks:
-    """The parts of an answer, and the events of their growth. They grow one at a time."""
+    """The blocks of an answer, and the events of their growth. They grow one at a time."""
 
     def __init__(self) -> None:
-        self.blocks: list[dict[str, Any]] = []
+        self.blocks: list[dict[str, Any]] = []  # without calls that the output ended in
+        self._count = 0  # blocks so far, with those calls
         self._open: dict[str, Any] | None = None
         self._texts: list[str] = []  # of the open block
 
     def feed(self, delta: ResponseDelta) -> Iterator[Event]:
         """Adds what is new."""
-        for call in delta.tool_calls:
-            if call.id is None:
-                yield from self._grow("input_json_delta", "partial_json", call.arguments)
-        for kind, text in (("thinking", delta.reasoning), ("text", delta.content)):
-            if text:
+        for name, value in growth(delta):
+            if isinstance(value, ToolCallDelta):
+                if value.id is not None:
+                    yield from self._begin("tool_use", id=value.id, name=value.name, input={})
+                yield from self._grow(value.arguments)
+            else:
+                kind = _BLOCK_OF_TEXT[name]
                 if self._open is None or self._open["type"] != kind:
                     yield from self._begin(kind, **{kind: ""}, **({"signature": ""} if kind == "thinking" else {}))
-                yield from self._grow(*_DELTA_OF_BLOCK[kind], text)
-        for call in delta.tool_calls:
-            if call.id is not None:
-                yield from self._begin("tool_use", id=call.id, name=call.name, input={})
-                yield from self._grow("input_json_delta", "partial_json", call.arguments)
+                yield from self._grow(value)
 
     def finish(self) -> Iterator[Event]:
         """Ends the last block. An answer without anything becomes an empty text."""
-        if not self.blocks:
+        if not self._count:
             yield from self._begin("text", text="")
         yield from self._close()
 
     def _begin(self, kind: str, **fields: Any) -> Iterator[Event]:
         yield from self._close()
         self._open = {"type": kind, **fields}
-        self.blocks.append(self._open)
+        self._count += 1
         yield self._event("content_block_start", content_block=dict(self._open))
 
-    def _grow(self, delta: str, key: str, text: str) -> Iterator[Event]:
-        if text:
+    def _grow(self, text: str) -> Iterator[Event]:
+        if text and self._open is not None:
             self._texts.append(text)
-            yield self._event("content_block_delta", delta={"type": delta, key: text})
+            kind, key = _DELTA_OF_BLOCK[self._open["type"]]
+            yield self._event("content_block_delta", delta={"type": kind, key: text})
 
     def _close(self) -> Iterator[Event]:
         if self._open is None:
             return
-        kind, text = self._open["type"], "".join(self._texts)
-        if kind == "tool_use":
-            self._open["input"] = _object_of(text)
-        else:
-            self._open[kind] = text
-        if kind == "thinking":
+        block, text = self._open, "".join(self._texts)
+        self._open, self._texts = None, []
+        if block["type"] == "thinking":
             yield self._event("content_block_delta", delta={"type": "signature_delta", "signature": ""})
         yield self._event("content_block_stop")
-        self._open, self._texts = None, []
+        if block["type"] != "tool_use":
+            self.blocks.append({**block, block["type"]: text})
+        elif is_complete(text):
+            self.blocks.append({**block, "input": json.loads(text)})
 
     def _event(self, name: str, **fields: Any) -> Event:
-        return _event(name, index=len(self.blocks) - 1, **fields)
-
-
-def _object_of(arguments: str) -> dict[str, Any]:
-    """Returns a tool's input; {} where the output ended in it."""
-    try:
-        value = json.loads(arguments or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return _event(name, index=self._count - 1, **fields)
 
 
 def _event(name: str, **fields: Any) -> Event:

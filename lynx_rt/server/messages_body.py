@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.conversation import Conversation, field, joined_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, shared_fields, text_parts
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import Body, ChatBody, GenerationFields, Messages
 
@@ -51,15 +51,15 @@ def chat_of_messages(body: MessagesBody, max_model_len: int) -> ChatBody:
 
 def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:
     """Returns the fields of a chat that make its prompt."""
-    conversation = Conversation()
+    builder = ChatBuilder()
     if body.system:
-        conversation.add_system(joined_text(body.system, "system", _TEXTS, "\n"))
+        builder.add_system(joined_text(body.system, "system", _TEXTS, "\n"))
     for place, message in enumerate(body.messages):
-        _add(conversation, message, f"messages[{place}]")
+        _add(builder, message, f"messages[{place}]")
     if not body.messages:
         raise bad_request("messages must hold at least one message, got none", "messages")
-    last = conversation.messages[-1]
-    fields: dict[str, Any] = {"messages": conversation.messages, "tools": _tools(body) or None}
+    last = builder.messages[-1]
+    fields: dict[str, Any] = {"messages": builder.messages, "tools": _tools(body) or None}
     if last["role"] == "assistant" and "tool_calls" not in last:
         fields["continue_final_message"] = True  # the client has begun the answer
     if body.tool_choice is not None:
@@ -77,30 +77,30 @@ def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:
     return fields
 
 
-def _add(conversation: Conversation, message: dict[str, Any], name: str) -> None:
+def _add(builder: ChatBuilder, message: dict[str, Any], name: str) -> None:
     role, content = field(message, "role", str, name), message.get("content")
     name += ".content"
     if role == "system":
-        conversation.add_system(joined_text(content, name, _TEXTS, "\n"))
+        builder.add_system(joined_text(content, name, _TEXTS, "\n"))
     elif role == "user":
         parts = content if isinstance(content, list) else []
         for place, part in enumerate(parts):
             if isinstance(part, dict) and part.get("type") == "tool_result":
                 here = f"{name}[{place}]"
                 result = text_parts(part.get("content") or "", f"{here}.content", _TEXTS)
-                conversation.add_result(field(part, "tool_use_id", str, here), result)
+                builder.add_result(field(part, "tool_use_id", str, here), result)
         said = [part for part in parts if not (isinstance(part, dict) and part.get("type") == "tool_result")]
         if said or not parts:
-            conversation.add_user(text_parts(said if parts else content, name, _TEXTS))
+            builder.add_user(text_parts(said if parts else content, name, _TEXTS))
     elif role == "assistant":
-        _add_answer(conversation, content, name)
+        _add_answer(builder, content, name)
     else:
         raise bad_request(f"{name.removesuffix('.content')}.role must be user or assistant, got {shown(role)}", name)
 
 
-def _add_answer(conversation: Conversation, content: Any, name: str) -> None:
+def _add_answer(builder: ChatBuilder, content: Any, name: str) -> None:
     if isinstance(content, str):
-        conversation.add_answer(content)
+        builder.add_answer(content)
         return
     if not isinstance(content, list):
         raise bad_request(f"{name} must be a text or a list of parts, got {shown(content)}", name)
@@ -122,11 +122,11 @@ def _add_answer(conversation: Conversation, content: Any, name: str) -> None:
                 f"{here} is of type {shown(kind)}: an answer has parts of type text, thinking and tool_use", name
             )
     if thoughts:
-        conversation.add_reasoning("".join(thoughts))
+        builder.add_reasoning("".join(thoughts))
     if texts or not calls:
-        conversation.add_answer("".join(texts))
+        builder.add_answer("".join(texts))
     for call in calls:
-        conversation.add_call(*call)
+        builder.add_call(*call)
 
 
 def _tools(body: MessagesPrompt) -> list[dict[str, Any]]:

@@ -40,6 +40,13 @@ async def ready(request: Request) -> JSONResponse:
     return JSONResponse(state.readiness(), 200 if state.phase == "ready" and state.health_fault() is None else 503)
 
 
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus' text format; docs/metrics.md explains every series."""
+    body, content_type = await _state(request).metrics.render()
+    return Response(body, headers={"Content-Type": content_type})
+
+
 @router.get("/version")
 async def version() -> dict[str, str]:
     """The version of lynx_rt."""

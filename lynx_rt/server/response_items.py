@@ -6,9 +6,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from lynx_rt.text.response import ResponseDelta
+from lynx_rt.server.turn import growth, is_complete
+from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
 Event = tuple[str, dict[str, Any]]  # name, fields
+_ITEM_OF_TEXT = {"content": "message", "reasoning": "reasoning"}
 _PART_OF_TYPE = {"message": "output_text", "reasoning": "reasoning_text"}
 
 
@@ -25,24 +27,24 @@ class ResponseItems:
     def feed(self, delta: ResponseDelta, logprobs: list[dict[str, Any]]) -> Iterator[Event]:
         """Adds what is new. logprobs: of its tokens; a message has those of the tokens that its text is of."""
         self._pending += logprobs
-        for call in delta.tool_calls:
-            if call.id is None:
-                yield from self._grow_call(call.arguments)
-        if delta.reasoning:
-            yield from self._grow_text("reasoning", delta.reasoning)
-        if delta.content:
-            yield from self._grow_text("message", delta.content)
-        for call in delta.tool_calls:
-            if call.id is not None:
-                yield from self._close("completed")
-                yield from self._begin("function_call", call_id=call.id, name=call.name, arguments="")
-                yield from self._grow_call(call.arguments)
+        for name, value in growth(delta):
+            if isinstance(value, ToolCallDelta):
+                if value.id is not None:
+                    yield from self._close("completed")
+                    yield from self._begin("function_call", call_id=value.id, name=value.name, arguments="")
+                yield from self._grow_call(value.arguments)
+            else:
+                yield from self._grow_text(_ITEM_OF_TEXT[name], value)
 
     def finish(self, status: str) -> Iterator[Event]:
         """Ends the last item with its status. An answer without anything becomes an empty message."""
         if not self.items:
             yield from self._grow_text("message", "")
         yield from self._close(status)
+
+    def drop_unfinished_calls(self) -> None:
+        """Drops calls that the output ended in. What the model wrote of them is in a message, too."""
+        self.items = [i for i in self.items if (i["type"], i["status"]) != ("function_call", "incomplete")]
 
     def _grow_text(self, kind: str, text: str) -> Iterator[Event]:
         part = _PART_OF_TYPE[kind]
@@ -80,6 +82,7 @@ class ResponseItems:
         place = self._place()
         if item["type"] == "function_call":
             item["arguments"] = text
+            status = "completed" if is_complete(text) else "incomplete"
             yield (
                 "response.function_call_arguments.done",
                 {**place, "name": item["name"], "arguments": text},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -19,7 +19,6 @@ from lynx_rt.server.response_items import Event, ResponseItems
 from lynx_rt.server.responses_body import ResponsesBody, chat_of_response
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.turn import Turn, begin_turn, event_answer
-from lynx_rt.server.usage import lynx_object
 
 router = APIRouter(tags=["generation"])
 
@@ -55,21 +54,24 @@ class _Answer:
 
     async def whole(self) -> dict[str, Any]:
         async with self._turn as turn:
-            async for delta, tokens in turn.deltas():
-                _drain(self._items.feed(delta, self._logprobs(tokens)))
-        _drain(self._items.finish(self._status))
+            async for part in turn.parts():
+                for _ in self._items.feed(part.response, self._logprobs(part.delta)):
+                    pass
+        for _ in self._items.finish(self._status):
+            pass
+        self._items.drop_unfinished_calls()
         return self._object(self._status)
 
     async def events(self) -> AsyncIterator[Event]:
         begun = False
         try:
             async with self._turn as turn:
-                async for delta, tokens in turn.deltas():
+                async for part in turn.parts():
                     if not begun:
                         begun = True
                         for name in ("created", "in_progress"):
                             yield self._event(f"response.{name}", {"response": self._object("in_progress")})
-                    for event in self._items.feed(delta, self._logprobs(tokens)):
+                    for event in self._items.feed(part.response, self._logprobs(part.delta)):
                         yield self._event(*event)
             for event in self._items.finish(self._status):
                 yield self._event(*event)
@@ -132,7 +134,7 @@ class _Answer:
             "truncation": "disabled",
             "usage": self._usage() if ended else None,
             "user": body.user,
-            "lynx": lynx_object(turn.request, turn.state.policy) if ended else None,
+            "lynx": turn.lynx() if ended else None,
         }
 
     def _usage(self) -> dict[str, Any]:
@@ -144,8 +146,3 @@ class _Answer:
             "output_tokens_details": counts["completion_tokens_details"],
             "total_tokens": counts["total_tokens"],
         }
-
-
-def _drain(events: Iterator[Event]) -> None:
-    for _ in events:
-        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.conversation import Conversation, field, joined_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, shared_fields, text_parts
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import ChatBody, GenerationFields
 
@@ -80,42 +80,42 @@ def _check(body: ResponsesBody) -> None:
 
 
 def _messages(body: ResponsesBody) -> list[dict[str, Any]]:
-    conversation = Conversation()
+    builder = ChatBuilder()
     if body.instructions:
-        conversation.add_system(body.instructions)
+        builder.add_system(body.instructions)
     if isinstance(body.input, str):
-        conversation.add_user(body.input)
+        builder.add_user(body.input)
     else:
         for place, item in enumerate(body.input):
-            _add(conversation, item, f"input[{place}]")
+            _add(builder, item, f"input[{place}]")
     if not body.input:
         raise bad_request("input is empty: it must have at least one message", "input")
-    return conversation.messages
+    return builder.messages
 
 
-def _add(conversation: Conversation, item: dict[str, Any], name: str) -> None:
+def _add(builder: ChatBuilder, item: dict[str, Any], name: str) -> None:
     kind = item.get("type") or ("message" if "role" in item else None)
     if kind == "message":
         role, content = field(item, "role", str, name), item.get("content")
         if role == "user":
-            conversation.add_user(text_parts(content, f"{name}.content", _TEXTS))
+            builder.add_user(text_parts(content, f"{name}.content", _TEXTS))
         elif role == "assistant":
-            conversation.add_answer(joined_text(content, f"{name}.content", _TEXTS))
+            builder.add_answer(joined_text(content, f"{name}.content", _TEXTS))
         elif role in ("system", "developer"):
-            conversation.add_system(joined_text(content, f"{name}.content", _TEXTS, "\n"))
+            builder.add_system(joined_text(content, f"{name}.content", _TEXTS, "\n"))
         else:
             raise bad_request(
                 f"{name}.role must be user, assistant, system or developer, got {shown(role)}", f"{name}.role"
             )
     elif kind == "reasoning":
         content = item.get("content") or item.get("summary") or ""
-        conversation.add_reasoning(joined_text(content, f"{name}.content", _REASONING, "\n"))
+        builder.add_reasoning(joined_text(content, f"{name}.content", _REASONING, "\n"))
     elif kind == "function_call":
         call_id, function = (field(item, key, str, name) for key in ("call_id", "name"))
-        conversation.add_call(call_id, function, field(item, "arguments", str, name))
+        builder.add_call(call_id, function, field(item, "arguments", str, name))
     elif kind == "function_call_output":
         call_id = field(item, "call_id", str, name)
-        conversation.add_result(call_id, text_parts(item.get("output"), f"{name}.output", _TEXTS))
+        builder.add_result(call_id, text_parts(item.get("output"), f"{name}.output", _TEXTS))
     elif kind == "item_reference":
         raise bad_request(f"{name}: an item_reference names nothing, since {_NOTHING_KEPT}", name)
     else:

@@ -8,7 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
+from lynx_rt.server.tracing import Tracing
+from lynx_rt.text.chat_template import template_text
+from lynx_rt.text.response import ResponseFormat
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine
@@ -31,6 +35,9 @@ class ServerState:
         self.policy = "topk"  # kept here, because asking the engine may wait for a step
         self.num_sequences = 0  # completions in flight
         self.generations: set[Any] = set()  # of requests in flight
+        self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
+        self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
+        self.format = ResponseFormat()  # of the model's answers
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0
 
@@ -49,6 +56,16 @@ class ServerState:
     def set_ready(self, engine: Engine) -> None:
         self.engine = engine
         self.policy = engine.expert_selection
+        template = self.settings.engine.get("chat_template")
+        self.format = ResponseFormat.of(
+            self.settings.tool_parser,
+            self.settings.reasoning_parser,
+            tokenizer=engine.get_tokenizer(),
+            chat_template=None if template is None else template_text(template),
+        )
+        self.metrics.attach(engine)
+        self.metrics.set_queue_limit(self.max_sequences)
+        engine.on_step(self.metrics.on_step)
         self.phase = "ready"
 
     def model_name(self, requested: str | None) -> str:
@@ -73,6 +90,7 @@ class ServerState:
     def check_room(self, count: int) -> None:
         """Raises ApiError 503, with the time after which a retry makes sense, where `count` more completions are too many."""
         if count > self.max_sequences - self.num_sequences and self.num_sequences > 0:
+            self.metrics.on_rejected("max_num_queued_reqs")
             raise self.overloaded(f"{self.num_sequences} completions are in flight, the limit is {self.max_sequences}")
 
     def admit(self, count: int) -> Admission:
@@ -93,7 +111,16 @@ class ServerState:
     def cut_off(self) -> None:
         """Ends all completions; their clients get finish_reason "abort"."""
         for generation in list(self.generations):
-            generation.abort()
+            generation.abort("drain")
+
+    def close(self) -> None:
+        """Frees the engine and ends all threads."""
+        self.encoders.shutdown(wait=False, cancel_futures=True)
+        self.tracing.close()
+        self.metrics.close()
+        if self.engine is not None:
+            self.engine.on_step(None)
+            self.engine.close()
 
     # Health
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import Any
 
-from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
-from lynx_rt.server import chat
 from lynx_rt.server.answer import EventAnswer
 from lynx_rt.server.caller import Caller
+from lynx_rt.server.conversation import Conversation, Part, chat_request
 from lynx_rt.server.errors import ApiError
-from lynx_rt.server.generation import Generation
 from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.usage import usage
-from lynx_rt.text.response import ResponseDelta
+from lynx_rt.server.usage import lynx_object, usage
+from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
 
 async def begin_turn(body: ChatBody, state: ServerState, caller: Caller, answer_id: str, prompt_field: str) -> Turn:
@@ -29,52 +28,74 @@ async def begin_turn(body: ChatBody, state: ServerState, caller: Caller, answer_
     model = state.model_name(body.model)
     state.check_room(1)
     try:
-        chat.check(body)
-        request = await in_thread(state, size_of(body.messages), lambda: chat.request_of(body, state, caller))
+        request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller))
     except ApiError as error:
         if error.param == "messages":
             error.param = prompt_field
         raise
-    return Turn(state, model, request, (answer_id, caller.request_id))
+    return Turn(state, model, request, Conversation(body, state, caller, request, answer_id))
 
 
 class Turn:
     """One request, from its first token to its last."""
 
-    def __init__(self, state: ServerState, model: str, request: Request, names: tuple[str, str]) -> None:
-        """names: the ids by which it can be aborted."""
-        self.state = state
+    def __init__(self, state: ServerState, model: str, request: Request, conversation: Conversation) -> None:
         self.model = model
         self.request = request
-        self.finish_reason = ""  # "stop" or "length", after the last delta
+        self.finish_reason = ""  # "stop", "tool_calls" or "length", after the last part
         self.stop_reason: int | str | None = None
-        self._generation = Generation(state, [request], names)
+        self._state = state
+        self._conversation = conversation
 
     async def __aenter__(self) -> Turn:
-        await self._generation.__aenter__()
+        await self._conversation.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._generation.__aexit__(kind, error, trace)
+        await self._conversation.__aexit__(kind, error, trace)
 
-    async def deltas(self) -> AsyncIterator[tuple[ResponseDelta, CompletionDelta]]:
-        """Yields what is new: parsed, and its tokens. Raises ApiError where the engine did not finish the answer."""
-        async for _, tokens in self._generation.deltas():
-            if tokens.finish_reason == "abort":  # these APIs have no such ending
-                if tokens.error is not None:
-                    raise ApiError(504, tokens.error, code="timeout")
+    async def parts(self) -> AsyncIterator[Part]:
+        """Yields what is new. Raises ApiError where the engine did not finish the answer."""
+        async for part in self._conversation.parts():
+            if part.finish_reason == "abort":  # these APIs have no such ending
+                if part.delta.error is not None:
+                    raise ApiError(504, part.delta.error, code="timeout")
                 raise ApiError(503, "the request was ended before its answer was complete", code="aborted")
-            if tokens.finish_reason is not None:
-                self.finish_reason, self.stop_reason = tokens.finish_reason, tokens.stop_reason
-            yield self._parsed(tokens), tokens
-
-    def _parsed(self, tokens: CompletionDelta) -> ResponseDelta:
-        return ResponseDelta(tokens.text)
+            if part.finish_reason is not None:
+                self.finish_reason, self.stop_reason = part.finish_reason, part.delta.stop_reason
+            yield part
 
     def usage(self) -> dict[str, Any]:
-        return usage([self.request])
+        return usage([self.request], self._conversation.reasoning_tokens)
+
+    def lynx(self) -> dict[str, Any]:
+        return lynx_object(self.request, self._state.policy)
+
+
+def growth(delta: ResponseDelta) -> Iterator[tuple[str, str | ToolCallDelta]]:
+    """Yields what a response grew by, in the order in which it was generated: the rest of a call, texts, further calls.
+
+    The names are "reasoning", "content" and "call".
+    """
+    calls = delta.tool_calls
+    rest = next((place for place, call in enumerate(calls) if call.id is not None), len(calls))
+    for call in calls[:rest]:
+        yield "call", call
+    for name in ("reasoning", "content"):
+        if text := getattr(delta, name):
+            yield name, text
+    for call in calls[rest:]:
+        yield "call", call
+
+
+def is_complete(arguments: str) -> bool:
+    """Whether a tool call's arguments are a JSON object. Those of a call in which the output ended are not."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def event_answer(events: AsyncIterator[Any], state: ServerState, **options: Any) -> EventAnswer:

@@ -203,6 +203,14 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         None,
         [("now", {"x": True, "y": -1, "z": [None, {"a": "]"}]})],
     ),
+    "python strings": (
+        "llama4_pythonic",
+        None,
+        r"""[now(x='it\'s \d \n "', y="\u00fc")]""",
+        None,
+        None,
+        [("now", {"x": "it's \\d \n \"", "y": "ü"})],
+    ),
     "code is no literal": ("llama4_pythonic", None, "[now(x=f())]", "[now(x=f())]", None, []),
     "preamble": (
         "openai",
@@ -367,6 +375,7 @@ def test_detected_by_the_template(name: str) -> None:
         ("functools[", "phi4_mini_json", None),
         ("[TOOL_CALLS] [THINK]", "mistral", "mistral"),
         ('<|start_header_id|> "parameters"', "llama3_json", None),
+        ('<|start_header_id|> "parameters" [func_name1(a=1)]', "llama4_pythonic", None),
         ("plain", None, None),
     ],
 )

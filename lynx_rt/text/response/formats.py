@@ -101,7 +101,7 @@ _SIGNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("ernie45", ("<tool_call>", "<response>")),
     ("hermes", ("<tool_call>",)),
     ("granite-20b-fc", ("<function_call>",)),
-    ("llama4_pythonic", ("<|python_start|>", "<|header_start|>", "func_name1")),
+    ("llama4_pythonic", ("func_name1",)),  # in the words that explain the form to the model
     ("llama3_json", ("<|python_tag|>",)),
     ("llama3_json", ("parameters", "<|header_start|>")),
     ("llama3_json", ("parameters", "<|start_header_id|>")),

@@ -12,6 +12,7 @@ from lynx_rt.text.response.reader import MalformedError, NotACallError, Reader, 
 
 _NAME_CHAR = re.compile(r"[\w.\-]")
 _JSON_NAMES = {"true": True, "false": False, "null": None}
+_ESCAPES = "\n\\'\"abfnrtvxNuU01234567"
 _CLOSERS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -58,6 +59,8 @@ def _until_close(reader: Reader) -> Reading[str]:
         parts.append((yield from reader.expect(char)))
         if quote:
             if char == "\\" and (escaped := (yield from reader.peek())):
+                if escaped not in _ESCAPES:  # Python keeps the backslash too, with a warning
+                    parts.append("\\")
                 parts.append((yield from reader.expect(escaped)))
             elif char == quote:
                 quote = ""
