@@ -7,7 +7,7 @@ from typing import Any
 
 import anthropic
 import pytest
-from live_server import LiveServer, serving
+from live_server import CALLS, ENDLESS, LiveServer, made_to_say, serving
 
 from lynx_rt import Engine
 from lynx_rt.server.messages_body import MessagesBody, chat_of_messages
@@ -147,6 +147,64 @@ def test_history() -> None:
         ({"type": "tool", "name": "add"}, {"type": "function", "function": {"name": "add"}}),
     ]:
         assert chat_of_messages(body.model_copy(update={"tool_choice": choice}), 1024).tool_choice == expected
+
+
+@pytest.fixture
+def tool_client(tool_server: LiveServer) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=tool_server.url, api_key="EMPTY", max_retries=0)
+
+
+def with_tools(text: str, **more: Any) -> dict[str, Any]:
+    """Returns arguments of create() for a model that says `text`."""
+    tools = [TOOL, {**TOOL, "name": "sub"}]
+    defaults = {"model": "lynx-nano", "max_tokens": 300, "messages": SUM, "tools": tools}
+    return {**defaults, "extra_body": made_to_say(text), **more}
+
+
+def shown(content: list[Any]) -> list[tuple[Any, ...]]:
+    """Returns what the blocks of an answer say."""
+    keys = {"thinking": ("thinking", "signature"), "text": ("text",), "tool_use": ("name", "input")}
+    return [(block.type, *(getattr(block, key) for key in keys[block.type])) for block in content]
+
+
+BLOCKS = [
+    ("thinking", "Hm, 2.", ""),
+    ("text", "I call."),
+    ("tool_use", "add", {"a": 1, "b": "x y"}),
+    ("tool_use", "sub", {}),
+]
+
+
+def test_thinking_and_calls(tool_client: anthropic.Anthropic) -> None:
+    message = tool_client.messages.create(**with_tools(CALLS))
+    assert shown(message.content) == BLOCKS and message.stop_reason == "tool_use"
+    with tool_client.messages.stream(**with_tools(CALLS)) as stream:
+        kinds = [event.delta.type for event in stream if event.type == "content_block_delta"]
+        assert shown(stream.get_final_message().content) == BLOCKS
+        assert stream.get_final_message().stop_reason == "tool_use"
+    assert min(map(kinds.count, ("thinking_delta", "text_delta", "input_json_delta"))) > 1
+    ids = [block.id for block in message.content if block.type == "tool_use"]
+    results = [{"type": "tool_result", "tool_use_id": call_id, "content": "3"} for call_id in ids]
+    history = [*SUM, {"role": "assistant", "content": message.content}, {"role": "user", "content": results}]
+    again = tool_client.messages.create(**with_tools("Done.", messages=history))
+    assert shown(again.content) == [("text", "Done.")] and again.stop_reason == "end_turn"
+
+
+def test_one_call_only(tool_client: anthropic.Anthropic) -> None:
+    choice = {"type": "auto", "disable_parallel_tool_use": True}
+    assert shown(tool_client.messages.create(**with_tools(CALLS, tool_choice=choice)).content) == BLOCKS[:-1]
+
+
+@pytest.mark.parametrize(("limit", "reason"), [(80, "max_tokens"), (600, "end_turn")])
+def test_a_call_that_has_no_end(tool_client: anthropic.Anthropic, limit: int, reason: str) -> None:
+    """It is text, not a call that a client could run."""
+    options = with_tools(ENDLESS, max_tokens=limit)
+    message = tool_client.messages.create(**options)
+    assert {block.type for block in message.content} == {"text"} and message.stop_reason == reason
+    text = "".join(block.text for block in message.content if block.type == "text")
+    assert text.startswith(ENDLESS[:60])
+    with tool_client.messages.stream(**options) as stream:
+        assert stream.get_final_message().stop_reason == reason
 
 
 def image(role: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import openai
 import pytest
-from live_server import LiveServer
+from live_server import CALLS, ENDLESS, LiveServer, made_to_say
 
 from lynx_rt import Engine
 from lynx_rt.server.errors import ApiError
@@ -161,6 +161,79 @@ def test_fields_of_a_chat() -> None:
     assert (chat.reasoning_effort, chat.seed, chat.top_k, chat.expert_selection) == ("low", 3, 5, "exact")
     named = chat_of_response(body.model_copy(update={"tool_choice": {"type": "function", "name": "add"}}))
     assert named.tool_choice == {"type": "function", "function": {"name": "add"}}
+
+
+@pytest.fixture
+def tool_client(tool_server: LiveServer) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="EMPTY", max_retries=0)
+
+
+def with_tools(text: str, **more: Any) -> dict[str, Any]:
+    """Returns arguments of create() for a model that says `text`."""
+    tools = [TOOL, {**TOOL, "name": "sub"}]
+    return {"model": "lynx-nano", "input": "x", "tools": tools, "extra_body": made_to_say(text), **more}
+
+
+def shown(output: list[Any]) -> list[tuple[str, ...]]:
+    """Returns what output items say."""
+    parts = {"reasoning": "content", "message": "content"}
+    return [
+        (item.type, item.status, *(part.text for part in item.content))
+        if item.type in parts
+        else (item.type, item.status, item.name, item.arguments)
+        for item in output
+    ]
+
+
+ITEMS = [
+    ("reasoning", "completed", "Hm, 2."),
+    ("message", "completed", "I call."),
+    ("function_call", "completed", "add", '{"a": 1, "b": "x y"}'),
+    ("function_call", "completed", "sub", "{}"),
+]
+
+
+def test_reasoning_and_calls(tool_client: openai.OpenAI) -> None:
+    answer = tool_client.responses.create(**with_tools(CALLS))
+    assert shown(answer.output) == ITEMS and answer.status == "completed" and answer.output_text == "I call."
+    assert answer.usage is not None and answer.usage.output_tokens_details.reasoning_tokens > 0
+    assert [tool.name for tool in answer.tools] == ["add", "sub"]
+    calls = [item for item in answer.output if item.type == "function_call"]
+    results = [{"type": "function_call_output", "call_id": call.call_id, "output": "3"} for call in calls]
+    history = [{"role": "user", "content": "x"}, *answer.output, *results]
+    again = tool_client.responses.create(model="lynx-nano", input=history, extra_body=made_to_say("Done."))
+    assert again.output_text == "Done."
+
+
+def test_their_stream(tool_client: openai.OpenAI) -> None:
+    with tool_client.responses.stream(**with_tools(CALLS)) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    assert shown(final.output) == ITEMS
+    for index, (kind, _, *texts) in enumerate(ITEMS):
+        own = [event for event in events if getattr(event, "output_index", None) == index]
+        fragments = [event.delta for event in own if event.type.endswith(".delta")]
+        assert len(fragments) > (texts[-1] != "{}") and "".join(fragments) == texts[-1]
+        assert own[0].type == "response.output_item.added" and own[-1].type == "response.output_item.done"
+        done = "response.function_call_arguments.done" if kind == "function_call" else "response.content_part.done"
+        assert own[-2].type == done
+
+
+def test_one_call_only(tool_client: openai.OpenAI) -> None:
+    answer = tool_client.responses.create(**with_tools(CALLS, parallel_tool_calls=False))
+    assert shown(answer.output) == ITEMS[:-1] and answer.parallel_tool_calls is False
+
+
+@pytest.mark.parametrize(("limit", "status"), [(80, "incomplete"), (600, "completed")])
+def test_a_call_that_has_no_end(tool_client: openai.OpenAI, limit: int, status: str) -> None:
+    """It is text, not a call that a client could run."""
+    options = with_tools(ENDLESS, max_output_tokens=limit)
+    answer = tool_client.responses.create(**options)
+    assert {item.type for item in answer.output} == {"message"} and answer.status == status
+    assert answer.output_text.startswith(ENDLESS[:60])
+    *_, last = tool_client.responses.create(**options, stream=True)
+    assert last.type == f"response.{status}"
+    assert all(item.status == "incomplete" for item in last.response.output if item.type == "function_call")
 
 
 WRONG = [
