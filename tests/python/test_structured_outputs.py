@@ -84,6 +84,11 @@ def test_the_whole_text_has_the_form(nano: Engine, structured_outputs: dict[str,
         assert re.fullmatch(pattern, completion.text, re.DOTALL), completion.text
 
 
+def test_many_choices(nano: Engine) -> None:
+    choices = [f"{place * 7919 % 1000003} at {place}" for place in range(5000)]
+    assert {one(nano, {"choice": choices}, temperature=2.0, seed=seed).text for seed in range(3)} < set(choices)
+
+
 def test_structural_tag(nano: Engine) -> None:
     """Text is free up to the trigger, and a call after it is one of the structures."""
     tag = {"triggers": [" 2"], "structures": [{"begin": " 26=", "schema": {"enum": ["b"]}, "end": "!"}]}
