@@ -18,6 +18,7 @@ from lynx_rt.text.response import (
     REASONING_PARSERS,
     TOOL_PARSERS,
     ParsedResponse,
+    ResponseDelta,
     ResponseFormat,
     ToolCall,
     detect_format,
@@ -144,14 +145,31 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         "A\nB",
         [("now", {})],
     ),
+    "a thought that is not closed": (
+        "hermes",
+        "think",
+        '<think>I ask.\n<tool_call>\n{"name": "now"}\n</tool_call>\n<tool_call>\n{"name": "now"}\n</tool_call>',
+        None,
+        "I ask.",
+        [("now", {}), ("now", {})],
+    ),
     "a call in a thought": (
         "hermes",
         "think",
-        '<think>I write <tool_call>{"name": "now"}</tool_call>.</think>ok',
+        '<think>I ask.\n<tool_call>{"name": "now"}</tool_call> Good.</think>ok',
         "ok",
-        'I write <tool_call>{"name": "now"}</tool_call>.',
+        "I ask.\nGood.",
+        [("now", {})],
+    ),
+    "no call in a thought": (
+        "hermes",
+        "think",
+        '<think>I write <tool_call>{"name": "f"}</tool_call>.</think>ok',
+        "ok",
+        'I write <tool_call>{"name": "f"}</tool_call>.',
         [],
     ),
+    "a tag in a thought": ("hermes", "think", "<think>A <tool_call> tag.</think>ok", "ok", "A <tool_call> tag.", []),
     "unclosed thought": ("hermes", "think", "<think>\nNow I ", "", "Now I", []),
     "tag in the text": ("hermes", "think", "The tag <think> opens.", "The tag <think> opens.", None, []),
     "white space": ("hermes", "think", "\n a \n\n", "\n a \n\n", None, []),
@@ -167,6 +185,14 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         [("get_weather", {"city": "7", "days": 7, "ratio": 7.5, "exact": True, "new": "7"})],
     ),
     "without a block": ("qwen3_coder", None, "<function=now>\n</function>\n</tool_call>", None, None, [("now", {})]),
+    "without the end of the function": (
+        "qwen3_coder",
+        None,
+        "<tool_call><function=now><parameter=x>\na\n</parameter>\n</tool_call>\n<tool_call><function=now></tool_call>",
+        None,
+        None,
+        [("now", {"x": "a"}), ("now", {})],
+    ),
     "end tag in a value": (
         "qwen3_coder",
         None,
@@ -272,6 +298,7 @@ def test_ids() -> None:
 )
 def test_reasoning_that_the_prompt_began(prompt: str, inside: bool) -> None:
     format = ResponseFormat("hermes", "think", special_tokens=("<|user|>", "<|assistant|>"))
+    assert format.begins_inside(prompt) == inside and format.reasoning_tags == ("<think>", "</think>")
     parsed = format.parser(tools=TOOLS, prompt_tail=prompt).parse("A</think>\n\nB")
     assert (parsed.reasoning, parsed.content) == (("A", "B") if inside else (None, "A</think>\n\nB"))
 
@@ -298,10 +325,15 @@ def test_forced() -> None:
         parsed = parse(f'{before}{{"x": [1]}}\n', tools, reasoning, forced="named:now")
         assert (calls(parsed), parsed.content, parsed.failed) == ([("now", {"x": [1]})], None, False)
         assert parsed.reasoning == ("A" if before.strip() else None)
+    format = ResponseFormat.of("hermes", "think")
+    at_once = format.parser(tools=TOOLS, prompt_tail="<think>\n", forced="required").parse(text)
+    assert calls(at_once) == [WEATHER, ("now", {})] and at_once.reasoning is None
+    plain = format.parser(tools=TOOLS, prompt_tail="<think>\n", forced="content").parse(' {"x": "<tool_call>"}\n')
+    assert (plain.content, plain.reasoning, plain.tool_calls) == (' {"x": "<tool_call>"}\n', None, [])
     cut = parse(text[:40], "hermes", "think", forced="required", finish_reason="length")
     assert (cut.content, cut.tool_calls, cut.failed) == (text[:40], [], False)
     for wrong in ("named:", "auto", ""):
-        with pytest.raises(ValidationError, match="forced must be 'required' or 'named:NAME', got"):
+        with pytest.raises(ValidationError, match="forced must be 'required', 'content' or 'named:NAME', got"):
             parse("", "hermes", forced=wrong)
 
 
@@ -405,3 +437,31 @@ def test_names() -> None:
             assert caught.value.field == field and all(name in str(caught.value) for name in names)
     with pytest.raises(ValidationError, match="no response_template"):
         ResponseFormat.of("response_template")
+
+
+def test_deltas_make_a_response() -> None:
+    """Each index comes once, and calls that were given up are left out."""
+    bad = '<tool_call>{"name": "now", "arguments": {"x": 1 2}}</tool_call>'
+    good = '<tool_call>{"name": "get_weather", "arguments": {"city": "x"}}</tool_call>'
+    parser = ResponseFormat.of("hermes", "think").parser(tools=TOOLS)
+    deltas = [*map(parser.feed, f"<think>A</think>B{good}{bad}{good}"), parser.finish("stop")]
+    whole = ResponseDelta.joined(deltas)
+    assert [(call.index, call.name, call.arguments) for call in whole.tool_calls] == [
+        (0, "get_weather", '{"city": "x"}'),
+        (1, "now", '{"x": 1 '),
+        (2, "get_weather", '{"city": "x"}'),
+    ]
+    assert ResponseDelta.joined([whole]) == whole and ResponseDelta.joined([]) == ResponseDelta()
+    parsed = ParsedResponse.of(deltas, parser.failed)
+    first, last = whole.tool_calls[0], whole.tool_calls[2]
+    assert parsed.tool_calls == [ToolCall(str(call.id), str(call.name), call.arguments) for call in (first, last)]
+    assert (parsed.content, parsed.reasoning, parsed.failed) == (f"B\n{bad}", "A", True)
+    assert parser.num_tool_calls == 2
+
+
+def test_the_document_lists_every_parser() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "responses.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted(["tool_parser", *TOOL_PARSERS])
+    [reasoning] = re.findall(r"^`reasoning_parser`: .*?\n\n", text, re.DOTALL | re.MULTILINE)
+    assert set(re.findall("`(\\w+)`", reasoning)) - {"reasoning_parser"} == set(REASONING_PARSERS)

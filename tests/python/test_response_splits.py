@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import time
 from typing import Any
 
@@ -125,6 +126,23 @@ def test_damaged_outputs(
         text = text[:place] + new + text[place + size :]
     tail = "<|assistant|>" + writer.reasoning.split("{")[0] if inside else ""
     check_splits(writer.format(), text, seed, prompt_tail=tail, parallel_tool_calls=parallel)
+
+
+MARKS = re.compile(r"<[^<>\n]*>|\[[A-Z_/]+\]|\w+|\s+|.", re.DOTALL)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@given(choose=st.randoms(use_true_random=False))
+@settings(max_examples=20)
+def test_shuffled_outputs(family: str, choose: random.Random) -> None:
+    """Tags, names and JSON of the family in any order, with parts that stay together."""
+    calls: list[Call] = [("get_weather", {"city": "a", "days": 1}), ("now", {})]
+    marks = MARKS.findall(FAMILIES[family].write("hm", "so", calls))
+    text = ""
+    for _ in range(choose.randint(1, 8)):
+        start = choose.randrange(len(marks))
+        text += "".join(marks[start : start + choose.choice([1, 2, 10, 30])])
+    check_splits(FAMILIES[family].format(), text, choose.randrange(10**6))
 
 
 @pytest.mark.parametrize("forced", ["required", "named:now"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_responses import TOOLS, Streamed, stream
+from made_responses import TOOLS, stream
 from test_response_splits import cuts
 from transformers.utils.chat_parsing import parse_response
 
@@ -181,11 +181,20 @@ def test_every_split(case: str) -> None:
 def test_malformed_calls_are_content() -> None:
     start = "<|im_start|>assistant\n"
     broken = '<tool_call>\n{"name": "now", "arguments": {1}}\n</tool_call>'
-    assert stream(parser(QWEN, start), [f"Yes.\n{broken}\n{CALL}"]).calls[0][0] == "get_weather"
+    mixed = parser(QWEN, start).parse(f"Yes.\n{broken}\n{CALL}")
+    assert [call.name for call in mixed.tool_calls] == ["get_weather"] and mixed.content == f"Yes.\n{broken}"
     parsed = parser(QWEN, start).parse(broken)
     assert (parsed.content, parsed.tool_calls, parsed.failed) == (broken, [], True)
     cut = parser(QWEN_CODER, start).parse(CODED[:100], finish_reason="length")
     assert (cut.content, cut.tool_calls, cut.failed) == (CODED[:100], [], False)
+
+
+@pytest.mark.parametrize("case", ["call", "harmony call", "list"])
+def test_arguments_come_while_they_are_written(case: str) -> None:
+    template, prompt, text = CASES[case]
+    place = text.index('"city": "') + 10
+    started = stream(parser(template, prompt), list(text[:place]), "length").calls[-1]
+    assert started == ("get_weather", '{"city": "' + text[place - 1])
 
 
 def test_a_tag_in_a_string_ends_nothing() -> None:
@@ -197,15 +206,36 @@ def test_a_tag_in_a_string_ends_nothing() -> None:
         parse_response(text, QWEN, prefix="<|im_start|>assistant\n")
 
 
+def test_a_thought_that_is_not_closed() -> None:
+    prompt = "<|im_start|>assistant\n<think>\n"
+    parsed = parser(QWEN, prompt).parse(f"I ask.\n{CALL}")
+    assert (parsed.reasoning, parsed.content) == ("I ask.", None)
+    assert [call.name for call in parsed.tool_calls] == ["get_weather"]
+    other = CALL.replace("get_weather", "other")
+    parsed = parser(QWEN, prompt).parse(f"I ask. {other} Good.</think>Yes")
+    assert (parsed.reasoning, parsed.content) == (f"I ask. {other} Good.", "Yes")
+    assert (parsed.tool_calls, parsed.failed) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("start_anchor_pattern", "$"), ("start_anchor_pattern", "(?=x)"), ("open_pattern", "x*")]
+)
+def test_patterns_that_may_be_empty(field: str, value: str) -> None:
+    template: dict[str, Any] = {"fields": {"thinking": {"open": "<a>", "close": "</a>"}, "content": {}}}
+    if field == "open_pattern":
+        template["start_anchor"] = "A:"
+        template["fields"]["tool_calls"] = {"open_pattern": value, "close": "</b>", "content": "json"}
+    else:
+        template[field] = value
+    assert parser(template, "A: x").parse("<a>hm</a>Yes").content == "Yes"
+
+
 def test_without_tools_calls_are_content() -> None:
     format = ResponseFormat("response_template", "response_template", template=ResponseTemplate.of(QWEN))
     assert format.parser(prompt_tail="<|im_start|>assistant\n").parse(CALL).content == CALL
     forced = format.parser(tools=TOOLS, prompt_tail="<|im_start|>assistant\n<think>\n", forced="named:now")
-    assert stream(forced, ["hm</think>\n{", "}"]) == Streamed("", "hm", [("now", "{}")], forced_ids(forced))
-
-
-def forced_ids(parser: ResponseParser) -> list[str]:
-    return [call.id for call in parser._output.calls]
+    streamed = stream(forced, ["hm</think>\n{", "}"])
+    assert (streamed.reasoning, streamed.content, streamed.calls) == ("hm", "", [("now", "{}")])
 
 
 def save(folder: Path, nano_path: str, template: Any) -> Tokenizer:

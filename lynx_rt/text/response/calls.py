@@ -7,9 +7,10 @@ import re
 from dataclasses import dataclass
 from typing import Protocol
 
+from lynx_rt.text.response.json_scanner import dump_json
 from lynx_rt.text.response.output import Output
 from lynx_rt.text.response.reader import Literals, MalformedError, NotACallError, Reader, Reading
-from lynx_rt.text.response.tools import Tools, load_json, load_object
+from lynx_rt.text.response.tools import Tools, cast_texts, load_json, load_object
 
 MAX_NAME = 256  # characters of a function's name, or of an argument's
 _NAME = re.compile(r"[\w.\-/:]+")
@@ -67,19 +68,53 @@ def read_string(reader: Reader) -> Reading[str]:
     return value
 
 
-def read_arguments(context: Context, name: str, given_id: str | None = None) -> Reading[None]:
-    """Reads the arguments of a call as JSON, and makes the call. A text that holds the object's JSON, and null, are taken too."""
+def read_arguments(context: Context, name: str, given_id: str | None = None, with_types: bool = False) -> Reading[None]:
+    """Reads the arguments of a call as JSON, and makes the call. A text that holds the object's JSON, and null, are taken too.
+
+    with_types: texts become what the tool's schema wants.
+    """
     reader, output = context.reader, context.output
     if (yield from reader.peek()) == "{":
         output.begin_call(name, given_id)
-        yield from reader.json(output.put_arguments)
+        if with_types:
+            yield from _read_members(context, name)
+        else:
+            yield from reader.json(output.put_arguments)
+        context.end_call()
     else:
         parts: list[str] = []
         yield from reader.json(parts.append)
-        text = checked_arguments("".join(parts))
-        output.begin_call(name, given_id)
-        output.put_arguments(text)
-    context.end_call()
+        _make_call(context, name, checked_arguments("".join(parts)), with_types, given_id)
+
+
+def _read_members(context: Context, name: str) -> Reading[None]:
+    """Reads an object, and puts it with its members as the tool's schema wants them."""
+    reader, put = context.reader, context.output.put_arguments
+    put((yield from reader.expect("{")))
+    yield from reader.space()
+    if (yield from reader.accept("}")):
+        put("}")
+        return
+    while True:
+        key = yield from read_string(reader)
+        yield from reader.space()
+        yield from reader.expect(":")
+        yield from reader.space()
+        put(f"{dump_json(key)}: ")
+        types = context.tools.types(name, key)
+        start = yield from reader.peek()
+        if (start == '"' and set(types) - {"string"}) or (start == "[" and types and "array" not in types):
+            parts: list[str] = []
+            yield from reader.json(parts.append)
+            put(dump_json(cast_texts(load_json("".join(parts)), types)))
+        else:
+            yield from reader.json(put)
+        yield from reader.space()
+        if (yield from reader.expect(",", "}")) == "}":
+            put("}")
+            return
+        put(", ")
+        yield from reader.space()
 
 
 def checked_arguments(text: str) -> str:
@@ -98,7 +133,19 @@ def checked_arguments(text: str) -> str:
     return text
 
 
-def read_json_call(context: Context, bare: bool = False) -> Reading[None]:
+@dataclass(frozen=True)
+class CallKeys:
+    """The keys of a call that is a JSON object. with_types: see read_arguments()."""
+
+    name: str = "name"
+    arguments: tuple[str, ...] = ("arguments", "parameters")
+    with_types: bool = False
+
+
+_KEYS = CallKeys()
+
+
+def read_json_call(context: Context, bare: bool = False, keys: CallKeys = _KEYS) -> Reading[None]:
     """Reads {"name": ..., "arguments": {...}}; other keys are ignored.
 
     bare: nothing but the object itself says that it is a call, so that it needs the name of a tool and no other keys.
@@ -114,21 +161,21 @@ def read_json_call(context: Context, bare: bool = False) -> Reading[None]:
         yield from reader.space()
         yield from reader.expect(":")
         yield from reader.space()
-        if key == "name" and name is None:
+        if key == keys.name and name is None:
             name = checked_name((yield from read_string(reader)))
             if bare and name not in context.tools:
                 raise NotACallError(name)
             if early is not None:
-                done = _make_call(context, name, early)
-        elif key in ("arguments", "parameters") and name is not None and not done:
-            yield from read_arguments(context, name)
+                done = _make_call(context, name, early, keys.with_types)
+        elif key in keys.arguments and name is not None and not done:
+            yield from read_arguments(context, name, None, keys.with_types)
             done = True
         elif bare and key not in _CALL_KEYS:
             raise NotACallError(key)
         else:
             parts: list[str] = []
             yield from reader.json(parts.append)
-            if key in ("arguments", "parameters") and not done:
+            if key in keys.arguments and not done:
                 early = checked_arguments("".join(parts))
         yield from reader.space()
         if (yield from reader.expect(",", "}")) == "}":
@@ -140,24 +187,29 @@ def read_json_call(context: Context, bare: bool = False) -> Reading[None]:
         _make_call(context, name, "{}")
 
 
-def _make_call(context: Context, name: str, arguments: str) -> bool:
-    context.output.begin_call(name)
+def _make_call(
+    context: Context, name: str, arguments: str, with_types: bool = False, given_id: str | None = None
+) -> bool:
+    if with_types:
+        values = load_object(arguments).items()
+        arguments = dump_json({key: cast_texts(value, context.tools.types(name, key)) for key, value in values})
+    context.output.begin_call(name, given_id)
     context.output.put_arguments(arguments)
     context.end_call()
     return True
 
 
-def read_json_calls(context: Context, bare: bool = False) -> Reading[None]:
+def read_json_calls(context: Context, bare: bool = False, keys: CallKeys = _KEYS) -> Reading[None]:
     """Reads one call, or an array of them."""
     reader = context.reader
     if not (yield from reader.accept("[")):
-        yield from read_json_call(context, bare)
+        yield from read_json_call(context, bare, keys)
         return
     yield from reader.space()
     if (yield from reader.accept("]")):
         return
     while True:
-        yield from read_json_call(context, bare)
+        yield from read_json_call(context, bare, keys)
         yield from reader.space()
         if (yield from reader.expect(",", "]")) == "]":
             return

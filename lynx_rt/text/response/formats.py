@@ -169,40 +169,56 @@ class ResponseFormat:
         tools: as OpenAI's API has them; None = there are none, and nothing is read as a call.
         prompt_tail: the end of the rendered prompt, or all of it: it may begin the reasoning.
         parallel_tool_calls: False = the first call counts, others are left out.  tools_allowed: False = as without tools.
-        forced: "required" = a grammar makes the output an array of {"name", "parameters"}; "named:NAME" = the arguments of NAME.
+        forced: what a grammar makes of the output, after the reasoning if there is any: "required" = an array of {"name",
+        "parameters"}; "named:NAME" = the arguments of NAME; "content" = content alone, from the first token on.
         Raises ValidationError for another `forced`.
         """
-        if forced is not None and forced != "required" and not (forced.startswith("named:") and len(forced) > 6):
-            raise ValidationError(f"forced must be 'required' or 'named:NAME', got {shown(forced)}", "forced")
+        if forced not in (None, "required", "content") and not (
+            str(forced).startswith("named:") and len(str(forced)) > 6
+        ):
+            raise ValidationError(
+                f"forced must be 'required', 'content' or 'named:NAME', got {shown(forced)}", "forced"
+            )
         context = Context(Reader(), Output(_MAKE_ID.get(self.tool_parser, call_id), parallel_tool_calls), Tools(tools))
         with_calls = tools is not None and tools_allowed
         machine, prefix = self._machine(with_calls, prompt_tail, forced)
         return ResponseParser(machine, context, prefix)
 
+    @property
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """The texts around reasoning; None where there are none, and where they depend on the message (gpt-oss)."""
+        if self.reasoning_parser == _TEMPLATE and self.template is not None:
+            return self.template.think
+        tags = _TAGS.get(self.reasoning_parser or "")
+        return None if tags is None else (tags.start, tags.end)
+
+    def begins_inside(self, prompt_tail: str) -> bool:
+        """Whether the prompt ends in reasoning. A tag that a user wrote has special tokens after it, or other text."""
+        if self.reasoning_tags is None:
+            return False
+        opening, closing = self.reasoning_tags
+        tail = prompt_tail[-_PROMPT_TAIL:]
+        start = tail.rfind(opening)
+        thought = tail[start + len(opening) :]
+        if start < 0 or closing in thought:
+            return False
+        return not thought.strip() or (bool(self.special_tokens) and not any(t in thought for t in self.special_tokens))
+
     def _machine(self, with_calls: bool, prompt_tail: str, forced: str | None) -> tuple[Machine, str]:
         """Returns how to read a response, and what the prompt has of it."""
+        if forced == "content":
+            return TextMachine(None, None), ""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
             return HarmonyMachine(with_calls and self.tool_parser == _HARMONY, forced), harmony.opened(prompt_tail)
         if self.template is not None and _TEMPLATE in (self.tool_parser, self.reasoning_parser):
             with_calls = with_calls and self.tool_parser == _TEMPLATE
             if forced is None:
                 return TemplateMachine(self.template, with_calls), self.template.prefix(prompt_tail)
-            tags = None if self.template.think is None else ThinkTags(*self.template.think)
-            return TextMachine(tags, None, self._begins_inside(tags, prompt_tail), forced), ""
+            tags = None if self.reasoning_tags is None else ThinkTags(*self.reasoning_tags)
+            return TextMachine(tags, None, self.begins_inside(prompt_tail), forced), ""
         think = None if self.reasoning_parser is None else _TAGS[self.reasoning_parser]
         calls = _CALLS[self.tool_parser] if with_calls and self.tool_parser is not None else None
-        return TextMachine(think, calls, self._begins_inside(think, prompt_tail), forced), ""
-
-    def _begins_inside(self, think: ThinkTags | None, prompt_tail: str) -> bool:
-        """Whether the prompt ends in reasoning. A tag that a user wrote has special tokens after it, or other text."""
-        if think is None:
-            return False
-        tail = prompt_tail[-_PROMPT_TAIL:]
-        start = tail.rfind(think.start)
-        thought = tail[start + len(think.start) :]
-        if start < 0 or think.end in thought:
-            return False
-        return not thought.strip() or (bool(self.special_tokens) and not any(t in thought for t in self.special_tokens))
+        return TextMachine(think, calls, self.begins_inside(prompt_tail), forced), ""
 
 
 def detect_format(tokenizer: Tokenizer, chat_template: str | None = None) -> ResponseFormat:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
-from lynx_rt.text.response.results import ResponseDelta, ToolCall, ToolCallDelta
+from lynx_rt.text.response.reader import NotACallError
+from lynx_rt.text.response.results import ResponseDelta, ToolCallDelta
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 
@@ -86,28 +87,25 @@ class Output:
     def __init__(self, make_id: Callable[[str, int], str], parallel: bool) -> None:
         self.content = TrimmedText()
         self.reasoning = TrimmedText()
-        self.calls: list[ToolCall] = []  # the complete ones
+        self.num_calls = 0  # complete ones
         self.failed = False
+        self.known: Container[str] | None = None  # the functions that may be called; None = any
         self._make_id = make_id
         self._parallel = parallel
         self._started = 0  # calls that were begun, complete or not
-        self._call: ToolCall | None = None
-        self._arguments: list[str] = []  # of the current call
+        self.in_call = False  # a call was begun and is not complete
         self._deltas: list[ToolCallDelta] = []
 
-    @property
-    def in_call(self) -> bool:
-        """Whether a call was begun and is not complete."""
-        return self._call is not None
-
     def begin_call(self, name: str, given_id: str | None = None) -> None:
-        self._call = ToolCall(given_id or self._make_id(name, self._started), name, "")
-        self._arguments = []
+        """Begins a call. Raises NotACallError for a function that is not among the known ones."""
+        if self.known is not None and name not in self.known:
+            raise NotACallError(name)
+        self.in_call = True
         if self._counts:
-            self._deltas.append(ToolCallDelta(self._started, self._call.id, name, ""))
+            made_id = given_id or self._make_id(name, self._started)
+            self._deltas.append(ToolCallDelta(self._started, made_id, name, ""))
 
     def put_arguments(self, text: str) -> None:
-        self._arguments.append(text)
         if not self._counts or not text:
             return
         if not self._deltas or self._deltas[-1].index != self._started:
@@ -116,20 +114,18 @@ class Output:
 
     def end_call(self) -> None:
         """Says that the call's arguments are complete."""
-        assert self._call is not None
         if self._counts:
-            self._call.arguments = "".join(self._arguments)
-            self.calls.append(self._call)
+            self.num_calls += 1
             self._started += 1
-        self._call = None
+        self.in_call = False
         self.content.start()
 
-    def give_up_call(self, raw: str) -> None:
-        """Passes on a call that is malformed or unfinished, as the model wrote it."""
-        if self._call is not None and self._counts:
+    def give_up_call(self, raw: str, text: TrimmedText | None = None) -> None:
+        """Passes on a call that is malformed or unfinished, as the model wrote it, to a text; None = the content."""
+        if self.in_call and self._counts:
             self._started += 1
-        self._call = None
-        self.content.put(raw)
+        self.in_call = False
+        (text or self.content).put(raw)
 
     def take(self) -> ResponseDelta:
         """Returns what is new."""
@@ -138,4 +134,4 @@ class Output:
 
     @property
     def _counts(self) -> bool:
-        return self._parallel or not self.calls
+        return self._parallel or not self.num_calls

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from lynx_rt.text.response.calls import CallFormat, Context, read_arguments, read_json_calls
 from lynx_rt.text.response.harmony import read_messages
+from lynx_rt.text.response.output import TrimmedText
 from lynx_rt.text.response.reader import Literals, MalformedError, NotACallError, Reading
 from lynx_rt.text.response.results import ParsedResponse, ResponseDelta
 
@@ -39,7 +40,7 @@ class ResponseParser:
     @property
     def num_tool_calls(self) -> int:
         """Complete tool calls so far."""
-        return len(self._output.calls)
+        return self._output.num_calls
 
     def feed(self, text: str, token_ids: Sequence[int] = ()) -> ResponseDelta:
         """Takes the text that follows, and returns what it adds.
@@ -64,9 +65,7 @@ class ResponseParser:
     def parse(self, text: str, token_ids: Sequence[int] = (), finish_reason: str | None = None) -> ParsedResponse:
         """Parses a whole output: feed() and finish() of a new parser in one."""
         deltas = [self.feed(text, token_ids), self.finish(finish_reason)]
-        content, reasoning = ("".join(getattr(delta, name) for delta in deltas) for name in ("content", "reasoning"))
-        calls = self._output.calls
-        return ParsedResponse(None if calls and not content else content, reasoning or None, calls, self.failed)
+        return ParsedResponse.of(deltas, self.failed)
 
     def _advance(self) -> ResponseDelta:
         next(self._machine, None)
@@ -86,7 +85,7 @@ class ThinkTags:
 class TextMachine:
     """Reads text with reasoning between tags and with tool calls.
 
-    inside: the prompt has begun the reasoning.
+    inside: the prompt has begun the reasoning. Forced JSON may come at once all the same.
     forced: "required" = an array of {"name", "parameters"} follows the reasoning, "named:NAME" = the arguments of one call.
     """
 
@@ -97,7 +96,7 @@ class TextMachine:
 
     def __call__(self, context: Context) -> Reading[None]:
         reader, output = context.reader, context.output
-        if self.inside:
+        if self.inside and not (self.forced and (yield from reader.peek()) == self._forced_start):
             yield from self._read_reasoning(context)
         openers = self.calls.openers if self.calls else ()
         answer_end = () if self.think is None or self.think.answer is None else (self.think.answer[1],)
@@ -117,6 +116,10 @@ class TextMachine:
                 output.content.edge()
         output.content.flush()
 
+    @property
+    def _forced_start(self) -> str:
+        return "[" if self.forced == "required" else "{"
+
     def _read_start(self, context: Context) -> Reading[bool]:
         """Reads what may only stand at the start: reasoning, forced calls, calls without tags. Returns whether there was any."""
         reader, output, think = context.reader, context.output, self.think
@@ -128,22 +131,34 @@ class TextMachine:
             output.content.edge()
             return True
         char = yield from reader.peek()
-        if self.forced is not None and not output.calls and char == ("[" if self.forced == "required" else "{"):
+        if self.forced is not None and not output.num_calls and char == self._forced_start:
             return (yield from self._read_calls(context, "", self.forced))
         if self.calls is not None and char and char in self.calls.bare:
             return (yield from self._read_calls(context, ""))
         return False
 
     def _read_reasoning(self, context: Context) -> Reading[None]:
+        """Reads up to the end tag. Models may forget it and go on with a call: a whole call of a given tool counts here too."""
         assert self.think is not None
-        context.output.reasoning.start()
-        yield from context.reader.until(Literals([self.think.end]), context.output.reasoning.put)
-        context.output.content.edge()
-
-    def _read_calls(self, context: Context, opener: str, forced: str = "") -> Reading[bool]:
-        """Returns whether the calls were right. Else the text is content."""
         reader, output = context.reader, context.output
-        before = len(output.calls)
+        output.reasoning.start()
+        literals = Literals((self.think.end, *(self.calls.openers if self.calls else ())))
+        while True:
+            found = yield from reader.until(literals, output.reasoning.put)
+            if found is None or found == self.think.end:
+                break
+            output.known = context.tools
+            if (yield from self._read_calls(context, found, text=output.reasoning)):
+                output.reasoning.start()
+            output.known = None
+        output.content.edge()
+
+    def _read_calls(
+        self, context: Context, opener: str, forced: str = "", text: TrimmedText | None = None
+    ) -> Reading[bool]:
+        """Returns whether the calls were right. Else they are put as `text`; None = the content."""
+        reader, output = context.reader, context.output
+        before = output.num_calls
         reader.mark(opener)
         try:
             if forced == "required":
@@ -154,9 +169,9 @@ class TextMachine:
                 yield from self.calls.read(opener, context)
         except MalformedError as error:
             # Text that only looked like a call at its first character was none.
-            harmless = not opener and not forced and not output.in_call and len(output.calls) == before
+            harmless = not opener and not forced and not output.in_call and output.num_calls == before
             output.failed = output.failed or not (harmless or isinstance(error, NotACallError))
-            output.give_up_call(reader.unmark())
+            output.give_up_call(reader.unmark(), text)
             return False
         reader.unmark()
         return True

@@ -141,11 +141,11 @@ class Reader:
             yield
 
     def until_any(
-        self, anchors: Sequence[A], put: Callable[[str], object], may_be_empty: bool = False
+        self, anchors: Sequence[A], put: Callable[[str], object], may_be_empty: Sequence[A] = ()
     ) -> Reading[tuple[A, Mapping[str, str], str] | None]:
         """Reads up to the first of several anchors, and past it. Returns it with its named parts and its text.
 
-        The longest of those that begin at the same place counts.  may_be_empty: it may be a place without text.
+        The longest of those that begin at the same place counts.  may_be_empty: those that may be a place without text.
         """
         while True:
             best: tuple[int, int, int] | None = None
@@ -154,7 +154,7 @@ class Reader:
             for order, anchor in enumerate(anchors):
                 found, begun = anchor.find(self._text, self._place, self.ended)
                 held = min(held, begun)
-                if found is not None and (may_be_empty or found.end > found.start):
+                if found is not None and (found.end > found.start or anchor in may_be_empty):
                     key = (found.start, -found.end, order)
                     if best is None or key < best:
                         best, groups = key, found.groups

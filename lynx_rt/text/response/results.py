@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -22,6 +24,19 @@ class ParsedResponse:
     reasoning: str | None  # None where there is none
     tool_calls: list[ToolCall]
     failed: bool  # a malformed tool call stands in `content`, as the model wrote it
+
+    @staticmethod
+    def of(deltas: Iterable[ResponseDelta], failed: bool = False) -> ParsedResponse:
+        """Returns the response that grew by these. Calls that were given up, whose arguments are no JSON, are left out."""
+        whole = ResponseDelta.joined(deltas)
+        calls = [
+            ToolCall(call.id or "", call.name or "", call.arguments)
+            for call in whole.tool_calls
+            if _is_json(call.arguments)
+        ]
+        return ParsedResponse(
+            None if calls and not whole.content else whole.content, whole.reasoning or None, calls, failed
+        )
 
 
 @dataclass(slots=True)
@@ -44,3 +59,25 @@ class ResponseDelta:
 
     def __bool__(self) -> bool:
         return bool(self.content or self.reasoning or self.tool_calls)
+
+    @staticmethod
+    def joined(deltas: Iterable[ResponseDelta]) -> ResponseDelta:
+        """Returns several deltas that follow each other as one."""
+        content: list[str] = []
+        reasoning: list[str] = []
+        calls: dict[int, tuple[ToolCallDelta, list[str]]] = {}
+        for delta in deltas:
+            content.append(delta.content)
+            reasoning.append(delta.reasoning)
+            for call in delta.tool_calls:
+                calls.setdefault(call.index, (call, []))[1].append(call.arguments)
+        joined = [ToolCallDelta(first.index, first.id, first.name, "".join(parts)) for first, parts in calls.values()]
+        return ResponseDelta("".join(content), "".join(reasoning), joined)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

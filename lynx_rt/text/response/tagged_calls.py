@@ -21,7 +21,7 @@ class TaggedCalls:
     """Functions and their parameters between tags.
 
     A value ends at its closing tag only where another parameter or the end of the function follows: a value may have the tag
-    in it.
+    in it. The end of the function may be missing before that of the block.
     """
 
     function: str  # begins a function
@@ -55,21 +55,26 @@ class TaggedCalls:
             yield from reader.space()
             yield from reader.expect(self.function)
         while True:
-            yield from self._read_function(context)
-            if not self.block:
+            ended_by = yield from self._read_function(context)
+            if not self.block or ended_by == self.block_end:
                 return
             yield from reader.space()
             if (yield from reader.skip(self.function, self.block_end)) != self.function:
                 return
 
-    def _read_function(self, context: Context) -> Reading[None]:
+    @property
+    def _function_ends(self) -> tuple[str, ...]:
+        return (self.function_end, self.block_end) if self.block else (self.function_end,)
+
+    def _read_function(self, context: Context) -> Reading[str]:
+        """Reads a function's name and parameters; returns the tag that ended it."""
         reader, output = context.reader, context.output
         yield from reader.space()
         name = checked_name((yield from reader.word(_NAME_CHAR, MAX_NAME)))
         if self.name_end:
             yield from reader.expect(self.name_end)
         yield from reader.space()
-        found = yield from reader.expect(self.parameter, self.function_end)
+        found = yield from reader.expect(self.parameter, *self._function_ends)
         output.begin_call(name)
         before = "{"
         while found == self.parameter:
@@ -83,6 +88,7 @@ class TaggedCalls:
             before = ", "
         output.put_arguments("{}" if before == "{" else "}")
         context.end_call()
+        return found
 
     def _read_value(self, context: Context, name: str, key: str, is_text: bool | None) -> Reading[str]:
         """Puts the value as JSON; returns what follows, the start of a parameter or the end of the function."""
@@ -106,7 +112,7 @@ class TaggedCalls:
             if end is None:
                 yield from reader.expect(self.value_end)  # raises: the output ends inside the value
             space = yield from reader.space()
-            found = yield from reader.accept(self.parameter, self.function_end)
+            found = yield from reader.accept(self.parameter, *self._function_ends)
             if found is not None:
                 return found
             text.put(f"{end}{space}")

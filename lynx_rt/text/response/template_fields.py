@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lynx_rt.errors import ValidationError, shown
+from lynx_rt.text.response.calls import CallKeys
 from lynx_rt.text.response.reader import Anchor, Literals, MalformedError, Pattern
 from lynx_rt.text.response.tools import load_json
 
@@ -45,6 +46,29 @@ class TemplateField:
         """Whether the text is JSON proper."""
         dialect = ("string_delims", "unquoted_keys", "allow_non_json")
         return self.content == "json" and not any(self.args.get(name) for name in dialect)
+
+    @property
+    def call_shape(self) -> CallKeys | str | None:
+        """How JSON becomes calls: the keys of a call's object; or the group of the pattern that is the name, for an object of
+        arguments; None = in another way.
+        """
+        transform = self.transform
+        function = transform.get("function", transform) if isinstance(transform, Mapping) else None
+        if function == "{content}" and not self.transform_each:
+            return CallKeys(with_types=True)
+        if not isinstance(function, Mapping) or set(function) != {"name", "arguments"}:
+            return None
+        found = [
+            _PLACEHOLDER.fullmatch(text) for text in (function["name"], function["arguments"]) if isinstance(text, str)
+        ]
+        if len(found) < 2 or found[0] is None or found[1] is None:
+            return None
+        name, arguments = found[0][1], found[1][1]
+        prefix = "" if self.transform_each else "content."
+        if name.startswith(prefix) and arguments.startswith(prefix):
+            name, arguments = name.removeprefix(prefix), arguments.removeprefix(prefix)
+            return None if "." in name or "." in arguments else CallKeys(name, (arguments,), with_types=True)
+        return name if arguments == "content" and "." not in name and not self.transform_each else None
 
     def values(self, text: str, captures: Mapping[str, str]) -> list[Any]:
         """Returns what the text stands for, as the transform arranges it. Raises MalformedError."""
@@ -100,7 +124,7 @@ class ResponseTemplate:
     def prefix(self, prompt_tail: str) -> str:
         """Returns what the prompt has of the response already; "" where no message of an assistant begins in it."""
         place, end = 0, -1
-        while (found := self.start.find(prompt_tail, place, ended=True)[0]) is not None:
+        while place <= len(prompt_tail) and (found := self.start.find(prompt_tail, place, ended=True)[0]) is not None:
             end = found.end
             place = max(end, place + 1)
         return prompt_tail[end:] if end >= 0 else ""

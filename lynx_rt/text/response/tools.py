@@ -75,6 +75,15 @@ def cast(text: str, types: Sequence[str]) -> Any:
     return text
 
 
+def cast_texts(value: Any, types: Sequence[str]) -> Any:
+    """Returns cast() of a text, or of the texts in a list where an array does not fit; other values as they are."""
+    if isinstance(value, str):
+        return cast(value, types)
+    if isinstance(value, list) and types and "array" not in types:
+        return [cast(item, types) if isinstance(item, str) else item for item in value]
+    return value
+
+
 def _cast(text: str, kind: str) -> tuple[bool, Any]:
     word = text.strip()
     if kind == "integer":
