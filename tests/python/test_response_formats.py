@@ -10,10 +10,12 @@ from typing import Any
 
 import made_tokenizers as made
 import pytest
+import test_chat_families as chats
 import tokenizers
 from made_responses import FAMILIES, TOOLS, stream
 
 from lynx_rt import Tokenizer, ValidationError
+from lynx_rt.text.chat import render_chat
 from lynx_rt.text.response import (
     REASONING_PARSERS,
     TOOL_PARSERS,
@@ -465,3 +467,21 @@ def test_the_document_lists_every_parser() -> None:
     assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted(["tool_parser", *TOOL_PARSERS])
     [reasoning] = re.findall(r"^`reasoning_parser`: .*?\n\n", text, re.DOTALL | re.MULTILINE)
     assert set(re.findall("`(\\w+)`", reasoning)) - {"reasoning_parser"} == set(REASONING_PARSERS)
+
+
+@pytest.mark.parametrize("family", chats.FAMILIES)
+def test_what_the_chat_template_writes_is_read_back(family: str) -> None:
+    """The next turn's prompt shows the model its own calls in the form that it was trained to write."""
+    special, bos, eos, _ = chats.FAMILIES[family]
+    tokenizer = tokenizer_of((TEMPLATES / f"{family}.jinja").read_text(), special)
+    tokenizer.special_tokens = {"eos_token": eos, **({"bos_token": bos} if bos else {})}
+    answer = {**chats.CALL, "reasoning_content": "Hm."}
+    prompt = render_chat([chats.HELLO], tokenizer, tools=chats.TOOLS)
+    whole = render_chat([chats.HELLO, answer], tokenizer, tools=chats.TOOLS, add_generation_prompt=False)
+    assert whole.startswith(prompt)
+    output = whole[len(prompt) :].rstrip().removesuffix(eos).removesuffix("<|eom|>")
+    parsed = detect_format(tokenizer).parser(tools=chats.TOOLS, prompt_tail=prompt).parse(output)
+    [call] = chats.CALL["tool_calls"]
+    assert calls(parsed) == [(call["function"]["name"], call["function"]["arguments"])]
+    thinks = family in ("qwen3", "glm4_moe", "gpt_oss")  # the others' templates leave thoughts out
+    assert (parsed.content, parsed.reasoning, parsed.failed) == (None, "Hm." if thinks else None, False)
