@@ -258,6 +258,23 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         "1+1",
         [],
     ),
+    "harmony, cut in a header": (
+        "openai",
+        "openai",
+        "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>commentary to=functions",
+        "",
+        "A",
+        [],
+    ),
+    "harmony, malformed": (
+        "openai",
+        "openai",
+        "<|channel|>final<|message|>A<|end|><|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json"
+        '<|message|>{"x": 1 2}<|call|><|start|>assistant<|channel|>final<|message|> B <|return|>',
+        'A<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{"x": 1 2}\nB ',
+        None,
+        [],
+    ),
     "harmony without a header": ("openai", "openai", "Hello", "Hello", None, []),
     "answer tags": ("ernie45", "ernie45", "<think>\nA\n</think>\n<response>\nHello\n</response>\n", "Hello", "A", []),
     "answer tags of hunyuan": (
