@@ -239,6 +239,14 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         None,
         [("now", {"x": "it's \\d \n \"", "y": "ü"})],
     ),
+    "half of a surrogate pair": (
+        "llama4_pythonic",
+        None,
+        r"[now(x='\ud800', y='ü')]",
+        None,
+        None,
+        [("now", {"x": "\ud800", "y": "ü"})],
+    ),
     "code is no literal": ("llama4_pythonic", None, "[now(x=f())]", "[now(x=f())]", None, []),
     "preamble": (
         "openai",
@@ -293,6 +301,7 @@ def test_known(case: str) -> None:
     tools, reasoning, text, *expected = KNOWN[case]
     parsed = parse(text, tools, reasoning)
     assert [parsed.content, parsed.reasoning, calls(parsed)] == expected
+    assert all(call.arguments.encode() for call in parsed.tool_calls)
 
 
 def test_ids() -> None:
@@ -377,6 +386,16 @@ def test_types_by_references() -> None:
     text = "".join(f"<arg_key>{key}</arg_key><arg_value>{value}</arg_value>" for key, value in values.items())
     parsed = parse(f"<tool_call>f{text}</tool_call>", "glm45", tools=tools)
     assert calls(parsed) == [("f", {"a": None, "b": "1", "c": {"x": 1}, "d": "1", "e": 1, "f": "yes", "g": "7"})]
+
+
+def test_schemas_that_go_in_circles() -> None:
+    many = {"anyOf": [{"$ref": "#/properties/a"}] * 50}
+    deep: dict[str, Any] = {"type": "integer"}
+    for _ in range(5000):
+        deep = {"anyOf": [deep]}
+    tools = [{"name": "f", "parameters": {"properties": {"a": {"anyOf": [many] * 50}, "b": deep}}}]
+    text = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>b</arg_key><arg_value>1</arg_value></tool_call>"
+    assert calls(parse(text, "glm45", tools=tools)) == [("f", {"a": "1", "b": "1"})]
 
 
 # file, special tokens that mark the response, its parsers
