@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
@@ -53,6 +53,11 @@ class InputProcessor:
                 "structured_outputs needs a tokenizer, and this engine was made without one", "structured_outputs"
             )
         return self._grammars.compile(StructuredOutputs.of(structured_outputs))
+
+    def on_grammar_compile(self, hook: Callable[[float], None]) -> None:
+        """Has `hook` called with the seconds of each compilation, in its own thread. It must raise nothing."""
+        if self._grammars is not None:
+            self._grammars.on_compile = hook
 
     def parse(
         self,

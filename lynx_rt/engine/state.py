@@ -32,6 +32,10 @@ class EngineState:
         """Returns gauges, and counters since the start or `reset_stats()`."""
         return EngineStats.from_native(self._core.stats())
 
+    def raw_stats(self) -> dict[str, Any]:
+        """Returns `stats()` as the compiled module gives it, which takes half the time."""
+        return self._core.stats()
+
     @property
     def last_step_time(self) -> float:
         """End of the last step, in seconds of `time.monotonic()`; 0 = none yet. Waits for no lock, so that a watchdog may ask."""

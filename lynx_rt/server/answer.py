@@ -14,7 +14,7 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lynx_rt.server.errors import ApiError, from_exception
+from lynx_rt.server.errors import ApiError, from_exception, is_anthropic
 
 _log = logging.getLogger("lynx_rt.server")
 _EVENT_HEADERS = {
@@ -37,8 +37,16 @@ def to_json(value: Any) -> bytes:
 
 
 class ErrorAnswer(Response):
+    """An error in the form of the API that the request is for."""
+
     def __init__(self, error: ApiError) -> None:
-        super().__init__(to_json(error.body()), error.status, error.headers(), "application/json")
+        super().__init__()
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = self._error
+        body = error.anthropic_body() if is_anthropic(scope.get("path", "")) else error.body()
+        await Response(to_json(body), error.status, error.headers(), "application/json")(scope, receive, send)
 
 
 class _LongAnswer(Response):
@@ -48,7 +56,7 @@ class _LongAnswer(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._direct_send = scope.get("state", {}).get("send", send)
-        work = asyncio.ensure_future(self._work(send))
+        work = asyncio.ensure_future(self._work(scope, send))
         gone = asyncio.ensure_future(_client_has_gone(receive))
         try:
             await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -58,7 +66,7 @@ class _LongAnswer(Response):
             with contextlib.suppress(asyncio.CancelledError):
                 await work
 
-    async def _work(self, send: Send) -> None:
+    async def _work(self, scope: Scope, send: Send) -> None:
         raise NotImplementedError
 
 
@@ -69,13 +77,13 @@ class JsonAnswer(_LongAnswer):
         super().__init__()
         self._make = make
 
-    async def _work(self, send: Send) -> None:
+    async def _work(self, scope: Scope, send: Send) -> None:
         try:
             body = to_json(await self._make())
             answer = Response(body, media_type="application/json")
         except Exception as error:
             answer = ErrorAnswer(_logged(error))
-        await answer({"type": "http"}, _never, send)
+        await answer(scope, _never, send)
 
 
 class EventAnswer(_LongAnswer):
@@ -83,7 +91,7 @@ class EventAnswer(_LongAnswer):
 
     Up to the first event, an exception becomes a plain answer with its status. Later it becomes an event of its own, because
     clients take a stream that just ends for complete.
-    events: yields JSON values, or (event name, value).  done: the last line, None = none.
+    events: yields JSON values, or (event name, value).  done: the last line, None = none.  keep_alive: sent when nothing else is.
     stall_timeout: seconds after which a client that does not read is dropped.
     """
 
@@ -95,6 +103,7 @@ class EventAnswer(_LongAnswer):
         stall_timeout: float,
         error_event: Callable[[ApiError], Any] = ApiError.body,
         done: bytes | None = _DONE,
+        keep_alive: bytes = _KEEP_ALIVE,
     ) -> None:
         super().__init__()
         self._events = events
@@ -102,9 +111,10 @@ class EventAnswer(_LongAnswer):
         self._stall_timeout = stall_timeout
         self._error_event = error_event
         self._done = done
+        self._keep_alive_line = keep_alive
         self._started = False
 
-    async def _work(self, send: Send) -> None:
+    async def _work(self, scope: Scope, send: Send) -> None:
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
         assert task is not None
@@ -117,7 +127,7 @@ class EventAnswer(_LongAnswer):
             except Exception as error:
                 fault = _logged(error)
                 if not self._started:
-                    await ErrorAnswer(fault)({"type": "http"}, _never, send)
+                    await ErrorAnswer(fault)(scope, _never, send)
                     return
                 await self._send(send, sending, _event_bytes(self._error_event(fault)))
             await self._send(send, sending, self._done or b"", last=True)
@@ -138,11 +148,11 @@ class EventAnswer(_LongAnswer):
         sending.end()
 
     async def _keep_alive(self, send: Send, sending: _StallTimer) -> None:
-        """Sends a comment line whenever nothing was sent for a while: proxies cut silent connections."""
+        """Sends a line without meaning whenever nothing was sent for a while: proxies cut silent connections."""
         while True:
             await asyncio.sleep(self._keep_alive_seconds)
             if sending.idle_seconds() >= self._keep_alive_seconds:
-                await self._send(send, sending, _KEEP_ALIVE)
+                await self._send(send, sending, self._keep_alive_line)
 
 
 class _StallTimer:

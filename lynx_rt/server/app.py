@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lynx_rt._C import build_info
-from lynx_rt.server import lynx_routes, operation, text_routes
+from lynx_rt.server import lynx_routes, messages_api, operation, responses_api, text_routes
 from lynx_rt.server.answer import ErrorAnswer
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
@@ -61,6 +61,8 @@ def make_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(ApiError, _failed)
     app.include_router(operation.router)
     app.include_router(text_routes.router)
+    app.include_router(responses_api.router)
+    app.include_router(messages_api.router)
     app.include_router(lynx_routes.router)
 
     @app.post("/v1/completions", tags=["generation"])

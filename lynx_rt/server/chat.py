@@ -27,7 +27,8 @@ async def create_chat_completion(body: ChatBody, state: ServerState, caller: Cal
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller))
+    slow = body.structured_outputs is not None or body.response_format is not None or bool(body.tools)
+    request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
     call = _Chat(body, state, caller, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)

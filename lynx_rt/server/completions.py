@@ -16,7 +16,7 @@ from lynx_rt.server.generation import Generation
 from lynx_rt.server.logprobs import CompletionLogprobs, prompt_logprobs
 from lynx_rt.server.prompts import in_thread, limits, parse, size_of
 from lynx_rt.server.protocol import CompletionBody
-from lynx_rt.server.sampling import sampling_params
+from lynx_rt.server.sampling import compile_grammar, form_field, sampling_params, structured_outputs
 from lynx_rt.server.settings import MAX_PROMPTS
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
@@ -30,7 +30,8 @@ async def create_completion(body: CompletionBody, state: ServerState, caller: Ca
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    requests = await in_thread(state, size_of(body.prompt), lambda: _requests(body, state, caller))
+    slow = body.structured_outputs is not None or body.response_format is not None
+    requests = await in_thread(state, size_of(body.prompt), lambda: _requests(body, state, caller), slow)
     call = _Completion(body, state, caller, model, requests)
     if not body.stream:
         return JsonAnswer(call.whole)
@@ -73,6 +74,8 @@ def _requests(body: CompletionBody, state: ServerState, caller: Caller) -> list[
     fields: dict[str, Any] = {"logprobs": body.logprobs}
     if body.echo and body.logprobs is not None:
         fields["prompt_logprobs"] = body.logprobs
+    compile_grammar(spec := structured_outputs(body), state, form_field(body))
+    fields["structured_outputs"] = spec
     requests = []
     for prompt, limit in zip(parsed, limits(parsed, max_tokens, engine), strict=True):
         params = sampling_params(

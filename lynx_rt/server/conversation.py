@@ -15,9 +15,11 @@ from lynx_rt.server.errors import bad_request
 from lynx_rt.server.generation import Generation
 from lynx_rt.server.prompts import chat_prompt, parse
 from lynx_rt.server.protocol import ChatBody
-from lynx_rt.server.sampling import output_limit, sampling_params
+from lynx_rt.server.sampling import compile_grammar, form_field, output_limit, sampling_params, structured_outputs
 from lynx_rt.server.state import ServerState
 from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser
+from lynx_rt.text.structured.openai import tool_call_grammar
+from lynx_rt.text.structured.spec import StructuredOutputs
 
 
 @dataclass(slots=True)
@@ -53,8 +55,29 @@ def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     form = response_format(body, state)
     if form.needs_special_tokens and body.skip_special_tokens is None and (body.tools or form.reasoning_parser):
         fields["skip_special_tokens"] = False
+    fields["structured_outputs"] = _form_of_answer(body, state, choice, parsed.text or "")
     params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
     return engine.inputs.request([parsed], params, None)
+
+
+def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str) -> StructuredOutputs | None:
+    """Returns what the answer is held to: to tool calls that must be made, or to what the body asks for.
+
+    Reasoning that the prompt has begun is free.
+    """
+    forced = choice not in ("none", "auto")
+    if forced:
+        wanted = choice if choice == "required" else {"function": {"name": choice.removeprefix("named:")}}
+        spec: StructuredOutputs | None = tool_call_grammar(
+            body.tools or [], wanted, body.parallel_tool_calls is not False
+        )
+    else:
+        spec = structured_outputs(body)
+    tags = state.format.reasoning_tags
+    if spec is not None and tags is not None and state.format.begins_inside(prompt):
+        spec = dataclasses.replace(spec, start_after=tags[1])
+    compile_grammar(spec, state, "tools" if forced else form_field(body))
+    return spec
 
 
 def tool_choice(body: ChatBody) -> str:
@@ -95,6 +118,13 @@ class Conversation:
         self._hides_reasoning = body.include_reasoning is False
         self._generation = Generation(state, [request], answer_id, caller, "chat")
         form, choice = response_format(body, state), tool_choice(body)
+        forced = choice if choice not in ("none", "auto") else None
+        if (
+            forced is None
+            and request.params.structured_outputs is not None
+            and not form.begins_inside(request.prompt or "")
+        ):
+            forced = "content"  # the grammar has no tags in it
         self._forced_name = choice.startswith("named:")
         self._parsers: list[ResponseParser] | None = None
         if form.reasoning_parser is not None or choice != "none":
@@ -104,7 +134,7 @@ class Conversation:
                     prompt_tail=request.prompt or "",
                     parallel_tool_calls=body.parallel_tool_calls is not False,
                     tools_allowed=choice != "none",
-                    forced=choice if choice not in ("none", "auto") else None,
+                    forced=forced,
                 )
                 for _ in request.completions
             ]

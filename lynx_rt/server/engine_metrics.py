@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,6 @@ _PHASE_OF_OP = {
     **dict.fromkeys(("embed", "linear", "head_linear", "mlp", "logits"), "dense"),
     "expert_ffn": "experts",
 }
-_KIND_OF_OP = {"attention": "kv", "expert_ffn": "experts"}  # of the bytes that it reads; all others read dense weights
 
 _Key = tuple[str, str]  # name of a counter, value of its label ("" = it has none)
 _SLO_KEY = ("lynx:slo_steps_over_target_total", "")
@@ -42,6 +41,32 @@ class StepChange:
     rows: int
     experts_per_layer: float | None  # mean over the MoE layers; None without such layers
     policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """What StepChange is the difference of. Cheaper than EngineStats, because it is read after every step."""
+
+    steps: int
+    decode_steps: int
+    decode_rows: int
+    tokens: int
+    seconds: float
+    layer_steps: int
+    active: int
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> _Sums:
+        layers = raw["layers"]
+        return cls(
+            raw["steps"],
+            raw["decode_steps"],
+            raw["decode_rows"],
+            raw["prompt_tokens"] + raw["generation_tokens"],
+            raw["step_seconds"],
+            sum(layer["steps"] for layer in layers),
+            sum(layer["active"] for layer in layers),
+        )
 
 
 class EngineMetrics:
@@ -60,46 +85,44 @@ class EngineMetrics:
         self._reading = threading.Lock()  # held until statistics are noted, so that they come in order
         self._counting = threading.Lock()  # guards _base, _totals, _stats and _policy
         self._reader: threading.Thread | None = None
-        self._stats = self._stepped = engine.stats()
+        self._stats = engine.stats()
+        self._stepped = _Sums.of(engine.raw_stats())
         self._policy = engine.expert_selection
         self._per_layer = len(self._stats.layers) <= _MAX_LAYERS if per_layer is None else per_layer
         self._base: dict[_Key, float] = {}  # sums up to the last reset_stats()
         self._totals: dict[_Key, float] = {}  # as the last scrape gave them
-        self._last_step = 0.0
         self._failed = False
         self._cache_labels = self._describe_cache()
 
-    def read(self) -> EngineStats:
-        """Reads the statistics and returns them. Waits for a step in progress."""
+    def read(self) -> None:
+        """Reads the statistics now. Waits for a step in progress."""
         with self._reading:
             before, after = self._stats, self._engine.stats()
             policy = self._engine.expert_selection
-            reset = _was_reset(before, after)
-            restarted = self._counters(before) if reset else _restarted_slo(before, after, policy != self._policy)
-            if after.steps > (0 if reset else before.steps):
-                self._last_step = time.time()
+            restarted = (
+                self._counters(before)
+                if _was_reset(before, after)
+                else _restarted_slo(before, after, policy != self._policy)
+            )
             with self._counting:
                 for key, value in restarted.items():
                     self._base[key] = self._base.get(key, 0.0) + value
                 self._stats, self._policy = after, policy
-            return after
 
     def read_step(self) -> StepChange | None:
-        """Reads the statistics after a step. Returns what it added, None if not exactly one step was made since the last call."""
-        before, after = self._stepped, self.read()
+        """Returns what the last step added, None if not exactly one step was made since the last call. Called after each step."""
+        before, after = self._stepped, _Sums.of(self._engine.raw_stats())
         self._stepped = after
-        if after.steps - before.steps != 1 or _was_reset(before, after):
+        if after.steps - before.steps != 1:
             return None
-        layers = list(zip(before.layers, after.layers, strict=True))
-        layer_steps = sum(new.steps - old.steps for old, new in layers)
-        active = sum(new.active - old.active for old, new in layers)
+        layer_steps = after.layer_steps - before.layer_steps
         return StepChange(
-            tokens=after.prompt_tokens - before.prompt_tokens + after.generation_tokens - before.generation_tokens,
+            tokens=after.tokens - before.tokens,
             decode_only=after.decode_steps > before.decode_steps,
-            seconds=after.step_seconds - before.step_seconds,
+            seconds=after.seconds - before.seconds,
             rows=after.decode_rows - before.decode_rows,
-            experts_per_layer=active / layer_steps if layer_steps else None,
-            policy=self._policy,
+            experts_per_layer=(after.active - before.active) / layer_steps if layer_steps else None,
+            policy=self._engine.expert_selection,
         )
 
     def refresh(self) -> None:
@@ -160,7 +183,9 @@ class EngineMetrics:
             "vllm:kv_cache_usage_perc": [({}, stats.kv_usage)],
             "vllm:cache_config_info": [(self._cache_labels, 1)],
             "lynx:policy_info": [({"policy": self._policy}, 1)],
-            "lynx:engine_last_step_timestamp_seconds": [({}, self._last_step)],
+            "lynx:num_waiting_tokens": [({}, stats.num_waiting_tokens)],
+            "lynx:engine_last_step_timestamp_seconds": [({}, _unix_time(self._engine.last_step_time))],
+            "lynx:engine_stalled_seconds": [({}, self._engine.stalled_seconds)],
         }
         if stats.slo is not None:
             values["lynx:slo_level"] = [({}, stats.slo.level)]
@@ -181,19 +206,22 @@ class EngineMetrics:
             ("vllm:num_preemptions_total", ""): stats.preemptions,
             ("lynx:steps_total", "decode_only"): stats.decode_steps,
             ("lynx:steps_total", "mixed"): stats.steps - stats.decode_steps,
+            ("lynx:decode_rows_total", "selected"): stats.decode_rows_selected,
+            ("lynx:decode_rows_total", "exact"): stats.decode_rows - stats.decode_rows_selected,
+            ("lynx:decode_rows_total", "mixed_step"): stats.decode_rows_mixed,
+            ("lynx:bytes_read_total", "experts"): stats.bytes_read_experts,
+            ("lynx:bytes_read_total", "dense"): stats.bytes_read_dense,
+            ("lynx:bytes_read_total", "kv"): stats.bytes_read_kv,
         }
         if stats.slo is not None:
             values[_SLO_KEY] = stats.slo.steps_over_target
         seconds = dict.fromkeys(STEP_PHASES, 0.0)
-        read = {"experts": 0, "dense": 0, "kv": 0}
         for op in stats.ops:
-            read[_KIND_OF_OP.get(op.name, "dense")] += op.bytes
             if phase := _PHASE_OF_OP.get(op.name):
                 seconds[phase] += op.seconds
         seconds["sampling"] = stats.sampling_seconds
         seconds["other"] = max(0.0, stats.step_seconds - sum(seconds.values()))
         values |= {("lynx:step_seconds_total", phase): value for phase, value in seconds.items()}
-        values |= {("lynx:bytes_read_total", kind): value for kind, value in read.items()}
         for layer in stats.layers:
             name = str(layer.layer) if self._per_layer else "all"
             for key, value in _layer_counters(layer, name):
@@ -215,6 +243,11 @@ def anonymous_memory() -> int | None:
         return None
     kilobytes = [int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "VmSwap:"))]
     return sum(kilobytes) * 1024 if kilobytes else None
+
+
+def _unix_time(steady: float) -> float:
+    """Converts a time of `time.monotonic()`; 0 stays 0."""
+    return time.time() - time.monotonic() + steady if steady else 0.0
 
 
 def _layer_counters(layer: LayerStats, name: str) -> list[tuple[_Key, float]]:

@@ -61,6 +61,11 @@ class ApiError(Exception):
         error = {"message": message, "type": self.type, "param": self.param, "code": self.code or self.status}
         return {"error": {**error, **self.extra}}
 
+    def anthropic_body(self) -> dict[str, Any]:
+        """Returns Anthropic's form of the body."""
+        kind = "api_error" if self.type == "server_error" else self.type
+        return {"type": "error", "error": {"type": kind, "message": _clean(self.message), **self.extra}}
+
     def headers(self) -> dict[str, str]:
         headers = {}
         if self.retry_after is not None:
@@ -70,6 +75,11 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers
+
+
+def is_anthropic(path: str) -> bool:
+    """Whether a path's errors have Anthropic's form."""
+    return "/v1/messages" in path
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

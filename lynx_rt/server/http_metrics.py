@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from lynx_rt.server.errors import from_exception
 from lynx_rt.server.metrics import Metrics
 
 _Message = MutableMapping[str, Any]
@@ -44,8 +45,8 @@ class HttpMetrics:
         start = time.monotonic()
         try:
             await self._app(scope, receive, send_and_note)
-        except Exception:
-            status = status or 500  # what the server answers for it
+        except Exception as error:
+            status = status or from_exception(error).status  # what lies around this answers so
             raise
         finally:
             handler = getattr(scope.get("route"), "path", "none")

@@ -19,6 +19,7 @@ import uvloop
 from lynx_rt.engine.engine import Engine
 from lynx_rt.errors import LynxError
 from lynx_rt.server.app import make_app
+from lynx_rt.server.bandwidth import memory_bandwidth
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.state import ServerState
 
@@ -97,10 +98,14 @@ class Server:
             engine = await asyncio.to_thread(
                 lambda: Engine(self.settings.model, on_load_progress=progress, **self.settings.engine)
             )
+            loaded = time.monotonic()
+            rate = await asyncio.to_thread(memory_bandwidth, engine, self.settings.engine.get("num_threads"))
             if state.phase == "draining":
                 engine.close()
                 return
-            state.metrics.set_startup_seconds("load", time.monotonic() - start)
+            if rate is not None:
+                state.metrics.set_memory_bandwidth(rate)
+            state.metrics.set_startup_seconds("load", loaded - start)
             state.set_ready(engine)
         except Exception as error:
             known = isinstance(error, (LynxError, OSError, ImportError))

@@ -95,6 +95,11 @@ ENGINE = (
         "Bytes that the steps had to read by kind: experts, kv, dense (all other weights).",
         "kind",
     ),
+    _counter(
+        "lynx:decode_rows_total",
+        "Decode rows by mode: selected, exact (the request's or the engine's own routing), mixed_step (the step had prompts).",
+        "mode",
+    ),
     _counter("lynx:moe_layer_steps_total", "Decode-only steps of an MoE layer.", "layer"),
     _counter("lynx:moe_rows_total", "Rows of the decode-only steps of an MoE layer.", "layer"),
     _counter("lynx:moe_experts_read_total", "Experts that decode-only steps read.", "layer"),
@@ -123,6 +128,11 @@ ENGINE = (
         "lynx:slo_target_seconds", "Decode-only step time that the slo policy aims at. Absent under other policies."
     ),
     _counter("lynx:slo_steps_over_target_total", "Decode-only steps above the slo policy's target."),
+    _gauge("lynx:num_waiting_tokens", "Prompt tokens of the completions that wait."),
+    _gauge(
+        "lynx:engine_stalled_seconds",
+        "Time since a step ended while requests are in flight, else 0. Live also where a step hangs.",
+    ),
     _gauge("lynx:engine_last_step_timestamp_seconds", "Unix time at which the last engine step ended; 0 = none yet."),
     _gauge(
         "lynx:anonymous_memory_bytes",
@@ -206,7 +216,10 @@ SERVER = (
     _gauge("lynx:event_loop_lag_seconds", "How much too late the event loop's last timer ran."),
     _gauge("lynx:startup_seconds", "Time that a phase of the start took.", "phase"),
     _gauge("lynx:queue_limit_requests", "Requests that may wait before others are refused. Absent without a limit."),
-    _gauge("lynx:memory_bandwidth_bytes", "Bytes per second of plain reading on this machine, where it was measured."),
+    _gauge(
+        "lynx:memory_bandwidth_bytes",
+        "Bytes per second of plain reading, measured at the start for models of 1 GiB and more on a CPU.",
+    ),
 )
 
 

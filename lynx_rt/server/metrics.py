@@ -58,7 +58,7 @@ class Metrics:
         self._labels = dict(zip(metric_names.REPLICA, (model_name, "0"), strict=True))
         self._per_layer = per_layer
         self._engine: EngineMetrics | None = None
-        self._metrics: dict[str, Any] = {}  # those with the replica's labels only
+        self._metrics: dict[str, Any] = {}  # counters and histograms with the replica's labels only
         self._labelled: dict[str, Callable[..., Any]] = {}  # the others, as functions of their own labels
         self._failed: set[str] = set()  # what has been logged already
         self._renderer = ThreadPoolExecutor(1, thread_name_prefix="lynx_rt-metrics")
@@ -120,10 +120,10 @@ class Metrics:
 
     @_safe
     def on_finished(self, output: RequestOutput, params: SamplingParams, n: int) -> None:
-        """A request has ended. Its final output says how; one with an aborted completion counts as aborted."""
+        """A request has ended, `output` is its final one. One with an aborted completion counts as aborted by its client or timeout."""
         aborted = [out for out in output.outputs if out.finish_reason == "abort"]
         if aborted:
-            self.on_aborted("timeout" if aborted[0].error else "client")
+            self.on_aborted("timeout" if any((out.error or "").startswith("timeout") for out in aborted) else "client")
             return
         reasons = {out.finish_reason for out in output.outputs}
         reason = next((name for name in ("error", "length") if name in reasons), "stop")
@@ -184,7 +184,7 @@ class Metrics:
     @_safe
     def set_event_loop_lag(self, seconds: float) -> None:
         """How much too late the event loop's last timer ran."""
-        self._metrics["lynx:event_loop_lag_seconds"].set(seconds)
+        self._labelled["lynx:event_loop_lag_seconds"]().set(seconds)
 
     @_safe
     def set_startup_seconds(self, phase: str, seconds: float) -> None:
@@ -194,12 +194,12 @@ class Metrics:
     @_safe
     def set_queue_limit(self, requests: int) -> None:
         """The number of requests that may wait before others are refused. Not called where there is no limit."""
-        self._metrics["lynx:queue_limit_requests"].set(requests)
+        self._labelled["lynx:queue_limit_requests"]().set(requests)
 
     @_safe
     def set_memory_bandwidth(self, bytes_per_second: float) -> None:
         """The machine's rate of plain reading has been measured."""
-        self._metrics["lynx:memory_bandwidth_bytes"].set(bytes_per_second)
+        self._labelled["lynx:memory_bandwidth_bytes"]().set(bytes_per_second)
 
     # Internals
 
@@ -211,7 +211,8 @@ class Metrics:
                 options["buckets"] = token_buckets if metric.buckets == "tokens" else metric.buckets
             made = kinds[metric.kind](metric.name, metric.help, metric.labels, **options)
             shared = [self._labels[label] for label in metric.labels if label in self._labels]
-            if len(shared) < len(metric.labels):
+            # A gauge is absent until it is set: 0 would be a wrong value.
+            if len(shared) < len(metric.labels) or metric.kind == "gauge":
                 self._labelled[metric.name] = functools.partial(made.labels, *shared)
             else:
                 self._metrics[metric.name] = made.labels(*shared)

@@ -18,9 +18,9 @@ T = TypeVar("T")
 _SHORT = 4096  # characters or tokens that are worth no other thread: about a millisecond
 
 
-async def in_thread(state: ServerState, size: int, work: Callable[[], T]) -> T:
-    """Runs work(), in another thread if the text is long. size: characters or tokens."""
-    if size <= _SHORT:
+async def in_thread(state: ServerState, size: int, work: Callable[[], T], slow: bool = False) -> T:
+    """Runs work(), in another thread if the text is long. size: characters or tokens.  slow: it takes long anyway."""
+    if size <= _SHORT and not slow:
         return work()
     return await asyncio.get_running_loop().run_in_executor(state.encoders, work)
 

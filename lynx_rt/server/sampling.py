@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.engine.sampling_params import SamplingParams
@@ -10,6 +11,9 @@ from lynx_rt.errors import ValidationError
 from lynx_rt.server.errors import bad_request, context_error
 from lynx_rt.server.protocol import GenerationFields
 from lynx_rt.server.settings import MAX_BAD_WORDS, MAX_STOPS, Settings
+from lynx_rt.server.state import ServerState
+from lynx_rt.text.structured.openai import from_response_format
+from lynx_rt.text.structured.spec import StructuredOutputs
 
 if TYPE_CHECKING:
     from lynx_rt.engine.engine import Engine
@@ -35,7 +39,6 @@ _FIELDS = (
     "bad_words",
     "prompt_logprobs",
     "expert_selection",
-    "structured_outputs",
     "priority",
     "timeout",
 )
@@ -49,9 +52,10 @@ def sampling_params(
 ) -> SamplingParams:
     """Returns the model's default sampling with the body's fields on top. None in the body is the default.
 
-    max_tokens: None = to the end of the context.  fields: what the kind of request adds, such as logprobs.
+    max_tokens: None = to the end of the context.  fields: what the kind of request adds, such as logprobs; None = nothing.
     Raises ApiError that names the field.
     """
+    fields = {name: value for name, value in fields.items() if value is not None}
     for name in _GUIDED:
         if (body.model_extra or {}).get(name) is not None:
             raise bad_request(f"{name} is not supported: use structured_outputs, as in vLLM 0.12 and later", name)
@@ -74,6 +78,39 @@ def sampling_params(
         return engine.get_default_sampling_params().clone(**given, max_tokens=max_tokens, **fields)
     except ValidationError as error:
         raise bad_request(str(error), error.field or None) from None
+
+
+def structured_outputs(body: GenerationFields) -> StructuredOutputs | None:
+    """Returns the form that the body asks for, by vLLM's field or by OpenAI's."""
+    try:
+        by_format = from_response_format(body.response_format)
+    except ValidationError as error:
+        raise bad_request(str(error), error.field or None) from None
+    if body.structured_outputs is None:
+        return by_format
+    if by_format is not None:
+        raise bad_request("give one of structured_outputs and response_format", "structured_outputs")
+    try:
+        return StructuredOutputs.of(body.structured_outputs)
+    except ValidationError as error:
+        raise bad_request(str(error), error.field or None) from None
+
+
+def form_field(body: GenerationFields) -> str:
+    """Returns the field that structured_outputs() reads."""
+    return "response_format" if body.structured_outputs is None else "structured_outputs"
+
+
+def compile_grammar(spec: StructuredOutputs | None, state: ServerState, field: str) -> None:
+    """Compiles a grammar, which the engine keeps for the request. It may take seconds. field: of the body, that asks for it."""
+    if spec is None:
+        return
+    start = time.monotonic()
+    try:
+        state.ready_engine().inputs.grammar(spec)
+    except ValidationError as error:
+        raise bad_request(str(error), field) from None
+    state.metrics.on_grammar_compile(time.monotonic() - start)
 
 
 def _check_length(name: str, value: Any, limit: int) -> None:

@@ -64,8 +64,9 @@ class ServerState:
             chat_template=None if template is None else template_text(template),
         )
         self.metrics.attach(engine)
-        self.metrics.set_queue_limit(self.max_sequences)
+        self.metrics.set_queue_limit(self.max_sequences - self.max_running)
         engine.on_step(self.metrics.on_step)
+        engine.inputs.on_grammar_compile(self.metrics.on_grammar_compile)
         self.phase = "ready"
 
     def model_name(self, requested: str | None) -> str:
@@ -80,12 +81,14 @@ class ServerState:
     # Admission
 
     @property
+    def max_running(self) -> int:
+        return int(self.settings.engine.get("max_num_seqs") or 128)
+
+    @property
     def max_sequences(self) -> int:
         """Completions that may be in flight: running and waiting ones."""
-        options = self.settings.engine
-        running = int(options.get("max_num_seqs") or 128)
         queued = self.settings.max_num_queued_reqs
-        return running + (4 * running if queued is None else queued)
+        return self.max_running + (4 * self.max_running if queued is None else queued)
 
     def check_room(self, count: int) -> None:
         """Raises ApiError 503, with the time after which a retry makes sense, where `count` more completions are too many."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,21 +71,29 @@ def serve_all(engine: Engine, metrics: Metrics, requests: list[Served]) -> None:
 
 def families(metrics: Metrics) -> dict[str, Any]:
     """Returns the parsed exposition: name of a family without its _total -> family. Times of creation are left out."""
-    text = metrics.render_now()[0].decode()
-    found = text_string_to_metric_families(text)
-    return {family.name: family for family in found if not family.name.endswith("_created")}
+    return _families(metrics.render_now()[0].decode())
 
 
 def samples(metrics: Metrics) -> Samples:
     """Returns (name, labels but the replica's) -> value of every sample."""
+    return parse(metrics.render_now()[0].decode())
+
+
+def parse(text: str) -> Samples:
+    """`samples` of an exposition."""
     return {
         (
             sample.name,
             frozenset(pair for pair in sample.labels.items() if pair[0] not in ("model_name", "engine")),
         ): sample.value
-        for family in families(metrics).values()
+        for family in _families(text).values()
         for sample in family.samples
     }
+
+
+def _families(text: str) -> dict[str, Any]:
+    found = text_string_to_metric_families(text)
+    return {family.name: family for family in found if not family.name.endswith("_created")}
 
 
 def total(values: Samples, name: str, **labels: str) -> float:
@@ -94,9 +101,3 @@ def total(values: Samples, name: str, **labels: str) -> float:
     found = [value for (key, own), value in values.items() if key == name and own >= set(labels.items())]
     assert found, f"no samples of {name}"
     return sum(found)
-
-
-def names(values: Samples) -> Iterator[str]:
-    """Yields the name of every sample."""
-    for name, _ in values:
-        yield name

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import APIRouter, FastAPI, HTTPException
-from fastapi.responses import StreamingResponse
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import Response, StreamingResponse
 from fastapi.testclient import TestClient
 from metered import samples, total
 
+from lynx_rt.errors import ValidationError
+from lynx_rt.server.answer import ErrorAnswer
+from lynx_rt.server.errors import from_exception
 from lynx_rt.server.http_metrics import HttpMetrics
 from lynx_rt.server.metrics import Metrics
 
@@ -33,6 +36,15 @@ def make_app() -> FastAPI:
     @app.get("/broken")
     async def broken() -> None:
         raise RuntimeError("broken")
+
+    @app.get("/wrong")
+    async def wrong() -> None:
+        raise ValidationError("a field is wrong")
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return ErrorAnswer(from_exception(error))
+
+    app.add_exception_handler(Exception, answer)
 
     @app.get("/stream")
     async def stream() -> StreamingResponse:
@@ -64,11 +76,13 @@ def test_requests_are_counted_by_route_method_and_status(client: TestClient, met
         assert client.get(f"/v1/models/{name}").status_code == 200
     assert client.post("/v1/full").status_code == 503
     assert client.get("/broken").status_code == 500
+    assert client.get("/wrong").status_code == 400
     values = samples(metrics)
     assert total(values, REQUESTS, handler="/v1/models/{name:path}", method="GET", status="200") == 3
     assert total(values, REQUESTS, handler="/v1/full", method="POST", status="503") == 1
     assert total(values, REQUESTS, handler="/broken", method="GET", status="500") == 1
-    assert total(values, REQUESTS) == total(values, f"{SECONDS}_count") == 5
+    assert total(values, REQUESTS, handler="/wrong", method="GET", status="400") == 1
+    assert total(values, REQUESTS) == total(values, f"{SECONDS}_count") == 6
 
 
 def test_a_stream_lasts_until_its_last_event(client: TestClient, metrics: Metrics) -> None:

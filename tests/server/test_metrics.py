@@ -197,8 +197,12 @@ def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
             assert total(values, f"lynx:moe_{name}_total", layer=str(layer.layer)) == getattr(layer, field)
     assert total(values, "lynx:moe_experts_read_total") < total(values, "lynx:moe_experts_union_before_total")
     assert total(values, "lynx:bytes_read_total") == stats.bytes_read
+    for kind in ("experts", "dense", "kv"):
+        assert total(values, "lynx:bytes_read_total", kind=kind) == getattr(stats, f"bytes_read_{kind}") > 0
+    assert total(values, "lynx:decode_rows_total", mode="selected") == stats.decode_rows_selected > 0
+    assert total(values, "lynx:decode_rows_total", mode="mixed_step") == stats.decode_rows_mixed
+    assert total(values, "lynx:decode_rows_total") == stats.decode_rows + stats.decode_rows_mixed
     experts = next(op for op in stats.ops if op.name == "expert_ffn")
-    assert total(values, "lynx:bytes_read_total", kind="experts") == experts.bytes > 0
     assert total(values, "lynx:step_seconds_total") == pytest.approx(stats.step_seconds)
     assert total(values, "lynx:step_seconds_total", phase="experts") == experts.seconds > 0
     assert total(values, "lynx:step_seconds_total", phase="sampling") == stats.sampling_seconds
@@ -274,9 +278,11 @@ class StuckEngine:
         self.release = threading.Event()
         self.max_model_len, self.model_config = engine.max_model_len, engine.model_config
         self.expert_selection = "topk"
+        self.stalled_seconds = 0.0
         self._engine = engine
         self.fault: Exception | None = None
         self.reads = 0
+        self.raw_stats, self.last_step_time = engine.raw_stats, engine.last_step_time
 
     def stats(self) -> Any:
         self.reads += 1
@@ -307,6 +313,8 @@ def test_a_scrape_does_not_wait_for_a_long_step(idle: Engine) -> None:
         assert turns >= 3, "the event loop waited for the step"
         assert content_type == "text/plain; version=0.0.4; charset=utf-8"
         assert b'vllm:num_requests_running{engine="0",model_name="nano"} 1.0' in body
+    stuck.stalled_seconds = 42.0
+    assert total(samples(metrics), "lynx:engine_stalled_seconds") == 42
     assert stuck.reads == 2, "one thread waits for the engine, not one per scrape"
     stuck.release.set()
     assert total(samples(metrics), "vllm:num_requests_running") >= 2
@@ -379,7 +387,7 @@ def test_unknown_times_are_left_out(idle: Engine) -> None:
 def test_a_request_has_one_end(idle: Engine, reasons: list[str], counted: tuple[str, dict[str, str]]) -> None:
     metrics = Metrics(idle, "nano")
     outputs = [
-        CompletionOutput(i, "", [7], finish_reason="abort", error="its time was over")
+        CompletionOutput(i, "", [7], finish_reason="abort", error="timeout: it had 2 s")
         if reason == "timed out"
         else CompletionOutput(i, "", [7], finish_reason=reason)
         for i, reason in enumerate(reasons)
@@ -403,6 +411,7 @@ def test_server_metrics_exist_before_the_model(idle: Engine) -> None:
     assert total(values, "lynx:startup_seconds", phase="load") == 12.5
     assert total(values, "lynx:event_loop_lag_seconds") == 0.25
     assert not any(name.startswith("vllm:") for name, _ in values)
+    assert not any(name == "lynx:queue_limit_requests" for name, _ in values), "no limit is not a limit of 0"
     metrics.attach(idle)
     metrics.set_memory_bandwidth(2e10)
     metrics.on_grammar_compile(0.03)
@@ -460,9 +469,12 @@ def test_per_layer_series_stop_at_64_layers(idle: Engine) -> None:
     layers = [dataclasses.replace(idle.stats().layers[0], layer=i, steps=1) for i in range(65)]
     deep: Any = SimpleNamespace(
         stats=lambda: dataclasses.replace(idle.stats(), layers=layers),
+        raw_stats=idle.raw_stats,
         expert_selection="topk",
         model_config=idle.model_config,
         max_model_len=64,
+        stalled_seconds=0.0,
+        last_step_time=0.0,
     )
     steps = "lynx:moe_layer_steps_total"
     assert [v for (name, _), v in samples(Metrics(deep, "deep")).items() if name == steps] == [65]

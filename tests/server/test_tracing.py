@@ -46,6 +46,11 @@ class Collector:
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
         self.thread.start()
 
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
     def spans(self) -> list[Any]:
         return [
             span
@@ -60,9 +65,7 @@ class Collector:
 def collector() -> Iterator[Collector]:
     collector = Collector()
     yield collector
-    collector.server.shutdown()
-    collector.server.server_close()
-    collector.thread.join()
+    collector.close()
 
 
 def attributes(span: Any) -> dict[str, Any]:
