@@ -340,6 +340,16 @@ def test_messages_that_the_prompt_began() -> None:
     assert (parsed.reasoning, parsed.content) == ("A", "B")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_reasoning_parser_thoughts_are_content(family: str) -> None:
+    writer = FAMILIES[family]
+    text = writer.write("Hm.", "So.", [] if not writer.text_before else [("now", {})])
+    parsed = parse(text, writer.tool_parser, None)
+    content = "Hm.\nSo." if family == "openai" else text[: text.index("So.") + 3]
+    assert (parsed.content, parsed.reasoning) == (content, None)
+    assert calls(parsed) == ([("now", {})] if writer.text_before else [])
+
+
 def test_forced() -> None:
     text = json.dumps([{"name": name, "parameters": arguments} for name, arguments in (WEATHER, ("now", {}))])
     for tools, reasoning, before in (

@@ -57,7 +57,7 @@ def load(text: str) -> tuple[bool, Any]:
 @example('{"a":1,}')
 @example("[,]")
 @example("")
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_same_as_python(text: str) -> None:
     done, place, out = scan(text)
     taken, value = load(text[:place])

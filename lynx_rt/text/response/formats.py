@@ -209,11 +209,13 @@ class ResponseFormat:
         if forced == "content":
             return TextMachine(None, None), ""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
-            return HarmonyMachine(with_calls and self.tool_parser == _HARMONY, forced), harmony.opened(prompt_tail)
+            with_calls, with_reasoning = with_calls and self.tool_parser == _HARMONY, self.reasoning_parser == _HARMONY
+            return HarmonyMachine(with_calls, with_reasoning, forced), harmony.opened(prompt_tail)
         if self.template is not None and _TEMPLATE in (self.tool_parser, self.reasoning_parser):
             with_calls = with_calls and self.tool_parser == _TEMPLATE
             if forced is None:
-                return TemplateMachine(self.template, with_calls), self.template.prefix(prompt_tail)
+                with_reasoning = self.reasoning_parser == _TEMPLATE
+                return TemplateMachine(self.template, with_calls, with_reasoning), self.template.prefix(prompt_tail)
             tags = None if self.reasoning_tags is None else ThinkTags(*self.reasoning_tags)
             return TextMachine(tags, None, self.begins_inside(prompt_tail), forced), ""
         think = None if self.reasoning_parser is None else _TAGS[self.reasoning_parser]

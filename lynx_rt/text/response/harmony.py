@@ -25,8 +25,11 @@ def opened(prompt_tail: str) -> str:
     return "" if place < 0 else prompt_tail[place + len(START) :].removeprefix("assistant")
 
 
-def read_messages(context: Context, with_calls: bool) -> Reading[None]:
-    """Reads messages: what is sent to a function is a call, analysis is reasoning, everything else is content."""
+def read_messages(context: Context, with_calls: bool, with_reasoning: bool) -> Reading[None]:
+    """Reads messages: what is sent to a function is a call, analysis is reasoning, everything else is content.
+
+    with_calls, with_reasoning: False = they are content too.
+    """
     reader, output = context.reader, context.output
     head: str | None = None  # the beginning of a header that was read
     while head or (yield from reader.peek()):
@@ -47,7 +50,7 @@ def read_messages(context: Context, with_calls: bool) -> Reading[None]:
                 head = None
                 if found_text is None:
                     continue
-                text = found_text
+                text = found_text if with_reasoning else output.content
                 text.start()
         found = yield from reader.until(_BODY_END, text.put)
         head = found if found in _HEADS else None

@@ -182,11 +182,12 @@ class HarmonyMachine:
     """Reads the messages of gpt-oss; output that a grammar forced to be JSON is read as that."""
 
     with_calls: bool
+    with_reasoning: bool
     forced: str | None = None
 
     def __call__(self, context: Context) -> Reading[None]:
         if self.forced is not None and (yield from context.reader.peek()) in ("[", "{"):
             yield from TextMachine(None, None, forced=self.forced)(context)
         else:
-            yield from read_messages(context, self.with_calls)
+            yield from read_messages(context, self.with_calls, self.with_reasoning)
             context.output.content.flush()
