@@ -435,6 +435,7 @@ def test_detected_by_the_template(name: str) -> None:
     found = detect_format(tokenizer_of(text, ["<|user|>", *special]))
     assert (found.tool_parser, found.reasoning_parser) == (tools, reasoning)
     assert found.needs_special_tokens == bool(special)
+    assert found.special_tokens == ("<|user|>", *special)
     again = detect_format(tokenizer_of(None, special), text)
     assert (again.tool_parser, again.reasoning_parser) == (tools, reasoning)
 

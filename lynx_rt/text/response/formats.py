@@ -148,9 +148,7 @@ class ResponseFormat:
         found = _detect(tokenizer, chat_template, template)
         tools = _named("tool_parser", tool_parser, found[0], TOOL_PARSERS, _CALL_ALIASES)
         reasoning = _named("reasoning_parser", reasoning_parser, found[1], REASONING_PARSERS, _REASONING_ALIASES)
-        special: tuple[str, ...] = ()
-        if tokenizer is not None:
-            special = tuple(filter(None, map(tokenizer.piece, sorted(tokenizer.special_token_ids))))
+        special = () if tokenizer is None else tokenizer.all_special_tokens
         marks = _marks(tools, reasoning, template)
         needed = any(token in mark or re.escape(token) in mark for token in special for mark in marks)
         return ResponseFormat(tools, reasoning, needed, special, template)
