@@ -53,12 +53,12 @@ class ResponseParser:
     def finish(self, finish_reason: str | None = None) -> ResponseDelta:
         """Says that the output has ended, and returns the rest.
 
-        finish_reason: with "length" or "abort", a call that is not complete is no failure.
+        finish_reason: None or "stop" = the model ended by itself; else a call that is not complete is no failure.
         """
         failed = self._output.failed
         self._reader.ended = True
         delta = self._advance()
-        if finish_reason in ("length", "abort"):
+        if finish_reason not in (None, "stop"):
             self._output.failed = failed
         return delta
 
