@@ -18,7 +18,7 @@ class ResponseParser:
     """Parses one response. Every way of cutting an output into pieces gives the same result. Not thread-safe.
 
     A tool call that is malformed or that the output ends in is passed on as content, as the model wrote it. The start of its
-    arguments may have been handed out before that: such a call never becomes a JSON object, and is not in `tool_calls`.
+    arguments may have been handed out before that: such a call never becomes a JSON object, and `ParsedResponse` leaves it out.
 
     prefix: what the prompt has of this response already.
     """
