@@ -13,6 +13,10 @@ _TEXTS = {"text": "text"}
 _THINKING = {"enabled": True, "adaptive": True, "disabled": False}
 
 
+# Field of a chat -> the field that it comes from.
+FIELD_NAMES = {"response_format": "output_config.format", "stop": "stop_sequences"}
+
+
 class MessagesPrompt(Body):
     """What turns messages into a prompt."""
 

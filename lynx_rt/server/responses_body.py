@@ -15,6 +15,10 @@ _LOGPROBS = "message.output_text.logprobs"
 _NOTHING_KEPT = "this server keeps no responses: send the whole conversation as input"
 
 
+# Field of a chat -> the field that it comes from.
+FIELD_NAMES = {"messages": "input", "response_format": "text.format"}
+
+
 class ResponsesBody(GenerationFields):
     input: str | list[dict[str, Any]]
     instructions: str | None = None
