@@ -23,9 +23,8 @@ class Constraint:
 
         spec = params.structured_outputs
         start_after = spec.start_after if isinstance(spec, StructuredOutputs) else None
-        self._matcher = grammar.matcher(start_after, params.min_tokens, stop_token_ids)
         self.token_mask: _C.TokenMask = _C.TokenMask(grammar.vocab_size)
-        self._words = self.token_mask.words
+        self._matcher = grammar.matcher(self.token_mask.words, start_after, params.min_tokens, stop_token_ids)
         self.refill()
 
     @property
@@ -39,4 +38,4 @@ class Constraint:
 
     def refill(self) -> None:
         """Makes the mask of the next token. Without a token to follow it is empty, and the step ends the request with an error."""
-        self._matcher.fill(self._words)
+        self._matcher.fill()

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable
+from typing import Any
 
 import made_tokenizers
 import numpy as np
@@ -24,7 +25,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from lynx_rt import StructuredOutputs, Tokenizer, ValidationError
 from lynx_rt.text.structured import compiler
-from lynx_rt.text.structured.compiler import GrammarCompiler, Matcher
+from lynx_rt.text.structured.compiler import Grammar, GrammarCompiler
 
 LETTERS = 'ab1{}":,'
 
@@ -46,12 +47,22 @@ VOCAB = SMALL.vocab_size + 9  # tokens that the tokenizer lacks
 COMPILER = GrammarCompiler(SMALL, VOCAB, [END])
 
 
-def allowed(matcher: Matcher, vocab_size: int = VOCAB) -> set[int]:
-    words = np.full((vocab_size + 31) // 32, 0x5A5A5A5A, np.int32)
-    matcher.fill(words)
-    bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-    assert not bits[vocab_size:].any()
-    return set(np.flatnonzero(bits).tolist())
+class Text:
+    """A text under a grammar, and the mask of its next token."""
+
+    def __init__(self, grammar: Grammar, **options: Any) -> None:
+        self.vocab_size = grammar.vocab_size
+        self.words = np.full((self.vocab_size + 31) // 32, 0x5A5A5A5A, np.int32)
+        self.matcher = grammar.matcher(self.words, **options)
+
+    def allowed(self) -> set[int]:
+        """Returns the tokens that may follow."""
+        self.matcher.fill()
+        bits = np.unpackbits(self.words.view(np.uint8), bitorder="little")[: self.vocab_size]
+        return set(np.flatnonzero(bits).tolist())
+
+    def accept(self, token: int) -> None:
+        self.matcher.accept(token)
 
 
 def expected(language: Iterable[str], before: str) -> set[int]:
@@ -68,17 +79,17 @@ def walk(spec: StructuredOutputs, language: set[str], seed: int) -> None:
     """Compares all masks along random texts."""
     grammar, chance = COMPILER.compile(spec), random.Random(seed)
     for _ in range(3):
-        matcher, text = grammar.matcher(), ""
+        held, text = Text(grammar), ""
         while True:
-            mask = allowed(matcher)
+            mask = held.allowed()
             assert mask == expected(language, text), (spec, text)
             token = chance.choice(sorted(mask))
-            matcher.accept(token)
-            assert not matcher.error
+            held.accept(token)
+            assert not held.matcher.error
             if token == END:
                 break
             text += SMALL.token_bytes(token).decode()
-        assert matcher.is_finished and allowed(matcher) == {END}
+        assert held.matcher.is_finished and held.allowed() == {END}
 
 
 @settings(max_examples=25)
@@ -114,9 +125,9 @@ def test_texts_of_other_vocabularies(style: str) -> None:
     grammar = GrammarCompiler(tokenizer, end + 1, [end]).compile(StructuredOutputs(regex=pattern))
     chance = random.Random(1)
     for _ in range(20):
-        matcher, tokens = grammar.matcher(), []
-        while (token := chance.choice(sorted(allowed(matcher, end + 1)))) != end:
-            matcher.accept(token)
+        held, tokens = Text(grammar), []
+        while (token := chance.choice(sorted(held.allowed()))) != end:
+            held.accept(token)
             tokens.append(token)
         assert re.fullmatch(pattern, b"".join(map(tokenizer.token_bytes, tokens)).decode())
 
@@ -124,71 +135,64 @@ def test_texts_of_other_vocabularies(style: str) -> None:
 def test_special_tokens_are_no_text() -> None:
     """A special token stands for itself in structural tags, and spells nothing anywhere else."""
     special = SMALL.backend.token_to_id("<a>")
-    text = COMPILER.compile(StructuredOutputs(regex="[<a>]+")).matcher()
-    assert special not in allowed(text)
+    text = Text(COMPILER.compile(StructuredOutputs(regex="[<a>]+")))
+    assert special not in text.allowed()
     tag = {"structures": [{"begin": "<a>b", "schema": {"const": 1}, "end": "}"}], "triggers": ["<a>"]}
-    matcher = COMPILER.compile(StructuredOutputs(structural_tag=tag)).matcher()
-    assert {special, END, IDS["ab"]} <= allowed(matcher)
+    held = Text(COMPILER.compile(StructuredOutputs(structural_tag=tag)))
+    assert {special, END, IDS["ab"]} <= held.allowed()
     for token, following in (
         (IDS["ab"], {special, END, IDS["ab"]}),
         (special, {IDS["b"], IDS["b1"]}),
         (IDS["b1"], {IDS["}"]}),
     ):
-        matcher.accept(token)
-        assert following <= allowed(matcher)
-    assert allowed(matcher) == {IDS["}"]} | {IDS[text] for text in IDS if text.startswith("}")}
+        held.accept(token)
+        assert following <= held.allowed()
+    assert held.allowed() == {IDS["}"]} | {IDS[text] for text in IDS if text.startswith("}")}
 
 
 def test_every_end_of_text_ends_a_text() -> None:
     other = SMALL.backend.token_to_id("<a>")
-    matcher = GrammarCompiler(SMALL, VOCAB, [END, other]).compile(StructuredOutputs(regex="a")).matcher()
-    assert allowed(matcher) == {IDS["a"]}
-    matcher.accept(IDS["a"])
-    assert allowed(matcher) == {END, other}
-    matcher.accept(other)
-    assert allowed(matcher) == {END, other} and not matcher.error  # a request with ignore_eos goes on
+    held = Text(GrammarCompiler(SMALL, VOCAB, [END, other]).compile(StructuredOutputs(regex="a")))
+    assert held.allowed() == {IDS["a"]}
+    held.accept(IDS["a"])
+    assert held.allowed() == {END, other}
+    held.accept(other)
+    assert held.allowed() == {END, other} and not held.matcher.error  # a request with ignore_eos goes on
 
 
 def test_min_tokens_and_stop_tokens() -> None:
     grammar = COMPILER.compile(StructuredOutputs(regex="a*(b{3})?"))
-    matcher = grammar.matcher(min_tokens=2, stop_token_ids=[IDS["b"]])
-    assert END not in allowed(matcher) and IDS["b"] not in allowed(matcher) and IDS["a"] in allowed(matcher)
-    matcher.accept(IDS["a"])
-    assert END not in allowed(matcher)
-    matcher.accept(IDS["a"])
-    assert {END, IDS["b"]} <= allowed(matcher)
-    short = COMPILER.compile(StructuredOutputs(regex="a")).matcher(min_tokens=5)
+    held = Text(grammar, min_tokens=2, stop_token_ids=[IDS["b"]])
+    assert END not in held.allowed() and IDS["b"] not in held.allowed() and IDS["a"] in held.allowed()
+    held.accept(IDS["a"])
+    assert END not in held.allowed()
+    held.accept(IDS["a"])
+    assert {END, IDS["b"]} <= held.allowed()
+    short = Text(COMPILER.compile(StructuredOutputs(regex="a")), min_tokens=5)
     short.accept(IDS["a"])
-    assert allowed(short) == {END}
+    assert short.allowed() == {END}
 
 
 def test_start_after() -> None:
     grammar = COMPILER.compile(StructuredOutputs(regex="b1?"))
     for texts in (["a", "1", "}"], ["a1", "}"], ["1a", "1}"]):
-        matcher = grammar.matcher(start_after="1}")
+        held = Text(grammar, start_after="1}")
         for text in texts:
-            assert allowed_or_beyond(matcher) == set(range(VOCAB)) - {END}
-            matcher.accept(IDS[text])
-        assert allowed(matcher) == {IDS["b"], IDS["b1"]}
-    matcher = grammar.matcher(start_after="1")
-    matcher.accept(IDS["1b"])  # what a token has beyond the tag is the grammar's
-    assert allowed(matcher) == {END, IDS["1"]}
-    matcher = grammar.matcher(start_after="1")
-    matcher.accept(IDS["1a"])
-    assert allowed(matcher) == set() and "doesn't satisfy the grammar" in matcher.error
-
-
-def allowed_or_beyond(matcher: Matcher) -> set[int]:
-    """The same as allowed(), for masks with bits beyond the vocabulary."""
-    words = np.zeros((VOCAB + 31) // 32, np.int32)
-    matcher.fill(words)
-    return set(np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")[:VOCAB]).tolist())
+            assert held.allowed() == set(range(VOCAB)) - {END}
+            held.accept(IDS[text])
+        assert held.allowed() == {IDS["b"], IDS["b1"]}
+    held = Text(grammar, start_after="1")
+    held.accept(IDS["1b"])  # what a token has beyond the tag is the grammar's
+    assert held.allowed() == {END, IDS["1"]}
+    held = Text(grammar, start_after="1")
+    held.accept(IDS["1a"])
+    assert held.allowed() == set() and "doesn't satisfy the grammar" in held.matcher.error
 
 
 def test_a_token_that_does_not_fit() -> None:
-    matcher = COMPILER.compile(StructuredOutputs(regex="a")).matcher()
-    matcher.accept(IDS["b"])
-    assert "no token can follow" in matcher.error and allowed(matcher) == set() and not matcher.is_finished
+    held = Text(COMPILER.compile(StructuredOutputs(regex="a")))
+    held.accept(IDS["b"])
+    assert "no token can follow" in held.matcher.error and held.allowed() == set() and not held.matcher.is_finished
 
 
 def test_cache(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,15 +217,20 @@ def test_deadline_and_stray_compilations() -> None:
     """What runs over the deadline goes on, at most two at once, and is cached when it is done."""
     grammars = GrammarCompiler(SMALL, VOCAB, [END], seconds=0.05)
     grammars.load()
+    others = set(threading.enumerate())  # of tests before this one
+
+    def strays() -> int:
+        return sum(thread.name == "lynx_rt-grammar" for thread in set(threading.enumerate()) - others)
+
     for _ in range(3):
         start = time.monotonic()
         with pytest.raises(ValidationError, match=r"could not be compiled within 0\.05 s"):
             grammars.compile(SLOW)
         assert time.monotonic() - start < 1
-        assert sum(thread.name == "lynx_rt-grammar" for thread in threading.enumerate()) <= 2
-    while any(thread.name == "lynx_rt-grammar" for thread in threading.enumerate()):
+        assert strays() <= 2
+    while strays():
         time.sleep(0.01)
-    assert allowed(grammars.compile(SLOW).matcher()) == {IDS["1"], IDS["11"]}
+    assert Text(grammars.compile(SLOW)).allowed() == {IDS["1"], IDS["11"]}
 
 
 def test_a_vocabulary_is_freed() -> None:

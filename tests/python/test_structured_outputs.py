@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -232,6 +234,29 @@ def test_what_is_refused(nano: Engine, structured_outputs: Any, text: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_options_of_llguidance_in_a_schema(nano: Engine) -> None:
+    """What the documentation says of them."""
+    overlapping = {"oneOf": [{"type": "object", "properties": {name: {"type": "integer"}}} for name in "ab"]}
+    with pytest.raises(ValidationError, match="oneOf"):
+        one(nano, {"json": overlapping})
+    for schema in (overlapping | {"x-guidance": {"coerce_one_of": True}}, {"not": {}, "x-guidance": {"lenient": True}}):
+        assert one(nano, {"json": schema}).finish_reason in ("stop", "length")
+    spaced = {
+        "type": "array",
+        "items": {"const": 1},
+        "minItems": 2,
+        "maxItems": 2,
+        "x-guidance": {"whitespace_pattern": "~"},
+    }
+    assert re.fullmatch("\\[~?1~?,~?1~?\\]", one(nano, {"json": spaced}, temperature=1.5, seed=1).text)
+    assert one(nano, {"json": spaced, "disable_any_whitespace": True}).text == "[1,1]"
+
+
+def test_special_tokens_in_a_grammar(nano: Engine) -> None:
+    held = one(nano, {"grammar": 'start: "a" <|pad|> "b"'}, skip_special_tokens=False)
+    assert held.text.startswith("a<|pad|>b") and held.finish_reason == "stop"
+
+
 def test_what_does_not_go_together(nano: Engine, nano_path: str) -> None:
     with pytest.raises(ValidationError, match="forced_token_ids"):
         SamplingParams(structured_outputs={"regex": "a"}, forced_token_ids=[5])
@@ -256,3 +281,27 @@ def test_a_slow_compilation_ends_in_an_error_and_others_go_on(nano_path: str) ->
         assert time.monotonic() - start < 2
         assert engine.stats().steps > before
         running.join()
+
+
+def test_a_child_of_a_fork_makes_its_own(nano_path: str) -> None:
+    """The child is made while threads of the parent are in llguidance's calls."""
+    code = (
+        "import os, sys, threading, lynx_rt\n"
+        "held = lynx_rt.SamplingParams(temperature=0, max_tokens=8, structured_outputs={'regex': ' [0-9]+'})\n"
+        "engine = lynx_rt.Engine(sys.argv[1])\n"
+        "stop = threading.Event()\n"
+        "def loop():\n"
+        "    while not stop.is_set(): engine.generate(['a'] * 4, held)\n"
+        "threading.Thread(target=loop, daemon=True).start()\n"
+        "while engine.stats().steps < 20: pass\n"
+        "for _ in range(3):\n"
+        "    if (child := os.fork()) == 0:\n"
+        "        with lynx_rt.Engine(sys.argv[1], num_threads=1) as own:\n"
+        f"            print(own.generate({SUM!r}, held)[0].text, flush=True)\n"
+        "        os._exit(0)\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "stop.set()"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, nano_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stdout == " 264\n" * 3, (done.stdout, done.stderr)

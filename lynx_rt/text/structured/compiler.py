@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ COMPILE_SECONDS = 2.0
 _MAX_COMPILES = 2  # at once, those that have run over their deadline included
 _CACHED_GRAMMARS = 64
 _MAX_ERROR_CHARS = 500
+_GUARD = Guard("llguidance failed")
 _EXCERPT = re.compile(r"\n +\d+ \| .*", re.DOTALL)  # of the grammar, in llguidance's error texts
 _POSITION = re.compile(r"at \d+\(\d+\): ")
 
@@ -54,7 +54,6 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, Grammar] = OrderedDict()  # most recently used last
         self._places = threading.BoundedSemaphore(_MAX_COMPILES)
-        self.on_compile: Callable[[float], None] = lambda seconds: None
 
     def load(self) -> None:
         """Reads the vocabulary, which the first compilation does otherwise: about a second for 150,000 tokens."""
@@ -78,10 +77,8 @@ class GrammarCompiler:
         result: Future[Grammar] = Future()
 
         def work() -> None:
-            start = time.monotonic()
             try:
                 grammar = vocabulary.compile(spec)
-                self.on_compile(time.monotonic() - start)
                 with self._lock:
                     self._cache[key] = grammar
                     if len(self._cache) > _CACHED_GRAMMARS:
@@ -176,16 +173,20 @@ class Grammar:
         self.vocab_size = vocabulary.vocab_size
 
     def matcher(
-        self, start_after: str | None = None, min_tokens: int = 0, stop_token_ids: Iterable[int] = ()
+        self,
+        words: NDArray[np.int32],
+        start_after: str | None = None,
+        min_tokens: int = 0,
+        stop_token_ids: Iterable[int] = (),
     ) -> Matcher:
         """Returns a matcher at the start of a text.
 
-        start_after: as in StructuredOutputs.  min_tokens: before this many tokens, neither an end of text nor a token of
-        stop_token_ids is allowed, unless nothing else is.
+        words: [ceil(vocabulary / 32)], where it writes its masks.  start_after: as in StructuredOutputs.  min_tokens: before this
+        many tokens, neither an end of text nor a token of stop_token_ids is allowed, unless nothing else is.
         """
-        with native_call():
+        with native_call:
             state = self._start.deep_copy()
-        return Matcher(self._vocabulary, state, start_after, min_tokens, stop_token_ids)
+        return Matcher(self._vocabulary, state, words, start_after, min_tokens, stop_token_ids)
 
 
 class Matcher:
@@ -198,6 +199,7 @@ class Matcher:
         self,
         vocabulary: _Vocabulary,
         state: llguidance.LLMatcher,
+        words: NDArray[np.int32],
         start_after: str | None,
         min_tokens: int,
         stop_token_ids: Iterable[int],
@@ -205,6 +207,8 @@ class Matcher:
         self.error = ""
         self._vocabulary = vocabulary
         self._state = state
+        self._words = words
+        self._place = (words.ctypes.data, words.nbytes)
         self._start_after = start_after.encode() if start_after else b""
         self._free = bytearray()  # the end of the text before start_after
         self._ends = vocabulary.eos_token_ids
@@ -215,18 +219,18 @@ class Matcher:
     @property
     def is_finished(self) -> bool:
         """Whether nothing but an end of text can follow."""
-        with native_call():
+        with native_call:
             return not self._start_after and not self.error and self._state.is_stopped()
 
-    def fill(self, words: NDArray[np.int32]) -> None:
-        """Sets the bits of the tokens that may follow. words: [ceil(vocabulary / 32)]; token v is bit v % 32 of word v / 32."""
+    def fill(self) -> None:
+        """Sets the bits of the tokens that may follow, and clears the others: token v is bit v % 32 of word v / 32."""
+        words = self._words
         if self._start_after:
             words[:] = -1
             _clear(words, self._stops if self._num_tokens < self._min_tokens else self._ends)
             return
-        with self._noting_errors():
-            if not self.error:
-                self._state.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
+        if not self.error:
+            self._call(self._state.unsafe_compute_mask_ptr, *self._place)
         if self.error:  # llguidance allows the end of text here
             words[:] = 0
         elif self._num_tokens < self._min_tokens:
@@ -238,11 +242,10 @@ class Matcher:
     def accept(self, token_id: int) -> None:
         """Goes on by a token. One that does not fit is an error."""
         self._num_tokens += 1
-        with self._noting_errors():
-            if self._start_after:
-                self._end_free_text(token_id)
-            elif not self.error:
-                self._state.consume_token(token_id)
+        if self._start_after:
+            self._end_free_text(token_id)
+        elif not self.error:
+            self._call(self._state.consume_token, token_id)
 
     def _end_free_text(self, token_id: int) -> None:
         """Starts the grammar where the token completes start_after. What the token has beyond it is the grammar's."""
@@ -254,16 +257,15 @@ class Matcher:
         rest = bytes(self._free[place + len(self._start_after) :]).lstrip()
         self._start_after = b""
         if rest:
-            self._state.consume_tokens(self._vocabulary.native.tokenize_bytes(rest))
+            self._call(lambda: self._state.consume_tokens(self._vocabulary.native.tokenize_bytes(rest)))
 
-    @contextlib.contextmanager
-    def _noting_errors(self) -> Iterator[None]:
-        """Is the context of calls to llguidance: an error of theirs stays in `error`."""
+    def _call(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Calls llguidance. An error stays in `error`."""
         try:
-            with Guard("llguidance"), native_call():
-                yield
-                if self._state.is_error() and not self.error:
-                    self.error = f"{FIELD}: no token can follow: {_one_line(self._state.get_error())}"
+            with _GUARD, native_call:
+                function(*arguments)
+                if self._state.is_error():
+                    raise ValidationError(f"no token can follow: {_one_line(self._state.get_error())}", FIELD)
         except LynxError as error:
             self.error = f"{FIELD}: {error}"
 

@@ -7,10 +7,9 @@ crashes the process. So the exit waits for the call that runs, and other threads
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import threading
-from collections.abc import Iterator
+from types import TracebackType
 
 from lynx_rt.errors import EngineClosedError
 
@@ -18,13 +17,22 @@ _lock = threading.Lock()
 _exiting_thread = 0  # the one that runs the hooks at exit; 0 = the interpreter is not exiting
 
 
-@contextlib.contextmanager
-def native_call() -> Iterator[None]:
-    """Is the context of one call, which must be short: one runs at a time. Raises EngineClosedError when the interpreter exits."""
-    with _lock:
+class _NativeCall:
+    """The context of one call, which must be short: one runs at a time. Raises EngineClosedError when the interpreter exits."""
+
+    def __enter__(self) -> None:
+        _lock.acquire()
         if _exiting_thread not in (0, threading.get_ident()):
+            _lock.release()
             raise EngineClosedError("the interpreter is exiting")
-        yield
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _lock.release()
+
+
+native_call = _NativeCall()
 
 
 def _exit() -> None:
