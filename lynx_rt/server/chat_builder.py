@@ -98,6 +98,11 @@ def field(item: Any, key: str, kind: type, name: str) -> Any:
     return value
 
 
+def optional_text(item: dict[str, Any] | None, key: str, name: str) -> str | None:
+    """Returns a text that an item may have."""
+    return None if item is None or item.get(key) is None else str(field(item, key, str, name))
+
+
 def shared_fields(body: GenerationFields) -> dict[str, Any]:
     """Returns the fields that a body has in common with those of chats, and its unknown ones.
 

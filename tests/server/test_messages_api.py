@@ -254,6 +254,7 @@ WRONG = [
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, r"tools\[0\] is of type 'bash_20250124'"),
     ({"tools": [{"name": "x"}]}, r"tools\[0\].input_schema must be an object"),
     ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type must be"),
+    ({"tools": [TOOL], "tool_choice": {"type": {}}}, "tool_choice.type must be a text"),
     ({"thinking": {"type": "deep"}}, "thinking.type must be"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type must be"),
     ({"temperature": -1}, "temperature"),

@@ -289,6 +289,7 @@ WRONG = [
     ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
     ({"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
     ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+    ({"input": "x", "reasoning": {"effort": 3}}, "reasoning.effort"),
     ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
     ({"input": "x", "temperature": -1}, "temperature"),
     ({"input": "x", "temperature": "hot"}, "temperature"),
@@ -310,6 +311,12 @@ def test_null_is_the_default_and_unknown_fields_pass(server: LiveServer) -> None
     body = {name: None for name in ResponsesBody.model_fields if name != "input"}
     body |= {"service_tier": "auto", "prompt_cache_key": "x", "never_heard_of": {}, "max_output_tokens": 2}
     assert server.post("/v1/responses", {"input": SUM, **body, "background": False}).status_code == 200
+
+
+def test_fields_of_any_text_are_echoed(server: LiveServer) -> None:
+    content = json.dumps({"input": SUM, "max_output_tokens": 1, "metadata": {"a": "\ud800"}})
+    answer = server.client.post("/v1/responses", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200 and answer.json()["metadata"] == {"a": "\ud800"}
 
 
 def test_nothing_is_kept(client: openai.OpenAI) -> None:
