@@ -119,12 +119,10 @@ class Conversation:
         self._generation = Generation(state, [request], answer_id, caller, "chat")
         form, choice = response_format(body, state), tool_choice(body)
         forced = choice if choice not in ("none", "auto") else None
-        if (
-            forced is None
-            and request.params.structured_outputs is not None
-            and not form.begins_inside(request.prompt or "")
-        ):
-            forced = "content"  # the grammar has no tags in it
+        spec = request.params.structured_outputs
+        is_json = isinstance(spec, StructuredOutputs) and (spec.json is not None or bool(spec.json_object))
+        if forced is None and is_json and not form.begins_inside(request.prompt or ""):
+            forced = "content"  # a text of JSON may have a tag in it
         self._forced_name = choice.startswith("named:")
         self._parsers: list[ResponseParser] | None = None
         if form.reasoning_parser is not None or choice != "none":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.engine.sampling_params import SamplingParams
@@ -103,14 +102,11 @@ def form_field(body: GenerationFields) -> str:
 
 def compile_grammar(spec: StructuredOutputs | None, state: ServerState, field: str) -> None:
     """Compiles a grammar, which the engine keeps for the request. It may take seconds. field: of the body, that asks for it."""
-    if spec is None:
-        return
-    start = time.monotonic()
-    try:
-        state.ready_engine().inputs.grammar(spec)
-    except ValidationError as error:
-        raise bad_request(str(error), field) from None
-    state.metrics.on_grammar_compile(time.monotonic() - start)
+    if spec is not None:
+        try:
+            state.ready_engine().inputs.grammar(spec)
+        except ValidationError as error:
+            raise bad_request(str(error), field) from None
 
 
 def _check_length(name: str, value: Any, limit: int) -> None:

@@ -54,6 +54,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._cache: OrderedDict[str, Grammar] = OrderedDict()  # most recently used last
         self._places = threading.BoundedSemaphore(_MAX_COMPILES)
+        self.on_compile: Callable[[float], None] = lambda seconds: None
 
     def load(self) -> None:
         """Reads the vocabulary, which the first compilation does otherwise: about a second for 150,000 tokens."""
@@ -77,8 +78,10 @@ class GrammarCompiler:
         result: Future[Grammar] = Future()
 
         def work() -> None:
+            start = time.monotonic()
             try:
                 grammar = vocabulary.compile(spec)
+                self.on_compile(time.monotonic() - start)
                 with self._lock:
                     self._cache[key] = grammar
                     if len(self._cache) > _CACHED_GRAMMARS:
