@@ -16,7 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, integer, number, positive_int
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_model,
+    engine_options,
+    integer,
+    model_folder,
+    number,
+    positive_int,
+)
 from lynx_rt.errors import LynxError
 
 _VARIABLE = "LYNX_RT_SERVE_"
@@ -61,6 +69,9 @@ def _add_limits(group: Any) -> None:
     group.add_argument("--max-num-seqs", type=positive_int, default=32, help="completions that run (default: 32)")
     group.add_argument(
         "--max-num-queued-reqs", type=positive_int, metavar="N", help="completions that wait (default: 4 per place)"
+    )
+    group.add_argument(
+        "--max-num-queued-tokens", type=positive_int, metavar="N", help="prompt tokens that wait (default: no limit)"
     )
     group.add_argument(
         "--max-num-batched-tokens", type=positive_int, metavar="N", help="rows of a step (default: 2048)"
@@ -140,11 +151,15 @@ def run(args: argparse.Namespace) -> int:
         raise LynxError(f'the server needs the package {error.name}: pip install "lynx_rt[serve]"') from None
     from lynx_rt.server.settings import Settings
 
+    folder = (
+        args.model if args.revision is None else model_folder(args)
+    )  # else found, and downloaded, behind the open port
     names = args.served_model_name or [args.model if not Path(args.model).exists() else Path(args.model).resolve().name]
     engine = {
         **engine_options(args),
         "max_num_seqs": args.max_num_seqs,
         "max_model_len": args.max_model_len,
+        "max_num_queued_tokens": args.max_num_queued_tokens,
         "enable_prefix_caching": not args.no_prefix_caching,
         "enable_mixed_chunk": not args.no_mixed_chunk and args.batch_isolation == "none",
         "expert_selection": args.selection,
@@ -154,7 +169,7 @@ def run(args: argparse.Namespace) -> int:
     if args.max_num_batched_tokens is not None:
         engine["max_num_batched_tokens"] = args.max_num_batched_tokens
     settings = Settings(
-        model=args.model,
+        model=folder,
         served_model_names=tuple(names),
         host=args.host,
         port=args.port,

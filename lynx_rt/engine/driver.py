@@ -56,7 +56,9 @@ class Driver:
         self._closed = False
         self._pid = os.getpid()
         self._numbers = itertools.count()  # ids of requests that come without one
-        self.step_hook: Callable[[], None] | None = None  # called after each step, by the thread that has made it
+        self.step_hook: Callable[[], None] | None = (
+            None  # called after each step, without the lock, by the thread that made it
+        )
         self._background: threading.Thread | None = None
         self._background_requests: set[Request] = set()
 
@@ -244,6 +246,8 @@ class Driver:
             for constraint in refills:
                 constraint.refill()
             outputs = self._core.step()
+            if self.step_hook is not None:
+                self.step_hook()
         finally:
             self._changed.acquire()
             self._stepping = False
@@ -258,8 +262,6 @@ class Driver:
                 wake |= self._apply(completion, output)
         if wake or not outputs:
             self._changed.notify_all()
-        if self.step_hook is not None:
-            self.step_hook()
         return bool(outputs)
 
     def _apply(self, completion: Completion, output: _C.StepOutput) -> bool:

@@ -181,8 +181,10 @@ class Engine(EngineState):
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
-        outputs = self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
-        fill_in(outputs, self._response_format, self.get_tokenizer(), plain_tools(tools))
+        requests = self._inputs.requests(parsed, sampling_params)
+        outputs = self._run(requests, use_tqdm, timeout)
+        for request, output in zip(requests, outputs, strict=True):
+            fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))
         return outputs
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:

@@ -34,13 +34,19 @@ class Generation:
         self._streams: list[AsyncStream] = []
         self._abort_reason = "client"
         self._last_token: dict[tuple[int, int], float] = {}  # (request, completion) -> time of its last token
+        self._accepted: set[int] = set()  # requests that the engine has worked on
         self._begun: set[int] = set()  # requests with a token
 
     async def __aenter__(self) -> Generation:
         engine = self._state.ready_engine()
         self._admission = self._state.admit(sum(len(request.completions) for request in self.requests))
         self._state.generations.add(self)
-        self._streams = [engine.open_stream(request) for request in self.requests]
+        try:
+            for request in self.requests:
+                self._streams.append(engine.open_stream(request))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     async def __aexit__(
@@ -51,8 +57,8 @@ class Generation:
         self._admission.leave()
         self._state.generations.discard(self)
         self.abort("client" if kind in (None, asyncio.CancelledError, GeneratorExit) else "error")
-        for request in self.requests:
-            self._report(request)
+        for index, request in enumerate(self.requests):
+            self._report(index, request)
 
     def abort(self, reason: str) -> None:
         """Ends what is not finished; whoever waits for it gets finish_reason "abort". reason: for the metrics."""
@@ -91,6 +97,9 @@ class Generation:
 
     def _note(self, index: int, delta: CompletionDelta) -> bool:
         """Returns whether the delta is its completion's last. Raises ApiError where that failed."""
+        if index not in self._accepted:
+            self._accepted.add(index)
+            self._state.metrics.on_accepted()
         if delta.token_ids:
             now, place = time.monotonic(), (index, delta.index)
             if (last := self._last_token.get(place)) is not None:
@@ -103,7 +112,7 @@ class Generation:
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
         return delta.finish_reason is not None
 
-    def _report(self, request: Request) -> None:
+    def _report(self, index: int, request: Request) -> None:
         """Tells metrics and traces how a request has ended."""
         metrics, tracing = self._state.metrics, self._state.tracing
         if isinstance(request.error, QueueFullError):
@@ -111,7 +120,8 @@ class Generation:
             return
         if request.error is not None and not request.request_id:  # refused for another reason
             return
-        metrics.on_accepted()
+        if index not in self._accepted:
+            metrics.on_accepted()
         output = request.take_output()
         if any(completion.finish_reason in (None, "abort") and not completion.error for completion in output.outputs):
             metrics.on_aborted(self._abort_reason)

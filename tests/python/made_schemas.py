@@ -1,107 +1,96 @@
-"""Random JSON schemas of the keywords that llguidance knows, each satisfied by short texts."""
+"""Random JSON schemas of the keywords that llguidance knows, most of them satisfied by short texts.
+
+Hypothesis does not make them, since what it draws depends on the modules that are loaded.
+"""
 
 from __future__ import annotations
 
+import random
 from typing import Any
-
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
 Schema = dict[str, Any]
 NAMES = ["a", "b", "long name", "naïve", 'quo"te', "x_1"]
-SCALARS = st.one_of(
-    st.none(), st.booleans(), st.integers(-99, 99), st.sampled_from(["", "red", "Grüße", "a\nb", '"\\'])
-)
+SCALARS: list[Any] = [None, True, False, -7, 0, 12, 99, "", "red", "Grüße", "a\nb", '"\\']
+PATTERNS = ["^[a-c]{1,3}$", "^(yes|no)$", r"^\d{2}-\d{2}$", "^[^ ]{1,4}$", "^x?[0-9]$", "[0-9]"]
 
 
-def strings() -> st.SearchStrategy[Schema]:
-    lengths = st.tuples(st.integers(0, 3), st.integers(0, 5)).map(
-        lambda pair: {"type": "string", "minLength": pair[0], "maxLength": pair[0] + pair[1]}
-    )
-    patterns = st.sampled_from(["^[a-c]{1,3}$", "^(yes|no)$", r"^\d{2}-\d{2}$", "^[^ ]{1,4}$", "^x?[0-9]$"])
-    formats = st.sampled_from(["uuid", "ipv4", "date"])
-    return st.one_of(
-        lengths,
-        patterns.map(lambda pattern: {"type": "string", "pattern": pattern}),
-        formats.map(lambda name: {"type": "string", "format": name}),
-    )
+class SchemaMaker:
+    """Draws schemas."""
 
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
 
-@st.composite
-def integers(draw: st.DrawFn) -> Schema:
-    low = draw(st.integers(-2000, 2000))
-    schema: Schema = {"type": "integer", "minimum": low, "maximum": low + draw(st.integers(10, 3000))}
-    if draw(st.booleans()):
-        schema["exclusiveMinimum"] = schema.pop("minimum")
-    if draw(st.integers(0, 3)) == 0:
-        schema["multipleOf"] = draw(st.integers(2, 10))
-    return schema
+    def schema(self) -> Schema:
+        kind = self._random.randrange(6)
+        if kind == 0:  # a list of itself, by way of a definition
+            node = self._object(2)
+            node["properties"]["next"] = {"$ref": "#/$defs/node"}
+            return {"$defs": {"node": node}, "type": "array", "items": {"$ref": "#/$defs/node"}, "maxItems": 2}
+        return self._object(2) if kind < 3 else self._any(2)
 
+    def _chance(self, one_in: int) -> bool:
+        return self._random.randrange(one_in) == 0
 
-@st.composite
-def numbers(draw: st.DrawFn) -> Schema:
-    low = draw(st.integers(-50, 50))
-    return {"type": "number", "minimum": low, "maximum": low + draw(st.integers(1, 90))}
+    def _any(self, depth: int) -> Schema:
+        kinds = [self._string, self._integer, self._number, self._scalar]
+        if depth and self._chance(2):
+            return self._random.choice([self._array, self._object, self._any_of])(depth - 1)
+        return self._random.choice(kinds)()
 
+    def _string(self) -> Schema:
+        kind, low = self._random.randrange(3), self._random.randrange(4)
+        if kind == 0:
+            return {"type": "string", "minLength": low, "maxLength": low + self._random.randrange(6)}
+        if kind == 1:
+            return {"type": "string", "pattern": self._random.choice(PATTERNS)}
+        return {"type": "string", "format": self._random.choice(["uuid", "ipv4", "date"])}
 
-@st.composite
-def arrays(draw: st.DrawFn, items: st.SearchStrategy[Schema]) -> Schema:
-    low = draw(st.integers(0, 2))
-    schema: Schema = {"type": "array", "items": draw(items), "minItems": low, "maxItems": low + draw(st.integers(0, 2))}
-    if draw(st.integers(0, 2)) == 0:
-        schema["prefixItems"] = draw(st.lists(items, min_size=1, max_size=2))
-        schema["minItems"] = schema["maxItems"] = len(schema["prefixItems"])
-    return schema
+    def _integer(self) -> Schema:
+        low = self._random.randint(-2000, 2000)
+        schema: Schema = {"type": "integer", "maximum": low + self._random.randint(10, 3000)}
+        schema["minimum" if self._chance(2) else "exclusiveMinimum"] = low
+        if self._chance(4):
+            schema["multipleOf"] = self._random.randint(2, 10)
+        return schema
 
+    def _number(self) -> Schema:
+        low = self._random.randint(-50, 50)
+        return {"type": "number", "minimum": low, "maximum": low + self._random.randint(1, 90)}
 
-@st.composite
-def objects(draw: st.DrawFn, values: st.SearchStrategy[Schema]) -> Schema:
-    properties = draw(st.dictionaries(st.sampled_from(NAMES), values, max_size=4))
-    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    if properties:
-        schema["required"] = draw(st.lists(st.sampled_from(sorted(properties)), unique=True))
-    if draw(st.integers(0, 3)) == 0:
-        schema["additionalProperties"] = draw(values)
-    return schema
+    def _scalar(self) -> Schema:
+        kind = self._random.randrange(4)
+        if kind == 0:
+            return {"type": "boolean"}
+        if kind == 1:
+            return {"type": ["boolean", "null"]}
+        values = self._random.sample(SCALARS, self._random.randint(1, 4))
+        return {"const": values[0]} if kind == 2 else {"enum": values}
 
+    def _array(self, depth: int) -> Schema:
+        low = self._random.randrange(3)
+        schema: Schema = {"type": "array", "items": self._any(depth), "minItems": low}
+        schema["maxItems"] = low + self._random.randrange(3)
+        if self._chance(3):
+            schema["prefixItems"] = [self._any(depth) for _ in range(self._random.randint(1, 2))]
+            schema["minItems"] = schema["maxItems"] = len(schema["prefixItems"])
+        return schema
 
-def schemas() -> st.SearchStrategy[Schema]:
-    leaves = st.one_of(
-        strings(),
-        integers(),
-        numbers(),
-        st.just({"type": "boolean"}),
-        st.just({"type": ["boolean", "null"]}),
-        st.lists(SCALARS, min_size=1, max_size=4).map(lambda values: {"enum": values}),
-        SCALARS.map(lambda value: {"const": value}),
-    )
-    nested = st.recursive(
-        leaves,
-        lambda inner: st.one_of(
-            arrays(inner), objects(inner), st.lists(inner, min_size=1, max_size=3).map(lambda any_of: {"anyOf": any_of})
-        ),
-        max_leaves=6,
-    )
-    # A list of itself, by way of a definition.
-    recursive = objects(nested).map(
-        lambda item: {
-            "$defs": {"node": item | {"properties": item["properties"] | {"next": {"$ref": "#/$defs/node"}}}},
-            "type": "array",
-            "items": {"$ref": "#/$defs/node"},
-            "maxItems": 2,
+    def _object(self, depth: int) -> Schema:
+        names = self._random.sample(NAMES, self._random.randrange(5))
+        schema: Schema = {
+            "type": "object",
+            "properties": {name: self._any(depth) for name in names},
+            "required": [name for name in names if self._chance(2)],
+            "additionalProperties": False,
         }
-    )
-    return st.one_of(nested, objects(nested), recursive)
+        if self._chance(6):
+            schema["additionalProperties"] = self._any(0)
+        return schema
+
+    def _any_of(self, depth: int) -> Schema:
+        return {"anyOf": [self._any(depth) for _ in range(self._random.randint(1, 3))]}
 
 
 def made_schemas(count: int) -> list[Schema]:
     """Returns `count` schemas, the same in every run."""
-    found: list[Schema] = []
-
-    @settings(max_examples=count, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-    @given(schemas())
-    def collect(schema: Schema) -> None:
-        found.append(schema)
-
-    collect()
-    return found
+    return [SchemaMaker(seed).schema() for seed in range(count)]

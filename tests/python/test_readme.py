@@ -131,7 +131,7 @@ def test_shell_blocks() -> None:
                 assert script.stat().st_mode & 0o111, program
                 assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
             else:
-                assert program in ("cmake", "lynx-rt"), program
+                assert program in ("cmake", "curl", "lynx-rt"), program
 
 
 def test_files_that_the_readme_names_exist() -> None:

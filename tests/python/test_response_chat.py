@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lynx_rt import CompletionOutput, Engine, RequestMetrics, RequestOutput, ToolCall, ValidationError
+from lynx_rt import CompletionOutput, Engine, RequestMetrics, RequestOutput, SamplingParams, ToolCall, ValidationError
 from lynx_rt.engine.chat_results import fill_in
 
 MESSAGES = [{"role": "user", "content": "12 times 22 = ?"}]
@@ -59,6 +59,16 @@ def test_reasoning_that_the_template_began(engine: Engine) -> None:
     assert (output.outputs[0].reasoning, output.outputs[0].content) == ("Hm. Well", "")
 
 
+def test_json_is_the_content(engine: Engine) -> None:
+    """Its first token is no thought, although the prompt began one."""
+    schema = {"const": {"a": "</think><tool_call>"}}
+    template = "{{ messages[0].content }}<think>"
+    (output,) = engine.chat(MESSAGES, {"structured_outputs": {"json": schema}}, chat_template=template, tools=[times])
+    completion = output.outputs[0]
+    assert completion.content == output.text and json.loads(output.text) == schema["const"]
+    assert completion.reasoning is None and not completion.tool_calls
+
+
 def test_only_chat_has_parts(engine: Engine) -> None:
     prompt = engine.render_chat(MESSAGES)
     for output in (
@@ -98,7 +108,7 @@ def test_tags_that_are_special_tokens(tmp_path: Path, nano_path: str) -> None:
             ids = engine.encode(f"<|pad|>Hm.<|bos|>{text}", add_special_tokens=False)
             completion = CompletionOutput(0, "Hm.Yes", ids, finish_reason="stop", stop_reason=stop_reason)
             output = RequestOutput("", "A:", [1], [completion], True, RequestMetrics())
-            fill_in([output], engine.response_format, engine.get_tokenizer(), None)
+            fill_in(output, SamplingParams(), engine.response_format, engine.get_tokenizer(), None)
             assert (completion.reasoning, completion.content) == ("Hm.", "Yes")
 
 

@@ -113,6 +113,7 @@ def test_tools_that_must_be_called() -> None:
 def test_a_named_tool() -> None:
     choice = {"type": "function", "function": {"name": "weather"}}
     assert tool_call_grammar(TOOLS, choice) == StructuredOutputs(json=CITY)
+    assert tool_call_grammar([{"type": "function", "name": "weather", "parameters": CITY}], choice).json == CITY
     assert tool_call_grammar(TOOLS[2:], choice | {"function": {"name": "now"}}).json == {"type": "object"}
 
 

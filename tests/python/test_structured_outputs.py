@@ -27,7 +27,7 @@ POINT = {
     "required": ["x"],
     "additionalProperties": False,
 }
-SLOW = {"grammar": "start: " + " | ".join(f'"{number}x"' for number in range(50000))}  # seconds to compile
+SLOW = {"grammar": "start: " + " | ".join(f'"{number}x"' for number in range(12000))}  # half a second to compile
 
 
 def one(engine: Engine, structured_outputs: Any, **fields: Any) -> CompletionOutput:
@@ -82,6 +82,11 @@ def test_the_whole_text_has_the_form(nano: Engine, structured_outputs: dict[str,
             continue
         assert completion.finish_reason == "stop" and completion.stop_reason is None, completion
         assert re.fullmatch(pattern, completion.text, re.DOTALL), completion.text
+
+
+def test_many_choices(nano: Engine) -> None:
+    choices = [f"{place * 7919 % 1000003} at {place}" for place in range(5000)]
+    assert {one(nano, {"choice": choices}, temperature=2.0, seed=seed).text for seed in range(3)} < set(choices)
 
 
 def test_structural_tag(nano: Engine) -> None:
@@ -147,6 +152,20 @@ def test_free_requests_have_the_same_tokens_beside_constrained_ones(nano: Engine
             other.finish_reason,
         )
     assert [output.finish_reason for output in mixed[4:]] == ["length", "stop", "error"]
+
+
+def test_batch_aware_policies_keep_the_form(nano: Engine) -> None:
+    params = [
+        SamplingParams(temperature=1.0, seed=seed, max_tokens=40, structured_outputs={"regex": "([a-z]{2} )+[0-9]{2}"})
+        for seed in range(8)
+    ]
+    nano.set_expert_selection("lynx")
+    try:
+        outputs = nano.generate([SUM] * 8, params)
+    finally:
+        nano.set_expert_selection("topk")
+    for output in outputs:
+        assert re.fullmatch("([a-z]{2} )*([a-z]{0,2}|[0-9]{0,2})", output.text), output.text
 
 
 def test_a_dead_end_ends_that_request_alone(nano: Engine) -> None:
@@ -269,14 +288,14 @@ def test_what_does_not_go_together(nano: Engine, nano_path: str) -> None:
 
 def test_a_slow_compilation_ends_in_an_error_and_others_go_on(nano_path: str) -> None:
     with Engine(nano_path) as engine:
-        engine._inputs._grammars._seconds = 0.2
-        long = SamplingParams(temperature=0, max_tokens=400, ignore_eos=True)
+        engine._inputs._grammars._seconds = 0.1
+        long = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
         running = threading.Thread(target=engine.generate, args=(SUM, long))
         running.start()
         while engine.stats().steps == 0:
             time.sleep(0.001)
         before, start = engine.stats().steps, time.monotonic()
-        with pytest.raises(ValidationError, match=r"could not be compiled within 0\.2 s"):
+        with pytest.raises(ValidationError, match=r"could not be compiled within 0\.1 s"):
             one(engine, SLOW)
         assert time.monotonic() - start < 2
         assert engine.stats().steps > before
@@ -294,7 +313,7 @@ def test_a_child_of_a_fork_makes_its_own(nano_path: str) -> None:
         "    while not stop.is_set(): engine.generate(['a'] * 4, held)\n"
         "threading.Thread(target=loop, daemon=True).start()\n"
         "while engine.stats().steps < 20: pass\n"
-        "for _ in range(3):\n"
+        "for _ in range(2):\n"
         "    if (child := os.fork()) == 0:\n"
         "        with lynx_rt.Engine(sys.argv[1], num_threads=1) as own:\n"
         f"            print(own.generate({SUM!r}, held)[0].text, flush=True)\n"
@@ -304,4 +323,4 @@ def test_a_child_of_a_fork_makes_its_own(nano_path: str) -> None:
     )
     command = [sys.executable, "-W", "ignore", "-c", code, nano_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0 and done.stdout == " 264\n" * 3, (done.stdout, done.stderr)
+    assert done.returncode == 0 and done.stdout == " 264\n" * 2, (done.stdout, done.stderr)

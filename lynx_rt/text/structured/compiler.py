@@ -187,8 +187,7 @@ class Grammar:
         words: [ceil(vocabulary / 32)], where it writes its masks.  start_after: as in StructuredOutputs.  min_tokens: before this
         many tokens, neither an end of text nor a token of stop_token_ids is allowed, unless nothing else is.
         """
-        with native_call:
-            state = self._start.deep_copy()
+        state = native_call(self._start.deep_copy)
         return Matcher(self._vocabulary, state, words, start_after, min_tokens, stop_token_ids)
 
 
@@ -222,8 +221,7 @@ class Matcher:
     @property
     def is_finished(self) -> bool:
         """Whether nothing but an end of text can follow."""
-        with native_call:
-            return not self._start_after and not self.error and self._state.is_stopped()
+        return not self._start_after and not self.error and native_call(self._state.is_stopped)
 
     def fill(self) -> None:
         """Sets the bits of the tokens that may follow, and clears the others: token v is bit v % 32 of word v / 32."""
@@ -265,8 +263,8 @@ class Matcher:
     def _call(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Calls llguidance. An error stays in `error`."""
         try:
-            with _GUARD, native_call:
-                function(*arguments)
+            with _GUARD:
+                native_call(function, *arguments)
                 if self._state.is_error():
                     raise ValidationError(f"no token can follow: {_one_line(self._state.get_error())}", FIELD)
         except LynxError as error:

@@ -36,7 +36,8 @@ def _rules(spec: StructuredOutputs, special_tokens: Mapping[str, int]) -> str:
     if spec.regex is not None:
         return f"start: /{_slashed(spec.regex)}/"
     if spec.choice is not None:
-        return "start: " + " | ".join(json.dumps(item) for item in spec.choice)
+        # A terminal: as a rule, more than 2000 choices would be more than the parser takes.
+        return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(item) for item in spec.choice)
     if spec.grammar is not None:
         from llguidance.gbnf_to_lark import any_to_lark
 

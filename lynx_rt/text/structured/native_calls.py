@@ -9,30 +9,22 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from types import TracebackType
+from collections.abc import Callable
+from typing import TypeVar
 
 from lynx_rt.errors import EngineClosedError
 
+T = TypeVar("T")
 _lock = threading.Lock()
 _exiting_thread = 0  # the one that runs the hooks at exit; 0 = the interpreter is not exiting
 
 
-class _NativeCall:
-    """The context of one call, which must be short: one runs at a time. Raises EngineClosedError when the interpreter exits."""
-
-    def __enter__(self) -> None:
-        _lock.acquire()
+def native_call(call: Callable[..., T], *arguments: object) -> T:
+    """Makes a call of llguidance, which must be short: one runs at a time. Raises EngineClosedError when the interpreter exits."""
+    with _lock:
         if _exiting_thread not in (0, threading.get_ident()):
-            _lock.release()
             raise EngineClosedError("the interpreter is exiting")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _lock.release()
-
-
-native_call = _NativeCall()
+        return call(*arguments)
 
 
 def _exit() -> None:

@@ -51,7 +51,8 @@ def tool_call_grammar(
 ) -> StructuredOutputs:
     """Returns the form of an answer that must call tools.
 
-    tools: as OpenAI's API has them, {"type": "function", "function": {"name", "parameters"}}.
+    tools: as OpenAI's API has them, {"type": "function", "function": {"name", "parameters"}}, or with name and parameters beside
+    the type, as in its Responses API.
     choice: "required" = a JSON list of {"name", "parameters"}, one or more calls of any tools; {"type": "function", "function":
     {"name"}} = the arguments of that tool, a JSON object.  parallel: whether there may be several calls.
     Raises ValidationError whose field is "tools" or "tool_choice".
@@ -89,7 +90,7 @@ def tool_call_grammar(
 
 
 def _function(tool: Any, place: int) -> Mapping[str, Any]:
-    function = tool.get("function") if isinstance(tool, Mapping) else None
+    function = tool.get("function", tool) if isinstance(tool, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise ValidationError(f"tools[{place}]: expected a function with a name, got {shown(tool)}", "tools")
     return function
