@@ -39,7 +39,7 @@ class OutOfMemoryError(LynxError, MemoryError):
 
 
 class QueueFullError(LynxError):
-    """All `max_num_seqs` places are taken, and `max_num_queued_reqs` requests are waiting for one."""
+    """More requests or prompt tokens would wait than `max_num_queued_reqs` or `max_num_queued_tokens` allows."""
 
 
 class RequestAborted(LynxError):

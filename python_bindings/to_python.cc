@@ -21,6 +21,7 @@ py::object to_object(FinishReason reason) {
     case FinishReason::kStop: return py::str("stop");
     case FinishReason::kLength: return py::str("length");
     case FinishReason::kError: return py::str("error");
+    case FinishReason::kTimeout: return py::str("abort");
     case FinishReason::kNone: break;
   }
   return py::none();

@@ -62,13 +62,19 @@ void BlockPool::release(std::span<const int32_t> blocks) {
   }
 }
 
-BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_t max_blocks) {
+BlockPool::Key BlockPool::make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt) {
+  Key key{parent, {tokens.begin(), tokens.end()}};
+  if (parent == kNoContent) key.tokens.insert(key.tokens.end(), salt.begin(), salt.end());
+  return key;
+}
+
+BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt) {
   Match match;
   if (!caching_) return match;
   ContentId parent = kNoContent;
   for (int64_t i = 0; i < max_blocks && (i + 1) * block_size_ <= int64_t(tokens.size()); ++i) {
     auto part = tokens.subspan(size_t(i * block_size_), size_t(block_size_));
-    auto it = cache_.find(Key{parent, {part.begin(), part.end()}});
+    auto it = cache_.find(make_key(parent, part, salt));
     if (it == cache_.end()) break;
     int32_t b = it->second.block;
     if (blocks_[size_t(b)].references++ == 0) remove_free(b);
@@ -78,9 +84,9 @@ BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_
   return match;
 }
 
-ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const int32_t> tokens) {
+ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const int32_t> tokens, std::string_view salt) {
   if (!caching_) return kNoContent;
-  auto [it, added] = cache_.try_emplace(Key{parent, {tokens.begin(), tokens.end()}}, Content{next_content_, b});
+  auto [it, added] = cache_.try_emplace(make_key(parent, tokens, salt), Content{next_content_, b});
   if (added) {
     ++next_content_;
     blocks_[size_t(b)].content = it;

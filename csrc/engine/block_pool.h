@@ -6,6 +6,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -32,10 +33,10 @@ class BlockPool {
     std::vector<int32_t> blocks;      // referenced for the caller
     std::vector<ContentId> contents;  // content of each of these pages
   };
-  // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages.
-  Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks);
+  // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages, under the same salt.
+  Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt = {});
   // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached.
-  ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens);
+  ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens, std::string_view salt = {});
 
   // Takes a page out of the cache, so that no request finds it. Returns false, and changes nothing, where others have a reference
   // too.
@@ -50,6 +51,9 @@ class BlockPool {
     std::vector<int32_t> tokens;
     bool operator==(const Key&) const = default;
   };
+  // Returns the key of a full page. The first page of a sequence carries its salt behind the tokens, so that contents of different
+  // salts have no common root.
+  static Key make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt);
   struct KeyHash {
     size_t operator()(const Key& key) const;
   };

@@ -168,6 +168,10 @@ lynx_rt_status lynx_rt_reset_stats(lynx_rt_engine* engine) {
   return guarded([&] { checked(engine).reset_stats(); });
 }
 
+double lynx_rt_last_step_time(const lynx_rt_engine* engine) { return engine ? engine->engine->last_step_time() : 0; }
+
+double lynx_rt_step_start_time(const lynx_rt_engine* engine) { return engine ? engine->engine->step_start_time() : 0; }
+
 lynx_rt_status lynx_rt_check_integrity(const lynx_rt_engine* engine) {
   return guarded([&] { checked(engine).check_integrity(); });
 }

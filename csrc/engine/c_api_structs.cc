@@ -14,11 +14,11 @@ namespace lynx_rt {
 namespace {
 
 static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE_FULL == int(ErrorCode::kQueueFull) + 1);
-static_assert(LYNX_RT_ERROR == int(FinishReason::kError) && LYNX_RT_STOP == int(FinishReason::kStop));
+static_assert(LYNX_RT_TIMEOUT == int(FinishReason::kTimeout) && LYNX_RT_STOP == int(FinishReason::kStop));
 static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
 // A struct that callers fill must not end in padding: callers need not zero it, and a field added later would lie there.
-static_assert(offsetof(lynx_rt_options, log_user) + sizeof(void*) == sizeof(lynx_rt_options));
-static_assert(offsetof(lynx_rt_params, num_bad_words) + sizeof(size_t) == sizeof(lynx_rt_params));
+static_assert(offsetof(lynx_rt_options, max_num_queued_tokens) + sizeof(int64_t) == sizeof(lynx_rt_options));
+static_assert(offsetof(lynx_rt_params, isolation_group) + sizeof(char*) == sizeof(lynx_rt_params));
 
 // Returns the caller's struct, cut or extended with zeros to the size that this library knows.
 template <class Struct>
@@ -130,6 +130,7 @@ OutputView::OutputView(const StepOutput& from) {
   view_.prompt_logprobs = add(from.prompt_logprobs);
   view_.num_prompt_logprobs = from.prompt_logprobs.size();
   view_.num_cached_tokens = from.num_cached_tokens;
+  view_.num_computed_prompt_tokens = from.num_computed_prompt_tokens;
   view_.arrival_time = from.arrival_time;
   view_.first_scheduled_time = from.first_scheduled_time;
   view_.first_token_time = from.first_token_time;

@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "base/clock.h"
 #include "base/error.h"
 #include "base/fork.h"
 #include "engine/engine_core.h"
@@ -19,6 +20,7 @@ struct Engine::Impl {
   std::function<void(LogLevel, const std::string&)> on_log;
   std::mutex turn;  // held through a step and the callbacks for its outputs; taken before `mutex`
   std::atomic<std::thread::id> stepping;
+  std::atomic<double> last_step_time = 0, step_start_time = 0;  // read without a lock
 
   mutable std::mutex mutex;          // guards the members below
   std::unique_ptr<EngineCore> core;  // null after close()
@@ -62,6 +64,16 @@ struct Engine::Impl {
     if (on_log) on_log(level, text);
   }
 
+  // Holds the time at which a step began, as long as the step runs.
+  class InProgress {
+   public:
+    explicit InProgress(std::atomic<double>& start) : start_(start) { start_ = now(); }
+    ~InProgress() { start_ = 0; }
+
+   private:
+    std::atomic<double>& start_;
+  };
+
   // Runs a step, unless outputs of the last one are still to be delivered.
   void run_step() {
     std::vector<std::string> warnings;
@@ -70,7 +82,10 @@ struct Engine::Impl {
       if (num_delivered < outputs.size()) return;
       outputs.clear();
       num_delivered = 0;
-      outputs = locked_core().step();
+      EngineCore& core = locked_core();
+      const InProgress in_progress(step_start_time);
+      outputs = core.step();
+      last_step_time = now();
       if (on_log) warnings = find_warnings();
     }
     for (const std::string& text : warnings) log(LogLevel::kWarning, text);
@@ -168,9 +183,9 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
-uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
+uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask) {
   const auto held = impl_->lock();
-  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params);
+  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params, std::move(token_mask));
   impl_->changed.notify_all();
   return id;
 }
@@ -246,6 +261,10 @@ void Engine::set_expert_selection(const std::string& selection) {
 }
 
 std::string Engine::expert_selection() const { return impl_->open()->selection(); }
+
+double Engine::last_step_time() const { return impl_->last_step_time; }
+
+double Engine::step_start_time() const { return impl_->step_start_time; }
 
 EngineStats Engine::stats() const { return impl_->open()->stats(); }
 

@@ -35,6 +35,7 @@ const EngineOptions& checked(const EngineOptions& o) {
   at_least("max_model_len", o.max_model_len, 0);
   at_least("max_num_seqs", o.max_num_seqs, 1);
   at_least("max_num_queued_reqs", o.max_num_queued_reqs, 0);
+  at_least("max_num_queued_tokens", o.max_num_queued_tokens, 0);
   at_least("kv_cache_memory_bytes", o.kv_cache_memory_bytes, 0);
   at_least("block_size", o.block_size, 1);
   at_least("num_threads", o.num_threads, 0);
@@ -166,13 +167,16 @@ EngineStats EngineCore::stats() const {
   EngineStats s = counters_;
   s.num_running = scheduler_.num_running();
   s.num_waiting = scheduler_.num_waiting();
+  s.num_waiting_tokens = scheduler_.num_waiting_tokens();
   s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
   s.kv_blocks_total = pool_.num_blocks();
   s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
-  for (const OpProfile& p : backend_->profile()) {
-    s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
-    s.bytes_read += p.bytes;
-  }
+  for (const OpProfile& p : backend_->profile()) s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
+  const BytesRead read = bytes_read();
+  s.bytes_read = read.all;
+  s.bytes_read_experts = read.experts;
+  s.bytes_read_kv = read.kv;
+  s.bytes_read_dense = read.all - read.experts - read.kv;
   selection_.report(s);
   return s;
 }
@@ -201,6 +205,7 @@ EngineCore::BytesRead EngineCore::bytes_read() const {
   BytesRead read;
   for (const OpProfile& p : backend_->profile()) read.all += p.bytes;
   read.experts = backend_->profile()[Backend::kExpertFfn].bytes;
+  read.kv = backend_->profile()[Backend::kAttention].bytes;
   return read;
 }
 
@@ -274,6 +279,11 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   if (options_.max_num_queued_reqs && scheduler_.num_queued() >= options_.max_num_queued_reqs)
     fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_queued(),
          " requests are waiting for one of the ", options_.max_num_seqs, " places, the limit is ", options_.max_num_queued_reqs);
+  if (const int64_t limit = options_.max_num_queued_tokens, waiting = scheduler_.num_waiting_tokens();
+      limit && waiting && waiting + int64_t(prompt.size()) > limit)
+    fail(ErrorCode::kQueueFull, "max_num_queued_tokens", "max_num_queued_tokens: ", waiting,
+         " prompt tokens are waiting, with the ", prompt.size(), " of this request there would be more than the limit of ",
+         limit);
   auto r = std::make_unique<Request>();
   r->id = next_id_++;
   r->params = params;
@@ -284,12 +294,26 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   r->tokens = std::move(prompt);
   r->tokens.reserve(size_t(r->max_len));
   r->arrival_time = now();
+  if (params.timeout > 0) r->deadline = r->arrival_time + params.timeout;
   uint64_t id = r->id;
   scheduler_.add(std::move(r));
   return id;
 }
 
-void EngineCore::count_selection() {
+// Counts a step's decode rows by how their experts were chosen, and in a decode-only step what the selection did.
+void EngineCore::count_selection(const ScheduledStep& step) {
+  if (step.phase != Phase::kDecodeOnly) {
+    counters_.decode_rows_mixed += step.num_decode_rows;
+    return;
+  }
+  counters_.decode_rows += step.num_rows;
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const ScheduledRequest& s = step.requests[i];
+    if (s.request->params.exact)
+      counters_.decode_rows_exact += s.num_tokens;
+    else if (selection_.current().acts(step.phase, batch_.group_rows(i)))
+      counters_.decode_rows_selected += s.num_tokens;
+  }
   for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
 }
 
@@ -314,43 +338,68 @@ FinishReason EngineCore::finish_reason(const Request& r) const {
   return int64_t(r.tokens.size()) >= r.max_len ? FinishReason::kLength : FinishReason::kNone;
 }
 
-StepOutput EngineCore::postprocess(Drawn drawn) {
-  Request& r = *drawn.request;
+StepOutput EngineCore::make_output(Request& r) {
   StepOutput out;
   out.request_id = r.id;
-  out.error = std::move(drawn.error);
-  if (out.error.empty()) {
-    r.tokens.push_back(drawn.result.token);
-    ++counters_.generation_tokens;
-    out.token_ids = {drawn.result.token};
-    if (r.params.logprobs >= 0) out.logprobs.push_back(std::move(drawn.result.logprobs));
-    if (r.num_generated() == 1) {
-      r.first_token_time = now();
-      counters_.prompt_tokens += r.prompt_len;
-      counters_.cached_prompt_tokens += r.num_cached_tokens;
-      out.prompt_logprobs = std::move(r.prompt_logprobs);
-    }
-    out.finish_reason = finish_reason(r);
-    if (out.finish_reason == FinishReason::kStop) out.stop_token_id = drawn.result.token;
-  } else {
-    out.finish_reason = FinishReason::kError;
-  }
   out.routed_experts = take_routed_experts(r);
   out.num_cached_tokens = r.num_cached_tokens;
   out.num_preemptions = r.num_preemptions;
+  out.num_computed_prompt_tokens = r.num_computed_prompt_tokens();
   out.arrival_time = r.arrival_time;
   out.first_scheduled_time = r.first_scheduled_time;
   out.first_token_time = r.first_token_time;
-  if (out.finish_reason != FinishReason::kNone) {
-    out.finish_time = now();
-    ++counters_.finished;
-    scheduler_.remove(r.id);
+  return out;
+}
+
+// Ends the request, whose last output this is.
+void EngineCore::finish(const Request& r, FinishReason reason, StepOutput& out) {
+  out.finish_reason = reason;
+  out.finish_time = now();
+  ++(reason == FinishReason::kTimeout ? counters_.aborted : counters_.finished);
+  scheduler_.remove(r.id);
+}
+
+std::vector<StepOutput> EngineCore::end_expired(double now) {
+  std::vector<StepOutput> outputs;
+  for (Request* r : scheduler_.expired(now)) {
+    StepOutput& out = outputs.emplace_back(make_output(*r));
+    out.error = str_cat("timeout: the request's ", r->params.timeout, " seconds are over, ", r->num_generated(),
+                        " tokens were generated");
+    finish(*r, FinishReason::kTimeout, out);
+  }
+  return outputs;
+}
+
+StepOutput EngineCore::postprocess(Drawn drawn) {
+  Request& r = *drawn.request;
+  if (!drawn.error.empty()) {
+    StepOutput out = make_output(r);
+    out.error = std::move(drawn.error);
+    finish(r, FinishReason::kError, out);
+    return out;
+  }
+  r.tokens.push_back(drawn.result.token);
+  ++counters_.generation_tokens;
+  if (r.num_generated() == 1) {
+    r.first_token_time = now();
+    counters_.prompt_tokens += r.prompt_len;
+    counters_.cached_prompt_tokens += r.num_cached_tokens;
+  }
+  StepOutput out = make_output(r);
+  out.token_ids = {drawn.result.token};
+  if (r.params.logprobs >= 0) out.logprobs.push_back(std::move(drawn.result.logprobs));
+  if (r.num_generated() == 1) out.prompt_logprobs = std::move(r.prompt_logprobs);
+  if (const FinishReason reason = finish_reason(r); reason != FinishReason::kNone) {
+    if (reason == FinishReason::kStop) out.stop_token_id = drawn.result.token;
+    finish(r, reason, out);
   }
   return out;
 }
 
 std::vector<StepOutput> EngineCore::step() {
   double start = now();
+  // These outputs must not be lost to a failure of the model, so they are all that this step does.
+  if (std::vector<StepOutput> outputs = end_expired(start); !outputs.empty()) return outputs;
   const BytesRead before = bytes_read();
   ScheduledStep scheduled = scheduler_.schedule();
   if (scheduled.requests.empty()) return {};
@@ -371,19 +420,24 @@ std::vector<StepOutput> EngineCore::step() {
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   }
 
-  const bool acted = selection_.current().acts(scheduled.phase, scheduled.num_rows);
-  for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !acted || s.request->params.exact);
+  for (size_t i = 0; i < scheduled.requests.size(); ++i) {
+    Request& r = *scheduled.requests[i].request;
+    const bool acted = selection_.current().acts(scheduled.phase, batch_.group_rows(i));
+    scheduler_.advance(r, scheduled.requests[i].num_tokens, !acted || r.params.exact);
+  }
   std::vector<StepOutput> outputs;
+  for (const ScheduledRequest& s : scheduled.requests)
+    if (s.request->params.report_progress && s.request->num_computed < s.request->prompt_len)
+      outputs.push_back(make_output(*s.request));
   for (Drawn& d : drawn) outputs.push_back(postprocess(std::move(d)));
 
   double seconds = now() - start;
   ++counters_.steps;
   counters_.step_seconds += seconds;
+  count_selection(scheduled);
   if (scheduled.phase == Phase::kDecodeOnly) {
     ++counters_.decode_steps;
     counters_.decode_seconds += seconds;
-    counters_.decode_rows += scheduled.num_rows;
-    count_selection();
     const BytesRead after = bytes_read();
     selection_.observe(seconds, layer_stats_, after.all - before.all, after.experts - before.experts);
   }

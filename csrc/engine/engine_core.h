@@ -73,10 +73,13 @@ class EngineCore {
   void take_drawn_tokens(std::span<Drawn> drawn) const;
   float* host_logits(int64_t row);  // a row of logits_ in host memory, valid until the next call
   FinishReason finish_reason(const Request& request) const;
-  StepOutput postprocess(Drawn drawn);  // may end the request
-  void count_selection();
+  StepOutput postprocess(Drawn drawn);       // may end the request
+  StepOutput make_output(Request& request);  // what every output says
+  void finish(const Request& request, FinishReason reason, StepOutput& output);
+  std::vector<StepOutput> end_expired(double now);
+  void count_selection(const ScheduledStep& step);
   struct BytesRead {
-    int64_t all = 0, experts = 0;
+    int64_t all = 0, experts = 0, kv = 0;
   };
   BytesRead bytes_read() const;  // since reset_stats()
 

@@ -8,7 +8,7 @@
 // Fields of EngineOptions that lynx_rt_options has under the same names; its 0 means the default of EngineOptions.
 #define LYNX_RT_OPTION_FIELDS(F) \
   F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(max_model_len) F(max_num_seqs) \
-  F(max_num_batched_tokens) F(max_num_queued_reqs) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
+  F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
   F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits)
@@ -17,7 +17,7 @@
 // Fields of SamplingParams that lynx_rt_params has under the same names, with 0 for the default; then its lists of ids.
 #define LYNX_RT_SAMPLING_FIELDS(F) \
   F(top_p) F(top_k) F(min_p) F(presence_penalty) F(frequency_penalty) F(repetition_penalty) F(max_tokens) F(min_tokens) \
-  F(ignore_eos) F(exact)
+  F(ignore_eos) F(exact) F(priority) F(timeout) F(cache_salt) F(isolation_group) F(report_progress)
 #define LYNX_RT_SAMPLING_ID_LISTS(F) F(stop_token_ids) F(allowed_token_ids) F(forced_token_ids)
 // Fields of SamplingParams that have another form in C, or whose 0 means something else there.
 #define LYNX_RT_SAMPLING_FIELDS_UNLIKE_C(F) F(temperature) F(seed) F(logprobs) F(prompt_logprobs) F(logit_bias) F(bad_words)
@@ -25,7 +25,8 @@
 #define LYNX_RT_STATS_FIELDS(F) \
   F(num_running) F(num_waiting) F(kv_blocks_used) F(kv_blocks_total) F(steps) F(decode_steps) F(prompt_tokens) \
   F(cached_prompt_tokens) F(generation_tokens) F(preemptions) F(finished) F(aborted) F(step_seconds) F(decode_seconds) \
-  F(model_seconds) F(sampling_seconds) F(decode_rows) F(bytes_read)
+  F(model_seconds) F(sampling_seconds) F(decode_rows) F(bytes_read) F(num_waiting_tokens) F(decode_rows_selected) \
+  F(decode_rows_exact) F(decode_rows_mixed) F(bytes_read_experts) F(bytes_read_dense) F(bytes_read_kv)
 #define LYNX_RT_STATS_PARTS(F) F(layers) F(ops) F(slo)
 #define LYNX_RT_LAYER_STATS_FIELDS(F) \
   F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass)

@@ -2,21 +2,13 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <functional>
-#include <span>
+#include <limits>
 #include <vector>
 
 #include "engine/block_pool.h"
 #include "lynx_rt/engine.h"
 
 namespace lynx_rt {
-
-// Decides which tokens may follow `tokens` (a request's prompt and generated tokens): sets their bits in `words`, a token mask
-// (backend/sampling.h) that is all zero before, or returns false where every token may follow. It is called once for each row
-// that a token is drawn from, in the step and under the engine's lock, so it must not call the engine. A failed step is run
-// again, so the answer must depend on `tokens` alone. Throwing, or a mask without tokens, ends this request with an error, and no
-// other.
-using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
 struct Request {
   uint64_t id = 0;
@@ -47,7 +39,9 @@ struct Request {
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts have been returned
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
+  double deadline = std::numeric_limits<double>::infinity();  // on the same clock
 
+  int64_t num_computed_prompt_tokens() const { return std::min(num_computed, prompt_len); }
   int64_t num_generated() const { return int64_t(tokens.size()) - prompt_len; }
   int64_t num_pending() const { return int64_t(tokens.size()) - num_computed; }  // tokens still to be computed
   // Returns the index of the first token whose logits a token is drawn from: the last token before the drafts.

@@ -1,12 +1,28 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
 #include "base/error.h"
 #include "base/types.h"
 
 namespace lynx_rt {
+
+namespace {
+
+bool comes_before(const std::unique_ptr<Request>& a, const std::unique_ptr<Request>& b) {
+  return std::tie(a->params.priority, a->id) < std::tie(b->params.priority, b->id);
+}
+
+// Puts a request at its place in a list, in which it stands after those of its priority that arrived before it.
+template <class List>
+void insert_ordered(List& list, std::unique_ptr<Request> r) {
+  const auto at = std::upper_bound(list.begin(), list.end(), r, comes_before);
+  list.insert(at, std::move(r));
+}
+
+}  // namespace
 
 Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
                      bool enable_mixed_chunk)
@@ -16,7 +32,37 @@ Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, 
       max_num_batched_tokens_(max_num_batched_tokens),
       mixed_(enable_mixed_chunk) {}
 
-void Scheduler::add(std::unique_ptr<Request> request) { waiting_.push_back(std::move(request)); }
+void Scheduler::add(std::unique_ptr<Request> r) {
+  earliest_deadline_ = std::min(earliest_deadline_, r->deadline);
+  wait(std::move(r));
+}
+
+void Scheduler::wait(std::unique_ptr<Request> r) {
+  num_waiting_tokens_ += r->prompt_len;
+  insert_ordered(waiting_, std::move(r));
+}
+
+std::unique_ptr<Request> Scheduler::take_waiting(Waiting::iterator at) {
+  std::unique_ptr<Request> r = std::move(*at);
+  waiting_.erase(at);
+  num_waiting_tokens_ -= r->prompt_len;
+  return r;
+}
+
+std::vector<Request*> Scheduler::expired(double now) {
+  std::vector<Request*> out;
+  if (now < earliest_deadline_) return out;
+  earliest_deadline_ = std::numeric_limits<double>::infinity();
+  const auto look = [&](const std::unique_ptr<Request>& r) {
+    if (r->deadline <= now)
+      out.push_back(r.get());
+    else
+      earliest_deadline_ = std::min(earliest_deadline_, r->deadline);
+  };
+  std::for_each(running_.begin(), running_.end(), look);
+  std::for_each(waiting_.begin(), waiting_.end(), look);
+  return out;
+}
 
 bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   int64_t needed = ceil_div(r.num_computed + num_tokens, pool_.block_size()) - int64_t(r.blocks.size());
@@ -44,7 +90,7 @@ void Scheduler::preempt_last() {
   forget(*r);
   ++r->num_preemptions;
   ++num_preemptions_;
-  waiting_.push_front(std::move(r));
+  wait(std::move(r));
 }
 
 void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
@@ -52,8 +98,7 @@ void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
   step.num_rows += num_tokens;
 }
 
-// A request that finds no page preempts the latest one, which has not been scheduled in this step yet. The latest one preempts
-// itself.
+// A request that finds no page preempts the last one, which has not been scheduled in this step yet. The last one preempts itself.
 void Scheduler::schedule_decode(ScheduledStep& step) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
@@ -117,6 +162,7 @@ ScheduledStep Scheduler::schedule() {
   if (step.requests.empty()) {
     schedule_decode(step);
     size_t num_decode = step.requests.size();
+    step.num_decode_rows = step.num_rows;
     // If every decoding request was preempted, the requests that hold the pages continue their prefill.
     if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
@@ -131,7 +177,7 @@ bool Scheduler::admit(ScheduledStep& step) {
   // And cached pages do not restore the state that layers beside them have after these tokens.
   const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
   int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
-  BlockPool::Match match = pool_.match_prefix(r.tokens, reusable);
+  BlockPool::Match match = pool_.match_prefix(r.tokens, reusable, r.params.cache_salt);
   int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
   int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
   r.blocks = std::move(match.blocks);
@@ -142,9 +188,8 @@ bool Scheduler::admit(ScheduledStep& step) {
     return false;
   }
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
-  running_.push_back(std::move(waiting_.front()));
-  waiting_.pop_front();
-  take(step, *running_.back(), n);
+  insert_ordered(running_, take_waiting(waiting_.begin()));
+  take(step, r, n);
   return true;
 }
 
@@ -154,7 +199,7 @@ void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   const size_t size = size_t(pool_.block_size());
   for (size_t i = r.contents.size(); (i + 1) * size <= size_t(r.num_reproducible); ++i) {
     auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
-    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens));
+    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens, r.params.cache_salt));
   }
 }
 
@@ -209,8 +254,7 @@ std::unique_ptr<Request> Scheduler::remove(uint64_t id) {
     out = std::move(*it);
     running_.erase(it);
   } else if (auto w = std::find_if(waiting_.begin(), waiting_.end(), is_it); w != waiting_.end()) {
-    out = std::move(*w);
-    waiting_.erase(w);
+    out = take_waiting(w);
   }
   if (out) forget(*out);
   return out;

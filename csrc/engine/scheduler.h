@@ -1,9 +1,10 @@
 // Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget. Without
-// mixed chunks, prefill has steps of its own, which go first. Where pages run out, the latest request is preempted and recomputed
-// later.
+// mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival). Where pages
+// run out, the last running request in that order is preempted and recomputed later.
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -29,7 +30,7 @@ struct LogitRow {
 struct ScheduledStep {
   std::vector<ScheduledRequest> requests;  // decode rows first
   std::vector<LogitRow> logit_rows;        // sampled rows last; each group in the order of the requests and their rows
-  int64_t num_rows = 0;
+  int64_t num_rows = 0, num_decode_rows = 0;
   Phase phase = Phase::kPrefill;
 };
 
@@ -55,9 +56,12 @@ class Scheduler {
   Request* find_running(uint64_t id) const;  // null where the request waits or is unknown
   // Removes a running or waiting request and frees its pages; returns null where it is unknown.
   std::unique_ptr<Request> remove(uint64_t id);
+  // Returns the running and waiting requests whose deadline has come. The caller removes them.
+  std::vector<Request*> expired(double now);
 
   int64_t num_running() const { return int64_t(running_.size()); }
   int64_t num_waiting() const { return int64_t(waiting_.size()); }
+  int64_t num_waiting_tokens() const { return num_waiting_tokens_; }  // prompt tokens of the waiting requests
   // Returns the number of requests that must wait for another one to end; negative while there are fewer than max_num_seqs
   // requests.
   int64_t num_queued() const { return num_waiting() + num_running() - max_num_seqs_; }
@@ -70,6 +74,9 @@ class Scheduler {
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
   void forget(Request& request);  // frees its pages and states
+  using Waiting = std::deque<std::unique_ptr<Request>>;
+  void wait(std::unique_ptr<Request> request);
+  std::unique_ptr<Request> take_waiting(Waiting::iterator at);
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
   // Adds prefill chunks of running requests; then, unless the scheduler has made more than `preemptions` preemptions by then, of
@@ -84,8 +91,10 @@ class Scheduler {
   StateCache& states_;
   int64_t max_num_seqs_, max_num_batched_tokens_;
   bool mixed_;
-  std::vector<std::unique_ptr<Request>> running_;  // in order of admission
-  std::deque<std::unique_ptr<Request>> waiting_;
+  std::vector<std::unique_ptr<Request>> running_;  // both in the order of (priority, arrival)
+  Waiting waiting_;
+  double earliest_deadline_ = std::numeric_limits<double>::infinity();  // of all requests; may be that of one that has ended
+  int64_t num_waiting_tokens_ = 0;
   int64_t num_preemptions_ = 0;
 };
 

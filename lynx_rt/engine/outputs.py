@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lynx_rt.text.response import ToolCall
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -39,7 +41,11 @@ class CompletionOutput:
     finish_reason: str | None = None  # None (goes on), "stop", "length", "abort" or "error"
     stop_reason: int | str | None = None  # the stop token or stop string; None for end of text
     delta_text: str = ""  # what `text` grew by since the previous output of this request
-    error: str | None = None  # why it ended with "error"
+    error: str | None = None  # why it ended with "error", or with "abort" because of its timeout
+    # The parts of the text, from `chat` only:
+    content: str | None = None  # the answer, with calls that are malformed; None where there are tool calls alone
+    reasoning: str | None = None  # what the model thought before
+    tool_calls: list[ToolCall] = field(default_factory=list)
     # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts of each token, -1 = none. None until the
     # completion has finished, and for an engine without enable_return_routed_experts.
     routed_experts: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
@@ -54,6 +60,19 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class CompletionDelta:
+    """What a completion grew by since it was last looked at. The fields are those of CompletionOutput."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    error: str | None
+
+
+@dataclass(slots=True)
 class RequestMetrics:
     """Times of a request's events: seconds on the steady clock (`time.monotonic()` on Linux), 0 = not yet.
 
@@ -65,6 +84,7 @@ class RequestMetrics:
     first_token_time: float = 0.0
     finish_time: float = 0.0
     num_prompt_tokens: int = 0
+    num_computed_prompt_tokens: int = 0  # cached ones included; num_prompt_tokens once there is a token
     num_generation_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -117,6 +137,9 @@ class RequestOutput:
     metrics: RequestMetrics
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # entry 0 is None: nothing precedes it
+    # float32 [256]: the experts of the prompt's rows, known from the first token on; see lynx_rt.engine.signature. None for an engine
+    # without enable_return_routed_experts.
+    prompt_signature: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -183,6 +206,7 @@ class EngineStats:
 
     num_running: int
     num_waiting: int
+    num_waiting_tokens: int  # prompt tokens of the waiting requests
     kv_blocks_used: int
     kv_blocks_total: int
     steps: int
@@ -198,7 +222,14 @@ class EngineStats:
     model_seconds: float
     sampling_seconds: float
     decode_rows: int  # rows of decode-only steps
-    bytes_read: int  # weights and KV that the steps had to read
+    # Decode rows by how their experts were chosen. The first two are among decode_rows.
+    decode_rows_selected: int  # by the engine's selection
+    decode_rows_exact: int  # by the model's own routing, because their request asked for it
+    decode_rows_mixed: int  # in steps that computed prompts too, where the model's own routing is used unless phase=all
+    bytes_read: int  # weights and KV that the steps had to read: the sum of the next three
+    bytes_read_experts: int
+    bytes_read_dense: int  # all other weights
+    bytes_read_kv: int
     layers: list[LayerStats] = field(default_factory=list)
     ops: list[OpStats] = field(default_factory=list)
     slo: SloStats | None = None  # where expert_selection is "slo:..."

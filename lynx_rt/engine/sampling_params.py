@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.text.structured.spec import StructuredOutputs
 
 if TYPE_CHECKING:
     from lynx_rt import _C
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 1e-5  # a temperature under this is greedy decoding
 _MAX_N = 16384  # vLLM's limit; each completion is a request of its own
+_MAX_LABEL_BYTES = 1024
+_FLAGS = ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "report_progress")
 _INT32_MAX = 2**31 - 1
 _UINT64_MAX = 2**64 - 1
 # C++ samples in float32, in which a value other than 0 must not become 0.
@@ -41,7 +44,7 @@ _ALIASES = {
     "do_sample": "temperature",
     "suppress_tokens": "bad_words_ids",
 }
-_NO_GRAMMAR = "output cannot be held to a grammar; allowed_token_ids limits the tokens, and stop ends the text"
+_GUIDED = "use structured_outputs={{{0!r}: ...}}"
 _NO_BEAMS = "there is no beam search; ask for n completions with logprobs=0 and keep the largest cumulative_logprob"
 # Fields of other engines that have no counterpart here: what to use instead, and the values besides None that change nothing and
 # are accepted.
@@ -53,13 +56,9 @@ _UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "early_stopping": (_NO_BEAMS, (False,)),
     "logits_processors": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
     "logits_processor": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
-    "structured_outputs": (_NO_GRAMMAR, ()),
-    "guided_decoding": (_NO_GRAMMAR, ()),
-    "guided_json": (_NO_GRAMMAR, ()),
-    "guided_regex": (_NO_GRAMMAR, ()),
-    "guided_choice": (_NO_GRAMMAR, ()),
-    "guided_grammar": (_NO_GRAMMAR, ()),
-    "response_format": (_NO_GRAMMAR, ({"type": "text"},)),
+    "guided_decoding": (_GUIDED.format("json"), ()),
+    **{f"guided_{kind}": (_GUIDED.format(kind), ()) for kind in ("json", "regex", "choice", "grammar", "json_object")},
+    "response_format": (_GUIDED.format("json"), ({"type": "text"},)),
     "lora_request": ("merge the adapter into the checkpoint and load that", ()),
     "truncate_prompt_tokens": ("cut the token ids before passing them: engine.encode(text)[-n:]", ()),
     "no_repeat_ngram_size": ("use repetition_penalty, frequency_penalty or presence_penalty", (0,)),
@@ -103,7 +102,21 @@ class SamplingParams:
     bad_words_ids: Sequence[Sequence[int]] | None = None  # bad_words as token sequences; transformers' name
     # Teacher forcing: exactly these tokens are generated, whatever max_tokens, constraints and their likelihood (see logprobs).
     forced_token_ids: Sequence[int] | None = None
+    # A form that the text is held to: JSON, a regex, a list of choices, a grammar. min_tokens does not keep it from ending where
+    # nothing else can follow.
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
+    # Requests wait in the order of (priority, arrival), lower first; where pages run out, the last one in it is preempted.
+    priority: int = 0
+    # Seconds from arrival to the end of the request, wherever it is then: finish_reason "abort", with the tokens so far and an
+    # `error` that begins with "timeout:". None = no limit.
+    timeout: float | None = None
+    cache_salt: str | None = None  # only requests with the same one find each other's prompts in the prefix cache
+    # Requests of one group have experts selected as if no others were in the batch: their text depends on each other's and on
+    # nobody else's. None = the group of all that name none. docs/selection.md says what else may depend on the load.
+    isolation_group: str | None = None
+    # Outputs without new text while the prompt is computed: metrics.num_computed_prompt_tokens.
+    report_progress: bool = False
 
     def __post_init__(self) -> None:
         self.validate()
@@ -136,7 +149,7 @@ class SamplingParams:
         for name in ("logprobs", "prompt_logprobs"):
             if getattr(self, name) is not None:
                 setattr(self, name, _integer(name, getattr(self, name), low=-1))
-        for name in ("ignore_eos", "detokenize", "skip_special_tokens", "include_stop_str_in_output"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValidationError(f"{name} must be True or False, got {shown(getattr(self, name))}", name)
         self.logit_bias = _logit_bias(self.logit_bias)
@@ -150,8 +163,19 @@ class SamplingParams:
                 raise ValidationError("forced_token_ids must name at least one token, got none", "forced_token_ids")
             if self.stop:
                 raise ValidationError("stop would end forced_token_ids early: give one of the two", "stop")
+        if self.structured_outputs is not None:
+            self.structured_outputs = StructuredOutputs.of(self.structured_outputs)
+            if self.forced_token_ids is not None:
+                raise ValidationError(
+                    "expected one of structured_outputs and forced_token_ids, got both", "structured_outputs"
+                )
         if self.stop and not self.detokenize:
             raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")
+        self.priority = _integer("priority", self.priority, low=-_INT32_MAX - 1, high=_INT32_MAX)
+        if self.timeout is not None:
+            self.timeout = _real("timeout", self.timeout, 0.0, low_open=True)
+        self.cache_salt = _label("cache_salt", self.cache_salt)
+        self.isolation_group = _label("isolation_group", self.isolation_group)
         if self.n > 1 and self.greedy:
             raise ValidationError(f"n must be 1 with temperature 0 (all would be the same), got {self.n}", "n")
         if self.expert_selection not in (None, "topk", "exact"):
@@ -207,9 +231,15 @@ class SamplingParams:
         native.repetition_penalty = self.repetition_penalty
         native.seed = None if self.seed is None else (self.seed + index) % (_UINT64_MAX + 1)
         native.max_tokens = max_model_len if self.max_tokens is None else min(self.max_tokens, _INT32_MAX)
-        native.min_tokens = min(self.min_tokens, _INT32_MAX)
+        # A grammar sees to min_tokens itself, since it knows where only the end can follow.
+        native.min_tokens = 0 if self.structured_outputs is not None else min(self.min_tokens, _INT32_MAX)
         native.ignore_eos = self.ignore_eos
         native.exact = self.expert_selection is not None
+        native.priority = self.priority
+        native.timeout = self.timeout or 0.0
+        native.cache_salt = self.cache_salt or ""
+        native.isolation_group = self.isolation_group or ""
+        native.report_progress = self.report_progress
         for name in ("stop_token_ids", "allowed_token_ids", "forced_token_ids", "logit_bias"):
             _inside_vocabulary(name, getattr(self, name) or (), vocab_size)
         hidden = () if self.ignore_eos else eos_token_ids
@@ -292,6 +322,19 @@ def _strings(name: str, value: str | Sequence[str] | None) -> list[str]:
         if (fault := encoding_fault(item)) is not None:
             raise ValidationError(f"{name}: {fault}", name)
     return list(value)
+
+
+def _label(name: str, value: str | None) -> str | None:
+    """Checks a text that requests are compared by: None, or 1 to 1024 bytes of UTF-8."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value:
+        raise ValidationError(f"{name} must be a string that is not empty, or None, got {shown(value)}", name)
+    if (fault := encoding_fault(value)) is not None:
+        raise ValidationError(f"{name}: {fault}", name)
+    if (size := len(value.encode())) > _MAX_LABEL_BYTES:
+        raise ValidationError(f"{name} must have at most {_MAX_LABEL_BYTES} bytes of UTF-8, got {size}", name)
+    return value
 
 
 def _token_ids(name: str, value: Sequence[int] | None) -> list[int]:

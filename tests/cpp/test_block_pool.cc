@@ -53,6 +53,24 @@ void test_allocate_and_release() {
   CHECK_EQ(take(pool, 4), (Ids{3, 2, 1, 0}));
 }
 
+// Contents of different salts have no page in common, whatever the tokens are: also where a salt has the bytes of tokens.
+void test_salts_keep_contents_apart() {
+  BlockPool pool(8, 2, true);
+  const Ids tokens = {1, 2, 3, 4};
+  const std::string salts[] = {"", "a", "ab", std::string("a\0", 2)};
+  std::vector<Ids> blocks;
+  for (const std::string& salt : salts) {
+    CHECK_EQ(pool.match_prefix(tokens, 2, salt).blocks.size(), 0);
+    const Ids own = take(pool, 2);
+    const ContentId first = pool.register_block(own[0], kNoContent, std::span(tokens).first(2), salt);
+    pool.register_block(own[1], first, std::span(tokens).last(2), salt);
+    pool.release(own);
+    blocks.push_back(own);
+  }
+  for (size_t i = 0; i < blocks.size(); ++i) CHECK_EQ(pool.match_prefix(tokens, 2, salts[i]).blocks, blocks[i]);
+  CHECK_EQ(pool.match_prefix(Ids{1, 2, 'a', 0}, 2, "").blocks.size(), 1);
+}
+
 void test_prefix_is_found() {
   BlockPool pool(8, 2, true);
   Ids tokens = count_up(7), blocks = take(pool, 3);
@@ -180,6 +198,7 @@ void test_random_use() {
 
 int main() {
   test_allocate_and_release();
+  test_salts_keep_contents_apart();
   test_prefix_is_found();
   test_content_survives_release_until_reuse();
   test_least_recently_used();

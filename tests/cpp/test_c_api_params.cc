@@ -179,6 +179,57 @@ void test_penalties_and_draws(Twins& twins) {
   twins.check("frequency_penalty", [](auto& p) { p.frequency_penalty = 2; }, [](auto& p) { p.frequency_penalty = 2; });
 }
 
+// Fields that change when and where a request runs, not what it says.
+void test_request_control(const char* model, Twins& twins) {
+  const auto control = [](auto& p) {
+    p.priority = -3, p.timeout = 1e6, p.cache_salt = "salt", p.isolation_group = "group", p.report_progress = 1;
+  };
+  twins.check("priority, timeout, cache_salt, isolation_group, report_progress", control, control, false);
+
+  lynx_rt_options options = sized_options();
+  options.max_num_seqs = 1;
+  options.max_num_batched_tokens = 16;
+  options.max_num_queued_tokens = 60;
+  const OwnedEngine engine(model, options);
+  CHECK_EQ(lynx_rt_last_step_time(engine), 0);
+  const std::vector<int32_t> prompt(40, 7);
+  lynx_rt_params params = with_max_tokens(1);
+  const uint64_t late = add(engine, params, std::vector<int32_t>(4, 7));
+  params.priority = -1;
+  params.cache_salt = "salt";
+  params.report_progress = 1;
+  const uint64_t early = add(engine, params, prompt);
+  params.timeout = 1e-9;
+  const uint64_t over = add(engine, params, std::vector<int32_t>(16, 7));
+  uint64_t refused = 0;
+  CHECK_EQ(int(lynx_rt_add_request(engine, prompt.data(), 1, &params, &refused)), int(LYNX_RT_QUEUE_FULL));
+  CHECK(last_error_has("60") && last_error_has("the 1 of"));
+  std::vector<uint64_t> requests;
+  std::vector<int64_t> computed, tokens;
+  while (lynx_rt_has_unfinished(engine))
+    CHECK_OK(step(engine, [&](const lynx_rt_output& o) {
+      CHECK_EQ(o.finish == LYNX_RT_TIMEOUT, o.request_id == over);
+      CHECK_EQ(std::string(o.error).find("timeout: ") == 0, o.request_id == over);
+      requests.push_back(o.request_id);
+      computed.push_back(o.num_computed_prompt_tokens);
+      tokens.push_back(int64_t(o.num_tokens));
+    }));
+  CHECK_EQ(requests, (std::vector<uint64_t>{over, early, early, early, late}));
+  CHECK_EQ(computed, (std::vector<int64_t>{0, 16, 32, 40, 4}));
+  CHECK_EQ(tokens, (std::vector<int64_t>{0, 0, 0, 1, 1}));
+  params.timeout = 0;
+  CHECK_EQ(run(engine, params, prompt).num_cached_tokens, 32);
+  params.cache_salt = "pepper";
+  CHECK_EQ(run(engine, params, prompt).num_cached_tokens, 0);
+  CHECK(lynx_rt_last_step_time(engine) > 0 && lynx_rt_step_start_time(engine) == 0);
+  CHECK_EQ(lynx_rt_last_step_time(nullptr), 0);
+  CHECK_EQ(lynx_rt_step_start_time(nullptr), 0);
+  const lynx_rt_stats* stats = lynx_rt_get_stats(engine);
+  CHECK_EQ(stats->bytes_read_experts + stats->bytes_read_dense + stats->bytes_read_kv, stats->bytes_read);
+  CHECK(stats->bytes_read_kv > 0);
+  lynx_rt_free_stats(stats);
+}
+
 // A wrong value of each field is refused by the field's name, and so is a missing array.
 void test_refusals(lynx_rt_engine* engine) {
   const auto refused = [&](const char* field, const std::function<void(lynx_rt_params&)>& set) {
@@ -213,6 +264,10 @@ void test_refusals(lynx_rt_engine* engine) {
   refused("bad_words", [&](auto& p) { p.bad_words = &missing, p.num_bad_words = 1; });
   refused("bad_words", [&](auto& p) { p.bad_words = &empty, p.num_bad_words = 1; });
   refused("bad_words", [](auto& p) { p.num_bad_words = 1; });
+  refused("timeout", [](auto& p) { p.timeout = -1; });
+  const std::string long_name(1025, 'x');
+  refused("cache_salt", [&](auto& p) { p.cache_salt = long_name.c_str(); });
+  refused("isolation_group", [&](auto& p) { p.isolation_group = long_name.c_str(); });
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
 }
 
@@ -224,6 +279,7 @@ int main(int argc, char** argv) {
   test_constraints(twins);
   test_logprobs(twins);
   test_penalties_and_draws(twins);
+  test_request_control(argv[1], twins);
   test_refusals(twins.c());
   return check::result("test_c_api_params");
 }

@@ -7,15 +7,20 @@ own, with aborts, timeouts, errors and changes of policy between them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+import string
 import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from lynx_rt import Engine, QueueFullError, RequestOutput, ValidationError
+import tokenizers
 
+from lynx_rt import Engine, QueueFullError, RequestOutput, Tokenizer, ValidationError
+
+VOCAB = 71  # of the tiny model "many"
 POLICIES = ["lynx:alpha=8,beta=4,theta=1", "oea:k0=2", None]
 Case = tuple[list[int], dict[str, Any]]
 
@@ -48,10 +53,24 @@ def make_case(rng: random.Random, vocab: int) -> Case:
         {"max_tokens": rng.randint(20, 40)}, {"allowed_token_ids": [3, 4, 5, 6, 7, 8]},
         {"forced_token_ids": [rng.randrange(vocab) for _ in range(rng.randint(1, 6))], "n": 1},
     ]  # fmt: skip
+    # These change the order of events, and never what a request says.
+    options |= {"priority": rng.choice([0, 0, 1, -1]), "cache_salt": rng.choice([None, None, "a", "b"])}
     for choice in extra:
         if rng.random() < 0.15:
             options |= choice
+    if "forced_token_ids" not in options and rng.random() < 0.15:
+        options["structured_outputs"] = {"regex": rng.choice(["([a-f]{2},?)+", "([a-zA-Z]{1,3}0){3,20}"])}
     return prompt, options
+
+
+@functools.cache
+def letters(vocab: int) -> Tokenizer:
+    """Returns a tokenizer of `vocab` tokens, all but the first three of one or two characters."""
+    chars = string.ascii_letters + string.digits + ",."
+    texts = [*chars, *(a + b for a in "abc" for b in "abc,")][: vocab - 3]
+    raw = tokenizers.Tokenizer(tokenizers.models.BPE({text: 3 + place for place, text in enumerate(texts)}, []))
+    raw.decoder = tokenizers.decoders.ByteLevel()
+    return Tokenizer(raw)
 
 
 class Cases:
@@ -59,8 +78,9 @@ class Cases:
 
     def __init__(self, path: str, count: int, seed: int = 0) -> None:
         rng = random.Random(seed)
+        self.tokenizer = letters(VOCAB)
         with Engine(
-            path, skip_tokenizer_init=True, max_num_seqs=1, enable_prefix_caching=False, num_threads=1
+            path, tokenizer=self.tokenizer, max_num_seqs=1, enable_prefix_caching=False, num_threads=1
         ) as alone:
             self.vocab = alone.model_config["vocab_size"]
             self.kv_bytes_per_token = alone.model_config["kv_bytes_per_token"]

@@ -55,7 +55,7 @@ def test_lifecycles(cases: tuple[str, Cases], name: str) -> None:
     ended: Counter[str] = Counter()
     left, preemptions, aborted = COUNT // len(ENGINES), 0, 0
     while left > 0:
-        with Engine(path, skip_tokenizer_init=True, **options) as engine:
+        with Engine(path, tokenizer=requests.tokenizer, **options) as engine:
             seed = SEED + left
             ended += Lives(requests, engine, min(left, PER_ENGINE), seed, policies=name == "policies").run()
             stats = engine.stats()

@@ -185,8 +185,8 @@ def test_a_cache_beyond_all_memory_is_refused(tiny_path):
 @pytest.mark.parametrize(
     "options",
     [{"max_model_len": -1}, {"max_num_seqs": 0}, {"max_num_seqs": 70000}, {"max_num_batched_tokens": 3, "max_num_seqs": 4},
-     {"max_num_batched_tokens": 1 << 21}, {"max_num_queued_reqs": -1}, {"kv_cache_memory_bytes": -1}, {"block_size": 0},
-     {"block_size": 5000}, {"num_threads": -1}, {"dtype": "int8"}, {"isa": "sse"}, {"device": "tpu"}, {"expert_selection": "best"}],
+     {"max_num_batched_tokens": 1 << 21}, {"max_num_queued_reqs": -1}, {"max_num_queued_tokens": -1},
+     {"kv_cache_memory_bytes": -1}, {"block_size": 0}, {"block_size": 5000}, {"num_threads": -1}, {"dtype": "int8"}, {"isa": "sse"}, {"device": "tpu"}, {"expert_selection": "best"}],
     ids=str,
 )  # fmt: skip
 def test_wrong_options(tiny_path, options):

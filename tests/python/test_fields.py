@@ -33,9 +33,16 @@ SAMPLING: dict[str, tuple[Any, str]] = {
     "bad_words_ids": ([[3]], "bad_words"),
     "forced_token_ids": ([3], "forced_token_ids"),
     "expert_selection": ("exact", "exact"),
+    "priority": (3, "priority"),
+    "timeout": (3.5, "timeout"),
+    "cache_salt": ("salt", "cache_salt"),
+    "isolation_group": ("group", "isolation_group"),
+    "report_progress": (True, "report_progress"),
 }
 # bad_words become bad_words_ids with a tokenizer.
-PYTHON_ONLY = {"n", "stop", "bad_words", "detokenize", "skip_special_tokens", "include_stop_str_in_output"}
+PYTHON_ONLY = {
+    *("n", "stop", "bad_words", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "structured_outputs")
+}
 NATIVE_ONLY_OPTIONS = {"disable_dependent_launch"}
 
 

@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -40,6 +41,9 @@ struct EngineOptions {
   int64_t max_num_batched_tokens = 2048;  // rows of one step
   // Requests beyond max_num_seqs that may wait for one to end before add_request() refuses; 0 = no limit.
   int64_t max_num_queued_reqs = 0;
+  // Prompt tokens of all requests that no step has taken up yet, above which add_request() refuses; 0 = no limit. A request of any
+  // length may wait alone.
+  int64_t max_num_queued_tokens = 0;
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
   bool enable_prefix_caching = true;
@@ -76,7 +80,7 @@ struct RoutedExperts {
   std::vector<int16_t> ids;  // [rows, MoE layers, k], best first; -1 = none
 };
 
-enum class FinishReason { kNone, kStop, kLength, kError };
+enum class FinishReason { kNone, kStop, kLength, kError, kTimeout };
 
 // What one step did for one request.
 struct StepOutput {
@@ -89,22 +93,35 @@ struct StepOutput {
   RoutedExperts routed_experts;
   FinishReason finish_reason = FinishReason::kNone;
   int32_t stop_token_id = -1;     // the token that ended the request; -1 = none
-  std::string error;              // why the request ended with kError; other requests go on
+  std::string error;              // why the request ended with kError or kTimeout; other requests go on
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_preemptions = 0;
+  int64_t num_computed_prompt_tokens = 0;  // cached ones included; falls where a preempted request starts again
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
 };
 
+// Decides which tokens may follow `tokens` (a request's prompt and generated tokens): sets their bits in `words`, of which all are
+// zero before, or returns false where every token may follow. Token v is bit v % 32 of word v / 32, as for xgrammar and
+// llguidance; bits beyond the vocabulary are ignored. It is called once for each row that a token is drawn from, in the step and
+// under the engine's lock, so it must not call the engine. A failed step is run again, so the answer must depend on `tokens`
+// alone. Throwing, or a mask without tokens, ends this request with an error, and no other.
+using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
+
 // Counters since creation or reset_stats(), and gauges.
 struct EngineStats {
   int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges
+  int64_t num_waiting_tokens = 0;  // gauge: prompt tokens of the waiting requests
   int64_t steps = 0, decode_steps = 0, prompt_tokens = 0, cached_prompt_tokens = 0, generation_tokens = 0;
   int64_t preemptions = 0, finished = 0, aborted = 0;
   double step_seconds = 0, decode_seconds = 0, model_seconds = 0, sampling_seconds = 0;
   int64_t decode_rows = 0;  // rows of decode-only steps
-  int64_t bytes_read = 0;   // weights and KV that the steps had to read
-  struct Layer {            // decode-only steps, one entry per MoE layer in order
+  // The first two are among decode_rows: rows to which the engine's selection was applied, and rows of requests with
+  // SamplingParams::exact. The last counts decode rows of steps that computed prompts too.
+  int64_t decode_rows_selected = 0, decode_rows_exact = 0, decode_rows_mixed = 0;
+  int64_t bytes_read = 0;  // weights and KV that the steps had to read: the sum of the next three
+  int64_t bytes_read_experts = 0, bytes_read_dense = 0, bytes_read_kv = 0;  // dense: all other weights
+  struct Layer {                                                            // decode-only steps, one entry per MoE layer in order
     int64_t layer = 0, steps = 0, rows = 0, union_before = 0, active = 0, remapped_pairs = 0, guard_hits = 0;
     double retained_mass = 0;  // summed over rows; divide by rows
   };
@@ -125,7 +142,8 @@ struct EngineStats {
   } slo;
 };
 
-// Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again.
+// Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again,
+// isolation groups aside.
 struct RouterLogits {
   int64_t num_model_layers = 0, num_experts = 0, num_experts_per_tok = 0;
   bool norm_topk_prob = false;
@@ -179,8 +197,9 @@ class LYNX_RT_API Engine {
   ~Engine();
 
   // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
-  // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed.
-  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
+  // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed. token_mask: null = every token may follow;
+  // with forced_token_ids it is not asked.
+  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask = nullptr);
   // Runs one step: schedule -> run -> postprocess. Returns no outputs when there is nothing to do. Steps of several threads take
   // turns.
   std::vector<StepOutput> step();
@@ -205,6 +224,11 @@ class LYNX_RT_API Engine {
   // Sets the selection from the next step on. Throws kInvalidArgument for an unknown policy or key, or k0 > k.
   void set_expert_selection(const std::string& selection);
   std::string expert_selection() const;
+
+  // Times on the steady clock in seconds, 0 = none: the end of the last step that did not fail, and the start of the step in progress.
+  // They wait for no lock, so that a watchdog can ask while a step hangs.
+  double last_step_time() const;
+  double step_start_time() const;
 
   EngineStats stats() const;
   void reset_stats();

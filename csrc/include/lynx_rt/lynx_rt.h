@@ -52,7 +52,8 @@ typedef enum lynx_rt_finish {
   LYNX_RT_RUNNING = 0, /* it goes on */
   LYNX_RT_STOP = 1,    /* ended by an end-of-text or stop token: stop_token_id */
   LYNX_RT_LENGTH = 2,  /* ended by max_tokens, the context's end or the last forced token */
-  LYNX_RT_ERROR = 3    /* ended by an error: see `error` */
+  LYNX_RT_ERROR = 3,   /* ended by an error: see `error` */
+  LYNX_RT_TIMEOUT = 4  /* ended by its timeout: see `error` */
 } lynx_rt_finish;
 
 typedef enum lynx_rt_log_level { LYNX_RT_LOG_INFO = 0, LYNX_RT_LOG_WARNING = 1 } lynx_rt_log_level;
@@ -92,6 +93,7 @@ typedef struct lynx_rt_options {
   void* load_progress_user;
   lynx_rt_log on_log;
   void* log_user;
+  int64_t max_num_queued_tokens; /* prompt tokens of all requests that no step has taken up yet; 0 = no limit */
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
@@ -134,6 +136,11 @@ typedef struct lynx_rt_params {
   size_t num_logit_bias;
   const lynx_rt_token_list* bad_words; /* token sequences that must not be completed */
   size_t num_bad_words;
+  int32_t priority;            /* requests wait and are preempted in the order of (priority, arrival), lower first */
+  int32_t report_progress;     /* not 0: an output without tokens after each step that computes a part of the prompt */
+  double timeout;              /* seconds from the arrival after which the request ends with LYNX_RT_TIMEOUT; 0 = none */
+  const char* cache_salt;      /* only requests with equal salts find each other's pages in the prefix cache; NULL = "" */
+  const char* isolation_group; /* experts are selected for each group as if it were alone in the step; NULL = "" */
 } lynx_rt_params;
 
 /* TokenLogprob of engine.h. Will not grow. */
@@ -155,7 +162,7 @@ typedef struct lynx_rt_output {
   const int32_t* token_ids; /* new tokens; a stop token is one of them */
   size_t num_tokens;
   lynx_rt_finish finish;
-  const char* error;                /* why the request ended with LYNX_RT_ERROR, else "" */
+  const char* error;                /* why the request ended with LYNX_RT_ERROR or LYNX_RT_TIMEOUT, else "" */
   int32_t stop_token_id;            /* the token that ended the request with LYNX_RT_STOP; -1 = none */
   int32_t num_preemptions;          /* how often, so far, its pages were taken and computed again */
   const lynx_rt_logprobs* logprobs; /* one per new token, where has_logprobs */
@@ -171,6 +178,7 @@ typedef struct lynx_rt_output {
   int64_t num_routed_rows;
   int64_t num_routed_layers;
   int64_t num_routed_experts_per_tok;
+  int64_t num_computed_prompt_tokens; /* cached ones included; falls where a preempted request starts again */
 } lynx_rt_output;
 
 typedef void (*lynx_rt_callback)(const lynx_rt_output* output, void* user);
@@ -255,6 +263,13 @@ typedef struct lynx_rt_stats {
   int64_t slo_level;
   const lynx_rt_slo_level* const* slo_levels;
   size_t num_slo_levels;
+  int64_t num_waiting_tokens;   /* gauge: prompt tokens of the waiting requests */
+  int64_t decode_rows_selected; /* of decode_rows: those to which the engine's selection was applied */
+  int64_t decode_rows_exact;    /* of decode_rows: those of requests with `exact` */
+  int64_t decode_rows_mixed;    /* decode rows of steps that computed prompts too */
+  int64_t bytes_read_experts;   /* this and the next two add up to bytes_read */
+  int64_t bytes_read_dense;
+  int64_t bytes_read_kv;
 } lynx_rt_stats;
 
 /* "0.2.0" */
@@ -316,6 +331,11 @@ LYNX_RT_API const lynx_rt_model_info* lynx_rt_get_model_info(const lynx_rt_engin
 LYNX_RT_API const lynx_rt_stats* lynx_rt_get_stats(const lynx_rt_engine* engine);
 LYNX_RT_API void lynx_rt_free_stats(const lynx_rt_stats* stats);
 LYNX_RT_API lynx_rt_status lynx_rt_reset_stats(lynx_rt_engine* engine);
+
+/* Times on the steady (monotonic) clock in seconds, 0 = none: the end of the last step that did not fail, and the start of the step in
+ * progress. They wait for no lock, so that a watchdog can ask while a step hangs. 0 for NULL. */
+LYNX_RT_API double lynx_rt_last_step_time(const lynx_rt_engine* engine);
+LYNX_RT_API double lynx_rt_step_start_time(const lynx_rt_engine* engine);
 
 /* Verifies page reference counts, the free list and the prefix cache: LYNX_RT_INTERNAL says what is inconsistent. */
 LYNX_RT_API lynx_rt_status lynx_rt_check_integrity(const lynx_rt_engine* engine);

@@ -3,6 +3,7 @@
 #pragma once
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,17 @@ struct SamplingParams {
   // ends with kLength at the last of them and not before; max_tokens and all constraints have no effect.
   std::vector<int32_t> forced_token_ids;  // empty = tokens are drawn
   bool exact = false;                     // this request has the model's own routing, whatever the engine's selection is
+  // Requests wait in the order of (priority, arrival), lower first, and where pages run out, the last in that order is preempted.
+  // A request that waits never takes the place of one that runs.
+  int32_t priority = 0;
+  // Seconds from the arrival after which the request ends with kTimeout, wherever it is; 0 = none. Looked at between steps.
+  double timeout = 0;
+  // Only requests with equal salts find each other's pages in the prefix cache. Any bytes, at most 1024.
+  std::string cache_salt;
+  // Batch-aware selection chooses experts for the requests of one group as if no others were in the step; "" is the group of all
+  // that name none. Any bytes, at most 1024. Requests with `exact` need none.
+  std::string isolation_group;
+  bool report_progress = false;  // an output without tokens after each step that computes a part of the prompt
 };
 
 }  // namespace lynx_rt
