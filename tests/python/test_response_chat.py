@@ -59,6 +59,14 @@ def test_reasoning_that_the_template_began(engine: Engine) -> None:
     assert (output.outputs[0].reasoning, output.outputs[0].content) == ("Hm. Well", "")
 
 
+def test_reasoning_is_free_of_the_form(engine: Engine) -> None:
+    params = {"temperature": 0, "max_tokens": 8, "structured_outputs": {"regex": "x"}}
+    (plain,) = engine.chat(MESSAGES, params, chat_template="{{ messages[0].content }}")
+    assert plain.text == "x" and plain.outputs[0].finish_reason == "stop"
+    (thinking,) = engine.chat(MESSAGES, params, chat_template="{{ messages[0].content }}<think>")  # it writes no end tag
+    assert "x" not in thinking.text and thinking.outputs[0].finish_reason == "length"
+
+
 def test_only_chat_has_parts(engine: Engine) -> None:
     prompt = engine.render_chat(MESSAGES)
     for output in (
