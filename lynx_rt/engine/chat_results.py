@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lynx_rt.engine.outputs import CompletionOutput, RequestOutput
@@ -26,6 +26,16 @@ def response_format(
         text = pick_template(os.fspath(chat_template), tokenizer, with_tools=True)
         compile_template(text)
     return ResponseFormat.of(tool_parser, reasoning_parser, tokenizer=tokenizer, chat_template=text)
+
+
+def reasoning_end(response_format: ResponseFormat) -> Callable[[str], str | None]:
+    """Returns a function that gives the tag that ends the reasoning in which a prompt's text ends; None = it ends in none."""
+    tags = response_format.reasoning_tags
+
+    def end(prompt: str) -> str | None:
+        return tags[1] if tags is not None and response_format.begins_inside(prompt) else None
+
+    return end
 
 
 def fill_in(

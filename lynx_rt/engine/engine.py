@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
-from lynx_rt.engine.chat_results import fill_in, response_format
+from lynx_rt.engine.chat_results import fill_in, reasoning_end, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
@@ -167,7 +167,7 @@ class Engine(EngineState):
         add_generation_prompt=False.
         tools: JSON schemas, or Python functions with type hints and a docstring.
         Each completion has the model's answer as `content`, `reasoning` and `tool_calls`; its `text` is all of it as
-        written. Without `tools`, calls stay in the content.
+        written. Without `tools`, calls stay in the content. Reasoning that the template begins is free of structured_outputs.
         """
         from lynx_rt.text.chat import as_conversations
         from lynx_rt.text.chat_messages import plain_tools
@@ -181,7 +181,7 @@ class Engine(EngineState):
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
-        requests = self._inputs.requests(parsed, sampling_params)
+        requests = self._inputs.requests(parsed, sampling_params, reasoning_end(self._response_format))
         outputs = self._run(requests, use_tqdm, timeout)
         for request, output in zip(requests, outputs, strict=True):
             fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))

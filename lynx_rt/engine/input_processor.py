@@ -6,6 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
@@ -81,8 +82,17 @@ class InputProcessor:
         """Returns the parameters of a request that has none."""
         return self._generation_config.default_sampling_params(self._vocab_size, self._tokenizer is not None)
 
-    def requests(self, prompts: list[ParsedPrompt], sampling_params: ParamsPerPrompt) -> list[Request]:
-        """Returns a request per prompt. sampling_params: one for all or one per prompt; None = the defaults."""
+    def requests(
+        self,
+        prompts: list[ParsedPrompt],
+        sampling_params: ParamsPerPrompt,
+        reasoning_end: Callable[[str], str | None] | None = None,
+    ) -> list[Request]:
+        """Returns a request per prompt. sampling_params: one for all or one per prompt; None = the defaults.
+
+        reasoning_end: the tag that ends the reasoning in which a prompt ends, None = it does not; structured outputs start after
+        it.
+        """
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         if isinstance(sampling_params, (SamplingParams, Mapping)):
@@ -101,7 +111,14 @@ class InputProcessor:
                     f"{len(prompts)} prompts but {len(each)} sampling_params: give one for all or one per prompt",
                     "sampling_params",
                 )
-        return [self._request(p, s, None) for p, s in zip(prompts, each, strict=True)]
+        requests = []
+        for prompt, params in zip(prompts, each, strict=True):
+            spec, end = params.structured_outputs, reasoning_end(prompt.text or "") if reasoning_end else None
+            if spec is not None and end is not None:
+                spec = StructuredOutputs.of(spec)
+                params = params.clone(structured_outputs=replace(spec, start_after=spec.start_after or end))
+            requests.append(self._request(prompt, params, None))
+        return requests
 
     def request(self, prompts: list[ParsedPrompt], sampling_params: Params | None, request_id: str | None) -> Request:
         """Returns the request of a single prompt whose caller waits for every change."""
