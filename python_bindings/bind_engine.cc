@@ -191,8 +191,8 @@ void register_engine(py::module_& m) {
            py::arg("path"))
       .def(
           "add_request",
-          [](Engine& e, std::vector<int32_t> prompt, const SamplingParams& params, const std::optional<MaskBuffer>& mask) {
-            return e.add_request(std::move(prompt), params, mask ? mask->token_mask() : nullptr);
+          [](Engine& e, std::vector<int32_t> prompt, const SamplingParams& p, const std::optional<MaskBuffer>& mask) {
+            return e.add_request(std::move(prompt), p, mask ? mask->token_mask() : nullptr);
           },
           py::arg("prompt_token_ids"), py::arg("params"), py::arg("token_mask") = py::none(), release())
       .def("step", py::overload_cast<>(&Engine::step), release())

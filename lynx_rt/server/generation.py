@@ -61,7 +61,7 @@ class Generation:
             self._report(index, request)
 
     def abort(self, reason: str) -> None:
-        """Ends what is not finished; whoever waits for it gets finish_reason "abort". reason: for the metrics."""
+        """Ends what is not finished; whoever waits for it gets an error. reason: for the metrics."""
         if not all(stream.finished for stream in self._streams):
             self._abort_reason = reason
         for stream in self._streams:
@@ -110,6 +110,10 @@ class Generation:
             self._last_token[place] = now
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
+        if delta.finish_reason == "abort":  # OpenAI's APIs have no such ending, and clients would take the text for complete
+            if delta.error:
+                raise ApiError(504, delta.error, code="timeout")
+            raise ApiError(503, "the request was aborted before its answer was complete", code="aborted")
         return delta.finish_reason is not None
 
     def _report(self, index: int, request: Request) -> None:

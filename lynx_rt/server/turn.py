@@ -73,10 +73,6 @@ class Turn:
     async def parts(self) -> AsyncIterator[Part]:
         """Yields what is new. Raises ApiError where the engine did not finish the answer."""
         async for part in self._conversation.parts():
-            if part.finish_reason == "abort":  # these APIs have no such ending
-                if part.delta.error is not None:
-                    raise ApiError(504, part.delta.error, code="timeout")
-                raise ApiError(503, "the request was ended before its answer was complete", code="aborted")
             if part.finish_reason is not None:
                 self.finish_reason, self.stop_reason = part.finish_reason, part.delta.stop_reason
             yield part

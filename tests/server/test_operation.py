@@ -16,6 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 from live_server import LiveServer, serving
+from starlette.testclient import TestClient
+
+from lynx_rt.server.app import make_app
+from lynx_rt.server.settings import Settings
+from lynx_rt.server.state import ServerState
 
 LONG = {"prompt": "The", "max_tokens": 1000, "ignore_eos": True}
 PREFILL = {"prompt": [[7 + i % 100, *range(20, 1000)] for i in range(8)], "max_tokens": 20, "ignore_eos": True}
@@ -217,8 +222,29 @@ def test_a_drain_that_ends_early(second: bool) -> None:
             assert got[-1] == "[DONE]" and "abort" in json.dumps(got[-20:])
 
 
+class _Hanging:
+    """What /health asks of an engine, whose step hangs."""
+
+    expert_selection = "topk"
+    stalled_seconds = 0.0
+
+
 def test_the_watchdog() -> None:
-    """A process whose step hangs is unhealthy; one that goes on is well again."""
+    """A process whose step hangs is unhealthy, and well again once it goes on."""
+    state = ServerState(Settings(model="x", served_model_names=("x",), watchdog_seconds=5))
+    engine = _Hanging()
+    state.engine, state.phase = engine, "ready"  # type: ignore[assignment]
+    with TestClient(make_app(state)) as client:
+        for seconds, status in ((0.0, 200), (4.9, 200), (5.1, 503), (0.0, 200)):
+            engine.stalled_seconds = seconds
+            assert client.get("/health").status_code == client.get("/ready").status_code == status
+        engine.stalled_seconds = 60.0
+        assert "no step has ended for 60 s" in client.get("/health").json()["reason"]
+        state.phase, state.load_error = "failed", "no such file"
+        assert client.get("/health").status_code == 503
+
+
+def test_an_idle_process_is_well() -> None:
     with serving("--watchdog", "0.5") as server:
         with connect(server) as client:
             client.sendall(request_bytes({**LONG, "stream": True}))
