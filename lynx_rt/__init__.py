@@ -37,6 +37,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         ValidationError,
     )
+    from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ToolCall, ToolCallDelta
+    from lynx_rt.text.structured.spec import StructuredOutputs
     from lynx_rt.text.tokenizer import Tokenizer
 
     __version__: str
@@ -55,11 +57,14 @@ _ERRORS = (
     "ValidationError",
 )
 _OUTPUTS = ("CompletionOutput", "EngineStats", "ExpertStats", "Logprob", "RequestMetrics", "RequestOutput")
+_RESPONSES = ("ParsedResponse", "ResponseDelta", "ResponseFormat", "ToolCall", "ToolCallDelta")
 _MODULE_OF = {
     "Engine": "engine.engine",
     "SamplingParams": "engine.sampling_params",
+    "StructuredOutputs": "text.structured.spec",
     "TokenStream": "engine.stream",
     "Tokenizer": "text.tokenizer",
+    **dict.fromkeys(_RESPONSES, "text.response"),
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(_OUTPUTS, "engine.outputs"),
 }
@@ -77,13 +82,19 @@ __all__ = [
     "LynxError",
     "ModelNotFoundError",
     "OutOfMemoryError",
+    "ParsedResponse",
     "QueueFullError",
     "RequestAborted",
     "RequestMetrics",
     "RequestOutput",
+    "ResponseDelta",
+    "ResponseFormat",
     "SamplingParams",
+    "StructuredOutputs",
     "TokenStream",
     "Tokenizer",
+    "ToolCall",
+    "ToolCallDelta",
     "UnsupportedModelError",
     "ValidationError",
     "shipped_model",

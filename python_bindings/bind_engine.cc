@@ -3,6 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
+#include "backend/sampling.h"
 #include "base/error.h"
 #include "bindings.h"
 #include "engine/public_fields.h"
@@ -78,6 +81,27 @@ Array<T> array_of(const py::dict& recorded, const char* key, const std::vector<i
   return array;
 }
 
+// A token mask that Python writes between steps. The engine's side holds the words without the Python object, so that it needs no
+// GIL.
+class MaskBuffer {
+ public:
+  explicit MaskBuffer(int64_t vocab_size) {
+    if (vocab_size < 1) invalid("vocab_size", "expected at least 1, got ", vocab_size);
+    words_ = std::make_shared<std::vector<int32_t>>(size_t(token_mask_words(vocab_size)));
+  }
+  std::vector<int32_t>& words() { return *words_; }
+  TokenMask token_mask() const {
+    return [from = words_](std::span<const int32_t>, std::span<int32_t> to) {
+      if (from->size() != to.size()) invalid("token_mask", "expected ", to.size(), " words, got ", from->size());
+      std::copy(from->begin(), from->end(), to.begin());
+      return true;
+    };
+  }
+
+ private:
+  std::shared_ptr<std::vector<int32_t>> words_;
+};
+
 py::dict simulate_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
                            const Array<int64_t>& offsets) {
   const auto layers = array_of<int32_t>(recorded, "layers", {-1});
@@ -148,6 +172,14 @@ void register_engine(py::module_& m) {
       .def_readonly("first_token_time", &StepOutput::first_token_time)
       .def_readonly("finish_time", &StepOutput::finish_time);
 
+  py::class_<MaskBuffer>(m, "TokenMask")
+      .def(py::init<int64_t>(), py::arg("vocab_size"))
+      .def_property_readonly("words", [](const py::object& self) {
+        import_numpy();
+        std::vector<int32_t>& words = self.cast<MaskBuffer&>().words();
+        return py::array_t<int32_t>(int64_t(words.size()), words.data(), self);
+      });
+
   using release = py::call_guard<ReleaseGil>;
   py::class_<Engine>(m, "Engine")
       .def(py::init([](const std::string& path, const py::kwargs& kwargs) {
@@ -157,7 +189,12 @@ void register_engine(py::module_& m) {
              return Engine::create(path, options);
            }),
            py::arg("path"))
-      .def("add_request", &Engine::add_request, py::arg("prompt_token_ids"), py::arg("params"), release())
+      .def(
+          "add_request",
+          [](Engine& e, std::vector<int32_t> prompt, const SamplingParams& params, const std::optional<MaskBuffer>& mask) {
+            return e.add_request(std::move(prompt), params, mask ? mask->token_mask() : nullptr);
+          },
+          py::arg("prompt_token_ids"), py::arg("params"), py::arg("token_mask") = py::none(), release())
       .def("step", py::overload_cast<>(&Engine::step), release())
       .def("abort", &Engine::abort, py::arg("request_id"), release())
       .def("has_unfinished", &Engine::has_unfinished, release())

@@ -27,7 +27,8 @@ PYTHON_ABOVE = {
     "text": set(),
     "engine": {"text"},
     "research": {"text", "engine"},
-    "cli": {"text", "engine", "research"},
+    "server": {"text", "engine"},
+    "cli": {"text", "engine", "research", "server"},
 }
 MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt

@@ -22,7 +22,6 @@ inline constexpr float kGreedyTemperature = 1e-5f;
 inline constexpr int32_t kNanLogit = -1, kNoToken = -2;
 
 // A token mask says which tokens may be drawn: bit v % 32 of word v / 32 is set where token v may be. Bits from V on are ignored.
-// xgrammar and llguidance use the same layout.
 constexpr int64_t token_mask_words(int64_t vocab_size) { return (vocab_size + 31) / 32; }
 // out [V] = logits, -inf for tokens that the mask excludes; a NaN stays NaN. out may be logits.
 void apply_token_mask(const float* logits, int64_t vocab_size, const int32_t* mask, float* out);

@@ -183,9 +183,9 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
-uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params) {
+uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask) {
   const auto held = impl_->lock();
-  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params);
+  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params, std::move(token_mask));
   impl_->changed.notify_all();
   return id;
 }

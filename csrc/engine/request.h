@@ -2,22 +2,13 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <limits>
-#include <span>
 #include <vector>
 
 #include "engine/block_pool.h"
 #include "lynx_rt/engine.h"
 
 namespace lynx_rt {
-
-// Decides which tokens may follow `tokens` (a request's prompt and generated tokens): sets their bits in `words`, a token mask
-// (backend/sampling.h) that is all zero before, or returns false where every token may follow. It is called once for each row
-// that a token is drawn from, in the step and under the engine's lock, so it must not call the engine. A failed step is run
-// again, so the answer must depend on `tokens` alone. Throwing, or a mask without tokens, ends this request with an error, and no
-// other.
-using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
 struct Request {
   uint64_t id = 0;

@@ -44,7 +44,7 @@ _NAMES_OF = {
         "gpu-memory-utilization mem-fraction-static kv-cache-memory-bytes"
     ),
     "downloads go where the variable HF_HOME says": "cache-dir download-dir local-dir",
-    "not supported, there is no server": "host port api-key served-model-name",
+    "an option of `lynx-rt serve`": "host port api-key served-model-name",
     "a conversation is `lynx-rt chat`": "i interactive cnv conversation chat interactive-first",
 }
 _MEANT = {name: meant for meant, names in _NAMES_OF.items() for name in names.split()}
@@ -55,6 +55,7 @@ _COMMANDS_OF = {
     "bench": "benchmark perf speed",
     "eval": "evaluate accuracy",
     "env": "collect-env doctor system",
+    "serve": "server api api-server api_server",
 }
 _COMMANDS = {name: command for command, names in _COMMANDS_OF.items() for name in names.split()}
 _NUMBER = re.compile(r"-\.?\d")
@@ -137,8 +138,6 @@ class Parser(argparse.ArgumentParser):
         return f"{text}: did you mean {near[0]}?" if near else text
 
     def _about_command(self, word: str) -> str:
-        if word in ("serve", "server", "api"):
-            return f"no command {word!r}: there is no server, it is a library and a command"
         if word in ("download", "pull", "get"):
             return f"no command {word!r}: a model is downloaded when it is used by its name, or by `hf download`"
         if word in ("help", "version"):

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import numbers
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
+from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
 from lynx_rt.engine.options import check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
-from lynx_rt.engine.request import Claim, Request
+from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.engine.state import EngineState
 from lynx_rt.engine.stream import TokenStream
@@ -37,6 +37,8 @@ class Engine(EngineState):
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
     tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
     chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    tool_parser, reasoning_parser: how `chat` finds tool calls and reasoning in what the model writes: "auto" = by the
+    model's files, None or "none" = not at all, or a name ("hermes", "think", ...; see lynx_rt.text.response).
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
@@ -51,6 +53,7 @@ class Engine(EngineState):
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    on_load_progress: called with (bytes done, bytes in all) as weights are copied or quantised; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
     Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
@@ -63,6 +66,8 @@ class Engine(EngineState):
         tokenizer: str | os.PathLike[str] | Any | None = None,
         skip_tokenizer_init: bool = False,
         chat_template: str | os.PathLike[str] | None = None,
+        tool_parser: str | None = "auto",
+        reasoning_parser: str | None = "auto",
         generation_config: str | os.PathLike[str] | None = "auto",
         device: str = "auto",
         load_format: str = "auto",
@@ -84,6 +89,7 @@ class Engine(EngineState):
         isa: str | None = None,
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
+        on_load_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         given = locals()
         check_options(Engine.__init__.__annotations__, given)
@@ -94,18 +100,16 @@ class Engine(EngineState):
         # The small files are read first: an error in them must not come after minutes of loading, or leave a cache behind.
         self._tokenizer = None if skip_tokenizer_init else Tokenizer.of(tokenizer, self._path)
         self._generation_config = load_generation_config(self._path, generation_config)
-        if chat_template is not None and self._tokenizer is not None:
-            from lynx_rt.text.chat_template import compile_template, pick_template
-
-            compile_template(pick_template(os.fspath(chat_template), self._tokenizer, with_tools=False))
+        self._response_format = response_format(self._tokenizer, chat_template, tool_parser, reasoning_parser)
         core = _C.Engine(
             os.fspath(self._path),
             **native_options(Engine.__init__.__annotations__, given),
-            on_load_progress=LoadProgress(),
+            on_load_progress=on_load_progress or LoadProgress(),
         )
         try:
             self._core = core
             self._driver = Driver(core)
+            self._streams = AsyncStreams(self._driver)
             self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
             self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
         except BaseException:
@@ -162,8 +166,11 @@ class Engine(EngineState):
         continue_final_message: go on with the last message (True, or the name of its field), with
         add_generation_prompt=False.
         tools: JSON schemas, or Python functions with type hints and a docstring.
+        Each completion has the model's answer as `content`, `reasoning` and `tool_calls`; its `text` is all of it as
+        written. Without `tools`, calls stay in the content.
         """
         from lynx_rt.text.chat import as_conversations
+        from lynx_rt.text.chat_messages import plain_tools
 
         options = {
             "chat_template": chat_template,
@@ -174,7 +181,9 @@ class Engine(EngineState):
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
-        return self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+        outputs = self._run(self._inputs.requests(parsed, sampling_params), use_tqdm, timeout)
+        fill_in(outputs, self._response_format, self.get_tokenizer(), plain_tools(tools))
+        return outputs
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
         """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
@@ -207,30 +216,24 @@ class Engine(EngineState):
         add_special_tokens: bool | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """`stream` for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
-        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake(_: Request) -> None:
-            with contextlib.suppress(RuntimeError):  # the event loop is closed already
-                loop.call_soon_threadsafe(changed.set)
-
-        request.notify = wake
-        claim, finished = Claim(request), False
+        stream = self.open_stream(self._make_one(prompt, sampling_params, request_id, add_special_tokens))
         try:
-            # Adding and aborting may wait for the step in progress, so a thread does it: the event loop must not wait.
-            await asyncio.to_thread(self._driver.add, [request])
-            self._driver.run_in_background(request)
-            while not finished:
-                await changed.wait()
-                changed.clear()
-                if (output := self._take_change(request)) is not None:
-                    finished = output.finished
-                    yield output
+            while True:
+                output = await stream.next_output()
+                yield output
+                if output.finished:
+                    return
         finally:
-            del claim  # if the event loop is closed, the next step ends the request
-            if not finished:
-                with contextlib.suppress(RuntimeError):
-                    await asyncio.to_thread(self._driver.abort, [request])
+            stream.close()
+
+    @property
+    def inputs(self) -> InputProcessor:
+        """Makes requests for `open_stream`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
+        return self._inputs
+
+    def open_stream(self, request: Request) -> AsyncStream:
+        """Queues a request of `inputs`, whose outputs the running event loop then reads. Waits for nothing."""
+        return self._streams.open(request)
 
     def add_request(
         self,
@@ -322,6 +325,15 @@ class Engine(EngineState):
     def is_closed(self) -> bool:
         """Whether calls raise EngineClosedError: after `close()`, and in the child of a fork()."""
         return self._driver.closed
+
+    def on_step(self, hook: Callable[[], None] | None) -> None:
+        """Has hook() called after every step, by the thread that made it, before the next one; None ends that. It must not raise."""
+        self._driver.step_hook = hook
+
+    @property
+    def stalled_seconds(self) -> float:
+        """Time since a step ended, while requests are in flight, else 0. Never waits, also where a step hangs."""
+        return self._driver.stalled_seconds()
 
     def close(self) -> None:
         """Frees all memory. Later calls, and calls that are waiting, raise EngineClosedError. Idempotent."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
@@ -13,10 +13,13 @@ from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.text.structured.compiler import Grammar, GrammarCompiler
+from lynx_rt.text.structured.spec import StructuredOutputs
 from lynx_rt.text.tokenizer import Tokenizer
 
 Params = SamplingParams | Mapping[str, Any]
 ParamsPerPrompt = Params | Sequence[Params] | None
+_NO_LIMIT = 1 << 62
 
 
 class InputProcessor:
@@ -38,17 +41,37 @@ class InputProcessor:
         known = frozenset(model_info["eos_token_ids"])
         self._eos_token_ids = known | eos_token_ids(generation_config, tokenizer, self._vocab_size)
         self._extra_eos = tuple(sorted(self._eos_token_ids - known))
+        self._grammars = None
+        if tokenizer is not None:
+            self._grammars = GrammarCompiler(tokenizer, self._vocab_size, self._eos_token_ids)
         self._special_stops = functools.lru_cache(maxsize=256)(self._find_special_stops)
 
+    def grammar(self, structured_outputs: StructuredOutputs | Mapping[str, Any]) -> Grammar:
+        """Compiles a grammar, which may take seconds, and keeps it for the requests that ask for the same one."""
+        if self._grammars is None:
+            raise ValidationError(
+                "structured_outputs needs a tokenizer, and this engine was made without one", "structured_outputs"
+            )
+        return self._grammars.compile(StructuredOutputs.of(structured_outputs))
+
+    def on_grammar_compile(self, hook: Callable[[float], None]) -> None:
+        """Has `hook` called with the seconds of each compilation, in its own thread. It must raise nothing."""
+        if self._grammars is not None:
+            self._grammars.on_compile = hook
+
     def parse(
-        self, prompts: Prompt | Iterable[Prompt], name: str = "prompt", add_special_tokens: bool | None = None
+        self,
+        prompts: Prompt | Iterable[Prompt],
+        name: str = "prompt",
+        add_special_tokens: bool | None = None,
+        any_length: bool = False,
     ) -> list[ParsedPrompt]:
-        """Returns one entry per prompt; see `parse_prompts`."""
+        """Returns one entry per prompt; see `parse_prompts`. any_length: also those that are too long for the context."""
         return parse_prompts(
             prompts,
             self._tokenizer,
             vocab_size=self._vocab_size,
-            max_model_len=self._max_model_len,
+            max_model_len=_NO_LIMIT if any_length else self._max_model_len,
             name=name,
             add_special_tokens=add_special_tokens,
             chat_template=self._chat_template,
@@ -92,6 +115,7 @@ class InputProcessor:
     def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
         if params.stop and self._tokenizer is None:
             raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+        grammar = None if params.structured_outputs is None else self.grammar(params.structured_outputs)
         stop_of_token = self._special_stops(tuple(params.stop or ()), params.skip_special_tokens)
 
         def make_native(index: int) -> Any:
@@ -104,7 +128,9 @@ class InputProcessor:
                 stop_token_ids=stop_of_token,
             )
 
-        return Request(request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token)
+        return Request(
+            request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token, grammar
+        )
 
     def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
         """Returns the stop strings that are special tokens, by id. The text mostly hides these, so they are found as tokens.

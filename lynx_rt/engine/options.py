@@ -24,7 +24,10 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
 }
 # Texts for arguments whose type does not say enough.
 _EXPECTED = {"chat_template": "a template's text or path, or None"}
-_NOT_NATIVE = ("model", "tokenizer", "skip_tokenizer_init", "chat_template", "generation_config")
+_NOT_NATIVE = (
+    *("model", "tokenizer", "skip_tokenizer_init", "chat_template", "tool_parser", "reasoning_parser"),
+    *("generation_config", "on_load_progress"),
+)
 
 
 def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> None:

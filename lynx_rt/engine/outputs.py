@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from lynx_rt.text.response import ToolCall
+
 
 @dataclass(slots=True)
 class Logprob:
@@ -40,6 +42,10 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop token or stop string; None for end of text
     delta_text: str = ""  # what `text` grew by since the previous output of this request
     error: str | None = None  # why it ended with "error", or with "abort" because of its timeout
+    # The parts of the text, from `chat` only:
+    content: str | None = None  # the answer, with calls that are malformed; None where there are tool calls alone
+    reasoning: str | None = None  # what the model thought before
+    tool_calls: list[ToolCall] = field(default_factory=list)
     # int16 [tokens of prompt and output but the last, MoE layers, k]: the experts of each token, -1 = none. None until the
     # completion has finished, and for an engine without enable_return_routed_experts.
     routed_experts: NDArray[np.int16] | None = field(default=None, compare=False, repr=False)
@@ -51,6 +57,19 @@ class CompletionOutput:
 
     def __str__(self) -> str:
         return self.text
+
+
+@dataclass(slots=True)
+class CompletionDelta:
+    """What a completion grew by since it was last looked at. The fields are those of CompletionOutput."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str | None
+    stop_reason: int | str | None
+    error: str | None
 
 
 @dataclass(slots=True)

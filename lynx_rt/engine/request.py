@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lynx_rt.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput, TokenLogprobs
+from lynx_rt.engine.constraint import Constraint
+from lynx_rt.engine.outputs import (
+    CompletionDelta,
+    CompletionOutput,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    TokenLogprobs,
+)
 from lynx_rt.errors import LynxError, ValidationError, shown
 from lynx_rt.text.stop_strings import StopFilter
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
+    from lynx_rt.text.structured.compiler import Grammar
     from lynx_rt.text.tokenizer import Tokenizer
 
 
@@ -33,11 +42,16 @@ class Completion:
         self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._out = CompletionOutput(index, "", [])
+        self._num_taken = 0  # tokens that take_delta() has returned
+        self._end_taken = False  # it has returned the finish_reason
         self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
         self.prompt_signature: NDArray[np.float32] | None = None
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
+        self.constraint: Constraint | None = None
+        if request.grammar is not None:
+            self.constraint = Constraint(request.grammar, params, native_params.stop_token_ids)
         self._text = StopFilter(params.stop or (), params.include_stop_str_in_output)
         if params.logprobs is not None:
             self._out.logprobs = []
@@ -79,6 +93,8 @@ class Completion:
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
             self._add_token(token_id, logprobs[place] if logprobs else None)
+            if self.constraint is not None:
+                self.constraint.accept(token_id)
             if hide_last and place == last:
                 break
             if self._add_text(token_id):
@@ -86,6 +102,8 @@ class Completion:
                 return step.finish_reason is None
         if step.finish_reason is not None:
             self._out.error = step.error or None
+            if step.error and self.constraint is not None:
+                self._out.error = self.constraint.error or step.error
             reason = self.request.stop_reason(step.stop_token_id)
             self._finish(step.finish_reason, reason)
             if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
@@ -112,6 +130,22 @@ class Completion:
             delta_text=delta,
             error=out.error,
             routed_experts=out.routed_experts,
+        )
+
+    def take_delta(self) -> CompletionDelta | None:
+        """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
+        out, start = self._out, self._num_taken
+        if start == len(out.token_ids) and (out.finish_reason is None or self._end_taken):
+            return None
+        self._num_taken, self._end_taken = len(out.token_ids), self.finished
+        return CompletionDelta(
+            index=out.index,
+            text=self._text.take(),
+            token_ids=out.token_ids[start:],
+            logprobs=None if out.logprobs is None else out.logprobs[start:],
+            finish_reason=out.finish_reason,
+            stop_reason=out.stop_reason,
+            error=out.error,
         )
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
@@ -150,11 +184,14 @@ class Completion:
 
     def _update_metrics(self, step: _C.StepOutput) -> None:
         metrics = self.metrics
-        for name in ("arrival_time", "first_scheduled_time", "first_token_time", "finish_time"):
-            setattr(metrics, name, getattr(step, name))
-        metrics.num_cached_tokens = step.num_cached_tokens
-        metrics.num_preemptions = step.num_preemptions
-        metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
+        if not metrics.first_token_time or step.num_preemptions != metrics.num_preemptions:
+            for name in ("arrival_time", "first_scheduled_time", "first_token_time"):
+                setattr(metrics, name, getattr(step, name))
+            metrics.num_cached_tokens = step.num_cached_tokens
+            metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
+            metrics.num_preemptions = step.num_preemptions
+        if step.finish_reason is not None:
+            metrics.finish_time = step.finish_time
 
 
 class Request:
@@ -172,6 +209,7 @@ class Request:
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
+        grammar: Grammar | None = None,
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(
@@ -182,6 +220,7 @@ class Request:
         self.prompt_token_ids = prompt.token_ids
         self.params = params
         self.tokenizer = tokenizer
+        self.grammar = grammar
         self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
         self.abandoned = False  # its outputs are no longer wanted
@@ -216,13 +255,19 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=[completion.take_output() for completion in self.completions],
             finished=self.finished,
-            metrics=self._metrics(),
+            metrics=self.metrics(),
             num_cached_tokens=first.metrics.num_cached_tokens,
             prompt_logprobs=first.prompt_logprobs,
             prompt_signature=first.prompt_signature,
         )
 
-    def _metrics(self) -> RequestMetrics:
+    def take_deltas(self) -> list[CompletionDelta]:
+        """Returns what is new of each completion that has grown or ended since the last call."""
+        self.changed = False
+        deltas = [completion.take_delta() for completion in self.completions]
+        return [delta for delta in deltas if delta is not None]
+
+    def metrics(self) -> RequestMetrics:
         """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
         first = each[0]

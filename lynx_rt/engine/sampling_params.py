@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.text.structured.spec import StructuredOutputs
 
 if TYPE_CHECKING:
     from lynx_rt import _C
@@ -43,7 +44,7 @@ _ALIASES = {
     "do_sample": "temperature",
     "suppress_tokens": "bad_words_ids",
 }
-_NO_GRAMMAR = "output cannot be held to a grammar; allowed_token_ids limits the tokens, and stop ends the text"
+_GUIDED = "use structured_outputs={{{0!r}: ...}}"
 _NO_BEAMS = "there is no beam search; ask for n completions with logprobs=0 and keep the largest cumulative_logprob"
 # Fields of other engines that have no counterpart here: what to use instead, and the values besides None that change nothing and
 # are accepted.
@@ -55,13 +56,9 @@ _UNSUPPORTED: dict[str, tuple[str, tuple[Any, ...]]] = {
     "early_stopping": (_NO_BEAMS, (False,)),
     "logits_processors": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
     "logits_processor": ("use logit_bias, allowed_token_ids, bad_words or the penalties", ([],)),
-    "structured_outputs": (_NO_GRAMMAR, ()),
-    "guided_decoding": (_NO_GRAMMAR, ()),
-    "guided_json": (_NO_GRAMMAR, ()),
-    "guided_regex": (_NO_GRAMMAR, ()),
-    "guided_choice": (_NO_GRAMMAR, ()),
-    "guided_grammar": (_NO_GRAMMAR, ()),
-    "response_format": (_NO_GRAMMAR, ({"type": "text"},)),
+    "guided_decoding": (_GUIDED.format("json"), ()),
+    **{f"guided_{kind}": (_GUIDED.format(kind), ()) for kind in ("json", "regex", "choice", "grammar", "json_object")},
+    "response_format": (_GUIDED.format("json"), ({"type": "text"},)),
     "lora_request": ("merge the adapter into the checkpoint and load that", ()),
     "truncate_prompt_tokens": ("cut the token ids before passing them: engine.encode(text)[-n:]", ()),
     "no_repeat_ngram_size": ("use repetition_penalty, frequency_penalty or presence_penalty", (0,)),
@@ -105,6 +102,9 @@ class SamplingParams:
     bad_words_ids: Sequence[Sequence[int]] | None = None  # bad_words as token sequences; transformers' name
     # Teacher forcing: exactly these tokens are generated, whatever max_tokens, constraints and their likelihood (see logprobs).
     forced_token_ids: Sequence[int] | None = None
+    # A form that the text is held to: JSON, a regex, a list of choices, a grammar. min_tokens does not keep it from ending where
+    # nothing else can follow.
+    structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
     # Requests wait in the order of (priority, arrival), lower first; where pages run out, the last one in it is preempted.
     priority: int = 0
@@ -163,6 +163,12 @@ class SamplingParams:
                 raise ValidationError("forced_token_ids must name at least one token, got none", "forced_token_ids")
             if self.stop:
                 raise ValidationError("stop would end forced_token_ids early: give one of the two", "stop")
+        if self.structured_outputs is not None:
+            self.structured_outputs = StructuredOutputs.of(self.structured_outputs)
+            if self.forced_token_ids is not None:
+                raise ValidationError(
+                    "expected one of structured_outputs and forced_token_ids, got both", "structured_outputs"
+                )
         if self.stop and not self.detokenize:
             raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")
         self.priority = _integer("priority", self.priority, low=-_INT32_MAX - 1, high=_INT32_MAX)
@@ -225,7 +231,8 @@ class SamplingParams:
         native.repetition_penalty = self.repetition_penalty
         native.seed = None if self.seed is None else (self.seed + index) % (_UINT64_MAX + 1)
         native.max_tokens = max_model_len if self.max_tokens is None else min(self.max_tokens, _INT32_MAX)
-        native.min_tokens = min(self.min_tokens, _INT32_MAX)
+        # A grammar sees to min_tokens itself, since it knows where only the end can follow.
+        native.min_tokens = 0 if self.structured_outputs is not None else min(self.min_tokens, _INT32_MAX)
         native.ignore_eos = self.ignore_eos
         native.exact = self.expert_selection is not None
         native.priority = self.priority

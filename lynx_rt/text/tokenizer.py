@@ -42,12 +42,14 @@ class Tokenizer:
     def __init__(self, source: str | os.PathLike[str] | tokenizers.Tokenizer | Any) -> None:
         special: Mapping[str, str | tokenizers.AddedToken] = {}
         self.chat_template: str | dict[str, str] | None = None
+        self.response_template: Any = None  # what transformers 5 parses responses by, as written
         name, prepend_bos = "the given tokenizer", False
         if isinstance(source, (str, os.PathLike)):
             file, raw, config = load_tokenizer_files(Path(source))
             name, special = str(file), config.named
             prepend_bos = config.values.get("add_bos_token") is True
             self.chat_template = read_chat_template(file.parent, config.values)
+            self.response_template = config.values.get("response_template")
         elif isinstance(source, tokenizers.Tokenizer):
             raw = _copy(source)
         elif all(hasattr(source, attribute) for attribute in ("encode", "decode", "special_tokens_map")):
@@ -57,6 +59,7 @@ class Tokenizer:
                 raw.encode_special_tokens = source.backend_tokenizer.encode_special_tokens
             special = {name: token for name, token in source.special_tokens_map.items() if isinstance(token, str)}
             self.chat_template = getattr(source, "chat_template", None)
+            self.response_template = getattr(source, "response_template", None)
         else:
             raise ValidationError(
                 f"tokenizer must be a path or a tokenizer of transformers or tokenizers, got {type(source).__name__}",
@@ -122,6 +125,11 @@ class Tokenizer:
         if not all(isinstance(token_id, SupportsIndex) and 0 <= operator.index(token_id) < 2**32 for token_id in ids):
             raise ValidationError(f"token ids must be integers from 0 on, got {shown(ids)}", "ids")
         return self._backend.decode(ids, skip_special_tokens) if ids else ""
+
+    def token_id(self, token: str) -> int | None:
+        """Returns the id of a token that is given as the vocabulary has it; None where there is none."""
+        found = self._backend.id_of(token)
+        return found if found is not None and self._backend.token_of(found) == token else None  # not that of "<unk>"
 
     def piece(self, token_id: int) -> str:
         """Returns the text of one token after others, special or not; bytes of an incomplete character read "\\xe6"."""

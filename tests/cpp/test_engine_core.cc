@@ -249,6 +249,24 @@ void test_random_rollbacks(int64_t kv_tokens, uint32_t seed) {
   CHECK(!core.rollback(1, 1));
 }
 
+// The public Engine takes masks as the core does.
+void test_public_engine() {
+  const std::unique_ptr<Engine> engine = Engine::create(model, options());
+  const auto run = [&](TokenMask mask) {
+    engine->add_request(kPrompt, greedy(6), std::move(mask));
+    Ids tokens;
+    while (engine->has_unfinished())
+      for (const StepOutput& out : engine->step()) tokens.insert(tokens.end(), out.token_ids.begin(), out.token_ids.end());
+    return tokens;
+  };
+  const TokenMask by_turns = [](std::span<const int32_t> tokens, std::span<int32_t> words) {
+    allow(words, int32_t(tokens.size()) + 40);
+    return true;
+  };
+  CHECK_EQ(run(by_turns), (Ids{45, 46, 47, 48, 49, 50}));
+  CHECK_EQ(run(nullptr).size(), 6);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -258,6 +276,7 @@ int main(int argc, char** argv) {
   test_masked_greedy(core);
   test_mask_is_allowed_token_ids(core);
   test_mask_errors(core);
+  test_public_engine();
   for (const uint32_t seed : {1u, 2u}) {
     test_random_rollbacks(0, seed);
     test_random_rollbacks(128, seed);

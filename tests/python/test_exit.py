@@ -77,6 +77,26 @@ WAYS: dict[str, tuple[str, int]] = {
         "daemons(forever, 1); daemons(load, 3); time.sleep(0.1); end()",
         0,
     ),
+    "daemon_masks": (
+        "import numpy\n"
+        "choices = ' | '.join(f'\"{number}x\"' for number in range(5000))\n"
+        "grammar = engine.inputs.grammar({'grammar': 'start: ' + choices})\n"
+        "def fill():\n"
+        "    words = numpy.zeros(128, numpy.int32)\n"
+        "    try:\n"
+        "        while True: grammar.matcher(words).fill()\n"
+        "    except lynx_rt.EngineClosedError: pass\n"
+        "for _ in range(2): threading.Thread(target=fill, daemon=True).start()\n"
+        "time.sleep(0.1); end()",
+        0,
+    ),
+    "daemon_structured": (
+        "held = lynx_rt.SamplingParams(temperature=1, max_tokens=None, structured_outputs={'regex': '([a-z]{3} )*'})\n"
+        "def generate():\n"
+        "    while True: engine.generate(['a'] * 8, held)\n"
+        "daemons(generate, 1); end()",
+        0,
+    ),
     "generators_left_open": (
         "def tokens(): yield from engine.stream('a', LONG)\n"
         "def closing():\n"

@@ -40,7 +40,9 @@ SAMPLING: dict[str, tuple[Any, str]] = {
     "report_progress": (True, "report_progress"),
 }
 # bad_words become bad_words_ids with a tokenizer.
-PYTHON_ONLY = {"n", "stop", "bad_words", "detokenize", "skip_special_tokens", "include_stop_str_in_output"}
+PYTHON_ONLY = {
+    *("n", "stop", "bad_words", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "structured_outputs")
+}
 NATIVE_ONLY_OPTIONS = {"disable_dependent_launch"}
 
 

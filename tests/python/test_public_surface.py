@@ -120,6 +120,7 @@ def test_the_table_is_complete() -> None:
     methods = {name for name, _ in inspect.getmembers(Engine, inspect.isfunction) if not name.startswith("_")}
     without_arguments = {"close", "step", "has_unfinished_requests", "stats", "reset_stats", "expert_stats"}
     without_arguments |= {"get_tokenizer", "get_default_sampling_params"}
+    without_arguments |= {"open_stream", "on_step", "raw_stats"}  # for servers
     assert methods == set(CALLS) | without_arguments
     for name, (_, right) in CALLS.items():
         parameters = inspect.signature(getattr(Engine, name)).parameters
@@ -210,6 +211,8 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("num_threads", math.nan),
         ("tokenizer", 5),
         ("load_format", []),
+        ("tool_parser", 5),
+        ("reasoning_parser", "no such parser"),
     ],
 )
 def test_options_of_any_type(nano_path: str, option: str, value: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -121,14 +122,18 @@ def test_an_unknown_field_without_a_near_name_lists_all() -> None:
     [
         ("best_of", 2, "n completions"),
         ("logits_processors", [max], "logit_bias"),
-        ("structured_outputs", {"json": {}}, "grammar"),
-        ("guided_decoding", object(), "grammar"),
+        ("guided_decoding", object(), "structured_outputs"),
+        ("guided_json", {"type": "object"}, "structured_outputs={'json': ...}"),
+        ("guided_regex", "a+", "structured_outputs={'regex': ...}"),
+        ("guided_choice", ["a", "b"], "structured_outputs={'choice': ...}"),
+        ("guided_grammar", "start: x", "structured_outputs={'grammar': ...}"),
+        ("response_format", {"type": "json_object"}, "structured_outputs"),
         ("lora_request", object(), "merge the adapter"),
         ("no_repeat_ngram_size", 3, "repetition_penalty"),
     ],
 )
 def test_a_field_of_other_engines_says_what_to_use(name: str, value: object, hint: str) -> None:
-    with pytest.raises(ValidationError, match=f"{name} is not supported; .*{hint}") as caught:
+    with pytest.raises(ValidationError, match=f"{name} is not supported; .*{re.escape(hint)}") as caught:
         SamplingParams.of({name: value})
     assert caught.value.field == name and "fields:" not in str(caught.value)
     assert SamplingParams(**{name: None}) == SamplingParams()

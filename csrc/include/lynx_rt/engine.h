@@ -11,6 +11,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -99,6 +100,13 @@ struct StepOutput {
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
 };
+
+// Decides which tokens may follow `tokens` (a request's prompt and generated tokens): sets their bits in `words`, of which all are
+// zero before, or returns false where every token may follow. Token v is bit v % 32 of word v / 32, as for xgrammar and
+// llguidance; bits beyond the vocabulary are ignored. It is called once for each row that a token is drawn from, in the step and
+// under the engine's lock, so it must not call the engine. A failed step is run again, so the answer must depend on `tokens`
+// alone. Throwing, or a mask without tokens, ends this request with an error, and no other.
+using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
 // Counters since creation or reset_stats(), and gauges.
 struct EngineStats {
@@ -189,8 +197,9 @@ class LYNX_RT_API Engine {
   ~Engine();
 
   // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
-  // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed.
-  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params);
+  // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed. token_mask: null = every token may follow;
+  // with forced_token_ids it is not asked.
+  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask = nullptr);
   // Runs one step: schedule -> run -> postprocess. Returns no outputs when there is nothing to do. Steps of several threads take
   // turns.
   std::vector<StepOutput> step();

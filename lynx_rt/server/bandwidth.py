@@ -1,0 +1,27 @@
+"""The machine's rate of plain reading, with which the bytes that steps read are compared."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lynx_rt.engine.engine import Engine
+
+_LARGE_MODEL = 1 << 30  # bytes of weights; a small model stays in caches, and its start shall take no time
+_PROBE_BYTES = 256 << 20
+_RUNS = 3
+
+
+def memory_bandwidth(engine: Engine, num_threads: int | None) -> float | None:
+    """Returns bytes per second, measured in about a second while nothing else runs.
+
+    None for a model that is not in this machine's memory, or is too small to be bound by it.
+    num_threads: those of the engine; None = the cores that this process may use.
+    """
+    if not engine.device.startswith("cpu") or engine.memory["weight"] < _LARGE_MODEL:
+        return None
+    from lynx_rt import _C
+
+    available: int = _C.build_info()["available_memory_bytes"]
+    probe = _C.BandwidthProbe(num_threads or 0, min(_PROBE_BYTES, available // 4))
+    return 1e9 * max(probe.measure() for _ in range(_RUNS))

@@ -1,0 +1,46 @@
+"""Settings of the server, as `lynx-rt serve` gives them; docs/serving.md explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_STOPS = 64  # stop strings of a request; lm-eval and Continue send more than OpenAI's 4
+MAX_BAD_WORDS = 128
+MAX_PROMPTS = 1024  # of one completions request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    model: str  # folder, or name on the Hub
+    served_model_names: tuple[str, ...]  # the first one is the model's id
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0 = any free one
+    uds: str | None = None  # a Unix socket instead of host and port
+    root_path: str = ""  # prefix that a proxy in front has removed
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    api_keys: tuple[str, ...] = ()  # none = open to all
+    allowed_origins: tuple[str, ...] = ()  # for browsers' pages of other origins
+    access_log: bool = False
+    max_body_bytes: int = 32 << 20
+    max_num_queued_reqs: int | None = None  # None = 4 * max_num_seqs
+    max_n: int = 128
+    max_logprobs: int = 20
+    request_timeout: float | None = None  # seconds that a request may take
+    stall_timeout: float = 60.0  # seconds after which a client that does not read is dropped
+    keep_alive_seconds: float = 15.0  # between comment lines in a stream that has nothing to send
+    shutdown_timeout: float = 30.0  # seconds that running requests get after SIGTERM
+    watchdog_seconds: float = 60.0  # without the end of a step, after which /health fails
+    trust_request_chat_template: bool = False
+    default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    tool_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    reasoning_field: str = "both"  # "reasoning", "reasoning_content", "both", or "inline" = in the content
+    batch_isolation: str = (
+        "none"  # "key": requests of one API key form a group; "group": requests that name the same one
+    )
+    metrics_per_layer: bool | None = None  # None = up to 64 layers
+    otlp_traces_endpoint: str | None = None
+    engine: Mapping[str, Any] = field(default_factory=dict)  # arguments of Engine
