@@ -1,8 +1,8 @@
 // The one-block kernel of route(), which all policies share: own routing, then the policy, then guard and weights, then lists and
 // counters. The policy's part is a Rule, a class of two device functions:
-//   template <int kPerLane> static void prepare(const RouteParams& p, const Rows& rows);
+//   template <int kPerLane> static void prepare(const RouteParams& p, int num_rows);
 //       Called by the whole block, before choose(): own choices are in `chosen` and, by rank, in s.wanted. Policies that admit
-//       experts fill s.admitted. It looks at `rows` only, and must end with a barrier if it writes anything that choose() reads.
+//       experts fill s.admitted. It looks at rows with is_current() only, and must end with a barrier if it writes anything that choose() reads.
 //   template <int kPerLane> static int choose(const RouteParams& p, int t, int own);
 //       Called by a warp, for a real row: lane j < k passes its own choice and gets the final expert of choice j, -1 for none. Adds
 //       the number of own choices that the row lost to s.remapped.
@@ -29,11 +29,11 @@ namespace lynx_rt::cuda::route_state {
 
 // Admits all choices of exact rows. It comes after the filling, so that they take no other expert's place. By the whole block, with a
 // barrier.
-__device__ inline void admit_exact_rows(const RouteParams& p, const Rows& rows) {
+__device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
   const RouteArgs& a = p.args;
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
-  for (int pair = int(threadIdx.x); a.exact && pair < rows.num_rows * a.rule.top_k; pair += int(blockDim.x))
-    if (has_row(p, rows, pair / a.rule.top_k) && a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
+  for (int pair = int(threadIdx.x); a.exact && pair < num_rows * a.rule.top_k; pair += int(blockDim.x))
+    if (is_current(p, pair / a.rule.top_k) && a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
   sync_block();  // admitted
 }
 
@@ -78,6 +78,7 @@ __device__ inline void initialise(const RouteParams& p) {
     s.first_bad = kNoneBad;
     s.remapped = s.num_exact = s.lost = 0;
     s.acted = s.changed = false;
+    s.group = p.args.groups ? -1 : 0;
   }
 }
 
@@ -174,35 +175,33 @@ __device__ inline void count_groups(const RouteParams& p, int num_rows) {
   shared_state().num_in_group = num_rows;
 }
 
-// Sets what the rows of a group share: wanted, the number of rows and of exact ones, the values of votes, and empty sets. By the whole
-// block, after a barrier and with one at its end.
+// Goes on to the next group, and sets what its rows share: wanted, the number of rows and of exact ones, the values of votes, and empty
+// sets. By the whole block, with barriers at both ends.
 template <class Rule>
-__device__ void begin_group(const RouteParams& p, const Rows& rows) {
+__device__ void begin_group(const RouteParams& p, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
   const int warps = int(blockDim.x) / 32, k = a.rule.top_k, lane = lane_id(), thread = int(threadIdx.x);
+  sync_block();  // all have read group
   for (int i = thread; i < k * kWords; i += int(blockDim.x)) s.wanted[i / kWords][i % kWords] = 0;
   if (thread < kWords) s.admitted[thread] = s.used[thread] = 0;
-  if (thread == 0) s.remapped = s.num_exact = 0;
-  if (warp_id() == warps - 1) {  // the warp with the fewest rows
-    int count = 0;
-    for (int first = 0; first < rows.num_rows; first += 32)
-      count += count_bits(ballot(kFullWarp, first + lane < rows.num_rows && has_row(p, rows, first + lane)));
-    if (lane == 0) {
-      s.num_in_group = count;
-      if (Rule::kVotes && p.votes) set_vote_values(p);
-    }
+  if (thread == 0) {
+    ++s.group;
+    s.remapped = s.num_exact = s.num_in_group = 0;
   }
-  sync_block();  // wanted, admitted, used, counters, values of votes
-  for (int t = warp_id(); t < rows.num_rows; t += warps) {
-    if (!has_row(p, rows, t)) continue;
+  sync_block();  // group, wanted, admitted, used, counters
+  for (int t = warp_id(); t < num_rows; t += warps) {
+    if (!is_current(p, t)) continue;
     if (lane < k) set_bit(s.wanted[lane], shared_array<int16_t>(p.layout.chosen)[t * k + lane]);
     if (lane == 0) {
       shared_array<double>(p.layout.retained)[t] = 1;
+      atomic_add(&s.num_in_group, 1);
       if (a.exact && a.exact[t]) atomic_add(&s.num_exact, 1);
     }
   }
-  sync_block();  // wanted, num_exact
+  sync_block();  // wanted, num_in_group, num_exact
+  if (Rule::kVotes && p.votes && thread == 0) set_vote_values(p);
+  sync_block();  // values of votes
 }
 
 // Counts the group's own choices. By one warp.
@@ -243,9 +242,16 @@ __device__ int list_pairs(const RouteParams& p) {
   return active;
 }
 
+// The most threads of a block: with groups, a thread needs more than 64 registers under every rule.
+template <class Rule>
+constexpr int max_threads(bool groups) {
+  return groups && Rule::kMaxThreads > 512 ? 512 : Rule::kMaxThreads;
+}
+
 // kPerLane: experts per lane, a power of two >= E / 32.
-template <int kPerLane, class Rule>
-__global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __grid_constant__ RouteParams p) {
+// kGroups: isolation groups are given. It is a kernel of its own, so that steps without groups keep their registers.
+template <int kPerLane, class Rule, bool kGroups>
+__global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(const __grid_constant__ RouteParams p) {
   grid_wait();  // scores are complete, and no earlier kernel still reads the outputs
   grid_launch_dependents();
   Shared& s = shared_state();
@@ -262,14 +268,13 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
   }
   sync_block();  // chosen, best, wanted, num_groups, values of votes
 
-  for (int group = 0; group < s.num_groups; ++group) {
-    const Rows rows{num_rows, group};
-    if (a.groups) begin_group<Rule>(p, rows);
+  do {
+    if (kGroups) begin_group<Rule>(p, num_rows);
     if (warp_id() == warps - 1) count_wanted(p);
-    if (s.num_in_group >= p.least_rows && (!a.exact || int(s.num_exact) < s.num_in_group)) {
-      Rule::template prepare<kPerLane>(p, rows);
+    if (int(s.num_in_group) >= p.least_rows && (!a.exact || s.num_exact < s.num_in_group)) {
+      Rule::template prepare<kPerLane>(p, num_rows);
       for (int t = warp_id(); t < num_rows; t += warps) {
-        if (!has_row(p, rows, t)) continue;
+        if (!is_current(p, t)) continue;
         const int own = lane < k ? shared_array<int16_t>(p.layout.chosen)[t * k + lane] : 0;
         const int expert = Rule::template choose<kPerLane>(p, t, own);
         if (lane >= k) continue;
@@ -283,10 +288,10 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
         if (!guard_hit) s.changed = true, s.lost += s.remapped;
       }
       for (int t = warp_id(); t < num_rows && !guard_hit; t += warps)
-        if (has_row(p, rows, t)) weigh<Rule>(p, t);
+        if (is_current(p, t)) weigh<Rule>(p, t);
     }
     sync_block();  // the final choice, retained, own; all have read what the next group changes
-  }
+  } while (kGroups && s.group + 1 < s.num_groups);
   if (warp_id() == warps - 1) {
     const int n = count_set(s.own);
     if (lane == 0) s.num_wanted = n;
@@ -311,17 +316,22 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
 }
 
 // Sets params.layout.
-template <class Rule>
-void launch_route(RouteParams& params, Stream stream) {
+template <class Rule, bool kGroups>
+void launch_route_of(RouteParams& params, Stream stream) {
   const RouteArgs& a = params.args;
   const int num_experts = a.rule.num_experts;
-  const int threads = 32 * std::clamp(std::max(a.max_rows, (num_experts + 31) / 32), 1, Rule::kMaxThreads / 32);
+  const int threads = 32 * std::clamp(std::max(a.max_rows, (num_experts + 31) / 32), 1, max_threads<Rule>(kGroups) / 32);
   params.layout = route_layout(a.max_rows, num_experts, a.rule.top_k, threads);
-  auto* kernel = num_experts <= 64    ? route_kernel<2, Rule>
-                 : num_experts <= 128 ? route_kernel<4, Rule>
-                 : num_experts <= 256 ? route_kernel<8, Rule>
-                                      : route_kernel<16, Rule>;
+  auto* kernel = num_experts <= 64    ? route_kernel<2, Rule, kGroups>
+                 : num_experts <= 128 ? route_kernel<4, Rule, kGroups>
+                 : num_experts <= 256 ? route_kernel<8, Rule, kGroups>
+                                      : route_kernel<16, Rule, kGroups>;
   launch(kernel, 1, threads, size_t(params.layout.bytes), stream, params);
+}
+
+template <class Rule>
+void launch_route(RouteParams& params, Stream stream) {
+  params.args.groups ? launch_route_of<Rule, true>(params, stream) : launch_route_of<Rule, false>(params, stream);
 }
 
 // Launches of the policies that are not in route.cu.

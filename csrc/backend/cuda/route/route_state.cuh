@@ -56,7 +56,10 @@ struct Shared {
   uint32_t num_exact;
   int num_bins;
   int num_wanted;  // distinct own choices, of a group and at the end of the step
-  int num_groups, num_in_group;
+
+  // The isolation group that is selected for; without groups, group 0 has all rows.
+  int group, num_groups;
+  uint32_t num_in_group;
 
   // Of all groups so far.
   uint32_t own[kWords];  // own choices
@@ -91,14 +94,9 @@ static_assert(route_layout(kMaxRouteRows, kMaxRouteExperts, kMaxRouteTopK, 1024)
 
 __device__ inline Shared& shared_state() { return *shared_array<Shared>(0); }
 
-// The rows of one isolation group, or of the whole step where there are no groups; Shared::num_in_group is their number. It holds no
-// more than this, because the kernels have no registers to spare.
-struct Rows {
-  int num_rows;  // real rows of the step
-  int group;
-};
-__device__ inline bool has_row(const RouteParams& p, const Rows& rows, int t) {
-  return !p.args.groups || p.args.groups[t] == rows.group;
+// Whether row t is selected for: it is in the current group.
+__device__ inline bool is_current(const RouteParams& p, int t) {
+  return !p.args.groups || p.args.groups[t] == shared_state().group;
 }
 
 __device__ inline bool has_bit(const uint32_t* words, int e) { return words[e / 32] >> (e % 32) & 1; }

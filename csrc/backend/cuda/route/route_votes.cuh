@@ -45,7 +45,7 @@ __device__ inline void set_vote_values(const RouteParams& p) {
 
 // Sums the votes. Returns those of expert e to thread e; after the next barrier they are in the array `votes`, too. By the whole
 // block: a thread sums the votes for one expert of every (threads / E)-th row.
-__device__ inline uint64_t count_votes(const RouteParams& p, const Rows& rows) {
+__device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts, thread = int(threadIdx.x);
@@ -55,8 +55,8 @@ __device__ inline uint64_t count_votes(const RouteParams& p, const Rows& rows) {
   if (part < parts) {
     const int e = thread % num_experts;
     uint64_t sum = 0;
-    for (int t = part; t < rows.num_rows; t += parts) {
-      if (!has_row(p, rows, t)) continue;
+    for (int t = part; t < num_rows; t += parts) {
+      if (!is_current(p, t)) continue;
       const float score = a.keys[t * num_experts + e];
       if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // true for most experts, and saves the double precision
       const double position = a.selection.alpha * (double(best[t]) - score);
