@@ -30,6 +30,7 @@ class SamplingParams:
     priority: int
     timeout: float
     cache_salt: str
+    isolation_group: str
     report_progress: bool
     def __init__(self) -> None: ...
 

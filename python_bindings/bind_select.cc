@@ -63,7 +63,7 @@ struct SelectArgs {
   std::string selection, phase;
   std::optional<Array<uint8_t>> exact;
   std::optional<Array<float>> similarity;
-  std::optional<Array<int32_t>> alias, replay;
+  std::optional<Array<int32_t>> alias, replay, groups;
   py::kwargs rule;  // the other members of RouterRule, by name
 };
 
@@ -120,7 +120,9 @@ py::dict select(Selector& selector, const SelectArgs& a) {
   Array<float> weights({num_rows, top_k});
   std::vector<int32_t> active(static_cast<size_t>(num_experts));
   Routing routing{ids.mutable_data(), weights.mutable_data(), active.data(), 0};
-  const SelectionStats stats = selector.run(a.scores.data(), num_rows, rule, selection, parse_phase(a.phase), exact, routing);
+  const int32_t* groups = table(a.groups, "groups", {num_rows});
+  const SelectionStats stats =
+      selector.run(a.scores.data(), num_rows, rule, selection, parse_phase(a.phase), exact, routing, groups);
   py::dict result;
   result["ids"] = ids;
   result["weights"] = weights;
@@ -157,25 +159,28 @@ void register_select(py::module_& m) {
   const auto method = [](Selector& selector, const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                          const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                          const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
-                         const std::optional<Array<int32_t>>& replay, const py::kwargs& rule) {
-    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, rule});
+                         const std::optional<Array<int32_t>>& replay, const std::optional<Array<int32_t>>& groups,
+                         const py::kwargs& rule) {
+    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, rule});
   };
   const auto function = [method](const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                                  const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                                  const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
-                                 const std::optional<Array<int32_t>>& replay, const py::kwargs& rule) {
+                                 const std::optional<Array<int32_t>>& replay, const std::optional<Array<int32_t>>& groups,
+                                 const py::kwargs& rule) {
     Selector selector;
-    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, rule);
+    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, rule);
   };
 #define LYNX_SELECT_ARGS                                                                                              \
   py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",        \
                                                    py::arg("phase") = "decode_only", py::arg("exact") = py::none(),   \
                                                    py::arg("similarity") = py::none(), py::arg("alias") = py::none(), \
-                                                   py::arg("replay") = py::none()
+                                                   py::arg("replay") = py::none(), py::arg("groups") = py::none()
   py::class_<Selector>(m, "Selector").def(py::init<>()).def("select", method, LYNX_SELECT_ARGS);
   m.def("select", function,
         "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::route() in backend.h. similarity "
-        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay. Further keywords: kind, bias [E], num_groups, "
+        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay. groups [T]: isolation groups. Further keywords: "
+        "kind, bias [E], num_groups, "
         "top_groups, group_top2, scale, min_sum, jitter, the members of RouterRule.",
         LYNX_SELECT_ARGS);
 #undef LYNX_SELECT_ARGS

@@ -127,10 +127,14 @@ def select(
     all_phases=False,
     tables=None,
     rule=None,
+    groups=None,
     **params,
 ):
     """Returns the result of one routing call. `params`: of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
-    members of Rule."""
+    members of Rule; `groups` [T]: isolation groups, each of which is a call of its own."""
+    if groups is not None:
+        common = (k, norm_topk, policy, phase)
+        return select_groups(groups, scores, common, exact, tables, all_phases=all_phases, rule=rule, **params)
     scores, rule = np.asarray(scores, np.float64), Rule(**(rule or {}))
     num_rows, _ = scores.shape
     exact = np.zeros(num_rows, bool) if exact is None else np.asarray(exact, bool)
@@ -174,6 +178,28 @@ def select(
         return own
     stats.update(active=len(active), remapped_pairs=remapped, retained_mass=retained)
     return Result(new_ids, new_weights, active, own.admitted, stats)
+
+
+def select_groups(groups, scores, common, exact, tables, **params):
+    """Selects for the rows of each group alone, and puts the results together."""
+    own = select(scores, *common[:2], rule=params["rule"])
+    ids, weights, stats = own.ids.copy(), own.weights.copy(), dict(own.stats)
+    guarded = []  # for each group that was selected for
+    for group in set(np.asarray(groups).tolist()):
+        rows = np.flatnonzero(np.asarray(groups) == group)
+        of_rows = dict(tables or {})
+        if "replay" in of_rows:
+            of_rows["replay"] = of_rows["replay"][rows]
+        part = select(
+            np.asarray(scores)[rows], *common, None if exact is None else exact[rows], tables=of_rows, **params
+        )
+        ids[rows], weights[rows] = part.ids, part.weights
+        stats["remapped_pairs"] += part.stats["remapped_pairs"]
+        stats["retained_mass"] += part.stats["retained_mass"] - len(rows)
+        guarded += [part.stats["guard_hit"]] * part.stats["acted"]
+    active = used(ids)
+    stats.update(active=len(active), acted=bool(guarded), guard_hit=bool(guarded) and all(guarded))
+    return Result(ids, weights, active, None, stats)
 
 
 def dispatch(ids, num_experts):

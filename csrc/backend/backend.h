@@ -62,6 +62,9 @@ struct BatchView {
   const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
   int64_t max_blocks = 0;
   const uint8_t* exact = nullptr;  // [T] 1 = the row always gets the model's own routing; null = no such row
+  // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
+  // rows were alone in the batch.
+  const int32_t* groups = nullptr;
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
@@ -303,14 +306,15 @@ class Backend {
   // Chooses each row's experts and their weights, and orders the (row, expert) pairs by expert. It is the only op in which a row's
   // result may depend on other rows. Stages: demand, admit, assign, weigh, dispatch.
   //   scores [T, E] in    router logits, finite
-  //   batch         in    phase and exact
+  //   batch         in    phase, exact and groups
   //   rule          in    how the model itself routes: RouterRule
   //   selection     in    the layer's policy, which check_selection() accepts, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
   //   plan          out   pairs ordered by expert, ascending inside an expert
   // Every row gets the model's own routing, which depends on no other row, if acts() is false or all rows are exact. Otherwise
   // rows are routed as routing/selector.h says for each policy: exact rows keep their own routing, and all rows keep it where the
-  // active set would not become smaller than the union of own choices (guard).
+  // active set would not become smaller than the union of own choices (guard). With isolation groups, all of this is done for each
+  // group by itself, and the active list is that of all of them.
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
   // the policies in routing/policy.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
   // test_policies.py, test_router_kinds.py, test_dispatch.py.

@@ -1,6 +1,8 @@
 #include "engine/batch.h"
 
 #include <algorithm>
+#include <string_view>
+#include <unordered_map>
 
 namespace lynx_rt {
 
@@ -29,6 +31,26 @@ void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std:
   block_tables_.resize((query_start_.size() - 1) * size_t(view_.max_blocks), 0);
 }
 
+// Numbers the isolation groups of the step by their first request. Numbers live for one step, so none is ever used up.
+void Batch::number_groups(const ScheduledStep& step) {
+  const auto name = [](const ScheduledRequest& s) -> const std::string& { return s.request->params.isolation_group; };
+  group_of_request_.assign(step.requests.size(), 0);
+  rows_of_group_.assign(1, step.num_rows);
+  if (std::all_of(step.requests.begin(), step.requests.end(), [&](const auto& s) { return name(s) == name(step.requests[0]); }))
+    return;
+  std::unordered_map<std::string_view, int32_t> numbers;
+  groups_.clear();
+  rows_of_group_.clear();
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const ScheduledRequest& s = step.requests[i];
+    const int32_t number = group_of_request_[i] = numbers.try_emplace(name(s), int32_t(numbers.size())).first->second;
+    rows_of_group_.resize(numbers.size());
+    rows_of_group_[size_t(number)] += s.num_tokens;
+    groups_.insert(groups_.end(), size_t(s.num_tokens), number);
+  }
+  view_.groups = groups_.data();
+}
+
 void Batch::finish(Phase phase) {
   view_.num_rows = int64_t(token_ids_.size());
   view_.num_seqs = int64_t(query_start_.size()) - 1;
@@ -51,6 +73,7 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
                  r.params.exact);
   }
   finish(step.phase);
+  number_groups(step);
   return view_;
 }
 

@@ -17,16 +17,21 @@ class Batch {
   const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
                                 int64_t block_size);
   int64_t first_row(size_t request) const { return query_start_[request]; }
+  // Returns the number of rows in the step of the request's isolation group.
+  int64_t group_rows(size_t request) const { return rows_of_group_[size_t(group_of_request_[request])]; }
 
  private:
   void clear(int64_t max_blocks);
   void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
                     bool exact);
+  void number_groups(const ScheduledStep& step);
   void finish(Phase phase);
 
   std::vector<int32_t> token_ids_, positions_, query_start_, block_tables_;
   std::vector<int64_t> slots_;
   std::vector<uint8_t> exact_;
+  std::vector<int32_t> group_of_request_, groups_;  // groups_: of each row
+  std::vector<int64_t> rows_of_group_;
   BatchView view_;
 };
 

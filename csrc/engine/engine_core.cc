@@ -306,13 +306,14 @@ void EngineCore::count_selection(const ScheduledStep& step) {
     counters_.decode_rows_mixed += step.num_decode_rows;
     return;
   }
-  const bool acts = selection_.current().acts(step.phase, step.num_rows);
   counters_.decode_rows += step.num_rows;
-  for (const ScheduledRequest& s : step.requests)
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const ScheduledRequest& s = step.requests[i];
     if (s.request->params.exact)
       counters_.decode_rows_exact += s.num_tokens;
-    else if (acts)
+    else if (selection_.current().acts(step.phase, batch_.group_rows(i)))
       counters_.decode_rows_selected += s.num_tokens;
+  }
   for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
 }
 
@@ -419,8 +420,11 @@ std::vector<StepOutput> EngineCore::step() {
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   }
 
-  const bool acted = selection_.current().acts(scheduled.phase, scheduled.num_rows);
-  for (ScheduledRequest& s : scheduled.requests) scheduler_.advance(*s.request, s.num_tokens, !acted || s.request->params.exact);
+  for (size_t i = 0; i < scheduled.requests.size(); ++i) {
+    Request& r = *scheduled.requests[i].request;
+    const bool acted = selection_.current().acts(scheduled.phase, batch_.group_rows(i));
+    scheduler_.advance(r, scheduled.requests[i].num_tokens, !acted || r.params.exact);
+  }
   std::vector<StepOutput> outputs;
   for (const ScheduledRequest& s : scheduled.requests)
     if (s.request->params.report_progress && s.request->num_computed < s.request->prompt_len)

@@ -17,7 +17,7 @@
 // Fields of SamplingParams that lynx_rt_params has under the same names, with 0 for the default; then its lists of ids.
 #define LYNX_RT_SAMPLING_FIELDS(F) \
   F(top_p) F(top_k) F(min_p) F(presence_penalty) F(frequency_penalty) F(repetition_penalty) F(max_tokens) F(min_tokens) \
-  F(ignore_eos) F(exact) F(priority) F(timeout) F(cache_salt) F(report_progress)
+  F(ignore_eos) F(exact) F(priority) F(timeout) F(cache_salt) F(isolation_group) F(report_progress)
 #define LYNX_RT_SAMPLING_ID_LISTS(F) F(stop_token_ids) F(allowed_token_ids) F(forced_token_ids)
 // Fields of SamplingParams that have another form in C, or whose 0 means something else there.
 #define LYNX_RT_SAMPLING_FIELDS_UNLIKE_C(F) F(temperature) F(seed) F(logprobs) F(prompt_logprobs) F(logit_bias) F(bad_words)

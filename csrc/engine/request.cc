@@ -37,6 +37,7 @@ void validate(const SamplingParams& p, int64_t vocab) {
     invalid("prompt_logprobs", "expected -1 (off) to ", vocab, ", got ", p.prompt_logprobs);
   if (!std::isfinite(p.timeout) || p.timeout < 0) invalid("timeout", "expected 0 (none) or finite seconds > 0, got ", p.timeout);
   if (p.cache_salt.size() > 1024) invalid("cache_salt", "expected at most 1024 bytes, got ", p.cache_salt.size());
+  if (p.isolation_group.size() > 1024) invalid("isolation_group", "expected at most 1024 bytes, got ", p.isolation_group.size());
   check_ids("stop_token_ids", p.stop_token_ids, vocab);
   check_ids("allowed_token_ids", p.allowed_token_ids, vocab);
   check_ids("forced_token_ids", p.forced_token_ids, vocab);

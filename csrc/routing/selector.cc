@@ -25,11 +25,6 @@ void check_scores(const float* scores, int64_t num_rows, int num_experts) {
   }
 }
 
-template <class T>
-void grow(std::vector<T>& v, int64_t size) {
-  if (int64_t(v.size()) < size) v.resize(size_t(size));
-}
-
 float best_gate(const float* gates, const int32_t* ids, int k) {
   float best = -INFINITY;
   for (int j = 0; j < k; ++j)
@@ -51,9 +46,16 @@ double near_probability(const float* z, int num_experts, float best, int taken, 
 }  // namespace
 
 SelectionStats Selector::run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                             Phase phase, const uint8_t* exact, Routing& routing) {
+                             Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups) {
   check_selection(selection, rule.num_experts, rule.top_k);
   check_scores(scores, num_rows, rule.num_experts);
+  if (groups && acts(selection, phase, num_rows) && !is_per_row(selection.policy))
+    return run_groups(scores, num_rows, rule, selection, phase, exact, routing, groups);
+  return run_group(scores, num_rows, rule, selection, phase, exact, routing);
+}
+
+SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
+                                   Phase phase, const uint8_t* exact, Routing& routing) {
   reserve(num_rows, rule);
   if (has_keys(rule)) make_keys(scores, num_rows, rule);
   const Batch batch{has_keys(rule) ? keys_.data() : scores,
@@ -68,9 +70,9 @@ SelectionStats Selector::run(const float* scores, int64_t num_rows, const Router
   route_own(batch, routing);
   SelectionStats stats;
   stats.rows = int32_t(num_rows);
-  stats.union_before = stats.active = count_used(batch, routing.ids);
+  stats.union_before = stats.active = count_used(routing.ids, batch.num_pairs(), batch.num_experts);
   stats.retained_mass = double(num_rows);
-  list_used(batch, routing);
+  list_used(batch.num_experts, routing);
 
   const bool all_exact = exact && std::all_of(exact, exact + num_rows, [](uint8_t flag) { return flag != 0; });
   stats.acted = acts(selection, phase, num_rows) && !all_exact;
@@ -82,12 +84,12 @@ SelectionStats Selector::run(const float* scores, int64_t num_rows, const Router
   } else {
     assign(batch, routing);
   }
-  const int active = count_used(batch, assigned_.data());
+  const int active = count_used(assigned_.data(), batch.num_pairs(), batch.num_experts);
   stats.guard_hit = has_guard(selection.policy) && active >= stats.union_before;
   if (stats.guard_hit) return stats;
 
   weigh(batch, routing, stats);
-  list_used(batch, routing);
+  list_used(batch.num_experts, routing);
   stats.active = active;
   return stats;
 }
@@ -205,17 +207,17 @@ void Selector::move_weights(const Batch& batch, int64_t t, const int32_t* own, f
   }
 }
 
-// Marks in used_ the experts in `ids` [T, k]; returns their number.
-int Selector::count_used(const Batch& batch, const int32_t* ids) {
-  std::fill_n(used_.begin(), batch.num_experts, 0);
-  for (int64_t pair = 0; pair < batch.num_pairs(); ++pair)
+// Marks in used_ the experts in `ids`; returns their number.
+int Selector::count_used(const int32_t* ids, int64_t num_pairs, int num_experts) {
+  std::fill_n(used_.begin(), num_experts, 0);
+  for (int64_t pair = 0; pair < num_pairs; ++pair)
     if (ids[pair] >= 0) used_[ids[pair]] = 1;
-  return int(std::count(used_.begin(), used_.begin() + batch.num_experts, 1));
+  return int(std::count(used_.begin(), used_.begin() + num_experts, 1));
 }
 
-void Selector::list_used(const Batch& batch, Routing& routing) const {
+void Selector::list_used(int num_experts, Routing& routing) const {
   routing.num_active = 0;
-  for (int e = 0; e < batch.num_experts; ++e)
+  for (int e = 0; e < num_experts; ++e)
     if (used_[e]) routing.active[routing.num_active++] = e;
 }
 

@@ -1,7 +1,11 @@
 // Expert selection on the CPU. The contract is Backend::route() in backend.h. This header defines each policy, and says how the
 // points that the papers leave open are read.
 //
-// All policies (E experts, k per token, B = rows of the call):
+// All policies (E experts, k per token, B = rows of the call, or of one isolation group):
+//   isolation     A call may give each row the number of a group. Then each group is selected for as if its rows, in their order, were
+//                 all of the call: B, votes, unions and guard are the group's own, and a group of one row has its own routing. Groups
+//                 change nothing where policies look at single rows. Counters are of the whole call: union_before and active count the
+//                 experts of all rows; guard_hit says that every group that was selected for fell back to its own routing.
 //   scores        "score" below is an expert's key, "gate" the exponential of its gate in the terms of router_keys.h. For softmax
 //                 routers without bias and groups, both key and gate are the logit.
 //   own routing   The k best scores of a row, ties to the lower expert. Their weights are softmax probabilities (sigmoids, the
@@ -78,22 +82,26 @@ namespace lynx_rt {
 // Thread-safety: one run() at a time.
 class Selector {
  public:
-  // Throws kInvalidArgument where check_selection() does and for a score that is not finite; then nothing is written. Time is
-  // O(T E) (capacity: O(T E k)), with one expf per chosen expert (per score where the router does not normalise). Scratch memory
-  // is O(T k + E).
+  // groups [T]: numbers of isolation groups; null = one group. Throws kInvalidArgument where check_selection() does and for a score
+  // that is not finite; then nothing is written. Time is O(T E) (capacity: O(T E k)), with one expf per chosen expert (per score
+  // where the router does not normalise); twice that with groups. Scratch memory is O(T k + E), with groups O(T E).
   SelectionStats run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
-                     const uint8_t* exact, Routing& routing);
+                     const uint8_t* exact, Routing& routing, const int32_t* groups = nullptr);
 
  private:
   struct Batch;
+  SelectionStats run_group(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
+                           const uint8_t* exact, Routing& routing);
+  SelectionStats run_groups(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
+                            Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups);  // selector_groups.cc
   void reserve(int64_t num_rows, const RouterRule& rule);
   void make_keys(const float* scores, int64_t num_rows, const RouterRule& rule);  // selector_keys.cc
   void open_groups(const RouterRule& rule);
   void route_own(const Batch& batch, Routing& own);
   void weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const;
   void move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const;
-  int count_used(const Batch& batch, const int32_t* ids);
-  void list_used(const Batch& batch, Routing& routing) const;
+  int count_used(const int32_t* ids, int64_t num_pairs, int num_experts);
+  void list_used(int num_experts, Routing& routing) const;
 
   // selector_admit.cc: policies that admit experts.
   void admit(const Batch& batch, const Routing& own);
@@ -134,6 +142,14 @@ class Selector {
   std::vector<int32_t> load_;           // [E] capacity: rows that an expert has
   std::vector<int32_t> assigned_;       // [T, k] like Routing::ids
   std::vector<uint8_t> used_;           // [E] 1 = some row has the expert; written by count_used()
+
+  // The rows of one isolation group, and its routing.
+  std::vector<int64_t> group_order_;   // [T] rows ordered by group, those of a group in their order
+  std::vector<float> group_scores_;    // [T, E]
+  std::vector<uint8_t> group_exact_;   // [T]
+  std::vector<int32_t> group_ids_;     // [T, k]
+  std::vector<float> group_weights_;   // [T, k]
+  std::vector<int32_t> group_active_;  // [E]
 };
 
 }  // namespace lynx_rt

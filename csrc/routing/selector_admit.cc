@@ -117,7 +117,7 @@ void Selector::admit_by_gates(const Batch& batch, const Routing& own) {
   sum_gates(batch, own);
   for (int64_t t = 0; t < batch.num_rows && !own_only; ++t)
     for (int j = 0; j < batch.selection.k0; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
-  count_used(batch, own.ids);  // used_: experts that some row chose
+  count_used(own.ids, batch.num_pairs(), batch.num_experts);  // used_: experts that some row chose
   fill(batch, std::max(budget_experts(batch.selection, batch.num_experts), batch.top_k), own_only ? used_.data() : nullptr);
 }
 

@@ -24,6 +24,12 @@ struct Selector::Batch {
   bool is_exact(int64_t t) const { return exact && exact[t]; }
 };
 
+// Makes scratch memory as large as a call needs; it never shrinks.
+template <class T>
+void grow(std::vector<T>& v, int64_t size) {
+  if (int64_t(v.size()) < size) v.resize(size_t(size));
+}
+
 // Whether an own choice that moves to another expert takes its weight along.
 constexpr bool moves_weights(Policy p) { return p == Policy::kSere || p == Policy::kAlias; }
 

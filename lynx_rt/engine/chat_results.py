@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lynx_rt.engine.outputs import CompletionOutput, RequestOutput
+from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.text.response import ResponseFormat
 from lynx_rt.text.tokenizer import Tokenizer
 
@@ -38,21 +39,30 @@ def reasoning_end(response_format: ResponseFormat) -> Callable[[str], str | None
 
 
 def fill_in(
-    outputs: Iterable[RequestOutput],
+    output: RequestOutput,
+    params: SamplingParams,
     response_format: ResponseFormat,
     tokenizer: Tokenizer,
     tools: Sequence[Mapping[str, Any]] | None,
 ) -> None:
     """Sets content, reasoning and tool_calls of every completion."""
-    for output in outputs:
-        for completion in output.outputs:
-            text = completion.text
-            if response_format.needs_special_tokens:
-                text = _with_special_tokens(completion, tokenizer, output.prompt_token_ids)
-            parser = response_format.parser(tools=tools, prompt_tail=output.prompt or "")
-            parsed = parser.parse(text, completion.token_ids, completion.finish_reason)
-            completion.content, completion.reasoning = parsed.content, parsed.reasoning
-            completion.tool_calls = parsed.tool_calls
+    for completion in output.outputs:
+        text = completion.text
+        if response_format.needs_special_tokens:
+            text = _with_special_tokens(completion, tokenizer, output.prompt_token_ids)
+        forced = "content" if _is_json(params) else None
+        parser = response_format.parser(tools=tools, prompt_tail=output.prompt or "", forced=forced)
+        parsed = parser.parse(text, completion.token_ids, completion.finish_reason)
+        completion.content, completion.reasoning = parsed.content, parsed.reasoning
+        completion.tool_calls = parsed.tool_calls
+
+
+def _is_json(params: SamplingParams) -> bool:
+    """Whether the output is JSON from the first token on. Its texts may have tags in them."""
+    spec = params.structured_outputs
+    if spec is None or isinstance(spec, Mapping):
+        return False
+    return spec.start_after is None and (spec.json is not None or bool(spec.json_object))
 
 
 def _with_special_tokens(completion: CompletionOutput, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> str:

@@ -183,7 +183,8 @@ class Engine(EngineState):
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
         requests = self._inputs.requests(parsed, sampling_params, reasoning_end(self._response_format))
         outputs = self._run(requests, use_tqdm, timeout)
-        fill_in(outputs, self._response_format, self.get_tokenizer(), plain_tools(tools))
+        for request, output in zip(requests, outputs, strict=True):
+            fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))
         return outputs
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:

@@ -137,6 +137,9 @@ class RequestOutput:
     metrics: RequestMetrics
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
     prompt_logprobs: list[TokenLogprobs | None] | None = None  # entry 0 is None: nothing precedes it
+    # float32 [256]: the experts of the prompt's rows, known from the first token on; see lynx_rt.engine.signature. None for an engine
+    # without enable_return_routed_experts.
+    prompt_signature: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)
 
     @property
     def text(self) -> str:

@@ -45,6 +45,7 @@ class Completion:
         self._num_taken = 0  # tokens that take_delta() has returned
         self._end_taken = False  # it has returned the finish_reason
         self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
+        self.prompt_signature: NDArray[np.float32] | None = None
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
@@ -84,6 +85,10 @@ class Completion:
         if prompt_logprobs := step.prompt_logprobs:
             self.prompt_logprobs = [self._logprobs(entry) if entry else None for entry in prompt_logprobs]
         token_ids, logprobs = step.token_ids, step.logprobs
+        if token_ids and self.prompt_signature is None and self._routed_experts:
+            from lynx_rt.engine.signature import prompt_signature
+
+            self.prompt_signature = prompt_signature(self._routed_experts, self.metrics.num_prompt_tokens)
         hide_last = step.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
@@ -253,6 +258,7 @@ class Request:
             metrics=self.metrics(),
             num_cached_tokens=first.metrics.num_cached_tokens,
             prompt_logprobs=first.prompt_logprobs,
+            prompt_signature=first.prompt_signature,
         )
 
     def take_deltas(self) -> list[CompletionDelta]:

@@ -112,6 +112,9 @@ class SamplingParams:
     # `error` that begins with "timeout:". None = no limit.
     timeout: float | None = None
     cache_salt: str | None = None  # only requests with the same one find each other's prompts in the prefix cache
+    # Requests of one group have experts selected as if no others were in the batch: their text depends on each other's and on
+    # nobody else's. None = the group of all that name none. docs/selection.md says what else may depend on the load.
+    isolation_group: str | None = None
     # Outputs without new text while the prompt is computed: metrics.num_computed_prompt_tokens.
     report_progress: bool = False
 
@@ -172,6 +175,7 @@ class SamplingParams:
         if self.timeout is not None:
             self.timeout = _real("timeout", self.timeout, 0.0, low_open=True)
         self.cache_salt = _label("cache_salt", self.cache_salt)
+        self.isolation_group = _label("isolation_group", self.isolation_group)
         if self.n > 1 and self.greedy:
             raise ValidationError(f"n must be 1 with temperature 0 (all would be the same), got {self.n}", "n")
         if self.expert_selection not in (None, "topk", "exact"):
@@ -234,6 +238,7 @@ class SamplingParams:
         native.priority = self.priority
         native.timeout = self.timeout or 0.0
         native.cache_salt = self.cache_salt or ""
+        native.isolation_group = self.isolation_group or ""
         native.report_progress = self.report_progress
         for name in ("stop_token_ids", "allowed_token_ids", "forced_token_ids", "logit_bias"):
             _inside_vocabulary(name, getattr(self, name) or (), vocab_size)

@@ -33,7 +33,8 @@ def json_text(text: str) -> bytes:
 
 
 def to_json(value: Any) -> bytes:
-    return _encode(value).encode()
+    # Half a pair of surrogates, which a client may have sent, becomes JSON's escape of it.
+    return _encode(value).encode(errors="backslashreplace")
 
 
 class ErrorAnswer(Response):

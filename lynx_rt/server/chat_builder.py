@@ -7,7 +7,7 @@ from typing import Any
 
 from lynx_rt.errors import shown
 from lynx_rt.server.errors import bad_request
-from lynx_rt.server.protocol import GenerationFields, Messages
+from lynx_rt.server.protocol import ChatBody, GenerationFields, Messages
 
 _NOT_SHARED = ("stream_options",)  # of the same name in other APIs, with another meaning
 
@@ -98,8 +98,13 @@ def field(item: Any, key: str, kind: type, name: str) -> Any:
     return value
 
 
+def optional_text(item: dict[str, Any] | None, key: str, name: str) -> str | None:
+    """Returns a text that an item may have."""
+    return None if item is None or item.get(key) is None else str(field(item, key, str, name))
+
+
 def shared_fields(body: GenerationFields) -> dict[str, Any]:
-    """Returns the fields that a body has in common with those of chats, and its unknown ones.
+    """Returns the fields that a body has in common with those of chats, and those that neither knows.
 
     Raises ApiError for those that its API has no answer to.
     """
@@ -108,4 +113,5 @@ def shared_fields(body: GenerationFields) -> dict[str, Any]:
     if body.prompt_logprobs is not None:
         raise bad_request("prompt_logprobs is not part of this route's answers: use /v1/completions", "prompt_logprobs")
     fields = {name: getattr(body, name) for name in GenerationFields.model_fields if name not in _NOT_SHARED}
-    return {**(body.model_extra or {}), **fields}
+    unknown = {name: value for name, value in (body.model_extra or {}).items() if name not in ChatBody.model_fields}
+    return {**unknown, **fields}

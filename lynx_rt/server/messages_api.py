@@ -13,11 +13,10 @@ from fastapi.responses import Response
 from lynx_rt.server.answer import JsonAnswer
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.errors import ApiError
-from lynx_rt.server.messages_body import CountTokensBody, MessagesBody, chat_of_messages, prompt_fields
-from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
-from lynx_rt.server.protocol import ChatFields
+from lynx_rt.server.messages_body import FIELD_NAMES, CountTokensBody, MessagesBody, chat_of_messages, prompt_fields
+from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.turn import Turn, begin_turn, event_answer, growth, is_complete
+from lynx_rt.server.turn import Turn, begin_turn, count_tokens, event_answer, growth, is_complete
 from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
 router = APIRouter(prefix="/v1/messages", tags=["generation"])
@@ -37,25 +36,18 @@ async def create_message(body: MessagesBody, request: Request) -> Response:
     state: ServerState = request.app.state.server
     chat = chat_of_messages(body, state.ready_engine().max_model_len)
     answer_id = f"msg_{uuid.uuid4().hex}"
-    answer = _Answer(answer_id, await begin_turn(chat, state, caller_of(request), answer_id, "messages"))
+    answer = _Answer(answer_id, await begin_turn(chat, state, caller_of(request), answer_id, FIELD_NAMES))
     if body.stream:
         return event_answer(answer.events(), state, error_event=_error_event, keep_alive=_PING)
     return JsonAnswer(answer.whole)
 
 
 @router.post("/count_tokens")
-async def count_tokens(body: CountTokensBody, request: Request) -> dict[str, int]:
+async def count_message_tokens(body: CountTokensBody, request: Request) -> dict[str, int]:
     """The number of tokens of a conversation."""
     state: ServerState = request.app.state.server
-    engine = state.ready_engine()
-    state.model_name(body.model)
-
-    def work() -> int:
-        prompt = chat_prompt(ChatFields.model_construct(**prompt_fields(body)), state)
-        (parsed,) = parse(engine, prompt, name="messages")
-        return len(parsed.token_ids)
-
-    return {"input_tokens": await in_thread(state, size_of(body.messages), work)}
+    chat = ChatBody.model_construct(model=body.model, **prompt_fields(body))
+    return {"input_tokens": await count_tokens(chat, state)}
 
 
 class _Answer:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, optional_text, shared_fields, text_parts
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import Body, ChatBody, GenerationFields, Messages
 
 _TEXTS = {"text": "text"}
 _THINKING = {"enabled": True, "adaptive": True, "disabled": False}
+
+
+# Field of a chat -> the field that it comes from.
+FIELD_NAMES = {"response_format": "output_config.format", "stop": "stop_sequences"}
 
 
 class MessagesPrompt(Body):
@@ -73,7 +77,7 @@ def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:
             raise bad_request(f"thinking.type must be one of {known}, got {shown(kind)}", "thinking.type")
         variables = {"enable_thinking": _THINKING[kind], **variables}
     fields["chat_template_kwargs"] = variables
-    fields["reasoning_effort"] = (body.output_config or {}).get("effort")
+    fields["reasoning_effort"] = optional_text(body.output_config, "effort", "output_config")
     return fields
 
 
@@ -150,7 +154,7 @@ def _tools(body: MessagesPrompt) -> list[dict[str, Any]]:
 
 def _choice(choice: dict[str, Any]) -> str | dict[str, Any]:
     """Returns tool_choice in the form of chats."""
-    kind = choice.get("type")
+    kind = field(choice, "type", str, "tool_choice")
     if kind == "tool":
         return {"type": "function", "function": {"name": field(choice, "name", str, "tool_choice")}}
     names = {"auto": "auto", "any": "required", "none": "none"}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lynx_rt.server.answer import ErrorAnswer
-from lynx_rt.server.errors import ApiError
+from lynx_rt.server.errors import ApiError, is_anthropic
 
 _OPEN = ("/health", "/ready", "/ping")  # probes have no key
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -41,7 +41,8 @@ class Gate:
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                names = [b"x-request-id", *([b"request-id"] if is_anthropic(scope["path"]) else [])]
+                message["headers"] = [*message.get("headers", ()), *((name, request_id) for name in names)]
             await send(message)
 
         async def receive_bounded() -> Message:

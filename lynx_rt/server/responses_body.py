@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, optional_text, shared_fields, text_parts
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import ChatBody, GenerationFields
 
@@ -13,6 +13,10 @@ _TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal"
 _REASONING = {"reasoning_text": "text", "summary_text": "text"}
 _LOGPROBS = "message.output_text.logprobs"
 _NOTHING_KEPT = "this server keeps no responses: send the whole conversation as input"
+
+
+# Field of a chat -> the field that it comes from.
+FIELD_NAMES = {"messages": "input", "response_format": "text.format"}
 
 
 class ResponsesBody(GenerationFields):
@@ -56,7 +60,7 @@ def chat_of_response(body: ResponsesBody) -> ChatBody:
         parallel_tool_calls=body.parallel_tool_calls,
         max_completion_tokens=body.max_output_tokens,
         response_format=_response_format(body) or body.response_format,
-        reasoning_effort=(body.reasoning or {}).get("effort"),
+        reasoning_effort=optional_text(body.reasoning, "effort", "reasoning"),
         chat_template_kwargs=body.chat_template_kwargs,
         logprobs=body.wants_logprobs or None,
         top_logprobs=body.top_logprobs if body.wants_logprobs else None,

@@ -3,37 +3,51 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
 from lynx_rt.engine.request import Request
 from lynx_rt.server.answer import EventAnswer
 from lynx_rt.server.caller import Caller
-from lynx_rt.server.conversation import Conversation, Part, chat_request
+from lynx_rt.server.conversation import Conversation, Part, chat_request, tool_choice
 from lynx_rt.server.errors import ApiError
-from lynx_rt.server.prompts import in_thread, size_of
+from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
 from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
 
-async def begin_turn(body: ChatBody, state: ServerState, caller: Caller, answer_id: str, prompt_field: str) -> Turn:
+async def begin_turn(
+    body: ChatBody, state: ServerState, caller: Caller, answer_id: str, names: Mapping[str, str]
+) -> Turn:
     """Checks a chat and returns its answer, which generates in the Turn's `async with` block.
 
-    prompt_field: name of the messages in the API's body, for errors.
+    names: field of a chat -> field of the API's body that it comes from, where that is another, for errors.
     """
     state.ready_engine()
     model = state.model_name(body.model)
     state.check_room(1)
     try:
-        request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller))
+        slow = body.structured_outputs is not None or body.response_format is not None or bool(body.tools)
+        request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
     except ApiError as error:
-        if error.param == "messages":
-            error.param = prompt_field
+        if error.param is not None:
+            error.param = names.get(error.param, error.param)
         raise
     return Turn(state, model, request, Conversation(body, state, caller, request, answer_id))
+
+
+async def count_tokens(body: ChatBody, state: ServerState) -> int:
+    """Returns the number of tokens of a chat, whatever its length."""
+    engine = state.ready_engine()
+    state.model_name(body.model)
+    prompt = chat_prompt(body, state)
+    if tool_choice(body) == "none":
+        prompt.pop("tools", None)
+    (parsed,) = await in_thread(state, size_of(body.messages), lambda: parse(engine, prompt, name="messages"))
+    return len(parsed.token_ids)
 
 
 class Turn:

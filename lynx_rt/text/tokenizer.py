@@ -102,6 +102,12 @@ class Tokenizer:
         """The token that ends a text; None where the tokenizer names none."""
         return self._special_id("eos_token")
 
+    @property
+    def all_special_tokens(self) -> tuple[str, ...]:
+        """Texts of the special tokens, in the order of their ids."""
+        texts = (self._backend.token_of(token_id) for token_id in sorted(self.special_token_ids))
+        return tuple(text for text in texts if text)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Returns the token ids of `text`. Raises ValidationError for text that is not valid Unicode."""
         return self.encode_batch([text], add_special_tokens)[0]

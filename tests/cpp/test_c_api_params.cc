@@ -181,8 +181,10 @@ void test_penalties_and_draws(Twins& twins) {
 
 // Fields that change when and where a request runs, not what it says.
 void test_request_control(const char* model, Twins& twins) {
-  const auto steps = [](auto& p) { p.priority = -3, p.timeout = 1e6, p.cache_salt = "salt", p.report_progress = 1; };
-  twins.check("priority, timeout, cache_salt, report_progress", steps, steps, false);
+  const auto control = [](auto& p) {
+    p.priority = -3, p.timeout = 1e6, p.cache_salt = "salt", p.isolation_group = "group", p.report_progress = 1;
+  };
+  twins.check("priority, timeout, cache_salt, isolation_group, report_progress", control, control, false);
 
   lynx_rt_options options = sized_options();
   options.max_num_seqs = 1;
@@ -263,8 +265,9 @@ void test_refusals(lynx_rt_engine* engine) {
   refused("bad_words", [&](auto& p) { p.bad_words = &empty, p.num_bad_words = 1; });
   refused("bad_words", [](auto& p) { p.num_bad_words = 1; });
   refused("timeout", [](auto& p) { p.timeout = -1; });
-  const std::string long_salt(1025, 'x');
-  refused("cache_salt", [&](auto& p) { p.cache_salt = long_salt.c_str(); });
+  const std::string long_name(1025, 'x');
+  refused("cache_salt", [&](auto& p) { p.cache_salt = long_name.c_str(); });
+  refused("isolation_group", [&](auto& p) { p.isolation_group = long_name.c_str(); });
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
 }
 

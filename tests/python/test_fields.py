@@ -36,6 +36,7 @@ SAMPLING: dict[str, tuple[Any, str]] = {
     "priority": (3, "priority"),
     "timeout": (3.5, "timeout"),
     "cache_salt": ("salt", "cache_salt"),
+    "isolation_group": ("group", "isolation_group"),
     "report_progress": (True, "report_progress"),
 }
 # bad_words become bad_words_ids with a tokenizer.

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lynx_rt import CompletionOutput, Engine, RequestMetrics, RequestOutput, ToolCall, ValidationError
+from lynx_rt import CompletionOutput, Engine, RequestMetrics, RequestOutput, SamplingParams, ToolCall, ValidationError
 from lynx_rt.engine.chat_results import fill_in
 
 MESSAGES = [{"role": "user", "content": "12 times 22 = ?"}]
@@ -63,8 +63,20 @@ def test_reasoning_is_free_of_the_form(engine: Engine) -> None:
     params = {"temperature": 0, "max_tokens": 8, "structured_outputs": {"regex": "x"}}
     (plain,) = engine.chat(MESSAGES, params, chat_template="{{ messages[0].content }}")
     assert plain.text == "x" and plain.outputs[0].finish_reason == "stop"
-    (thinking,) = engine.chat(MESSAGES, params, chat_template="{{ messages[0].content }}<think>")  # it writes no end tag
+    (thinking,) = engine.chat(
+        MESSAGES, params, chat_template="{{ messages[0].content }}<think>"
+    )  # it writes no end tag
     assert "x" not in thinking.text and thinking.outputs[0].finish_reason == "length"
+
+
+def test_json_is_the_content(engine: Engine) -> None:
+    """Its texts may have tags in them."""
+    schema = {"const": {"a": "</think><tool_call>"}}
+    template = "{{ messages[0].content }}"
+    (output,) = engine.chat(MESSAGES, {"structured_outputs": {"json": schema}}, chat_template=template, tools=[times])
+    completion = output.outputs[0]
+    assert completion.content == output.text and json.loads(output.text) == schema["const"]
+    assert completion.reasoning is None and not completion.tool_calls
 
 
 def test_only_chat_has_parts(engine: Engine) -> None:
@@ -106,7 +118,7 @@ def test_tags_that_are_special_tokens(tmp_path: Path, nano_path: str) -> None:
             ids = engine.encode(f"<|pad|>Hm.<|bos|>{text}", add_special_tokens=False)
             completion = CompletionOutput(0, "Hm.Yes", ids, finish_reason="stop", stop_reason=stop_reason)
             output = RequestOutput("", "A:", [1], [completion], True, RequestMetrics())
-            fill_in([output], engine.response_format, engine.get_tokenizer(), None)
+            fill_in(output, SamplingParams(), engine.response_format, engine.get_tokenizer(), None)
             assert (completion.reasoning, completion.content) == ("Hm.", "Yes")
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import made_tokenizers as made
 import pytest
+import test_chat_families as chats
 import tokenizers
 from made_responses import FAMILIES, TOOLS, stream
 
 from lynx_rt import Tokenizer, ValidationError
+from lynx_rt.text.chat import render_chat
 from lynx_rt.text.response import (
     REASONING_PARSERS,
     TOOL_PARSERS,
@@ -237,6 +239,14 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         None,
         [("now", {"x": "it's \\d \n \"", "y": "ü"})],
     ),
+    "half of a surrogate pair": (
+        "llama4_pythonic",
+        None,
+        r"[now(x='\ud800', y='ü')]",
+        None,
+        None,
+        [("now", {"x": "\ud800", "y": "ü"})],
+    ),
     "code is no literal": ("llama4_pythonic", None, "[now(x=f())]", "[now(x=f())]", None, []),
     "preamble": (
         "openai",
@@ -254,6 +264,23 @@ KNOWN: dict[str, tuple[str, str | None, str, str | None, str | None, list[tuple[
         "<|channel|>analysis to=python code<|message|>1+1<|call|>",
         "",
         "1+1",
+        [],
+    ),
+    "harmony, cut in a header": (
+        "openai",
+        "openai",
+        "<|channel|>analysis<|message|>A<|end|><|start|>assistant<|channel|>commentary to=functions",
+        "",
+        "A",
+        [],
+    ),
+    "harmony, malformed": (
+        "openai",
+        "openai",
+        "<|channel|>final<|message|>A<|end|><|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json"
+        '<|message|>{"x": 1 2}<|call|><|start|>assistant<|channel|>final<|message|> B <|return|>',
+        'A<|start|>assistant<|channel|>commentary to=functions.now <|constrain|>json<|message|>{"x": 1 2}\nB ',
+        None,
         [],
     ),
     "harmony without a header": ("openai", "openai", "Hello", "Hello", None, []),
@@ -274,6 +301,7 @@ def test_known(case: str) -> None:
     tools, reasoning, text, *expected = KNOWN[case]
     parsed = parse(text, tools, reasoning)
     assert [parsed.content, parsed.reasoning, calls(parsed)] == expected
+    assert all(call.arguments.encode() for call in parsed.tool_calls)
 
 
 def test_ids() -> None:
@@ -310,6 +338,16 @@ def test_messages_that_the_prompt_began() -> None:
         "A<|end|><|start|>assistant<|channel|>final<|message|>B"
     )
     assert (parsed.reasoning, parsed.content) == ("A", "B")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_without_a_reasoning_parser_thoughts_are_content(family: str) -> None:
+    writer = FAMILIES[family]
+    text = writer.write("Hm.", "So.", [] if not writer.text_before else [("now", {})])
+    parsed = parse(text, writer.tool_parser, None)
+    content = "Hm.\nSo." if family == "openai" else text[: text.index("So.") + 3]
+    assert (parsed.content, parsed.reasoning) == (content, None)
+    assert calls(parsed) == ([("now", {})] if writer.text_before else [])
 
 
 def test_forced() -> None:
@@ -360,6 +398,16 @@ def test_types_by_references() -> None:
     assert calls(parsed) == [("f", {"a": None, "b": "1", "c": {"x": 1}, "d": "1", "e": 1, "f": "yes", "g": "7"})]
 
 
+def test_schemas_that_go_in_circles() -> None:
+    many = {"anyOf": [{"$ref": "#/properties/a"}] * 50}
+    deep: dict[str, Any] = {"type": "integer"}
+    for _ in range(5000):
+        deep = {"anyOf": [deep]}
+    tools = [{"name": "f", "parameters": {"properties": {"a": {"anyOf": [many] * 50}, "b": deep}}}]
+    text = "<tool_call>f<arg_key>a</arg_key><arg_value>1</arg_value><arg_key>b</arg_key><arg_value>1</arg_value></tool_call>"
+    assert calls(parse(text, "glm45", tools=tools)) == [("f", {"a": "1", "b": "1"})]
+
+
 # file, special tokens that mark the response, its parsers
 DETECTED = {
     "qwen3": ([], "hermes", "think"),
@@ -387,6 +435,7 @@ def test_detected_by_the_template(name: str) -> None:
     found = detect_format(tokenizer_of(text, ["<|user|>", *special]))
     assert (found.tool_parser, found.reasoning_parser) == (tools, reasoning)
     assert found.needs_special_tokens == bool(special)
+    assert found.special_tokens == ("<|user|>", *special)
     again = detect_format(tokenizer_of(None, special), text)
     assert (again.tool_parser, again.reasoning_parser) == (tools, reasoning)
 
@@ -465,3 +514,21 @@ def test_the_document_lists_every_parser() -> None:
     assert sorted(re.findall("`([^`]+)`", "".join(rows))) == sorted(["tool_parser", *TOOL_PARSERS])
     [reasoning] = re.findall(r"^`reasoning_parser`: .*?\n\n", text, re.DOTALL | re.MULTILINE)
     assert set(re.findall("`(\\w+)`", reasoning)) - {"reasoning_parser"} == set(REASONING_PARSERS)
+
+
+@pytest.mark.parametrize("family", chats.FAMILIES)
+def test_what_the_chat_template_writes_is_read_back(family: str) -> None:
+    """The next turn's prompt shows the model its own calls in the form that it was trained to write."""
+    special, bos, eos, _ = chats.FAMILIES[family]
+    tokenizer = tokenizer_of((TEMPLATES / f"{family}.jinja").read_text(), special)
+    tokenizer.special_tokens = {"eos_token": eos, **({"bos_token": bos} if bos else {})}
+    answer = {**chats.CALL, "reasoning_content": "Hm."}
+    prompt = render_chat([chats.HELLO], tokenizer, tools=chats.TOOLS)
+    whole = render_chat([chats.HELLO, answer], tokenizer, tools=chats.TOOLS, add_generation_prompt=False)
+    assert whole.startswith(prompt)
+    output = whole[len(prompt) :].rstrip().removesuffix(eos).removesuffix("<|eom|>")
+    parsed = detect_format(tokenizer).parser(tools=chats.TOOLS, prompt_tail=prompt).parse(output)
+    [call] = chats.CALL["tool_calls"]
+    assert calls(parsed) == [(call["function"]["name"], call["function"]["arguments"])]
+    thinks = family in ("qwen3", "glm4_moe", "gpt_oss")  # the others' templates leave thoughts out
+    assert (parsed.content, parsed.reasoning, parsed.failed) == (None, "Hm." if thinks else None, False)

@@ -230,6 +230,15 @@ def test_patterns_that_may_be_empty(field: str, value: str) -> None:
     assert parser(template, "A: x").parse("<a>hm</a>Yes").content == "Yes"
 
 
+@pytest.mark.parametrize(("template", "content"), [(QWEN, "<think>hm</think>Yes"), (GPT_OSS, "hm\nYes")])
+def test_without_a_reasoning_parser_thoughts_are_content(template: dict[str, Any], content: str) -> None:
+    format = ResponseFormat("response_template", None, template=ResponseTemplate.of(template))
+    mark = "<|channel|>{}<|message|>" if template is GPT_OSS else ""
+    start, end = (mark.format("analysis"), "<|end|>" + mark.format("final")) if mark else ("<think>", "</think>")
+    parsed = format.parser(tools=TOOLS).parse(f"{start}hm{end}Yes")
+    assert (parsed.content, parsed.reasoning) == (content, None)
+
+
 def test_without_tools_calls_are_content() -> None:
     format = ResponseFormat("response_template", "response_template", template=ResponseTemplate.of(QWEN))
     assert format.parser(prompt_tail="<|im_start|>assistant\n").parse(CALL).content == CALL

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from live_server import LiveServer, serving
+from parrot import parrot_server
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +17,7 @@ def server() -> Iterator[LiveServer]:
 
 
 @pytest.fixture(scope="session")
-def tool_server() -> Iterator[LiveServer]:
-    """A server that reads tool calls as Hermes writes them, and reasoning in <think>. lynx-nano writes neither by itself."""
-    with serving("--tool-parser", "hermes", "--reasoning-parser", "think") as live:
-        yield live
+def parrot(nano_path: str) -> Iterator[str]:
+    """The URL of a server whose model answers with the last question."""
+    with parrot_server(nano_path) as url:
+        yield url

@@ -15,18 +15,6 @@ from pathlib import Path
 
 import httpx
 
-CALLS = (
-    "<think>Hm, 2.</think>I call.\n"
-    '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n</tool_call>\n'
-    '<tool_call>\n{"name": "sub", "arguments": {}}\n</tool_call>'
-)
-ENDLESS = '<tool_call>\n{"name": "add", "arguments": {"a": "' + "1 2 3 " * 60
-
-
-def made_to_say(text: str) -> dict:
-    """Returns fields of a body that leave the model no other answer."""
-    return {"structured_outputs": {"choice": [text]}, "temperature": 0}
-
 
 class LiveServer:
     """A `lynx-rt serve` process on a free port."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from live_server import CALLS, ENDLESS, LiveServer, made_to_say, serving
+from live_server import LiveServer, serving
+from parrot import CALLS, ENDLESS
 
 from lynx_rt import Engine
 from lynx_rt.server.messages_body import MessagesBody, chat_of_messages
@@ -17,7 +18,7 @@ GREEDY = {"temperature": 0}  # the client has no argument for it
 TOOL = {"name": "add", "description": "Adds.", "input_schema": {"type": "object"}}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: LiveServer) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=server.url, api_key="EMPTY", max_retries=0)
 
@@ -28,7 +29,7 @@ def test_a_message(client: anthropic.Anthropic) -> None:
     [block] = message.content
     assert (block.type, block.text) == ("text", " 264")
     assert (message.stop_reason, message.stop_sequence, message.model) == ("end_turn", None, "lynx-nano")
-    assert message.usage.output_tokens == 5
+    assert message.usage.output_tokens == 5 and message._request_id
 
 
 def test_its_stream(server: LiveServer, client: anthropic.Anthropic) -> None:
@@ -149,16 +150,46 @@ def test_history() -> None:
         assert chat_of_messages(body.model_copy(update={"tool_choice": choice}), 1024).tool_choice == expected
 
 
-@pytest.fixture
-def tool_client(tool_server: LiveServer) -> anthropic.Anthropic:
-    return anthropic.Anthropic(base_url=tool_server.url, api_key="EMPTY", max_retries=0)
+def test_a_schema(client: anthropic.Anthropic) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    message = client.messages.create(
+        model="lynx-nano",
+        max_tokens=200,
+        messages=SUM,
+        output_config={"format": {"type": "json_schema", "schema": {**schema, "additionalProperties": False}}},
+        extra_body={"seed": 1, "temperature": 1},
+    )
+    assert message.stop_reason == "max_tokens" or isinstance(json.loads(message.content[0].text)["age"], int)
+
+
+@pytest.mark.parametrize(
+    "choice", [{"type": "any", "disable_parallel_tool_use": True}, {"type": "tool", "name": "add"}]
+)
+def test_a_tool_that_must_be_called(client: anthropic.Anthropic, choice: Any) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    options: dict[str, Any] = dict(model="lynx-nano", max_tokens=200, messages=SUM, tool_choice=choice)
+    options |= {"tools": [{**TOOL, "input_schema": schema}], "extra_body": {"seed": 1}}
+    [call] = client.messages.create(**options).content
+    assert (call.type, call.name) == ("tool_use", "add") and isinstance(call.input["a"], int)
+    with client.messages.stream(**options) as stream:
+        final = stream.get_final_message()
+    assert final.content[0].input == call.input and final.stop_reason == "tool_use"
+
+
+@pytest.fixture(scope="module")
+def tool_client(parrot: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=parrot, api_key="EMPTY", max_retries=0)
 
 
 def with_tools(text: str, **more: Any) -> dict[str, Any]:
-    """Returns arguments of create() for a model that says `text`."""
-    tools = [TOOL, {**TOOL, "name": "sub"}]
-    defaults = {"model": "lynx-nano", "max_tokens": 300, "messages": SUM, "tools": tools}
-    return {**defaults, "extra_body": made_to_say(text), **more}
+    """Returns arguments of create() with which the parrot says `text`."""
+    messages, tools = [{"role": "user", "content": text}], [TOOL, {**TOOL, "name": "sub"}]
+    return {"model": "parrot", "max_tokens": 600, "messages": messages, "tools": tools, **more}
 
 
 def shown(content: list[Any]) -> list[tuple[Any, ...]]:
@@ -186,8 +217,8 @@ def test_thinking_and_calls(tool_client: anthropic.Anthropic) -> None:
     ids = [block.id for block in message.content if block.type == "tool_use"]
     results = [{"type": "tool_result", "tool_use_id": call_id, "content": "3"} for call_id in ids]
     history = [*SUM, {"role": "assistant", "content": message.content}, {"role": "user", "content": results}]
-    again = tool_client.messages.create(**with_tools("Done.", messages=history))
-    assert shown(again.content) == [("text", "Done.")] and again.stop_reason == "end_turn"
+    again = tool_client.messages.create(**with_tools("", messages=history))
+    assert shown(again.content) == [("text", "3")] and again.stop_reason == "end_turn"
 
 
 def test_one_call_only(tool_client: anthropic.Anthropic) -> None:
@@ -195,14 +226,14 @@ def test_one_call_only(tool_client: anthropic.Anthropic) -> None:
     assert shown(tool_client.messages.create(**with_tools(CALLS, tool_choice=choice)).content) == BLOCKS[:-1]
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(80, "max_tokens"), (600, "end_turn")])
+@pytest.mark.parametrize(("limit", "reason"), [(20, "max_tokens"), (600, "end_turn")])
 def test_a_call_that_has_no_end(tool_client: anthropic.Anthropic, limit: int, reason: str) -> None:
     """It is text, not a call that a client could run."""
     options = with_tools(ENDLESS, max_tokens=limit)
     message = tool_client.messages.create(**options)
     assert {block.type for block in message.content} == {"text"} and message.stop_reason == reason
     text = "".join(block.text for block in message.content if block.type == "text")
-    assert text.startswith(ENDLESS[:60])
+    assert text.startswith(ENDLESS[:50])
     with tool_client.messages.stream(**options) as stream:
         assert stream.get_final_message().stop_reason == reason
 
@@ -223,6 +254,7 @@ WRONG = [
     ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, r"tools\[0\] is of type 'bash_20250124'"),
     ({"tools": [{"name": "x"}]}, r"tools\[0\].input_schema must be an object"),
     ({"tools": [TOOL], "tool_choice": {"type": "some"}}, "tool_choice.type must be"),
+    ({"tools": [TOOL], "tool_choice": {"type": {}}}, "tool_choice.type must be a text"),
     ({"thinking": {"type": "deep"}}, "thinking.type must be"),
     ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type must be"),
     ({"temperature": -1}, "temperature"),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
+import pydantic
 import pytest
-from live_server import CALLS, ENDLESS, LiveServer, made_to_say
+from live_server import LiveServer
+from parrot import CALLS, ENDLESS
 
 from lynx_rt import Engine
 from lynx_rt.server.errors import ApiError
@@ -21,7 +24,7 @@ TOOL = {
 }
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(server: LiveServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="EMPTY", max_retries=0)
 
@@ -163,15 +166,44 @@ def test_fields_of_a_chat() -> None:
     assert named.tool_choice == {"type": "function", "function": {"name": "add"}}
 
 
-@pytest.fixture
-def tool_client(tool_server: LiveServer) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{tool_server.url}/v1", api_key="EMPTY", max_retries=0)
+class Person(pydantic.BaseModel):
+    name: str
+    age: int
+
+
+def test_a_schema(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = dict(model="lynx-nano", input="Who?", text_format=Person, max_output_tokens=200)
+    options["extra_body"] = {"seed": 1, "temperature": 1}
+    answer = client.responses.parse(**options)
+    assert answer.status == "incomplete" or isinstance(answer.output_parsed, Person)
+    with client.responses.stream(**options) as stream:
+        assert stream.get_final_response().output_parsed == answer.output_parsed
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "name": "add"}], ids=str)
+def test_a_tool_that_must_be_called(client: openai.OpenAI, choice: Any, stream: bool) -> None:
+    schema = {**TOOL["parameters"], "additionalProperties": False}
+    options = {"model": "lynx-nano", "input": SUM, "tools": [{**TOOL, "parameters": schema}], "tool_choice": choice}
+    options |= {"parallel_tool_calls": False, "extra_body": {"seed": 1}}
+    if stream:
+        with client.responses.stream(**options) as events:
+            answer: Any = events.get_final_response()
+    else:
+        answer = client.responses.create(**options)
+    [call] = answer.output
+    assert (call.type, call.name) == ("function_call", "add") and isinstance(json.loads(call.arguments)["a"], int)
+    assert answer.status == "completed" and answer.tool_choice is not None
+
+
+@pytest.fixture(scope="module")
+def tool_client(parrot: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{parrot}/v1", api_key="EMPTY", max_retries=0)
 
 
 def with_tools(text: str, **more: Any) -> dict[str, Any]:
-    """Returns arguments of create() for a model that says `text`."""
-    tools = [TOOL, {**TOOL, "name": "sub"}]
-    return {"model": "lynx-nano", "input": "x", "tools": tools, "extra_body": made_to_say(text), **more}
+    """Returns arguments of create() with which the parrot says `text`."""
+    return {"model": "parrot", "input": text, "tools": [TOOL, {**TOOL, "name": "sub"}], **more}
 
 
 def shown(output: list[Any]) -> list[tuple[str, ...]]:
@@ -201,8 +233,7 @@ def test_reasoning_and_calls(tool_client: openai.OpenAI) -> None:
     calls = [item for item in answer.output if item.type == "function_call"]
     results = [{"type": "function_call_output", "call_id": call.call_id, "output": "3"} for call in calls]
     history = [{"role": "user", "content": "x"}, *answer.output, *results]
-    again = tool_client.responses.create(model="lynx-nano", input=history, extra_body=made_to_say("Done."))
-    assert again.output_text == "Done."
+    assert tool_client.responses.create(model="parrot", input=history).output_text == "3"
 
 
 def test_their_stream(tool_client: openai.OpenAI) -> None:
@@ -224,13 +255,13 @@ def test_one_call_only(tool_client: openai.OpenAI) -> None:
     assert shown(answer.output) == ITEMS[:-1] and answer.parallel_tool_calls is False
 
 
-@pytest.mark.parametrize(("limit", "status"), [(80, "incomplete"), (600, "completed")])
+@pytest.mark.parametrize(("limit", "status"), [(20, "incomplete"), (600, "completed")])
 def test_a_call_that_has_no_end(tool_client: openai.OpenAI, limit: int, status: str) -> None:
     """It is text, not a call that a client could run."""
     options = with_tools(ENDLESS, max_output_tokens=limit)
     answer = tool_client.responses.create(**options)
     assert {item.type for item in answer.output} == {"message"} and answer.status == status
-    assert answer.output_text.startswith(ENDLESS[:60])
+    assert answer.output_text.startswith(ENDLESS[:50])
     *_, last = tool_client.responses.create(**options, stream=True)
     assert last.type == f"response.{status}"
     assert all(item.status == "incomplete" for item in last.response.output if item.type == "function_call")
@@ -256,6 +287,9 @@ WRONG = [
     ({"input": "x", "tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
     ({"input": "x", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     ({"input": "x", "text": {"format": {"type": "xml"}}}, "text.format.type"),
+    ({"input": "x", "text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
+    ({"input": "x", "tool_choice": "required"}, "tool_choice"),
+    ({"input": "x", "reasoning": {"effort": 3}}, "reasoning.effort"),
     ({"input": "x", "max_output_tokens": 0}, "max_output_tokens"),
     ({"input": "x", "temperature": -1}, "temperature"),
     ({"input": "x", "temperature": "hot"}, "temperature"),
@@ -279,11 +313,22 @@ def test_null_is_the_default_and_unknown_fields_pass(server: LiveServer) -> None
     assert server.post("/v1/responses", {"input": SUM, **body, "background": False}).status_code == 200
 
 
+def test_fields_of_any_text_are_echoed(server: LiveServer) -> None:
+    content = json.dumps({"input": SUM, "max_output_tokens": 1, "metadata": {"a": "\ud800"}})
+    answer = server.client.post("/v1/responses", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 200 and answer.json()["metadata"] == {"a": "\ud800"}
+
+
 def test_nothing_is_kept(client: openai.OpenAI) -> None:
     kept = client.responses.create(model="lynx-nano", input=SUM, store=True)
     for fetch in (client.responses.retrieve, client.responses.cancel, client.responses.delete):
         with pytest.raises(openai.NotFoundError, match="keeps no responses"):
             fetch(kept.id)
+
+
+def test_input_tokens(client: openai.OpenAI, nano: Engine) -> None:
+    expected = len(nano.render_chat([{"role": "user", "content": SUM}])["prompt_token_ids"])
+    assert client.responses.input_tokens.count(model="lynx-nano", input=SUM).input_tokens == expected
 
 
 def test_an_unknown_model(client: openai.OpenAI) -> None:

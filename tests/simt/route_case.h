@@ -29,6 +29,8 @@ struct Case {
   std::vector<float> scores;   // [T, E]
   std::vector<uint8_t> exact;  // [T] or empty
 
+  std::vector<int32_t> groups{};  // [T] or empty
+
   // Tables; empty where the policy reads none.
   std::vector<float> similarity{};  // [E, E]
   std::vector<int32_t> alias{};     // [E]
@@ -48,9 +50,10 @@ struct Case {
 
   std::string text() const {
     return "T=" + std::to_string(max_rows) + " E=" + std::to_string(num_experts) + " k=" + std::to_string(top_k) + " " +
-           to_string(selection) + " norm " + std::to_string(norm_topk) + " exact " + std::to_string(exact.size()) + " phase " +
-           std::to_string(int(phase)) + " router " + std::to_string(int(router.kind)) + " bias " + std::to_string(bias.size()) +
-           " groups " + std::to_string(router.num_groups) + " of them " + std::to_string(router.top_groups);
+           to_string(selection) + " norm " + std::to_string(norm_topk) + " exact " + std::to_string(exact.size()) + " groups " +
+           std::to_string(groups.size()) + " phase " + std::to_string(int(phase)) + " router " +
+           std::to_string(int(router.kind)) + " bias " + std::to_string(bias.size()) + " groups " +
+           std::to_string(router.num_groups) + " of them " + std::to_string(router.top_groups);
   }
 };
 
@@ -80,6 +83,7 @@ class Device {
       : untouched_(c),
         scores_(c.scores),
         exact_(c.exact),
+        groups_(c.groups),
         ids_(untouched_.ids),
         active_(untouched_.active),
         offsets_(untouched_.offsets),
@@ -103,6 +107,7 @@ class Device {
     args.scores = scores_.get();
     args.num_rows = counts_.get();
     args.exact = c.exact.empty() ? nullptr : exact_.get();
+    args.groups = c.groups.empty() ? nullptr : groups_.get();
     args.ids = ids_.get();
     args.weights = weights_.get();
     args.active = active_.get();
@@ -144,7 +149,7 @@ class Device {
   Output untouched_;
   DeviceVector<float> scores_;
   DeviceVector<uint8_t> exact_;
-  DeviceVector<int32_t> ids_, active_, offsets_, sorted_of_pair_, pair_of_sorted_, tiles_, counts_;
+  DeviceVector<int32_t> groups_, ids_, active_, offsets_, sorted_of_pair_, pair_of_sorted_, tiles_, counts_;
   DeviceVector<float> weights_, similarity_;
   DeviceVector<int32_t> alias_, replay_;
   DeviceVector<float> bias_, scratch_;
@@ -164,7 +169,8 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   selection.alias = c.alias.data();
   selection.replay = c.replay.data();
   const uint8_t* exact = c.exact.empty() ? nullptr : c.exact.data();
-  out.stats = selector.run(c.scores.data(), num_rows, rule, selection, c.phase, exact, routing);
+  out.stats = selector.run(c.scores.data(), num_rows, rule, selection, c.phase, exact, routing,
+                           c.groups.empty() ? nullptr : c.groups.data());
   out.num_active = routing.num_active;
   DispatchPlan plan{out.offsets.data(), out.sorted_of_pair.data(), out.pair_of_sorted.data()};
   dispatch_pairs(routing, c.max_rows, rule, plan);
@@ -240,6 +246,16 @@ inline Output compare(const Case& c, int num_rows, Device& device, Selector& sel
   covered.guard_hits += w.guard_hit;
   if (check::failures != failures_before) std::cerr << "  in " << c.text() << ", rows " << num_rows << "\n";
   return got;
+}
+
+// Gives the rows a few isolation groups; those of padding rows are poison.
+inline void draw_groups(Case& c, int num_rows, std::mt19937& random) {
+  c.groups.assign(size_t(c.max_rows), 30000);
+  int32_t num_groups = 0;
+  const unsigned most = 1 + random() % 6;
+  for (int t = 0; t < num_rows; ++t)
+    num_groups =
+        std::max(num_groups, 1 + (c.groups[size_t(t)] = int32_t(random() % std::min<unsigned>(unsigned(num_groups) + 1, most))));
 }
 
 // Returns scores of one of five kinds: continuous; quarters (ties, and gaps on the edges of bins); all equal; extreme values and zeros

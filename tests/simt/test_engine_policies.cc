@@ -104,6 +104,23 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
+// The answers of an isolation group have the same bits whoever shares its steps, also when recorded steps are replayed.
+void test_groups(Engine& engine, const std::string& selection, const std::vector<Ask>& asks) {
+  std::vector<Ask> mine(asks.begin(), asks.begin() + 3), all;
+  for (Ask& ask : mine) ask.params.isolation_group = "a";
+  for (size_t i = 0; i < asks.size(); ++i) {
+    if (i < mine.size()) all.push_back(mine[i]);
+    all.push_back(asks[i]);
+    if (i % 2) all.back().params.isolation_group = "b";
+  }
+  engine.set_expert_selection(selection);
+  const std::vector<Answer> alone = generate(engine, mine);
+  for (int times = 0; times < 3; ++times) {
+    const std::vector<Answer> together = generate(engine, all);
+    for (size_t i = 0; i < mine.size(); ++i) CHECK(together[2 * i] == alone[i]);
+  }
+}
+
 }  // namespace
 
 // All engines are forced to generate the same tokens, so that a score that changes an expert in one of them only affects one row. The
@@ -150,6 +167,11 @@ void test_policies() {
                 << got.union_before << ", " << expected.union_before << ", active " << got.active << ", " << expected.active
                 << ", remapped " << got.remapped << ", " << expected.remapped << "\n";
   }
+  EngineOptions apart = options("cuda");
+  apart.enable_mixed_chunk = false;    // so that other requests' prompts share no step with decode rows
+  apart.max_num_batched_tokens = 160;  // all prompts fit one step
+  auto isolating = Engine::create(model, apart);
+  for (const char* selection : {"lynx", "oea:k0=1", "capacity:factor=0.5"}) test_groups(*isolating, selection, asks);
   std::cerr << "policies, median error of a log probability: cuda " << median(all) << ", cpu " << median(all_of_cpu) << "\n";
   CHECK(median(all) <= 1.25 * median(all_of_cpu));
 }

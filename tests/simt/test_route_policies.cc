@@ -195,6 +195,49 @@ void test_rows_alone() {
   }
 }
 
+// Each isolation group has the bits that its rows have alone, and the whole step equals the CPU's.
+void test_groups(int every) {
+  std::mt19937 random(37);
+  Selector selector;
+  std::vector<Policy> policies(std::begin(kPolicies), std::end(kPolicies));
+  policies.insert(policies.end(), {Policy::kLynx, Policy::kOea});
+  int kept = 0, fell_back = 0;
+  for (int number = 0; number < 4000; ++number) {
+    const int max_rows = 1 + int(random() % (random() % 16 ? 24 : 80)),
+              num_experts = 1 + int(random() % (random() % 2 ? 24 : 160));
+    const int num_rows = random() % 2 ? max_rows : int(random() % unsigned(max_rows + 1));
+    Case c = make_case(policies[size_t(number) % policies.size()], max_rows, num_rows, num_experts, random);
+    if (c.selection.policy == Policy::kOea) c.selection.k0 = std::max(1, c.selection.k0);
+    draw_groups(c, num_rows, random);
+    if (random() % unsigned(every)) continue;
+    Device device(c);
+    const Output together = compare(c, num_rows, device, selector);
+    if (has_guard(c.selection.policy)) ++(together.stats.guard_hit ? fell_back : kept);
+    const int32_t group = num_rows ? c.groups[0] : 0;
+    Case one = c;
+    one.groups.clear();
+    one.scores.clear(), one.exact.clear(), one.replay.clear();
+    std::vector<int> rows;
+    for (int t = 0; t < num_rows; ++t) {
+      if (c.groups[size_t(t)] != group) continue;
+      rows.push_back(t);
+      one.scores.insert(one.scores.end(), c.scores.begin() + t * num_experts, c.scores.begin() + (t + 1) * num_experts);
+      if (!c.exact.empty()) one.exact.push_back(c.exact[size_t(t)]);
+      if (!c.replay.empty())
+        one.replay.insert(one.replay.end(), &c.replay[size_t(t * c.top_k)], &c.replay[size_t(t * c.top_k)] + c.top_k);
+    }
+    one.max_rows = int(rows.size());
+    Device small(one);
+    const Output alone = small.run(one, one.max_rows);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const size_t at = i * size_t(c.top_k), from = size_t(rows[i] * c.top_k);
+      CHECK(std::memcmp(&alone.ids[at], &together.ids[from], size_t(c.top_k) * 4) == 0);
+      CHECK(std::memcmp(&alone.weights[at], &together.weights[from], size_t(c.top_k) * 4) == 0);
+    }
+  }
+  if (every == 1) CHECK(kept > 400 && fell_back > 200);
+}
+
 // A non-finite score is reported, and the lists stay in range under every policy.
 void test_bad_scores() {
   std::mt19937 random(34);
@@ -249,6 +292,7 @@ int main(int argc, char** argv) {
   test_cover();
   test_refill_and_damp(every);
   test_rows_alone();
+  test_groups(every);
   test_bad_scores();
   test_arguments();
   if (every == 1)

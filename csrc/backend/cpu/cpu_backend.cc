@@ -87,7 +87,7 @@ BatchView CpuBackend::do_begin_step(const BatchView& batch) {
 
 void CpuBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
                           Routing& routing, DispatchPlan& plan) {
-  stats_.push_back(selector_.run(scores, batch.num_rows, rule, selection, batch.phase, batch.exact, routing));
+  stats_.push_back(selector_.run(scores, batch.num_rows, rule, selection, batch.phase, batch.exact, routing, batch.groups));
   dispatch_pairs(routing, batch.num_rows, rule, plan);
 }
 

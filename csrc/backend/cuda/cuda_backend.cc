@@ -217,6 +217,7 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   args.scores = scores;
   args.num_rows = step_.num_rows;
   args.exact = batch.exact;
+  args.groups = batch.groups;
   args.ids = routing.ids;
   args.weights = routing.weights;
   args.active = routing.active;

@@ -162,7 +162,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   const int64_t num_rows_at = layout.take<int32_t>(1), ids_at = layout.take<int32_t>(s.rows),
                 positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(s.rows),
                 tables_at = layout.take<int32_t>(s.sequences * s.table_stride), exact_at = layout.take<uint8_t>(s.rows),
-                tiles_at = layout.take<AttentionTile>(s.tiles), partials_at = layout.take<int32_t>(s.rows + 1);
+                groups_at = layout.take<int32_t>(s.rows), tiles_at = layout.take<AttentionTile>(s.tiles),
+                partials_at = layout.take<int32_t>(s.rows + 1);
   // Recorded ids come last, so that the other arrays are in the same places with and without them.
   const int64_t replay_layers = b.replayed ? limits_.num_moe_layers : 0, row_ids = s.rows * limits_.top_k,
                 replayed_at = layout.take<int32_t>(replay_layers * row_ids);
@@ -191,6 +192,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   fill(positions_at, b.positions, b.num_rows, s.rows, int32_t{-1});
   fill(slots_at, b.slots, b.num_rows, s.rows, int64_t{-1});
   fill(exact_at, b.exact, b.num_rows, s.rows, uint8_t{0});
+  fill(groups_at, b.groups, b.num_rows, s.rows, int32_t{0});
   for (int64_t i = 0; i < s.sequences; ++i)
     fill(tables_at + i * s.table_stride * int64_t(sizeof(int32_t)), i < b.num_seqs ? b.block_tables + i * b.max_blocks : nullptr,
          b.max_blocks, s.table_stride, int32_t{0});
@@ -219,6 +221,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   view.block_tables = at<int32_t>(device, tables_at);
   view.max_blocks = s.table_stride;
   view.exact = at<uint8_t>(device, exact_at);
+  view.groups = b.groups ? at<int32_t>(device, groups_at) : nullptr;
   view.replayed = b.replayed ? at<int32_t>(device, replayed_at) : nullptr;
   return view;
 }
@@ -228,7 +231,7 @@ void CudaBackend::do_run(const StepKey& key, const BatchView& batch, const std::
   if (!step_.graph) return run_ops();
   if (recorded_.size() >= kMaxRecordedSteps) recorded_.clear();
   RecordedStep& recorded = recorded_[str_cat(key.selection, " ", step_.rows, " ", step_.table_stride, " ", step_.tiles, " ",
-                                             step_.split, " ", uintptr_t(key.cache))];
+                                             step_.split, " ", batch.groups != nullptr, " ", uintptr_t(key.cache))];
   // The first step of these sizes is not recorded: a kernel's first launch may do a set-up that is not allowed while recording.
   if (recorded.uses++ == 0) return run_ops();
   if (recorded.graph.empty()) {

@@ -142,7 +142,8 @@ struct EngineStats {
   } slo;
 };
 
-// Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again.
+// Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again,
+// isolation groups aside.
 struct RouterLogits {
   int64_t num_model_layers = 0, num_experts = 0, num_experts_per_tok = 0;
   bool norm_topk_prob = false;

@@ -136,10 +136,11 @@ typedef struct lynx_rt_params {
   size_t num_logit_bias;
   const lynx_rt_token_list* bad_words; /* token sequences that must not be completed */
   size_t num_bad_words;
-  int32_t priority;        /* requests wait and are preempted in the order of (priority, arrival), lower first */
-  int32_t report_progress; /* not 0: an output without tokens after each step that computes a part of the prompt */
-  double timeout;          /* seconds from the arrival after which the request ends with LYNX_RT_TIMEOUT; 0 = none */
-  const char* cache_salt;  /* only requests with equal salts find each other's pages in the prefix cache; NULL = "" */
+  int32_t priority;            /* requests wait and are preempted in the order of (priority, arrival), lower first */
+  int32_t report_progress;     /* not 0: an output without tokens after each step that computes a part of the prompt */
+  double timeout;              /* seconds from the arrival after which the request ends with LYNX_RT_TIMEOUT; 0 = none */
+  const char* cache_salt;      /* only requests with equal salts find each other's pages in the prefix cache; NULL = "" */
+  const char* isolation_group; /* experts are selected for each group as if it were alone in the step; NULL = "" */
 } lynx_rt_params;
 
 /* TokenLogprob of engine.h. Will not grow. */

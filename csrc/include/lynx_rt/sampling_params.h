@@ -38,6 +38,9 @@ struct SamplingParams {
   double timeout = 0;
   // Only requests with equal salts find each other's pages in the prefix cache. Any bytes, at most 1024.
   std::string cache_salt;
+  // Batch-aware selection chooses experts for the requests of one group as if no others were in the step; "" is the group of all
+  // that name none. Any bytes, at most 1024. Requests with `exact` need none.
+  std::string isolation_group;
   bool report_progress = false;  // an output without tokens after each step that computes a part of the prompt
 };
 

@@ -148,9 +148,7 @@ class ResponseFormat:
         found = _detect(tokenizer, chat_template, template)
         tools = _named("tool_parser", tool_parser, found[0], TOOL_PARSERS, _CALL_ALIASES)
         reasoning = _named("reasoning_parser", reasoning_parser, found[1], REASONING_PARSERS, _REASONING_ALIASES)
-        special: tuple[str, ...] = ()
-        if tokenizer is not None:
-            special = tuple(filter(None, map(tokenizer.piece, sorted(tokenizer.special_token_ids))))
+        special = () if tokenizer is None else tokenizer.all_special_tokens
         marks = _marks(tools, reasoning, template)
         needed = any(token in mark or re.escape(token) in mark for token in special for mark in marks)
         return ResponseFormat(tools, reasoning, needed, special, template)
@@ -209,11 +207,13 @@ class ResponseFormat:
         if forced == "content":
             return TextMachine(None, None), ""
         if _HARMONY in (self.tool_parser, self.reasoning_parser):
-            return HarmonyMachine(with_calls and self.tool_parser == _HARMONY, forced), harmony.opened(prompt_tail)
+            with_calls, with_reasoning = with_calls and self.tool_parser == _HARMONY, self.reasoning_parser == _HARMONY
+            return HarmonyMachine(with_calls, with_reasoning, forced), harmony.opened(prompt_tail)
         if self.template is not None and _TEMPLATE in (self.tool_parser, self.reasoning_parser):
             with_calls = with_calls and self.tool_parser == _TEMPLATE
             if forced is None:
-                return TemplateMachine(self.template, with_calls), self.template.prefix(prompt_tail)
+                with_reasoning = self.reasoning_parser == _TEMPLATE
+                return TemplateMachine(self.template, with_calls, with_reasoning), self.template.prefix(prompt_tail)
             tags = None if self.reasoning_tags is None else ThinkTags(*self.reasoning_tags)
             return TextMachine(tags, None, self.begins_inside(prompt_tail), forced), ""
         think = None if self.reasoning_parser is None else _TAGS[self.reasoning_parser]

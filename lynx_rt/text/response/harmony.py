@@ -25,8 +25,11 @@ def opened(prompt_tail: str) -> str:
     return "" if place < 0 else prompt_tail[place + len(START) :].removeprefix("assistant")
 
 
-def read_messages(context: Context, with_calls: bool) -> Reading[None]:
-    """Reads messages: what is sent to a function is a call, analysis is reasoning, everything else is content."""
+def read_messages(context: Context, with_calls: bool, with_reasoning: bool) -> Reading[None]:
+    """Reads messages: what is sent to a function is a call, analysis is reasoning, everything else is content.
+
+    with_calls, with_reasoning: False = they are content too.
+    """
     reader, output = context.reader, context.output
     head: str | None = None  # the beginning of a header that was read
     while head or (yield from reader.peek()):
@@ -38,27 +41,32 @@ def read_messages(context: Context, with_calls: bool) -> Reading[None]:
         if head:
             reader.mark(head)
             try:
-                called, text = yield from _read_header(context, head, with_calls)
+                found_text = yield from _read_header(context, head, with_calls)
             except MalformedError as error:
                 output.failed = output.failed or not isinstance(error, NotACallError)
                 output.give_up_call(reader.unmark())
-                called = False
             else:
                 reader.unmark()
-            if called:
                 head = None
-                continue
-            text.start()
+                if found_text is None:
+                    continue
+                text = found_text if with_reasoning else output.content
+                text.start()
         found = yield from reader.until(_BODY_END, text.put)
         head = found if found in _HEADS else None
 
 
-def _read_header(context: Context, head: str, with_calls: bool) -> Reading[tuple[bool, TrimmedText]]:
-    """Reads a header, and the call if it is one. Returns whether it is, and where the message's text belongs."""
+def _read_header(context: Context, head: str, with_calls: bool) -> Reading[TrimmedText | None]:
+    """Reads a header, and the call if it is one. Returns where the message's text belongs; None after a call."""
     reader, output = context.reader, context.output
     header = head
     if head != MESSAGE:
-        rest, _ = yield from reader.collect(_HEADER_END, _MAX_HEADER)
+        try:
+            rest, _ = yield from reader.collect(_HEADER_END, _MAX_HEADER)
+        except MalformedError:
+            if reader.is_done:  # the output was cut off before the message had any text
+                return None
+            raise
         header += rest
     channel, recipient = _CHANNEL_NAME.search(header), _RECIPIENT.search(header)
     name = recipient[1] if recipient else ""
@@ -71,10 +79,10 @@ def _read_header(context: Context, head: str, with_calls: bool) -> Reading[tuple
             output.begin_call(name)
             output.put_arguments("{}")
             context.end_call()
-            return True, output.content
+            return None
         yield from read_arguments(context, name)
         yield from reader.space()
         yield from reader.skip(*_ENDS)
-        return True, output.content
+        return None
     hidden = name or (channel and channel[1] == "analysis")
-    return False, output.reasoning if hidden else output.content
+    return output.reasoning if hidden else output.content

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 
+from lynx_rt.errors import encoding_fault
+
 _PLAIN = re.compile(r'[^"\\\x00-\x1f]+')  # inside a string
 _SPACE = re.compile(r"[ \t\n\r]+")
 _WORD = re.compile(r"[-+.0-9A-Za-z]+")
@@ -137,5 +139,6 @@ class JsonScanner:
 
 
 def dump_json(value: object) -> str:
-    """Returns JSON text with characters as they are. Raises ValueError for NaN and infinity, which JSON lacks."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """Returns JSON text with characters as they are, if they are valid. Raises ValueError for NaN and infinity, which JSON lacks."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    return text if encoding_fault(text) is None else json.dumps(value, allow_nan=False)  # half of a surrogate pair

@@ -18,7 +18,7 @@ class ResponseParser:
     """Parses one response. Every way of cutting an output into pieces gives the same result. Not thread-safe.
 
     A tool call that is malformed or that the output ends in is passed on as content, as the model wrote it. The start of its
-    arguments may have been handed out before that: such a call never becomes a JSON object, and is not in `tool_calls`.
+    arguments may have been handed out before that: such a call never becomes a JSON object, and `ParsedResponse` leaves it out.
 
     prefix: what the prompt has of this response already.
     """
@@ -53,12 +53,12 @@ class ResponseParser:
     def finish(self, finish_reason: str | None = None) -> ResponseDelta:
         """Says that the output has ended, and returns the rest.
 
-        finish_reason: with "length" or "abort", a call that is not complete is no failure.
+        finish_reason: None or "stop" = the model ended by itself; else a call that is not complete is no failure.
         """
         failed = self._output.failed
         self._reader.ended = True
         delta = self._advance()
-        if finish_reason in ("length", "abort"):
+        if finish_reason not in (None, "stop"):
             self._output.failed = failed
         return delta
 
@@ -182,11 +182,12 @@ class HarmonyMachine:
     """Reads the messages of gpt-oss; output that a grammar forced to be JSON is read as that."""
 
     with_calls: bool
+    with_reasoning: bool
     forced: str | None = None
 
     def __call__(self, context: Context) -> Reading[None]:
         if self.forced is not None and (yield from context.reader.peek()) in ("[", "{"):
             yield from TextMachine(None, None, forced=self.forced)(context)
         else:
-            yield from read_messages(context, self.with_calls)
+            yield from read_messages(context, self.with_calls, self.with_reasoning)
             context.output.content.flush()

@@ -107,6 +107,11 @@ class Reader:
         self._text = self._text[self._place :] + text if self._place < len(self._text) else text
         self._place = 0
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all text has come and was read."""
+        return self.ended and self._place >= len(self._text)
+
     def mark(self, before: str = "") -> None:
         """Starts to keep what is read, after `before`."""
         self._raw = [before]
@@ -247,10 +252,3 @@ class Reader:
                 yield
             if scanner.failed:
                 raise MalformedError("not JSON")
-
-    def rest(self, put: Callable[[str], object]) -> Reading[None]:
-        """Reads everything that follows."""
-        yield from self.until(_NOTHING, put)
-
-
-_NOTHING = Literals(())

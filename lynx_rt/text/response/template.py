@@ -30,16 +30,23 @@ class TemplateMachine:
 
     A call that the template arranges in another way than from a name and an object is handed out when it is complete. Text
     after an end tag goes on as content; transformers would put it in the place of the content before.
+    with_calls, with_reasoning: False = they are content too.
     """
 
     template: ResponseTemplate
     with_calls: bool
+    with_reasoning: bool
 
     def __call__(self, context: Context) -> Reading[None]:
         reader = context.reader
-        fields = [item for item in self.template.fields if self.with_calls or item.name != _CALLS]
-        implicit = next((item for item in fields if item.open is None), None)
-        text = None if implicit is None else _text_of(context, implicit)
+        implicit = next((item for item in self.template.fields if item.open is None), None)
+        text = None if implicit is None else self._text_of(context, implicit)
+        fields = [
+            item
+            for item in self.template.fields
+            if (self.with_calls or item.name != _CALLS)
+            and (self.with_reasoning or item.name not in REASONING or text is None)
+        ]
         opening = {item.open: item for item in fields if item.open is not None}
         watched = [*opening] + ([implicit.close] if implicit is not None and implicit.close is not None else [])
         self._begin(implicit, text)
@@ -58,13 +65,19 @@ class TemplateMachine:
         if implicit is not None and text is not None and not implicit.strips:
             text.flush()
 
+    def _text_of(self, context: Context, item: TemplateField) -> TrimmedText | None:
+        """Returns where the text of a field belongs; None = nowhere."""
+        if item.name in REASONING:
+            return context.output.reasoning if self.with_reasoning else context.output.content
+        return context.output.content if item.name == "content" else None
+
     def _begin(self, item: TemplateField | None, text: TrimmedText | None) -> None:
         if item is not None and text is not None and item.strips:
             text.start("\n" if item.join is None else item.join)
 
     def _read_text(self, context: Context, item: TemplateField) -> Reading[None]:
         """Reads up to the end. Models may forget to end their reasoning: a whole call of a given tool counts there too."""
-        output, text = context.output, _text_of(context, item)
+        output, text = context.output, self._text_of(context, item)
         self._begin(item, text)
         calls = {
             other.open: other
@@ -144,13 +157,6 @@ def _closing(item: TemplateField) -> list[Anchor]:
 
 def _drop(text: str) -> None:
     """Takes text that belongs to no field of a message."""
-
-
-def _text_of(context: Context, item: TemplateField) -> TrimmedText | None:
-    """Returns where the text of a field belongs; None = nowhere."""
-    if item.name in REASONING:
-        return context.output.reasoning
-    return context.output.content if item.name == "content" else None
 
 
 def _call(value: Any, context: Context) -> tuple[str, str]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from lynx_rt.text.response.reader import MalformedError
 
-_MAX_REFERENCES = 10  # in a chain; they can go in circles
 _TYPE_OF_VALUE = {str: "string", bool: "boolean", int: "integer", float: "number", type(None): "null"}
 
 
@@ -32,21 +31,26 @@ class Tools:
         root = self._schemas.get(function, {})
         properties = root.get("properties")
         schema = properties.get(argument) if isinstance(properties, Mapping) else None
-        return tuple(dict.fromkeys(_types(schema, root, _MAX_REFERENCES)))
+        try:
+            return tuple(dict.fromkeys(_types(schema, root, set())))
+        except RecursionError:  # nested deeper than anyone means it
+            return ()
 
 
-def _types(schema: Any, root: Mapping[str, Any], depth: int) -> list[str]:
-    if not isinstance(schema, Mapping) or depth == 0:
+def _types(schema: Any, root: Mapping[str, Any], seen: set[int]) -> list[str]:
+    """seen: ids of the schemas that were looked at. Each is once: references can go in circles."""
+    if not isinstance(schema, Mapping) or id(schema) in seen:
         return []
+    seen.add(id(schema))
     declared = schema.get("type")
     found = [declared] if isinstance(declared, str) else []
     if isinstance(declared, list):
         found += [kind for kind in declared if isinstance(kind, str)]
     if isinstance(reference := schema.get("$ref"), str):
-        found += _types(_referenced(reference, root), root, depth - 1)
+        found += _types(_referenced(reference, root), root, seen)
     for union in ("anyOf", "oneOf", "allOf"):
         if isinstance(members := schema.get(union), list):
-            found += [kind for member in members for kind in _types(member, root, depth - 1)]
+            found += [kind for member in members for kind in _types(member, root, seen)]
     if not found:
         values = (
             schema["enum"] if isinstance(schema.get("enum"), list) else [schema["const"]] if "const" in schema else []

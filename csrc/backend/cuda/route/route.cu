@@ -22,17 +22,17 @@ using namespace route_state;
 namespace {
 
 // lynx: sums the votes, admits experts by the threshold and for confident rows, and fills up to k. By the whole block.
-__device__ void admit_lynx(const RouteParams& p, int num_rows) {
+__device__ void admit_lynx(const RouteParams& p, const Rows& rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts, thread = int(threadIdx.x), k = a.rule.top_k;
   const uint64_t* votes = shared_array<uint64_t>(p.layout.votes);
-  const uint64_t sum = count_votes(p, num_rows);
+  const uint64_t sum = count_votes(p, rows);
   const uint32_t word = ballot(kFullWarp, thread < num_experts && sum >= s.needed);
   if (lane_id() == 0 && warp_id() < kWords) s.admitted[warp_id()] = word;
   sync_block();  // votes, admitted
 
-  if (thread < num_rows && shared_array<uint8_t>(p.layout.confident)[thread])
+  if (thread < rows.num_rows && has_row(p, rows, thread) && shared_array<uint8_t>(p.layout.confident)[thread])
     set_bit(s.admitted, shared_array<int16_t>(p.layout.chosen)[thread * k]);
   sync_block();  // admitted
 
@@ -67,14 +67,14 @@ struct Admit {
   static constexpr int kMaxThreads = 1024;
 
   template <int kPerLane>
-  static __device__ void prepare(const RouteParams& p, int num_rows) {
+  static __device__ void prepare(const RouteParams& p, const Rows& rows) {
     if (p.args.selection.policy == Policy::kLynx) {
-      admit_lynx(p, num_rows);
+      admit_lynx(p, rows);
     } else if (warp_id() == 0) {
       admit_oea(p);
     }
     sync_block();  // admitted
-    admit_exact_rows(p, num_rows);
+    admit_exact_rows(p, rows);
   }
 
   template <int kPerLane>
@@ -111,6 +111,8 @@ void route(const RouteArgs& args, Stream stream) {
   if (params.least_rows == 3) params.least_rows = INT_MAX;
   params.least_experts = std::max(budget_experts(selection, num_experts), k);
   params.guard = has_guard(selection.policy);
+  // One group costs nothing: the kernel looks at groups only where one may be selected for otherwise than all rows.
+  if (is_per_row(selection.policy) || !acts(selection, args.phase, 2)) params.args.groups = nullptr;
   params.votes = selection.policy == Policy::kLynx || selection.policy == Policy::kLynxLiteral;
   params.skip_limit = -std::log(selection.ratio);
   params.refill_limit = -std::log(selection.refill);

@@ -25,6 +25,7 @@ struct RouteArgs {
   const float* scores;      // [T, E] in
   const int32_t* num_rows;  // [1] in, 0..T
   const uint8_t* exact;     // [T] in, or null
+  const int32_t* groups;    // [T] in: numbers of isolation groups from 0 on without a gap; null = one group
   int32_t* ids;             // [T, k] out; this and the outputs below: see Routing and DispatchPlan
   float* weights;           // [T, k]
   int32_t* active;          // [E]

@@ -79,7 +79,7 @@ struct AdmitByGates {
   static constexpr int kMaxThreads = 1024;
 
   template <int kPerLane>
-  static __device__ void prepare(const RouteParams& p, int num_rows) {
+  static __device__ void prepare(const RouteParams& p, const Rows& rows) {
     Shared& s = shared_state();
     const RouteArgs& a = p.args;
     const bool own_only = a.selection.policy == Policy::kDesVote;
@@ -96,13 +96,13 @@ struct AdmitByGates {
       s.open[thread] = (own_only ? all : ~uint32_t{0}) & ~first;
     }
     sync_block();  // sums, admitted, open
-    for (int t = warp_id(); t < num_rows; t += int(blockDim.x) / 32)
-      add_gates<kPerLane>(p, t, own_only, sums, sums + num_experts);
+    for (int t = warp_id(); t < rows.num_rows; t += int(blockDim.x) / 32)
+      if (has_row(p, rows, t)) add_gates<kPerLane>(p, t, own_only, sums, sums + num_experts);
     const int room = p.least_experts - count_set(s.admitted);
     sync_block();  // sums; all have read admitted
     join_sums(p);
     admit_best(p, room);
-    admit_exact_rows(p, num_rows);
+    admit_exact_rows(p, rows);
   }
 
   template <int kPerLane>
@@ -125,30 +125,33 @@ __device__ void mark_served(const RouteParams& p, int t, uint32_t* serves) {
 
 // Admits a greedy cover of the rows. By one warp.
 template <int kPerLane>
-__device__ void admit_cover(const RouteParams& p, int num_rows) {
+__device__ void admit_cover(const RouteParams& p, const Rows& rows) {
   constexpr int kRowsAt = 40;  // above every sum of gates
   Shared& s = shared_state();
-  const int num_experts = p.args.rule.num_experts, lane = lane_id(), words = (num_rows + 31) / 32;
+  const int num_experts = p.args.rule.num_experts, num_rows = rows.num_rows, lane = lane_id(), words = (num_rows + 31) / 32;
   const uint32_t* serves = shared_array<uint32_t>(p.layout.serves);
   const uint64_t* votes = shared_array<uint64_t>(p.layout.votes);
   const int first = lane * 32;
   uint32_t left = first + 32 <= num_rows ? ~uint32_t{0}
                   : first < num_rows     ? (1u << (num_rows - first)) - 1
                                          : 0;  // rows not served yet
+  for (int i = 0; p.args.groups && i < 32; ++i)
+    if (first + i < num_rows && !has_row(p, rows, first + i)) left &= ~(1u << i);
   while (ballot(kFullWarp, left)) {
-    uint32_t rows[kPerLane] = {};  // how many rows the expert would serve
+    uint32_t served[kPerLane] = {};  // how many rows the expert would serve
     for (int w = 0; w < words; ++w) {
       const uint32_t of_word = shuffle(kFullWarp, left, w);
       LYNX_UNROLL
       for (int i = 0; i < kPerLane; ++i)
-        if (const int e = i * 32 + lane; e < num_experts) rows[i] += uint32_t(count_bits(serves[w * num_experts + e] & of_word));
+        if (const int e = i * 32 + lane; e < num_experts)
+          served[i] += uint32_t(count_bits(serves[w * num_experts + e] & of_word));
     }
     uint64_t most = 0;
     int expert = kMaxRouteExperts;  // no expert
     LYNX_UNROLL
     for (int i = 0; i < kPerLane; ++i) {
-      if (rows[i] == 0) continue;
-      const uint64_t value = (uint64_t(rows[i]) << kRowsAt) + votes[i * 32 + lane];
+      if (served[i] == 0) continue;
+      const uint64_t value = (uint64_t(served[i]) << kRowsAt) + votes[i * 32 + lane];
       if (value > most) most = value, expert = i * 32 + lane;
     }
     largest_of_warp(most, expert);
@@ -165,24 +168,25 @@ struct AdmitCover {
   static constexpr int kMaxThreads = 1024;
 
   template <int kPerLane>
-  static __device__ void prepare(const RouteParams& p, int num_rows) {
+  static __device__ void prepare(const RouteParams& p, const Rows& rows) {
     const int num_experts = p.args.rule.num_experts;
     uint32_t *sums = gate_sums(p), *serves = shared_array<uint32_t>(p.layout.serves);
     clear(sums, 2 * num_experts);
-    clear(serves, (num_rows + 31) / 32 * num_experts);
+    clear(serves, (rows.num_rows + 31) / 32 * num_experts);
     sync_block();  // sums, serves
-    for (int t = warp_id(); t < num_rows; t += int(blockDim.x) / 32) {
+    for (int t = warp_id(); t < rows.num_rows; t += int(blockDim.x) / 32) {
+      if (!has_row(p, rows, t)) continue;
       add_gates<kPerLane>(p, t, false, sums, sums + num_experts);
       mark_served<kPerLane>(p, t, serves);
     }
     sync_block();  // sums, serves
     join_sums(p);
-    if (warp_id() == 0) admit_cover<kPerLane>(p, num_rows);
+    if (warp_id() == 0) admit_cover<kPerLane>(p, rows);
     sync_block();  // admitted, open
     const int room = p.least_experts - count_set(shared_state().admitted);
     sync_block();  // all have read admitted
     admit_best(p, room);
-    admit_exact_rows(p, num_rows);
+    admit_exact_rows(p, rows);
   }
 
   template <int kPerLane>

@@ -1,8 +1,8 @@
 // The one-block kernel of route(), which all policies share: own routing, then the policy, then guard and weights, then lists and
 // counters. The policy's part is a Rule, a class of two device functions:
-//   template <int kPerLane> static void prepare(const RouteParams& p, int num_rows);
+//   template <int kPerLane> static void prepare(const RouteParams& p, const Rows& rows);
 //       Called by the whole block, before choose(): own choices are in `chosen` and, by rank, in s.wanted. Policies that admit
-//       experts fill s.admitted. It must end with a barrier if it writes anything that choose() reads.
+//       experts fill s.admitted. It looks at `rows` only, and must end with a barrier if it writes anything that choose() reads.
 //   template <int kPerLane> static int choose(const RouteParams& p, int t, int own);
 //       Called by a warp, for a real row: lane j < k passes its own choice and gets the final expert of choice j, -1 for none. Adds
 //       the number of own choices that the row lost to s.remapped.
@@ -29,11 +29,11 @@ namespace lynx_rt::cuda::route_state {
 
 // Admits all choices of exact rows. It comes after the filling, so that they take no other expert's place. By the whole block, with a
 // barrier.
-__device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
+__device__ inline void admit_exact_rows(const RouteParams& p, const Rows& rows) {
   const RouteArgs& a = p.args;
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
-  for (int pair = int(threadIdx.x); a.exact && pair < num_rows * a.rule.top_k; pair += int(blockDim.x))
-    if (a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
+  for (int pair = int(threadIdx.x); a.exact && pair < rows.num_rows * a.rule.top_k; pair += int(blockDim.x))
+    if (has_row(p, rows, pair / a.rule.top_k) && a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
   sync_block();  // admitted
 }
 
@@ -71,12 +71,13 @@ __device__ inline void initialise(const RouteParams& p) {
   Shared& s = shared_state();
   const int threads = int(blockDim.x), t = int(threadIdx.x);
   for (int i = t; i < kMaxRouteTopK * kWords; i += threads) s.wanted[i / kWords][i % kWords] = 0;
-  if (t < kWords) s.admitted[t] = s.used[t] = 0;
+  if (t < kWords) s.admitted[t] = s.used[t] = s.own[t] = 0;
   uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
   for (int i = t; i < threads / 32 * p.args.rule.num_experts; i += threads) histogram[i] = 0;
   if (t == 0) {
     s.first_bad = kNoneBad;
-    s.remapped = s.num_exact = 0;
+    s.remapped = s.num_exact = s.lost = 0;
+    s.acted = s.changed = false;
   }
 }
 
@@ -162,9 +163,62 @@ __device__ void weigh(const RouteParams& p, int t) {
   if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
 }
 
-// Writes the pairs ordered by expert, the active experts and the tiles. By the whole block.
+// Sets the number of groups, and that of the rows if there is one group only. By one warp.
+__device__ inline void count_groups(const RouteParams& p, int num_rows) {
+  uint32_t count = 1;  // the last group's number + 1
+  for (int t = lane_id(); p.args.groups && t < num_rows; t += 32)
+    if (const uint32_t n = uint32_t(p.args.groups[t]) + 1; n > count) count = n;
+  count = reduce_max(kFullWarp, count);
+  if (lane_id() != 0) return;
+  shared_state().num_groups = int(count);
+  shared_state().num_in_group = num_rows;
+}
+
+// Sets what the rows of a group share: wanted, the number of rows and of exact ones, the values of votes, and empty sets. By the whole
+// block, after a barrier and with one at its end.
+template <class Rule>
+__device__ void begin_group(const RouteParams& p, const Rows& rows) {
+  Shared& s = shared_state();
+  const RouteArgs& a = p.args;
+  const int warps = int(blockDim.x) / 32, k = a.rule.top_k, lane = lane_id(), thread = int(threadIdx.x);
+  for (int i = thread; i < k * kWords; i += int(blockDim.x)) s.wanted[i / kWords][i % kWords] = 0;
+  if (thread < kWords) s.admitted[thread] = s.used[thread] = 0;
+  if (thread == 0) s.remapped = s.num_exact = 0;
+  if (warp_id() == warps - 1) {  // the warp with the fewest rows
+    int count = 0;
+    for (int first = 0; first < rows.num_rows; first += 32)
+      count += count_bits(ballot(kFullWarp, first + lane < rows.num_rows && has_row(p, rows, first + lane)));
+    if (lane == 0) {
+      s.num_in_group = count;
+      if (Rule::kVotes && p.votes) set_vote_values(p);
+    }
+  }
+  sync_block();  // wanted, admitted, used, counters, values of votes
+  for (int t = warp_id(); t < rows.num_rows; t += warps) {
+    if (!has_row(p, rows, t)) continue;
+    if (lane < k) set_bit(s.wanted[lane], shared_array<int16_t>(p.layout.chosen)[t * k + lane]);
+    if (lane == 0) {
+      shared_array<double>(p.layout.retained)[t] = 1;
+      if (a.exact && a.exact[t]) atomic_add(&s.num_exact, 1);
+    }
+  }
+  sync_block();  // wanted, num_exact
+}
+
+// Counts the group's own choices. By one warp.
+__device__ inline void count_wanted(const RouteParams& p) {
+  Shared& s = shared_state();
+  uint32_t word = 0;
+  for (int j = 0; j < p.args.rule.top_k; ++j) word |= lane_id() < kWords ? s.wanted[j][lane_id()] : 0;
+  if (lane_id() < kWords) s.own[lane_id()] |= word;
+  const int n = int(reduce_add(kFullWarp, uint32_t(count_bits(word))));
+  if (lane_id() == 0) s.num_wanted = n;
+}
+
+// Writes the pairs ordered by expert, the active experts and the tiles. By the whole block. Returns the number of active experts to the
+// first warp.
 template <int kPerLane>
-__device__ void list_pairs(const RouteParams& p) {
+__device__ int list_pairs(const RouteParams& p) {
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts;
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
@@ -178,7 +232,7 @@ __device__ void list_pairs(const RouteParams& p) {
   sync_block();  // histogram
   sum_warps(histogram, num_experts, [count](int e, uint32_t sum) { count[e] = sum; });
   sync_block();  // histogram, count
-  if (warp_id() == 0) list_experts<kPerLane>(a, p.tile_rows, count, tile);
+  const int active = warp_id() == 0 ? list_experts<kPerLane>(a, p.tile_rows, count, tile) : 0;
   sync_block();  // count, tile
   visit_pairs(range, mine, expert_of, [&](int pair, int e, int before) {
     const int row = e >= 0 ? int(count[e]) + before : -1;
@@ -186,6 +240,7 @@ __device__ void list_pairs(const RouteParams& p) {
     if (row >= 0) a.pair_of_sorted[row] = pair;
   });
   write_tiles(a, p.tile_rows, count, tile);
+  return active;
 }
 
 // kPerLane: experts per lane, a power of two >= E / 32.
@@ -201,49 +256,56 @@ __global__ void __launch_bounds__(Rule::kMaxThreads, 1) route_kernel(const __gri
   initialise(p);
   sync_block();  // Shared, histogram
   for (int t = warp_id(); t < a.max_rows; t += warps) route_own<kPerLane>(p, t, num_rows);
-  if (Rule::kVotes && p.votes && int(threadIdx.x) == (warps - 1) * 32)
-    set_vote_values(p, num_rows);  // by the warp with the fewest rows
-  sync_block();                    // chosen, best, wanted, values of votes
+  if (warp_id() == warps - 1) {  // the warp with the fewest rows
+    count_groups(p, num_rows);
+    if (Rule::kVotes && p.votes && lane == 0) set_vote_values(p);
+  }
+  sync_block();  // chosen, best, wanted, num_groups, values of votes
 
-  const bool acted = num_rows >= p.least_rows && (!a.exact || int(s.num_exact) < num_rows);
+  for (int group = 0; group < s.num_groups; ++group) {
+    const Rows rows{num_rows, group};
+    if (a.groups) begin_group<Rule>(p, rows);
+    if (warp_id() == warps - 1) count_wanted(p);
+    if (s.num_in_group >= p.least_rows && (!a.exact || int(s.num_exact) < s.num_in_group)) {
+      Rule::template prepare<kPerLane>(p, rows);
+      for (int t = warp_id(); t < num_rows; t += warps) {
+        if (!has_row(p, rows, t)) continue;
+        const int own = lane < k ? shared_array<int16_t>(p.layout.chosen)[t * k + lane] : 0;
+        const int expert = Rule::template choose<kPerLane>(p, t, own);
+        if (lane >= k) continue;
+        shared_array<int16_t>(p.layout.assigned)[t * k + lane] = int16_t(expert);
+        if (expert >= 0) set_bit(s.used, expert);
+      }
+      sync_block();  // assigned, used, num_wanted, remapped
+      const bool guard_hit = p.guard && count_set(s.used) >= s.num_wanted;
+      if (threadIdx.x == 0) {
+        s.acted = true;
+        if (!guard_hit) s.changed = true, s.lost += s.remapped;
+      }
+      for (int t = warp_id(); t < num_rows && !guard_hit; t += warps)
+        if (has_row(p, rows, t)) weigh<Rule>(p, t);
+    }
+    sync_block();  // the final choice, retained, own; all have read what the next group changes
+  }
   if (warp_id() == warps - 1) {
-    uint32_t word = 0;
-    for (int j = 0; j < k; ++j) word |= lane < kWords ? s.wanted[j][lane] : 0;
-    const int n = int(reduce_add(kFullWarp, uint32_t(count_bits(word))));
+    const int n = count_set(s.own);
     if (lane == 0) s.num_wanted = n;
   }
-  bool guard_hit = false;
-  if (acted) {
-    Rule::template prepare<kPerLane>(p, num_rows);
-    for (int t = warp_id(); t < num_rows; t += warps) {
-      const int own = lane < k ? shared_array<int16_t>(p.layout.chosen)[t * k + lane] : 0;
-      const int expert = Rule::template choose<kPerLane>(p, t, own);
-      if (lane >= k) continue;
-      shared_array<int16_t>(p.layout.assigned)[t * k + lane] = int16_t(expert);
-      if (expert >= 0) set_bit(s.used, expert);
-    }
-    sync_block();  // assigned, used, num_wanted
-    guard_hit = p.guard && count_set(s.used) >= s.num_wanted;
-    for (int t = warp_id(); t < num_rows && !guard_hit; t += warps) weigh<Rule>(p, t);
-  }
-  sync_block();  // the final choice, retained, num_wanted
-  list_pairs<kPerLane>(p);
+  const int active = list_pairs<kPerLane>(p);
 
   if (warp_id() != 0) return;
-  const bool changed = acted && !guard_hit;
   double retained = 0;
-  for (int t = lane; t < num_rows; t += 32) retained += changed ? shared_array<double>(p.layout.retained)[t] : 1;
+  for (int t = lane; t < num_rows; t += 32) retained += s.changed ? shared_array<double>(p.layout.retained)[t] : 1;
   retained = warp_sum(retained);
-  const int active = count_set(s.used);
   if (lane == 0) {
     SelectionStats stats;
     stats.rows = num_rows;
     stats.union_before = s.num_wanted;
-    stats.active = changed ? active : s.num_wanted;
-    stats.remapped_pairs = changed ? int(s.remapped) : 0;
+    stats.active = active;
+    stats.remapped_pairs = int(s.lost);
     stats.retained_mass = retained;
-    stats.acted = acted;
-    stats.guard_hit = guard_hit;
+    stats.acted = s.acted;
+    stats.guard_hit = s.acted && !s.changed;
     write_stats(a, stats, s.first_bad);
   }
 }

@@ -14,14 +14,14 @@ namespace {
 __device__ bool is_exact(const RouteParams& p, int t) { return p.args.exact && p.args.exact[t]; }
 
 // sere: computes target[u] of every expert u: u itself where it is primary or no primary expert is similar enough.
-__device__ void map_to_primary(const RouteParams& p, int num_rows) {
+__device__ void map_to_primary(const RouteParams& p, const Rows& rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts, thread = int(threadIdx.x), lane = lane_id();
   if (thread < kWords)
     for (int j = 0; j < a.selection.primary; ++j) s.admitted[thread] |= s.wanted[j][thread];
   sync_block();  // admitted
-  admit_exact_rows(p, num_rows);
+  admit_exact_rows(p, rows);
   int16_t* target = shared_array<int16_t>(p.layout.target);
   for (int u = warp_id(); u < num_experts; u += int(blockDim.x) / 32) {
     int to = u;
@@ -41,24 +41,25 @@ __device__ void map_to_primary(const RouteParams& p, int num_rows) {
 
 // capacity: writes every row's choices to `assigned`. By one warp.
 template <int kPerLane>
-__device__ void assign_capacity(const RouteParams& p, int num_rows) {
+__device__ void assign_capacity(const RouteParams& p, const Rows& rows) {
   const RouteArgs& a = p.args;
   const int k = a.rule.top_k, num_experts = a.rule.num_experts, lane = lane_id();
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
   int16_t* assigned = shared_array<int16_t>(p.layout.assigned);
   uint32_t* load = shared_array<uint32_t>(p.layout.count);  // [E] number of rows that an expert has
+  const int num_rows = shared_state().num_in_group;
   const double share = a.selection.factor * double(num_rows * k) / num_experts;
   const uint32_t capacity = uint32_t(std::ceil(share < num_rows ? share : double(num_rows)));
   for (int e = lane; e < num_experts; e += 32) load[e] = 0;
   sync_warp();  // load
-  for (int t = 0; t < num_rows; ++t) {
-    if (!is_exact(p, t)) continue;
+  for (int t = 0; t < rows.num_rows; ++t) {
+    if (!has_row(p, rows, t) || !is_exact(p, t)) continue;
     if (lane < k) ++load[chosen[t * k + lane]];
     sync_warp();  // load
   }
   for (int j = 0; j < k; ++j)
-    for (int t = 0; t < num_rows; ++t) {
-      if (is_exact(p, t)) continue;
+    for (int t = 0; t < rows.num_rows; ++t) {
+      if (!has_row(p, rows, t) || is_exact(p, t)) continue;
       uint32_t key[kPerLane], best_key = 0;
       LYNX_UNROLL
       for (int i = 0; i < kPerLane; ++i) {
@@ -138,17 +139,17 @@ struct ChooseByRow {
   static constexpr int kMaxThreads = 512;  // because of lynx_literal
 
   template <int kPerLane>
-  static __device__ void prepare(const RouteParams& p, int num_rows) {
+  static __device__ void prepare(const RouteParams& p, const Rows& rows) {
     const RouteArgs& a = p.args;
     switch (a.selection.policy) {
-      case Policy::kLynxLiteral: count_votes(p, num_rows); break;
-      case Policy::kSere: map_to_primary(p, num_rows); break;
+      case Policy::kLynxLiteral: count_votes(p, rows); break;
+      case Policy::kSere: map_to_primary(p, rows); break;
       case Policy::kAlias:
         if (const int e = int(threadIdx.x); e < a.rule.num_experts)
           shared_array<int16_t>(p.layout.target)[e] = int16_t(a.selection.alias[e]);
         break;
       case Policy::kCapacity:
-        if (warp_id() == 0) assign_capacity<kPerLane>(p, num_rows);
+        if (warp_id() == 0) assign_capacity<kPerLane>(p, rows);
         break;
       default: return;
     }

@@ -55,7 +55,13 @@ struct Shared {
   uint32_t remapped;
   uint32_t num_exact;
   int num_bins;
-  int num_wanted;  // distinct own choices
+  int num_wanted;  // distinct own choices, of a group and at the end of the step
+  int num_groups, num_in_group;
+
+  // Of all groups so far.
+  uint32_t own[kWords];  // own choices
+  uint32_t lost;         // own choices that rows lost
+  bool acted, changed;
 };
 
 constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int threads) {
@@ -84,6 +90,16 @@ constexpr RouteLayout route_layout(int num_rows, int num_experts, int top_k, int
 static_assert(route_layout(kMaxRouteRows, kMaxRouteExperts, kMaxRouteTopK, 1024).bytes < 96 * 1024, "fits every architecture");
 
 __device__ inline Shared& shared_state() { return *shared_array<Shared>(0); }
+
+// The rows of one isolation group, or of the whole step where there are no groups; Shared::num_in_group is their number. It holds no
+// more than this, because the kernels have no registers to spare.
+struct Rows {
+  int num_rows;  // real rows of the step
+  int group;
+};
+__device__ inline bool has_row(const RouteParams& p, const Rows& rows, int t) {
+  return !p.args.groups || p.args.groups[t] == rows.group;
+}
 
 __device__ inline bool has_bit(const uint32_t* words, int e) { return words[e / 32] >> (e % 32) & 1; }
 __device__ inline void set_bit(uint32_t* words, int e) { atomic_or(&words[e / 32], 1u << (e % 32)); }

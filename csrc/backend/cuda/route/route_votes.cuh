@@ -17,10 +17,10 @@ __device__ inline void largest_of_warp(uint64_t& value, int& expert) {
 }
 
 // Sets the values of votes and the sum that admits an expert. By one thread.
-__device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
+__device__ inline void set_vote_values(const RouteParams& p) {
   __extension__ using uint128 = unsigned __int128;
   Shared& s = shared_state();
-  const uint64_t voters = num_rows > 0 ? uint64_t(num_rows) : 1;
+  const uint64_t voters = s.num_in_group > 0 ? uint64_t(s.num_in_group) : 1;
   const uint64_t limit = (uint64_t{1} << 62) / voters;
   uint64_t power = 1;
   s.num_bins = 0;
@@ -45,28 +45,29 @@ __device__ inline void set_vote_values(const RouteParams& p, int num_rows) {
 
 // Sums the votes. Returns those of expert e to thread e; after the next barrier they are in the array `votes`, too. By the whole
 // block: a thread sums the votes for one expert of every (threads / E)-th row.
-__device__ inline uint64_t count_votes(const RouteParams& p, int num_rows) {
+__device__ inline uint64_t count_votes(const RouteParams& p, const Rows& rows) {
   Shared& s = shared_state();
   const RouteArgs& a = p.args;
   const int num_experts = a.rule.num_experts, thread = int(threadIdx.x);
-  const int groups = int(blockDim.x) / num_experts, group = thread / num_experts;
+  const int parts = int(blockDim.x) / num_experts, part = thread / num_experts;
   uint64_t* partial = shared_array<uint64_t>(p.layout.partial);
   const float* best = shared_array<float>(p.layout.best);
-  if (group < groups) {
+  if (part < parts) {
     const int e = thread % num_experts;
     uint64_t sum = 0;
-    for (int t = group; t < num_rows; t += groups) {
+    for (int t = part; t < rows.num_rows; t += parts) {
+      if (!has_row(p, rows, t)) continue;
       const float score = a.keys[t * num_experts + e];
       if ((best[t] - score) * p.filter >= float(s.num_bins)) continue;  // true for most experts, and saves the double precision
       const double position = a.selection.alpha * (double(best[t]) - score);
       if (position < s.num_bins) sum += s.value[int(position)];
     }
-    partial[group * num_experts + e] = sum;
+    partial[part * num_experts + e] = sum;
   }
   sync_block();  // partial
   uint64_t sum = 0;
   if (thread < num_experts) {
-    for (int g = 0; g < groups; ++g) sum += partial[g * num_experts + thread];
+    for (int i = 0; i < parts; ++i) sum += partial[i * num_experts + thread];
     shared_array<uint64_t>(p.layout.votes)[thread] = sum;
   }
   return sum;

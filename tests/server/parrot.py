@@ -1,0 +1,68 @@
+"""A server whose model answers with the last question. lynx-nano calls no tools and does not reason by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import uvicorn
+
+from lynx_rt import Engine
+from lynx_rt.engine.outputs import CompletionDelta
+from lynx_rt.server import conversation
+from lynx_rt.server.app import make_app
+from lynx_rt.server.generation import Generation
+from lynx_rt.server.settings import Settings
+from lynx_rt.server.state import ServerState
+
+CALLS = (
+    "<think>Hm, 2.</think>I call.\n"
+    '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "x y"}}\n</tool_call>\n'
+    '<tool_call>\n{"name": "sub", "arguments": {}}\n</tool_call>'
+)
+ENDLESS = '<tool_call>\n{"name": "add", "arguments": {"a": "' + "1 2 3 " * 60
+_TOKEN = 3  # characters
+
+
+class Parrot(Generation):
+    """Generates the text between "Q: " and "A:" at the end of the prompt."""
+
+    async def __aenter__(self) -> Parrot:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        pass
+
+    async def deltas(self) -> AsyncIterator[tuple[int, CompletionDelta]]:
+        [request] = self.requests
+        assert request.prompt is not None
+        text = request.prompt.rpartition("Q: ")[2].removesuffix("\nA:")
+        limit = request.params.max_tokens
+        end = len(text) if limit is None else limit * _TOKEN
+        for place in range(0, min(end, len(text)), _TOKEN):
+            await asyncio.sleep(0)
+            yield 0, CompletionDelta(0, text[place : place + _TOKEN], [7], None, None, None, None)
+        yield 0, CompletionDelta(0, "", [], None, "length" if end < len(text) else "stop", None, None)
+
+
+@contextlib.contextmanager
+def parrot_server(model: str) -> Iterator[str]:
+    """Runs a server in a thread that reads tool calls as Hermes writes them, and reasoning in <think>. Yields its URL."""
+    settings = Settings(model=model, served_model_names=("parrot",), tool_parser="hermes", reasoning_parser="think")
+    state = ServerState(settings)
+    with pytest.MonkeyPatch.context() as patch, Engine(model) as engine:
+        patch.setattr(conversation, "Generation", Parrot)
+        state.set_ready(engine)
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(make_app(state), lifespan="off", log_level="warning"))
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
