@@ -32,12 +32,11 @@ class CMakeBuild(build_ext):
             self.distribution.ext_modules = [MODULE, TESTING_MODULE]
         super().finalize_options()
 
-    def build_extension(self, ext):
+    def build_extensions(self):
         cmake = shutil.which("cmake")
         if cmake is None:
             raise RuntimeError("cmake not found: pip install cmake ninja, or apt install cmake ninja-build")
         build_dir = Path(os.environ.get("LYNX_RT_BUILD_DIR", Path(self.build_temp).resolve() / "cmake"))
-        target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         configure = [cmake, "-S", str(ROOT), "-B", str(build_dir), "-DLYNX_RT_PYTHON=ON", "-DLYNX_RT_LIBRARY=OFF"]
         configure += [f"-DPython_EXECUTABLE={sys.executable}", f"-DPython3_EXECUTABLE={sys.executable}"]
         environment = {**os.environ, **cuda_environment()}
@@ -47,15 +46,16 @@ class CMakeBuild(build_ext):
             # Ninja's path is given, because a kept build folder remembers one in an environment that pip has deleted since.
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
-        module = ext.name.rpartition(".")[2]
+        modules = [extension.name.rpartition(".")[2] for extension in self.extensions]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
         forget_lost_compiler(build_dir)
-        build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", module]
+        build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", *modules]
         subprocess.run(configure, check=True, env=environment)
         subprocess.run(build, check=True, env=environment)
-        subprocess.run(
-            [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", f"python{module}"], check=True
-        )
+        for extension, module in zip(self.extensions, modules, strict=True):
+            target = Path(self.get_ext_fullpath(extension.name)).resolve().parent
+            install = [cmake, "--install", str(build_dir), "--prefix", str(target), "--component", f"python{module}"]
+            subprocess.run(install, check=True)
 
 
 VERSION = re.search(r'LYNX_RT_VERSION "(.*)"', (ROOT / "csrc" / "include" / "lynx_rt" / "version.h").read_text())[1]

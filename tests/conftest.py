@@ -20,6 +20,15 @@ settings.register_profile("deterministic", derandomize=True, deadline=None, data
 settings.load_profile("deterministic")
 
 
+# Files that compile or compute for a minute and more start first, so that no process ends long after the others.
+LONGEST = ["test_simt.py", "test_sass.py", "test_nvcc.py", "test_cpp.py", "test_consumer.py", "test_quality_gate.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONGEST)))
+
+
 def pytest_report_header(config: pytest.Config) -> str | None:
     if config.option.markexpr == "not slow and not gpu":
         return 'fast tier; everything: tools/test.sh --all, or pytest -m ""'

@@ -68,5 +68,6 @@ for key in sys.argv[2:]:
 PY
   )
   mapfile -t requirements <<<"$requirements"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${requirements[@]}" >&2
+  # Python compiles what is imported. pip would compile all files, which takes 45 s of CPU time for torch, transformers and the like.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile "${requirements[@]}" >&2
 }

@@ -16,4 +16,5 @@ cd "$root"
 export PYTHONSAFEPATH=1 PATH=$venv/bin:$PATH
 export LYNX_RT_TEST_BUILD_DIR=${LYNX_RT_TEST_BUILD_DIR:-$build_dir}  # its objects go into the C++ tests as well
 jobs=${LYNX_RT_TEST_JOBS:-$(nproc)}
-exec "$venv/bin/pytest" -n "$((jobs < 4 ? jobs : 4))" --dist loadfile "${arguments[@]}"
+# Without a reorder, by which files of few tests would come last: tests/conftest.py puts the longest files first.
+exec "$venv/bin/pytest" -n "$((jobs < 4 ? jobs : 4))" --dist loadfile --no-loadscope-reorder "${arguments[@]}"

@@ -164,6 +164,8 @@ def run(args: argparse.Namespace) -> int:
         "enable_mixed_chunk": not args.no_mixed_chunk and args.batch_isolation == "none",
         "expert_selection": args.selection,
         "chat_template": args.chat_template,
+        "tool_parser": args.tool_parser,
+        "reasoning_parser": args.reasoning_parser,
         "seed": args.seed,
     }
     if args.max_num_batched_tokens is not None:
@@ -191,8 +193,6 @@ def run(args: argparse.Namespace) -> int:
         watchdog_seconds=args.watchdog,
         trust_request_chat_template=args.trust_request_chat_template,
         default_chat_template_kwargs=args.default_chat_template_kwargs,
-        tool_parser=args.tool_parser,
-        reasoning_parser=args.reasoning_parser,
         reasoning_field=args.reasoning_field,
         batch_isolation=args.batch_isolation,
         metrics_per_layer={"auto": None, "on": True, "off": False}[args.metrics_per_layer],

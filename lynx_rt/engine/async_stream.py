@@ -1,4 +1,4 @@
-"""Hands a request's outputs to asyncio. A step wakes the event loop once, whatever the number of requests in it."""
+"""Hands requests' outputs to asyncio. A step wakes the event loop once, and takes the lock once, for all requests in it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,60 @@ from lynx_rt.engine.outputs import CompletionDelta, RequestOutput
 from lynx_rt.engine.request import Claim, Request
 
 
+class _Inbox:
+    """What has come for one stream. It has no reference to the stream, which may be dropped."""
+
+    def __init__(self, request: Request, as_deltas: bool) -> None:
+        self.deltas: list[CompletionDelta] = []
+        self.changed = False
+        self.error: BaseException | None = None
+        self._request = request
+        self._as_deltas = as_deltas
+        self._waiter: asyncio.Future[None] | None = None
+
+    def fill(self) -> None:
+        """Takes what is new. Called under the driver's lock."""
+        self.error = self._request.error
+        self.changed = True
+        if self._as_deltas:
+            self.deltas += self._request.take_deltas()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Waits for the next fill(), and raises what made the request fail."""
+        if not self.changed:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self.changed = False
+        if self.error is not None:
+            raise self.error
+
+
 class _Mailbox:
-    """Sets events of one event loop from the threads that step."""
+    """Fills the inboxes of one event loop, in its thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, driver: Driver) -> None:
         self._loop = weakref.proxy(loop)  # the table of mailboxes must not keep the loop
         self._driver = driver
-        self._posted: list[asyncio.Event] = []  # guarded by the driver's lock
+        self._posted: list[_Inbox] = []  # guarded by the driver's lock
 
-    def post(self, event: asyncio.Event) -> None:
-        """Sets the event soon, in the loop's thread. Called under the driver's lock."""
-        self._posted.append(event)
-        if len(self._posted) == 1:  # later events of this step are set by the same wake-up
+    def post(self, inbox: _Inbox) -> None:
+        """Has the inbox filled soon. Called under the driver's lock, by the thread that steps."""
+        self._posted.append(inbox)
+        if len(self._posted) == 1:  # the same wake-up serves what comes later in this step
             with contextlib.suppress(RuntimeError, ReferenceError):  # the event loop is closed or gone
                 self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         with self._driver.locked():
             posted, self._posted = self._posted, []
-        for event in posted:
-            event.set()
+            for inbox in posted:
+                inbox.fill()
+        for inbox in posted:
+            inbox.wake()
 
 
 class AsyncStream:
@@ -39,33 +73,32 @@ class AsyncStream:
     Dropping it ends the request at the next step.
     """
 
-    def __init__(self, driver: Driver, request: Request, mailbox: _Mailbox) -> None:
+    def __init__(self, driver: Driver, request: Request, mailbox: _Mailbox, as_deltas: bool) -> None:
         self.request = request
         self._driver = driver
-        self._changed = changed = asyncio.Event()
+        self._inbox = inbox = _Inbox(request, as_deltas)
         self._claim = Claim(request)
-        request.notify = lambda _: mailbox.post(changed)  # without a reference to this object, which may be dropped
+        request.notify = lambda _: mailbox.post(inbox)
         driver.submit(request)
 
     async def next_output(self) -> RequestOutput:
         """Waits for a change and returns everything so far. Raises what made the request fail."""
         while True:
-            await self._changed.wait()
-            self._changed.clear()
+            await self._inbox.wait()
             with self._driver.locked():
-                self._check()
                 if self.request.changed:
                     return self.request.take_output()
 
     async def next_deltas(self) -> list[CompletionDelta]:
-        """Waits for a change and returns what is new of each completion that changed. Raises what made the request fail."""
+        """Waits for a change and returns what is new of each completion that changed; for a stream that was opened for deltas.
+
+        Raises what made the request fail.
+        """
         while True:
-            await self._changed.wait()
-            self._changed.clear()
-            with self._driver.locked():
-                self._check()
-                if deltas := self.request.take_deltas():
-                    return deltas
+            await self._inbox.wait()
+            if deltas := self._inbox.deltas:
+                self._inbox.deltas = []
+                return deltas
 
     @property
     def finished(self) -> bool:
@@ -75,10 +108,6 @@ class AsyncStream:
         """Ends the request if it is not finished."""
         self._driver.abort([self.request])
 
-    def _check(self) -> None:
-        if self.request.error is not None:
-            raise self.request.error
-
 
 class AsyncStreams:
     """Opens the streams of one engine."""
@@ -87,10 +116,10 @@ class AsyncStreams:
         self._driver = driver
         self._mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
 
-    def open(self, request: Request) -> AsyncStream:
+    def open(self, request: Request, as_deltas: bool) -> AsyncStream:
         """Queues a request. Its refusal is raised when the stream is read. Called in a running event loop."""
         loop = asyncio.get_running_loop()
         mailbox = self._mailboxes.get(loop)
         if mailbox is None:
             mailbox = self._mailboxes[loop] = _Mailbox(loop, self._driver)
-        return AsyncStream(self._driver, request, mailbox)
+        return AsyncStream(self._driver, request, mailbox, as_deltas)

@@ -218,7 +218,8 @@ class Engine(EngineState):
         add_special_tokens: bool | None = None,
     ) -> AsyncIterator[RequestOutput]:
         """`stream` for asyncio. A cancelled task or an iterator that is closed early aborts the request."""
-        stream = self.open_stream(self._make_one(prompt, sampling_params, request_id, add_special_tokens))
+        request = self._make_one(prompt, sampling_params, request_id, add_special_tokens)
+        stream = self._streams.open(request, as_deltas=False)
         try:
             while True:
                 output = await stream.next_output()
@@ -234,8 +235,8 @@ class Engine(EngineState):
         return self._inputs
 
     def open_stream(self, request: Request) -> AsyncStream:
-        """Queues a request of `inputs`, whose outputs the running event loop then reads. Waits for nothing."""
-        return self._streams.open(request)
+        """Queues a request of `inputs`, whose deltas the running event loop then reads. Waits for nothing."""
+        return self._streams.open(request, as_deltas=True)
 
     def add_request(
         self,

@@ -264,8 +264,7 @@ class Request:
     def take_deltas(self) -> list[CompletionDelta]:
         """Returns what is new of each completion that has grown or ended since the last call."""
         self.changed = False
-        deltas = [completion.take_delta() for completion in self.completions]
-        return [delta for delta in deltas if delta is not None]
+        return [delta for completion in self.completions if (delta := completion.take_delta()) is not None]
 
     def metrics(self) -> RequestMetrics:
         """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""

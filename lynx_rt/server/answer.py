@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from lynx_rt.server.errors import ApiError, from_exception, is_anthropic
+from lynx_rt.server.settings import Settings
 
 _log = logging.getLogger("lynx_rt.server")
 _EVENT_HEADERS = {
@@ -93,23 +94,21 @@ class EventAnswer(_LongAnswer):
     Up to the first event, an exception becomes a plain answer with its status. Later it becomes an event of its own, because
     clients take a stream that just ends for complete.
     events: yields JSON values, or (event name, value).  done: the last line, None = none.  keep_alive: sent when nothing else is.
-    stall_timeout: seconds after which a client that does not read is dropped.
     """
 
     def __init__(
         self,
         events: AsyncIterator[Any],
+        settings: Settings,
         *,
-        keep_alive_seconds: float,
-        stall_timeout: float,
         error_event: Callable[[ApiError], Any] = ApiError.body,
         done: bytes | None = _DONE,
         keep_alive: bytes = _KEEP_ALIVE,
     ) -> None:
         super().__init__()
         self._events = events
-        self._keep_alive_seconds = keep_alive_seconds
-        self._stall_timeout = stall_timeout
+        self._keep_alive_seconds = settings.keep_alive_seconds
+        self._stall_timeout = settings.stall_timeout
         self._error_event = error_event
         self._done = done
         self._keep_alive_line = keep_alive

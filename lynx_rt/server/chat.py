@@ -32,10 +32,7 @@ async def create_chat_completion(body: ChatBody, state: ServerState, caller: Cal
     call = _Chat(body, state, caller, model, request)
     if not body.stream:
         return JsonAnswer(call.whole)
-    settings = state.settings
-    return EventAnswer(
-        call.chunks(), keep_alive_seconds=settings.keep_alive_seconds, stall_timeout=settings.stall_timeout
-    )
+    return EventAnswer(call.chunks(), state.settings)
 
 
 def _check(body: ChatBody) -> None:

@@ -35,10 +35,7 @@ async def create_completion(body: CompletionBody, state: ServerState, caller: Ca
     call = _Completion(body, state, caller, model, requests)
     if not body.stream:
         return JsonAnswer(call.whole)
-    settings = state.settings
-    return EventAnswer(
-        call.chunks(), keep_alive_seconds=settings.keep_alive_seconds, stall_timeout=settings.stall_timeout
-    )
+    return EventAnswer(call.chunks(), state.settings)
 
 
 def _check(body: CompletionBody) -> None:

@@ -20,6 +20,7 @@ from lynx_rt.engine.engine import Engine
 from lynx_rt.errors import LynxError
 from lynx_rt.server.app import make_app
 from lynx_rt.server.bandwidth import memory_bandwidth
+from lynx_rt.server.middleware import DirectSend
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.state import ServerState
 
@@ -66,7 +67,7 @@ class Server:
 
     async def _serve(self, listener: socket.socket) -> None:
         config = uvicorn.Config(
-            make_app(self.state),
+            DirectSend(make_app(self.state)),
             log_level="warning",
             access_log=self.settings.access_log,
             timeout_keep_alive=_KEEP_ALIVE_CONNECTION,

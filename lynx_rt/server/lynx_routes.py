@@ -59,12 +59,7 @@ async def events(request: Request) -> Response:
     """Server-sent events, two per second: what happened since the one before."""
     server = _state(request)
     engine = server.ready_engine()
-    settings = server.settings
-    return EventAnswer(
-        _changes(server, engine),
-        keep_alive_seconds=settings.keep_alive_seconds,
-        stall_timeout=settings.stall_timeout,
-    )
+    return EventAnswer(_changes(server, engine), server.settings)
 
 
 @router.post("/abort")

@@ -36,7 +36,6 @@ class Gate:
         too_large = ErrorAnswer(
             ApiError(413, f"the body may have {self._max_body_bytes} bytes", code="request_too_large")
         )
-        scope["state"]["send"] = send  # for bodies in many pieces, which need nothing of what lies between
         size = 0
 
         async def send_named(message: Message) -> None:
@@ -76,6 +75,21 @@ class Gate:
         return (
             sum(hmac.compare_digest(digest, known) for known in self._digests) > 0
         )  # always compares with all of them
+
+
+class DirectSend:
+    """Keeps the server's own `send`, for bodies in many pieces: a middleware looks at the start of an answer, and not at each piece.
+
+    It stands around the whole application.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["send"] = send
+        await self._app(scope, receive, send)
 
 
 def _digest(key: bytes) -> bytes:

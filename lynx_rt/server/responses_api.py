@@ -45,7 +45,11 @@ async def count_input_tokens(body: ResponsesBody, request: Request) -> dict[str,
 @router.api_route("/v1/responses/{path:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)
 async def kept_response(path: str) -> Response:
     """Nothing is there: responses are not kept."""
-    raise ApiError(404, f"there is no response {path!r}: this server keeps no responses", code="response_not_found")
+    raise ApiError(
+        404,
+        f"there is no response {path.partition('/')[0]!r}: this server keeps no responses",
+        code="response_not_found",
+    )
 
 
 class _Answer:

@@ -35,8 +35,6 @@ class Settings:
     watchdog_seconds: float = 60.0  # without the end of a step, after which /health fails
     trust_request_chat_template: bool = False
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    tool_parser: str = "auto"
-    reasoning_parser: str = "auto"
     reasoning_field: str = "both"  # "reasoning", "reasoning_content", "both", or "inline" = in the content
     batch_isolation: str = (
         "none"  # "key": requests of one API key form a group; "group": requests that name the same one

@@ -11,7 +11,6 @@ from lynx_rt.server.errors import ApiError
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.tracing import Tracing
-from lynx_rt.text.chat_template import template_text
 from lynx_rt.text.response import ResponseFormat
 
 if TYPE_CHECKING:
@@ -56,13 +55,7 @@ class ServerState:
     def set_ready(self, engine: Engine) -> None:
         self.engine = engine
         self.policy = engine.expert_selection
-        template = self.settings.engine.get("chat_template")
-        self.format = ResponseFormat.of(
-            self.settings.tool_parser,
-            self.settings.reasoning_parser,
-            tokenizer=engine.get_tokenizer(),
-            chat_template=None if template is None else template_text(template),
-        )
+        self.format = engine.response_format
         self.metrics.attach(engine)
         self.metrics.set_queue_limit(self.max_sequences - self.max_running)
         engine.on_step(self.metrics.on_step)

@@ -117,8 +117,7 @@ def event_answer(events: AsyncIterator[Any], state: ServerState, **options: Any)
     settings = state.settings
     return EventAnswer(
         events,
-        keep_alive_seconds=settings.keep_alive_seconds,
-        stall_timeout=settings.stall_timeout,
+        settings,
         done=None,
         **options,
     )

@@ -59,6 +59,16 @@ def test_reasoning_that_the_template_began(engine: Engine) -> None:
     assert (output.outputs[0].reasoning, output.outputs[0].content) == ("Hm. Well", "")
 
 
+def test_json_is_the_content(engine: Engine) -> None:
+    """A tag in a text of the JSON ends nothing."""
+    schema = {"const": {"a": "</think><tool_call>"}}
+    template = "{{ messages[0].content }}"
+    (output,) = engine.chat(MESSAGES, {"structured_outputs": {"json": schema}}, chat_template=template, tools=[times])
+    completion = output.outputs[0]
+    assert completion.content == output.text and json.loads(output.text) == schema["const"]
+    assert completion.reasoning is None and not completion.tool_calls
+
+
 def test_reasoning_is_free_of_the_form(engine: Engine) -> None:
     params = {"temperature": 0, "max_tokens": 8, "structured_outputs": {"regex": "x"}}
     (plain,) = engine.chat(MESSAGES, params, chat_template="{{ messages[0].content }}")
@@ -67,16 +77,6 @@ def test_reasoning_is_free_of_the_form(engine: Engine) -> None:
         MESSAGES, params, chat_template="{{ messages[0].content }}<think>"
     )  # it writes no end tag
     assert "x" not in thinking.text and thinking.outputs[0].finish_reason == "length"
-
-
-def test_json_is_the_content(engine: Engine) -> None:
-    """Its texts may have tags in them."""
-    schema = {"const": {"a": "</think><tool_call>"}}
-    template = "{{ messages[0].content }}"
-    (output,) = engine.chat(MESSAGES, {"structured_outputs": {"json": schema}}, chat_template=template, tools=[times])
-    completion = output.outputs[0]
-    assert completion.content == output.text and json.loads(output.text) == schema["const"]
-    assert completion.reasoning is None and not completion.tool_calls
 
 
 def test_only_chat_has_parts(engine: Engine) -> None:

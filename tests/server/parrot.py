@@ -52,9 +52,9 @@ class Parrot(Generation):
 @contextlib.contextmanager
 def parrot_server(model: str) -> Iterator[str]:
     """Runs a server in a thread that reads tool calls as Hermes writes them, and reasoning in <think>. Yields its URL."""
-    settings = Settings(model=model, served_model_names=("parrot",), tool_parser="hermes", reasoning_parser="think")
+    settings = Settings(model=model, served_model_names=("parrot",))
     state = ServerState(settings)
-    with pytest.MonkeyPatch.context() as patch, Engine(model) as engine:
+    with pytest.MonkeyPatch.context() as patch, Engine(model, tool_parser="hermes", reasoning_parser="think") as engine:
         patch.setattr(conversation, "Generation", Parrot)
         state.set_ready(engine)
         listener = socket.create_server(("127.0.0.1", 0))
