@@ -33,11 +33,6 @@ def _exit() -> None:
         _exiting_thread = threading.get_ident()
 
 
-def _renew() -> None:
-    """Makes a new lock in the child of a fork: a thread of the parent may have been in a call."""
-    global _lock
-    _lock = threading.Lock()
-
-
 atexit.register(_exit)
-os.register_at_fork(after_in_child=_renew)
+# A fork in the middle of a call would leave llguidance's own locks taken in the child for ever.
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
