@@ -57,8 +57,16 @@ struct DecodeBatch {
       positions[size_t(t)] = position;
       slots[size_t(t)] = tables[size_t(2 * t + position / kBlockSize)] * kBlockSize + position % kBlockSize;
     }
-    return {rows,          rows, tokens.data(), positions.data(),  slots.data(), starts.data(),
-            tables.data(), 2,    nullptr,       Phase::kDecodeOnly};
+    BatchView view;
+    view.num_sequences = view.num_rows = rows;
+    view.token_ids = tokens.data();
+    view.positions = positions.data();
+    view.slots = slots.data();
+    view.query_start = starts.data();
+    view.block_tables = tables.data();
+    view.max_blocks = 2;
+    view.phase = Phase::kDecodeOnly;
+    return view;
   }
   std::vector<int32_t> tokens, positions, starts, tables;
   std::vector<int64_t> slots;
