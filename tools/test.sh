@@ -6,11 +6,17 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/prepare.sh"
 arguments=()
+requirements=(project.optional-dependencies.test)
 for argument; do
-  if [[ $argument == --all ]]; then arguments+=(-m ""); else arguments+=("$argument"); fi
+  if [[ $argument == --all ]]; then
+    arguments+=(-m "")
+    requirements+=(project.optional-dependencies.test-serve)
+  else
+    arguments+=("$argument")
+  fi
 done
 export LYNX_RT_TESTING=1  # lynx_rt._C_testing as well, which is not part of a plain install
-prepare project.optional-dependencies.test
+prepare "${requirements[@]}"
 cd "$root"
 # Safe path: neither pytest nor the processes that tests start take ./lynx_rt, which has no compiled module, for the package.
 export PYTHONSAFEPATH=1 PATH=$venv/bin:$PATH
