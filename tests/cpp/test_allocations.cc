@@ -58,7 +58,7 @@ struct DecodeBatch {
       slots[size_t(t)] = tables[size_t(2 * t + position / kBlockSize)] * kBlockSize + position % kBlockSize;
     }
     BatchView view;
-    view.num_sequences = view.num_rows = rows;
+    view.num_rows = view.num_seqs = rows;
     view.token_ids = tokens.data();
     view.positions = positions.data();
     view.slots = slots.data();
