@@ -110,7 +110,9 @@ class Generation:
             self._last_token[place] = now
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
-        if delta.finish_reason == "abort":  # OpenAI's APIs have no such ending, and clients would take the text for complete
+        if (
+            delta.finish_reason == "abort"
+        ):  # OpenAI's APIs have no such ending, and clients would take the text for complete
             if delta.error:
                 raise ApiError(504, delta.error, code="timeout")
             raise ApiError(503, "the request was aborted before its answer was complete", code="aborted")
