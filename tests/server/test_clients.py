@@ -35,8 +35,10 @@ ADD: dict[str, Any] = {
 
 def evaluate(folder: Path, server: LiveServer, model: str, path: str, task: str, *options: str) -> list[dict]:
     """Runs lm-eval on a task of this file and returns its samples."""
-    settings = f"model=lynx-nano,base_url={server.url}{path},num_concurrent=1,max_retries=1,tokenized_requests=True"
-    tokenizer = f"tokenizer_backend=huggingface,tokenizer={server_model()}"
+    settings = f"model=lynx-nano,base_url={server.url}{path},num_concurrent=1,max_retries=1"
+    tokenizer = f"tokenizer_backend=huggingface,tokenizer={server_model()},tokenized_requests=True"
+    if "chat" in model:
+        tokenizer = "tokenizer_backend=none,tokenized_requests=False"  # the server applies the chat template
     command = [sys.executable, "-m", "lm_eval", "run", "--model", model, "--model_args", f"{settings},{tokenizer}"]
     command += ["--tasks", task, "--include_path", str(folder), "--output_path", str(folder / "out"), "--log_samples"]
     offline = {
@@ -86,6 +88,20 @@ def test_lm_eval_scores_as_the_engine(tmp_path: Path, server: LiveServer, nano: 
         got = [float(answer[0][0]) for answer in sample["resps"]]
         assert got == pytest.approx(expected, abs=1e-4)
         assert sample["acc"] == 1.0
+
+
+def test_lm_eval_chats(tmp_path: Path, server: LiveServer) -> None:
+    lines = [{"question": f"{a} times {b} = ?", "answer": str(a * b)} for a, b in ((12, 22), (7, 9), (3, 5))]
+    text = (
+        'output_type: generate_until\ndoc_to_text: "{{question}}"\ndoc_to_target: "{{answer}}"\n'
+        'generation_kwargs: {until: ["Q:", "A:", "|", "#", "?"], max_gen_toks: 8, temperature: 0}\n'
+        "metric_list: [{metric: exact_match}]\n"
+    )
+    write_task(tmp_path, "chats", lines, text)
+    path = "/v1/chat/completions"
+    samples = evaluate(tmp_path, server, "local-chat-completions", path, "chats", "--apply_chat_template")
+    expected = [server.chat(line["question"], temperature=0)["choices"][0]["message"]["content"] for line in lines]
+    assert [sample["resps"][0][0] for sample in samples] == expected
 
 
 # --- LangChain
