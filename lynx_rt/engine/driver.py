@@ -179,9 +179,11 @@ class Driver:
             self._changed.notify_all()
         self._core.close()  # waits for a step in progress
         with self._changed:
-            for request in self._requests.values():
+            waiting = [request for addition in self._additions for request in addition.requests]
+            for request in (*self._requests.values(), *waiting):
                 request.error = EngineClosedError("the engine has been closed")
                 request.touch()
+            self._additions.clear()
             self._live.clear()
             self._requests.clear()
 
@@ -310,3 +312,5 @@ class Driver:
                 for request in failed:
                     request.error = error
                 self.abort(failed)
+                for request in failed:  # also those that C++ has not got yet
+                    request.touch()

@@ -141,6 +141,52 @@ def test_close_ends_waiting_threads(nano_path: str) -> None:
                 job.result(timeout=30)
 
 
+class _HeldCore:
+    """The C++ engine, with steps that last until they are let go, and then fail or go on."""
+
+    def __init__(self, core: object, error: Exception | None) -> None:
+        self._core = core
+        self._error = error
+        self.started, self.let_go = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._core, name)
+
+    def step(self) -> list:
+        self.started.set()
+        self.let_go.wait(30)
+        if self._error is not None:
+            raise self._error
+        return self._core.step()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("ending", ["close", "failure"])
+def test_a_request_that_waits_for_a_step_ends_with_the_engine(nano_path: str, ending: str) -> None:
+    """It came during a step, so that C++ has not got it."""
+    engine = Engine(nano_path)
+    core = _HeldCore(engine._core, LynxError("no step today") if ending == "failure" else None)
+    engine._driver._core = core  # type: ignore[assignment]
+
+    async def read() -> None:
+        async for _ in engine.agenerate("The", LONG):
+            pass
+
+    async def run() -> list:
+        tasks = [asyncio.create_task(read())]
+        await asyncio.to_thread(core.started.wait, 30)
+        tasks.append(asyncio.create_task(read()))
+        await asyncio.sleep(0.02)
+        if ending == "close":
+            await asyncio.to_thread(engine.close)
+        core.let_go.set()
+        return list(await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30))
+
+    expected = EngineClosedError if ending == "close" else LynxError
+    assert [type(result) for result in asyncio.run(run())] == [expected] * 2
+    engine._driver._core = core._core  # type: ignore[assignment]
+    engine.close()
+
+
 class _FailingCore:
     """The C++ engine, with steps that fail."""
 
