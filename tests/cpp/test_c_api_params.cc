@@ -173,7 +173,7 @@ void test_penalties_and_draws(Twins& twins) {
   twins.check("top_k", [](auto& p) { p.top_k = 2; }, [](auto& p) { p.top_k = 2; });
   twins.check("seed 0", [](auto& p) { p.seed = 0; }, [](auto& p) { p.seed = 0; });
   // The bias chooses one token, which the penalties undo.
-  const lynx_rt_token_bias bias{33, 12.f};
+  static const lynx_rt_token_bias bias{33, 12.f};  // the new base keeps its address
   twins.rebase([&](auto& p) { p.logit_bias = &bias, p.num_logit_bias = 1; }, [](auto& p) { p.logit_bias = {{33, 12.f}}; });
   twins.check("presence_penalty", [](auto& p) { p.presence_penalty = 2; }, [](auto& p) { p.presence_penalty = 2; });
   twins.check("frequency_penalty", [](auto& p) { p.frequency_penalty = 2; }, [](auto& p) { p.frequency_penalty = 2; });

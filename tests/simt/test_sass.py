@@ -112,6 +112,8 @@ def route_faults(name: str, instructions: list[Instruction]) -> list[str]:
     block reaches its first barrier before it computes what only some policies need."""
     if not re.search("route_kernel|rows_kernel", name):
         return []  # reads no scores
+    if re.search(r"route_kernel<.*, true>", name):
+        return []  # one pass for each isolation group, after the others: no speed is claimed for it
     test = find(instructions, "ATOMS.MIN")
     per_lane = int(re.search(r"<(\d+)", name)[1])
     found, expected = most_in_flight(instructions[:test]), min(per_lane, 10)
