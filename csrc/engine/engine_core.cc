@@ -300,7 +300,8 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   return id;
 }
 
-// Counts a step's decode rows by how their experts were chosen, and in a decode-only step what the selection did.
+// Counts a step's decode rows by how their experts were chosen, and in a decode-only step what the selection did. Called before
+// postprocess(), which deletes the requests that have ended.
 void EngineCore::count_selection(const ScheduledStep& step) {
   if (step.phase != Phase::kDecodeOnly) {
     counters_.decode_rows_mixed += step.num_decode_rows;
@@ -425,6 +426,7 @@ std::vector<StepOutput> EngineCore::step() {
     const bool acted = selection_.current().acts(scheduled.phase, batch_.group_rows(i));
     scheduler_.advance(r, scheduled.requests[i].num_tokens, !acted || r.params.exact);
   }
+  count_selection(scheduled);
   std::vector<StepOutput> outputs;
   for (const ScheduledRequest& s : scheduled.requests)
     if (s.request->params.report_progress && s.request->num_computed < s.request->prompt_len)
@@ -434,7 +436,6 @@ std::vector<StepOutput> EngineCore::step() {
   double seconds = now() - start;
   ++counters_.steps;
   counters_.step_seconds += seconds;
-  count_selection(scheduled);
   if (scheduled.phase == Phase::kDecodeOnly) {
     ++counters_.decode_steps;
     counters_.decode_seconds += seconds;
