@@ -346,7 +346,7 @@ def test_sere_stays_inside_the_groups():
     ("members", "words"),
     [
         (dict(kind="tanh"), ["kind", "sparsemixer", "tanh"]),
-        (dict(groups=2), ["num_groups", "groups"]),
+        (dict(group=2), ["num_groups", "group"]),
         (dict(num_groups=0), ["num_groups", "divisor of 6", "0"]),
         (dict(num_groups=4), ["num_groups", "divisor of 6", "4"]),
         (dict(num_groups=3, top_groups=4), ["top_groups", "1..3", "4"]),

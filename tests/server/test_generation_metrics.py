@@ -12,6 +12,7 @@ from metered import samples, total
 from lynx_rt import Engine, SamplingParams
 from lynx_rt.errors import EngineClosedError, QueueFullError
 from lynx_rt.server.caller import Caller
+from lynx_rt.server.errors import ApiError
 from lynx_rt.server.generation import Generation
 from lynx_rt.server.metric_names import ABORTED_REASONS, FINISHED_REASONS
 from lynx_rt.server.prompts import parse
@@ -46,7 +47,7 @@ def run(state: ServerState, act: Act, max_tokens: int = 900) -> dict[str, float]
                     acted = True
                     await act(state, generation)
 
-    with contextlib.suppress(RuntimeError, asyncio.CancelledError, EngineClosedError):
+    with contextlib.suppress(RuntimeError, asyncio.CancelledError, EngineClosedError, ApiError):
         asyncio.run(read())
     values = samples(state.metrics)
     found = {name: total(values, "lynx:aborted_requests_total", reason=name) for name in ABORTED_REASONS}

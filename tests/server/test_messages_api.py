@@ -293,7 +293,7 @@ def test_errors_have_anthropics_form(client: anthropic.Anthropic, server: LiveSe
 def test_a_stream_that_dies(server: LiveServer, client: anthropic.Anthropic) -> None:
     """Its client gets an exception, and no text that looks complete."""
     kinds = []
-    with pytest.raises(anthropic.APIStatusError, match="ended before its answer was complete") as caught:
+    with pytest.raises(anthropic.APIStatusError, match="aborted before its answer was complete") as caught:
         for event in client.messages.create(
             model="lynx-nano", max_tokens=1000, messages=SUM, stream=True, extra_body={"ignore_eos": True}
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -45,44 +46,35 @@ async def crowd(url: str) -> list[list[int]]:
     return own
 
 
-@pytest.fixture(scope="module", params=["key", "none"])
-def live(request: pytest.FixtureRequest) -> object:
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveServer]:
     keys = [word for key in "abc" for word in ("--api-key", key)]
-    with serving(*keys, "--selection", "lynx", "--batch-isolation", request.param) as server:
-        yield request.param, server
+    with serving(*keys, "--selection", "lynx", "--batch-isolation", "key") as server:
+        yield server
 
 
-def test_bits_of_a_key(live: tuple[str, LiveServer]) -> None:
-    """Without isolation, the same load changes what the client gets: the test would see it."""
-    isolation, server = live
-    alone = asyncio.run(tokens(server.url, "a", PROMPTS))
-    assert alone == asyncio.run(tokens(server.url, "a", PROMPTS))
-    among = [asyncio.run(crowd(server.url)) for _ in range(3)]
-    if isolation == "key":
-        assert among == [alone] * 3
-    else:
-        assert among != [alone] * 3
+def test_bits_of_a_key(live: LiveServer) -> None:
+    """tests/engine/test_isolation.py shows that the same load changes them without groups."""
+    alone = asyncio.run(tokens(live.url, "a", PROMPTS))
+    assert alone == asyncio.run(tokens(live.url, "a", PROMPTS))
+    assert [asyncio.run(crowd(live.url)) for _ in range(3)] == [alone] * 3
 
 
-def test_exact_is_exact(live: tuple[str, LiveServer]) -> None:
-    _, server = live
-
+def test_exact_is_exact(live: LiveServer) -> None:
     async def both() -> list[list[list[int]]]:
-        others = tokens(server.url, "b", [f"{n} is" for n in range(8)])
-        return list(await asyncio.gather(tokens(server.url, "a", PROMPTS, expert_selection="exact"), others))
+        others = tokens(live.url, "b", [f"{n} is" for n in range(8)])
+        return list(await asyncio.gather(tokens(live.url, "a", PROMPTS, expert_selection="exact"), others))
 
-    alone = asyncio.run(tokens(server.url, "c", PROMPTS, expert_selection="exact"))
+    alone = asyncio.run(tokens(live.url, "c", PROMPTS, expert_selection="exact"))
     assert asyncio.run(both())[0] == alone
 
 
-def test_a_group_within_a_key(live: tuple[str, LiveServer]) -> None:
+def test_a_group_within_a_key(live: LiveServer) -> None:
     """A name of a group does not let a client into another key's group."""
-    isolation, server = live
-    if isolation == "key":
-        alone = asyncio.run(tokens(server.url, "a", PROMPTS, isolation_group="x"))
+    alone = asyncio.run(tokens(live.url, "a", PROMPTS, isolation_group="x"))
 
-        async def both() -> list[list[list[int]]]:
-            other = tokens(server.url, "b", PROMPTS, isolation_group="x", seed=8)
-            return list(await asyncio.gather(tokens(server.url, "a", PROMPTS, isolation_group="x"), other))
+    async def both() -> list[list[list[int]]]:
+        other = tokens(live.url, "b", PROMPTS, isolation_group="x", seed=8)
+        return list(await asyncio.gather(tokens(live.url, "a", PROMPTS, isolation_group="x"), other))
 
-        assert asyncio.run(both())[0] == alone
+    assert asyncio.run(both())[0] == alone
