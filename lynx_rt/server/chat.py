@@ -16,6 +16,7 @@ from lynx_rt.server.errors import bad_request
 from lynx_rt.server.logprobs import chat_logprobs, prompt_logprobs
 from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
+from lynx_rt.server.sampling import may_need_grammar
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
 from lynx_rt.text.response import ToolCallDelta
@@ -27,7 +28,7 @@ async def create_chat_completion(body: ChatBody, state: ServerState, caller: Cal
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    slow = body.structured_outputs is not None or body.response_format is not None or bool(body.tools)
+    slow = may_need_grammar(body) or bool(body.tools)
     request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
     call = _Chat(body, state, caller, model, request)
     if not body.stream:

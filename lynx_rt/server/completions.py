@@ -16,7 +16,7 @@ from lynx_rt.server.generation import Generation
 from lynx_rt.server.logprobs import CompletionLogprobs, prompt_logprobs
 from lynx_rt.server.prompts import in_thread, limits, parse, size_of
 from lynx_rt.server.protocol import CompletionBody
-from lynx_rt.server.sampling import compile_grammar, form_field, sampling_params, structured_outputs
+from lynx_rt.server.sampling import compile_grammar, form_field, may_need_grammar, sampling_params, structured_outputs
 from lynx_rt.server.settings import MAX_PROMPTS
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
@@ -30,7 +30,7 @@ async def create_completion(body: CompletionBody, state: ServerState, caller: Ca
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    slow = body.structured_outputs is not None or body.response_format is not None
+    slow = may_need_grammar(body)
     requests = await in_thread(state, size_of(body.prompt), lambda: _requests(body, state, caller), slow)
     call = _Completion(body, state, caller, model, requests)
     if not body.stream:

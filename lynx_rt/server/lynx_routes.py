@@ -15,22 +15,17 @@ from lynx_rt.engine.outputs import EngineStats
 from lynx_rt.server.answer import EventAnswer
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.protocol import AbortBody, SelectionBody
-from lynx_rt.server.state import ServerState
+from lynx_rt.server.state import ServerState, state_of
 
 router = APIRouter(prefix="/v1/lynx", tags=["lynx"])
 _EVENT_SECONDS = 0.5
 _SUMS = ("steps", "rows", "union_before", "active", "remapped_pairs", "guard_hits", "retained_mass")
 
 
-def _state(request: Request) -> ServerState:
-    state: ServerState = request.app.state.server
-    return state
-
-
 @router.get("/state")
 async def state(request: Request) -> dict[str, Any]:
     """Gauges, limits, and the means of expert selection since the start. Sums over all requests; nothing about a single one."""
-    server = _state(request)
+    server = state_of(request)
     engine = server.ready_engine()
     stats = await asyncio.to_thread(engine.stats)
     info = engine.model_config
@@ -57,7 +52,7 @@ async def state(request: Request) -> dict[str, Any]:
 @router.get("/events")
 async def events(request: Request) -> Response:
     """Server-sent events, two per second: what happened since the one before."""
-    server = _state(request)
+    server = state_of(request)
     engine = server.ready_engine()
     return EventAnswer(_changes(server, engine), server.settings)
 
@@ -65,7 +60,7 @@ async def events(request: Request) -> Response:
 @router.post("/abort")
 async def abort(body: AbortBody, request: Request) -> dict[str, int]:
     """Ends the requests with this id, which is that of their answers or their X-Request-Id."""
-    server = _state(request)
+    server = state_of(request)
     found = [g for g in server.generations if body.request_id in g.names]
     for generation in found:
         generation.abort("client")
@@ -77,7 +72,7 @@ async def abort(body: AbortBody, request: Request) -> dict[str, int]:
 @router.post("/selection")
 async def selection(body: SelectionBody, request: Request) -> dict[str, str]:
     """Changes the policy from the next step on. Needs a server with API keys, because it acts on everybody's requests."""
-    server = _state(request)
+    server = state_of(request)
     if not server.settings.api_keys:
         raise ApiError(403, "this route needs a server that was started with --api-key")
     engine = server.ready_engine()

@@ -15,7 +15,7 @@ from lynx_rt.server.caller import caller_of
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.messages_body import FIELD_NAMES, CountTokensBody, MessagesBody, chat_of_messages, prompt_fields
 from lynx_rt.server.protocol import ChatBody
-from lynx_rt.server.state import ServerState
+from lynx_rt.server.state import state_of
 from lynx_rt.server.turn import Turn, begin_turn, count_tokens, event_answer, growth, is_complete
 from lynx_rt.text.response import ResponseDelta, ToolCallDelta
 
@@ -33,7 +33,7 @@ _DELTA_OF_BLOCK = {
 @router.post("")
 async def create_message(body: MessagesBody, request: Request) -> Response:
     """Answers a conversation, as Anthropic's API does."""
-    state: ServerState = request.app.state.server
+    state = state_of(request)
     chat = chat_of_messages(body, state.ready_engine().max_model_len)
     answer_id = f"msg_{uuid.uuid4().hex}"
     answer = _Answer(answer_id, await begin_turn(chat, state, caller_of(request), answer_id, FIELD_NAMES))
@@ -45,7 +45,7 @@ async def create_message(body: MessagesBody, request: Request) -> Response:
 @router.post("/count_tokens")
 async def count_message_tokens(body: CountTokensBody, request: Request) -> dict[str, int]:
     """The number of tokens of a conversation."""
-    state: ServerState = request.app.state.server
+    state = state_of(request)
     chat = ChatBody.model_construct(model=body.model, **prompt_fields(body))
     return {"input_tokens": await count_tokens(chat, state)}
 

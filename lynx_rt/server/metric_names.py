@@ -198,7 +198,7 @@ REQUESTS = (
     _histogram("lynx:grammar_compile_seconds", "Compilation of a request's grammar or schema.", _GRAMMAR),
 )
 
-# Of the server itself; they exist before a model is loaded.
+# Metrics of the server itself, which exist before a model is loaded.
 SERVER = (
     Metric(
         "http_requests_total",

@@ -9,20 +9,15 @@ from fastapi.responses import JSONResponse, Response
 
 from lynx_rt._C import build_info
 from lynx_rt.server.errors import ApiError
-from lynx_rt.server.state import ServerState
+from lynx_rt.server.state import ServerState, state_of
 
 router = APIRouter(tags=["operation"])
-
-
-def _state(request: Request) -> ServerState:
-    state: ServerState = request.app.state.server
-    return state
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while steps end, also during loading and draining; 503 where the process should be restarted."""
-    fault = _state(request).health_fault()
+    fault = state_of(request).health_fault()
     return Response(status_code=200) if fault is None else JSONResponse({"status": "unhealthy", "reason": fault}, 503)
 
 
@@ -36,14 +31,14 @@ async def ping(request: Request) -> Response:
 @router.get("/ready")
 async def ready(request: Request) -> JSONResponse:
     """200 where requests are taken; 503 with the phase, and the progress of loading."""
-    state = _state(request)
+    state = state_of(request)
     return JSONResponse(state.readiness(), 200 if state.phase == "ready" and state.health_fault() is None else 503)
 
 
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Prometheus' text format; docs/metrics.md explains every series."""
-    body, content_type = await _state(request).metrics.render()
+    body, content_type = await state_of(request).metrics.render()
     return Response(body, headers={"Content-Type": content_type})
 
 
@@ -56,20 +51,20 @@ async def version() -> dict[str, str]:
 @router.get("/load")
 async def load(request: Request) -> dict[str, int]:
     """Completions that run or wait."""
-    return {"server_load": _state(request).num_sequences}
+    return {"server_load": state_of(request).num_sequences}
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The served names; all of them are the same model."""
-    state = _state(request)
+    state = state_of(request)
     return {"object": "list", "data": [_model(state, name) for name in state.settings.served_model_names]}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One served name."""
-    state = _state(request)
+    state = state_of(request)
     return _model(state, state.model_name(name))
 
 

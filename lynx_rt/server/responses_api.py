@@ -17,7 +17,7 @@ from lynx_rt.server.errors import ApiError, from_exception
 from lynx_rt.server.logprobs import chat_logprobs
 from lynx_rt.server.response_items import Event, ResponseItems
 from lynx_rt.server.responses_body import FIELD_NAMES, ResponsesBody, chat_of_response
-from lynx_rt.server.state import ServerState
+from lynx_rt.server.state import state_of
 from lynx_rt.server.turn import Turn, begin_turn, count_tokens, event_answer
 
 router = APIRouter(tags=["generation"])
@@ -26,7 +26,7 @@ router = APIRouter(tags=["generation"])
 @router.post("/v1/responses")
 async def create_response(body: ResponsesBody, request: Request) -> Response:
     """Answers a conversation."""
-    state: ServerState = request.app.state.server
+    state = state_of(request)
     answer_id = f"resp_{uuid.uuid4().hex}"
     turn = await begin_turn(chat_of_response(body), state, caller_of(request), answer_id, FIELD_NAMES)
     answer = _Answer(answer_id, body, turn)
@@ -38,7 +38,7 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
 @router.post("/v1/responses/input_tokens")
 async def count_input_tokens(body: ResponsesBody, request: Request) -> dict[str, str | int]:
     """The number of tokens of a conversation."""
-    state: ServerState = request.app.state.server
+    state = state_of(request)
     return {"object": "response.input_tokens", "input_tokens": await count_tokens(chat_of_response(body), state)}
 
 

@@ -100,6 +100,11 @@ def form_field(body: GenerationFields) -> str:
     return "response_format" if body.structured_outputs is None else "structured_outputs"
 
 
+def may_need_grammar(body: GenerationFields) -> bool:
+    """Returns whether a grammar may have to be compiled for the body, which takes long."""
+    return body.structured_outputs is not None or body.response_format is not None
+
+
 def compile_grammar(spec: StructuredOutputs | None, state: ServerState, field: str) -> None:
     """Compiles a grammar, which the engine keeps for the request. It may take seconds. field: of the body, that asks for it."""
     if spec is not None:

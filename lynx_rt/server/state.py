@@ -7,6 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from starlette.requests import Request
+
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
@@ -161,3 +163,9 @@ class Admission:
             self._state.note_finish(time.monotonic() - self._start, self._state.num_sequences)
             self._state.num_sequences -= self._count
             self._count = 0
+
+
+def state_of(request: Request) -> ServerState:
+    """Returns the state of the server that a request came to."""
+    state: ServerState = request.app.state.server
+    return state

@@ -9,21 +9,16 @@ from fastapi import APIRouter, Request
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody, ChatFields, DetokenizeBody, TokenizeBody
-from lynx_rt.server.state import ServerState
+from lynx_rt.server.state import state_of
 from lynx_rt.text.prompts import ParsedPrompt
 
 router = APIRouter(tags=["text"])
 
 
-def _state(request: Request) -> ServerState:
-    state: ServerState = request.app.state.server
-    return state
-
-
 @router.post("/tokenize")
 async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     """The token ids of a text, or of a conversation after its chat template. vLLM's shape."""
-    state = _state(request)
+    state = state_of(request)
     engine = state.ready_engine()
     state.model_name(body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -54,7 +49,7 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
 @router.post("/detokenize")
 async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     """The text of token ids, special tokens included."""
-    state = _state(request)
+    state = state_of(request)
     engine = state.ready_engine()
     state.model_name(body.model)
     size = engine.model_config["vocab_size"]
@@ -67,7 +62,7 @@ async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
 @router.get("/tokenizer_info")
 async def tokenizer_info(request: Request) -> dict[str, Any]:
     """What lm-eval and others read of tokenizer_config.json."""
-    tokenizer = _state(request).ready_engine().get_tokenizer()
+    tokenizer = state_of(request).ready_engine().get_tokenizer()
     return {
         "tokenizer_class": type(tokenizer.backend).__name__,
         "chat_template": tokenizer.chat_template,
@@ -79,7 +74,7 @@ async def tokenizer_info(request: Request) -> dict[str, Any]:
 @router.post("/v1/chat/completions/render")
 async def render(body: ChatBody, request: Request) -> dict[str, Any]:
     """What the chat template makes of a conversation, without generating."""
-    state = _state(request)
+    state = state_of(request)
     engine = state.ready_engine()
     state.model_name(body.model)
 

@@ -14,6 +14,7 @@ from lynx_rt.server.conversation import Conversation, Part, chat_request, tool_c
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody
+from lynx_rt.server.sampling import may_need_grammar
 from lynx_rt.server.state import ServerState
 from lynx_rt.server.usage import lynx_object, usage
 from lynx_rt.text.response import ResponseDelta, ToolCallDelta
@@ -30,7 +31,7 @@ async def begin_turn(
     model = state.model_name(body.model)
     state.check_room(1)
     try:
-        slow = body.structured_outputs is not None or body.response_format is not None or bool(body.tools)
+        slow = may_need_grammar(body) or bool(body.tools)
         request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
     except ApiError as error:
         if error.param is not None:

@@ -32,7 +32,7 @@ class StructuredOutputs:
     # {"structures": [{"begin", "schema", "end"}], "triggers": [text]}, as a dict or as JSON text. Text is free until it has a
     # trigger; from there on it goes on as one of the structures that begin with the trigger.
     structural_tag: Mapping[str, Any] | str | None = None
-    # Of json and json_object: a regex for the white space between JSON's tokens. None = none, a space, or one or two line ends and
+    # A regex, with json and json_object, for the white space between JSON's tokens. None = none, a space, or one or two line ends and
     # an indentation.
     whitespace_pattern: str | None = None
     disable_any_whitespace: bool = False  # of json and json_object: no white space between JSON's tokens

@@ -61,7 +61,7 @@ struct Shared {
   int group, num_groups;
   uint32_t num_in_group;
 
-  // Of all groups so far.
+  // The next members count all groups so far.
   uint32_t own[kWords];  // own choices
   uint32_t lost;         // own choices that rows lost
   bool acted, changed;
