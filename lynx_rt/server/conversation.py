@@ -35,10 +35,8 @@ class Part:
 def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     """Renders, tokenizes and checks a chat. Raises ApiError that names the field at fault."""
     engine = state.ready_engine()
-    prompt = chat_prompt(body, state)
+    prompt = model_prompt(body, state)
     choice = tool_choice(body)
-    if choice == "none":  # the model does not see them, and cannot be tempted
-        prompt.pop("tools", None)
     (parsed,) = parse(
         engine,
         prompt,
@@ -58,6 +56,14 @@ def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     fields["structured_outputs"] = _form_of_answer(body, state, choice, parsed.text or "")
     params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
     return engine.inputs.request([parsed], params, None)
+
+
+def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:
+    """Returns the chat as a prompt of Engine. A model that must not call tools does not see them, and cannot be tempted."""
+    prompt = chat_prompt(body, state)
+    if tool_choice(body) == "none":
+        prompt.pop("tools", None)
+    return prompt
 
 
 def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str) -> StructuredOutputs | None:

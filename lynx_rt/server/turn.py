@@ -10,9 +10,9 @@ from typing import Any
 from lynx_rt.engine.request import Request
 from lynx_rt.server.answer import EventAnswer
 from lynx_rt.server.caller import Caller
-from lynx_rt.server.conversation import Conversation, Part, chat_request, tool_choice
+from lynx_rt.server.conversation import Conversation, Part, chat_request, model_prompt
 from lynx_rt.server.errors import ApiError
-from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
+from lynx_rt.server.prompts import in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import may_need_grammar
 from lynx_rt.server.state import ServerState
@@ -44,9 +44,7 @@ async def count_tokens(body: ChatBody, state: ServerState) -> int:
     """Returns the number of tokens of a chat, whatever its length."""
     engine = state.ready_engine()
     state.model_name(body.model)
-    prompt = chat_prompt(body, state)
-    if tool_choice(body) == "none":
-        prompt.pop("tools", None)
+    prompt = model_prompt(body, state)
     (parsed,) = await in_thread(state, size_of(body.messages), lambda: parse(engine, prompt, name="messages"))
     return len(parsed.token_ids)
 
