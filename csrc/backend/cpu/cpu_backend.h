@@ -61,6 +61,8 @@ class CpuBackend : public Backend {
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
   void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
              int64_t slot) const;
+  int64_t sum_columns(const KvCacheView& cache) const;
+  int64_t state_size(const KvCacheView& cache) const;
   void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
   void merge_span(const AttentionCall&, const AttentionTile&, const float* states, float* merged);
 
