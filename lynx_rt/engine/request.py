@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lynx_rt.engine.constraint import Constraint
 from lynx_rt.engine.outputs import (
     CompletionDelta,
     CompletionOutput,
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lynx_rt import _C
+    from lynx_rt.engine.constraint import Constraint
     from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
-    from lynx_rt.text.structured.compiler import Grammar
     from lynx_rt.text.tokenizer import Tokenizer
 
 
@@ -49,9 +48,7 @@ class Completion:
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
-        self.constraint: Constraint | None = None
-        if request.grammar is not None:
-            self.constraint = Constraint(request.grammar, params, native_params.stop_token_ids)
+        self.constraint = request.make_constraint(native_params.stop_token_ids)
         self._text = StopFilter(params.stop or (), params.include_stop_str_in_output)
         if params.logprobs is not None:
             self._out.logprobs = []
@@ -198,6 +195,7 @@ class Request:
     """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
 
     request_id: None = the driver chooses an unused one when the request is added.
+    make_constraint: makes the constraint of a completion, None = it has none, of the tokens that may end its text.
     """
 
     def __init__(
@@ -209,7 +207,7 @@ class Request:
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
-        grammar: Grammar | None = None,
+        make_constraint: Callable[[list[int]], Constraint | None] = lambda stop_token_ids: None,
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(
@@ -220,7 +218,7 @@ class Request:
         self.prompt_token_ids = prompt.token_ids
         self.params = params
         self.tokenizer = tokenizer
-        self.grammar = grammar
+        self.make_constraint = make_constraint
         self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
         self.abandoned = False  # its outputs are no longer wanted

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from lynx_rt.engine.chat_results import is_json
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server.caller import Caller, isolation
@@ -53,9 +54,9 @@ def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     form = response_format(body, state)
     if form.needs_special_tokens and body.skip_special_tokens is None and (body.tools or form.reasoning_parser):
         fields["skip_special_tokens"] = False
-    fields["structured_outputs"] = _form_of_answer(body, state, choice, parsed.text or "")
+    fields["structured_outputs"] = _form_of_answer(body, state, choice)
     params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
-    return engine.inputs.request([parsed], params, None)
+    return engine.inputs.request([parsed], params, None, is_chat=True)
 
 
 def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:
@@ -66,11 +67,8 @@ def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:
     return prompt
 
 
-def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str) -> StructuredOutputs | None:
-    """Returns what the answer is held to: to tool calls that must be made, or to what the body asks for.
-
-    Reasoning that the prompt has begun is free.
-    """
+def _form_of_answer(body: ChatBody, state: ServerState, choice: str) -> StructuredOutputs | None:
+    """Returns what the answer is held to: to tool calls that must be made, or to what the body asks for."""
     forced = choice not in ("none", "auto")
     if forced:
         wanted = choice if choice == "required" else {"function": {"name": choice.removeprefix("named:")}}
@@ -79,9 +77,6 @@ def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str
         )
     else:
         spec = structured_outputs(body)
-    tags = state.format.reasoning_tags
-    if spec is not None and tags is not None and state.format.begins_inside(prompt):
-        spec = dataclasses.replace(spec, start_after=tags[1])
     compile_grammar(spec, state, "tools" if forced else form_field(body))
     return spec
 
@@ -125,10 +120,8 @@ class Conversation:
         self._generation = Generation(state, [request], answer_id, caller, "chat")
         form, choice = response_format(body, state), tool_choice(body)
         forced = choice if choice not in ("none", "auto") else None
-        spec = request.params.structured_outputs
-        is_json = isinstance(spec, StructuredOutputs) and (spec.json is not None or bool(spec.json_object))
-        if forced is None and is_json and not form.begins_inside(request.prompt or ""):
-            forced = "content"  # a text of JSON may have a tag in it
+        if forced is None and is_json(request.params):
+            forced = "content"
         self._forced_name = choice.startswith("named:")
         self._parsers: list[ResponseParser] | None = None
         if form.reasoning_parser is not None or choice != "none":

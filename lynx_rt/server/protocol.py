@@ -45,6 +45,9 @@ class GenerationFields(Body):
         None, description="one of json, regex, choice, grammar, json_object, structural_tag"
     )
     response_format: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(
+        None, description="tokens of reasoning, after which its end is forced; -1 = no limit"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     add_special_tokens: bool | None = None

@@ -37,6 +37,7 @@ _FIELDS = (
     "allowed_token_ids",
     "bad_words",
     "prompt_logprobs",
+    "thinking_token_budget",
     "expert_selection",
     "priority",
     "timeout",
