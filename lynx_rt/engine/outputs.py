@@ -60,6 +60,16 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class PromptProgress:
+    """How much of a prompt has been computed."""
+
+    total: int  # tokens of the prompt
+    cached: int  # of them in the prefix cache
+    computed: int  # so far, cached ones included; falls where a preempted request starts again
+    seconds: float  # since the first step that worked on it
+
+
+@dataclass(slots=True)
 class CompletionDelta:
     """What a completion grew by since it was last looked at. The fields are those of CompletionOutput."""
 
@@ -70,6 +80,8 @@ class CompletionDelta:
     finish_reason: str | None
     stop_reason: int | str | None
     error: str | None
+    # Of a request's first completion with SamplingParams.report_progress, up to its first token; None = nothing new.
+    prompt_progress: PromptProgress | None = None
 
 
 @dataclass(slots=True)

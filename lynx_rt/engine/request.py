@@ -11,6 +11,7 @@ from lynx_rt.engine.outputs import (
     CompletionDelta,
     CompletionOutput,
     Logprob,
+    PromptProgress,
     RequestMetrics,
     RequestOutput,
     TokenLogprobs,
@@ -43,6 +44,7 @@ class Completion:
         self._out = CompletionOutput(index, "", [])
         self._num_taken = 0  # tokens that take_delta() has returned
         self._end_taken = False  # it has returned the finish_reason
+        self._progress: PromptProgress | None = None  # that it has not returned
         self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
         self.prompt_signature: NDArray[np.float32] | None = None
         self._detokenizer: Detokenizer | None = None
@@ -132,7 +134,8 @@ class Completion:
     def take_delta(self) -> CompletionDelta | None:
         """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
         out, start = self._out, self._num_taken
-        if start == len(out.token_ids) and (out.finish_reason is None or self._end_taken):
+        progress, self._progress = self._progress, None
+        if start == len(out.token_ids) and progress is None and (out.finish_reason is None or self._end_taken):
             return None
         self._num_taken, self._end_taken = len(out.token_ids), self.finished
         return CompletionDelta(
@@ -143,6 +146,7 @@ class Completion:
             finish_reason=out.finish_reason,
             stop_reason=out.stop_reason,
             error=out.error,
+            prompt_progress=progress,
         )
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
@@ -187,6 +191,13 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
+        if self.request.params.report_progress and not self._out.index and not self._out.token_ids:
+            self._progress = PromptProgress(
+                metrics.num_prompt_tokens,
+                metrics.num_cached_tokens,
+                metrics.num_computed_prompt_tokens,
+                time.monotonic() - metrics.first_scheduled_time,
+            )
         if step.finish_reason is not None:
             metrics.finish_time = step.finish_time
 

@@ -18,7 +18,7 @@ from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import may_need_grammar
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.usage import lynx_object, usage
+from lynx_rt.server.usage import lynx_object, progress_object, usage
 from lynx_rt.text.response import ToolCallDelta
 
 
@@ -133,8 +133,18 @@ class _Chat:
         head = self._head("chat.completion.chunk")
         begun = [False] * len(self._request.completions)
         plain = _PlainChunks(head, bool(asked or self._body.logprobs or self._body.return_token_ids))
+
+        def chunk_of(choice: dict[str, Any]) -> dict[str, Any]:
+            chunk = {**head, "choices": [choice]}
+            if asked:
+                chunk["usage"] = self._usage() if running else None
+            return chunk
+
         async with self._conversation as conversation:
             async for part in conversation.parts():
+                if (progress := part.delta.prompt_progress) is not None:
+                    empty = {"index": part.index, "delta": {}, "logprobs": None, "finish_reason": None}
+                    yield {**chunk_of(empty), "prompt_progress": progress_object(progress)}
                 if begun[part.index] and (fast := plain.chunk(part)) is not None:
                     yield fast
                     continue
@@ -142,10 +152,7 @@ class _Chat:
                 if choice is None:
                     continue
                 begun[part.index] = True
-                chunk = {**head, "choices": [choice]}
-                if asked:
-                    chunk["usage"] = self._usage() if running else None
-                yield chunk
+                yield chunk_of(choice)
         if options and options.include_usage:
             yield {**head, "choices": [], "usage": self._usage()}
 

@@ -50,6 +50,9 @@ class GenerationFields(Body):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    return_progress: bool | None = Field(
+        None, description="a stream says how much of the prompt is computed, in prompt_progress"
+    )
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = Field(None, description="keep only the last tokens; -1 = what fits")
     return_token_ids: bool | None = Field(None, description="token ids beside the text")

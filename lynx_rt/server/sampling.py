@@ -72,6 +72,7 @@ def sampling_params(
         if not -(_UINT64 >> 1) <= body.seed < _UINT64:
             raise bad_request(f"seed must be a 64-bit integer, got {body.seed}", "seed")
         given["seed"] = body.seed % _UINT64
+    given["report_progress"] = bool(body.stream and body.return_progress)
     if settings.request_timeout is not None:
         given["timeout"] = min(given.get("timeout", math.inf), settings.request_timeout)
     try:

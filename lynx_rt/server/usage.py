@@ -1,10 +1,11 @@
-"""The `usage` and `metrics` objects of answers."""
+"""The objects of answers that count: usage, times, progress."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from lynx_rt.engine.outputs import PromptProgress
 from lynx_rt.engine.request import Request
 
 
@@ -33,6 +34,16 @@ def lynx_object(request: Request, policy: str) -> dict[str, Any]:
         "time_to_first_token_ms": _ms(metrics.ttft),
         "generation_ms": _ms(metrics.decode_time),
         "tokens_per_second": metrics.generation_tps and round(metrics.generation_tps, 2),
+    }
+
+
+def progress_object(progress: PromptProgress) -> dict[str, Any]:
+    """Returns llama-server's prompt_progress. `processed` counts the cached tokens too."""
+    return {
+        "total": progress.total,
+        "cache": progress.cached,
+        "processed": progress.computed,
+        "time_ms": _ms(progress.seconds),
     }
 
 
