@@ -19,6 +19,7 @@ from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import compile_grammar, form_field, output_limit, sampling_params, structured_outputs
 from lynx_rt.server.state import ServerState
 from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser
+from lynx_rt.text.response.thinking import ReasoningTracker
 from lynx_rt.text.structured.openai import tool_call_grammar
 from lynx_rt.text.structured.spec import StructuredOutputs
 
@@ -114,7 +115,6 @@ class Conversation:
     """Runs the request of a chat, within an `async with` block."""
 
     def __init__(self, body: ChatBody, state: ServerState, caller: Caller, request: Request, answer_id: str) -> None:
-        self.reasoning_tokens = 0
         self._state = state
         self._hides_reasoning = body.include_reasoning is False
         self._generation = Generation(state, [request], answer_id, caller, "chat")
@@ -122,6 +122,11 @@ class Conversation:
         forced = choice if choice not in ("none", "auto") else None
         if forced is None and is_json(request.params):
             forced = "content"
+        tokenizer = request.tokenizer
+        self._trackers: list[ReasoningTracker] = []
+        if forced != "content" and tokenizer is not None:
+            made = [state.format.tracker(request.prompt or "", tokenizer.token_bytes) for _ in request.completions]
+            self._trackers = [tracker for tracker in made if tracker is not None]
         self._forced_name = choice.startswith("named:")
         self._parsers: list[ResponseParser] | None = None
         if form.reasoning_parser is not None or choice != "none":
@@ -145,25 +150,34 @@ class Conversation:
     ) -> None:
         await self._generation.__aexit__(kind, error, trace)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of reasoning so far, of all completions, its tags left out; 0 where they cannot be told from others."""
+        return sum(tracker.num_tokens for tracker in self._trackers)
+
     async def parts(self) -> AsyncIterator[Part]:
         """Yields what each completion grew by. The parts of one completion together are its whole message."""
         async for _, delta in self._generation.deltas():
             reason = delta.finish_reason
+            if self._trackers:
+                for token_id in delta.token_ids:
+                    self._trackers[delta.index].accept(token_id)
             if self._parsers is None:
                 yield Part(delta.index, delta, ResponseDelta(delta.text, "", []), reason)
                 continue
             parser = self._parsers[delta.index]
+            num_calls = parser.num_tool_calls
             response = parser.feed(delta.text, delta.token_ids)
+            if parser.num_tool_calls > num_calls and self._trackers:
+                self._trackers[delta.index].expect()
             if reason is not None:
                 response = ResponseDelta.joined([response, parser.finish(reason)])
                 if parser.failed:
                     self._state.metrics.on_tool_parse_failure(self._state.format.tool_parser or "none")
                 if reason == "stop" and parser.num_tool_calls and not self._forced_name:
                     reason = "tool_calls"
-            if response.reasoning:
-                self.reasoning_tokens += len(delta.token_ids)
-                if self._hides_reasoning:
-                    response = ResponseDelta(response.content, "", response.tool_calls)
+            if self._hides_reasoning:
+                response = ResponseDelta(response.content, "", response.tool_calls)
             yield Part(delta.index, delta, response, reason)
 
 

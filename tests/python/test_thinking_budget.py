@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from lynx_rt import CompletionOutput, Engine, SamplingParams, Tokenizer, ValidationError
-from lynx_rt.text.response import formats
+from lynx_rt.text.response import ResponseFormat, formats
 from lynx_rt.text.response.parser import ThinkTags
 from lynx_rt.text.response.thinking import ReasoningTracker, ThinkingTags
 
@@ -219,3 +219,57 @@ def test_where_it_cannot_act(engine: Engine, nano: Engine) -> None:
     # the tag's tokens may not be drawn: that request alone ends with an error
     (output,) = chat(engine, 2, allowed_token_ids=[5, 6])
     assert output.finish_reason == "error" and output.error
+
+
+HARMONY = piece_tokenizer(
+    [*"abcdefghijklmnopqrstuvwxyz", " ", "=", "."],
+    ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<think>", "</think>"),
+)
+
+
+@pytest.mark.parametrize(
+    ("parser", "prompt", "text", "expected"),
+    [
+        (
+            "openai",
+            "<|start|>assistant",
+            "<|channel|>analysis<|message|>ab<|end|><|start|>assistant<|channel|>final",
+            2,
+        ),
+        ("openai", "<|start|>assistant<|channel|>analysis<|message|>", "abc<|end|>", 3),
+        ("openai", "<|start|>assistant<|channel|>analysis<|message|>x<|end|><|start|>assistant", "abc", 0),
+        (
+            "openai",
+            "<|start|>assistant",
+            "<|channel|>commentary<|message|>abc<|end|><|start|>assistant<|channel|>analysis<|message|>a b",
+            3,
+        ),
+        ("think", "a", "<think>ab</think>c<think>d", 2),
+        ("think", "a<think>", "ab", 2),
+        ("think", "a", "b<think>ab", 0),
+        (None, "a<think>", "ab", None),
+    ],
+)
+def test_trackers_of_formats(parser: str | None, prompt: str, text: str, expected: int | None) -> None:
+    tracker = ResponseFormat.of(None, parser, tokenizer=HARMONY).tracker(prompt, HARMONY.token_bytes)
+    if expected is None:
+        assert tracker is None
+        return
+    assert tracker is not None
+    for token in HARMONY.encode(text, add_special_tokens=False):
+        tracker.accept(token)
+    assert tracker.num_tokens == expected
+
+
+def test_reasoning_after_a_call() -> None:
+    tracker = ReasoningTracker(TAGS, SMALL.token_bytes, inside=False)
+    for token in SMALL.encode("a <t>a"):
+        tracker.accept(token)
+    assert tracker.num_tokens == 0
+    tracker.expect()
+    for token in SMALL.encode(" <t>aa"):
+        tracker.accept(token)
+    tracker.expect()
+    for token in SMALL.encode("a</t>a"):
+        tracker.accept(token)
+    assert tracker.num_tokens == 3

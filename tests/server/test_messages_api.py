@@ -227,7 +227,7 @@ def test_one_call_only(tool_client: anthropic.Anthropic) -> None:
     assert shown(tool_client.messages.create(**with_tools(CALLS, tool_choice=choice)).content) == BLOCKS[:-1]
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(20, "max_tokens"), (600, "end_turn")])
+@pytest.mark.parametrize(("limit", "reason"), [(40, "max_tokens"), (600, "end_turn")])
 def test_a_call_that_has_no_end(tool_client: anthropic.Anthropic, limit: int, reason: str) -> None:
     """It is text, not a call that a client could run."""
     options = with_tools(ENDLESS, max_tokens=limit)

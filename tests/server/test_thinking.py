@@ -108,3 +108,22 @@ def test_a_model_that_does_not_reason(server: LiveServer) -> None:
     answer = server.post("/v1/messages", {"messages": messages, "max_tokens": 4, "thinking": thinking})
     assert answer.status_code == 200
     assert server.chat(thinking_token_budget=-1, max_tokens=2)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_reasoning_tokens_are_counted_exactly(thinker: LiveServer, stream: bool) -> None:
+    """Also where a client reads several tokens at once, and where the reasoning is not shown."""
+    body = {**BODY, "seed": 5, "n": 2, "messages": [{"role": "user", "content": "12 times 22 = ?"}]}
+    for more, expected in (
+        ({"thinking_token_budget": BUDGET}, 2 * BUDGET),
+        ({"thinking_token_budget": BUDGET, "include_reasoning": False}, 2 * BUDGET),
+        ({"thinking_token_budget": BUDGET, "separate_reasoning": False}, 2 * BUDGET),
+        ({"thinking_token_budget": 0}, 0),
+        ({}, 2 * 30),
+    ):
+        if stream:
+            options = {"include_usage": True}
+            answer = thinker.events("/v1/chat/completions", {**body, **more, "stream_options": options})[-2]
+        else:
+            answer = thinker.post("/v1/chat/completions", {**body, **more}).json()
+        assert answer["usage"]["completion_tokens_details"]["reasoning_tokens"] == expected

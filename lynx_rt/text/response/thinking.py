@@ -18,9 +18,12 @@ class ReasoningTracker:
     The tags are found in the bytes of the tokens, so that any tokens may spell them.
 
     tags: the texts around reasoning.  token_bytes: what a token adds to the text.  inside: the prompt ends in reasoning.
+    anywhere: reasoning begins wherever its start tag is.
     """
 
-    def __init__(self, tags: tuple[str, str], token_bytes: Callable[[int], bytes], inside: bool) -> None:
+    def __init__(
+        self, tags: tuple[str, str], token_bytes: Callable[[int], bytes], inside: bool, anywhere: bool = False
+    ) -> None:
         self.inside = inside
         self.num_tokens = 0  # so far, tags left out
         self.tail = b""  # the end of the text: as much of it as may belong to the next tag
@@ -28,10 +31,12 @@ class ReasoningTracker:
         self._start, self._end = (tag.encode() for tag in tags)
         self._sizes: list[int] = []  # of the tokens that `tail` ends with
         self._may_begin = True
+        self._anywhere = anywhere
 
     def expect(self) -> None:
-        """Says that reasoning may begin here: after a tool call, say."""
-        self._may_begin = True
+        """Says that reasoning may begin here: a tool call has ended, say."""
+        if not self._may_begin:
+            self._may_begin, self.tail = True, b""
 
     def accept(self, token_id: int) -> None:
         """Goes on by a token."""
@@ -55,18 +60,23 @@ class ReasoningTracker:
             self.tail = self.tail[place + len(self._end) :]
             self.inside = False
         else:
-            self.tail = self.tail[max(0, len(self.tail) - len(self._end) + 1) :]
+            self.tail = _end_of(self.tail, len(self._end) - 1)
         while self._sizes and (not self.inside or sum(self._sizes[1:]) >= len(self.tail)):
             del self._sizes[0]
 
     def _find_start(self) -> None:
-        self.tail = self.tail.lstrip()
-        if self.tail.startswith(self._start):
-            self.tail = self.tail[len(self._start) :]
-            self.inside = True
-        elif not self._start.startswith(self.tail):
-            self.tail = b""
-            self._may_begin = False
+        if self._anywhere:
+            place = self.tail.find(self._start)
+        else:
+            self.tail = self.tail.lstrip()
+            place = 0 if self.tail.startswith(self._start) else -1
+            self._may_begin = place == 0 or self._start.startswith(self.tail)
+        self.inside = place >= 0
+        self.tail = self.tail[place + len(self._start) :] if self.inside else _end_of(self.tail, len(self._start) - 1)
+
+
+def _end_of(text: bytes, size: int) -> bytes:
+    return text[max(0, len(text) - size) :]
 
 
 class ThinkingBudget:
