@@ -103,6 +103,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument("--max-model-len", type=positive_int, help="tokens of prompt and output (default: the model's)")
     group.add_argument("--no-prefix-caching", action="store_true", help="prompts share no KV cache")
     group.add_argument("--no-mixed-chunk", action="store_true", help="prompts get steps of their own")
+    group.add_argument("--tokenizer", metavar="PATH", help="folder or file of a tokenizer (default: the model's)")
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja template (default: the model's)")
     group.add_argument("--trust-request-chat-template", action="store_true", help="requests may bring a chat template")
     group.add_argument(
@@ -163,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
         "enable_prefix_caching": not args.no_prefix_caching,
         "enable_mixed_chunk": not args.no_mixed_chunk and args.batch_isolation == "none",
         "expert_selection": args.selection,
+        "tokenizer": args.tokenizer,
         "chat_template": args.chat_template,
         "tool_parser": args.tool_parser,
         "reasoning_parser": args.reasoning_parser,

@@ -101,12 +101,15 @@ class Generation:
             self._accepted.add(index)
             self._state.metrics.on_accepted()
         if delta.token_ids:
-            now, place = time.monotonic(), (index, delta.index)
-            if (last := self._last_token.get(place)) is not None:
-                self._state.metrics.on_tokens(len(delta.token_ids), now - last)
-            elif index not in self._begun:
+            now, place, request = time.monotonic(), (index, delta.index), self.requests[index]
+            if index not in self._begun:
                 self._begun.add(index)
-                self._state.metrics.on_first_token(self.requests[index].metrics())
+                self._state.metrics.on_first_token(request.metrics())
+            last, count = self._last_token.get(place), len(delta.token_ids)
+            if last is None:  # the first token ends no gap, and may not have come alone
+                last, count = request.completions[delta.index].metrics.first_token_time, count - 1
+            if count:
+                self._state.metrics.on_tokens(count, max(0.0, now - last))
             self._last_token[place] = now
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
