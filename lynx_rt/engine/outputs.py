@@ -100,6 +100,11 @@ class RequestMetrics:
     num_generation_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_selected_rows: int = (
+        0  # rows, of prompt and output, to which the engine's expert_selection was applied; 0 = exact
+    )
+    num_decode_steps: int = 0  # decode-only steps that it had rows in
+    num_experts_read: int = 0  # that these steps read for all rows of their batches, summed over MoE layers
 
     @property
     def queue_time(self) -> float | None:

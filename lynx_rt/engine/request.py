@@ -191,6 +191,9 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
+        metrics.num_selected_rows = step.num_selected_rows
+        metrics.num_decode_steps = step.num_decode_steps
+        metrics.num_experts_read = step.num_experts_read
         if self.request.params.report_progress and not self._out.index and not self._out.token_ids:
             self._progress = PromptProgress(
                 metrics.num_prompt_tokens,
@@ -293,6 +296,9 @@ class Request:
             num_cached_tokens=first.num_cached_tokens,
             num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
+            num_selected_rows=sum(item.num_selected_rows for item in each),
+            num_decode_steps=sum(item.num_decode_steps for item in each),
+            num_experts_read=sum(item.num_experts_read for item in each),
         )
 
 

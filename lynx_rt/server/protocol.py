@@ -50,6 +50,7 @@ class GenerationFields(Body):
     )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    timings_per_token: bool | None = Field(None, description="llama-server's timings in the answer, or in every chunk")
     return_progress: bool | None = Field(
         None, description="a stream says how much of the prompt is computed, in prompt_progress"
     )

@@ -38,6 +38,7 @@ class ServerState:
         self.generations: set[Any] = set()  # of requests in flight
         self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
         self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
+        self.num_moe_layers = 0
         self.format = ResponseFormat()  # of the model's answers
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0
@@ -57,6 +58,7 @@ class ServerState:
     def set_ready(self, engine: Engine) -> None:
         self.engine = engine
         self.policy = engine.expert_selection
+        self.num_moe_layers = engine.model_config["num_moe_layers"]
         self.format = engine.response_format
         self.metrics.attach(engine)
         self.metrics.set_queue_limit(self.max_sequences - self.max_running)

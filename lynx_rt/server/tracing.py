@@ -62,7 +62,7 @@ class Tracing:
         """Sends the span of a request that has ended, or was given up: then `output` is the last one that came.
 
         headers: of the HTTP request, names in lower case.  operation: "chat" or "text_completion".
-        attributes: further ones (lynx.policy, lynx.exact, lynx.experts_read_per_layer, lynx.retained_mass); None values are left out.
+        attributes: further ones (lynx.policy, lynx.exact, ...); None values are left out.
         """
         try:
             if self._provider is not None:

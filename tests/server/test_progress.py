@@ -91,3 +91,23 @@ def test_answers_that_are_no_stream_have_none(slow_reader: LiveServer) -> None:
     body = {"input": "Hi", "max_output_tokens": 2, "stream": True, "return_progress": True}
     names = [event["type"] for event in slow_reader.events("/v1/responses", body)]
     assert names[0] == "response.created" and names[-1] in ("response.completed", "response.incomplete")
+
+
+def test_timings(slow_reader: LiveServer) -> None:
+    """llama-server's names; of a whole answer, and of every chunk."""
+    body = {"prompt": "Q: 7 + 8 = ?" * 20, "max_tokens": 6, "ignore_eos": True, "timings_per_token": True}
+    slow_reader.complete(**body)
+    answer = slow_reader.complete(**body)
+    timings, tokens = answer["timings"], answer["usage"]
+    assert timings["cache_n"] == tokens["prompt_tokens_details"]["cached_tokens"] > 0
+    assert timings["prompt_n"] + timings["cache_n"] == tokens["prompt_tokens"] and timings["predicted_n"] == 6
+    assert timings["predicted_ms"] == pytest.approx(answer["lynx"]["generation_ms"])
+    assert timings["predicted_per_second"] == pytest.approx(answer["lynx"]["tokens_per_second"])
+    assert timings["predicted_per_token_ms"] == pytest.approx(timings["predicted_ms"] / 5, abs=1e-3)
+    assert timings["prompt_per_token_ms"] == pytest.approx(timings["prompt_ms"] / timings["prompt_n"], abs=1e-3)
+    del body["prompt"]
+    events = slow_reader.events("/v1/chat/completions", {**body, "messages": messages("t"), "return_progress": True})
+    counts = [event["timings"]["predicted_n"] for event in events[:-1]]
+    assert counts == sorted(counts) and counts[-1] == 6
+    assert "timings" in slow_reader.chat(max_tokens=1, timings_per_token=True)
+    assert "timings" not in slow_reader.chat(max_tokens=1) and "timings" not in slow_reader.complete(prompt="a")
