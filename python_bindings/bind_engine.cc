@@ -169,6 +169,7 @@ void register_engine(py::module_& m) {
       .def_readonly("num_selected_rows", &StepOutput::num_selected_rows)
       .def_readonly("num_decode_steps", &StepOutput::num_decode_steps)
       .def_readonly("num_experts_read", &StepOutput::num_experts_read)
+      .def_readonly("scheduler_time", &StepOutput::scheduler_time)
       .def_readonly("num_computed_prompt_tokens", &StepOutput::num_computed_prompt_tokens)
       .def_readonly("arrival_time", &StepOutput::arrival_time)
       .def_readonly("first_scheduled_time", &StepOutput::first_scheduled_time)

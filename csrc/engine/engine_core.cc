@@ -275,6 +275,7 @@ StepOutput EngineCore::make_output(Request& r) {
   out.num_selected_rows = r.num_selected_rows;
   out.num_decode_steps = r.num_decode_steps;
   out.num_experts_read = r.num_experts_read;
+  out.scheduler_time = r.scheduler_time;
   out.arrival_time = r.arrival_time;
   out.first_scheduled_time = r.first_scheduled_time;
   out.first_token_time = r.first_token_time;
@@ -331,7 +332,9 @@ std::vector<StepOutput> EngineCore::step() {
   // These outputs must not be lost to a failure of the model, so they are all that this step does.
   if (std::vector<StepOutput> outputs = end_expired(start); !outputs.empty()) return outputs;
   const BytesRead before = bytes_read();
+  const double before_schedule = now();
   ScheduledStep scheduled = scheduler_.schedule();
+  const double schedule_seconds = now() - before_schedule;
   if (scheduled.requests.empty()) return {};
   check_files();
   for (ScheduledRequest& s : scheduled.requests)
@@ -355,6 +358,7 @@ std::vector<StepOutput> EngineCore::step() {
     const bool acted = selection_.current().acts(scheduled.phase, batch_.group_rows(i));
     const bool reproducible = !acted || r.params.exact;
     if (!reproducible) r.num_selected_rows += scheduled.requests[i].num_tokens;
+    r.scheduler_time += schedule_seconds;
     scheduler_.advance(r, scheduled.requests[i].num_tokens, reproducible);
   }
   count_selection(scheduled);

@@ -105,6 +105,7 @@ class RequestMetrics:
     )
     num_decode_steps: int = 0  # decode-only steps that it had rows in
     num_experts_read: int = 0  # that these steps read for all rows of their batches, summed over MoE layers
+    scheduler_time: float = 0.0  # seconds that choosing the rows took in the steps that had rows of it
 
     @property
     def queue_time(self) -> float | None:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from lynx_rt.text.prompts import ParsedPrompt
     from lynx_rt.text.tokenizer import Tokenizer
 
+_SUMS = ("num_selected_rows", "num_decode_steps", "num_experts_read", "scheduler_time")  # of StepOutput and RequestMetrics
+
 
 class Completion:
     """One of the n completions of a request. To the C++ engine, each is a request of its own."""
@@ -191,9 +193,8 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
-        metrics.num_selected_rows = step.num_selected_rows
-        metrics.num_decode_steps = step.num_decode_steps
-        metrics.num_experts_read = step.num_experts_read
+        for name in _SUMS:
+            setattr(metrics, name, getattr(step, name))
         if self.request.params.report_progress and not self._out.index and not self._out.token_ids:
             self._progress = PromptProgress(
                 metrics.num_prompt_tokens,
@@ -296,9 +297,7 @@ class Request:
             num_cached_tokens=first.num_cached_tokens,
             num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
-            num_selected_rows=sum(item.num_selected_rows for item in each),
-            num_decode_steps=sum(item.num_decode_steps for item in each),
-            num_experts_read=sum(item.num_experts_read for item in each),
+            **{name: sum(getattr(item, name) for item in each) for name in _SUMS},
         )
 
 

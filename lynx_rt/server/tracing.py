@@ -108,6 +108,7 @@ class Tracing:
             "gen_ai.usage.input_tokens": metrics.num_prompt_tokens,
             "gen_ai.usage.output_tokens": metrics.num_generation_tokens,
             "gen_ai.latency.time_in_queue": metrics.queue_time,
+            "gen_ai.latency.time_in_scheduler": metrics.scheduler_time,
             "gen_ai.latency.time_to_first_token": metrics.ttft,
             "gen_ai.latency.time_in_model_prefill": metrics.prefill_time,
             "gen_ai.latency.time_in_model_decode": metrics.decode_time,

@@ -25,6 +25,7 @@ def test_alone_all_steps_are_its_own(engine: Engine) -> None:
     assert metrics.num_selected_rows == stats.decode_rows_selected
     assert metrics.num_decode_steps == stats.decode_steps == 19
     assert metrics.num_experts_read == sum(layer.active for layer in stats.layers) > 0
+    assert 0 < metrics.scheduler_time < stats.step_seconds - stats.model_seconds
 
 
 def test_rows_are_counted_for_the_request_that_has_them(engine: Engine) -> None:

@@ -100,6 +100,7 @@ struct StepOutput {
   // So far: the request's rows to which the engine's selection was applied, and the decode-only steps that it had rows in, with the
   // experts that these steps read for all of their rows, summed over MoE layers. Rows of a failed step do not count.
   int64_t num_selected_rows = 0, num_decode_steps = 0, num_experts_read = 0;
+  double scheduler_time = 0;  // seconds that choosing the rows took in the steps that had rows of the request
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
 };
