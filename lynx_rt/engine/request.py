@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from lynx_rt.text.prompts import ParsedPrompt
     from lynx_rt.text.tokenizer import Tokenizer
 
-_SUMS = ("num_selected_rows", "num_decode_steps", "num_experts_read", "scheduler_time")  # of StepOutput and RequestMetrics
+# Fields of StepOutput and RequestMetrics that grow with every step.
+_SUMS = ("num_selected_rows", "num_decode_steps", "num_experts_read", "scheduler_time")
 
 
 class Completion:
