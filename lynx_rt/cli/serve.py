@@ -121,6 +121,12 @@ def _add_generation(group: Any) -> None:
         default="both",
         help="the name of the reasoning in messages; inline = it stays in the content",
     )
+    group.add_argument(
+        "--thinking-token-budget",
+        type=_token_budget,
+        metavar="N",
+        help="tokens of reasoning after which its end is forced, for requests without their own (default: no limit)",
+    )
     group.add_argument("--seed", type=integer, default=0, help="for requests without one (default: 0)")
 
 
@@ -196,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
         trust_request_chat_template=args.trust_request_chat_template,
         default_chat_template_kwargs=args.default_chat_template_kwargs,
         reasoning_field=args.reasoning_field,
+        thinking_token_budget=args.thinking_token_budget,
         batch_isolation=args.batch_isolation,
         metrics_per_layer={"auto": None, "on": True, "off": False}[args.metrics_per_layer],
         otlp_traces_endpoint=args.otlp_traces_endpoint,
@@ -283,6 +290,13 @@ def _port(text: str) -> int:
     value = integer(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
+    return value
+
+
+def _token_budget(text: str) -> int:
+    value = integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

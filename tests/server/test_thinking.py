@@ -98,6 +98,19 @@ def test_wrong_values(thinker: LiveServer, value: object) -> None:
     assert answer.status_code == 400 and "thinking.budget_tokens" in answer.json()["error"]["message"]
 
 
+def test_a_budget_for_all_requests(tmp_path: Path) -> None:
+    template = tmp_path / "think.jinja"
+    template.write_text("{{ bos_token }}{{ messages[0].content }}<think>\n")
+    options = ("--chat-template", str(template), "--thinking-token-budget", str(BUDGET))
+    with serving("--reasoning-parser", "think", *options) as live:
+        for more, expected in (({}, BUDGET), ({"thinking_token_budget": 2}, 2), ({"thinking_token_budget": -1}, 30)):
+            details = live.chat(**{**BODY, **more})["usage"]["completion_tokens_details"]
+            assert details["reasoning_tokens"] == expected
+    with serving("--thinking-token-budget", "4", wait=False) as live:
+        assert live.process.wait(60) != 0
+        assert "--thinking-token-budget needs a model whose reasoning ends with a tag" in live.log()
+
+
 def test_a_model_that_does_not_reason(server: LiveServer) -> None:
     """A budget that would not act is refused. Anthropic's clients send one to any model."""
     messages = [{"role": "user", "content": "Hi"}]
