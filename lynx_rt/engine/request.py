@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from lynx_rt.text.prompts import ParsedPrompt
     from lynx_rt.text.tokenizer import Tokenizer
 
-# Fields of StepOutput and RequestMetrics that grow with every step.
+# Fields of StepOutput and RequestMetrics that grow with every step. Those of single completions stay 0.
 _SUMS = ("num_selected_rows", "num_decode_steps", "num_experts_read", "scheduler_time")
 
 
@@ -42,6 +42,7 @@ class Completion:
         self.request = request
         self.native_params = native_params
         self.native_id: int | None = None  # the C++ engine's number, once added
+        self.last_step: _C.StepOutput | None = None  # for the sums, which cost too much to read for every token
         self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._out = CompletionOutput(index, "", [])
@@ -194,8 +195,7 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
-        for name in _SUMS:
-            setattr(metrics, name, getattr(step, name))
+        self.last_step = step
         if self.request.params.report_progress and not self._out.index and not self._out.token_ids:
             self._progress = PromptProgress(
                 metrics.num_prompt_tokens,
@@ -283,6 +283,7 @@ class Request:
     def metrics(self) -> RequestMetrics:
         """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
+        steps = [completion.last_step for completion in self.completions if completion.last_step is not None]
         first = each[0]
 
         def earliest(name: str) -> float:
@@ -298,7 +299,7 @@ class Request:
             num_cached_tokens=first.num_cached_tokens,
             num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
-            **{name: sum(getattr(item, name) for item in each) for name in _SUMS},
+            **{name: sum(getattr(step, name) for step in steps) for name in _SUMS},
         )
 
 
