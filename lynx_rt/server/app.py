@@ -11,8 +11,9 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lynx_rt._C import build_info
+from lynx_rt.errors import LynxError
 from lynx_rt.server import lynx_routes, messages_api, operation, responses_api, text_routes
-from lynx_rt.server.answer import ErrorAnswer
+from lynx_rt.server.answer import ErrorAnswer, logged
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
 from lynx_rt.server.completions import create_completion
@@ -57,8 +58,10 @@ def make_app(state: ServerState) -> FastAPI:
     app.add_middleware(HttpMetrics, metrics=state.metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(Exception, _crashed)
+    # Starlette takes classes that are not named for crashes: the stack is logged, and the connection closed.
     app.add_exception_handler(ApiError, _failed)
+    app.add_exception_handler(LynxError, _failed)
     app.include_router(operation.router)
     app.include_router(text_routes.router)
     app.include_router(responses_api.router)
@@ -89,4 +92,8 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    return ErrorAnswer(logged(error))
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
     return ErrorAnswer(from_exception(error))

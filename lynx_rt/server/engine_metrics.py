@@ -207,7 +207,10 @@ class EngineMetrics:
             ("lynx:steps_total", "decode_only"): stats.decode_steps,
             ("lynx:steps_total", "mixed"): stats.steps - stats.decode_steps,
             ("lynx:decode_rows_total", "selected"): stats.decode_rows_selected,
-            ("lynx:decode_rows_total", "exact"): stats.decode_rows - stats.decode_rows_selected,
+            ("lynx:decode_rows_total", "exact"): stats.decode_rows_exact,
+            ("lynx:decode_rows_total", "topk"): stats.decode_rows
+            - stats.decode_rows_selected
+            - stats.decode_rows_exact,
             ("lynx:decode_rows_total", "mixed_step"): stats.decode_rows_mixed,
             ("lynx:bytes_read_total", "experts"): stats.bytes_read_experts,
             ("lynx:bytes_read_total", "dense"): stats.bytes_read_dense,

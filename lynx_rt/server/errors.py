@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lynx_rt.errors import EngineClosedError, LynxError, QueueFullError, UnsupportedModelError, ValidationError
+from lynx_rt.errors import EngineClosedError, LynxError, QueueFullError, UnsupportedModelError, ValidationError, shown
 
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
@@ -127,9 +127,7 @@ def from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
         place = [part for part in place if re.fullmatch(r"[a-z_][a-z0-9_]*|\d+", part)]
         name = ".".join(place)
         first = first or name
-        value = repr(fault.get("input"))
-        shown = value if len(value) <= 200 else value[:200] + "..."
-        texts.append(f"{name or 'body'}: {fault.get('msg', 'invalid')}, got {shown}")
+        texts.append(f"{name or 'body'}: {fault.get('msg', 'invalid')}, got {shown(fault.get('input'))}")
     more = len(faults) - len(texts)
     return bad_request("; ".join(texts) + (f"; and {more} more" if more > 0 else ""), first or None)
 

@@ -37,6 +37,7 @@ _FIELDS = (
     "allowed_token_ids",
     "bad_words",
     "prompt_logprobs",
+    "thinking_token_budget",
     "expert_selection",
     "priority",
     "timeout",
@@ -71,6 +72,9 @@ def sampling_params(
         if not -(_UINT64 >> 1) <= body.seed < _UINT64:
             raise bad_request(f"seed must be a 64-bit integer, got {body.seed}", "seed")
         given["seed"] = body.seed % _UINT64
+    if settings.thinking_token_budget is not None:
+        given.setdefault("thinking_token_budget", settings.thinking_token_budget)
+    given["report_progress"] = bool(body.stream and body.return_progress)
     if settings.request_timeout is not None:
         given["timeout"] = min(given.get("timeout", math.inf), settings.request_timeout)
     try:

@@ -36,6 +36,7 @@ class Settings:
     trust_request_chat_template: bool = False
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning_field: str = "both"  # "reasoning", "reasoning_content", "both", or "inline" = in the content
+    thinking_token_budget: int | None = None  # of requests without one; None = no limit
     batch_isolation: str = (
         "none"  # "key": requests of one API key form a group; "group": requests that name the same one
     )

@@ -182,7 +182,8 @@ def test_token_counters_are_the_sums_of_usage(engine: Engine) -> None:
 
 def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
     metrics = Metrics(engine, "nano")
-    serve_all(engine, metrics, [Served(f"Q: {i} + {i} = ?\nA:", LONG) for i in range(12, 18)])
+    exact = Served("Q: 2 + 3 = ?\nA:", LONG.clone(expert_selection="exact"))
+    serve_all(engine, metrics, [*(Served(f"Q: {i} + {i} = ?\nA:", LONG) for i in range(12, 18)), exact])
     values, stats = samples(metrics), engine.stats()
     for name, field in (
         ("layer_steps", "steps"),
@@ -200,6 +201,7 @@ def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
     for kind in ("experts", "dense", "kv"):
         assert total(values, "lynx:bytes_read_total", kind=kind) == getattr(stats, f"bytes_read_{kind}") > 0
     assert total(values, "lynx:decode_rows_total", mode="selected") == stats.decode_rows_selected > 0
+    assert total(values, "lynx:decode_rows_total", mode="exact") == stats.decode_rows_exact > 0
     assert total(values, "lynx:decode_rows_total", mode="mixed_step") == stats.decode_rows_mixed
     assert total(values, "lynx:decode_rows_total") == stats.decode_rows + stats.decode_rows_mixed
     experts = next(op for op in stats.ops if op.name == "expert_ffn")

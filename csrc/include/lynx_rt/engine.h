@@ -97,6 +97,10 @@ struct StepOutput {
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_preemptions = 0;
   int64_t num_computed_prompt_tokens = 0;  // cached ones included; falls where a preempted request starts again
+  // So far: the request's rows to which the engine's selection was applied, and the decode-only steps that it had rows in, with the
+  // experts that these steps read for all of their rows, summed over MoE layers. Rows of a failed step do not count.
+  int64_t num_selected_rows = 0, num_decode_steps = 0, num_experts_read = 0;
+  double scheduler_time = 0;  // seconds that choosing the rows took in the steps that had rows of the request
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
 };
