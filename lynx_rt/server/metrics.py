@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lynx_rt.server import metric_names
 from lynx_rt.server.engine_metrics import EngineMetrics
+from lynx_rt.server.histogram import Histogram
 from lynx_rt.server.metric_names import Metric
 
 if TYPE_CHECKING:
@@ -115,8 +116,7 @@ class Metrics:
     @_safe
     def on_tokens(self, count: int, gap_seconds: float) -> None:
         """A completion got `count` tokens, all of them after its first, `gap_seconds` after the ones before."""
-        for _ in range(count):
-            self._observe("vllm:inter_token_latency_seconds", gap_seconds / count)
+        self._observe("vllm:inter_token_latency_seconds", gap_seconds / count, count)
 
     @_safe
     def on_finished(self, output: RequestOutput, params: SamplingParams, n: int) -> None:
@@ -204,12 +204,15 @@ class Metrics:
     # Internals
 
     def _add(self, metrics: tuple[Metric, ...], token_buckets: tuple[float, ...] = ()) -> None:
-        kinds = {"counter": self._client.Counter, "gauge": self._client.Gauge, "histogram": self._client.Histogram}
+        kinds = {"counter": self._client.Counter, "gauge": self._client.Gauge}
         for metric in metrics:
-            options: dict[str, Any] = {"registry": self.registry}
+            made: Any
             if metric.kind == "histogram":
-                options["buckets"] = token_buckets if metric.buckets == "tokens" else metric.buckets
-            made = kinds[metric.kind](metric.name, metric.help, metric.labels, **options)
+                bounds = token_buckets if metric.buckets == "tokens" else metric.buckets
+                made = Histogram(metric.name, metric.help, metric.labels, bounds)
+                self.registry.register(made)
+            else:
+                made = kinds[metric.kind](metric.name, metric.help, metric.labels, registry=self.registry)
             shared = [self._labels[label] for label in metric.labels if label in self._labels]
             # A gauge is absent until it is set: 0 would be a wrong value.
             if len(shared) < len(metric.labels) or metric.kind == "gauge":
@@ -217,6 +220,6 @@ class Metrics:
             else:
                 self._metrics[metric.name] = made.labels(*shared)
 
-    def _observe(self, name: str, value: float | None) -> None:
+    def _observe(self, name: str, value: float | None, count: int = 1) -> None:
         if value is not None and value == value:
-            self._metrics[name].observe(value)
+            self._metrics[name].observe(value, count)
