@@ -134,19 +134,14 @@ class Completion:
 
     def take_delta(self) -> CompletionDelta | None:
         """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
-        out, start = self._out, self._num_taken
-        if start == len(out.token_ids) and (out.finish_reason is None or self._end_taken):
+        out, start, end = self._out, self._num_taken, len(self._out.token_ids)
+        reason, logprobs = out.finish_reason, out.logprobs
+        if start == end and (reason is None or self._end_taken):
             return None
-        self._num_taken, self._end_taken = len(out.token_ids), self.finished
-        return CompletionDelta(
-            index=out.index,
-            text=self._text.take(),
-            token_ids=out.token_ids[start:],
-            logprobs=None if out.logprobs is None else out.logprobs[start:],
-            finish_reason=out.finish_reason,
-            stop_reason=out.stop_reason,
-            error=out.error,
-        )
+        self._num_taken, self._end_taken = end, reason is not None
+        fresh = None if logprobs is None else logprobs[start:]
+        text, token_ids = self._text.take(), out.token_ids[start:]
+        return CompletionDelta(out.index, text, token_ids, fresh, reason, out.stop_reason, out.error)
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
         self._out.token_ids.append(token_id)
