@@ -33,11 +33,12 @@ class _Inbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Waits for the next fill(), and raises what made the request fail."""
-        if not self.changed:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    def next_fill(self) -> asyncio.Future[None]:
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    def check(self) -> None:
+        """Notes that what has come is being read, and raises what made the request fail."""
         self.changed = False
         if self.error is not None:
             raise self.error
@@ -83,8 +84,11 @@ class AsyncStream:
 
     async def next_output(self) -> RequestOutput:
         """Waits for a change and returns everything so far. Raises what made the request fail."""
+        inbox = self._inbox
         while True:
-            await self._inbox.wait()
+            if not inbox.changed:
+                await inbox.next_fill()
+            inbox.check()
             with self._driver.locked():
                 if self.request.changed:
                     return self.request.take_output()
@@ -94,10 +98,13 @@ class AsyncStream:
 
         Raises what made the request fail.
         """
+        inbox = self._inbox
         while True:
-            await self._inbox.wait()
-            if deltas := self._inbox.deltas:
-                self._inbox.deltas = []
+            if not inbox.changed:
+                await inbox.next_fill()
+            inbox.check()
+            if deltas := inbox.deltas:
+                inbox.deltas = []
                 return deltas
 
     @property

@@ -89,7 +89,10 @@ class Completion:
             from lynx_rt.engine.signature import prompt_signature
 
             self.prompt_signature = prompt_signature(self._routed_experts, self.metrics.num_prompt_tokens)
-        hide_last = step.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
+        finish_reason, params = step.finish_reason, self.request.params
+        if finish_reason is not None:
+            self.metrics.finish_time = step.finish_time
+        hide_last = finish_reason == "stop" and not params.include_stop_str_in_output
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
             self._add_token(token_id, logprobs[place] if logprobs else None)
@@ -99,14 +102,14 @@ class Completion:
                 break
             if self._add_text(token_id):
                 self._finish("stop", self._text.stopped_by)
-                return step.finish_reason is None
-        if step.finish_reason is not None:
+                return finish_reason is None
+        if finish_reason is not None:
             self._out.error = step.error or None
             if step.error and self.constraint is not None:
                 self._out.error = self.constraint.error or step.error
             reason = self.request.stop_reason(step.stop_token_id)
-            self._finish(step.finish_reason, reason)
-            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+            self._finish(finish_reason, reason)
+            if isinstance(reason, str) and params.include_stop_str_in_output:
                 self._text.append(reason)  # the detokenizer hides this special token
         return False
 
@@ -185,8 +188,6 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
-        if step.finish_reason is not None:
-            metrics.finish_time = step.finish_time
 
 
 class Request:
