@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import weakref
 
 from lynx_rt.engine.driver import Driver
@@ -52,12 +53,15 @@ class _Mailbox:
         self._driver = driver
         self._posted: list[_Inbox] = []  # guarded by the driver's lock
 
-    def post(self, inbox: _Inbox) -> None:
-        """Has the inbox filled soon. Called under the driver's lock, by the thread that steps."""
+    def post(self, inbox: _Inbox, _: Request) -> None:
+        """Has the inbox filled soon. Called under the driver's lock, mostly by the thread that steps."""
         self._posted.append(inbox)
         if len(self._posted) == 1:  # the same wake-up serves what comes later in this step
-            with contextlib.suppress(RuntimeError, ReferenceError):  # the event loop is closed or gone
-                self._loop.call_soon_threadsafe(self._deliver)
+            self._driver.wake_after_step(self._wake)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError, ReferenceError):  # the event loop is closed or gone
+            self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         with self._driver.locked():
@@ -79,7 +83,7 @@ class AsyncStream:
         self._driver = driver
         self._inbox = inbox = _Inbox(request, as_deltas)
         self._claim = Claim(request)
-        request.notify = lambda _: mailbox.post(inbox)
+        request.notify = functools.partial(mailbox.post, inbox)
         driver.submit(request)
 
     async def next_output(self) -> RequestOutput:

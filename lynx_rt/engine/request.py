@@ -260,6 +260,9 @@ class Request:
     def take_deltas(self) -> list[CompletionDelta]:
         """Returns what is new of each completion that has grown or ended since the last call."""
         self.changed = False
+        if len(self.completions) == 1:
+            delta = self.completions[0].take_delta()
+            return [] if delta is None else [delta]
         return [delta for completion in self.completions if (delta := completion.take_delta()) is not None]
 
     def metrics(self) -> RequestMetrics:

@@ -19,7 +19,9 @@ class Series:
         self._lock = threading.Lock()
 
     def observe(self, value: float, count: int = 1) -> None:
-        """Counts a value, `count` times."""
+        """Counts a value, `count` times. NaN is left out."""
+        if value != value:
+            return
         place = bisect_left(self._bounds, value)
         with self._lock:
             self._counts[place] += count

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lynx_rt.server import metric_names
 from lynx_rt.server.engine_metrics import EngineMetrics
-from lynx_rt.server.histogram import Histogram
+from lynx_rt.server.histogram import Histogram, Series
 from lynx_rt.server.metric_names import Metric
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Metrics:
         self._labels = dict(zip(metric_names.REPLICA, (model_name, "0"), strict=True))
         self._per_layer = per_layer
         self._engine: EngineMetrics | None = None
+        self._token_gaps: Series
         self._metrics: dict[str, Any] = {}  # counters and histograms with the replica's labels only
         self._labelled: dict[str, Callable[..., Any]] = {}  # the others, as functions of their own labels
         self._failed: set[str] = set()  # what has been logged already
@@ -73,6 +74,7 @@ class Metrics:
         self._add(metric_names.REQUESTS, metric_names.token_buckets(engine.max_model_len))
         self._engine = EngineMetrics(engine, self._labels, self._per_layer)
         self.registry.register(self._engine)
+        self._token_gaps = self._metrics["vllm:inter_token_latency_seconds"]
         # Series that exist before their first event: rate() does not see the step from absent to 1.
         for name, values in (
             ("vllm:request_success_total", metric_names.FINISHED_REASONS),
@@ -116,7 +118,7 @@ class Metrics:
     @_safe
     def on_tokens(self, count: int, gap_seconds: float) -> None:
         """A completion got `count` tokens, all of them after its first, `gap_seconds` after the ones before."""
-        self._observe("vllm:inter_token_latency_seconds", gap_seconds / count, count)
+        self._token_gaps.observe(gap_seconds / count, count)
 
     @_safe
     def on_finished(self, output: RequestOutput, params: SamplingParams, n: int) -> None:
@@ -220,6 +222,6 @@ class Metrics:
             else:
                 self._metrics[metric.name] = made.labels(*shared)
 
-    def _observe(self, name: str, value: float | None, count: int = 1) -> None:
-        if value is not None and value == value:
-            self._metrics[name].observe(value, count)
+    def _observe(self, name: str, value: float | None) -> None:
+        if value is not None:
+            self._metrics[name].observe(value)
