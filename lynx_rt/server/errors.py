@@ -64,7 +64,11 @@ class ApiError(Exception):
     def anthropic_body(self) -> dict[str, Any]:
         """Returns Anthropic's form of the body."""
         kind = "api_error" if self.type == "server_error" else self.type
-        return {"type": "error", "error": {"type": kind, "message": _clean(self.message), **self.extra}}
+        message = self.message
+        if "n_prompt_tokens" in self.extra:  # Claude Code reads this form, and then shortens the conversation
+            numbers = f"{self.extra['n_prompt_tokens']} tokens > {self.extra['n_ctx'] - 1} maximum"
+            message = f"prompt is too long: {numbers}. {message}"
+        return {"type": "error", "error": {"type": kind, "message": _clean(message), **self.extra}}
 
     def headers(self) -> dict[str, str]:
         headers = {}
