@@ -27,7 +27,8 @@ _MAX_MESSAGE = 2000
 _MAX_FAULTS = 10  # reported of one body
 # Clients retry errors of these kinds by themselves; x-should-retry ends that where a second try must fail like the first.
 _RETRIED = (408, 409, 429)
-_PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]+")
+# A file of this machine, which clients must not learn of; the server's own routes are no secret.
+_PATH = re.compile(r"(?<![\w:/])/(?!v1/)(?:[\w.@+-]+/)+[\w.@+-]+")
 
 
 class ApiError(Exception):
