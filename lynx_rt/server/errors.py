@@ -125,6 +125,8 @@ def from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     texts, first = [], None
     for fault in faults[:_MAX_FAULTS]:
         place = [str(part) for part in fault.get("loc", ()) if part != "body"]
+        if not place and isinstance(fault.get("input"), bytes):
+            return bad_request("the body must be JSON, under the header Content-Type: application/json")
         if fault.get("type") == "json_invalid":
             reason = (fault.get("ctx") or {}).get("error", "it cannot be parsed")
             return bad_request(f"the body is not valid JSON: {reason}")

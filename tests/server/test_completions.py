@@ -176,6 +176,13 @@ def test_bodies_that_cannot_be_read(server: LiveServer, path: str, content: byte
     assert answer.status_code == 400 and message.startswith("the body cannot be read as JSON: "), message
 
 
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}], ids=["none", "curl's"])
+def test_bodies_of_another_type(server: LiveServer, headers: dict[str, str]) -> None:
+    """A browser sends such bodies for any page, without asking the server first."""
+    answer = server.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
 def test_unknown_routes_are_named(server: LiveServer) -> None:
     answer = server.client.get("/v1/embeddings/x")
     assert answer.status_code == 404 and answer.json()["error"]["message"] == "GET /v1/embeddings/x: Not Found"
