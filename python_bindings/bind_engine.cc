@@ -215,6 +215,23 @@ void register_engine(py::module_& m) {
              }
              return to_dict(s);
            })
+      .def("step_sums",
+           [](const Engine& e) {
+             EngineStats s;
+             std::string selection;
+             int64_t layer_steps = 0, active = 0;
+             {
+               ReleaseGil nogil;
+               s = e.stats();
+               selection = e.expert_selection();
+               for (const EngineStats::Layer& layer : s.layers) {
+                 layer_steps += layer.steps;
+                 active += layer.active;
+               }
+             }
+             return py::make_tuple(s.steps, s.decode_steps, s.decode_rows, s.prompt_tokens + s.generation_tokens, s.step_seconds,
+                                   layer_steps, active, selection);
+           })
       .def("reset_stats", &Engine::reset_stats, release())
       .def("model_info",
            [](const Engine& e) {

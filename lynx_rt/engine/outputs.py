@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lynx_rt.errors import RequestAborted
 
@@ -179,6 +179,19 @@ def sum_prompt_logprobs(output: RequestOutput, start: int) -> float:
         raise RequestAborted(f"request {output.request_id} ended before its prompt was done")
     entries = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
     return sum(entry[token_id].logprob for token_id, entry in entries if entry is not None)
+
+
+class StepSums(NamedTuple):
+    """Sums of EngineStats, of which the difference tells what a step did."""
+
+    steps: int
+    decode_steps: int
+    decode_rows: int
+    tokens: int  # of prompts, and generated ones
+    seconds: float
+    layer_steps: int  # over the MoE layers, like the next one
+    active: int
+    policy: str  # not a sum: the current one
 
 
 @dataclass(slots=True)

@@ -92,7 +92,10 @@ class Completion:
             from lynx_rt.engine.signature import prompt_signature
 
             self.prompt_signature = prompt_signature(self._routed_experts, self.metrics.num_prompt_tokens)
-        hide_last = step.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
+        finish_reason, params = step.finish_reason, self.request.params
+        if finish_reason is not None:
+            self.metrics.finish_time = step.finish_time
+        hide_last = finish_reason == "stop" and not params.include_stop_str_in_output
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
             self._add_token(token_id, logprobs[place] if logprobs else None)
@@ -102,14 +105,14 @@ class Completion:
                 break
             if self._add_text(token_id):
                 self._finish("stop", self._text.stopped_by)
-                return step.finish_reason is None
-        if step.finish_reason is not None:
+                return finish_reason is None
+        if finish_reason is not None:
             self._out.error = step.error or None
             if step.error and self.constraint is not None:
                 self._out.error = self.constraint.error or step.error
             reason = self.request.stop_reason(step.stop_token_id)
-            self._finish(step.finish_reason, reason)
-            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+            self._finish(finish_reason, reason)
+            if isinstance(reason, str) and params.include_stop_str_in_output:
                 self._text.append(reason)  # the detokenizer hides this special token
         return False
 
@@ -137,21 +140,15 @@ class Completion:
 
     def take_delta(self) -> CompletionDelta | None:
         """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
-        out, start = self._out, self._num_taken
+        out, start, end = self._out, self._num_taken, len(self._out.token_ids)
+        reason, logprobs = out.finish_reason, out.logprobs
         progress, self._progress = self._progress, None
-        if start == len(out.token_ids) and progress is None and (out.finish_reason is None or self._end_taken):
+        if start == end and progress is None and (reason is None or self._end_taken):
             return None
-        self._num_taken, self._end_taken = len(out.token_ids), self.finished
-        return CompletionDelta(
-            index=out.index,
-            text=self._text.take(),
-            token_ids=out.token_ids[start:],
-            logprobs=None if out.logprobs is None else out.logprobs[start:],
-            finish_reason=out.finish_reason,
-            stop_reason=out.stop_reason,
-            error=out.error,
-            prompt_progress=progress,
-        )
+        self._num_taken, self._end_taken = end, reason is not None
+        fresh = None if logprobs is None else logprobs[start:]
+        text, token_ids = self._text.take(), out.token_ids[start:]
+        return CompletionDelta(out.index, text, token_ids, fresh, reason, out.stop_reason, out.error, progress)
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
         self._out.token_ids.append(token_id)
@@ -203,8 +200,6 @@ class Completion:
                 metrics.num_computed_prompt_tokens,
                 time.monotonic() - metrics.first_scheduled_time,
             )
-        if step.finish_reason is not None:
-            metrics.finish_time = step.finish_time
 
 
 class Request:
@@ -278,6 +273,9 @@ class Request:
     def take_deltas(self) -> list[CompletionDelta]:
         """Returns what is new of each completion that has grown or ended since the last call."""
         self.changed = False
+        if len(self.completions) == 1:
+            delta = self.completions[0].take_delta()
+            return [] if delta is None else [delta]
         return [delta for completion in self.completions if (delta := completion.take_delta()) is not None]
 
     def metrics(self) -> RequestMetrics:

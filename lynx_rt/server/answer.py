@@ -170,11 +170,10 @@ class _StallTimer:
         self._since = time.monotonic()
 
     def end(self) -> None:
-        self._since = None
-        self._last = time.monotonic()
+        self._last, self._since = self._since or time.monotonic(), None
 
     def idle_seconds(self) -> float:
-        """Returns the time since the last send; 0 during one."""
+        """Returns the time since the last send began; 0 during one."""
         return time.monotonic() - self._last if self._since is None else 0.0
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ from lynx_rt.server.answer import ErrorAnswer, logged
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
 from lynx_rt.server.completions import create_completion
-from lynx_rt.server.errors import ApiError, from_exception, from_status, from_validation
+from lynx_rt.server.errors import ApiError, bad_request, from_exception, from_status, from_validation
 from lynx_rt.server.http_metrics import HttpMetrics
 from lynx_rt.server.middleware import Gate
 from lynx_rt.server.protocol import ChatBody, CompletionBody
@@ -88,6 +88,10 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and isinstance(cause := error.__cause__, (ValueError, RecursionError)):
+        return ErrorAnswer(
+            bad_request(f"the body cannot be read as JSON: {cause}")
+        )  # not UTF-8, too deep, too long a number
     return ErrorAnswer(from_status(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
 

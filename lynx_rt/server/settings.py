@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_STOPS = 64  # stop strings of a request; lm-eval and Continue send more than OpenAI's 4
+MAX_STOP_LENGTH = 1024  # characters; of a bad word, too
 MAX_BAD_WORDS = 128
 MAX_PROMPTS = 1024  # of one completions request
 

@@ -57,7 +57,8 @@ async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     for place, token in enumerate(body.tokens):
         if not 0 <= token < size:
             raise bad_request(f"tokens[{place}] is {token}, outside the vocabulary of {size}", "tokens")
-    return {"prompt": engine.decode(body.tokens, skip_special_tokens=False)}
+    text = await in_thread(state, len(body.tokens), lambda: engine.decode(body.tokens, skip_special_tokens=False))
+    return {"prompt": text}
 
 
 @router.get("/tokenizer_info")

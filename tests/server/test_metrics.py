@@ -284,7 +284,7 @@ class StuckEngine:
         self._engine = engine
         self.fault: Exception | None = None
         self.reads = 0
-        self.raw_stats, self.last_step_time = engine.raw_stats, engine.last_step_time
+        self.step_sums, self.last_step_time = engine.step_sums, engine.last_step_time
 
     def stats(self) -> Any:
         self.reads += 1
@@ -471,7 +471,7 @@ def test_per_layer_series_stop_at_64_layers(idle: Engine) -> None:
     layers = [dataclasses.replace(idle.stats().layers[0], layer=i, steps=1) for i in range(65)]
     deep: Any = SimpleNamespace(
         stats=lambda: dataclasses.replace(idle.stats(), layers=layers),
-        raw_stats=idle.raw_stats,
+        step_sums=idle.step_sums,
         expert_selection="topk",
         model_config=idle.model_config,
         max_model_len=64,

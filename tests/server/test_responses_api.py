@@ -285,7 +285,7 @@ WRONG = [
     ({"input": "x", "background": True}, "background"),
     ({"input": "x", "prompt": {"id": "p"}}, "prompt"),
     ({"input": "x", "truncation": "auto"}, "truncation"),
-    ({"input": "x", "tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ({"input": "x", "tools": [{"type": "code_interpreter"}]}, "tools[0].type"),
     ({"input": "x", "tools": [{"type": "function"}]}, "tools[0].name"),
     ({"input": "x", "tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
     ({"input": "x", "text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
