@@ -170,6 +170,39 @@ def test_inspect_and_env(capsys: pytest.CaptureFixture[str], nano_path: str) -> 
     assert "usable_cores" in capsys.readouterr().out
 
 
+def test_env_says_why_there_are_so_many_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    threads = found["threads"]
+    assert found["cpu_model"] and 1 <= threads["num_threads"] <= found["usable_cores"] and threads["reason"]
+    assert sum(kind["cpus"] for kind in threads["kinds"]) >= found["usable_cores"]
+    made_up = {
+        "num_threads": 16,
+        "reason": "one per core",
+        "kinds": [{"name": "cpu_core", "cores": 8, "cpus": 16}, {"name": "cpu_atom", "cores": 8, "cpus": 8}],
+        "nodes": [0, 1],
+        "cpu_quota": 7.65,
+        "bound_to": [[0, 1, 2, 8], [4]],
+        "bind_error": "",
+        "interleaved_nodes": [0, 1],
+        "interleave_error": "Operation not permitted",
+    }
+    monkeypatch.setattr("lynx_rt.cli.env.cpu_threads", lambda: made_up)
+    assert main(["env"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    expected = {
+        "cores": "8 (cpu_core) with 16 CPUs + 8 (cpu_atom)",
+        "memory_nodes": "0-1",
+        "cpu_quota": "7.65 CPUs",
+        "threads": "16: one per core",
+        "threads_run": "bound to CPUs 0-2,8 and 4",
+        "pages_lie": "where touched: Operation not permitted",
+    }
+    assert {name: lines[name].strip() for name in expected} == expected
+
+
 def test_inspect_reports_a_folder_without_a_tokenizer(
     capsys: pytest.CaptureFixture[str], nano_path: str, tmp_path: Path
 ) -> None:
