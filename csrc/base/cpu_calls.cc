@@ -1,10 +1,14 @@
 #include "base/cpu_calls.h"
 
+#include <algorithm>
 #include <cerrno>
+#include <thread>
 #if defined(__linux__)
 #include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace lynx_rt {
@@ -21,6 +25,24 @@ std::vector<uint64_t> bit_mask(std::span<const int> bits) {
     mask[size_t(bit) / 64] |= uint64_t(1) << bit % 64;
   }
   return mask;
+}
+
+int count_cpus() {
+#if defined(__APPLE__)
+  int32_t fast = 0;
+  size_t size = sizeof fast;
+  if (sysctlbyname("hw.perflevel0.logicalcpu", &fast, &size, nullptr, 0) == 0 && fast > 0) return fast;
+#endif
+  return std::max(1, int(std::thread::hardware_concurrency()));
+}
+
+std::string model_by_call() {
+#if defined(__APPLE__)
+  char name[256] = {};
+  size_t size = sizeof name - 1;
+  if (sysctlbyname("machdep.cpu.brand_string", name, &size, nullptr, 0) == 0) return name;
+#endif
+  return "";
 }
 
 #if defined(__linux__)

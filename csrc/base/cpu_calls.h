@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 namespace lynx_rt {
@@ -21,6 +22,13 @@ class CpuCalls {
 
   static CpuCalls& system();
 };
+
+// Returns the CPUs of the machine, at least 1, for systems that have no affinity masks. macOS: those of its fast cores, since
+// threads cannot be kept away from the others there.
+int count_cpus();
+
+// Returns the name of the CPU's model as a call has it (macOS); empty where none does.
+std::string model_by_call();
 
 // Returns a mask with these bits set.
 std::vector<uint64_t> bit_mask(std::span<const int> bits);

@@ -10,7 +10,6 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
-#include <thread>
 
 #include "base/cgroup.h"
 #include "base/error.h"
@@ -43,7 +42,7 @@ std::vector<int> cpus_by_affinity(CpuCalls& calls) {
     for (int i = 0; i < int(mask.size()) * 64; ++i)
       if (mask[size_t(i) / 64] >> i % 64 & 1) cpus.push_back(i);
   if (cpus.empty())
-    for (int i = 0; i < std::max(1, int(std::thread::hardware_concurrency())); ++i) cpus.push_back(i);
+    for (int i = 0; i < count_cpus(); ++i) cpus.push_back(i);
   return cpus;
 }
 
@@ -188,6 +187,7 @@ std::string cpu_model(const std::string& root) {
       arm += (arm.empty() ? "ARM implementer " : ", ") + value;
     if (key == "CPU part" && arm.find("part " + value) == std::string::npos) arm += ", part " + value;
   }
+  if (arm.empty()) arm = model_by_call();
   return arm.empty() ? "unknown CPU" : arm;
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <climits>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <thread>
@@ -86,6 +87,8 @@ bool siblings_help(const std::vector<int>& cores, const std::vector<int>& cpus, 
 }
 
 }  // namespace
+
+int64_t ThreadPlan::balanced_tasks() const { return int64_t(std::ceil(8 * num_threads / slowest)); }
 
 std::span<const int> ThreadPlan::cpus_of(int thread) const {
   if (thread == 0) return {};

@@ -1,5 +1,6 @@
 // How many threads a pool has, on which CPUs they run, and where their memory lies.
 #pragma once
+#include <cstdint>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,6 +26,9 @@ struct ThreadPlan {
   std::vector<int> nodes{};  // nodes over which the threads spread the pages that they touch first; empty = they do not
   std::string reason{};      // of num_threads, for people
 
+  // Returns the number of tasks of equal work into which a loop is split, so that waiting for the last one takes at most an eighth of
+  // the loop: threads take tasks one by one, so a slow core takes fewer, but it may take its last when the others are done.
+  int64_t balanced_tasks() const;
   // Returns the CPUs that a thread is bound to: thread 0, which is the caller's own, to none; the others to the groups in turn, by the
   // groups' sizes.
   std::span<const int> cpus_of(int thread) const;

@@ -21,6 +21,8 @@ constexpr uint64_t loop_number(uint64_t gate) { return gate >> 32; }
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #else
   std::this_thread::yield();
 #endif

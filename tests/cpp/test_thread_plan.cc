@@ -77,6 +77,33 @@ void test_hybrid() {
   CHECK_EQ(plan_of(33, 51).num_threads, 8);
 }
 
+// Returns the time of a loop of one unit of work in equal tasks, each taken by the core that is free first.
+double loop_time(const std::vector<double>& speeds, int64_t tasks) {
+  std::vector<double> free_at(speeds.size());
+  for (int64_t task = 0; task < tasks; ++task) {
+    const size_t core = size_t(std::min_element(free_at.begin(), free_at.end()) - free_at.begin());
+    free_at[core] += 1 / double(tasks) / speeds[core];
+  }
+  return *std::max_element(free_at.begin(), free_at.end());
+}
+
+void test_last_task() {
+  int too_long = 0;  // of loops whose tasks do not regard the slow cores
+  for (const double slow : {1.0, 0.8, 0.6, 0.45, 0.34})
+    for (const int fast_cores : {1, 2, 4, 8, 31})
+      for (const int slow_cores : {1, 3, 8}) {
+        std::vector<double> speeds(size_t(fast_cores), 1.0);
+        speeds.resize(size_t(fast_cores + slow_cores), slow);
+        ThreadPlan plan;
+        plan.num_threads = fast_cores + slow_cores;
+        const double ideal = 1 / (fast_cores + slow * slow_cores);
+        too_long += loop_time(speeds, plan.balanced_tasks()) > 1.126 * ideal;
+        plan.slowest = slow;
+        CHECK(loop_time(speeds, plan.balanced_tasks()) <= 1.126 * ideal);
+      }
+  CHECK(too_long > 0);
+}
+
 // Two CPUs of one core, which is what small virtual machines are: two threads where they read faster than one.
 void test_siblings() {
   FakeMachine machine;
@@ -197,6 +224,7 @@ void test_meter() {
 int main() {
   test_equal_cores();
   test_hybrid();
+  test_last_task();
   test_siblings();
   test_big_little();
   test_nodes();

@@ -1,8 +1,6 @@
 // Construction and memory of the CPU backend, and the ops that are a loop over rows.
 #include "backend/cpu/cpu_backend.h"
 
-#include <cmath>
-
 #include "base/memory.h"
 #include "routing/dispatch.h"
 
@@ -22,7 +20,7 @@ CpuBackend::CpuBackend(const BackendOptions& options, const ThreadPlan& plan)
                  Product(kernels_, compute_dtype_, DType::kF16), Product(quant_kernels_, QuantFormat::kInt8),
                  Product(quant_kernels_, QuantFormat::kInt4)}},
       pool_(plan),
-      balanced_tasks_(int64_t(std::ceil(8 * plan.num_threads / plan.slowest))),
+      balanced_tasks_(plan.balanced_tasks()),
       quantization_(options.quantization),
       store_(options.quantization_cache),
       tile_(size_t(pool_.num_threads())),
