@@ -15,6 +15,7 @@ namespace {
 
 constexpr double kSlowest = 1.0 / 3;  // arithmetic of a core that is worth a thread, in that of the fastest
 constexpr double kSiblingsAdd = 1.1;  // what the further CPUs of cores must multiply the rate of reading by
+constexpr int kMeasured = 3;          // times that reading is measured
 constexpr int kTried = 2;             // cores of a kind that are measured; the faster counts, since the other may be busy
 
 std::string percent(double share) {
@@ -58,13 +59,13 @@ Chosen choose_kinds(const CpuTopology& topology, int limit, bool all, CoreMeter&
     if (kind > 0) {
       if (int(chosen.cores.size()) >= limit) break;
       if (kind == 1) fastest = arithmetic_of(chosen.cores, meter);
-      const double rate = arithmetic_of(cores, meter), share = fastest > 0 && rate > 0 ? std::min(1.0, rate / fastest) : 0;
-      chosen.reason += str_cat("; ", cores.size(), " cores of kind ", topology.kinds[size_t(kind)], " have ",
-                               share > 0 ? percent(share) : "an unknown share", " of the fastest's arithmetic");
-      if (share < kSlowest && !all) {
-        chosen.reason += ": not used";
-        continue;
-      }
+      const double rate = arithmetic_of(cores, meter);
+      const bool known = fastest > 0 && rate > 0;  // what cannot be measured is used
+      const double share = known ? std::min(1.0, rate / fastest) : kSlowest;
+      const bool used = all || share >= kSlowest;
+      chosen.reason += str_cat("; ", cores.size(), " cores of kind ", topology.kinds[size_t(kind)], used ? " used" : " not used",
+                               ": ", known ? percent(share) : "an unknown share", " of the fastest's arithmetic");
+      if (!used) continue;
       chosen.slowest = std::min(chosen.slowest, std::max(share, kSlowest));
     }
     chosen.kinds[size_t(kind)] = true;
@@ -73,16 +74,23 @@ Chosen choose_kinds(const CpuTopology& topology, int limit, bool all, CoreMeter&
   return chosen;
 }
 
-// Returns whether the further CPUs of the chosen cores are worth a thread, and adds why.
+// Returns whether the further CPUs of the chosen cores are worth a thread, and adds why. A thread too many costs little, one too few
+// up to half of the speed where a machine is one core. So what cannot be measured is used, and one good measurement of several is
+// enough: another process that runs meanwhile can only make it worse.
 bool siblings_help(const std::vector<int>& cores, const std::vector<int>& cpus, CoreMeter& meter, std::string& reason) {
-  const double alone = meter.reading(cores), together = alone > 0 ? meter.reading(cpus) : 0;
-  if (together <= 0) {
-    reason += "; hyperthreads not measured and not used";
-    return false;
+  double alone = 0, together = 0;
+  for (int i = 0; i < kMeasured; ++i) {
+    alone = std::max(alone, meter.reading(cores));
+    together = std::max(together, meter.reading(cpus));
+    if (alone <= 0 || together <= 0) {
+      reason += "; reading with and without hyperthreads cannot be measured";
+      return true;
+    }
+    if (together >= kSiblingsAdd * alone) break;
   }
   const bool help = together >= kSiblingsAdd * alone;
-  reason += str_cat("; with hyperthreads they read ", percent(together / alone),
-                    " of what they read without: ", help ? "" : "not ", "used");
+  reason += str_cat("; hyperthreads ", help ? "used" : "not used", ": with them, the cores read ", percent(together / alone),
+                    " of what they read without");
   return help;
 }
 

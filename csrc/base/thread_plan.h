@@ -39,7 +39,7 @@ struct ThreadPlan {
 // wanted > 0: that many. Else one per core, at most as many as the quota allows. Cores of a slower kind are used where their
 // arithmetic is at least a third of the fastest kind's: slower ones would do little of the work, and others would wait for the last
 // task that they took. Further CPUs of a core (hyperthreads) are used where the cores read memory a tenth faster with them. `meter` is
-// asked only on machines that have such kinds or CPUs, and only where the quota lets them matter.
+// asked only on machines that have such kinds or CPUs, and only where the quota lets them matter; what it cannot measure is used.
 //
 // Threads are bound where some kind of cores is not used, and on two or more nodes. They are bound to all CPUs of the cores in use of
 // a node rather than to one, so that a CPU that another process keeps busy does not stop them. Pages are spread over the nodes since

@@ -40,8 +40,8 @@ void test_hybrid() {
   CHECK_EQ(both.num_threads, 16);
   CHECK_EQ(both.slowest, 0.45);
   CHECK_EQ(both.groups, Groups{});
-  CHECK(says(both, "cpu_atom, up to 3900 MHz have 45 % of the fastest's arithmetic") && says(both, "102 %") &&
-        says(both, "not used"));
+  CHECK(says(both, "8 cores of kind cpu_atom, up to 3900 MHz used: 45 % of the fastest's arithmetic"));
+  CHECK(says(both, "hyperthreads not used: with them, the cores read 102 %"));
   CHECK_EQ(plan_of(45, 56).num_threads, 24);  // more than a tenth more
   CHECK_EQ(plan_of(120, 51).slowest, 1.0);    // a kind that the system takes for slower
 
@@ -51,8 +51,9 @@ void test_hybrid() {
   CHECK_EQ(fast.slowest, 1.0);
   CHECK_EQ(fast.groups, Groups{span_of(0, 15)});
   CHECK_EQ(fast.nodes, Ints{});
-  CHECK(says(fast, "33 %"));
-  CHECK_EQ(plan_of(0, 51).num_threads, 8);  // not measured
+  CHECK(says(fast, "not used: 33 %"));
+  CHECK_EQ(plan_of(0, 51).num_threads, 16);  // not measured
+  CHECK_EQ(plan_of(0, 51).slowest, 1.0 / 3);
   CHECK(says(plan_of(0, 51), "unknown"));
 
   // A number that was asked for stands. Slow cores make tasks smaller where there are too few fast ones.
@@ -111,9 +112,11 @@ void test_siblings() {
   FakeMeter faster({}, {{1, 11}, {2, 17}}), same({}, {{1, 11}, {2, 11.5}}), unknown({}, {});
   CHECK_EQ(plan_threads(cpus, 0, faster).num_threads, 2);
   CHECK_EQ(plan_threads(cpus, 0, same).num_threads, 1);
-  CHECK_EQ(plan_threads(cpus, 0, unknown).num_threads, 1);
-  CHECK(says(plan_threads(cpus, 0, unknown), "not measured"));
-  CHECK_EQ(plan_threads(cpus, 2, unknown).num_threads, 2);
+  CHECK_EQ(same.asked, 6);
+  CHECK_EQ(faster.asked, 2);  // once is enough
+  CHECK_EQ(plan_threads(cpus, 0, unknown).num_threads, 2);
+  CHECK(says(plan_threads(cpus, 0, unknown), "cannot be measured"));
+  CHECK_EQ(plan_threads(cpus, 1, unknown).num_threads, 1);
 }
 
 void test_big_little() {

@@ -1,11 +1,13 @@
 #include "backend/cpu/core_meter.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <mutex>
 #include <optional>
 #include <thread>
 #include <utility>
+#include <vector>
 #if defined(__x86_64__)
 #include <emmintrin.h>
 #endif
@@ -18,9 +20,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr double kArithmeticSeconds = 0.004;                     // long enough for a sleeping core to reach its frequency
-constexpr int kReadRounds = 5;                                   // the fastest counts
-constexpr int64_t kReadBytes = 16 << 20, kReadPart = 256 << 10;  // of all threads together; of one at least
+constexpr double kArithmeticSeconds = 0.004;  // long enough for a sleeping core to reach its frequency
 
 }  // namespace
 
@@ -44,6 +44,11 @@ double KernelMeter::arithmetic(int cpu) {
 }
 
 #if defined(__x86_64__)
+
+namespace {
+constexpr int kReadRounds = 3;                                  // the fastest counts
+constexpr int64_t kReadBytes = 4 << 20, kReadPart = 256 << 10;  // of all threads together; of one at least
+}  // namespace
 
 double KernelMeter::reading(std::span<const int> cpus) {
   const auto read = cpu::kernels_for(resolve_isa("")).read_sum;

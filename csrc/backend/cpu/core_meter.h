@@ -13,7 +13,7 @@ ThreadPlan plan_computing(int wanted);
 class KernelMeter final : public CoreMeter {
  public:
   double arithmetic(int cpu) override;                 // products that stay in the second-level cache, about 4 ms
-  double reading(std::span<const int> cpus) override;  // of 16 MiB and more out of memory, a few times
+  double reading(std::span<const int> cpus) override;  // of 4 MiB and more out of memory, a few times
 };
 
 }  // namespace lynx_rt
