@@ -56,7 +56,7 @@ std::vector<int> usable_cpus(const std::string& root, CpuCalls& calls) {
 
 int quota_threads(double quota) { return quota > 0 ? int(std::clamp(quota, 1.0, double(INT_MAX))) : INT_MAX; }
 
-// What the system says about the speed of a core.
+// Speed of a core, as the system states it.
 struct Rating {
   bool atom = false;  // one of the efficient cores of a hybrid Intel CPU
   int64_t value = 0;  // capacity, or highest frequency in kHz

@@ -49,7 +49,7 @@ ThreadPlan plan_threads(const CpuTopology& topology, int wanted, CoreMeter& mete
 // Returns the plan of pools whose threads copy: one thread per CPU, nothing measured.
 ThreadPlan plan_copying();
 
-// What the operating system says to the plan: 0 or the error of each call, tried in a thread that ends again.
+// Errors with which the operating system answers the calls of a plan; 0 = none. try_plan() makes them in a thread that ends again.
 struct PlanErrors {
   int bind = 0, interleave = 0;
 };
