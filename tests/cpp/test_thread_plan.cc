@@ -1,7 +1,16 @@
 // Tests which threads are chosen on made-up machines, where they and their memory go, and the measuring of this machine's cores.
 #include "base/thread_plan.h"
 
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <thread>
+
 #include "backend/cpu/core_meter.h"
+#include "backend/cpu/cpu_backend.h"
+#include "backend/device_array.h"
 #include "base/thread_pool.h"
 #include "check.h"
 #include "fake_machine.h"
@@ -186,6 +195,52 @@ void test_calls_of_a_pool() {
   CHECK(calls.bound.empty() && calls.interleaved.empty());
 }
 
+// A thread is where its calls put it, as far as the kernel tells. Runs on Linux, as far as calls are not forbidden.
+void test_system_calls_take_effect() {
+  const CpuTopology here = read_cpu_topology();
+  const int cpu = here.cpus.back().id;
+  const Ints nodes = here.nodes();
+  std::thread([&] {
+    CpuCalls& calls = CpuCalls::system();
+    if (calls.bind_thread(std::span(&cpu, 1)) == 0) CHECK_EQ(read_cpu_topology().cpus.size(), 1);
+#if defined(__linux__)
+    if (calls.interleave(nodes) == 0) {
+      int policy = -1;
+      std::vector<uint64_t> mask(64);
+      if (syscall(SYS_get_mempolicy, &policy, mask.data(), mask.size() * 64, nullptr, 0) == 0) {
+        CHECK_EQ(policy, 3);  // MPOL_INTERLEAVE
+        mask.resize(bit_mask(nodes).size());
+        CHECK_EQ(mask, bit_mask(nodes));
+      }
+    }
+#endif
+  }).join();
+  CHECK_EQ(read_cpu_topology().cpus.size(), here.cpus.size());  // other threads stay as they were
+}
+
+// Products have the same bits under any plan.
+void test_results_do_not_depend_on_the_plan() {
+  const int64_t rows = 5, n = 210, k = 96;
+  std::vector<float> x(size_t(rows * k)), w(size_t(n * k));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = float(i % 17) / 7 - 1;
+  for (size_t i = 0; i < w.size(); ++i) w[i] = float(i % 23) / 9 - 1;
+  const LinearPart part{{w.data(), DType::kF32, n, k}, {}, 0};
+  const auto product = [&](const ThreadPlan& plan) {
+    CpuBackend backend(BackendOptions{}, plan);
+    std::vector<float> out(size_t(rows * n));
+    static_cast<Backend&>(backend).linear(Activations(x.data(), rows, k), {&part, 1}, false, out.data(), n);
+    return out;
+  };
+  ThreadPlan plan;
+  const std::vector<float> alone = product(plan);
+  plan.num_threads = 3;
+  plan.slowest = 0.4;
+  plan.nodes = {0, 1};
+  for (const Cpu& cpu : read_cpu_topology().cpus) plan.groups.push_back({cpu.id});
+  CHECK_EQ(plan.balanced_tasks(), 60);
+  CHECK(product(plan) == alone);
+}
+
 // The kernel takes the masks, here with what the process may use.
 void test_system_calls() {
   const CpuTopology here = read_cpu_topology();
@@ -233,6 +288,8 @@ int main() {
   test_nodes();
   test_calls_of_a_pool();
   test_system_calls();
+  test_system_calls_take_effect();
+  test_results_do_not_depend_on_the_plan();
   test_meter();
   return check::result("test_thread_plan");
 }
