@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         core.close()
     report = {
         "command": args.command_line,
+        "measured_on": measured_on(info["device"]),
         "model": args.model,
         "model_info": info,
         "build": _C.build_info(),
@@ -228,7 +229,7 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     lines = [
         f"{report['model']}: {info['model_type']}, {info['dtype']}, {info['num_experts']} experts, "
         f"top-{info['num_experts_per_tok']}, {format_bytes(info['weight_bytes'])} of weights",
-        f"{measured_on(info['device'])}; ready in {report['ready_s']:.2f} s",
+        f"{report['measured_on']}; ready in {report['ready_s']:.2f} s",
         "read = plain reading of memory, measured between the steps",
         "",
     ]

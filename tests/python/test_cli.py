@@ -230,12 +230,15 @@ def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         (4, "topk"),
         (4, "oea:k0=1"),
     ]
+    machine = f"{report['build']['cpu_model']}; cpu {report['build']['isa']}, {report['threads']} threads, bfloat16"
+    assert report["measured_on"] == machine
     for row in report["rows"]:
         assert row["steps"] == 10 and 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         assert row["bytes_per_step"] > 0 and row["read_gb_per_s"] > 0 and row["percent_of_read"] > 0
         assert 1 <= row["active"] <= row["union_before"] <= 4 * row["batch"]
     assert main([*argv, "--ops"]) == 0
     out = capsys.readouterr().out
+    assert f"\n{machine}; ready in " in out
     assert "plain reading" in out and "expert_ffn" in out and " mlp " not in out
     _, *tables = out.split("% of step")
     for table in tables:
