@@ -35,7 +35,7 @@ double KernelMeter::arithmetic(int cpu) {
     for (double start = now(), begin = start, end; begin - start < kArithmeticSeconds; begin = end) {
       constexpr int kTimes = 10;
       for (int i = 0; i < kTimes; ++i)
-        gemm(w.data(), kDepth * 4, kOut, x.data(), kDepth * 4, kRows, kDepth, out.data(), kOut, false);
+        gemm(w.data(), kDepth * 4, kOut, x.data(), kDepth * 4, kRows, kDepth, out.data(), kOut, false, nullptr);
       end = now();
       rate = std::max(rate, kTimes / std::max(1e-9, end - begin));
     }
