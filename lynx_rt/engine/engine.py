@@ -52,7 +52,8 @@ class Engine(EngineState):
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
-    num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    num_threads: None = one per core, within affinity and CPU quota (`lynx-rt env` says why).
+    isa: None = the best; "scalar", "avx2", "avx512", ...
     on_load_progress: called with (bytes done, bytes in all) as weights are copied or quantised; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
