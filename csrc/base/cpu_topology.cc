@@ -19,9 +19,9 @@ namespace lynx_rt {
 namespace {
 
 constexpr int kMostCpus = 1 << 17;
-constexpr double kSameKind =
-    0.8;  // a core with at least this share of another's rating is of its kind: cores of one design differ by
-          // the highest frequency that they were sold for
+// A core with at least this share of another's rating is of its kind: cores of one design differ by the highest frequency that they
+// were sold for.
+constexpr double kSameKind = 0.8;
 
 std::string read_line(const std::string& file) {
   std::ifstream in(file);

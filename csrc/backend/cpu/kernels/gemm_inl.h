@@ -6,7 +6,7 @@
 // zeros.
 //
 // Order of a sum: lane l adds the l-th column of the first half of each block, then that of the second half, block after block, with
-// fused multiply-add; at last the lanes are added in the order of sum4(). It depends on K alone, so a row of x gets the same bits in
+// fused multiply-add; at last the lanes are added in the order of put4(). It depends on K alone, so a row of x gets the same bits in
 // any batch.
 //
 // Loops: a tile is 4 weight rows and up to kTileRows rows of x, whose sums are registers. Each group of weight rows meets all rows of
@@ -28,8 +28,8 @@ constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
 
 constexpr int64_t kBlockColumns = 2 * kVec;
 constexpr int64_t kGroupRows = 4;  // weight rows of a tile
-constexpr int64_t kRowsBytes =
-    192 << 10;  // of rows of x that the weights meet before the next rows: less than a second-level cache
+// Bytes of the rows of x that weights meet before the next rows: less than a second-level cache.
+constexpr int64_t kRowsBytes = 192 << 10;
 
 // Where the next weights are, and how many bytes of them one block of a tile prefetches.
 struct Ahead {
