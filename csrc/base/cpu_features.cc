@@ -15,12 +15,18 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
+static constexpr const char* kNames[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
 static constexpr int kIsas = sizeof kNames / sizeof *kNames;
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 #if defined(__x86_64__)
+// Older compilers do not know this feature in __builtin_cpu_supports().
+static bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
 // Linux grants the tile registers on request (Documentation/arch/x86/xstate.rst). The answer holds for all threads, including
 // those started before. It is no where a signal stack is too small for the registers, where a seccomp filter forbids the call,
 // and before Linux 5.16.
@@ -42,6 +48,7 @@ bool supported(Isa isa) {
   switch (isa) {
     case Isa::kScalar: return true;
     case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::kAvxVnni: return supported(Isa::kAvx2) && has_avx_vnni();
     case Isa::kAvx512:
       return supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");

@@ -33,6 +33,40 @@ struct QuantRows {
   QuantRows from(int64_t j) const { return {data + j * stride, stride, groups}; }
 };
 
+using QuantSums = float[Quant::kPanel];
+
+// Puts the sums of a panel and a row of x where they belong; `rows` of them exist, or all.
+inline void put_sums(QuantSums& sums, int64_t rows, float* out, bool accumulate) {
+  const size_t bytes = rows < Quant::kPanel ? size_t(4 * rows) : sizeof sums;
+  if (accumulate) {
+    QuantSums before = {};
+    std::memcpy(before, out, bytes);
+    for (int64_t r = 0; r < Quant::kPanel; ++r) sums[r] = before[r] + sums[r];
+  }
+  if (rows >= Quant::kPanel)
+    std::memcpy(out, sums, sizeof sums);  // a size that the compiler knows
+  else
+    std::memcpy(out, sums, bytes);
+}
+
+// Calls group(panel's group, rows of x, their number, g, sums) for every panel and group: a group is multiplied with all rows of x
+// before the next.
+template <int Bits, class Group>
+inline void for_groups(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k,
+                       float* out, int64_t out_stride, bool accumulate, Group group) {
+  const QuantRows all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
+  for (int64_t i = 0; i < n; i += Quant::kPanel)
+    for (int64_t first = 0; first < m; first += kMaxRows) {
+      const int64_t count = m - first < kMaxRows ? m - first : kMaxRows;
+      const QuantRows x = all.from(first);
+      alignas(64) QuantSums acc[kMaxRows];
+      std::memset(acc, 0, size_t(count) * sizeof acc[0]);
+      const char* w = static_cast<const char*>(weights) + i * w_stride;
+      for (int64_t g = 0; g < x.groups; ++g, w += kGroupBytes<Bits>) group(w, x, count, g, acc);
+      for (int64_t j = 0; j < count; ++j) put_sums(acc[j], n - i, out + (first + j) * out_stride + i, accumulate);
+    }
+}
+
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties
 
 // The scale of n values and its inverse, with which the largest becomes `most` or -most. quant.h defines the sign, and the treatment
