@@ -1,5 +1,5 @@
 // The common part of the quantised products of AVX2 and AVX-VNNI. A line of weights is two registers of 8 weight rows, and serves up
-// to kRows rows of x, of which one quad (4 bytes) at a time is broadcast.
+// to kMost rows of x, of which one quad (4 bytes) at a time is broadcast.
 //
 // A class Dot says how they are multiplied:
 //   kBits          bits of a weight
@@ -14,9 +14,15 @@
 
 namespace {
 
-constexpr int kRows = 5;  // 10 sums, two registers of weights and what is computed of them: 15 of the 16 registers
+constexpr int kMost = 5;  // 10 sums, two registers of weights and what is computed of them: 15 of the 16 registers
 
 inline __m256i load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+
+// A sum that gcc must have before what follows: it would add up products first, and has too few registers for them.
+inline __m256i next(__m256i sum) {
+  asm("" : "+x"(sum));
+  return sum;
+}
 
 // The lower or the upper halves of bytes.
 inline __m256i nibbles(__m256i u, int p) { return _mm256_and_si256(p ? _mm256_srli_epi16(u, 4) : u, _mm256_set1_epi8(15)); }
@@ -49,10 +55,7 @@ inline void rows_of_group(const char* w, const char* quads, int64_t stride, Quan
         for (int j = 0; j < R; ++j) {
           int32_t quad;
           std::memcpy(&quad, quads + j * stride + Dot::Quads::at(l, p), 4);
-          for (int h = 0; h < 2; ++h) {
-            part[j][h] = Dot::add(part[j][h], u[h], _mm256_set1_epi32(quad));
-            asm("" : "+x"(part[j][h]));  // else gcc adds up the products first, and has too few registers for them
-          }
+          for (int h = 0; h < 2; ++h) part[j][h] = next(Dot::add(part[j][h], u[h], _mm256_set1_epi32(quad)));
         }
       }
     }
@@ -73,25 +76,15 @@ inline void rows_of_group(const char* w, const char* quads, int64_t stride, Quan
   }
 }
 
-template <class Dot, int R = kRows>
-inline void rows_of_group(int64_t count, const char* w, const char* quads, int64_t stride, QuantRows x, int64_t g,
-                          QuantSums* acc) {
-  if (count == R) return rows_of_group<Dot, R>(w, quads, stride, x, g, acc);
-  if constexpr (R > 1) rows_of_group<Dot, R - 1>(count, w, quads, stride, x, g, acc);
-}
-
 template <class Dot>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
           int64_t out_stride, bool accumulate) {
   for_groups<Dot::kBits>(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate,
                          [](const char* w, QuantRows x, int64_t count, int64_t g, QuantSums* acc) {
                            const typename Dot::Quads quads(x, count, g);
-                           // As few passes as possible, of equal numbers of rows.
-                           int64_t j = 0, now;
-                           for (int64_t passes = (count + kRows - 1) / kRows; passes > 0; --passes, j += now) {
-                             now = (count - j + passes - 1) / passes;
-                             rows_of_group<Dot>(now, w, quads.data + j * quads.stride, quads.stride, x.from(j), g, acc + j);
-                           }
+                           in_passes<kMost>(count, [&](auto r, int64_t j) {
+                             rows_of_group<Dot, r.number>(w, quads.data + j * quads.stride, quads.stride, x.from(j), g, acc + j);
+                           });
                          });
 }
 
