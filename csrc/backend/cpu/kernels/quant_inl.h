@@ -122,19 +122,26 @@ void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void
     int32_t* sums = const_cast<int32_t*>(Quant::x_sums(row, groups));
     for (int64_t p = 0; p < n; p += Quant::kGroup) {
       const int64_t g = (begin + p) / Quant::kGroup;
-      alignas(64) float v[Quant::kGroup] = {};
-      std::memcpy(v, x[j] + p, size_t(4 * (n - p < Quant::kGroup ? n - p : Quant::kGroup)));
-      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
-      scales[g] = scale.scale;
-      int8_t q[Quant::kGroup];
-      int32_t sum = 0;
-      for (int64_t i = 0; i < Quant::kGroup; ++i) {
-        const int32_t r = scale.steps(v[i]);
-        q[i] = int8_t(r);
-        sum += r;
+      const float* v = x[j] + p;
+      alignas(64) float padded[Quant::kGroup];
+      if (n - p < Quant::kGroup) {
+        std::memset(padded, 0, sizeof padded);
+        std::memcpy(padded, v, size_t(4 * (n - p)));
+        v = padded;
       }
+      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
+      int8_t q[Quant::kGroup] = {};
+      uint32_t sum = 0;
+      // The lowest bits of a float32 near kRound are an integer, whose lowest byte is that of the float32.
+      if (scale.scale == scale.scale)
+        for (int64_t i = 0; i < Quant::kGroup; ++i) {
+          const uint32_t bits = std::bit_cast<uint32_t>(v[i] * scale.inverse + kRound);
+          q[i] = int8_t(bits);
+          sum += bits - std::bit_cast<uint32_t>(kRound);
+        }
       std::memcpy(row + g * Quant::kGroup, q, sizeof q);
-      sums[g] = sum;
+      scales[g] = scale.scale;
+      sums[g] = int32_t(sum);
     }
   }
 }
