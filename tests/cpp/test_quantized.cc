@@ -90,7 +90,7 @@ std::vector<float> multiply(Isa isa, int bits, const Packed& p, int64_t m, int64
   const int64_t stride = n + 3;
   std::vector<float> out(size_t(m * stride), 1.5f);
   (bits == 8 ? kernels.gemm_int8 : kernels.gemm_int4)(p.weights.data(), p.w_stride, n, p.rows.data(), p.x_stride, m, k,
-                                                      out.data(), stride, accumulate);
+                                                      out.data(), stride, accumulate, nullptr);
   return out;
 }
 
