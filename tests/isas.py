@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from lynx_rt import _C
 
-NAMES = ["scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"]
+NAMES = ["scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"]
 SUPPORTED: list[str] = _C.build_info()["supported_isas"]
 ISAS = [name for name in NAMES if name in SUPPORTED]

@@ -12,11 +12,18 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
+static constexpr const char* kNames[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
+static constexpr int kIsas = sizeof kNames / sizeof *kNames;
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
 
 #if defined(__x86_64__)
+// Older compilers do not know this feature in __builtin_cpu_supports().
+static bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 4);
+}
+
 // Linux grants the tile registers on request (Documentation/arch/x86/xstate.rst). The answer holds for all threads, including
 // those started before. It is no where a signal stack is too small for the registers, where a seccomp filter forbids the call,
 // and before Linux 5.16.
@@ -33,24 +40,38 @@ static bool has_amx() {
 }
 #endif
 
-Isa best_isa() {
+bool supported(Isa isa) {
 #if defined(__x86_64__)
-  if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))) return Isa::kScalar;
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")))
-    return Isa::kAvx2;
-  if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
-  if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Vnni;
-  static const bool amx = has_amx();
-  return amx ? Isa::kAmxBf16 : Isa::kAvx512Bf16;
-#else
-  return Isa::kScalar;
+  switch (isa) {
+    case Isa::kScalar: return true;
+    case Isa::kAvx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case Isa::kAvxVnni: return supported(Isa::kAvx2) && has_avx_vnni();
+    case Isa::kAvx512:
+      return supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Isa::kAvx512Vnni: return supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Bf16: return supported(Isa::kAvx512Vnni) && __builtin_cpu_supports("avx512bf16");
+    case Isa::kAmxBf16: {
+      static const bool amx = supported(Isa::kAvx512Bf16) && has_amx();
+      return amx;
+    }
+  }
 #endif
+  return isa == Isa::kScalar;
 }
 
 std::vector<Isa> supported_isas() {
   std::vector<Isa> out;
-  for (int i = 0; i <= int(best_isa()); ++i) out.push_back(Isa(i));
+  for (int i = 0; i < kIsas; ++i)
+    if (supported(Isa(i))) out.push_back(Isa(i));
+  return out;
+}
+
+Isa best_isa() { return supported_isas().back(); }
+
+static std::string names(const std::vector<Isa>& isas) {
+  std::string out;
+  for (Isa isa : isas) out += str_cat(out.empty() ? "" : ", ", isa_name(isa));
   return out;
 }
 
@@ -59,13 +80,14 @@ Isa resolve_isa(const std::string& name) {
     const char* forced = std::getenv("LYNX_RT_ISA");
     return forced && *forced ? resolve_isa(forced) : best_isa();
   }
-  for (int i = 0; i <= int(Isa::kAmxBf16); ++i) {
+  std::vector<Isa> known;
+  for (int i = 0; i < kIsas; ++i) {
+    known.push_back(Isa(i));
     if (name != kNames[i]) continue;
-    if (Isa(i) > best_isa())
-      fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports up to ", isa_name(best_isa()));
-    return Isa(i);
+    if (supported(Isa(i))) return Isa(i);
+    fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports ", names(supported_isas()));
   }
-  invalid("isa", "expected scalar, avx2, avx512, avx512vnni, avx512bf16 or amxbf16, got \"", name, "\"");
+  invalid("isa", "expected one of ", names(known), "; got \"", name, "\"");
 }
 
 }  // namespace lynx_rt

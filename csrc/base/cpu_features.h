@@ -5,12 +5,14 @@
 
 namespace lynx_rt {
 
-// Instruction sets in rising order: each includes all features of those before it.
-enum class Isa { kScalar, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
+// Instruction sets in rising order of preference. A CPU may have one without having all of those before it.
+enum class Isa { kScalar, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
 
-const char* isa_name(Isa isa);  // "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
-Isa best_isa();                 // the highest that CPU and operating system support; the first call requests the tile registers
-std::vector<Isa> supported_isas();  // kScalar .. best_isa()
+const char* isa_name(Isa isa);  // "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
+// Whether CPU and operating system support it. The first call with kAmxBf16 requests the tile registers.
+bool supported(Isa isa);
+std::vector<Isa> supported_isas();  // in the order of Isa, from kScalar to best_isa()
+Isa best_isa();                     // the last that is supported
 // Returns the instruction set of that name; where it is empty, the one that LYNX_RT_ISA names, else best_isa(). Throws
 // kInvalidArgument for an unknown name, kUnsupported for a set that this CPU lacks.
 Isa resolve_isa(const std::string& name);

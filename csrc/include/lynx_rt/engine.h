@@ -53,9 +53,9 @@ struct EngineOptions {
   // "topk", "lynx", "oea:k0=2", ...: the README lists the policies, their keys, and parts for single layers. "slo:tpot_ms=20"
   // strengthens a policy while steps take longer than that.
   std::string expert_selection = "topk";
-  int num_threads = 0;                        // 0 = one per core, within the affinity and the CPU quota of the process
-  std::string isa;                            // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
-  uint64_t seed = 0;                          // for requests without a seed
+  int num_threads = 0;  // 0 = one per core, within the affinity and the CPU quota of the process
+  std::string isa;      // "" = best; "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
+  uint64_t seed = 0;    // for requests without a seed
   bool disable_dependent_launch = false;      // cuda: kernels of a step do not overlap; results are the same
   bool enable_return_routed_experts = false;  // StepOutput::routed_experts
   bool record_router_logits = false;          // for take_router_logits(); call it regularly, since records pile up

@@ -4,9 +4,8 @@ namespace lynx_rt::cpu {
 
 #if defined(__x86_64__)
 // VNNI changes nothing in Kernels: only the quantised products use it.
-static Kernels vnni_kernels() {
-  Kernels kernels = kAvx512Kernels;
-  kernels.isa = Isa::kAvx512Vnni;
+static Kernels vnni_kernels(Kernels kernels, Isa isa) {
+  kernels.isa = isa;
   return kernels;
 }
 
@@ -25,9 +24,13 @@ const Kernels& kernels_for(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
     case Isa::kAvx2: return kAvx2Kernels;
+    case Isa::kAvxVnni: {
+      static const Kernels kernels = vnni_kernels(kAvx2Kernels, Isa::kAvxVnni);
+      return kernels;
+    }
     case Isa::kAvx512: return kAvx512Kernels;
     case Isa::kAvx512Vnni: {
-      static const Kernels kernels = vnni_kernels();
+      static const Kernels kernels = vnni_kernels(kAvx512Kernels, Isa::kAvx512Vnni);
       return kernels;
     }
     case Isa::kAvx512Bf16: return kAvx512Bf16Kernels;
@@ -47,6 +50,7 @@ const QuantKernels& quant_kernels_for(Isa isa) {
   switch (isa) {
     case Isa::kAvx2:
     case Isa::kAvx512: return kAvx2QuantKernels;
+    case Isa::kAvxVnni: return kAvxVnniQuantKernels;
     case Isa::kAvx512Vnni:
     case Isa::kAvx512Bf16: return kAvx512VnniQuantKernels;
     case Isa::kAmxBf16: return kAmxInt8QuantKernels;

@@ -86,6 +86,7 @@ extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const QuantKernels kAvx2QuantKernels;
+extern const QuantKernels kAvxVnniQuantKernels;
 extern const QuantKernels kAvx512VnniQuantKernels;
 extern const QuantKernels kAmxInt8QuantKernels;
 void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,

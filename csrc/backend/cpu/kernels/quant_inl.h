@@ -33,6 +33,61 @@ struct QuantRows {
   QuantRows from(int64_t j) const { return {data + j * stride, stride, groups}; }
 };
 
+using QuantSums = float[Quant::kPanel];
+
+// Puts the sums of a panel and a row of x where they belong; `rows` of them exist, or all.
+inline void put_sums(QuantSums& sums, int64_t rows, float* out, bool accumulate) {
+  const size_t bytes = rows < Quant::kPanel ? size_t(4 * rows) : sizeof sums;
+  if (accumulate) {
+    QuantSums before = {};
+    std::memcpy(before, out, bytes);
+    for (int64_t r = 0; r < Quant::kPanel; ++r) sums[r] = before[r] + sums[r];
+  }
+  if (rows >= Quant::kPanel)
+    std::memcpy(out, sums, sizeof sums);  // a size that the compiler knows
+  else
+    std::memcpy(out, sums, bytes);
+}
+
+// Calls group(panel's group, rows of x, their number, g, sums) for every panel and group: a group is multiplied with all rows of x
+// before the next.
+template <int Bits, class Group>
+inline void for_groups(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k,
+                       float* out, int64_t out_stride, bool accumulate, Group group) {
+  const QuantRows all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
+  for (int64_t i = 0; i < n; i += Quant::kPanel)
+    for (int64_t first = 0; first < m; first += kMaxRows) {
+      const int64_t count = m - first < kMaxRows ? m - first : kMaxRows;
+      const QuantRows x = all.from(first);
+      alignas(64) QuantSums acc[kMaxRows];
+      std::memset(acc, 0, size_t(count) * sizeof acc[0]);
+      const char* w = static_cast<const char*>(weights) + i * w_stride;
+      for (int64_t g = 0; g < x.groups; ++g, w += kGroupBytes<Bits>) group(w, x, count, g, acc);
+      for (int64_t j = 0; j < count; ++j) put_sums(acc[j], n - i, out + (first + j) * out_stride + i, accumulate);
+    }
+}
+
+template <int R>
+struct Rows {
+  static constexpr int number = R;
+};
+
+template <int R, class Pass>
+inline void pass_of(int64_t rows, const Pass& pass) {
+  if (rows == R) return pass(Rows<R>());
+  if constexpr (R > 1) pass_of<R - 1>(rows, pass);
+}
+
+// Calls pass(Rows<R>, first row) for parts of `count` rows: as few parts as possible, of equal numbers R <= Most.
+template <int Most, class Pass>
+inline void in_passes(int64_t count, const Pass& pass) {
+  int64_t j = 0, now;
+  for (int64_t passes = (count + Most - 1) / Most; passes > 0; --passes, j += now) {
+    now = (count - j + passes - 1) / passes;
+    pass_of<Most>(now, [&](auto rows) { pass(rows, j); });
+  }
+}
+
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties
 
 // The scale of n values and its inverse, with which the largest becomes `most` or -most. quant.h defines the sign, and the treatment
@@ -67,19 +122,26 @@ void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void
     int32_t* sums = const_cast<int32_t*>(Quant::x_sums(row, groups));
     for (int64_t p = 0; p < n; p += Quant::kGroup) {
       const int64_t g = (begin + p) / Quant::kGroup;
-      alignas(64) float v[Quant::kGroup] = {};
-      std::memcpy(v, x[j] + p, size_t(4 * (n - p < Quant::kGroup ? n - p : Quant::kGroup)));
-      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
-      scales[g] = scale.scale;
-      int8_t q[Quant::kGroup];
-      int32_t sum = 0;
-      for (int64_t i = 0; i < Quant::kGroup; ++i) {
-        const int32_t r = scale.steps(v[i]);
-        q[i] = int8_t(r);
-        sum += r;
+      const float* v = x[j] + p;
+      alignas(64) float padded[Quant::kGroup];
+      if (n - p < Quant::kGroup) {
+        std::memset(padded, 0, sizeof padded);
+        std::memcpy(padded, v, size_t(4 * (n - p)));
+        v = padded;
       }
+      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
+      int8_t q[Quant::kGroup] = {};
+      uint32_t sum = 0;
+      // The lowest bits of a float32 near kRound are an integer, whose lowest byte is that of the float32.
+      if (scale.scale == scale.scale)
+        for (int64_t i = 0; i < Quant::kGroup; ++i) {
+          const uint32_t bits = std::bit_cast<uint32_t>(v[i] * scale.inverse + kRound);
+          q[i] = int8_t(bits);
+          sum += bits - std::bit_cast<uint32_t>(kRound);
+        }
       std::memcpy(row + g * Quant::kGroup, q, sizeof q);
-      sums[g] = sum;
+      scales[g] = scale.scale;
+      sums[g] = int32_t(sum);
     }
   }
 }
