@@ -41,7 +41,6 @@ Backend::MemoryBudget CpuBackend::memory_budget() const {
 }
 
 RowGroup CpuBackend::pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer) {
-  if (product.takes_any_row()) return {const_cast<char*>(reinterpret_cast<const char*>(x)), n * 4};
   RowGroup out{nullptr, product.row_bytes(n)};
   out.data = buffer.get(num_rows * out.row_bytes);
   pool_.parallel_for(ceil_div(num_rows, RowGroup::kRows), [&](int64_t task, int) {

@@ -65,16 +65,13 @@ void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_hea
   const int64_t k = weights[0].cols;
   pool_.parallel_for(int64_t(weights.size()), [&](int64_t head, int thread) {
     const float* from = x.f32 + head * x_head;
-    RowGroup rows{const_cast<char*>(reinterpret_cast<const char*>(from)), x_stride * 4};
-    if (!p.takes_any_row()) {
-      rows.row_bytes = p.row_bytes(k);
-      rows.data = query_[size_t(thread)].get(round_up(num_rows, RowGroup::kRows) * rows.row_bytes);
-      for (int64_t t = 0; t < num_rows; t += RowGroup::kRows) {
-        const int64_t m = std::min(RowGroup::kRows, num_rows - t);
-        const float* of[RowGroup::kRows];
-        for (int64_t j = 0; j < m; ++j) of[j] = from + (t + j) * x_stride;
-        p.pack(of, m, 0, k, rows.from(t));
-      }
+    RowGroup rows{nullptr, p.row_bytes(k)};
+    rows.data = query_[size_t(thread)].get(round_up(num_rows, RowGroup::kRows) * rows.row_bytes);
+    for (int64_t t = 0; t < num_rows; t += RowGroup::kRows) {
+      const int64_t m = std::min(RowGroup::kRows, num_rows - t);
+      const float* of[RowGroup::kRows];
+      for (int64_t j = 0; j < m; ++j) of[j] = from + (t + j) * x_stride;
+      p.pack(of, m, 0, k, rows.from(t));
     }
     p.run(weights[size_t(head)], 0, weights[0].rows, rows, num_rows, out + head * out_head, out_stride, false);
   });

@@ -7,7 +7,7 @@
 namespace lynx_rt {
 
 Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
-    : kernels_(&kernels), compute_(compute), form_(Form::kF32), gemm_(kernels.gemm_f32[int(weight)]) {
+    : kernels_(&kernels), compute_(compute), weight_(weight), form_(Form::kF32), gemm_(kernels.gemm_f32[int(weight)]) {
   if (compute != DType::kBF16 || weight != DType::kBF16) return;
   if (kernels.gemm_bf16_tiles) {
     form_ = Form::kBF16Tiles;
@@ -25,23 +25,29 @@ Product::Product(const cpu::QuantKernels& kernels, QuantFormat weight)
 
 int64_t Product::row_bytes(int64_t k) const {
   if (form_ == Form::kQuantized) return cpu::Quant::x_bytes(k);
-  return round_up(k * (form_ == Form::kF32 ? 4 : 2), 64);
+  if (form_ == Form::kF32) return round_up(k, kernels_->block_columns) * 4;
+  return round_up(k * 2, 64);
 }
 
 void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const {
   if (pack_) return pack_(rows, m, begin, n, out.data, out.row_bytes);
   for (int64_t j = 0; j < m; ++j) {
-    char* to = out.from(j).data;
-    if (form_ == Form::kBF16)
-      kernels_->from_f32(rows[j], n, DType::kBF16, to + begin * 2);
-    else
-      kernels_->round_to(rows[j], n, compute_, reinterpret_cast<float*>(to) + begin);
+    char* row = out.from(j).data;
+    if (form_ == Form::kBF16) {
+      kernels_->from_f32(rows[j], n, DType::kBF16, row + begin * 2);
+      continue;
+    }
+    float* to = reinterpret_cast<float*>(row) + begin;
+    const int64_t padded = round_up(n, kernels_->block_columns);
+    kernels_->round_to(rows[j], n, compute_, to);
+    std::fill(to + n, to + padded, 0.0f);
+    if (weight_ == DType::kBF16) kernels_->split_pairs(to, padded);
   }
 }
 
 int64_t Product::rows_per_task(int64_t row_bytes, int64_t most) const {
-  // The first rows of a task of the tile kernel are not prefetched, so its tasks are larger.
-  const int64_t tile = tile_rows(), bytes = pack_ ? 256 << 10 : 64 << 10;
+  // The first rows of a task are not prefetched, so tasks are large; less so where passes of 16 rows of x read a task's weights again.
+  const int64_t tile = tile_rows(), bytes = form_ == Form::kBF16 ? 64 << 10 : 256 << 10;
   const int64_t by_bytes = std::max(tile, bytes / std::max<int64_t>(1, row_bytes) / tile * tile);
   return std::min(by_bytes, std::max(tile, round_up(most, tile)));
 }

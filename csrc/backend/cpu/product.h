@@ -47,11 +47,9 @@ class Product {
   Product(const cpu::QuantKernels& kernels, QuantFormat weight);
 
   int64_t row_bytes(int64_t k) const;  // of a packed row
-  // Whether a float32 row is its own packed form.
-  bool takes_any_row() const { return form_ == Form::kF32 && compute_ == DType::kF32; }
   // Packs columns [begin, begin + n) of m rows into a group; rows[j] points at their first one. `begin` is a multiple of
   // pack_step().
-  int64_t pack_step() const { return form_ == Form::kBF16Tiles ? 32 : form_ == Form::kQuantized ? cpu::Quant::kGroup : 1; }
+  int64_t pack_step() const { return form_ == Form::kQuantized ? cpu::Quant::kGroup : 32; }
   void pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const;
   // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m.
   void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride,
@@ -75,7 +73,7 @@ class Product {
 
   const cpu::Kernels* kernels_ = nullptr;
   cpu::PackTilesFn pack_ = nullptr;  // for the forms in which rows are not packed one by one
-  DType compute_ = DType::kF32;
+  DType compute_ = DType::kF32, weight_ = DType::kF32;
   Form form_;
   cpu::GemmFn gemm_;
   cpu::GemmPiecesFn pieces_ = nullptr;

@@ -28,8 +28,12 @@ using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pi
 
 struct Kernels {
   Isa isa;
-  GemmFn gemm_f32[3];  // x: rows of float32; indexed by the weights' DType
-  GemmFn gemm_bf16;    // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
+  // Products with x of float32, indexed by the weights' DType. A row of x is in blocks of `block_columns`, the last one completed with
+  // zeros; for bf16 weights split_pairs() has put the even columns of each block before the odd ones.
+  GemmFn gemm_f32[3];
+  int64_t block_columns;                     // a power of two, at most 32
+  void (*split_pairs)(float* x, int64_t n);  // in place; n is a multiple of block_columns
+  GemmFn gemm_bf16;  // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
 
   // acc[j][i] += sum_t p[j][t] * v[t][i] for j < m, i < d, t ascending; v is `tokens` rows of d values (dtype), `stride` values apart.
   void (*weighted_sum)(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,

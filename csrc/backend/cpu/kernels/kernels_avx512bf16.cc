@@ -6,6 +6,40 @@
 // order depends on K alone.
 namespace {
 
+// out[j * out_stride + i] (+)= fold(acc[i][j])
+template <int NR, int MR>
+inline void put_tile(const F32x16 (&acc)[NR][MR], float* out, int64_t out_stride, bool accumulate) {
+  for (int j = 0; j < MR; ++j)
+    for (int i = 0; i < NR; ++i) {
+      const float v = fold(acc[i][j]);
+      float* to = out + j * out_stride + i;
+      *to = accumulate ? *to + v : v;
+    }
+}
+
+// The same for 4 x 4, all sixteen folds at once.
+inline void put_tile(const F32x16 (&acc)[4][4], float* out, int64_t out_stride, bool accumulate) {
+  F32x16 rows[4];  // four lanes of acc[i][0], .., acc[i][3]
+  for (int i = 0; i < 4; ++i) {
+    F32x16 half[2];
+    for (int j = 0; j < 2; ++j)
+      half[j] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[i][2 * j], acc[i][2 * j + 1], 0x44),
+                              _mm512_shuffle_f32x4(acc[i][2 * j], acc[i][2 * j + 1], 0xee));
+    rows[i] = _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+  }
+  F32x16 pairs[2];
+  for (int i = 0; i < 2; ++i)
+    pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0x44),
+                             _mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0xee));
+  const F32x16 all = _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
+  const __m128 columns[4] = {_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1), _mm512_extractf32x4_ps(all, 2),
+                             _mm512_extractf32x4_ps(all, 3)};
+  for (int j = 0; j < 4; ++j) {
+    float* to = out + j * out_stride;
+    _mm_storeu_ps(to, accumulate ? _mm_add_ps(_mm_loadu_ps(to), columns[j]) : columns[j]);
+  }
+}
+
 template <int NR, int MR>
 inline void bf16_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, float* out, int64_t out_stride,
                       bool accumulate, bool first_pass) {

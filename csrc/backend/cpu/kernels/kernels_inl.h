@@ -1,20 +1,19 @@
 // The kernels, written over the sixteen-lane type F32x16 of the simd_*.h header that the including file chose.
 //
-// Dot products: lane l accumulates elements l, l + 16, l + 32, ... in order with fused multiply-add; a short tail is padded with
-// zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on K alone, so a row's result has the same
-// bits in any batch. Elementwise loops use plain operations without contraction (-ffp-contract=off), so that the compiler
-// may vectorise them and the remainder is rounded the same way.
+// Sums over a row, as in rmsnorm(): lane l accumulates elements l, l + 16, l + 32, ... in order with fused multiply-add; a short tail
+// is padded with zeros; then lanes are folded 16 -> 8 -> 4 -> 2 -> 1. The order depends on the length alone. Elementwise loops use
+// plain operations without contraction (-ffp-contract=off), so that the compiler may vectorise them and the remainder is rounded the
+// same way. The products with weights are in gemm_inl.h.
 #pragma once
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
+#include "backend/cpu/kernels/gemm_inl.h"
 #include "backend/cpu/kernels/kernels.h"
 
 namespace {
-
-using lynx_rt::DType;
 
 constexpr int kLanes = 16;
 
@@ -29,9 +28,6 @@ inline F32x16 load(const void* p) {
 }
 
 template <DType D>
-constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
-
-template <DType D>
 inline F32x16 load_partial(const void* p, int64_t count) {
   alignas(64) unsigned char buf[64] = {};
   std::memcpy(buf, p, size_t(count * kSize<D>));
@@ -39,80 +35,6 @@ inline F32x16 load_partial(const void* p, int64_t count) {
 }
 
 inline F32x16 zero() { return F32x16{}; }
-
-// out[j * out_stride + i] (+)= fold(acc[i][j])
-template <int NR, int MR>
-inline void put_tile(const F32x16 (&acc)[NR][MR], float* out, int64_t out_stride, bool accumulate) {
-  for (int j = 0; j < MR; ++j)
-    for (int i = 0; i < NR; ++i) {
-      const float v = fold(acc[i][j]);
-      float* to = out + j * out_stride + i;
-      *to = accumulate ? *to + v : v;
-    }
-}
-
-// One register tile: NR rows of w against MR rows of x.
-template <DType W, int NR, int MR>
-inline void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, float* out, int64_t out_stride,
-                      bool accumulate, bool first_pass) {
-  F32x16 acc[NR][MR];
-  for (int i = 0; i < NR; ++i)
-    for (int j = 0; j < MR; ++j) acc[i][j] = zero();
-  int64_t p = 0;
-  for (; p + kLanes <= k; p += kLanes) {
-    F32x16 xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = load_f32(x + j * x_stride + p * 4);
-    for (int i = 0; i < NR; ++i) {
-      const char* wp = w + i * w_stride + p * kSize<W>;
-      // The first pass reads the tile from memory, and prefetches the next tile meanwhile.
-      if (first_pass) prefetch(wp + NR * w_stride);
-      F32x16 wv = load<W>(wp);
-      for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
-    }
-  }
-  if (p < k) {
-    F32x16 xv[MR];
-    for (int j = 0; j < MR; ++j) xv[j] = load_partial<DType::kF32>(x + j * x_stride + p * 4, k - p);
-    for (int i = 0; i < NR; ++i) {
-      F32x16 wv = load_partial<W>(w + i * w_stride + p * kSize<W>, k - p);
-      for (int j = 0; j < MR; ++j) acc[i][j] = fmadd(wv, xv[j], acc[i][j]);
-    }
-  }
-  put_tile(acc, out, out_stride, accumulate);
-}
-
-template <DType W, int NR>
-inline void gemm_rows(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-                      int64_t out_stride, bool accumulate) {
-  int64_t j = 0;
-  for (; j + kTileM <= m; j += kTileM)
-    gemm_tile<W, NR, kTileM>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-  switch (m - j) {
-    case 3:
-      if constexpr (kTileM > 3)
-        gemm_tile<W, NR, 3>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-    case 2:
-      if constexpr (kTileM > 2)
-        gemm_tile<W, NR, 2>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-    case 1:
-      gemm_tile<W, NR, 1>(w, w_stride, x + j * x_stride, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
-      break;
-  }
-}
-
-template <DType W>
-void gemm(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
-  const char* w = static_cast<const char*>(weights);
-  int64_t i = 0;
-  for (; i + kTileN <= n; i += kTileN)
-    gemm_rows<W, kTileN>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride,
-                         accumulate);
-  for (; i < n; ++i)
-    gemm_rows<W, 1>(w + i * w_stride, w_stride, static_cast<const char*>(x), x_stride, m, k, out + i, out_stride, accumulate);
-}
 
 // One register tile of weighted_sum(): 16 NV columns of MJ sums.
 template <DType D, int NV, int MJ>
@@ -135,7 +57,8 @@ inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const f
 template <DType D, int MJ>
 void weighted_rows(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
   int64_t i = 0;
-  for (; i + kTileN * kLanes <= d; i += kTileN * kLanes) weighted_tile<D, kTileN, MJ>(v, stride, tokens, p, acc, i);
+  for (; i + kSumColumns * kLanes <= d; i += kSumColumns * kLanes)
+    weighted_tile<D, kSumColumns, MJ>(v, stride, tokens, p, acc, i);
   for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, stride, tokens, p, acc, i);
   if (i == d) return;
   for (int j = 0; j < MJ; ++j) {
@@ -150,7 +73,7 @@ template <DType D>
 void weighted_sum_of(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                      float* const* acc) {
   int64_t j = 0;
-  for (; j + kTileM <= m; j += kTileM) weighted_rows<D, kTileM>(v, stride, tokens, p + j, d, acc + j);
+  for (; j + kSumRows <= m; j += kSumRows) weighted_rows<D, kSumRows>(v, stride, tokens, p + j, d, acc + j);
   for (; j < m; ++j) weighted_rows<D, 1>(v, stride, tokens, p + j, d, acc + j);
 }
 
@@ -386,6 +309,8 @@ double read_sum(const void* p, int64_t bytes) {
 constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
   return {isa,
           {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
+          kBlockColumns,
+          split_pairs,
           bf16,
           weighted_sum,
           to_f32,

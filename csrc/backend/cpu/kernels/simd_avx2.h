@@ -14,7 +14,7 @@ struct F32x16 {
   F32x16(__m256 l, __m256 h) : lo(l), hi(h) {}
 };
 
-constexpr int kTileN = 2, kTileM = 2;  // 4 accumulators of 2 registers, of 16
+constexpr int kSumColumns = 2, kSumRows = 2;  // tile of weighted_sum(): 4 accumulators of 2 registers, of 16
 
 inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -50,6 +50,35 @@ inline float fold4(__m128 v) {
 inline float fold(F32x16 v) {
   __m256 half = _mm256_add_ps(v.lo, v.hi);
   return fold4(_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
+
+// One register of the products (gemm_inl.h).
+using Vec = __m256;
+constexpr int64_t kVec = 8;
+constexpr int kTileRows = 3;  // rows of x: 12 accumulators of 16 registers
+
+inline Vec zero_vec() { return _mm256_setzero_ps(); }
+inline Vec load_vec(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
+inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+
+template <lynx_rt::DType W, bool kSecond>
+inline Vec load_half(const char* p) {
+  if constexpr (W == lynx_rt::DType::kBF16) {
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i bits = kSecond ? _mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000))) : _mm256_slli_epi32(pairs, 16);
+    return _mm256_castsi256_ps(bits);
+  } else if constexpr (W == lynx_rt::DType::kF16) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + kSecond));
+  } else {
+    return load_vec(p + kSecond * kVec * 4);
+  }
+}
+
+// out[i] (+)= the lanes of v[i], added in the order ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
+inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
+  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+  _mm_storeu_ps(out, accumulate ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

@@ -10,7 +10,7 @@ namespace {
 
 using F32x16 = __m512;
 
-constexpr int kTileN = 4, kTileM = 4;  // 16 accumulators of 32 registers
+constexpr int kSumColumns = 4, kSumRows = 4;  // tile of weighted_sum(): 16 accumulators of 32 registers
 
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F32x16 broadcast(float v) { return _mm512_set1_ps(v); }
@@ -34,27 +34,34 @@ inline float fold(F32x16 v) {
   return fold4(_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
-// out[j * out_stride + i] (+)= fold(acc[i][j]), all sixteen folds at once.
-inline void put_tile(const F32x16 (&acc)[4][4], float* out, int64_t out_stride, bool accumulate) {
-  F32x16 rows[4];  // four lanes of acc[i][0], .., acc[i][3]
-  for (int i = 0; i < 4; ++i) {
-    F32x16 half[2];
-    for (int j = 0; j < 2; ++j)
-      half[j] = _mm512_add_ps(_mm512_shuffle_f32x4(acc[i][2 * j], acc[i][2 * j + 1], 0x44),
-                              _mm512_shuffle_f32x4(acc[i][2 * j], acc[i][2 * j + 1], 0xee));
-    rows[i] = _mm512_add_ps(_mm512_shuffle_f32x4(half[0], half[1], 0x88), _mm512_shuffle_f32x4(half[0], half[1], 0xdd));
+// One register of the products (gemm_inl.h).
+using Vec = __m512;
+constexpr int64_t kVec = 16;
+constexpr int kTileRows = 6;  // rows of x: 24 accumulators of 32 registers
+
+inline Vec zero_vec() { return _mm512_setzero_ps(); }
+inline Vec load_vec(const void* p) { return _mm512_loadu_ps(p); }
+
+template <lynx_rt::DType W, bool kSecond>
+inline Vec load_half(const char* p) {
+  if constexpr (W == lynx_rt::DType::kBF16) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    const __m512i bits = kSecond ? _mm512_and_si512(pairs, _mm512_set1_epi32(int(0xffff0000))) : _mm512_slli_epi32(pairs, 16);
+    return _mm512_castsi512_ps(bits);
+  } else if constexpr (W == lynx_rt::DType::kF16) {
+    return load_f16(p + kSecond * kVec * 2);
+  } else {
+    return load_vec(p + kSecond * kVec * 4);
   }
-  F32x16 pairs[2];
-  for (int i = 0; i < 2; ++i)
-    pairs[i] = _mm512_add_ps(_mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0x44),
-                             _mm512_shuffle_ps(rows[2 * i], rows[2 * i + 1], 0xee));
-  const F32x16 all = _mm512_add_ps(_mm512_shuffle_ps(pairs[0], pairs[1], 0x88), _mm512_shuffle_ps(pairs[0], pairs[1], 0xdd));
-  const __m128 columns[4] = {_mm512_castps512_ps128(all), _mm512_extractf32x4_ps(all, 1), _mm512_extractf32x4_ps(all, 2),
-                             _mm512_extractf32x4_ps(all, 3)};
-  for (int j = 0; j < 4; ++j) {
-    float* to = out + j * out_stride;
-    _mm_storeu_ps(to, accumulate ? _mm_add_ps(_mm_loadu_ps(to), columns[j]) : columns[j]);
-  }
+}
+
+// out[i] (+)= the lanes of v[i]: 8 to 15 are added to 0 to 7, which are added in the order ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
+inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
+  __m256 half[4];
+  for (int i = 0; i < 4; ++i) half[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), _mm512_extractf32x8_ps(v[i], 1));
+  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(half[0], half[1]), _mm256_hadd_ps(half[2], half[3]));
+  const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
+  _mm_storeu_ps(out, accumulate ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

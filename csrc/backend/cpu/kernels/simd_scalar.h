@@ -2,6 +2,7 @@
 // Everything here has internal linkage: each kernel file is compiled with its own flags, and the linker must never
 // pick another file's copy.
 #pragma once
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -11,7 +12,8 @@ namespace {
 
 using F32x16 = float __attribute__((vector_size(64)));  // 16 lanes; split into what the target has
 
-constexpr int kTileN = 2, kTileM = 2;  // rows of w and x per register tile: 4 accumulators of 4 SSE registers
+constexpr int kSumColumns = 2,
+              kSumRows = 2;  // tile of weighted_sum(): 16 columns of 2 rows are 4 accumulators of 4 SSE registers
 
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return a * b + c; }
 
@@ -49,6 +51,47 @@ inline float fold(F32x16 v) {
   for (int i = 0; i < 8; ++i) v[i] += v[i + 8];
   for (int i = 0; i < 4; ++i) v[i] += v[i + 4];
   return (v[0] + v[2]) + (v[1] + v[3]);
+}
+
+// One register of the products (gemm_inl.h).
+using Vec = float __attribute__((vector_size(16)));
+constexpr int64_t kVec = 4;
+constexpr int kTileRows = 2;  // rows of x: 8 accumulators of 16 SSE registers
+
+inline Vec zero_vec() { return Vec{}; }
+inline Vec fmadd(Vec a, Vec b, Vec c) { return a * b + c; }
+
+inline Vec load_vec(const void* p) {
+  Vec v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Half of 2 kVec weights at p: the even or the odd ones of bf16, the first or the second kVec of the other types.
+template <lynx_rt::DType W, bool kSecond>
+inline Vec load_half(const char* p) {
+  if constexpr (W == lynx_rt::DType::kBF16) {
+    using Bits = uint32_t __attribute__((vector_size(16)));
+    Bits pairs;
+    std::memcpy(&pairs, p, sizeof pairs);
+    pairs = kSecond ? pairs & 0xffff0000u : pairs << 16;
+    return std::bit_cast<Vec>(pairs);
+  } else if constexpr (W == lynx_rt::DType::kF16) {
+    uint16_t half[kVec];
+    std::memcpy(half, p + kSecond * sizeof half, sizeof half);
+    return Vec{lynx_rt::f16_to_f32(half[0]), lynx_rt::f16_to_f32(half[1]), lynx_rt::f16_to_f32(half[2]),
+               lynx_rt::f16_to_f32(half[3])};
+  } else {
+    return load_vec(p + kSecond * kVec * 4);
+  }
+}
+
+// out[i] (+)= the lanes of v[i], added in the order (0 + 1) + (2 + 3).
+inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
+  for (int i = 0; i < 4; ++i) {
+    const float sum = (v[i][0] + v[i][1]) + (v[i][2] + v[i][3]);
+    out[i] = accumulate ? out[i] + sum : sum;
+  }
 }
 
 inline void prefetch(const void*) {}

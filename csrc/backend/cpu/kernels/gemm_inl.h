@@ -1,0 +1,141 @@
+// The products of kernels_inl.h: dot products of weight rows with rows of x, over the one-register type Vec of the simd header.
+//
+// Columns are taken in blocks of 2 kVec. A register of weights is one half of a block: for bf16 the even or the odd columns, because
+// a register of pairs becomes either with one instruction; for the other types the first or the second kVec columns. Rows of x are
+// packed to match: for bf16 weights split_pairs() puts the even columns of a block before the odd ones; the last block is completed with
+// zeros.
+//
+// Order of a sum: lane l adds the l-th column of the first half of each block, then that of the second half, block after block, with
+// fused multiply-add; at last the lanes are added in the order of sum4(). It depends on K alone, so a row of x gets the same bits in
+// any batch.
+//
+// Loops: a tile is 4 weight rows and up to kTileRows rows of x, whose sums are registers. Each group of weight rows meets all rows of
+// x before the next group, so that weights are read from memory once, and the rows of x come from the second-level cache, from which
+// a tile takes a register for every 4 multiplications. The passes over a group share the prefetch of the next one: memory then works
+// during all of them, not only during the first.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+#include "backend/cpu/kernels/kernels.h"
+
+namespace {
+
+using lynx_rt::DType;
+
+template <DType D>
+constexpr int64_t kSize = D == DType::kF32 ? 4 : 2;
+
+constexpr int64_t kBlockColumns = 2 * kVec;
+constexpr int64_t kGroupRows = 4;  // weight rows of a tile
+constexpr int64_t kRowsBytes =
+    192 << 10;  // of rows of x that the weights meet before the next rows: less than a second-level cache
+
+// Where the next weights are, and how many bytes of them one block of a tile prefetches.
+struct Ahead {
+  const char* at;
+  int64_t bytes;
+};
+
+void split_pairs(float* x, int64_t n) {
+  for (int64_t b = 0; b < n; b += kBlockColumns) {
+    float odd[kVec];
+    for (int64_t i = 0; i < kVec; ++i) odd[i] = x[b + 2 * i + 1];
+    for (int64_t i = 0; i < kVec; ++i) x[b + i] = x[b + 2 * i];
+    std::memcpy(x + b + kVec, odd, sizeof odd);
+  }
+}
+
+template <DType W, int NR, int MR, bool kHalf>
+[[gnu::always_inline]] inline void multiply_half(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
+                                                 Vec (&acc)[MR][NR]) {
+  Vec xv[MR];
+  for (int j = 0; j < MR; ++j) xv[j] = load_vec(x + j * x_stride + kHalf * kVec * 4);
+  for (int i = 0; i < NR; ++i) {
+    const Vec wv = load_half<W, kHalf>(w + i * w_stride);
+    for (int j = 0; j < MR; ++j) acc[j][i] = fmadd(wv, xv[j], acc[j][i]);
+  }
+}
+
+// NR weight rows against MR rows of x. kLines: lines of 64 bytes that a block prefetches.
+template <DType W, int NR, int MR, int kLines>
+void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead, float* out,
+               int64_t out_stride, bool accumulate) {
+  Vec acc[MR][NR];
+  for (int j = 0; j < MR; ++j)
+    for (int i = 0; i < NR; ++i) acc[j][i] = zero_vec();
+  const char* const end = w + k / kBlockColumns * kBlockColumns * kSize<W>;
+  for (; w < end; w += kBlockColumns * kSize<W>, x += kBlockColumns * 4, ahead.at += ahead.bytes) {
+    for (int l = 0; l < kLines; ++l) prefetch(ahead.at + l * 64);
+    multiply_half<W, NR, MR, false>(w, w_stride, x, x_stride, acc);
+    multiply_half<W, NR, MR, true>(w, w_stride, x, x_stride, acc);
+  }
+  if (const int64_t rest = k % kBlockColumns) {
+    alignas(64) char tail[NR][kBlockColumns * kSize<W>] = {};
+    for (int i = 0; i < NR; ++i) std::memcpy(tail[i], w + i * w_stride, size_t(rest * kSize<W>));
+    multiply_half<W, NR, MR, false>(tail[0], sizeof tail[0], x, x_stride, acc);
+    multiply_half<W, NR, MR, true>(tail[0], sizeof tail[0], x, x_stride, acc);
+  }
+  for (int j = 0; j < MR; ++j) {
+    if constexpr (NR == 4) {
+      put4(acc[j], out + j * out_stride, accumulate);
+    } else {
+      static_assert(NR == 1);
+      const Vec sums[4] = {acc[j][0], acc[j][0], acc[j][0], acc[j][0]};
+      float four[4];
+      put4(sums, four, false);
+      float* to = out + j * out_stride;
+      *to = accumulate ? *to + four[0] : four[0];
+    }
+  }
+}
+
+template <DType W, int NR, int kLines, int MR = kTileRows>
+inline void gemm_rows(int64_t m, const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead,
+                      float* out, int64_t out_stride, bool accumulate) {
+  if (m == MR) return gemm_tile<W, NR, MR, kLines>(w, w_stride, x, x_stride, k, ahead, out, out_stride, accumulate);
+  if constexpr (MR > 1) gemm_rows<W, NR, kLines, MR - 1>(m, w, w_stride, x, x_stride, k, ahead, out, out_stride, accumulate);
+}
+
+// NR weight rows against m rows of x. `next` is where the weights go on.
+template <DType W, int NR>
+inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, const char* next,
+                       float* out, int64_t out_stride, bool accumulate) {
+  constexpr int kLines = int((NR * kBlockColumns * kSize<W> + 63) / 64);  // of a block of the group
+  const int64_t passes = (m + kTileRows - 1) / kTileRows;
+  const int64_t step = NR * kBlockColumns * kSize<W> / passes;
+  for (int64_t p = 0, j = 0; p < passes; ++p) {
+    const int64_t rows = (m - j + passes - p - 1) / (passes - p);  // passes of about the same size
+    const char* const xj = x + j * x_stride;
+    if (passes == 1)
+      gemm_rows<W, NR, kLines>(rows, w, w_stride, xj, x_stride, k, {next, step}, out, out_stride, accumulate);
+    else
+      gemm_rows<W, NR, (kLines + 1) / 2>(rows, w, w_stride, xj, x_stride, k, {next + p * (step * (k / kBlockColumns)), step},
+                                         out + j * out_stride, out_stride, accumulate);
+    j += rows;
+  }
+}
+
+template <DType W>
+void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
+          int64_t out_stride, bool accumulate) {
+  const char* w = static_cast<const char*>(weights);
+  int64_t at_once = kRowsBytes / (x_stride + 1) / kTileRows * kTileRows;
+  at_once = at_once < kTileRows ? kTileRows : at_once;
+  for (int64_t j = 0; j < m; j += at_once) {
+    const char* x = static_cast<const char*>(rows) + j * x_stride;
+    const int64_t count = m - j < at_once ? m - j : at_once;
+    float* const to = out + j * out_stride;
+    int64_t i = 0;
+    for (; i + kGroupRows <= n; i += kGroupRows) {
+      const char* const from = w + i * w_stride;
+      // The last group has nothing to prefetch, and touches itself.
+      const char* const next = i + 2 * kGroupRows <= n && j == 0 ? from + kGroupRows * w_stride : from;
+      gemm_group<W, kGroupRows>(from, w_stride, x, x_stride, count, k, next, to + i, out_stride, accumulate);
+    }
+    for (; i < n; ++i)
+      gemm_group<W, 1>(w + i * w_stride, w_stride, x, x_stride, count, k, w + i * w_stride, to + i, out_stride, accumulate);
+  }
+}
+
+}  // namespace
