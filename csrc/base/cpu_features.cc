@@ -1,10 +1,15 @@
 #include "base/cpu_features.h"
 
+#include <unistd.h>
+#if defined(__linux__)
 #include <sched.h>
+#include <sys/auxv.h>
+#include <sys/syscall.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 #include <algorithm>
@@ -15,7 +20,8 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
+static constexpr const char* kNames[] = {"scalar",  "avx2", "avx512",       "avx512vnni", "avx512bf16",
+                                         "amxbf16", "neon", "neon_dotprod", "neon_i8mm",  "neon_bf16"};
 static constexpr int kIsas = sizeof kNames / sizeof *kNames;
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
@@ -37,6 +43,29 @@ static bool has_amx() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Extensions of armv8-a, as bits of what Linux says (Documentation/arch/arm64/elf_hwcaps.rst), and as macOS names them. The numbers are
+// here because an older C library does not have all of them.
+struct Extension {
+  unsigned long auxiliary, bit;  // AT_HWCAP or AT_HWCAP2
+  const char* name;
+};
+constexpr Extension kDotProd{16, 1ul << 20, "hw.optional.arm.FEAT_DotProd"}, kI8mm{26, 1ul << 13, "hw.optional.arm.FEAT_I8MM"},
+    kBf16{26, 1ul << 14, "hw.optional.arm.FEAT_BF16"};
+
+static bool has(const Extension& extension) {
+#if defined(__linux__)
+  return getauxval(extension.auxiliary) & extension.bit;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t bytes = sizeof value;
+  return sysctlbyname(extension.name, &value, &bytes, nullptr, 0) == 0 && value != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
@@ -51,6 +80,16 @@ bool supported(Isa isa) {
       static const bool amx = supported(Isa::kAvx512Bf16) && has_amx();
       return amx;
     }
+    default: return false;
+  }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::kScalar:
+    case Isa::kNeon: return true;
+    case Isa::kNeonDotprod: return has(kDotProd);
+    case Isa::kNeonI8mm: return supported(Isa::kNeonDotprod) && has(kI8mm);
+    case Isa::kNeonBf16: return supported(Isa::kNeonI8mm) && has(kBf16);
+    default: return false;
   }
 #endif
   return isa == Isa::kScalar;
@@ -87,9 +126,11 @@ Isa resolve_isa(const std::string& name) {
 }
 
 int usable_cores() {
+  int cores = std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
+#if defined(__linux__)
   cpu_set_t set;
-  int cores = 1;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
+#endif
   // The quota is rounded down: one thread beyond it would stop all threads for the rest of every period.
   const double quota = cgroup_cpu_quota();
   if (quota > 0 && quota < cores) cores = std::max(1, int(quota));
