@@ -40,18 +40,28 @@ inline F32x16 zero() { return F32x16{}; }
 template <DType D, int NV, int MJ>
 inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
   F32x16 sum[MJ][NV];
+#pragma GCC unroll 4
   for (int j = 0; j < MJ; ++j)
+#pragma GCC unroll 4
     for (int c = 0; c < NV; ++c) sum[j][c] = load_f32(acc[j] + i + c * kLanes);
   for (int64_t t = 0; t < tokens; ++t) {
     F32x16 row[NV];
+#pragma GCC unroll 4
     for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * stride + i + c * kLanes) * kSize<D>);
+#pragma GCC unroll 4
     for (int j = 0; j < MJ; ++j) {
       const F32x16 weight = broadcast(p[j][t]);
+#pragma GCC unroll 4
       for (int c = 0; c < NV; ++c) sum[j][c] = fmadd(weight, row[c], sum[j][c]);
     }
   }
+#pragma GCC unroll 4
   for (int j = 0; j < MJ; ++j)
-    for (int c = 0; c < NV; ++c) std::memcpy(acc[j] + i + c * kLanes, &sum[j][c], 64);
+#pragma GCC unroll 4
+    for (int c = 0; c < NV; ++c) {
+      const F32x16 result = sum[j][c];  // the sums themselves, without an address, stay in registers
+      std::memcpy(acc[j] + i + c * kLanes, &result, 64);
+    }
 }
 
 template <DType D, int MJ>

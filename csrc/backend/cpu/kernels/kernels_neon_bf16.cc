@@ -12,7 +12,8 @@
 // row of x, or of weights, that has no partner is multiplied in halves of a register to the same sums.
 namespace {
 
-constexpr int64_t kStep = 8;  // columns of a register
+constexpr int64_t kStep = 8;   // columns of a register
+constexpr int64_t kLine = 32;  // columns of a line of 64 bytes
 
 inline bfloat16x8_t load_columns(const char* row, int64_t p) { return vld1q_bf16(reinterpret_cast<const bfloat16_t*>(row) + p); }
 
@@ -35,37 +36,51 @@ struct Rows {
   const char* data;
   int64_t stride;
 
-  Rows from(int64_t row) const { return {data + row * stride, stride}; }
+  const char* row(int64_t i) const { return data + i * stride; }
+  Rows from(int64_t i) const { return {row(i), stride}; }
 };
 
-// Pairs of rows: NR weight rows with MR rows of x, both even. It prefetches the next NR weight rows in the first pass.
+// Calls add(load) for all registers of columns, p ascending; load(row) returns the columns of a row from p on. In the first pass over
+// the weights it prefetches the NR rows after w.
+template <int NR, class Add>
+inline void for_columns(Rows w, int64_t k, bool first_pass, Add add) {
+  int64_t p = 0;
+  for (; p + kLine <= k; p += kLine) {
+    if (first_pass)
+      for (int i = 0; i < NR; ++i) prefetch(w.row(i + NR) + 2 * p);
+#pragma GCC unroll 4
+    for (int64_t s = 0; s < kLine; s += kStep) add([p, s](const char* row) { return load_columns(row, p + s); });
+  }
+  for (; p + kStep <= k; p += kStep) add([p](const char* row) { return load_columns(row, p); });
+  if (p < k) add([p, k](const char* row) { return load_rest(row, p, k); });
+}
+
+// Pairs of rows: NR weight rows with MR rows of x, both even.
 template <int NR, int MR>
 inline void pairs_tile(Rows w, Rows x, int64_t k, float* out, int64_t out_stride, bool accumulate, bool first_pass) {
   float32x4_t acc[NR / 2][MR / 2][2];
   for (auto& pair : acc)
     for (auto& block : pair) block[0] = block[1] = vdupq_n_f32(0);
-  const auto add = [&](auto load) {
+  for_columns<NR>(w, k, first_pass, [&](auto load) {
     bfloat16x8_t v[MR / 2][2];
-    for (int j = 0; j < MR; j += 2) unite(load(x, j), load(x, j + 1), v[j / 2]);
-    for (int i = 0; i < NR; i += 2) {
+#pragma GCC unroll 4
+    for (int j = 0; j < MR / 2; ++j) unite(load(x.row(2 * j)), load(x.row(2 * j + 1)), v[j]);
+#pragma GCC unroll 4
+    for (int i = 0; i < NR / 2; ++i) {
       bfloat16x8_t u[2];
-      unite(load(w, i), load(w, i + 1), u);
+      unite(load(w.row(2 * i)), load(w.row(2 * i + 1)), u);
+#pragma GCC unroll 4
       for (int j = 0; j < MR / 2; ++j)
-        for (int h = 0; h < 2; ++h) acc[i / 2][j][h] = vbfmmlaq_f32(acc[i / 2][j][h], u[h], v[j][h]);
+        for (int h = 0; h < 2; ++h) acc[i][j][h] = vbfmmlaq_f32(acc[i][j][h], u[h], v[j][h]);
     }
-  };
-  int64_t p = 0;
-  for (; p + kStep <= k; p += kStep) {
-    if (first_pass && p % 32 == 0)
-      for (int i = 0; i < NR; ++i) prefetch(w.data + (i + NR) * w.stride + 2 * p);
-    add([&](Rows r, int64_t i) { return load_columns(r.data + i * r.stride, p); });
-  }
-  if (p < k) add([&](Rows r, int64_t i) { return load_rest(r.data + i * r.stride, p, k); });
-  for (int i = 0; i < NR; i += 2)
-    for (int j = 0; j < MR; j += 2) {
-      float block[4];  // of weight row i with rows j and j + 1, of weight row i + 1
-      vst1q_f32(block, vaddq_f32(acc[i / 2][j / 2][0], acc[i / 2][j / 2][1]));
-      for (int b = 0; b < 4; ++b) put(block[b], out + (j + b % 2) * out_stride + i + b / 2, accumulate);
+  });
+#pragma GCC unroll 4
+  for (int i = 0; i < NR / 2; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < MR / 2; ++j) {
+      float block[4];  // of weight row 2 i with rows 2 j and 2 j + 1, of weight row 2 i + 1
+      vst1q_f32(block, vaddq_f32(acc[i][j][0], acc[i][j][1]));
+      for (int b = 0; b < 4; ++b) put(block[b], out + (2 * j + b % 2) * out_stride + 2 * i + b / 2, accumulate);
     }
 }
 
@@ -74,17 +89,12 @@ template <int NR>
 inline void row_tile(Rows w, const char* x, int64_t k, float* out, bool accumulate, bool first_pass) {
   float32x4_t acc[NR];
   for (float32x4_t& a : acc) a = vdupq_n_f32(0);
-  int64_t p = 0;
-  for (; p + kStep <= k; p += kStep) {
-    if (first_pass && p % 32 == 0)
-      for (int i = 0; i < NR; ++i) prefetch(w.data + (i + NR) * w.stride + 2 * p);
-    const bfloat16x8_t v = load_columns(x, p);
-    for (int i = 0; i < NR; ++i) acc[i] = vbfmmlaq_f32(acc[i], load_columns(w.data + i * w.stride, p), v);
-  }
-  if (p < k) {
-    const bfloat16x8_t v = load_rest(x, p, k);
-    for (int i = 0; i < NR; ++i) acc[i] = vbfmmlaq_f32(acc[i], load_rest(w.data + i * w.stride, p, k), v);
-  }
+  for_columns<NR>(w, k, first_pass, [&](auto load) {
+    const bfloat16x8_t v = load(x);
+#pragma GCC unroll 8
+    for (int i = 0; i < NR; ++i) acc[i] = vbfmmlaq_f32(acc[i], load(w.row(i)), v);
+  });
+#pragma GCC unroll 8
   for (int i = 0; i < NR; ++i) put(vgetq_lane_f32(acc[i], 0) + vgetq_lane_f32(acc[i], 3), out + i, accumulate);
 }
 
@@ -93,7 +103,7 @@ inline void tile(Rows w, Rows x, int64_t k, float* out, int64_t out_stride, bool
   if constexpr (NR > 1 && MR > 1)
     pairs_tile<NR, MR>(w, x, k, out, out_stride, accumulate, first_pass);
   else
-    for (int j = 0; j < MR; ++j) row_tile<NR>(w, x.from(j).data, k, out + j * out_stride, accumulate, first_pass && j == 0);
+    for (int j = 0; j < MR; ++j) row_tile<NR>(w, x.row(j), k, out + j * out_stride, accumulate, first_pass && j == 0);
 }
 
 // All weights with MR rows of x. A register tile has 16 accumulators at most.

@@ -58,7 +58,7 @@ inline float fold(F32x16 v) {
 // One register of the products (gemm_inl.h).
 using Vec = float32x4_t;
 constexpr int64_t kVec = 4;
-constexpr int kTileRows = 6;  // rows of x: 24 accumulators of 32 registers
+constexpr int kTileRows = 5;  // rows of x: 20 accumulators of 32 registers, 5 of x, weights and a mask
 
 inline Vec zero_vec() { return vdupq_n_f32(0); }
 inline Vec load_vec(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
