@@ -47,15 +47,27 @@ ThreadPool::~ThreadPool() {
   for (auto& w : workers_->threads) w.join();
 }
 
-void ThreadPool::work(int thread) {
-  for (;;) {
-    int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
-    if (task >= num_tasks_) return;
-    fn_(ctx_, task, thread);
+// Takes tasks of the loop in progress: returns their number, 0 if none is left.
+int64_t ThreadPool::take(int64_t* begin) {
+  if (share_ == 0) {
+    *begin = next_.fetch_add(1, std::memory_order_relaxed);
+    return *begin < num_tasks_;
   }
+  int64_t count;
+  *begin = next_.load(std::memory_order_relaxed);
+  do {
+    count = (num_tasks_ - *begin + share_ - 1) / share_;
+  } while (count > 0 && !next_.compare_exchange_weak(*begin, *begin + count, std::memory_order_relaxed));
+  return count;
 }
 
-void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
+void ThreadPool::work(int thread) {
+  int64_t begin;
+  while (const int64_t count = take(&begin))
+    for (int64_t i = 0; i < count; ++i) fn_(ctx_, begin + i, thread);
+}
+
+void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx, int64_t share) {
   fork_guard_.check("the thread pool");
   if (num_tasks <= 0) return;
   if (workers_->threads.empty() || num_tasks == 1) {
@@ -65,6 +77,7 @@ void ThreadPool::run(int64_t num_tasks, TaskFn fn, void* ctx) {
   fn_ = fn;
   ctx_ = ctx;
   num_tasks_ = num_tasks;
+  share_ = share;
   next_.store(0, std::memory_order_relaxed);
   bool notify;
   {

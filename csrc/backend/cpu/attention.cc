@@ -165,7 +165,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
     } else {
       for_each_part(cache.k, d, first, end, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
         const WeightView keys{page(cache.k, cache, d, block, head), cache.dtype, page_size, d};
-        key_product().run(keys, offset, count, x, n, scores + key - first, kSpan, false);
+        key_product().run(keys, offset, count, x, n, scores + key - first, kSpan, false, nullptr);
       });
     }
     for (int64_t j = 0; j < n; ++j) {

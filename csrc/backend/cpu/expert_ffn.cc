@@ -86,7 +86,12 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
   });
 
   int64_t blocks = ceil_div(width, block);
-  pool_.parallel_for(active * blocks, [&](int64_t task, int thread) {
+  // Returns where the weights of a task begin, null after the last task.
+  const auto weights_of = [&](int64_t task, int64_t of_expert, int64_t rows, WeightView ExpertWeights::* weight) -> const void* {
+    if (task == active * of_expert) return nullptr;
+    return (experts[size_t(routing.active[task / of_expert])].*weight).row(task % of_expert * rows);
+  };
+  pool_.parallel_runs(active * blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / blocks];
     int64_t begin = task % blocks * block, count = std::min(block, width - begin);
     const ExpertWeights& w = experts[size_t(e)];
@@ -101,8 +106,10 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
     }
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += kTileRows) {
       int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
-      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false);
-      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false);
+      const void* next =
+          r + m < plan.offsets[e + 1] ? w.gate.row(begin) : weights_of(task + 1, blocks, block, &ExpertWeights::gate);
+      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false, w.up.row(begin));
+      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false, next);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
@@ -126,13 +133,14 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
 
   float* expert_out = expert_out_.get(pairs * hidden);
   const int64_t down_blocks = ceil_div(hidden, down_block);
-  pool_.parallel_for(active * down_blocks, [&](int64_t task, int thread) {
+  pool_.parallel_runs(active * down_blocks, [&](int64_t task, int thread) {
     int32_t e = routing.active[task / down_blocks];
     const ExpertWeights& w = experts[size_t(e)];
     int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);
     int64_t first = plan.offsets[e], m = plan.offsets[e + 1] - first;
     float* to = expert_out + first * hidden + begin;
-    product(w.down).run(w.down, begin, count, rows_down(e), m, to, hidden, false);
+    product(w.down).run(w.down, begin, count, rows_down(e), m, to, hidden, false,
+                        weights_of(task + 1, down_blocks, down_block, &ExpertWeights::down));
     if (w.down_bias.empty()) return;
     float* bias = tile_[size_t(thread)].get(count);
     kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);

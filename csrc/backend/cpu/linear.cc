@@ -39,13 +39,16 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
   const bool apart = accumulate && scale != 1;
   float* results = apart ? scaled_.get(num_rows * out_stride) : out;
 
-  pool_.parallel_for(tasks, [&](int64_t task, int) {
+  pool_.parallel_runs(tasks, [&](int64_t task, int) {
     const LinearPart* part = parts.data();
     for (; task >= ceil_div(part->weight.rows, block); ++part) task -= ceil_div(part->weight.rows, block);
     const WeightView& w = part->weight;
     int64_t begin = task * block, count = std::min(block, w.rows - begin);
     float* to = results + part->out_column + begin;
-    product(w).run(w, begin, count, rows[kind_of(w)], num_rows, to, out_stride, accumulate && !apart);
+    const void* next = begin + count < w.rows                   ? w.row(begin + count)
+                       : part + 1 < parts.data() + parts.size() ? part[1].weight.data
+                                                                : nullptr;
+    product(w).run(w, begin, count, rows[kind_of(w)], num_rows, to, out_stride, accumulate && !apart, next);
     add_bias(kernels_, part->bias, begin, count, num_rows, to, out_stride);
     if (scale == 1) return;
     for (int64_t t = 0; t < num_rows; ++t) {
@@ -73,7 +76,7 @@ void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_hea
       for (int64_t j = 0; j < m; ++j) of[j] = from + (t + j) * x_stride;
       p.pack(of, m, 0, k, rows.from(t));
     }
-    p.run(weights[size_t(head)], 0, weights[0].rows, rows, num_rows, out + head * out_head, out_stride, false);
+    p.run(weights[size_t(head)], 0, weights[0].rows, rows, num_rows, out + head * out_head, out_stride, false, nullptr);
   });
 }
 
@@ -84,7 +87,7 @@ void CpuBackend::do_router(const float* x, const WeightView& weight, const Weigh
   int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows));
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {
     int64_t begin = task * block, count = std::min(block, weight.rows - begin);
-    exact.run(weight, begin, count, rows, num_rows, scores + begin, weight.rows, false);
+    exact.run(weight, begin, count, rows, num_rows, scores + begin, weight.rows, false, nullptr);
     add_bias(kernels_, bias, begin, count, num_rows, scores + begin, weight.rows);
   });
 }

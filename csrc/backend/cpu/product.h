@@ -51,10 +51,10 @@ class Product {
   // pack_step().
   int64_t pack_step() const { return form_ == Form::kQuantized ? cpu::Quant::kGroup : 32; }
   void pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const;
-  // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m.
-  void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride,
-           bool accumulate) const {
-    gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate);
+  // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m. next: what the thread will probably read then, or null.
+  void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride, bool accumulate,
+           const void* next) const {
+    gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate, next);
   }
   // Does the same as run() without adding, for weights [.., k] in pieces of up to 16 rows anywhere in memory. Requires takes_pieces().
   bool takes_pieces() const { return pieces_ != nullptr; }

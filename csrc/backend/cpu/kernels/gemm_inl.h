@@ -123,7 +123,7 @@ inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x
 
 template <DType W>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
+          int64_t out_stride, bool accumulate, const void* next) {
   const char* w = static_cast<const char*>(weights);
   int64_t at_once = kRowsBytes / (x_stride + 1) / kTileRows * kTileRows;
   at_once = at_once < kTileRows ? kTileRows : at_once;
@@ -134,9 +134,10 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
     int64_t i = 0;
     for (; i + kGroupRows <= n; i += kGroupRows) {
       const char* const from = w + i * w_stride;
-      // The last group has nothing to prefetch, and touches itself.
-      const char* const next = i + 2 * kGroupRows <= n && j == 0 ? from + kGroupRows * w_stride : from;
-      gemm_group<W, kGroupRows>(from, w_stride, x, x_stride, count, k, next, to + i, out_stride, accumulate);
+      // A group that knows of nothing to fetch fetches itself, which costs nothing.
+      const char* then = i + kGroupRows < n && j == 0 ? from + kGroupRows * w_stride : from;
+      if (i + 2 * kGroupRows > n && j + at_once >= m && next) then = static_cast<const char*>(next);
+      gemm_group<W, kGroupRows>(from, w_stride, x, x_stride, count, k, then, to + i, out_stride, accumulate);
     }
     for (; i < n; ++i)
       gemm_group<W, 1>(w + i * w_stride, w_stride, x, x_stride, count, k, w + i * w_stride, to + i, out_stride, accumulate);

@@ -11,8 +11,9 @@ namespace lynx_rt::cpu {
 
 // out[j * out_stride + i] (+)= dot(w[i], x[j]) for i < n, j < m, over k elements.
 // w: n rows of k weights, w_stride bytes apart. x: m rows of k elements, x_stride bytes each, in the kernel's own form.
+// next: what the thread will probably read after these weights, which a kernel may fetch meanwhile; null where nothing is known.
 using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
-                        float* out, int64_t out_stride, bool accumulate);
+                        float* out, int64_t out_stride, bool accumulate, const void* next);
 
 // Packs columns [begin, begin + n) of m float32 rows into the tile form of bf16 rows. x points at their first column, begin is a
 // multiple of 32, and the last 32 columns are completed with zeros.
@@ -86,7 +87,7 @@ extern const QuantKernels kAvx2QuantKernels;
 extern const QuantKernels kAvx512VnniQuantKernels;
 extern const QuantKernels kAmxInt8QuantKernels;
 void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
-                         float* out, int64_t out_stride, bool accumulate);
+                         float* out, int64_t out_stride, bool accumulate, const void* next);
 void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
                           int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);

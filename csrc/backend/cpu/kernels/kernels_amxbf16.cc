@@ -169,7 +169,7 @@ void all_weights(const char* w, int64_t w_stride, int64_t n, const char* x, int6
 namespace lynx_rt::cpu {
 
 void amx_gemm_bf16_tiles(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m,
-                         int64_t k, float* out, int64_t out_stride, bool accumulate) {
+                         int64_t k, float* out, int64_t out_stride, bool accumulate, const void*) {
   const char* w = static_cast<const char*>(weights);
   const char* x = static_cast<const char*>(rows);
   int64_t configured = 0;

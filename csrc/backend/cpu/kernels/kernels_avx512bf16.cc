@@ -93,7 +93,7 @@ void bf16_rows(const char* w, int64_t w_stride, int64_t n, const char* x, int64_
 }
 
 void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
-               float* out, int64_t out_stride, bool accumulate) {
+               float* out, int64_t out_stride, bool accumulate, const void*) {
   constexpr int64_t kRows = 16;
   for (int64_t j = 0; j < m; j += kRows)
     bf16_rows(static_cast<const char*>(weights), w_stride, n, static_cast<const char*>(x) + j * x_stride, x_stride,

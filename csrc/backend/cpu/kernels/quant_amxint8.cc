@@ -60,10 +60,11 @@ inline void load_weights(const char* lines) {
 
 template <int Bits>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
+          int64_t out_stride, bool accumulate, const void*) {
   if (m <= kFewRows) {
     const lynx_rt::cpu::QuantKernels& vnni = lynx_rt::cpu::kAvx512VnniQuantKernels;
-    return (Bits == 8 ? vnni.gemm_int8 : vnni.gemm_int4)(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate);
+    return (Bits == 8 ? vnni.gemm_int8 : vnni.gemm_int4)(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate,
+                                                         nullptr);
   }
   configure(m % kTileRows);
   for_groups<Bits>(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate,

@@ -47,7 +47,7 @@ inline void rows_of_group(const char* w, QuantRows x, int64_t g, QuantSums* acc)
 
 template <int Bits>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
+          int64_t out_stride, bool accumulate, const void*) {
   for_groups<Bits>(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate,
                    [](const char* w, QuantRows x, int64_t count, int64_t g, QuantSums* acc) {
                      int64_t j = 0;

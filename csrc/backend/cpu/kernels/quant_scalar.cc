@@ -6,7 +6,7 @@ namespace {
 
 template <int Bits>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
+          int64_t out_stride, bool accumulate, const void*) {
   const QuantRows x{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
   for (int64_t i = 0; i < n; i += Quant::kPanel)
     for (int64_t j = 0; j < m; ++j) {
