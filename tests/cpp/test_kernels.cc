@@ -99,13 +99,13 @@ void test_product(const Kernels& kernels, DType x_dtype, DType w_dtype) {
     const int64_t size = m ? (m - 1) * stride + n : 0;  // the last row is not followed by the space between rows
     const std::vector<float> before = normal(size);
     const Guarded<float> out(before), sum(before);
-    gemm(w.data(), w_stride, n, x.data(), x_stride, m, k, out.data(), stride, false);
-    gemm(w.data(), w_stride, n, x.data(), x_stride, m, k, sum.data(), stride, true);
+    gemm(w.data(), w_stride, n, x.data(), x_stride, m, k, out.data(), stride, false, nullptr);
+    gemm(w.data(), w_stride, n, x.data(), x_stride, m, k, sum.data(), stride, true, nullptr);
     bool exact_enough = true, added = true, untouched = true, alone = true;
     for (int64_t j = 0; j < m; ++j) {
       const char* row = x.data() + j * x_stride;
       const Guarded<float> row_out(n);
-      gemm(w.data(), w_stride, n, row, x_stride, 1, k, row_out.data(), n, false);
+      gemm(w.data(), w_stride, n, row, x_stride, 1, k, row_out.data(), n, false, nullptr);
       for (int64_t i = 0; i < stride && j * stride + i < size; ++i) {
         const int64_t at = j * stride + i;
         if (i >= n) {
@@ -121,7 +121,7 @@ void test_product(const Kernels& kernels, DType x_dtype, DType w_dtype) {
         exact_enough &= std::abs(double(out[at]) - value) <= 4 * double(k) * kUnit * magnitude + 1e-30;
         added &= sum[at] == before[size_t(at)] + out[at];
         float one;
-        gemm(w.data() + i * w_stride, w_stride, 1, row, x_stride, 1, k, &one, 1, false);
+        gemm(w.data() + i * w_stride, w_stride, 1, row, x_stride, 1, k, &one, 1, false, nullptr);
         alone &= one == out[at] && row_out[i] == out[at];
       }
     }
@@ -312,9 +312,9 @@ void test_quantised(const QuantKernels& kernels) {
         for (bool accumulate : {false, true}) {
           const Guarded<float> out(before), want(before);
           (bits == 8 ? kernels.gemm_int8 : kernels.gemm_int4)(w.data(), panel_bytes / Quant::kPanel, n, x.data(), x_bytes, m, k,
-                                                              out.data(), stride, accumulate);
+                                                              out.data(), stride, accumulate, nullptr);
           (bits == 8 ? scalar.gemm_int8 : scalar.gemm_int4)(w.data(), panel_bytes / Quant::kPanel, n, x.data(), x_bytes, m, k,
-                                                            want.data(), stride, accumulate);
+                                                            want.data(), stride, accumulate, nullptr);
           CHECK(out == want);
         }
       }

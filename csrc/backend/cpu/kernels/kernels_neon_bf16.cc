@@ -125,7 +125,7 @@ void all_rows(Rows w, int64_t n, Rows x, int64_t m, int64_t k, float* out, int64
 }
 
 void gemm_bf16(const void* w, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-               int64_t out_stride, bool accumulate) {
+               int64_t out_stride, bool accumulate, const void*) {
   all_rows({static_cast<const char*>(w), w_stride}, n, {static_cast<const char*>(x), x_stride}, m, k, out, out_stride, accumulate,
            true);
 }

@@ -52,7 +52,7 @@ inline void all_rows(const char* w, QuantRows x, int64_t count, int64_t g, Quant
 // A GemmFn. A group is multiplied with all rows of x, up to Most at a time, before the next.
 template <int Bits, int Most>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-          int64_t out_stride, bool accumulate) {
+          int64_t out_stride, bool accumulate, const void*) {
   const QuantRows all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
   for (int64_t i = 0; i < n; i += Quant::kPanel)
     for (int64_t first = 0; first < m; first += kMaxRows) {
