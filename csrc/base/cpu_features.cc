@@ -1,15 +1,14 @@
 #include "base/cpu_features.h"
 
-#include <unistd.h>
-#if defined(__linux__)
 #include <sched.h>
-#include <sys/auxv.h>
-#include <sys/syscall.h>
-#elif defined(__APPLE__)
-#include <sys/sysctl.h>
-#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include <algorithm>
@@ -126,11 +125,9 @@ Isa resolve_isa(const std::string& name) {
 }
 
 int usable_cores() {
-  int cores = std::max(1, int(sysconf(_SC_NPROCESSORS_ONLN)));
-#if defined(__linux__)
   cpu_set_t set;
+  int cores = 1;
   if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
-#endif
   // The quota is rounded down: one thread beyond it would stop all threads for the rest of every period.
   const double quota = cgroup_cpu_quota();
   if (quota > 0 && quota < cores) cores = std::max(1, int(quota));
