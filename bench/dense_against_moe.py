@@ -82,7 +82,15 @@ def main() -> int:
             report = _bench(folder, batches, list(policies.values()), args.steps)
             for number, row in enumerate(report["rows"]):
                 policy = list(policies)[number % len(policies)]
-                rows.append({**row, "model": name, "policy": policy, "device": report["model_info"]["device"]})
+                rows.append(
+                    {
+                        **row,
+                        "model": name,
+                        "policy": policy,
+                        "device": report["model_info"]["device"],
+                        "cpu": report["build"]["cpu_model"],
+                    }
+                )
                 print(f"{name}, batch {row['batch']}, {policy}: {row['median_ms']:.2f} ms", file=sys.stderr)
     (args.out / "dense-against-moe.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     (args.out / "dense-against-moe.md").write_text(_table(rows, args.selection[0]), encoding="utf-8")
@@ -117,7 +125,10 @@ def _lynx_rt(*arguments: str) -> str:
 
 
 def _table(rows: list[dict[str, Any]], base_policy: str) -> str:
+    machines = dict.fromkeys(f"{row['cpu']}; {row['device']}" for row in rows)
     lines = [
+        *machines,
+        "",
         "| model | batch | policy | experts read | ms/step | tok/s | bytes/step | bytes, ratio | time, ratio | time / bytes |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]

@@ -157,6 +157,7 @@ def anonymous_bytes() -> int:
 
 def load(folder: str, quantization: str) -> None:
     import lynx_rt
+    from lynx_rt.cli.machine import measured_on
 
     start, before = time.perf_counter(), anonymous_bytes()
     with lynx_rt.Engine(
@@ -171,7 +172,7 @@ def load(folder: str, quantization: str) -> None:
             int(x.split()[1]) << 10 for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM")
         )
         print(json.dumps({"ready_s": ready, "tokens_s": tokens, "anonymous": loaded - before, "after": anonymous_bytes() - before,
-                          "peak": peak, "weights": engine.memory["weight"]}))  # fmt: skip
+                          "peak": peak, "weights": engine.memory["weight"], "machine": measured_on(engine.device)}))  # fmt: skip
 
 
 def main() -> int:
@@ -187,10 +188,8 @@ def main() -> int:
     if args.load:
         load(args.load, args.quantization)
         return 0
-    print(
-        "| checkpoint | quantization | file GB | weights GB | ready s | first tokens s | anonymous GB, ready | after tokens | peak resident GB |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    columns = "| checkpoint | quantization | file GB | weights GB | ready s | first tokens s | anonymous GB, ready | after tokens | peak resident GB |"
+    columns += "\n|---|---|---|---|---|---|---|---|---|"
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.families or families:
             folder = Path(args.folder or temporary) / name
@@ -208,6 +207,9 @@ def main() -> int:
             for quantization in args.quantization.split(","):
                 command = [sys.executable, __file__, "--load", str(folder), "--quantization", quantization]
                 r = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+                if columns:
+                    print(f"{r['machine']}\n\n{columns}")
+                    columns = ""
                 times = f"{r['ready_s']:.2f} | {r['tokens_s']:.2f}"
                 sizes = " | ".join(f"{v / 1e9:.2f}" for v in (r["anonymous"], r["after"], r["peak"]))
                 print(

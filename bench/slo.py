@@ -12,6 +12,7 @@ import random
 import sys
 
 import lynx_rt
+from lynx_rt.cli.machine import measured_on
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
         measure("topk")  # brings the weights into memory
         stats = measure("topk")
         base_ms = 1e3 * stats.decode_seconds / stats.decode_steps
+        print(f"{measured_on(engine.device)}\n")
         print(f"topk: {base_ms:.1f} ms per step\n")
         print(
             "| target ms | mean ms | steps over target | retained mass | steps at each level |\n|---|---|---|---|---|"

@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 import lynx_rt
+from lynx_rt import _C
 from lynx_rt.text.structured.compiler import GrammarCompiler
 
 _RECORD = {
@@ -70,7 +71,9 @@ def measure(tokenizer: lynx_rt.Tokenizer, end: int) -> None:
     grammars = GrammarCompiler(tokenizer, tokenizer.vocab_size, [end])
     before = time.process_time()
     grammars.load()
-    print(f"\n{tokenizer.vocab_size} tokens, read in {time.process_time() - before:.2f} s\n")
+    print(
+        f"\n{_C.build_info()['cpu_model']}: {tokenizer.vocab_size} tokens, read in {time.process_time() - before:.2f} s\n"
+    )
     print("| form | compiled, ms | mask, us: median | 99 % | accepting a token, us: median |\n|---|---|---|---|---|")
     words = np.zeros((tokenizer.vocab_size + 31) // 32, np.int32)
     for name, form in _FORMS.items():

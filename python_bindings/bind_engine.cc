@@ -166,6 +166,10 @@ void register_engine(py::module_& m) {
       .def_readonly("error", &StepOutput::error)
       .def_readonly("num_cached_tokens", &StepOutput::num_cached_tokens)
       .def_readonly("num_preemptions", &StepOutput::num_preemptions)
+      .def_readonly("num_selected_rows", &StepOutput::num_selected_rows)
+      .def_readonly("num_decode_steps", &StepOutput::num_decode_steps)
+      .def_readonly("num_experts_read", &StepOutput::num_experts_read)
+      .def_readonly("scheduler_time", &StepOutput::scheduler_time)
       .def_readonly("num_computed_prompt_tokens", &StepOutput::num_computed_prompt_tokens)
       .def_readonly("arrival_time", &StepOutput::arrival_time)
       .def_readonly("first_scheduled_time", &StepOutput::first_scheduled_time)
@@ -210,6 +214,23 @@ void register_engine(py::module_& m) {
                s = e.stats();
              }
              return to_dict(s);
+           })
+      .def("step_sums",
+           [](const Engine& e) {
+             EngineStats s;
+             std::string selection;
+             int64_t layer_steps = 0, active = 0;
+             {
+               ReleaseGil nogil;
+               s = e.stats();
+               selection = e.expert_selection();
+               for (const EngineStats::Layer& layer : s.layers) {
+                 layer_steps += layer.steps;
+                 active += layer.active;
+               }
+             }
+             return py::make_tuple(s.steps, s.decode_steps, s.decode_rows, s.prompt_tokens + s.generation_tokens, s.step_seconds,
+                                   layer_steps, active, selection);
            })
       .def("reset_stats", &Engine::reset_stats, release())
       .def("model_info",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -41,6 +42,21 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if config.option.markexpr == "not slow and not gpu":
         return 'fast tier; everything: tools/test.sh --all, or pytest -m ""'
     return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says which instruction sets the tests ran on, by the parameter of their names, and which they could not."""
+    try:
+        from isas import NAMES, SUPPORTED
+    except ImportError:  # lynx_rt is not built
+        return
+    of_tests = [set(re.split(r"[\[\]-]", report.nodeid)) for report in terminalreporter.stats.get("passed", [])]
+    ran = {name: sum(name in parts for parts in of_tests) for name in SUPPORTED}
+    if not any(ran.values()):
+        return
+    tested = ", ".join(f"{name} ({count} tests)" for name, count in ran.items())
+    absent = ", ".join(name for name in NAMES if name not in SUPPORTED)
+    terminalreporter.write_line(f"instruction sets: {tested}; not on this machine: {absent or 'none'}")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import json
 import os
+import platform
 import shlex
 import signal
 import statistics
@@ -215,11 +216,11 @@ def cpu() -> str:
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
-    flags = fields.get("flags", "").split()
-    known = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if flag in flags
-    ]
-    return f"{fields.get('model name', 'unknown CPU')} ({', '.join(known)})"
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    wanted = ["avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8"]
+    wanted += ["asimd", "asimddp", "i8mm", "bf16"]  # of ARM, whose kernel has numbers instead of a name
+    name = fields.get("model name") or f"{platform.machine()} part {fields.get('CPU part', 'unknown')}"
+    return f"{name} ({', '.join(flag for flag in wanted if flag in flags)})"
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -402,7 +402,7 @@ QuantFormat parse_quantization(const std::string& text);
 struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
   DType compute_dtype = DType::kF32;
-  int num_threads = 0;           // 0 = usable_cores()
+  int num_threads = 0;           // 0 = cpu: plan_computing(), cuda: usable_cores()
   std::string isa;               // see resolve_isa()
   bool dependent_launch = true;  // cuda: see cuda::Stream
   // cpu: format of the weights of the experts and of mlp(), which are quantised when they are placed; where it is not kPlain, those

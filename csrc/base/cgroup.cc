@@ -1,5 +1,5 @@
-// Sources of the formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's cgroup-v1/memory.rst, cgroup-v1/cpu
-// (scheduler/sched-bwc.rst), cgroup-v2.rst.
+// Sources of the formats: cgroups(7), proc_pid_mountinfo(5), and the kernel's cgroup-v1/memory.rst,
+// cgroup-v1/cpusets.rst, cgroup-v1/cpu (scheduler/sched-bwc.rst), cgroup-v2.rst.
 #include "base/cgroup.h"
 
 #include <algorithm>
@@ -135,6 +135,18 @@ double cgroup_cpu_quota(const std::string& root) {
     cores = cores > 0 ? std::min(cores, here) : here;
   });
   return cores;
+}
+
+std::string cgroup_cpuset(const std::string& root) {
+  std::string cpus;
+  // The nearest group with the controller counts: its effective CPUs are those that the groups above leave to it.
+  for_each_group(root, "cpuset", [&](const std::string& folder, bool v2) {
+    for (const char* name : {v2 ? "cpuset.cpus.effective" : "cpuset.effective_cpus", "cpuset.cpus"}) {
+      std::ifstream in(folder + "/" + name);
+      if (cpus.empty()) std::getline(in, cpus);
+    }
+  });
+  return cpus;
 }
 
 }  // namespace lynx_rt

@@ -15,4 +15,7 @@ int64_t cgroup_free_memory(const std::string& root = "");
 // Returns the CPU time per wall-clock time, in cores; 0 = no limit.
 double cgroup_cpu_quota(const std::string& root = "");
 
+// Returns the list of CPUs that the process's cpuset leaves to it, like "0-3,8"; empty = no limit.
+std::string cgroup_cpuset(const std::string& root = "");
+
 }  // namespace lynx_rt

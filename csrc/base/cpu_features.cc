@@ -1,6 +1,5 @@
 #include "base/cpu_features.h"
 
-#include <sched.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -11,10 +10,8 @@
 #include <sys/sysctl.h>
 #endif
 
-#include <algorithm>
 #include <cstdlib>
 
-#include "base/cgroup.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -122,16 +119,6 @@ Isa resolve_isa(const std::string& name) {
     fail(ErrorCode::kUnsupported, "isa", "isa: this CPU does not support ", name, "; it supports ", names(supported_isas()));
   }
   invalid("isa", "expected one of ", names(known), "; got \"", name, "\"");
-}
-
-int usable_cores() {
-  cpu_set_t set;
-  int cores = 1;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) cores = std::max(1, CPU_COUNT(&set));
-  // The quota is rounded down: one thread beyond it would stop all threads for the rest of every period.
-  const double quota = cgroup_cpu_quota();
-  if (quota > 0 && quota < cores) cores = std::max(1, int(quota));
-  return cores;
 }
 
 }  // namespace lynx_rt

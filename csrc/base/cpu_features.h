@@ -17,8 +17,4 @@ Isa best_isa();                     // the last that is supported
 // kInvalidArgument for an unknown name, kUnsupported for a set that this CPU lacks.
 Isa resolve_isa(const std::string& name);
 
-// Returns the cores that this process may use: the affinity mask, capped by the CPU quota of its cgroups, rounded down; at least
-// 1.
-int usable_cores();
-
 }  // namespace lynx_rt

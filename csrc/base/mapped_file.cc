@@ -30,7 +30,14 @@ struct Descriptor {
        std::system_category().message(error));
 }
 
-int64_t time_of(const struct stat& info) { return int64_t(info.st_mtim.tv_sec) * 1000000000 + info.st_mtim.tv_nsec; }
+int64_t time_of(const struct stat& info) {
+#if defined(__APPLE__)
+  const timespec& changed = info.st_mtimespec;
+#else
+  const timespec& changed = info.st_mtim;
+#endif
+  return int64_t(changed.tv_sec) * 1000000000 + changed.tv_nsec;
+}
 
 }  // namespace
 

@@ -3,6 +3,9 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#if defined(__APPLE__)
+#include <mach/mach.h>
+#endif
 
 #include <algorithm>
 #include <cstdio>
@@ -26,10 +29,22 @@ int64_t address_space_left() {
   return std::max<int64_t>(0, int64_t(limit.rlim_cur) - pages * sysconf(_SC_PAGESIZE));
 }
 
-}  // namespace
+constexpr int64_t kUnknown = int64_t(4) << 30;  // assumed where the system does not say
 
-int64_t free_memory_bytes() {
-  int64_t available = int64_t(4) << 30;
+#if defined(__APPLE__)
+
+int64_t available_memory() {
+  vm_statistics64_data_t pages;
+  mach_msg_type_number_t count = HOST_VM_INFO64_COUNT;
+  if (host_statistics64(mach_host_self(), HOST_VM_INFO64, reinterpret_cast<host_info64_t>(&pages), &count) != KERN_SUCCESS)
+    return kUnknown;
+  return (int64_t(pages.free_count) + pages.inactive_count) * sysconf(_SC_PAGESIZE);
+}
+
+#else
+
+int64_t available_memory() {
+  int64_t available = kUnknown;
   if (FILE* f = std::fopen("/proc/meminfo", "r")) {
     char line[256];
     long long kb;
@@ -37,14 +52,22 @@ int64_t free_memory_bytes() {
       if (std::sscanf(line, "MemAvailable: %lld kB", &kb) == 1) available = kb * 1024;
     std::fclose(f);
   }
-  return std::min({available, cgroup_free_memory(), address_space_left()});
+  return available;
 }
+
+#endif
+
+}  // namespace
+
+int64_t free_memory_bytes() { return std::min({available_memory(), cgroup_free_memory(), address_space_left()}); }
 
 void* allocate_pages(int64_t bytes, const char* what) {
   void* p =
       mmap(nullptr, size_t(bytes > 0 ? bytes : 1), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) fail(ErrorCode::kOutOfMemory, what, what, ": cannot allocate ", bytes, " bytes");
+#if defined(MADV_HUGEPAGE)
   if (bytes >= (4 << 20)) madvise(p, size_t(bytes), MADV_HUGEPAGE);
+#endif
   return p;
 }
 

@@ -4,7 +4,7 @@
 
 namespace lynx_rt {
 
-// Returns MemAvailable in bytes, capped by what the process's cgroups and RLIMIT_AS still allow.
+// Returns MemAvailable (macOS: free and inactive pages) in bytes, capped by what the process's cgroups and RLIMIT_AS still allow.
 int64_t free_memory_bytes();
 
 // Allocates zero-filled pages, which take no memory before they are touched. Throws kOutOfMemory naming `what`.

@@ -21,15 +21,24 @@ constexpr uint64_t loop_number(uint64_t gate) { return gate >> 32; }
 void relax() {
 #if defined(__x86_64__)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #else
   std::this_thread::yield();
 #endif
 }
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) : gate_(kClosed) {
-  if (num_threads < 1 || num_threads > 4096) invalid("num_threads", "expected 1..4096, got ", num_threads);
-  for (int t = 1; t < num_threads; ++t) workers_->threads.emplace_back([this, t] { worker_main(t); });
+ThreadPool::ThreadPool(int num_threads) : ThreadPool(ThreadPlan{.num_threads = num_threads}) {}
+
+ThreadPool::ThreadPool(const ThreadPlan& plan, CpuCalls& calls) : gate_(kClosed) {
+  if (plan.num_threads < 1 || plan.num_threads > 4096) invalid("num_threads", "expected 1..4096, got ", plan.num_threads);
+  const auto shared = std::make_shared<const ThreadPlan>(plan);
+  for (int t = 1; t < plan.num_threads; ++t)
+    workers_->threads.emplace_back([this, t, shared, &calls] {
+      apply_plan(*shared, t, calls);
+      worker_main(t);
+    });
 }
 
 ThreadPool::~ThreadPool() {

@@ -11,12 +11,15 @@
 #include <vector>
 
 #include "base/fork.h"
+#include "base/thread_plan.h"
 
 namespace lynx_rt {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_threads);  // counts the calling thread; >= 1
+  // Thread 0 is the calling one. Its number of threads is at least 1.
+  explicit ThreadPool(const ThreadPlan& plan, CpuCalls& calls = CpuCalls::system());
+  explicit ThreadPool(int num_threads);  // anywhere
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

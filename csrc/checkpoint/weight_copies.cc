@@ -6,7 +6,6 @@
 #include <cstring>
 #include <optional>
 
-#include "base/cpu_features.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "checkpoint/dequantizer.h"
@@ -27,7 +26,7 @@ constexpr uintptr_t kPage = 4096;
 // Copies the pieces of one tensor, in parallel.
 class WeightCopies::Block::Copier {
  public:
-  Copier() : pool_(usable_cores()), scratch_(size_t(pool_.num_threads())) {}
+  Copier() : pool_(plan_copying()), scratch_(size_t(pool_.num_threads())) {}
 
   void run(const WeightSource& source, const MatrixShape& m, const std::vector<Piece>& copies, uint8_t* to) {
     std::optional<Dequantizer> dequantizer;

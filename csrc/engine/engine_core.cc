@@ -6,7 +6,6 @@
 
 #include "base/clock.h"
 #include "base/error.h"
-#include "engine/public_fields.h"
 #include "model/family.h"
 #include "model/load_weights.h"
 #include "model/sequence_memory.h"
@@ -154,61 +153,6 @@ void EngineCore::check_files() {
   files_checked_ = now();
 }
 
-void EngineCore::reset_stats() {
-  counters_ = EngineStats{};
-  for (int64_t l = 0; l < config_.num_layers; ++l)
-    if (config_.layers[size_t(l)].moe) counters_.layers.emplace_back().layer = l;
-  preemptions_at_reset_ = scheduler_.num_preemptions();
-  backend_->reset_profile();
-  selection_.reset_report();
-}
-
-EngineStats EngineCore::stats() const {
-  EngineStats s = counters_;
-  s.num_running = scheduler_.num_running();
-  s.num_waiting = scheduler_.num_waiting();
-  s.num_waiting_tokens = scheduler_.num_waiting_tokens();
-  s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
-  s.kv_blocks_total = pool_.num_blocks();
-  s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
-  for (const OpProfile& p : backend_->profile()) s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
-  const BytesRead read = bytes_read();
-  s.bytes_read = read.all;
-  s.bytes_read_experts = read.experts;
-  s.bytes_read_kv = read.kv;
-  s.bytes_read_dense = read.all - read.experts - read.kv;
-  selection_.report(s);
-  return s;
-}
-
-ModelInfo EngineCore::model_info() const {
-  ModelInfo i;
-  i.model_type = config_.model_type;
-  i.dtype = dtype_name(backend_->compute_dtype());
-  i.device = backend_->description();
-#define LYNX_RT_FIELD(name) i.name = config_.name;
-  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
-#undef LYNX_RT_FIELD
-  i.num_moe_layers = decoder_.num_moe_layers();
-  i.max_model_len = plan_.max_model_len;
-  i.weight_bytes = weight_bytes_;
-  i.kv_bytes = cache_.bytes();
-  i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
-  i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
-  i.eos_token_ids = config_.eos_token_ids;
-  i.warnings = weights_->warnings;
-  i.copied_weight_bytes = copied_weight_bytes_;
-  return i;
-}
-
-EngineCore::BytesRead EngineCore::bytes_read() const {
-  BytesRead read;
-  for (const OpProfile& p : backend_->profile()) read.all += p.bytes;
-  read.experts = backend_->profile()[Backend::kExpertFfn].bytes;
-  read.kv = backend_->profile()[Backend::kAttention].bytes;
-  return read;
-}
-
 bool EngineCore::abort(uint64_t id) {
   if (!scheduler_.remove(id)) return false;
   ++counters_.aborted;
@@ -300,24 +244,6 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   return id;
 }
 
-// Counts a step's decode rows by how their experts were chosen, and in a decode-only step what the selection did. Called before
-// postprocess(), which deletes the requests that have ended.
-void EngineCore::count_selection(const ScheduledStep& step) {
-  if (step.phase != Phase::kDecodeOnly) {
-    counters_.decode_rows_mixed += step.num_decode_rows;
-    return;
-  }
-  counters_.decode_rows += step.num_rows;
-  for (size_t i = 0; i < step.requests.size(); ++i) {
-    const ScheduledRequest& s = step.requests[i];
-    if (s.request->params.exact)
-      counters_.decode_rows_exact += s.num_tokens;
-    else if (selection_.current().acts(step.phase, batch_.group_rows(i)))
-      counters_.decode_rows_selected += s.num_tokens;
-  }
-  for (size_t i = 0; i < layer_stats_.size(); ++i) add_step(counters_.layers[i], layer_stats_[i]);
-}
-
 std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   double start = now();
   BatchView batch = batch_.build(step, pool_.block_size());
@@ -346,6 +272,10 @@ StepOutput EngineCore::make_output(Request& r) {
   out.num_cached_tokens = r.num_cached_tokens;
   out.num_preemptions = r.num_preemptions;
   out.num_computed_prompt_tokens = r.num_computed_prompt_tokens();
+  out.num_selected_rows = r.num_selected_rows;
+  out.num_decode_steps = r.num_decode_steps;
+  out.num_experts_read = r.num_experts_read;
+  out.scheduler_time = r.scheduler_time;
   out.arrival_time = r.arrival_time;
   out.first_scheduled_time = r.first_scheduled_time;
   out.first_token_time = r.first_token_time;
@@ -402,7 +332,9 @@ std::vector<StepOutput> EngineCore::step() {
   // These outputs must not be lost to a failure of the model, so they are all that this step does.
   if (std::vector<StepOutput> outputs = end_expired(start); !outputs.empty()) return outputs;
   const BytesRead before = bytes_read();
+  const double before_schedule = now();
   ScheduledStep scheduled = scheduler_.schedule();
+  const double schedule_seconds = now() - before_schedule;
   if (scheduled.requests.empty()) return {};
   check_files();
   for (ScheduledRequest& s : scheduled.requests)
@@ -424,7 +356,10 @@ std::vector<StepOutput> EngineCore::step() {
   for (size_t i = 0; i < scheduled.requests.size(); ++i) {
     Request& r = *scheduled.requests[i].request;
     const bool acted = selection_.current().acts(scheduled.phase, batch_.group_rows(i));
-    scheduler_.advance(r, scheduled.requests[i].num_tokens, !acted || r.params.exact);
+    const bool reproducible = !acted || r.params.exact;
+    if (!reproducible) r.num_selected_rows += scheduled.requests[i].num_tokens;
+    r.scheduler_time += schedule_seconds;
+    scheduler_.advance(r, scheduled.requests[i].num_tokens, reproducible);
   }
   count_selection(scheduled);
   std::vector<StepOutput> outputs;

@@ -77,11 +77,11 @@ class EngineCore {
   StepOutput make_output(Request& request);  // what every output says
   void finish(const Request& request, FinishReason reason, StepOutput& output);
   std::vector<StepOutput> end_expired(double now);
-  void count_selection(const ScheduledStep& step);
+  void count_selection(const ScheduledStep& step);  // engine_report.cc
   struct BytesRead {
     int64_t all = 0, experts = 0, kv = 0;
   };
-  BytesRead bytes_read() const;  // since reset_stats()
+  BytesRead bytes_read() const;  // since reset_stats(); engine_report.cc
 
   // Order matters: later members point into earlier ones.
   EngineOptions options_;

@@ -1,7 +1,7 @@
 // EngineCore's functions for research: recording of the routing, comparison of experts.
 #include <utility>
 
-#include "base/cpu_features.h"
+#include "base/cpu_topology.h"
 #include "base/error.h"
 #include "engine/engine_core.h"
 #include "research/calibration.h"

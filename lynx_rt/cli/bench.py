@@ -15,7 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lynx_rt.cli.machine import available_memory_bytes, usable_cores
+from lynx_rt.cli.machine import available_memory_bytes, cpu_threads, measured_on
 from lynx_rt.cli.options import (
     add_engine_options,
     add_model,
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     from lynx_rt import _C, ValidationError
 
     args.model = model_folder(args)
-    threads = args.num_threads or usable_cores()
+    threads = cpu_threads(args.num_threads)["num_threads"]
     length = args.context + _decode_tokens(args)
     start = time.perf_counter()
     core = _C.Engine(
@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> int:
         core.close()
     report = {
         "command": args.command_line,
+        "measured_on": measured_on(info["device"]),
         "model": args.model,
         "model_info": info,
         "build": _C.build_info(),
@@ -228,7 +229,8 @@ def _format(report: dict[str, Any], rows: list[Row], with_ops: bool) -> str:
     lines = [
         f"{report['model']}: {info['model_type']}, {info['dtype']}, {info['num_experts']} experts, "
         f"top-{info['num_experts_per_tok']}, {format_bytes(info['weight_bytes'])} of weights",
-        f"{info['device']}; ready in {report['ready_s']:.2f} s; read = plain reading of memory, measured between the steps",
+        f"{report['measured_on']}; ready in {report['ready_s']:.2f} s",
+        "read = plain reading of memory, measured between the steps",
         "",
     ]
     header = ["selection", "batch", "ms/step", "p10", "p90", "tok/s", "bytes/step", "GB/s", "read", "%", "experts"]

@@ -62,7 +62,7 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         help="what weights become when they are loaded: none, int8, int4 (default: none)",
     )
     parser.add_argument("--quantization-cache", metavar="DIR", help="folder that keeps the quantised weights")
-    parser.add_argument("--num-threads", type=positive_int, help="default: the cores that this process may use")
+    parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def _add_generation(group: Any) -> None:
     group.add_argument("--max-model-len", type=positive_int, help="tokens of prompt and output (default: the model's)")
     group.add_argument("--no-prefix-caching", action="store_true", help="prompts share no KV cache")
     group.add_argument("--no-mixed-chunk", action="store_true", help="prompts get steps of their own")
+    group.add_argument("--tokenizer", metavar="PATH", help="folder or file of a tokenizer (default: the model's)")
     group.add_argument("--chat-template", metavar="FILE", help="a Jinja template (default: the model's)")
     group.add_argument("--trust-request-chat-template", action="store_true", help="requests may bring a chat template")
     group.add_argument(
@@ -119,6 +120,12 @@ def _add_generation(group: Any) -> None:
         choices=("both", "reasoning", "reasoning_content", "inline"),
         default="both",
         help="the name of the reasoning in messages; inline = it stays in the content",
+    )
+    group.add_argument(
+        "--thinking-token-budget",
+        type=_token_budget,
+        metavar="N",
+        help="tokens of reasoning after which its end is forced, for requests without their own (default: no limit)",
     )
     group.add_argument("--seed", type=integer, default=0, help="for requests without one (default: 0)")
 
@@ -163,6 +170,7 @@ def run(args: argparse.Namespace) -> int:
         "enable_prefix_caching": not args.no_prefix_caching,
         "enable_mixed_chunk": not args.no_mixed_chunk and args.batch_isolation == "none",
         "expert_selection": args.selection,
+        "tokenizer": args.tokenizer,
         "chat_template": args.chat_template,
         "tool_parser": args.tool_parser,
         "reasoning_parser": args.reasoning_parser,
@@ -194,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
         trust_request_chat_template=args.trust_request_chat_template,
         default_chat_template_kwargs=args.default_chat_template_kwargs,
         reasoning_field=args.reasoning_field,
+        thinking_token_budget=args.thinking_token_budget,
         batch_isolation=args.batch_isolation,
         metrics_per_layer={"auto": None, "on": True, "off": False}[args.metrics_per_layer],
         otlp_traces_endpoint=args.otlp_traces_endpoint,
@@ -281,6 +290,13 @@ def _port(text: str) -> int:
     value = integer(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
+    return value
+
+
+def _token_budget(text: str) -> int:
+    value = integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

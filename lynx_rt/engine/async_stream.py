@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import weakref
 
 from lynx_rt.engine.driver import Driver
@@ -33,11 +34,12 @@ class _Inbox:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def wait(self) -> None:
-        """Waits for the next fill(), and raises what made the request fail."""
-        if not self.changed:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+    def next_fill(self) -> asyncio.Future[None]:
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    def check(self) -> None:
+        """Notes that what has come is being read, and raises what made the request fail."""
         self.changed = False
         if self.error is not None:
             raise self.error
@@ -51,12 +53,15 @@ class _Mailbox:
         self._driver = driver
         self._posted: list[_Inbox] = []  # guarded by the driver's lock
 
-    def post(self, inbox: _Inbox) -> None:
-        """Has the inbox filled soon. Called under the driver's lock, by the thread that steps."""
+    def post(self, inbox: _Inbox, _: Request) -> None:
+        """Has the inbox filled soon. Called under the driver's lock, mostly by the thread that steps."""
         self._posted.append(inbox)
         if len(self._posted) == 1:  # the same wake-up serves what comes later in this step
-            with contextlib.suppress(RuntimeError, ReferenceError):  # the event loop is closed or gone
-                self._loop.call_soon_threadsafe(self._deliver)
+            self._driver.wake_after_step(self._wake)
+
+    def _wake(self) -> None:
+        with contextlib.suppress(RuntimeError, ReferenceError):  # the event loop is closed or gone
+            self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         with self._driver.locked():
@@ -78,13 +83,16 @@ class AsyncStream:
         self._driver = driver
         self._inbox = inbox = _Inbox(request, as_deltas)
         self._claim = Claim(request)
-        request.notify = lambda _: mailbox.post(inbox)
+        request.notify = functools.partial(mailbox.post, inbox)
         driver.submit(request)
 
     async def next_output(self) -> RequestOutput:
         """Waits for a change and returns everything so far. Raises what made the request fail."""
+        inbox = self._inbox
         while True:
-            await self._inbox.wait()
+            if not inbox.changed:
+                await inbox.next_fill()
+            inbox.check()
             with self._driver.locked():
                 if self.request.changed:
                     return self.request.take_output()
@@ -94,10 +102,13 @@ class AsyncStream:
 
         Raises what made the request fail.
         """
+        inbox = self._inbox
         while True:
-            await self._inbox.wait()
-            if deltas := self._inbox.deltas:
-                self._inbox.deltas = []
+            if not inbox.changed:
+                await inbox.next_fill()
+            inbox.check()
+            if deltas := inbox.deltas:
+                inbox.deltas = []
                 return deltas
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lynx_rt.engine.outputs import CompletionOutput, RequestOutput
@@ -28,14 +28,12 @@ def response_format(
     return ResponseFormat.of(tool_parser, reasoning_parser, tokenizer=tokenizer, chat_template=text)
 
 
-def reasoning_end(response_format: ResponseFormat) -> Callable[[str], str | None]:
-    """Returns a function that gives the tag that ends the reasoning in which a prompt's text ends; None = it ends in none."""
-    tags = response_format.reasoning_tags
-
-    def end(prompt: str) -> str | None:
-        return tags[1] if tags is not None and response_format.begins_inside(prompt) else None
-
-    return end
+def is_json(params: SamplingParams) -> bool:
+    """Whether the output is JSON from the first token on. Its texts may have tags in them."""
+    spec = params.structured_outputs
+    if spec is None or isinstance(spec, Mapping):
+        return False
+    return spec.start_after is None and (spec.json is not None or bool(spec.json_object))
 
 
 def fill_in(
@@ -50,19 +48,11 @@ def fill_in(
         text = completion.text
         if response_format.needs_special_tokens:
             text = _with_special_tokens(completion, tokenizer, output.prompt_token_ids)
-        forced = "content" if _is_json(params) else None
+        forced = "content" if is_json(params) else None
         parser = response_format.parser(tools=tools, prompt_tail=output.prompt or "", forced=forced)
         parsed = parser.parse(text, completion.token_ids, completion.finish_reason)
         completion.content, completion.reasoning = parsed.content, parsed.reasoning
         completion.tool_calls = parsed.tool_calls
-
-
-def _is_json(params: SamplingParams) -> bool:
-    """Whether the output is JSON from the first token on. Its texts may have tags in them."""
-    spec = params.structured_outputs
-    if spec is None or isinstance(spec, Mapping):
-        return False
-    return spec.start_after is None and (spec.json is not None or bool(spec.json_object))
 
 
 def _with_special_tokens(completion: CompletionOutput, tokenizer: Tokenizer, prompt_token_ids: Sequence[int]) -> str:

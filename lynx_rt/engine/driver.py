@@ -51,6 +51,8 @@ class Driver:
         self._ended: list[int] = []  # numbers of completions that C++ is to abort after the step in progress
         self._refills: list[Constraint] = []  # those whose masks the next step needs made
         self._stepping = False
+        self._applying = False  # outputs of a step are being handed out
+        self._wakes: list[Callable[[], None]] = []  # to be called when they all are
         self._steps = 0  # number of steps made so far
         self._last_progress = time.monotonic()
         self._closed = False
@@ -130,6 +132,16 @@ class Driver:
                 request.touch()
             self._changed.notify_all()
         return count
+
+    def wake_after_step(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` once the outputs of a step are all handed out; at once at any other time. Called under the lock.
+
+        A thread that woke up before would only wait for the lock.
+        """
+        if self._applying:
+            self._wakes.append(wake)
+        else:
+            wake()
 
     def find(self, request_id: str) -> Request | None:
         """Returns the unfinished request with this id, None where there is none."""
@@ -258,10 +270,16 @@ class Driver:
             while self._ended:
                 self._abort_native(self._ended.pop())
         wake = False
-        for output in outputs:
-            completion = self._live.get(output.request_id)
-            if completion is not None:  # it was not aborted during the step
-                wake |= self._apply(completion, output)
+        self._applying = True
+        try:
+            for output in outputs:
+                completion = self._live.get(output.request_id)
+                if completion is not None:  # it was not aborted during the step
+                    wake |= self._apply(completion, output)
+        finally:
+            self._applying = False
+            while self._wakes:
+                self._wakes.pop()()
         if wake or not outputs:
             self._changed.notify_all()
         return bool(outputs)

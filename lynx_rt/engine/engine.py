@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
-from lynx_rt.engine.chat_results import fill_in, reasoning_end, response_format
+from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
@@ -52,7 +52,8 @@ class Engine(EngineState):
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
-    num_threads: None = the cores that this process may use.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    num_threads: None = one per core, within affinity and CPU quota (`lynx-rt env` says why).
+    isa: None = the best; "scalar", "avx2", "avx512", ...
     on_load_progress: called with (bytes done, bytes in all) as weights are copied or quantised; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
@@ -111,7 +112,9 @@ class Engine(EngineState):
             self._driver = Driver(core)
             self._streams = AsyncStreams(self._driver)
             self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
-            self._inputs = InputProcessor(self._tokenizer, self._generation_config, chat_template, self._info)
+            self._inputs = InputProcessor(
+                self._tokenizer, self._generation_config, chat_template, self._response_format, self._info
+            )
         except BaseException:
             core.close()
             raise
@@ -181,7 +184,7 @@ class Engine(EngineState):
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")
-        requests = self._inputs.requests(parsed, sampling_params, reasoning_end(self._response_format))
+        requests = self._inputs.requests(parsed, sampling_params, is_chat=True)
         outputs = self._run(requests, use_tqdm, timeout)
         for request, output in zip(requests, outputs, strict=True):
             fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lynx_rt.engine.constraint import Constraint
 from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
 from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
 from lynx_rt.text.prompts import ParsedPrompt, Prompt, parse_prompts
+from lynx_rt.text.response import ResponseFormat
+from lynx_rt.text.response.thinking import ThinkingBudget, ThinkingTags
 from lynx_rt.text.structured.compiler import Grammar, GrammarCompiler
 from lynx_rt.text.structured.spec import StructuredOutputs
 from lynx_rt.text.tokenizer import Tokenizer
@@ -21,6 +24,7 @@ from lynx_rt.text.tokenizer import Tokenizer
 Params = SamplingParams | Mapping[str, Any]
 ParamsPerPrompt = Params | Sequence[Params] | None
 _NO_LIMIT = 1 << 62
+_TAIL_TOKENS = 1024  # at the end of a prompt, in which an unfinished thought is looked for
 
 
 class InputProcessor:
@@ -31,11 +35,13 @@ class InputProcessor:
         tokenizer: Tokenizer | None,
         generation_config: GenerationConfig,
         chat_template: str | os.PathLike[str] | None,
+        response_format: ResponseFormat,
         model_info: Mapping[str, Any],
     ) -> None:
         self._tokenizer = tokenizer
         self._generation_config = generation_config
         self._chat_template = chat_template
+        self._format = response_format
         self._vocab_size = int(model_info["vocab_size"])
         self._max_model_len = int(model_info["max_model_len"])
         # The C++ engine reads only the ends of text in config.json; every request carries the others.
@@ -86,12 +92,11 @@ class InputProcessor:
         self,
         prompts: list[ParsedPrompt],
         sampling_params: ParamsPerPrompt,
-        reasoning_end: Callable[[str], str | None] | None = None,
+        is_chat: bool = False,
     ) -> list[Request]:
         """Returns a request per prompt. sampling_params: one for all or one per prompt; None = the defaults.
 
-        reasoning_end: the tag that ends the reasoning in which a prompt ends, None = it does not; structured outputs start after
-        it.
+        is_chat: structured outputs start after the reasoning in which a prompt ends, if it does.
         """
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
@@ -111,28 +116,37 @@ class InputProcessor:
                     f"{len(prompts)} prompts but {len(each)} sampling_params: give one for all or one per prompt",
                     "sampling_params",
                 )
-        requests = []
-        for prompt, params in zip(prompts, each, strict=True):
-            spec, end = params.structured_outputs, reasoning_end(prompt.text or "") if reasoning_end else None
-            if spec is not None and end is not None:
-                spec = StructuredOutputs.of(spec)
-                params = params.clone(structured_outputs=replace(spec, start_after=spec.start_after or end))
-            requests.append(self._request(prompt, params, None))
-        return requests
+        return [self._request(prompt, params, None, is_chat) for prompt, params in zip(prompts, each, strict=True)]
 
-    def request(self, prompts: list[ParsedPrompt], sampling_params: Params | None, request_id: str | None) -> Request:
-        """Returns the request of a single prompt whose caller waits for every change."""
+    def request(
+        self,
+        prompts: list[ParsedPrompt],
+        sampling_params: Params | None,
+        request_id: str | None,
+        is_chat: bool = False,
+    ) -> Request:
+        """Returns the request of a single prompt whose caller waits for every change. is_chat: as for `requests`."""
         if len(prompts) != 1:
             raise ValidationError(f"expected one prompt, got {len(prompts)}; generate() takes several", "prompt")
         params = self.default_sampling_params() if sampling_params is None else SamplingParams.of(sampling_params)
-        request = self._request(prompts[0], params, request_id)
+        request = self._request(prompts[0], params, request_id, is_chat)
         request.streaming = True
         return request
 
-    def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None) -> Request:
+    def _request(self, prompt: ParsedPrompt, params: SamplingParams, request_id: str | None, is_chat: bool) -> Request:
         if params.stop and self._tokenizer is None:
             raise ValidationError("stop needs a tokenizer, and this engine was made without one", "stop")
+        if is_chat and params.structured_outputs is not None:
+            params = params.clone(structured_outputs=self._after_reasoning(params.structured_outputs, prompt))
         grammar = None if params.structured_outputs is None else self.grammar(params.structured_outputs)
+        make_budget = self._budgets(prompt, params.thinking_token_budget)
+
+        def make_constraint(stop_token_ids: list[int]) -> Constraint | None:
+            budget = make_budget()
+            if grammar is None and budget is None:
+                return None
+            return Constraint(self._vocab_size, params, stop_token_ids, grammar, budget)
+
         stop_of_token = self._special_stops(tuple(params.stop or ()), params.skip_special_tokens)
 
         def make_native(index: int) -> Any:
@@ -146,8 +160,43 @@ class InputProcessor:
             )
 
         return Request(
-            request_id, prompt, params, self._tokenizer, self._eos_token_ids, make_native, stop_of_token, grammar
+            request_id,
+            prompt,
+            params,
+            self._tokenizer,
+            self._eos_token_ids,
+            make_native,
+            stop_of_token,
+            make_constraint,
         )
+
+    def _after_reasoning(
+        self, structured_outputs: StructuredOutputs | Mapping[str, Any], prompt: ParsedPrompt
+    ) -> StructuredOutputs:
+        """Returns a form that starts after the reasoning in which the prompt ends, if it does."""
+        spec, tags = StructuredOutputs.of(structured_outputs), self._format.reasoning_tags
+        if tags is None or spec.start_after or not self._ends_in_reasoning(prompt):
+            return spec
+        return replace(spec, start_after=tags[1])
+
+    def _ends_in_reasoning(self, prompt: ParsedPrompt) -> bool:
+        text = prompt.text
+        if text is None and self._tokenizer is not None:
+            text = self._tokenizer.decode(prompt.token_ids[-_TAIL_TOKENS:], skip_special_tokens=False)
+        return self._format.begins_inside(text or "")
+
+    def _budgets(self, prompt: ParsedPrompt, limit: int | None) -> Callable[[], ThinkingBudget | None]:
+        """Returns a function that makes the thinking budget of a completion. Raises ValidationError where it would not act."""
+        if limit is None:
+            return lambda: None
+        if (tags := self._format.reasoning_tags) is None or self._tokenizer is None:
+            raise ValidationError(
+                "thinking_token_budget needs a model whose reasoning ends with a tag; this one's reasoning parser is "
+                f"{self._format.reasoning_parser or 'none'}",
+                "thinking_token_budget",
+            )
+        thinking, inside = ThinkingTags(tags, self._tokenizer, self._vocab_size), self._ends_in_reasoning(prompt)
+        return lambda: thinking.budget(limit, inside)
 
     def _find_special_stops(self, stops: tuple[str, ...], hidden: bool) -> dict[int, str]:
         """Returns the stop strings that are special tokens, by id. The text mostly hides these, so they are found as tokens.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lynx_rt.errors import RequestAborted
 
@@ -60,6 +60,16 @@ class CompletionOutput:
 
 
 @dataclass(slots=True)
+class PromptProgress:
+    """How much of a prompt has been computed."""
+
+    total: int  # tokens of the prompt
+    cached: int  # of them in the prefix cache
+    computed: int  # so far, cached ones included; falls where a preempted request starts again
+    seconds: float  # since the first step that worked on it
+
+
+@dataclass(slots=True)
 class CompletionDelta:
     """What a completion grew by since it was last looked at. The fields are those of CompletionOutput."""
 
@@ -70,6 +80,8 @@ class CompletionDelta:
     finish_reason: str | None
     stop_reason: int | str | None
     error: str | None
+    # Of a request's first completion with SamplingParams.report_progress, up to its first token; None = nothing new.
+    prompt_progress: PromptProgress | None = None
 
 
 @dataclass(slots=True)
@@ -88,6 +100,12 @@ class RequestMetrics:
     num_generation_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    num_selected_rows: int = (
+        0  # rows, of prompt and output, to which the engine's expert_selection was applied; 0 = exact
+    )
+    num_decode_steps: int = 0  # decode-only steps that it had rows in
+    num_experts_read: int = 0  # that these steps read for all rows of their batches, summed over MoE layers
+    scheduler_time: float = 0.0  # seconds that choosing the rows took in the steps that had rows of it
 
     @property
     def queue_time(self) -> float | None:
@@ -161,6 +179,19 @@ def sum_prompt_logprobs(output: RequestOutput, start: int) -> float:
         raise RequestAborted(f"request {output.request_id} ended before its prompt was done")
     entries = zip(output.prompt_token_ids[start:], output.prompt_logprobs[start:], strict=True)
     return sum(entry[token_id].logprob for token_id, entry in entries if entry is not None)
+
+
+class StepSums(NamedTuple):
+    """Sums of EngineStats, of which the difference tells what a step did."""
+
+    steps: int
+    decode_steps: int
+    decode_rows: int
+    tokens: int  # of prompts, and generated ones
+    seconds: float
+    layer_steps: int  # over the MoE layers, like the next one
+    active: int
+    policy: str  # not a sum: the current one
 
 
 @dataclass(slots=True)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from lynx_rt.engine.constraint import Constraint
 from lynx_rt.engine.outputs import (
     CompletionDelta,
     CompletionOutput,
     Logprob,
+    PromptProgress,
     RequestMetrics,
     RequestOutput,
     TokenLogprobs,
@@ -24,11 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from lynx_rt import _C
+    from lynx_rt.engine.constraint import Constraint
     from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
-    from lynx_rt.text.structured.compiler import Grammar
     from lynx_rt.text.tokenizer import Tokenizer
+
+# Fields of StepOutput and RequestMetrics that grow with every step. Those of single completions stay 0.
+_SUMS = ("num_selected_rows", "num_decode_steps", "num_experts_read", "scheduler_time")
 
 
 class Completion:
@@ -39,19 +42,19 @@ class Completion:
         self.request = request
         self.native_params = native_params
         self.native_id: int | None = None  # the C++ engine's number, once added
+        self.last_step: _C.StepOutput | None = None  # for the sums, which cost too much to read for every token
         self.metrics = RequestMetrics(num_prompt_tokens=len(request.prompt_token_ids))
         self.prompt_logprobs: list[TokenLogprobs | None] | None = None
         self._out = CompletionOutput(index, "", [])
         self._num_taken = 0  # tokens that take_delta() has returned
         self._end_taken = False  # it has returned the finish_reason
+        self._progress: PromptProgress | None = None  # that it has not returned
         self._routed_experts: list[NDArray[np.int16]] = []  # in order of position
         self.prompt_signature: NDArray[np.float32] | None = None
         self._detokenizer: Detokenizer | None = None
         if params.detokenize and tokenizer is not None:
             self._detokenizer = tokenizer.detokenizer(params.skip_special_tokens, request.prompt_token_ids)
-        self.constraint: Constraint | None = None
-        if request.grammar is not None:
-            self.constraint = Constraint(request.grammar, params, native_params.stop_token_ids)
+        self.constraint = request.make_constraint(native_params.stop_token_ids)
         self._text = StopFilter(params.stop or (), params.include_stop_str_in_output)
         if params.logprobs is not None:
             self._out.logprobs = []
@@ -89,7 +92,10 @@ class Completion:
             from lynx_rt.engine.signature import prompt_signature
 
             self.prompt_signature = prompt_signature(self._routed_experts, self.metrics.num_prompt_tokens)
-        hide_last = step.finish_reason == "stop" and not self.request.params.include_stop_str_in_output
+        finish_reason, params = step.finish_reason, self.request.params
+        if finish_reason is not None:
+            self.metrics.finish_time = step.finish_time
+        hide_last = finish_reason == "stop" and not params.include_stop_str_in_output
         last = len(token_ids) - 1
         for place, token_id in enumerate(token_ids):
             self._add_token(token_id, logprobs[place] if logprobs else None)
@@ -99,14 +105,14 @@ class Completion:
                 break
             if self._add_text(token_id):
                 self._finish("stop", self._text.stopped_by)
-                return step.finish_reason is None
-        if step.finish_reason is not None:
+                return finish_reason is None
+        if finish_reason is not None:
             self._out.error = step.error or None
             if step.error and self.constraint is not None:
                 self._out.error = self.constraint.error or step.error
             reason = self.request.stop_reason(step.stop_token_id)
-            self._finish(step.finish_reason, reason)
-            if isinstance(reason, str) and self.request.params.include_stop_str_in_output:
+            self._finish(finish_reason, reason)
+            if isinstance(reason, str) and params.include_stop_str_in_output:
                 self._text.append(reason)  # the detokenizer hides this special token
         return False
 
@@ -134,19 +140,15 @@ class Completion:
 
     def take_delta(self) -> CompletionDelta | None:
         """Returns what is new since the last call; None if nothing is. Costs nothing for what was taken before."""
-        out, start = self._out, self._num_taken
-        if start == len(out.token_ids) and (out.finish_reason is None or self._end_taken):
+        out, start, end = self._out, self._num_taken, len(self._out.token_ids)
+        reason, logprobs = out.finish_reason, out.logprobs
+        progress, self._progress = self._progress, None
+        if start == end and progress is None and (reason is None or self._end_taken):
             return None
-        self._num_taken, self._end_taken = len(out.token_ids), self.finished
-        return CompletionDelta(
-            index=out.index,
-            text=self._text.take(),
-            token_ids=out.token_ids[start:],
-            logprobs=None if out.logprobs is None else out.logprobs[start:],
-            finish_reason=out.finish_reason,
-            stop_reason=out.stop_reason,
-            error=out.error,
-        )
+        self._num_taken, self._end_taken = end, reason is not None
+        fresh = None if logprobs is None else logprobs[start:]
+        text, token_ids = self._text.take(), out.token_ids[start:]
+        return CompletionDelta(out.index, text, token_ids, fresh, reason, out.stop_reason, out.error, progress)
 
     def _add_token(self, token_id: int, logprobs: list[tuple[int, float, int]] | None) -> None:
         self._out.token_ids.append(token_id)
@@ -190,14 +192,21 @@ class Completion:
             metrics.num_cached_tokens = step.num_cached_tokens
             metrics.num_computed_prompt_tokens = step.num_computed_prompt_tokens
             metrics.num_preemptions = step.num_preemptions
-        if step.finish_reason is not None:
-            metrics.finish_time = step.finish_time
+        self.last_step = step
+        if self.request.params.report_progress and not self._out.index and not self._out.token_ids:
+            self._progress = PromptProgress(
+                metrics.num_prompt_tokens,
+                metrics.num_cached_tokens,
+                metrics.num_computed_prompt_tokens,
+                time.monotonic() - metrics.first_scheduled_time,
+            )
 
 
 class Request:
     """One prompt with its n completions. `notify` is called after every change, under the engine's lock.
 
     request_id: None = the driver chooses an unused one when the request is added.
+    make_constraint: makes the constraint of a completion, None = it has none, of the tokens that may end its text.
     """
 
     def __init__(
@@ -209,7 +218,7 @@ class Request:
         eos_token_ids: frozenset[int],
         make_native: Callable[[int], _C.SamplingParams],
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
-        grammar: Grammar | None = None,
+        make_constraint: Callable[[list[int]], Constraint | None] = lambda stop_token_ids: None,
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(
@@ -220,7 +229,7 @@ class Request:
         self.prompt_token_ids = prompt.token_ids
         self.params = params
         self.tokenizer = tokenizer
-        self.grammar = grammar
+        self.make_constraint = make_constraint
         self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
         self.abandoned = False  # its outputs are no longer wanted
@@ -264,11 +273,15 @@ class Request:
     def take_deltas(self) -> list[CompletionDelta]:
         """Returns what is new of each completion that has grown or ended since the last call."""
         self.changed = False
+        if len(self.completions) == 1:
+            delta = self.completions[0].take_delta()
+            return [] if delta is None else [delta]
         return [delta for completion in self.completions if (delta := completion.take_delta()) is not None]
 
     def metrics(self) -> RequestMetrics:
         """Returns the metrics of all completions together: the earliest start, the latest end, the sum of tokens."""
         each = [completion.metrics for completion in self.completions]
+        steps = [completion.last_step for completion in self.completions if completion.last_step is not None]
         first = each[0]
 
         def earliest(name: str) -> float:
@@ -284,6 +297,7 @@ class Request:
             num_cached_tokens=first.num_cached_tokens,
             num_computed_prompt_tokens=max(item.num_computed_prompt_tokens for item in each),
             num_preemptions=sum(item.num_preemptions for item in each),
+            **{name: sum(getattr(step, name) for step in steps) for name in _SUMS},
         )
 
 

@@ -105,6 +105,9 @@ class SamplingParams:
     # A form that the text is held to: JSON, a regex, a list of choices, a grammar. min_tokens does not keep it from ending where
     # nothing else can follow.
     structured_outputs: StructuredOutputs | Mapping[str, Any] | None = None
+    # Tokens of reasoning, without its tags, after which its end tag is forced; 0 = at once, None or -1 = no limit. Needs a model
+    # whose reasoning ends with a tag.
+    thinking_token_budget: int | None = None
     expert_selection: str | None = None  # None = the engine's; "topk" or "exact" = the model's own routing
     # Requests wait in the order of (priority, arrival), lower first; where pages run out, the last one in it is preempted.
     priority: int = 0
@@ -168,6 +171,13 @@ class SamplingParams:
             if self.forced_token_ids is not None:
                 raise ValidationError(
                     "expected one of structured_outputs and forced_token_ids, got both", "structured_outputs"
+                )
+        if self.thinking_token_budget is not None:
+            budget = _integer("thinking_token_budget", self.thinking_token_budget, low=-1)
+            self.thinking_token_budget = None if budget == -1 else budget
+            if budget != -1 and self.forced_token_ids is not None:
+                raise ValidationError(
+                    "expected one of thinking_token_budget and forced_token_ids, got both", "thinking_token_budget"
                 )
         if self.stop and not self.detokenize:
             raise ValidationError("stop needs the text: set detokenize=True or use stop_token_ids", "stop")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.engine.outputs import EngineStats, ExpertStats
+from lynx_rt.engine.outputs import EngineStats, ExpertStats, StepSums
 from lynx_rt.errors import ValidationError, encoding_fault, shown
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ class EngineState:
         """Returns gauges, and counters since the start or `reset_stats()`."""
         return EngineStats.from_native(self._core.stats())
 
-    def raw_stats(self) -> dict[str, Any]:
-        """Returns `stats()` as the compiled module gives it, which takes half the time."""
-        return self._core.stats()
+    def step_sums(self) -> StepSums:
+        """Returns what a server reads after every step, in a tenth of the time of `stats()`."""
+        return StepSums(*self._core.step_sums())
 
     @property
     def last_step_time(self) -> float:

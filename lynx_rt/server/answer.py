@@ -84,7 +84,7 @@ class JsonAnswer(_LongAnswer):
             body = to_json(await self._make())
             answer = Response(body, media_type="application/json")
         except Exception as error:
-            answer = ErrorAnswer(_logged(error))
+            answer = ErrorAnswer(logged(error))
         await answer(scope, _never, send)
 
 
@@ -125,7 +125,7 @@ class EventAnswer(_LongAnswer):
                 async for event in self._events:
                     await self._send(send, sending, _event_bytes(event))
             except Exception as error:
-                fault = _logged(error)
+                fault = logged(error)
                 if not self._started:
                     await ErrorAnswer(fault)(scope, _never, send)
                     return
@@ -170,11 +170,10 @@ class _StallTimer:
         self._since = time.monotonic()
 
     def end(self) -> None:
-        self._since = None
-        self._last = time.monotonic()
+        self._last, self._since = self._since or time.monotonic(), None
 
     def idle_seconds(self) -> float:
-        """Returns the time since the last send; 0 during one."""
+        """Returns the time since the last send began; 0 during one."""
         return time.monotonic() - self._last if self._since is None else 0.0
 
     def stop(self) -> None:
@@ -197,7 +196,8 @@ def _event_bytes(event: Any) -> bytes:
     return b"data: " + to_json(event) + b"\n\n"
 
 
-def _logged(error: BaseException) -> ApiError:
+def logged(error: BaseException) -> ApiError:
+    """Returns the answer for an exception, which is logged where it is the server's fault."""
     fault = from_exception(error)
     if fault.status == 500:
         _log.error("a request failed: %s", error, exc_info=error)

@@ -11,12 +11,13 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from lynx_rt._C import build_info
+from lynx_rt.errors import LynxError
 from lynx_rt.server import lynx_routes, messages_api, operation, responses_api, text_routes
-from lynx_rt.server.answer import ErrorAnswer
+from lynx_rt.server.answer import ErrorAnswer, logged
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
 from lynx_rt.server.completions import create_completion
-from lynx_rt.server.errors import ApiError, from_exception, from_status, from_validation
+from lynx_rt.server.errors import ApiError, bad_request, from_exception, from_status, from_validation
 from lynx_rt.server.http_metrics import HttpMetrics
 from lynx_rt.server.middleware import Gate
 from lynx_rt.server.protocol import ChatBody, CompletionBody
@@ -57,8 +58,10 @@ def make_app(state: ServerState) -> FastAPI:
     app.add_middleware(HttpMetrics, metrics=state.metrics)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _failed)
+    app.add_exception_handler(Exception, _crashed)
+    # Starlette takes classes that are not named for crashes: the stack is logged, and the connection closed.
     app.add_exception_handler(ApiError, _failed)
+    app.add_exception_handler(LynxError, _failed)
     app.include_router(operation.router)
     app.include_router(text_routes.router)
     app.include_router(responses_api.router)
@@ -85,8 +88,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if error.status_code == 400 and isinstance(cause := error.__cause__, (ValueError, RecursionError)):
+        return ErrorAnswer(
+            bad_request(f"the body cannot be read as JSON: {cause}")
+        )  # not UTF-8, too deep, too long a number
     return ErrorAnswer(from_status(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
+    return ErrorAnswer(logged(error))
+
+
+async def _crashed(request: Request, error: Exception) -> Response:
     return ErrorAnswer(from_exception(error))

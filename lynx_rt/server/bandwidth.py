@@ -16,7 +16,7 @@ def memory_bandwidth(engine: Engine, num_threads: int | None) -> float | None:
     """Returns bytes per second, measured in about a second while nothing else runs.
 
     None for a model that is not in this machine's memory, or is too small to be bound by it.
-    num_threads: those of the engine; None = the cores that this process may use.
+    num_threads: those of the engine; None = its default.
     """
     if not engine.device.startswith("cpu") or engine.memory["weight"] < _LARGE_MODEL:
         return None

@@ -18,7 +18,7 @@ from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import may_need_grammar
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.usage import lynx_object, usage
+from lynx_rt.server.usage import lynx_object, progress_object, timings_object, usage
 from lynx_rt.text.response import ToolCallDelta
 
 
@@ -94,8 +94,10 @@ class _Chat:
             "choices": [self._choice(index, pieces) for index, pieces in enumerate(parts)],
             "usage": self._usage(),
             "system_fingerprint": None,
-            "lynx": lynx_object(self._request, self._state.policy),
+            "lynx": lynx_object([self._request], self._state.policy),
         }
+        if self._body.timings_per_token:
+            answer["timings"] = timings_object(self._request.metrics())
         entries = self._request.completions[0].prompt_logprobs
         if self._body.prompt_logprobs is not None and entries is not None:
             answer["prompt_logprobs"] = prompt_logprobs(entries)
@@ -132,9 +134,22 @@ class _Chat:
         asked = running or bool(options and options.include_usage)
         head = self._head("chat.completion.chunk")
         begun = [False] * len(self._request.completions)
-        plain = _PlainChunks(head, bool(asked or self._body.logprobs or self._body.return_token_ids))
+        timed = bool(self._body.timings_per_token)
+        plain = _PlainChunks(head, bool(asked or timed or self._body.logprobs or self._body.return_token_ids))
+
+        def chunk_of(choice: dict[str, Any]) -> dict[str, Any]:
+            chunk = {**head, "choices": [choice]}
+            if asked:
+                chunk["usage"] = self._usage() if running else None
+            if timed:
+                chunk["timings"] = timings_object(self._request.metrics())
+            return chunk
+
         async with self._conversation as conversation:
             async for part in conversation.parts():
+                if (progress := part.delta.prompt_progress) is not None:
+                    empty = {"index": part.index, "delta": {}, "logprobs": None, "finish_reason": None}
+                    yield {**chunk_of(empty), "prompt_progress": progress_object(progress)}
                 if begun[part.index] and (fast := plain.chunk(part)) is not None:
                     yield fast
                     continue
@@ -142,12 +157,10 @@ class _Chat:
                 if choice is None:
                     continue
                 begun[part.index] = True
-                chunk = {**head, "choices": [choice]}
-                if asked:
-                    chunk["usage"] = self._usage() if running else None
-                yield chunk
+                yield chunk_of(choice)
         if options and options.include_usage:
-            yield {**head, "choices": [], "usage": self._usage()}
+            lynx = lynx_object([self._request], self._state.policy)
+            yield {**head, "choices": [], "usage": self._usage(), "lynx": lynx}
 
     def _piece(self, part: Part, first: bool) -> dict[str, Any] | None:
         """Returns the choice of a chunk; None where there is nothing to tell: a part of a character, or of a tag."""

@@ -9,7 +9,8 @@ from lynx_rt.errors import shown
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import ChatBody, GenerationFields, Messages
 
-_NOT_SHARED = ("stream_options",)  # of the same name in other APIs, with another meaning
+# Of the same name in other APIs, with another meaning, or without a place in their streams.
+_NOT_SHARED = ("stream_options", "return_progress")
 
 
 class ChatBuilder:

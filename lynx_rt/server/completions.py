@@ -19,7 +19,7 @@ from lynx_rt.server.protocol import CompletionBody
 from lynx_rt.server.sampling import compile_grammar, form_field, may_need_grammar, sampling_params, structured_outputs
 from lynx_rt.server.settings import MAX_PROMPTS
 from lynx_rt.server.state import ServerState
-from lynx_rt.server.usage import lynx_object, usage
+from lynx_rt.server.usage import lynx_object, progress_object, timings_object, usage
 
 _DEFAULT_MAX_TOKENS = 16  # OpenAI's
 
@@ -108,14 +108,16 @@ class _Completion:
             async for index, delta in generation.deltas():
                 deltas[index * self._n + delta.index].append(delta)
         choices = [self._choice(place, parts) for place, parts in enumerate(deltas)]
-        policy = self._state.policy
-        return {
+        answer = {
             **self._head,
             "choices": choices,
             "usage": usage(self._requests),
             "system_fingerprint": None,
-            "lynx": lynx_object(self._requests[0], policy),
+            "lynx": lynx_object(self._requests, self._state.policy),
         }
+        if self._body.timings_per_token:
+            answer["timings"] = timings_object(self._requests[0].metrics())
+        return answer
 
     def _choice(self, place: int, parts: list[CompletionDelta]) -> dict[str, Any]:
         body, request = self._body, self._requests[place // self._n]
@@ -147,19 +149,31 @@ class _Completion:
         asked = running or bool(options and options.include_usage)
         collectors = [self._collector() for _ in range(len(self._requests) * self._n)]
         begun = [False] * len(collectors)
+
+        def chunk_of(choice: dict[str, Any]) -> dict[str, Any]:
+            chunk = {**self._head, "choices": [choice]}
+            if asked:
+                chunk["usage"] = usage(self._requests) if running else None
+            if self._body.timings_per_token:
+                chunk["timings"] = timings_object(self._requests[choice["index"] // self._n].metrics())
+            return chunk
+
         async with self._generation as generation:
             async for index, delta in generation.deltas():
                 place = index * self._n + delta.index
+                if (progress := delta.prompt_progress) is not None:
+                    empty = {"index": place, "text": "", "logprobs": None, "finish_reason": None}
+                    yield {**chunk_of(empty), "prompt_progress": progress_object(progress)}
+                    if not (delta.token_ids or delta.finish_reason):
+                        continue
                 if not (delta.text or delta.finish_reason or not begun[place] or self._shows_tokens):
                     continue  # a part of a character, or of a stop string
                 choice = self._piece(place, delta, collectors[place], first=not begun[place])
                 begun[place] = True
-                chunk = {**self._head, "choices": [choice]}
-                if asked:
-                    chunk["usage"] = usage(self._requests) if running else None
-                yield chunk
+                yield chunk_of(choice)
         if options and options.include_usage:
-            yield {**self._head, "choices": [], "usage": usage(self._requests)}
+            lynx = lynx_object(self._requests, self._state.policy)
+            yield {**self._head, "choices": [], "usage": usage(self._requests), "lynx": lynx}
 
     def _piece(self, place: int, delta: CompletionDelta, collector: CompletionLogprobs, first: bool) -> dict[str, Any]:
         body, request = self._body, self._requests[place // self._n]

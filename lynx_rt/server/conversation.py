@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from lynx_rt.engine.chat_results import is_json
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
 from lynx_rt.server.caller import Caller, isolation
@@ -18,6 +19,7 @@ from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import compile_grammar, form_field, output_limit, sampling_params, structured_outputs
 from lynx_rt.server.state import ServerState
 from lynx_rt.text.response import ParsedResponse, ResponseDelta, ResponseFormat, ResponseParser
+from lynx_rt.text.response.thinking import ReasoningTracker
 from lynx_rt.text.structured.openai import tool_call_grammar
 from lynx_rt.text.structured.spec import StructuredOutputs
 
@@ -53,9 +55,9 @@ def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
     form = response_format(body, state)
     if form.needs_special_tokens and body.skip_special_tokens is None and (body.tools or form.reasoning_parser):
         fields["skip_special_tokens"] = False
-    fields["structured_outputs"] = _form_of_answer(body, state, choice, parsed.text or "")
+    fields["structured_outputs"] = _form_of_answer(body, state, choice)
     params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
-    return engine.inputs.request([parsed], params, None)
+    return engine.inputs.request([parsed], params, None, is_chat=True)
 
 
 def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:
@@ -66,11 +68,8 @@ def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:
     return prompt
 
 
-def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str) -> StructuredOutputs | None:
-    """Returns what the answer is held to: to tool calls that must be made, or to what the body asks for.
-
-    Reasoning that the prompt has begun is free.
-    """
+def _form_of_answer(body: ChatBody, state: ServerState, choice: str) -> StructuredOutputs | None:
+    """Returns what the answer is held to: to tool calls that must be made, or to what the body asks for."""
     forced = choice not in ("none", "auto")
     if forced:
         wanted = choice if choice == "required" else {"function": {"name": choice.removeprefix("named:")}}
@@ -79,9 +78,6 @@ def _form_of_answer(body: ChatBody, state: ServerState, choice: str, prompt: str
         )
     else:
         spec = structured_outputs(body)
-    tags = state.format.reasoning_tags
-    if spec is not None and tags is not None and state.format.begins_inside(prompt):
-        spec = dataclasses.replace(spec, start_after=tags[1])
     compile_grammar(spec, state, "tools" if forced else form_field(body))
     return spec
 
@@ -119,16 +115,18 @@ class Conversation:
     """Runs the request of a chat, within an `async with` block."""
 
     def __init__(self, body: ChatBody, state: ServerState, caller: Caller, request: Request, answer_id: str) -> None:
-        self.reasoning_tokens = 0
         self._state = state
         self._hides_reasoning = body.include_reasoning is False
         self._generation = Generation(state, [request], answer_id, caller, "chat")
         form, choice = response_format(body, state), tool_choice(body)
         forced = choice if choice not in ("none", "auto") else None
-        spec = request.params.structured_outputs
-        is_json = isinstance(spec, StructuredOutputs) and (spec.json is not None or bool(spec.json_object))
-        if forced is None and is_json and not form.begins_inside(request.prompt or ""):
-            forced = "content"  # a text of JSON may have a tag in it
+        if forced is None and is_json(request.params):
+            forced = "content"
+        tokenizer = request.tokenizer
+        self._trackers: list[ReasoningTracker] = []
+        if forced != "content" and tokenizer is not None:
+            made = [state.format.tracker(request.prompt or "", tokenizer.token_bytes) for _ in request.completions]
+            self._trackers = [tracker for tracker in made if tracker is not None]
         self._forced_name = choice.startswith("named:")
         self._parsers: list[ResponseParser] | None = None
         if form.reasoning_parser is not None or choice != "none":
@@ -152,25 +150,34 @@ class Conversation:
     ) -> None:
         await self._generation.__aexit__(kind, error, trace)
 
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of reasoning so far, of all completions, its tags left out; 0 where they cannot be told from others."""
+        return sum(tracker.num_tokens for tracker in self._trackers)
+
     async def parts(self) -> AsyncIterator[Part]:
         """Yields what each completion grew by. The parts of one completion together are its whole message."""
         async for _, delta in self._generation.deltas():
             reason = delta.finish_reason
+            if self._trackers:
+                for token_id in delta.token_ids:
+                    self._trackers[delta.index].accept(token_id)
             if self._parsers is None:
                 yield Part(delta.index, delta, ResponseDelta(delta.text, "", []), reason)
                 continue
             parser = self._parsers[delta.index]
+            num_calls = parser.num_tool_calls
             response = parser.feed(delta.text, delta.token_ids)
+            if parser.num_tool_calls > num_calls and self._trackers:
+                self._trackers[delta.index].expect()
             if reason is not None:
                 response = ResponseDelta.joined([response, parser.finish(reason)])
                 if parser.failed:
                     self._state.metrics.on_tool_parse_failure(self._state.format.tool_parser or "none")
                 if reason == "stop" and parser.num_tool_calls and not self._forced_name:
                     reason = "tool_calls"
-            if response.reasoning:
-                self.reasoning_tokens += len(delta.token_ids)
-                if self._hides_reasoning:
-                    response = ResponseDelta(response.content, "", response.tool_calls)
+            if self._hides_reasoning:
+                response = ResponseDelta(response.content, "", response.tool_calls)
             yield Part(delta.index, delta, response, reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,32 +43,6 @@ class StepChange:
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Sums:
-    """What StepChange is the difference of. Cheaper than EngineStats, because it is read after every step."""
-
-    steps: int
-    decode_steps: int
-    decode_rows: int
-    tokens: int
-    seconds: float
-    layer_steps: int
-    active: int
-
-    @classmethod
-    def of(cls, raw: Mapping[str, Any]) -> _Sums:
-        layers = raw["layers"]
-        return cls(
-            raw["steps"],
-            raw["decode_steps"],
-            raw["decode_rows"],
-            raw["prompt_tokens"] + raw["generation_tokens"],
-            raw["step_seconds"],
-            sum(layer["steps"] for layer in layers),
-            sum(layer["active"] for layer in layers),
-        )
-
-
 class EngineMetrics:
     """A collector for prometheus_client over `engine.stats()`. Thread-safe.
 
@@ -86,7 +60,7 @@ class EngineMetrics:
         self._counting = threading.Lock()  # guards _base, _totals, _stats and _policy
         self._reader: threading.Thread | None = None
         self._stats = engine.stats()
-        self._stepped = _Sums.of(engine.raw_stats())
+        self._stepped = engine.step_sums()
         self._policy = engine.expert_selection
         self._per_layer = len(self._stats.layers) <= _MAX_LAYERS if per_layer is None else per_layer
         self._base: dict[_Key, float] = {}  # sums up to the last reset_stats()
@@ -111,7 +85,7 @@ class EngineMetrics:
 
     def read_step(self) -> StepChange | None:
         """Returns what the last step added, None if not exactly one step was made since the last call. Called after each step."""
-        before, after = self._stepped, _Sums.of(self._engine.raw_stats())
+        before, after = self._stepped, self._engine.step_sums()
         self._stepped = after
         if after.steps - before.steps != 1:
             return None
@@ -122,7 +96,7 @@ class EngineMetrics:
             seconds=after.seconds - before.seconds,
             rows=after.decode_rows - before.decode_rows,
             experts_per_layer=(after.active - before.active) / layer_steps if layer_steps else None,
-            policy=self._engine.expert_selection,
+            policy=after.policy,
         )
 
     def refresh(self) -> None:
@@ -207,7 +181,10 @@ class EngineMetrics:
             ("lynx:steps_total", "decode_only"): stats.decode_steps,
             ("lynx:steps_total", "mixed"): stats.steps - stats.decode_steps,
             ("lynx:decode_rows_total", "selected"): stats.decode_rows_selected,
-            ("lynx:decode_rows_total", "exact"): stats.decode_rows - stats.decode_rows_selected,
+            ("lynx:decode_rows_total", "exact"): stats.decode_rows_exact,
+            ("lynx:decode_rows_total", "topk"): stats.decode_rows
+            - stats.decode_rows_selected
+            - stats.decode_rows_exact,
             ("lynx:decode_rows_total", "mixed_step"): stats.decode_rows_mixed,
             ("lynx:bytes_read_total", "experts"): stats.bytes_read_experts,
             ("lynx:bytes_read_total", "dense"): stats.bytes_read_dense,

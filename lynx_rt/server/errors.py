@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lynx_rt.errors import EngineClosedError, LynxError, QueueFullError, UnsupportedModelError, ValidationError
+from lynx_rt.errors import EngineClosedError, LynxError, QueueFullError, UnsupportedModelError, ValidationError, shown
 
 _TYPE_OF_STATUS = {
     400: "invalid_request_error",
@@ -27,7 +27,8 @@ _MAX_MESSAGE = 2000
 _MAX_FAULTS = 10  # reported of one body
 # Clients retry errors of these kinds by themselves; x-should-retry ends that where a second try must fail like the first.
 _RETRIED = (408, 409, 429)
-_PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]+")
+# A file of this machine, which clients must not learn of; the server's own routes are no secret.
+_PATH = re.compile(r"(?<![\w:/])/(?!v1/)(?:[\w.@+-]+/)+[\w.@+-]+")
 
 
 class ApiError(Exception):
@@ -64,7 +65,11 @@ class ApiError(Exception):
     def anthropic_body(self) -> dict[str, Any]:
         """Returns Anthropic's form of the body."""
         kind = "api_error" if self.type == "server_error" else self.type
-        return {"type": "error", "error": {"type": kind, "message": _clean(self.message), **self.extra}}
+        message = self.message
+        if "n_prompt_tokens" in self.extra:  # Claude Code reads this form, and then shortens the conversation
+            numbers = f"{self.extra['n_prompt_tokens']} tokens > {self.extra['n_ctx'] - 1} maximum"
+            message = f"prompt is too long: {numbers}. {message}"
+        return {"type": "error", "error": {"type": kind, "message": _clean(message), **self.extra}}
 
     def headers(self) -> dict[str, str]:
         headers = {}
@@ -120,6 +125,8 @@ def from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     texts, first = [], None
     for fault in faults[:_MAX_FAULTS]:
         place = [str(part) for part in fault.get("loc", ()) if part != "body"]
+        if not place and isinstance(fault.get("input"), bytes):
+            return bad_request("the body must be JSON, under the header Content-Type: application/json")
         if fault.get("type") == "json_invalid":
             reason = (fault.get("ctx") or {}).get("error", "it cannot be parsed")
             return bad_request(f"the body is not valid JSON: {reason}")
@@ -127,9 +134,7 @@ def from_validation(faults: Sequence[Mapping[str, Any]]) -> ApiError:
         place = [part for part in place if re.fullmatch(r"[a-z_][a-z0-9_]*|\d+", part)]
         name = ".".join(place)
         first = first or name
-        value = repr(fault.get("input"))
-        shown = value if len(value) <= 200 else value[:200] + "..."
-        texts.append(f"{name or 'body'}: {fault.get('msg', 'invalid')}, got {shown}")
+        texts.append(f"{name or 'body'}: {fault.get('msg', 'invalid')}, got {shown(fault.get('input'))}")
     more = len(faults) - len(texts)
     return bad_request("; ".join(texts) + (f"; and {more} more" if more > 0 else ""), first or None)
 

@@ -6,9 +6,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
+from typing import Any
 
 from lynx_rt.engine.async_stream import AsyncStream
-from lynx_rt.engine.outputs import CompletionDelta
+from lynx_rt.engine.outputs import CompletionDelta, RequestMetrics
 from lynx_rt.engine.request import Request
 from lynx_rt.errors import QueueFullError
 from lynx_rt.server.caller import Caller
@@ -101,12 +102,15 @@ class Generation:
             self._accepted.add(index)
             self._state.metrics.on_accepted()
         if delta.token_ids:
-            now, place = time.monotonic(), (index, delta.index)
-            if (last := self._last_token.get(place)) is not None:
-                self._state.metrics.on_tokens(len(delta.token_ids), now - last)
-            elif index not in self._begun:
+            now, place, request = time.monotonic(), (index, delta.index), self.requests[index]
+            if index not in self._begun:
                 self._begun.add(index)
-                self._state.metrics.on_first_token(self.requests[index].metrics())
+                self._state.metrics.on_first_token(request.metrics())
+            last, count = self._last_token.get(place), len(delta.token_ids)
+            if last is None:  # the first token ends no gap, and may not have come alone
+                last, count = request.completions[delta.index].metrics.first_token_time, count - 1
+            if count:
+                self._state.metrics.on_tokens(count, max(0.0, now - last))
             self._last_token[place] = now
         if delta.finish_reason == "error":
             raise ApiError(500, delta.error or "the completion failed", code="generation_failed")
@@ -120,7 +124,7 @@ class Generation:
 
     def _report(self, index: int, request: Request) -> None:
         """Tells metrics and traces how a request has ended."""
-        metrics, tracing = self._state.metrics, self._state.tracing
+        metrics = self._state.metrics
         if isinstance(request.error, QueueFullError):
             metrics.on_rejected("max_num_queued_tokens" if "tokens" in request.error.field else "max_num_queued_reqs")
             return
@@ -133,10 +137,20 @@ class Generation:
             metrics.on_aborted(self._abort_reason)
         else:
             metrics.on_finished(output, request.params, request.params.n)
-        tracing.on_end(
+        self._state.tracing.on_end(
             output,
             request.params,
             self._caller.trace_headers,
             operation=self._operation,
-            attributes={"lynx.policy": self._state.policy, "lynx.exact": request.params.expert_selection is not None},
+            attributes=self._attributes(output.metrics),
         )
+
+    def _attributes(self, metrics: RequestMetrics) -> dict[str, Any]:
+        """Returns what a span says about expert selection."""
+        layer_steps = metrics.num_decode_steps * self._state.num_moe_layers
+        return {
+            "lynx.policy": self._state.policy,
+            "lynx.exact": metrics.num_selected_rows == 0,
+            "lynx.selected_rows": metrics.num_selected_rows,
+            "lynx.experts_read_per_layer": metrics.num_experts_read / layer_steps if layer_steps else None,
+        }

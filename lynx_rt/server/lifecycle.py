@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -107,6 +108,8 @@ class Server:
             if rate is not None:
                 state.metrics.set_memory_bandwidth(rate)
             state.metrics.set_startup_seconds("load", loaded - start)
+            gc.collect()
+            gc.freeze()  # what lives as long as the server is not looked through again while tokens wait
             state.set_ready(engine)
         except Exception as error:
             known = isinstance(error, (LynxError, OSError, ImportError))

@@ -34,7 +34,8 @@ _DELTA_OF_BLOCK = {
 async def create_message(body: MessagesBody, request: Request) -> Response:
     """Answers a conversation, as Anthropic's API does."""
     state = state_of(request)
-    chat = chat_of_messages(body, state.ready_engine().max_model_len)
+    engine = state.ready_engine()
+    chat = chat_of_messages(body, engine.max_model_len, engine.response_format.reasoning_tags is not None)
     answer_id = f"msg_{uuid.uuid4().hex}"
     answer = _Answer(answer_id, await begin_turn(chat, state, caller_of(request), answer_id, FIELD_NAMES))
     if body.stream:

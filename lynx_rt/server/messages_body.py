@@ -39,18 +39,36 @@ class CountTokensBody(MessagesPrompt):
     model: str | None = None
 
 
-def chat_of_messages(body: MessagesBody, max_model_len: int) -> ChatBody:
-    """Returns the chat that a body asks for. Raises ApiError that names what this server cannot do."""
+def chat_of_messages(body: MessagesBody, max_model_len: int, can_limit_thinking: bool) -> ChatBody:
+    """Returns the chat that a body asks for. Raises ApiError that names what this server cannot do.
+
+    can_limit_thinking: the model's reasoning ends with a tag. Where it does not, thinking.budget_tokens has no effect: clients that
+    work with any model send it.
+    """
     if body.max_tokens < 1:
         raise bad_request(f"max_tokens must be at least 1, got {body.max_tokens}", "max_tokens")
     fields = {**shared_fields(body), **prompt_fields(body)}
     # Clients must send a limit, and send that of a large model: it is a bound here, not a wish.
     fields["max_completion_tokens"] = min(body.max_tokens, max_model_len)
+    budget = _thinking_budget(body.thinking)
+    if fields["thinking_token_budget"] is None and can_limit_thinking:
+        fields["thinking_token_budget"] = budget
     if body.stop_sequences is not None:
         fields["stop"] = body.stop_sequences
     if (wanted := (body.output_config or {}).get("format")) is not None:
         fields["response_format"] = _response_format(wanted)
     return ChatBody.model_construct(**fields)
+
+
+def _thinking_budget(thinking: dict[str, Any] | None) -> int | None:
+    """Returns the tokens that the model may think for; None = no limit."""
+    if thinking is None or thinking.get("type") != "enabled" or (budget := thinking.get("budget_tokens")) is None:
+        return None
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 0:
+        raise bad_request(
+            f"thinking.budget_tokens must be an integer of at least 0, got {shown(budget)}", "thinking.budget_tokens"
+        )
+    return budget
 
 
 def prompt_fields(body: MessagesPrompt) -> dict[str, Any]:

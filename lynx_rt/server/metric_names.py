@@ -97,7 +97,8 @@ ENGINE = (
     ),
     _counter(
         "lynx:decode_rows_total",
-        "Decode rows by mode: selected, exact (the request's or the engine's own routing), mixed_step (the step had prompts).",
+        "Decode rows by mode: selected, exact (the request asked for the model's own routing), topk (the policy is that, or did not "
+        "act), mixed_step (the step had prompts).",
         "mode",
     ),
     _counter("lynx:moe_layer_steps_total", "Decode-only steps of an MoE layer.", "layer"),

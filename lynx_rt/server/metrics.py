@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from lynx_rt.server import metric_names
 from lynx_rt.server.engine_metrics import EngineMetrics
+from lynx_rt.server.histogram import Histogram, Series
 from lynx_rt.server.metric_names import Metric
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Metrics:
         self._labels = dict(zip(metric_names.REPLICA, (model_name, "0"), strict=True))
         self._per_layer = per_layer
         self._engine: EngineMetrics | None = None
+        self._token_gaps: Series
         self._metrics: dict[str, Any] = {}  # counters and histograms with the replica's labels only
         self._labelled: dict[str, Callable[..., Any]] = {}  # the others, as functions of their own labels
         self._failed: set[str] = set()  # what has been logged already
@@ -72,6 +74,7 @@ class Metrics:
         self._add(metric_names.REQUESTS, metric_names.token_buckets(engine.max_model_len))
         self._engine = EngineMetrics(engine, self._labels, self._per_layer)
         self.registry.register(self._engine)
+        self._token_gaps = self._metrics["vllm:inter_token_latency_seconds"]
         # Series that exist before their first event: rate() does not see the step from absent to 1.
         for name, values in (
             ("vllm:request_success_total", metric_names.FINISHED_REASONS),
@@ -115,8 +118,7 @@ class Metrics:
     @_safe
     def on_tokens(self, count: int, gap_seconds: float) -> None:
         """A completion got `count` tokens, all of them after its first, `gap_seconds` after the ones before."""
-        for _ in range(count):
-            self._observe("vllm:inter_token_latency_seconds", gap_seconds / count)
+        self._token_gaps.observe(gap_seconds / count, count)
 
     @_safe
     def on_finished(self, output: RequestOutput, params: SamplingParams, n: int) -> None:
@@ -204,12 +206,15 @@ class Metrics:
     # Internals
 
     def _add(self, metrics: tuple[Metric, ...], token_buckets: tuple[float, ...] = ()) -> None:
-        kinds = {"counter": self._client.Counter, "gauge": self._client.Gauge, "histogram": self._client.Histogram}
+        kinds = {"counter": self._client.Counter, "gauge": self._client.Gauge}
         for metric in metrics:
-            options: dict[str, Any] = {"registry": self.registry}
+            made: Any
             if metric.kind == "histogram":
-                options["buckets"] = token_buckets if metric.buckets == "tokens" else metric.buckets
-            made = kinds[metric.kind](metric.name, metric.help, metric.labels, **options)
+                bounds = token_buckets if metric.buckets == "tokens" else metric.buckets
+                made = Histogram(metric.name, metric.help, metric.labels, bounds)
+                self.registry.register(made)
+            else:
+                made = kinds[metric.kind](metric.name, metric.help, metric.labels, registry=self.registry)
             shared = [self._labels[label] for label in metric.labels if label in self._labels]
             # A gauge is absent until it is set: 0 would be a wrong value.
             if len(shared) < len(metric.labels) or metric.kind == "gauge":
@@ -218,5 +223,5 @@ class Metrics:
                 self._metrics[metric.name] = made.labels(*shared)
 
     def _observe(self, name: str, value: float | None) -> None:
-        if value is not None and value == value:
+        if value is not None:
             self._metrics[name].observe(value)

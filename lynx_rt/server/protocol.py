@@ -45,8 +45,15 @@ class GenerationFields(Body):
         None, description="one of json, regex, choice, grammar, json_object, structural_tag"
     )
     response_format: dict[str, Any] | None = None
+    thinking_token_budget: int | None = Field(
+        None, description="tokens of reasoning, after which its end is forced; -1 = no limit"
+    )
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    timings_per_token: bool | None = Field(None, description="llama-server's timings in the answer, or in every chunk")
+    return_progress: bool | None = Field(
+        None, description="a stream says how much of the prompt is computed, in prompt_progress"
+    )
     add_special_tokens: bool | None = None
     truncate_prompt_tokens: int | None = Field(None, description="keep only the last tokens; -1 = what fits")
     return_token_ids: bool | None = Field(None, description="token ids beside the text")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lynx_rt.server.turn import growth, is_complete
@@ -17,7 +18,9 @@ _PART_OF_TYPE = {"message": "output_text", "reasoning": "reasoning_text"}
 class ResponseItems:
     """Items grow one at a time: reasoning, messages and function calls."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[str, dict[str, str]] = MappingProxyType({})) -> None:
+        """names: what a call is shown with instead of the name by which the model knows a function."""
+        self._names = names
         self.items: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._texts: list[str] = []  # of the open item
@@ -31,7 +34,8 @@ class ResponseItems:
             if isinstance(value, ToolCallDelta):
                 if value.id is not None:
                     yield from self._close("completed")
-                    yield from self._begin("function_call", call_id=value.id, name=value.name, arguments="")
+                    name_fields = self._names.get(value.name or "", {"name": value.name})
+                    yield from self._begin("function_call", call_id=value.id, **name_fields, arguments="")
                 yield from self._grow_call(value.arguments)
             else:
                 yield from self._grow_text(_ITEM_OF_TEXT[name], value)

@@ -16,7 +16,7 @@ from lynx_rt.server.caller import caller_of
 from lynx_rt.server.errors import ApiError, from_exception
 from lynx_rt.server.logprobs import chat_logprobs
 from lynx_rt.server.response_items import Event, ResponseItems
-from lynx_rt.server.responses_body import FIELD_NAMES, ResponsesBody, chat_of_response
+from lynx_rt.server.responses_body import FIELD_NAMES, ResponsesBody, chat_of_response, is_search, names_in_namespaces
 from lynx_rt.server.state import state_of
 from lynx_rt.server.turn import Turn, begin_turn, count_tokens, event_answer
 
@@ -60,7 +60,7 @@ class _Answer:
         self._turn = turn
         self._id = answer_id
         self._created = int(time.time())
-        self._items = ResponseItems()
+        self._items = ResponseItems(names_in_namespaces(body.tools))
         self._count = 0  # events so far
 
     async def whole(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class _Answer:
             "temperature": params.temperature,
             "text": {"format": {"type": "text"}, **{key: v for key, v in (body.text or {}).items() if v is not None}},
             "tool_choice": body.tool_choice or "auto",
-            "tools": [{"parameters": None, "strict": None, **tool} for tool in body.tools or ()],
+            "tools": [_shown(tool) for tool in body.tools or () if not is_search(tool)],
             "top_logprobs": body.top_logprobs or 0,
             "top_p": params.top_p,
             "truncation": "disabled",
@@ -157,3 +157,7 @@ class _Answer:
             "output_tokens_details": counts["completion_tokens_details"],
             "total_tokens": counts["total_tokens"],
         }
+
+
+def _shown(tool: dict[str, Any]) -> dict[str, Any]:
+    return {"parameters": None, "strict": None, **tool} if tool["type"] == "function" else tool

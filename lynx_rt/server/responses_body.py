@@ -116,6 +116,7 @@ def _add(builder: ChatBuilder, item: dict[str, Any], name: str) -> None:
         builder.add_reasoning(joined_text(content, f"{name}.content", _REASONING, "\n"))
     elif kind == "function_call":
         call_id, function = (field(item, key, str, name) for key in ("call_id", "name"))
+        function = function_name(optional_text(item, "namespace", name), function)
         builder.add_call(call_id, function, field(item, "arguments", str, name))
     elif kind == "function_call_output":
         call_id = field(item, "call_id", str, name)
@@ -130,18 +131,47 @@ def _add(builder: ChatBuilder, item: dict[str, Any], name: str) -> None:
 
 
 def _tools(body: ResponsesBody) -> list[dict[str, Any]]:
-    """Returns the tools in the form of chats."""
+    """Returns the tools in the form of chats. A search that the model may make is left out, because nobody could make it."""
     tools = []
     for place, tool in enumerate(body.tools or ()):
-        if tool.get("type") != "function":
-            raise bad_request(
-                f"tools[{place}] is of type {shown(tool.get('type'))}: this server has no tools of its own, only functions",
-                f"tools[{place}].type",
-            )
-        function = {"name": field(tool, "name", str, f"tools[{place}]")}
-        function |= {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
-        tools.append({"type": "function", "function": function})
+        name = f"tools[{place}]"
+        if tool.get("type") == "namespace":
+            space = field(tool, "name", str, name)
+            for number, member in enumerate(field(tool, "tools", list, name)):
+                tools.append(_function(member, f"{name}.tools[{number}]", space))
+        elif not is_search(tool):
+            tools.append(_function(tool, name))
     return tools
+
+
+def is_search(tool: dict[str, Any]) -> bool:
+    return str(tool.get("type")).startswith("web_search")  # there are dated ones
+
+
+def _function(tool: Any, name: str, namespace: str | None = None) -> dict[str, Any]:
+    if field(tool, "type", str, name) != "function":
+        raise bad_request(
+            f"{name} is of type {shown(tool['type'])}: this server has no tools of its own, only functions",
+            f"{name}.type",
+        )
+    function = {"name": function_name(namespace, field(tool, "name", str, name))}
+    function |= {key: tool[key] for key in ("description", "parameters", "strict") if tool.get(key) is not None}
+    return {"type": "function", "function": function}
+
+
+def function_name(namespace: str | None, name: str) -> str:
+    """Returns the name by which the model knows a function."""
+    return name if not namespace else f"{namespace.removesuffix('__')}__{name}"
+
+
+def names_in_namespaces(tools: list[dict[str, Any]] | None) -> dict[str, dict[str, str]]:
+    """Returns, by the name that the model knows, the fields by which a client knows a function of a namespace."""
+    return {
+        function_name(space["name"], tool["name"]): {"name": tool["name"], "namespace": space["name"]}
+        for space in tools or ()
+        if space.get("type") == "namespace"
+        for tool in space["tools"]
+    }
 
 
 def _choice(
@@ -150,15 +180,19 @@ def _choice(
     """Returns tool_choice in the form of chats, and the tools that may be called."""
     kind = choice.get("type")
     if kind == "function":
-        return {"type": "function", "function": {"name": field(choice, "name", str, "tool_choice")}}, tools
+        return {"type": "function", "function": {"name": _chosen(choice, "tool_choice")}}, tools
     if kind == "allowed_tools":
         allowed = field(choice, "tools", list, "tool_choice")
-        names = [field(tool, "name", str, f"tool_choice.tools[{place}]") for place, tool in enumerate(allowed)]
+        names = [_chosen(tool, f"tool_choice.tools[{place}]") for place, tool in enumerate(allowed)]
         return choice.get("mode") or "auto", [tool for tool in tools if tool["function"]["name"] in names]
     raise bad_request(
         f"tool_choice.type must be function or allowed_tools, got {shown(kind)}: this server has no tools of its own",
         "tool_choice.type",
     )
+
+
+def _chosen(tool: Any, name: str) -> str:
+    return function_name(optional_text(tool, "namespace", name), field(tool, "name", str, name))
 
 
 def _response_format(body: ResponsesBody) -> dict[str, Any] | None:

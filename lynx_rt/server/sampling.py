@@ -9,7 +9,7 @@ from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError
 from lynx_rt.server.errors import bad_request, context_error
 from lynx_rt.server.protocol import GenerationFields
-from lynx_rt.server.settings import MAX_BAD_WORDS, MAX_STOPS, Settings
+from lynx_rt.server.settings import MAX_BAD_WORDS, MAX_STOP_LENGTH, MAX_STOPS, Settings
 from lynx_rt.server.state import ServerState
 from lynx_rt.text.structured.openai import from_response_format
 from lynx_rt.text.structured.spec import StructuredOutputs
@@ -37,6 +37,7 @@ _FIELDS = (
     "allowed_token_ids",
     "bad_words",
     "prompt_logprobs",
+    "thinking_token_budget",
     "expert_selection",
     "priority",
     "timeout",
@@ -59,8 +60,8 @@ def sampling_params(
         if (body.model_extra or {}).get(name) is not None:
             raise bad_request(f"{name} is not supported: use structured_outputs, as in vLLM 0.12 and later", name)
     given = {name: value for name in _FIELDS if (value := getattr(body, name)) is not None}
-    _check_length("stop", given.get("stop"), MAX_STOPS)
-    _check_length("bad_words", given.get("bad_words"), MAX_BAD_WORDS)
+    _check_texts("stop", given.get("stop"), MAX_STOPS)
+    _check_texts("bad_words", given.get("bad_words"), MAX_BAD_WORDS)
     if given.get("n", 1) > settings.max_n:
         raise bad_request(f"n must be at most {settings.max_n}, got {given['n']}", "n")
     for name in ("logprobs", "prompt_logprobs"):
@@ -71,6 +72,9 @@ def sampling_params(
         if not -(_UINT64 >> 1) <= body.seed < _UINT64:
             raise bad_request(f"seed must be a 64-bit integer, got {body.seed}", "seed")
         given["seed"] = body.seed % _UINT64
+    if settings.thinking_token_budget is not None:
+        given.setdefault("thinking_token_budget", settings.thinking_token_budget)
+    given["report_progress"] = bool(body.stream and body.return_progress)
     if settings.request_timeout is not None:
         given["timeout"] = min(given.get("timeout", math.inf), settings.request_timeout)
     try:
@@ -114,9 +118,14 @@ def compile_grammar(spec: StructuredOutputs | None, state: ServerState, field: s
             raise bad_request(str(error), field) from None
 
 
-def _check_length(name: str, value: Any, limit: int) -> None:
-    if isinstance(value, list) and len(value) > limit:
-        raise bad_request(f"{name} may have {limit} entries, got {len(value)}", name)
+def _check_texts(name: str, value: str | list[str] | None, limit: int) -> None:
+    """Refuses too many texts, and long ones: they are tokenized in the event loop's thread, and kept."""
+    texts = [value] if isinstance(value, str) else value or []
+    if len(texts) > limit:
+        raise bad_request(f"{name} may have {limit} entries, got {len(texts)}", name)
+    longest = max(map(len, texts), default=0)
+    if longest > MAX_STOP_LENGTH:
+        raise bad_request(f"{name} may have texts of {MAX_STOP_LENGTH} characters, got one of {longest}", name)
 
 
 def output_limit(prompt_length: int, max_tokens: int | None, max_model_len: int) -> int | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MAX_STOPS = 64  # stop strings of a request; lm-eval and Continue send more than OpenAI's 4
+MAX_STOP_LENGTH = 1024  # characters; of a bad word, too
 MAX_BAD_WORDS = 128
 MAX_PROMPTS = 1024  # of one completions request
 
@@ -36,6 +37,7 @@ class Settings:
     trust_request_chat_template: bool = False
     default_chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     reasoning_field: str = "both"  # "reasoning", "reasoning_content", "both", or "inline" = in the content
+    thinking_token_budget: int | None = None  # of requests without one; None = no limit
     batch_isolation: str = (
         "none"  # "key": requests of one API key form a group; "group": requests that name the same one
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 
+from lynx_rt.errors import ValidationError
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
@@ -38,6 +39,7 @@ class ServerState:
         self.generations: set[Any] = set()  # of requests in flight
         self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
         self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
+        self.num_moe_layers = 0
         self.format = ResponseFormat()  # of the model's answers
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0
@@ -55,8 +57,16 @@ class ServerState:
         raise ApiError(503, "the model is being loaded", code="loading", retry_after=5)
 
     def set_ready(self, engine: Engine) -> None:
+        """Takes a loaded engine. Raises ValidationError where the settings do not fit its model."""
+        if self.settings.thinking_token_budget is not None and engine.response_format.reasoning_tags is None:
+            raise ValidationError(
+                "--thinking-token-budget needs a model whose reasoning ends with a tag; this one's reasoning parser is "
+                f"{engine.response_format.reasoning_parser or 'none'}",
+                "thinking_token_budget",
+            )
         self.engine = engine
         self.policy = engine.expert_selection
+        self.num_moe_layers = engine.model_config["num_moe_layers"]
         self.format = engine.response_format
         self.metrics.attach(engine)
         self.metrics.set_queue_limit(self.max_sequences - self.max_running)

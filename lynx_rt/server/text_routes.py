@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from lynx_rt.server.conversation import model_prompt
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody, ChatFields, DetokenizeBody, TokenizeBody
@@ -56,7 +57,8 @@ async def detokenize(body: DetokenizeBody, request: Request) -> dict[str, str]:
     for place, token in enumerate(body.tokens):
         if not 0 <= token < size:
             raise bad_request(f"tokens[{place}] is {token}, outside the vocabulary of {size}", "tokens")
-    return {"prompt": engine.decode(body.tokens, skip_special_tokens=False)}
+    text = await in_thread(state, len(body.tokens), lambda: engine.decode(body.tokens, skip_special_tokens=False))
+    return {"prompt": text}
 
 
 @router.get("/tokenizer_info")
@@ -79,7 +81,7 @@ async def render(body: ChatBody, request: Request) -> dict[str, Any]:
     state.model_name(body.model)
 
     def work() -> ParsedPrompt:
-        prompt, special, cut = chat_prompt(body, state), body.add_special_tokens, body.truncate_prompt_tokens
+        prompt, special, cut = model_prompt(body, state), body.add_special_tokens, body.truncate_prompt_tokens
         (parsed,) = parse(engine, prompt, name="messages", add_special_tokens=special, truncate=cut)
         return parsed
 

@@ -62,7 +62,7 @@ class Tracing:
         """Sends the span of a request that has ended, or was given up: then `output` is the last one that came.
 
         headers: of the HTTP request, names in lower case.  operation: "chat" or "text_completion".
-        attributes: further ones (lynx.policy, lynx.exact, lynx.experts_read_per_layer, lynx.retained_mass); None values are left out.
+        attributes: further ones (lynx.policy, lynx.exact, ...); None values are left out.
         """
         try:
             if self._provider is not None:
@@ -108,6 +108,7 @@ class Tracing:
             "gen_ai.usage.input_tokens": metrics.num_prompt_tokens,
             "gen_ai.usage.output_tokens": metrics.num_generation_tokens,
             "gen_ai.latency.time_in_queue": metrics.queue_time,
+            "gen_ai.latency.time_in_scheduler": metrics.scheduler_time,
             "gen_ai.latency.time_to_first_token": metrics.ttft,
             "gen_ai.latency.time_in_model_prefill": metrics.prefill_time,
             "gen_ai.latency.time_in_model_decode": metrics.decode_time,

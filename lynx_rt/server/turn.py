@@ -80,7 +80,7 @@ class Turn:
         return usage([self.request], self._conversation.reasoning_tokens)
 
     def lynx(self) -> dict[str, Any]:
-        return lynx_object(self.request, self._state.policy)
+        return lynx_object([self.request], self._state.policy)
 
 
 def growth(delta: ResponseDelta) -> Iterator[tuple[str, str | ToolCallDelta]]:

@@ -89,11 +89,22 @@ class ByteDetokenizer:
         self._skip = skip
         self._strip = strip
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._inside = False  # the decoder holds a part of a character
         for token_id in context:  # a prompt may end inside a character
             self.add(token_id)
 
     def add(self, token_id: int) -> str:
-        return "" if token_id in self._skip else self._stripped(self._decoder.decode(self._token_bytes(token_id)))
+        if token_id in self._skip:
+            return ""
+        data = self._token_bytes(token_id)
+        try:
+            text = None if self._inside else data.decode()  # most tokens are whole characters
+        except UnicodeDecodeError:
+            text = None
+        if text is None:
+            text = self._decoder.decode(data)
+            self._inside = bool(self._decoder.getstate()[0])
+        return self._stripped(text) if self._strip else text
 
     def finish(self) -> str:
         return self._stripped(self._decoder.decode(b"", final=True))

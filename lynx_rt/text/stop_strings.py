@@ -17,13 +17,23 @@ class StopFilter:
         self._include_stop = include_stop
         self._held = ""  # the longest end of the text that is the start of a stop string
         self._fresh: list[str] = []  # visible, not yet taken
-        self.text = ""  # visible and taken
+        self._taken: list[str] = []
         self.stopped_by: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What is visible and taken."""
+        if len(self._taken) > 1:
+            self._taken = ["".join(self._taken)]
+        return self._taken[0] if self._taken else ""
 
     def add(self, delta: str, armed: bool = True) -> bool:
         """Appends text; returns True once a stop string is complete. Unarmed text may begin a stop string but not complete it."""
         if not delta or self.stopped_by is not None:
             return self.stopped_by is not None
+        if not self._stops:
+            self._fresh.append(delta)
+            return False
         window = self._held + delta
         if armed and (found := self._first_stop(window)) is not None:
             start, end, self.stopped_by = found
@@ -46,9 +56,11 @@ class StopFilter:
 
     def take(self) -> str:
         """Returns the text that became visible since the last call."""
-        delta = "".join(self._fresh)
-        self._fresh.clear()
-        self.text += delta
+        fresh = self._fresh
+        delta = fresh[0] if len(fresh) == 1 else "".join(fresh)
+        fresh.clear()
+        if delta:
+            self._taken.append(delta)
         return delta
 
     def _first_stop(self, window: str) -> tuple[int, int, str] | None:

@@ -6,7 +6,7 @@ import operator
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import tokenizers
 
@@ -127,10 +127,14 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of `ids`; ids that are not in the vocabulary add nothing."""
-        ids = list(ids)
-        if not all(isinstance(token_id, SupportsIndex) and 0 <= operator.index(token_id) < 2**32 for token_id in ids):
-            raise ValidationError(f"token ids must be integers from 0 on, got {shown(ids)}", "ids")
-        return self._backend.decode(ids, skip_special_tokens) if ids else ""
+        given = list(ids)
+        try:
+            numbers = list(map(operator.index, given))
+        except TypeError:
+            numbers = [-1]
+        if numbers and not 0 <= min(numbers) <= max(numbers) < 2**32:
+            raise ValidationError(f"token ids must be integers from 0 on, got {shown(given)}", "ids")
+        return self._backend.decode(numbers, skip_special_tokens) if numbers else ""
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of a token that is given as the vocabulary has it; None where there is none."""

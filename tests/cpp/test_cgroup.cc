@@ -2,35 +2,26 @@
 #include "base/cgroup.h"
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "check.h"
-#include "temp_folder.h"
+#include "fake_root.h"
 
 using lynx_rt::cgroup_cpu_quota;
+using lynx_rt::cgroup_cpuset;
 using lynx_rt::cgroup_free_memory;
 
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
 
-// A root folder with the given files; the groups of the process and the mounts come first.
-struct Root {
-  Root(const std::string& groups, const std::string& mounts, const std::vector<std::pair<std::string, std::string>>& files) {
-    write("proc/self/cgroup", groups);
-    write("proc/self/mountinfo", "22 1 0:20 / /proc rw - proc proc rw\n" + mounts);
-    for (const auto& [name, text] : files) write(name, text);
-  }
-  void write(const std::string& name, const std::string& text) const {
-    std::filesystem::create_directories(std::filesystem::path(folder.path(name)).parent_path());
-    folder.write(name, text);
-  }
-  int64_t memory() const { return cgroup_free_memory(folder.path()); }
-  double cores() const { return cgroup_cpu_quota(folder.path()); }
-  TempFolder folder;
+struct Root : FakeRoot {
+  using FakeRoot::FakeRoot;
+  int64_t memory() const { return cgroup_free_memory(path()); }
+  double cores() const { return cgroup_cpu_quota(path()); }
+  std::string cpus() const { return cgroup_cpuset(path()); }
 };
 
 const std::string kV2 = "30 22 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
@@ -123,6 +114,43 @@ void test_odd_mounts() {
   CHECK_EQ(root.memory(), 69 * kMiB);
 }
 
+// Quotas of several groups above the process: the tightest counts, wherever it is. v1's and v2's hierarchies may be mounted together.
+void test_nested_quotas() {
+  const std::string pod = "sys/fs/cgroup/kubepods/pod1/";
+  const Root root("0::/kubepods/pod1/box\n", kV2,
+                  {{"sys/fs/cgroup/kubepods/cpu.max", "800000 100000\n"},
+                   {pod + "cpu.max", "150000 100000\n"},
+                   {pod + "box/cpu.max", "50000 20000\n"}});
+  CHECK_EQ(root.cores(), 1.5);
+  root.write(pod + "box/cpu.max", "50000 100000\n");
+  CHECK_EQ(root.cores(), 0.5);
+  const std::string cpu = "sys/fs/cgroup/cpu,cpuacct/docker/";
+  const Root hybrid(
+      "3:cpu,cpuacct:/docker\n0::/docker\n", "40 22 0:29 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n" + kV1,
+      {{"sys/fs/cgroup/unified/docker/cgroup.procs", "1\n"},  // the controller is v1's, so v2's groups have no limits
+       {cpu + "cpu.cfs_quota_us", "765000\n"},
+       {cpu + "cpu.cfs_period_us", "100000\n"}});
+  CHECK_EQ(hybrid.cores(), 7.65);
+}
+
+void test_cpusets() {
+  CHECK_EQ(Root("", "", {}).cpus(), "");
+  const std::string slice = "sys/fs/cgroup/a/";
+  const Root root("0::/a/b\n", kV2,
+                  {{"sys/fs/cgroup/cpuset.cpus.effective", "0-15\n"},
+                   {slice + "cpuset.cpus", "4-7,20\n"},
+                   {slice + "cpuset.cpus.effective", "4-7\n"}});
+  CHECK_EQ(root.cpus(), "4-7");  // the group below has no cpuset of its own
+  root.write(slice + "b/cpuset.cpus", "\n");
+  root.write(slice + "b/cpuset.cpus.effective", "4-5\n");
+  CHECK_EQ(root.cpus(), "4-5");
+  const std::string mount = "33 22 0:30 /box /sys/fs/cgroup/cpuset rw - cgroup cgroup rw,cpuset\n";  // inside a container
+  const Root v1("5:cpuset:/box\n0::/\n", mount, {{"sys/fs/cgroup/cpuset/cpuset.cpus", "2-3\n"}});
+  CHECK_EQ(v1.cpus(), "2-3");
+  v1.write("sys/fs/cgroup/cpuset/cpuset.effective_cpus", "3\n");
+  CHECK_EQ(v1.cpus(), "3");
+}
+
 }  // namespace
 
 int main() {
@@ -131,5 +159,7 @@ int main() {
   test_v1();
   test_containers();
   test_odd_mounts();
+  test_nested_quotas();
+  test_cpusets();
   return check::result("test_cgroup");
 }

@@ -134,30 +134,33 @@ void test_product(const Kernels& kernels, DType x_dtype, DType w_dtype) {
 
 void test_weighted_sum(const Kernels& kernels) {
   for (DType dtype : kDTypes)
-    for (const auto& [tokens, m, d] : {std::tuple{1, 1, 1}, {3, 2, 15}, {7, 3, 16}, {9, 5, 48}, {20, 4, 100}, {40, 9, 33}}) {
-      const int64_t stride = d + 5;
+    for (const auto& [tokens, m, d] : {std::tuple{1, 1, 1}, {3, 2, 15}, {7, 3, 16}, {9, 5, 48}, {20, 4, 100}, {40, 13, 33}}) {
+      const int64_t stride = d + 5, columns = round_up(d, kernels.block_columns);
       std::vector<float> values = normal((tokens - 1) * stride + d);
       const Guarded<char> v(encode(values, dtype));
-      const std::vector<float> p_values = normal(m * tokens), before = normal(m * d);
+      const std::vector<float> p_values = normal(m * tokens), before = normal(m * columns);
       const Guarded<float> p(p_values), acc(before);
       std::vector<const float*> p_rows;
       std::vector<float*> acc_rows;
-      for (int64_t j = 0; j < m; ++j) p_rows.push_back(p.data() + j * tokens), acc_rows.push_back(acc.data() + j * d);
+      for (int64_t j = 0; j < m; ++j) p_rows.push_back(p.data() + j * tokens), acc_rows.push_back(acc.data() + j * columns);
       kernels.weighted_sum(v.data(), stride, dtype, tokens, p_rows.data(), m, d, acc_rows.data());
       bool exact_enough = true, alone = true;
       for (int64_t j = 0; j < m; ++j) {
-        const Guarded<float> one(std::vector<float>(before.begin() + j * d, before.begin() + (j + 1) * d));
+        const Guarded<float> one(std::vector<float>(before.begin() + j * columns, before.begin() + (j + 1) * columns));
         float* one_row = one.data();
         kernels.weighted_sum(v.data(), stride, dtype, tokens, &p_rows[size_t(j)], 1, d, &one_row);
         for (int64_t i = 0; i < d; ++i) {
-          double value = double(before[size_t(j * d + i)]), magnitude = std::abs(value);
+          // The even columns of a block come before the odd ones.
+          const int64_t half = kernels.block_columns / 2, in_block = i % kernels.block_columns;
+          const int64_t at = dtype == DType::kBF16 ? i - in_block + in_block % 2 * half + in_block / 2 : i;
+          double value = double(before[size_t(j * columns + at)]), magnitude = std::abs(value);
           for (int64_t t = 0; t < tokens; ++t) {
             const double product = double(p_values[size_t(j * tokens + t)]) * double(values[size_t(t * stride + i)]);
             value += product;
             magnitude += std::abs(product);
           }
-          exact_enough &= std::abs(double(acc[j * d + i]) - value) <= 4 * double(tokens + 1) * kUnit * magnitude;
-          alone &= one[i] == acc[j * d + i];
+          exact_enough &= std::abs(double(acc[j * columns + at]) - value) <= 4 * double(tokens + 1) * kUnit * magnitude;
+          alone &= one[at] == acc[j * columns + at];
         }
       }
       CHECK(exact_enough);

@@ -7,7 +7,7 @@
 #include <ctime>
 #include <thread>
 
-#include "base/cpu_features.h"
+#include "base/cpu_topology.h"
 #include "check.h"
 
 using namespace lynx_rt;

@@ -170,6 +170,39 @@ def test_inspect_and_env(capsys: pytest.CaptureFixture[str], nano_path: str) -> 
     assert "usable_cores" in capsys.readouterr().out
 
 
+def test_env_says_why_there_are_so_many_threads(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    threads = found["threads"]
+    assert found["cpu_model"] and 1 <= threads["num_threads"] <= found["usable_cores"] and threads["reason"]
+    assert sum(kind["cpus"] for kind in threads["kinds"]) >= found["usable_cores"]
+    made_up = {
+        "num_threads": 16,
+        "reason": "one per core",
+        "kinds": [{"name": "cpu_core", "cores": 8, "cpus": 16}, {"name": "cpu_atom", "cores": 8, "cpus": 8}],
+        "nodes": [0, 1],
+        "cpu_quota": 7.65,
+        "bound_to": [[0, 1, 2, 8], [4]],
+        "bind_error": "",
+        "interleaved_nodes": [0, 1],
+        "interleave_error": "Operation not permitted",
+    }
+    monkeypatch.setattr("lynx_rt.cli.env.cpu_threads", lambda: made_up)
+    assert main(["env"]) == 0
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line)
+    expected = {
+        "cores": "8 (cpu_core) with 16 CPUs + 8 (cpu_atom)",
+        "memory_nodes": "0-1",
+        "cpu_quota": "7.65 CPUs",
+        "threads": "16: one per core",
+        "threads_run": "bound to CPUs 0-2,8 and 4",
+        "pages_lie": "where touched: Operation not permitted",
+    }
+    assert {name: lines[name].strip() for name in expected} == expected
+
+
 def test_inspect_reports_a_folder_without_a_tokenizer(
     capsys: pytest.CaptureFixture[str], nano_path: str, tmp_path: Path
 ) -> None:
@@ -197,12 +230,15 @@ def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
         (4, "topk"),
         (4, "oea:k0=1"),
     ]
+    machine = f"{report['build']['cpu_model']}; cpu {report['build']['isa']}, {report['threads']} threads, bfloat16"
+    assert report["measured_on"] == machine
     for row in report["rows"]:
         assert row["steps"] == 10 and 0 < row["p10_ms"] <= row["median_ms"] <= row["p90_ms"]
         assert row["bytes_per_step"] > 0 and row["read_gb_per_s"] > 0 and row["percent_of_read"] > 0
         assert 1 <= row["active"] <= row["union_before"] <= 4 * row["batch"]
     assert main([*argv, "--ops"]) == 0
     out = capsys.readouterr().out
+    assert f"\n{machine}; ready in " in out
     assert "plain reading" in out and "expert_ffn" in out and " mlp " not in out
     _, *tables = out.split("% of step")
     for table in tables:

@@ -41,7 +41,16 @@ SAMPLING: dict[str, tuple[Any, str]] = {
 }
 # bad_words become bad_words_ids with a tokenizer.
 PYTHON_ONLY = {
-    *("n", "stop", "bad_words", "detokenize", "skip_special_tokens", "include_stop_str_in_output", "structured_outputs")
+    *(
+        "n",
+        "stop",
+        "bad_words",
+        "detokenize",
+        "skip_special_tokens",
+        "include_stop_str_in_output",
+        "structured_outputs",
+    ),
+    "thinking_token_budget",
 }
 NATIVE_ONLY_OPTIONS = {"disable_dependent_launch"}
 

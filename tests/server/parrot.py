@@ -25,7 +25,6 @@ CALLS = (
     '<tool_call>\n{"name": "sub", "arguments": {}}\n</tool_call>'
 )
 ENDLESS = '<tool_call>\n{"name": "add", "arguments": {"a": "' + "1 2 3 " * 60
-_TOKEN = 3  # characters
 
 
 class Parrot(Generation):
@@ -41,12 +40,14 @@ class Parrot(Generation):
         [request] = self.requests
         assert request.prompt is not None
         text = request.prompt.rpartition("Q: ")[2].removesuffix("\nA:")
-        limit = request.params.max_tokens
-        end = len(text) if limit is None else limit * _TOKEN
-        for place in range(0, min(end, len(text)), _TOKEN):
+        tokenizer, limit = request.tokenizer, request.params.max_tokens
+        assert tokenizer is not None
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        for token_id in ids[:limit]:
             await asyncio.sleep(0)
-            yield 0, CompletionDelta(0, text[place : place + _TOKEN], [7], None, None, None, None)
-        yield 0, CompletionDelta(0, "", [], None, "length" if end < len(text) else "stop", None, None)
+            yield 0, CompletionDelta(0, tokenizer.piece(token_id), [token_id], None, None, None, None)
+        reason = "length" if limit is not None and limit < len(ids) else "stop"
+        yield 0, CompletionDelta(0, "", [], None, reason, None, None)
 
 
 @contextlib.contextmanager

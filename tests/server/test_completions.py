@@ -135,6 +135,8 @@ WRONG = [
     ({"prompt": SUM, "logprobs": 10**4}, "logprobs"),
     ({"prompt": SUM, "stop": ["a"] * 65}, "stop"),
     ({"prompt": SUM, "stop": [""]}, "stop"),
+    ({"prompt": SUM, "stop": "a" * 1025}, "stop"),
+    ({"prompt": SUM, "bad_words": ["a" * 1025]}, "bad_words"),
     ({"prompt": SUM, "seed": 2**64}, "seed"),
     ({"prompt": SUM, "best_of": 3}, "best_of"),
     ({"prompt": SUM, "suffix": "x"}, "suffix"),
@@ -161,6 +163,29 @@ def test_wrong_fields_are_named(server: LiveServer, body: dict, param: str, stre
     assert set(error) >= {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert (error["param"] or "").split(".")[0] == param or (error["param"] or "").startswith(param), error
     assert len(error["message"]) < 2200
+
+
+UNREADABLE = [b'{"prompt": "\xff"}', b'{"prompt": ' + b"[" * 10**5, b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}"]
+
+
+@pytest.mark.parametrize("content", UNREADABLE, ids=["not UTF-8", "too deep", "too long a number"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"])
+def test_bodies_that_cannot_be_read(server: LiveServer, path: str, content: bytes) -> None:
+    answer = server.client.post(path, content=content, headers={"content-type": "application/json"})
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400 and message.startswith("the body cannot be read as JSON: "), message
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/x-www-form-urlencoded"}], ids=["none", "curl's"])
+def test_bodies_of_another_type(server: LiveServer, headers: dict[str, str]) -> None:
+    """A browser sends such bodies for any page, without asking the server first."""
+    answer = server.client.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == 400 and "Content-Type: application/json" in answer.json()["error"]["message"]
+
+
+def test_unknown_routes_are_named(server: LiveServer) -> None:
+    answer = server.client.get("/v1/embeddings/x")
+    assert answer.status_code == 404 and answer.json()["error"]["message"] == "GET /v1/embeddings/x: Not Found"
 
 
 def test_the_context(server: LiveServer, nano: Engine) -> None:

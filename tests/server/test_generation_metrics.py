@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
@@ -108,3 +109,29 @@ def test_a_refusal_by_the_engine_is_none_of_the_ends(state: ServerState, limit: 
     values = samples(state.metrics)
     assert total(values, "vllm:admission_rejections_total", reason=limit) == 1
     assert total(values, "lynx:accepted_requests_total") == total(values, "lynx:aborted_requests_total") == 0
+
+
+def test_tokens_that_come_late_have_their_gaps(state: ServerState) -> None:
+    """The event loop is busy while the first tokens are made, which then come in one delta."""
+    engine = state.ready_engine()
+    [parsed] = parse(engine, "Q: 345 + 678 = ?\nA:")
+    params = SamplingParams(temperature=1, seed=1, n=2, max_tokens=12, ignore_eos=True)
+    request = engine.inputs.request([parsed], params, None)
+    sizes: list[int] = []
+
+    async def read() -> None:
+        async with Generation(
+            state, [request], "cmpl-1", Caller("id", None, None, {}), "text_completion"
+        ) as generation:
+            while request.completions[0].num_tokens < 3:
+                time.sleep(0.001)
+            async for _, delta in generation.deltas():
+                sizes.append(len(delta.token_ids))
+
+    start = time.monotonic()
+    asyncio.run(read())
+    values = samples(state.metrics)
+    assert sizes[0] >= 3 and sum(sizes) == 24
+    assert total(values, "vllm:inter_token_latency_seconds_count") == 24 - 2
+    assert 0 < total(values, "vllm:inter_token_latency_seconds_sum") < 2 * (time.monotonic() - start)
+    assert total(values, "vllm:time_to_first_token_seconds_count") == 1

@@ -160,5 +160,19 @@ def test_spans_of_served_requests(server: LiveServer, collector: Collector) -> N
     assert span["gen_ai.usage.input_tokens"] == answer["usage"]["prompt_tokens"]
     assert span["gen_ai.usage.output_tokens"] == answer["usage"]["completion_tokens"]
     assert span["lynx.policy"].startswith("lynx")
+    assert span["lynx.exact"] == (span["lynx.selected_rows"] == 0) == answer["lynx"]["exact"]
+    assert 4 <= span["lynx.experts_read_per_layer"] <= 32  # of 32, 4 a token
     completions = [span for span in map(attributes, collector.spans()) if span["gen_ai.operation.name"] != "chat"]
     assert {span["gen_ai.operation.name"] for span in completions} <= {"text_completion"}
+
+
+def test_answers_say_how_many_rows_were_selected(server: LiveServer) -> None:
+    """Two prompts share all of their decode steps: rows of both were selected, but for an exact request."""
+    body = {"prompt": ["Q: 1 + 2 = ?\nA:", "Q: 3 + 4 = ?\nA:"], "max_tokens": 20, "ignore_eos": True}
+    answer = server.complete(**body)
+    assert 0 < answer["lynx"]["selected_rows"] <= 38 and not answer["lynx"]["exact"]
+    usage = server.events("/v1/completions", {**body, "stream_options": {"include_usage": True}})[-2]
+    assert 0 < usage["lynx"]["selected_rows"] <= 38 and not usage["lynx"]["exact"]
+    answer = server.complete(**body, expert_selection="exact")
+    assert answer["lynx"]["selected_rows"] == 0 and answer["lynx"]["exact"]
+    assert "experts" not in str(answer["lynx"])

@@ -117,11 +117,12 @@ def test_history() -> None:
         stop_sequences=["x"],
         top_k=4,
     )
-    chat = chat_of_messages(body, 1024)
+    chat = chat_of_messages(body, 1024, True)
 
     def call(call_id: str, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
+    assert chat.thinking_token_budget == 1024
     assert chat.messages == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -147,7 +148,7 @@ def test_history() -> None:
         ({"type": "none"}, "none"),
         ({"type": "tool", "name": "add"}, {"type": "function", "function": {"name": "add"}}),
     ]:
-        assert chat_of_messages(body.model_copy(update={"tool_choice": choice}), 1024).tool_choice == expected
+        assert chat_of_messages(body.model_copy(update={"tool_choice": choice}), 1024, True).tool_choice == expected
 
 
 def test_a_schema(client: anthropic.Anthropic) -> None:
@@ -226,7 +227,7 @@ def test_one_call_only(tool_client: anthropic.Anthropic) -> None:
     assert shown(tool_client.messages.create(**with_tools(CALLS, tool_choice=choice)).content) == BLOCKS[:-1]
 
 
-@pytest.mark.parametrize(("limit", "reason"), [(20, "max_tokens"), (600, "end_turn")])
+@pytest.mark.parametrize(("limit", "reason"), [(40, "max_tokens"), (600, "end_turn")])
 def test_a_call_that_has_no_end(tool_client: anthropic.Anthropic, limit: int, reason: str) -> None:
     """It is text, not a call that a client could run."""
     options = with_tools(ENDLESS, max_tokens=limit)

@@ -182,7 +182,8 @@ def test_token_counters_are_the_sums_of_usage(engine: Engine) -> None:
 
 def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
     metrics = Metrics(engine, "nano")
-    serve_all(engine, metrics, [Served(f"Q: {i} + {i} = ?\nA:", LONG) for i in range(12, 18)])
+    exact = Served("Q: 2 + 3 = ?\nA:", LONG.clone(expert_selection="exact"))
+    serve_all(engine, metrics, [*(Served(f"Q: {i} + {i} = ?\nA:", LONG) for i in range(12, 18)), exact])
     values, stats = samples(metrics), engine.stats()
     for name, field in (
         ("layer_steps", "steps"),
@@ -200,6 +201,7 @@ def test_experts_bytes_and_time_are_those_of_the_engine(engine: Engine) -> None:
     for kind in ("experts", "dense", "kv"):
         assert total(values, "lynx:bytes_read_total", kind=kind) == getattr(stats, f"bytes_read_{kind}") > 0
     assert total(values, "lynx:decode_rows_total", mode="selected") == stats.decode_rows_selected > 0
+    assert total(values, "lynx:decode_rows_total", mode="exact") == stats.decode_rows_exact > 0
     assert total(values, "lynx:decode_rows_total", mode="mixed_step") == stats.decode_rows_mixed
     assert total(values, "lynx:decode_rows_total") == stats.decode_rows + stats.decode_rows_mixed
     experts = next(op for op in stats.ops if op.name == "expert_ffn")
@@ -282,7 +284,7 @@ class StuckEngine:
         self._engine = engine
         self.fault: Exception | None = None
         self.reads = 0
-        self.raw_stats, self.last_step_time = engine.raw_stats, engine.last_step_time
+        self.step_sums, self.last_step_time = engine.step_sums, engine.last_step_time
 
     def stats(self) -> Any:
         self.reads += 1
@@ -469,7 +471,7 @@ def test_per_layer_series_stop_at_64_layers(idle: Engine) -> None:
     layers = [dataclasses.replace(idle.stats().layers[0], layer=i, steps=1) for i in range(65)]
     deep: Any = SimpleNamespace(
         stats=lambda: dataclasses.replace(idle.stats(), layers=layers),
-        raw_stats=idle.raw_stats,
+        step_sums=idle.step_sums,
         expert_selection="topk",
         model_config=idle.model_config,
         max_model_len=64,

@@ -211,7 +211,10 @@ def test_a_drain_that_ends_early(second: bool) -> None:
 
         reader = threading.Thread(target=read)
         reader.start()
-        wait_for(server, 16)
+        while not server.client.get("/v1/lynx/state").json()[
+            "generation_tokens"
+        ]:  # without a token, no stream has begun
+            time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         if second:
             time.sleep(0.2)

@@ -117,6 +117,7 @@ def test_a_request_is_one_span(nano: Engine, collector: Collector, monkeypatch: 
     assert {name.removeprefix("gen_ai.latency."): value for name, value in times.items()} == pytest.approx(
         {
             "time_in_queue": metrics.queue_time,
+            "time_in_scheduler": metrics.scheduler_time,
             "time_to_first_token": metrics.ttft,
             "time_in_model_prefill": metrics.prefill_time,
             "time_in_model_decode": metrics.decode_time,

@@ -107,15 +107,17 @@ struct CpuBackend::AttentionCall {
   }
 };
 
-// The state of one query row and head after some spans: [0, Dv) weighted sum of V, [Dv] largest score, [Dv + 1] sum of exponentials,
-// 0 where the row has no key in the spans.
-static int64_t state_size(const KvCacheView& cache) { return cache.v_columns() + 2; }
+// The state of one query row and head after some spans, with C = sum_columns(): [0, C) weighted sum of V, in blocks as weighted_sum()
+// has them, [C] largest score, [C + 1] sum of exponentials, 0 where the row has no key in the spans.
+int64_t CpuBackend::sum_columns(const KvCacheView& cache) const { return round_up(cache.v_columns(), kernels_.block_columns); }
+int64_t CpuBackend::state_size(const KvCacheView& cache) const { return round_up(sum_columns(cache) + 2, 16); }  // whole lines
 
 // Fills the states of the tile's rows and heads.
 void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, int64_t head, int64_t span, int thread,
                              float* states) {
   const KvCacheView& cache = c.cache;
-  const int64_t d = cache.head_dim, dv = cache.v_columns(), group = c.group(), page_size = cache.block_size;
+  const int64_t d = cache.head_dim, dv = cache.v_columns(), columns = sum_columns(cache), group = c.group(),
+                page_size = cache.block_size;
   const int64_t m = tile.rows * group, last_row = tile.first + tile.rows - 1;
   const int64_t begin = span * kSpan, end = std::min(begin + kSpan, c.end_of(last_row));
   const int64_t first = std::max(begin, c.begin_of(tile.first));  // the first key of any row
@@ -169,10 +171,10 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
       });
     }
     for (int64_t j = 0; j < n; ++j) {
-      sums[j][dv + 1] = 0;
+      sums[j][columns + 1] = 0;
       if (from[j] >= to[j]) continue;
-      std::memset(sums[j], 0, size_t(dv) * 4);
-      kernels_.exponentials(scores + j * kSpan + from[j] - first, to[j] - from[j], c.args.scale, sums[j] + dv);
+      std::memset(sums[j], 0, size_t(columns) * 4);
+      kernels_.exponentials(scores + j * kSpan + from[j] - first, to[j] - from[j], c.args.scale, sums[j] + columns);
     }
     const auto add_values = [&](int64_t begin_key, int64_t end_key, int64_t first_row, int64_t rows) {
       for_each_part(values, value_width, begin_key, end_key, [&](int64_t key, int64_t count, int64_t block, int64_t offset) {
@@ -190,21 +192,21 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
 }
 
 void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, const float* states, float* merged) {
-  const int64_t dv = c.cache.v_columns(), size = state_size(c.cache);
+  const int64_t columns = sum_columns(c.cache), size = state_size(c.cache);
   for (int64_t j = 0; j < tile.rows * c.group(); ++j) {
     const float* part = states + j * size;
     float* into = merged + j * size;
-    if (part[dv + 1] == 0) continue;  // the row has no keys in this span
-    if (into[dv + 1] == 0)
+    if (part[columns + 1] == 0) continue;  // the row has no keys in this span
+    if (into[columns + 1] == 0)
       std::copy_n(part, size, into);
     else
-      kernels_.merge(part, dv, c.args.scale, into);
+      kernels_.merge(part, columns, c.args.scale, into);
   }
 }
 
 void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, const RowsOut& out) {
   const AttentionCall call{args, batch, cache};
-  const int64_t dv = cache.v_columns(), g = cache.num_kv_heads, size = state_size(cache);
+  const int64_t dv = cache.v_columns(), columns = sum_columns(cache), g = cache.num_kv_heads, size = state_size(cache);
   const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile
   tiles_.clear();
   int64_t spans = 0;
@@ -219,14 +221,15 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
       float* state = merged + j * size;
       if (!args.sinks.empty()) {  // a sink is a key without a value, merged like a span
         float* sink = tile_[size_t(thread)].get(size);
-        std::fill_n(sink, dv, 0.0f);
+        std::fill_n(sink, columns, 0.0f);
         kernels_.to_f32(static_cast<const char*>(args.sinks.data) + h * dtype_size(args.sinks.dtype), args.sinks.dtype, 1,
-                        sink + dv);
-        sink[dv] /= args.scale;
-        sink[dv + 1] = 1;
-        kernels_.merge(sink, dv, args.scale, state);
+                        sink + columns);
+        sink[columns] /= args.scale;
+        sink[columns + 1] = 1;
+        kernels_.merge(sink, columns, args.scale, state);
       }
-      const float inverse = 1.0f / state[dv + 1];
+      const float inverse = 1.0f / state[columns + 1];
+      if (cache.dtype == DType::kBF16) kernels_.join_pairs(state, columns);
       for (int64_t i = 0; i < dv; ++i) out.f32[(row * args.num_heads + h) * dv + i] = state[i] * inverse;
     }
   };

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "backend/cpu/core_meter.h"
 #include "base/error.h"
 
 namespace lynx_rt {
@@ -14,7 +15,7 @@ constexpr size_t kApart = 8;         // doubles from one thread's sum to the nex
 
 BandwidthProbe::BandwidthProbe(int num_threads, int64_t bytes)
     : kernels_(cpu::kernels_for(best_isa())),
-      pool_(num_threads == 0 ? usable_cores() : num_threads),
+      pool_(plan_computing(num_threads)),
       chunks_(bytes / kChunk),
       sums_(size_t(pool_.num_threads()) * kApart) {
   if (bytes < (1 << 20)) invalid("bytes", "expected at least 1 MiB, got ", bytes);

@@ -12,7 +12,7 @@ namespace lynx_rt {
 // Owns a buffer, which should be much larger than the caches. Thread-safety: one call at a time.
 class BandwidthProbe {
  public:
-  // num_threads 0 = usable_cores(); bytes at least 1 MiB, rounded down to whole chunks.
+  // num_threads: as of an engine, 0 = its default; bytes at least 1 MiB, rounded down to whole chunks.
   BandwidthProbe(int num_threads, int64_t bytes);
   // Reads the buffer once with all threads. Returns GB/s (1e9).
   double measure();

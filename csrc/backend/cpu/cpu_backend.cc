@@ -12,14 +12,15 @@ constexpr int64_t kNormRows = 16;  // rows of a task
 
 }  // namespace
 
-CpuBackend::CpuBackend(const BackendOptions& options)
+CpuBackend::CpuBackend(const BackendOptions& options, const ThreadPlan& plan)
     : compute_dtype_(options.compute_dtype),
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
       quant_kernels_(cpu::quant_kernels_for(kernels_.isa)),
       products_{{Product(kernels_, compute_dtype_, DType::kF32), Product(kernels_, compute_dtype_, DType::kBF16),
                  Product(kernels_, compute_dtype_, DType::kF16), Product(quant_kernels_, QuantFormat::kInt8),
                  Product(quant_kernels_, QuantFormat::kInt4)}},
-      pool_(options.num_threads == 0 ? usable_cores() : options.num_threads),
+      pool_(plan),
+      balanced_tasks_(plan.balanced_tasks()),
       quantization_(options.quantization),
       store_(options.quantization_cache),
       tile_(size_t(pool_.num_threads())),

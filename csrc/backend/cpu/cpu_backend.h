@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cpu/core_meter.h"
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/product.h"
 #include "backend/cpu/scratch.h"
@@ -14,7 +15,8 @@ namespace lynx_rt {
 
 class CpuBackend : public Backend {
  public:
-  explicit CpuBackend(const BackendOptions& options);
+  explicit CpuBackend(const BackendOptions& options) : CpuBackend(options, plan_computing(options.num_threads)) {}
+  CpuBackend(const BackendOptions& options, const ThreadPlan& plan);
 
   std::string description() const override;
   DType compute_dtype() const override { return compute_dtype_; }
@@ -61,11 +63,13 @@ class CpuBackend : public Backend {
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
   void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
              int64_t slot) const;
+  int64_t sum_columns(const KvCacheView& cache) const;
+  int64_t state_size(const KvCacheView& cache) const;
   void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
   void merge_span(const AttentionCall&, const AttentionTile&, const float* states, float* merged);
 
-  // Weight rows per task: few enough that no thread is idle for long while the last tasks run.
-  int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, 8 * pool_.num_threads()); }
+  // Weight rows per task: few enough that no thread is idle for long while the last tasks run, on a slow core for example.
+  int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, balanced_tasks_); }
   const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
   const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
   void quantize(std::span<WeightView* const> weights, QuantFormat format);
@@ -77,6 +81,7 @@ class CpuBackend : public Backend {
   const cpu::QuantKernels& quant_kernels_;
   const PerKind<Product> products_;
   ThreadPool pool_;
+  const int64_t balanced_tasks_;
   const QuantFormat quantization_;
   WeightStore store_;
   Selector selector_;

@@ -14,7 +14,7 @@
 #include "backend/cuda/rows/norm.h"
 #include "backend/cuda/rows/round.h"
 #include "backend/cuda/sample/sample.h"
-#include "base/cpu_features.h"
+#include "base/cpu_topology.h"
 
 namespace lynx_rt {
 

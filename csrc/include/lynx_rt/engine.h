@@ -53,7 +53,7 @@ struct EngineOptions {
   // "topk", "lynx", "oea:k0=2", ...: the README lists the policies, their keys, and parts for single layers. "slo:tpot_ms=20"
   // strengthens a policy while steps take longer than that.
   std::string expert_selection = "topk";
-  int num_threads = 0;                        // 0 = the cores that this process may use
+  int num_threads = 0;                        // 0 = one per core, within the affinity and the CPU quota of the process
   std::string isa;                            // "" = best; "scalar", "avx2", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   uint64_t seed = 0;                          // for requests without a seed
   bool disable_dependent_launch = false;      // cuda: kernels of a step do not overlap; results are the same
@@ -97,6 +97,10 @@ struct StepOutput {
   int64_t num_cached_tokens = 0;  // prompt tokens found in the prefix cache
   int64_t num_preemptions = 0;
   int64_t num_computed_prompt_tokens = 0;  // cached ones included; falls where a preempted request starts again
+  // So far: the request's rows to which the engine's selection was applied, and the decode-only steps that it had rows in, with the
+  // experts that these steps read for all of their rows, summed over MoE layers. Rows of a failed step do not count.
+  int64_t num_selected_rows = 0, num_decode_steps = 0, num_experts_read = 0;
+  double scheduler_time = 0;  // seconds that choosing the rows took in the steps that had rows of the request
   // Seconds on the steady clock; 0 = not yet.
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0, finish_time = 0;
 };

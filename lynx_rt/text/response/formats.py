@@ -19,6 +19,7 @@ from lynx_rt.text.response.reader import Reader
 from lynx_rt.text.response.tagged_calls import DEEPSEEK_V32, GLM45, MINIMAX_M2, QWEN3_CODER, SEED_OSS
 from lynx_rt.text.response.template import TemplateMachine
 from lynx_rt.text.response.template_fields import ResponseTemplate
+from lynx_rt.text.response.thinking import ReasoningTracker
 from lynx_rt.text.response.tools import Tools
 
 if TYPE_CHECKING:
@@ -201,6 +202,17 @@ class ResponseFormat:
         if start < 0 or closing in thought:
             return False
         return not thought.strip() or (bool(self.special_tokens) and not any(t in thought for t in self.special_tokens))
+
+    def tracker(self, prompt_tail: str, token_bytes: Callable[[int], bytes]) -> ReasoningTracker | None:
+        """Returns what counts the tokens of one response's reasoning; None where the tags are no plain texts, or there are none.
+
+        token_bytes: what a token adds to the text, special tokens included.
+        """
+        if self.reasoning_parser == _HARMONY:
+            inside = harmony.opened(prompt_tail).startswith(harmony.ANALYSIS)
+            return ReasoningTracker((harmony.ANALYSIS, harmony.END), token_bytes, inside, anywhere=True)
+        tags = self.reasoning_tags
+        return None if tags is None else ReasoningTracker(tags, token_bytes, self.begins_inside(prompt_tail))
 
     def _machine(self, with_calls: bool, prompt_tail: str, forced: str | None) -> tuple[Machine, str]:
         """Returns how to read a response, and what the prompt has of it."""

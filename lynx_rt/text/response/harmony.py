@@ -8,8 +8,9 @@ from lynx_rt.text.response.calls import Context, checked_name, read_arguments
 from lynx_rt.text.response.output import TrimmedText
 from lynx_rt.text.response.reader import Literals, MalformedError, NotACallError, Reading
 
-START, CHANNEL, MESSAGE, CALL = "<|start|>", "<|channel|>", "<|message|>", "<|call|>"
-_ENDS = ("<|end|>", "<|return|>", CALL)
+START, CHANNEL, MESSAGE, CALL, END = "<|start|>", "<|channel|>", "<|message|>", "<|call|>", "<|end|>"
+ANALYSIS = f"{CHANNEL}analysis{MESSAGE}"  # begins reasoning
+_ENDS = (END, "<|return|>", CALL)
 _HEADS = (CHANNEL, START, MESSAGE, " to=")  # beginnings of a message's header
 _HEADER_END = Literals([MESSAGE])
 _BODY_END = Literals([START, CHANNEL, *_ENDS])

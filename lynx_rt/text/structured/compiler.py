@@ -219,6 +219,11 @@ class Matcher:
         self._num_tokens = 0
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the text is held to the grammar: it has start_after, if there is one."""
+        return not self._start_after
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing but an end of text can follow."""
         return not self._start_after and not self.error and native_call(self._state.is_stopped)

@@ -46,6 +46,14 @@ void split_pairs(float* x, int64_t n) {
   }
 }
 
+void join_pairs(float* x, int64_t n) {
+  for (int64_t b = 0; b < n; b += kBlockColumns) {
+    float pairs[kBlockColumns];
+    for (int64_t i = 0; i < kVec; ++i) pairs[2 * i] = x[b + i], pairs[2 * i + 1] = x[b + kVec + i];
+    std::memcpy(x + b, pairs, sizeof pairs);
+  }
+}
+
 template <DType W, int NR, int MR, bool kHalf>
 [[gnu::always_inline]] inline void multiply_half(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
                                                  Vec (&acc)[MR][NR]) {

@@ -34,9 +34,11 @@ struct Kernels {
   GemmFn gemm_f32[3];
   int64_t block_columns;                     // a power of two, at most 32
   void (*split_pairs)(float* x, int64_t n);  // in place; n is a multiple of block_columns
+  void (*join_pairs)(float* x, int64_t n);   // undoes split_pairs()
   GemmFn gemm_bf16;  // x: rows of bf16, weights bf16; null where the instruction set has no bf16 dot product
 
   // acc[j][i] += sum_t p[j][t] * v[t][i] for j < m, i < d, t ascending; v is `tokens` rows of d values (dtype), `stride` values apart.
+  // A row of acc is in blocks like a row of x, with split pairs where v is bf16; what completes the last block stays as it is.
   void (*weighted_sum)(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                        float* const* acc);
   void (*to_f32)(const void* in, DType dtype, int64_t n, float* out);

@@ -36,64 +36,86 @@ inline F32x16 load_partial(const void* p, int64_t count) {
 
 inline F32x16 zero() { return F32x16{}; }
 
-// One register tile of weighted_sum(): 16 NV columns of MJ sums.
-template <DType D, int NV, int MJ>
+// One register tile of weighted_sum(): NB blocks of columns of MJ sums.
+template <DType D, int NB, int MJ>
 inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
-  F32x16 sum[MJ][NV];
-#pragma GCC unroll 4
+  // The pragmas are for gcc 12 and NEON, as in multiply_half().
+  Vec sum[MJ][NB][2];
+#pragma GCC unroll 16
   for (int j = 0; j < MJ; ++j)
 #pragma GCC unroll 4
-    for (int c = 0; c < NV; ++c) sum[j][c] = load_f32(acc[j] + i + c * kLanes);
-  for (int64_t t = 0; t < tokens; ++t) {
-    F32x16 row[NV];
+    for (int c = 0; c < NB; ++c)
 #pragma GCC unroll 4
-    for (int c = 0; c < NV; ++c) row[c] = load<D>(v + (t * stride + i + c * kLanes) * kSize<D>);
+      for (int h = 0; h < 2; ++h) sum[j][c][h] = load_vec(acc[j] + i + c * kBlockColumns + h * kVec);
+  for (int64_t t = 0; t < tokens; ++t, v += stride) {
+    Vec weight[MJ];
+#pragma GCC unroll 16
+    for (int j = 0; j < MJ; ++j) weight[j] = broadcast_vec(p[j] + t);
 #pragma GCC unroll 4
-    for (int j = 0; j < MJ; ++j) {
-      const F32x16 weight = broadcast(p[j][t]);
-#pragma GCC unroll 4
-      for (int c = 0; c < NV; ++c) sum[j][c] = fmadd(weight, row[c], sum[j][c]);
+    for (int c = 0; c < NB; ++c) {
+      const Vec first = load_half<D, false>(v + c * kBlockColumns * kSize<D>);
+#pragma GCC unroll 16
+      for (int j = 0; j < MJ; ++j) sum[j][c][0] = fmadd(weight[j], first, sum[j][c][0]);
+      const Vec second = load_half<D, true>(v + c * kBlockColumns * kSize<D>);
+#pragma GCC unroll 16
+      for (int j = 0; j < MJ; ++j) sum[j][c][1] = fmadd(weight[j], second, sum[j][c][1]);
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 16
   for (int j = 0; j < MJ; ++j)
 #pragma GCC unroll 4
-    for (int c = 0; c < NV; ++c) {
-      const F32x16 result = sum[j][c];  // the sums themselves, without an address, stay in registers
-      std::memcpy(acc[j] + i + c * kLanes, &result, 64);
-    }
+    for (int c = 0; c < NB; ++c)
+#pragma GCC unroll 4
+      for (int h = 0; h < 2; ++h) store_vec(acc[j] + i + c * kBlockColumns + h * kVec, sum[j][c][h]);
 }
 
-template <DType D, int MJ>
-void weighted_rows(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
-  int64_t i = 0;
-  for (; i + kSumColumns * kLanes <= d; i += kSumColumns * kLanes)
-    weighted_tile<D, kSumColumns, MJ>(v, stride, tokens, p, acc, i);
-  for (; i + kLanes <= d; i += kLanes) weighted_tile<D, 1, MJ>(v, stride, tokens, p, acc, i);
-  if (i == d) return;
-  for (int j = 0; j < MJ; ++j) {
-    F32x16 sum = load_partial<DType::kF32>(acc[j] + i, d - i);
-    for (int64_t t = 0; t < tokens; ++t)
-      sum = fmadd(broadcast(p[j][t]), load_partial<D>(v + (t * stride + i) * kSize<D>, d - i), sum);
-    std::memcpy(acc[j] + i, &sum, size_t(d - i) * 4);
+// Most rows of a tile of weighted_sum(): with one block of columns it then has as many sums as a tile of the products.
+constexpr int kSumRows = kGroupRows * kTileRows / 2;
+
+// Blocks of a tile with MJ rows.
+template <int MJ>
+constexpr int sum_blocks() {
+  return MJ * 4 <= kSumRows ? 4 : MJ * 2 <= kSumRows ? 2 : 1;
+}
+
+template <DType D, int MJ = kSumRows>
+void weighted_rows(int64_t m, const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d,
+                   float* const* acc) {
+  if (m == MJ) {
+    constexpr int kBlocks = sum_blocks<MJ>();
+    int64_t i = 0;
+    for (; i + kBlocks * kBlockColumns <= d; i += kBlocks * kBlockColumns)
+      weighted_tile<D, kBlocks, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
+    for (; i + kBlockColumns <= d; i += kBlockColumns) weighted_tile<D, 1, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
+    if (i == d) return;
+    alignas(64) char last[kBlockColumns * kSize<D>] = {};
+    for (int64_t t = 0; t < tokens; ++t) {
+      std::memcpy(last, v + t * stride + i * kSize<D>, size_t((d - i) * kSize<D>));
+      const float* weights[MJ];
+      for (int j = 0; j < MJ; ++j) weights[j] = p[j] + t;
+      weighted_tile<D, 1, MJ>(last, 0, 1, weights, acc, i);
+    }
+  } else if constexpr (MJ > 1) {
+    weighted_rows<D, MJ - 1>(m, v, stride, tokens, p, d, acc);
   }
 }
 
 template <DType D>
-void weighted_sum_of(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t m, int64_t d,
+void weighted_sum_of(const void* v, int64_t stride, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                      float* const* acc) {
-  int64_t j = 0;
-  for (; j + kSumRows <= m; j += kSumRows) weighted_rows<D, kSumRows>(v, stride, tokens, p + j, d, acc + j);
-  for (; j < m; ++j) weighted_rows<D, 1>(v, stride, tokens, p + j, d, acc + j);
+  for (int64_t passes = (m + kSumRows - 1) / kSumRows, j = 0; passes > 0; --passes) {
+    const int64_t rows = (m - j + passes - 1) / passes;  // passes of about the same size
+    weighted_rows<D>(rows, static_cast<const char*>(v), stride * kSize<D>, tokens, p + j, d, acc + j);
+    j += rows;
+  }
 }
 
 void weighted_sum(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                   float* const* acc) {
-  const char* b = static_cast<const char*>(v);
   switch (dtype) {
-    case DType::kF32: return weighted_sum_of<DType::kF32>(b, stride, tokens, p, m, d, acc);
-    case DType::kBF16: return weighted_sum_of<DType::kBF16>(b, stride, tokens, p, m, d, acc);
-    case DType::kF16: return weighted_sum_of<DType::kF16>(b, stride, tokens, p, m, d, acc);
+    case DType::kF32: return weighted_sum_of<DType::kF32>(v, stride, tokens, p, m, d, acc);
+    case DType::kBF16: return weighted_sum_of<DType::kBF16>(v, stride, tokens, p, m, d, acc);
+    case DType::kF16: return weighted_sum_of<DType::kF16>(v, stride, tokens, p, m, d, acc);
   }
 }
 
@@ -321,6 +343,7 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
           kBlockColumns,
           split_pairs,
+          join_pairs,
           bf16,
           weighted_sum,
           to_f32,

@@ -14,8 +14,6 @@ struct F32x16 {
   F32x16(__m256 l, __m256 h) : lo(l), hi(h) {}
 };
 
-constexpr int kSumColumns = 2, kSumRows = 2;  // tile of weighted_sum(): 4 accumulators of 2 registers, of 16
-
 inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) {
@@ -58,6 +56,8 @@ constexpr int64_t kVec = 8;
 constexpr int kTileRows = 3;  // rows of x: 12 accumulators of 16 registers
 
 inline Vec zero_vec() { return _mm256_setzero_ps(); }
+inline Vec broadcast_vec(const float* p) { return _mm256_broadcast_ss(p); }
+inline void store_vec(float* p, Vec v) { _mm256_storeu_ps(p, v); }
 inline Vec load_vec(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 

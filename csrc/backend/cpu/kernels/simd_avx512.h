@@ -10,8 +10,6 @@ namespace {
 
 using F32x16 = __m512;
 
-constexpr int kSumColumns = 4, kSumRows = 4;  // tile of weighted_sum(): 16 accumulators of 32 registers
-
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b, c); }
 inline F32x16 broadcast(float v) { return _mm512_set1_ps(v); }
 inline F32x16 load_f32(const void* p) { return _mm512_loadu_ps(p); }
@@ -40,6 +38,8 @@ constexpr int64_t kVec = 16;
 constexpr int kTileRows = 6;  // rows of x: 24 accumulators of 32 registers
 
 inline Vec zero_vec() { return _mm512_setzero_ps(); }
+inline Vec broadcast_vec(const float* p) { return _mm512_set1_ps(*p); }
+inline void store_vec(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline Vec load_vec(const void* p) { return _mm512_loadu_ps(p); }
 
 template <lynx_rt::DType W, bool kSecond>

@@ -12,8 +12,6 @@ struct F32x16 {
   float32x4_t a, b, c, d;
 };
 
-constexpr int kSumColumns = 2, kSumRows = 2;  // tile of weighted_sum(): 4 accumulators of 4 registers, of 32
-
 inline F32x16 operator+(F32x16 v, F32x16 w) {
   return {vaddq_f32(v.a, w.a), vaddq_f32(v.b, w.b), vaddq_f32(v.c, w.c), vaddq_f32(v.d, w.d)};
 }
@@ -61,6 +59,8 @@ constexpr int64_t kVec = 4;
 constexpr int kTileRows = 5;  // rows of x: 20 accumulators of 32 registers, 5 of x, weights and a mask
 
 inline Vec zero_vec() { return vdupq_n_f32(0); }
+inline Vec broadcast_vec(const float* p) { return vld1q_dup_f32(p); }
+inline void store_vec(float* p, Vec v) { vst1q_f32(p, v); }
 inline Vec load_vec(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 

@@ -12,9 +12,6 @@ namespace {
 
 using F32x16 = float __attribute__((vector_size(64)));  // 16 lanes; split into what the target has
 
-constexpr int kSumColumns = 2,
-              kSumRows = 2;  // tile of weighted_sum(): 16 columns of 2 rows are 4 accumulators of 4 SSE registers
-
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return a * b + c; }
 
 inline F32x16 broadcast(float v) {
@@ -59,6 +56,8 @@ constexpr int64_t kVec = 4;
 constexpr int kTileRows = 2;  // rows of x: 8 accumulators of 16 SSE registers
 
 inline Vec zero_vec() { return Vec{}; }
+inline Vec broadcast_vec(const float* p) { return Vec{*p, *p, *p, *p}; }
+inline void store_vec(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return a * b + c; }
 
 inline Vec load_vec(const void* p) {

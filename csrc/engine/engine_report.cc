@@ -1,0 +1,88 @@
+// EngineCore's reports: its statistics, what requests did in a step, and the model.
+#include "engine/engine_core.h"
+#include "engine/public_fields.h"
+
+namespace lynx_rt {
+
+void EngineCore::reset_stats() {
+  counters_ = EngineStats{};
+  for (int64_t l = 0; l < config_.num_layers; ++l)
+    if (config_.layers[size_t(l)].moe) counters_.layers.emplace_back().layer = l;
+  preemptions_at_reset_ = scheduler_.num_preemptions();
+  backend_->reset_profile();
+  selection_.reset_report();
+}
+
+EngineStats EngineCore::stats() const {
+  EngineStats s = counters_;
+  s.num_running = scheduler_.num_running();
+  s.num_waiting = scheduler_.num_waiting();
+  s.num_waiting_tokens = scheduler_.num_waiting_tokens();
+  s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
+  s.kv_blocks_total = pool_.num_blocks();
+  s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
+  for (const OpProfile& p : backend_->profile()) s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
+  const BytesRead read = bytes_read();
+  s.bytes_read = read.all;
+  s.bytes_read_experts = read.experts;
+  s.bytes_read_kv = read.kv;
+  s.bytes_read_dense = read.all - read.experts - read.kv;
+  selection_.report(s);
+  return s;
+}
+
+ModelInfo EngineCore::model_info() const {
+  ModelInfo i;
+  i.model_type = config_.model_type;
+  i.dtype = dtype_name(backend_->compute_dtype());
+  i.device = backend_->description();
+#define LYNX_RT_FIELD(name) i.name = config_.name;
+  LYNX_RT_MODEL_SHAPE_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+  i.num_moe_layers = decoder_.num_moe_layers();
+  i.max_model_len = plan_.max_model_len;
+  i.weight_bytes = weight_bytes_;
+  i.kv_bytes = cache_.bytes();
+  i.kv_bytes_per_token = KvCache::bytes_per_block(config_, backend_->compute_dtype(), 1);
+  i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
+  i.eos_token_ids = config_.eos_token_ids;
+  i.warnings = weights_->warnings;
+  i.copied_weight_bytes = copied_weight_bytes_;
+  return i;
+}
+
+EngineCore::BytesRead EngineCore::bytes_read() const {
+  BytesRead read;
+  for (const OpProfile& p : backend_->profile()) read.all += p.bytes;
+  read.experts = backend_->profile()[Backend::kExpertFfn].bytes;
+  read.kv = backend_->profile()[Backend::kAttention].bytes;
+  return read;
+}
+
+// Counts a step's decode rows by how their experts were chosen, and in a decode-only step what the selection did and what the
+// requests had read. Called before postprocess(), which deletes the requests that have ended.
+void EngineCore::count_selection(const ScheduledStep& step) {
+  if (step.phase != Phase::kDecodeOnly) {
+    counters_.decode_rows_mixed += step.num_decode_rows;
+    return;
+  }
+  counters_.decode_rows += step.num_rows;
+  for (size_t i = 0; i < step.requests.size(); ++i) {
+    const ScheduledRequest& s = step.requests[i];
+    if (s.request->params.exact)
+      counters_.decode_rows_exact += s.num_tokens;
+    else if (selection_.current().acts(step.phase, batch_.group_rows(i)))
+      counters_.decode_rows_selected += s.num_tokens;
+  }
+  int64_t experts_read = 0;
+  for (size_t i = 0; i < layer_stats_.size(); ++i) {
+    add_step(counters_.layers[i], layer_stats_[i]);
+    experts_read += layer_stats_[i].active;
+  }
+  for (const ScheduledRequest& s : step.requests) {
+    ++s.request->num_decode_steps;
+    s.request->num_experts_read += experts_read;
+  }
+}
+
+}  // namespace lynx_rt
