@@ -47,7 +47,10 @@ class CMakeBuild(build_ext):
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         configure += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         modules = [extension.name.rpartition(".")[2] for extension in self.extensions]
-        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(len(os.sched_getaffinity(0)))
+        cores = (
+            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        )  # macOS has no affinity
+        jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(cores)
         forget_lost_compiler(build_dir)
         build = [cmake, "--build", str(build_dir), "--parallel", jobs, "--target", *modules]
         subprocess.run(configure, check=True, env=environment)

@@ -22,7 +22,15 @@ settings.load_profile("deterministic")
 
 
 # Files that compile or compute for a minute and more start first, so that no process ends long after the others.
-LONGEST = ["test_simt.py", "test_sass.py", "test_nvcc.py", "test_cpp.py", "test_consumer.py", "test_quality_gate.py"]
+LONGEST = [
+    "test_simt.py",
+    "test_sass.py",
+    "test_nvcc.py",
+    "test_cpp.py",
+    "test_arm.py",
+    "test_consumer.py",
+    "test_quality_gate.py",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -4,6 +4,10 @@
 #include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 #include <cstdlib>
@@ -12,7 +16,8 @@
 
 namespace lynx_rt {
 
-static constexpr const char* kNames[] = {"scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"};
+static constexpr const char* kNames[] = {"scalar",  "avx2", "avxvnni",      "avx512",    "avx512vnni", "avx512bf16",
+                                         "amxbf16", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"};
 static constexpr int kIsas = sizeof kNames / sizeof *kNames;
 
 const char* isa_name(Isa isa) { return kNames[int(isa)]; }
@@ -40,6 +45,29 @@ static bool has_amx() {
 }
 #endif
 
+#if defined(__aarch64__)
+// Extensions of armv8-a, as bits of what Linux says (Documentation/arch/arm64/elf_hwcaps.rst), and as macOS names them. The numbers are
+// here because an older C library does not have all of them.
+struct Extension {
+  unsigned long auxiliary, bit;  // AT_HWCAP or AT_HWCAP2
+  const char* name;
+};
+constexpr Extension kDotProd{16, 1ul << 20, "hw.optional.arm.FEAT_DotProd"}, kI8mm{26, 1ul << 13, "hw.optional.arm.FEAT_I8MM"},
+    kBf16{26, 1ul << 14, "hw.optional.arm.FEAT_BF16"};
+
+static bool has(const Extension& extension) {
+#if defined(__linux__)
+  return getauxval(extension.auxiliary) & extension.bit;
+#elif defined(__APPLE__)
+  int value = 0;
+  size_t bytes = sizeof value;
+  return sysctlbyname(extension.name, &value, &bytes, nullptr, 0) == 0 && value != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
 bool supported(Isa isa) {
 #if defined(__x86_64__)
   switch (isa) {
@@ -55,6 +83,16 @@ bool supported(Isa isa) {
       static const bool amx = supported(Isa::kAvx512Bf16) && has_amx();
       return amx;
     }
+    default: return false;
+  }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::kScalar:
+    case Isa::kNeon: return true;
+    case Isa::kNeonDotprod: return has(kDotProd);
+    case Isa::kNeonI8mm: return supported(Isa::kNeonDotprod) && has(kI8mm);
+    case Isa::kNeonBf16: return supported(Isa::kNeonI8mm) && has(kBf16);
+    default: return false;
   }
 #endif
   return isa == Isa::kScalar;

@@ -6,9 +6,21 @@
 namespace lynx_rt {
 
 // Instruction sets in rising order of preference. A CPU may have one without having all of those before it.
-enum class Isa { kScalar, kAvx2, kAvxVnni, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
+enum class Isa {
+  kScalar,
+  kAvx2,
+  kAvxVnni,
+  kAvx512,
+  kAvx512Vnni,
+  kAvx512Bf16,
+  kAmxBf16,
+  kNeon,
+  kNeonDotprod,
+  kNeonI8mm,
+  kNeonBf16
+};
 
-const char* isa_name(Isa isa);  // "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
+const char* isa_name(Isa isa);  // "scalar", "avx2", .., "amxbf16", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"
 // Whether CPU and operating system support it. The first call with kAmxBf16 requests the tile registers.
 bool supported(Isa isa);
 std::vector<Isa> supported_isas();  // in the order of Isa, from kScalar to best_isa()

@@ -2,6 +2,8 @@
 
 #include <charconv>
 #include <cstdio>
+#include <locale>
+#include <sstream>
 
 namespace lynx_rt::detail {
 
@@ -32,6 +34,18 @@ namespace lynx_rt {
 std::string shortest(double value) {
   char buffer[32];
   return std::string(buffer, std::to_chars(buffer, buffer + sizeof buffer, value).ptr);
+}
+
+bool read_number(std::string_view text, double& value) {
+#if defined(_LIBCPP_VERSION) && _LIBCPP_VERSION < 200000  // it has no std::from_chars() for double
+  std::istringstream in{std::string(text)};
+  in.imbue(std::locale::classic());
+  in >> std::noskipws >> value;
+  return !in.fail() && in.peek() == std::istringstream::traits_type::eof() && text[0] != '+';
+#else
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+#endif
 }
 
 }  // namespace lynx_rt

@@ -64,5 +64,7 @@ class RowError : public Error {
 
 // Returns the shortest text that reads back as the same number.
 std::string shortest(double value);
+// Reads a number in the C locale; false where the text is not one number and nothing else.
+bool read_number(std::string_view text, double& value);
 
 }  // namespace lynx_rt

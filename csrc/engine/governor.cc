@@ -1,7 +1,6 @@
 #include "engine/governor.h"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <string_view>
 
@@ -41,8 +40,7 @@ SloPlan parse_slo(const std::string& text, int top_k) {
   for (const PolicySetting& setting : settings.empty() ? std::vector<PolicySetting>{} : parse_settings(settings, kField)) {
     const std::string_view value = setting.value;
     if (setting.key == "tpot_ms") {
-      const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), milliseconds);
-      if (error != std::errc() || end != value.data() + value.size() || !std::isfinite(milliseconds) || milliseconds <= 0)
+      if (!read_number(value, milliseconds) || !std::isfinite(milliseconds) || milliseconds <= 0)
         invalid(kField, "slo: tpot_ms: expected milliseconds > 0, got \"", value, "\"");
     } else if (setting.key == "policy") {
       policy = value;
@@ -55,9 +53,7 @@ SloPlan parse_slo(const std::string& text, int top_k) {
   plan.target_seconds = milliseconds / 1000;
   plan.levels = levels_of(policy, top_k);
   for (std::string& level : plan.levels) level += layers;
-  char number[32];
-  plan.text = str_cat("slo:tpot_ms=", std::string(number, std::to_chars(number, number + sizeof number, milliseconds).ptr),
-                      ",policy=", policy, layers);
+  plan.text = str_cat("slo:tpot_ms=", shortest(milliseconds), ",policy=", policy, layers);
   return plan;
 }
 

@@ -57,8 +57,9 @@ const PolicyText& text_of(Policy policy) {
   fail(ErrorCode::kInternal, "selection", "policy ", int(policy), " has no name");
 }
 
-template <class Number>
-bool parse_number(std::string_view text, Number& value) {
+bool parse_number(std::string_view text, double& value) { return read_number(text, value); }
+
+bool parse_number(std::string_view text, int& value) {
   const char* const end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, value);
   return error == std::errc() && stop == end;

@@ -1,7 +1,7 @@
 """Builds the C++ library, its tests and the emulated CUDA kernels, once per kind for all Python tests that need them.
 
-The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers are beside it, as
-cpp-tests-asan and cpp-tests-tsan. They are kept, so that a second run compiles only what changed. A tree that is configured already
+The plain tree is LYNX_RT_TEST_BUILD_DIR, or build/cpp-tests in the repository; those of the sanitizers and the one for ARM are beside
+it, as cpp-tests-asan, cpp-tests-tsan and cpp-tests-arm. They are kept, so that a second run compiles only what changed. A tree that is configured already
 keeps its settings: tools/test.sh passes the one in which the package was built.
 """
 
@@ -19,7 +19,16 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT_TESTS = sorted(file.stem for file in Path(__file__).parent.glob("test_*.cc"))
-SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
+SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread", "arm": ""}
+# What Debian has as g++-aarch64-linux-gnu and qemu-user. Programs are linked statically: the emulator needs no libraries then.
+ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
+ARM_SETTINGS = [
+    "-DCMAKE_SYSTEM_NAME=Linux",
+    "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
+    f"-DCMAKE_CXX_COMPILER={ARM_COMPILER}",
+    "-DCMAKE_EXE_LINKER_FLAGS=-static",
+    "-DLYNX_RT_CUDA=off",
+]
 
 
 def folder(kind: str) -> Path:
@@ -39,8 +48,9 @@ def locked(tree: Path) -> Iterator[None]:
 
 @functools.cache
 def configured(kind: str) -> Path:
-    """Configures the tree of a kind and returns it. Skips the test where there is no compiler."""
-    missing = [tool for tool in ("cmake", "c++") if shutil.which(tool) is None]
+    """Configures the tree of a kind and returns it. Skips the test where there is no compiler, or no emulator for its programs."""
+    tools = ("cmake", ARM_COMPILER, ARM_EMULATOR) if kind == "arm" else ("cmake", "c++")
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs {' and '.join(missing)} on PATH")
     tree = folder(kind)
@@ -50,6 +60,8 @@ def configured(kind: str) -> Path:
         configure += ["-DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON"]
     if kind != "plain":
         configure += ["-DLYNX_RT_WERROR=ON"]
+    if kind == "arm":
+        configure += ARM_SETTINGS
     with locked(tree):
         if not (tree / "CMakeCache.txt").exists():
             configure += ["-G", "Ninja"] if shutil.which("ninja") else []

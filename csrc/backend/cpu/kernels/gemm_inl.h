@@ -57,10 +57,14 @@ void join_pairs(float* x, int64_t n) {
 template <DType W, int NR, int MR, bool kHalf>
 [[gnu::always_inline]] inline void multiply_half(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
                                                  Vec (&acc)[MR][NR]) {
+  // The pragmas are for gcc 12 and NEON: it would keep the sums in memory.
   Vec xv[MR];
+#pragma GCC unroll 8
   for (int j = 0; j < MR; ++j) xv[j] = load_vec(x + j * x_stride + kHalf * kVec * 4);
+#pragma GCC unroll 4
   for (int i = 0; i < NR; ++i) {
     const Vec wv = load_half<W, kHalf>(w + i * w_stride);
+#pragma GCC unroll 8
     for (int j = 0; j < MR; ++j) acc[j][i] = fmadd(wv, xv[j], acc[j][i]);
   }
 }
@@ -84,6 +88,7 @@ void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
     multiply_half<W, NR, MR, false>(tail[0], sizeof tail[0], x, x_stride, acc);
     multiply_half<W, NR, MR, true>(tail[0], sizeof tail[0], x, x_stride, acc);
   }
+#pragma GCC unroll 8
   for (int j = 0; j < MR; ++j) {
     if constexpr (NR == 4) {
       put4(acc[j], out + j * out_stride, accumulate);

@@ -2,6 +2,15 @@
 
 namespace lynx_rt::cpu {
 
+#if defined(__aarch64__)
+// Only the quantised products use the dot products of bytes.
+static Kernels neon_kernels(Isa isa) {
+  Kernels kernels = kNeonKernels;
+  kernels.isa = isa;
+  return kernels;
+}
+#endif
+
 #if defined(__x86_64__)
 // VNNI changes nothing in Kernels: only the quantised products use it.
 static Kernels vnni_kernels(Kernels kernels, Isa isa) {
@@ -38,7 +47,21 @@ const Kernels& kernels_for(Isa isa) {
       static const Kernels kernels = amx_kernels();
       return kernels;
     }
-    case Isa::kScalar: break;
+    default: break;
+  }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::kNeon: return kNeonKernels;
+    case Isa::kNeonDotprod: {
+      static const Kernels kernels = neon_kernels(isa);
+      return kernels;
+    }
+    case Isa::kNeonI8mm: {
+      static const Kernels kernels = neon_kernels(isa);
+      return kernels;
+    }
+    case Isa::kNeonBf16: return kNeonBf16Kernels;
+    default: break;
   }
 #endif
   (void)isa;
@@ -54,7 +77,15 @@ const QuantKernels& quant_kernels_for(Isa isa) {
     case Isa::kAvx512Vnni:
     case Isa::kAvx512Bf16: return kAvx512VnniQuantKernels;
     case Isa::kAmxBf16: return kAmxInt8QuantKernels;
-    case Isa::kScalar: break;
+    default: break;
+  }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::kNeon: return kNeonQuantKernels;
+    case Isa::kNeonDotprod: return kNeonDotprodQuantKernels;
+    case Isa::kNeonI8mm:
+    case Isa::kNeonBf16: return kNeonI8mmQuantKernels;
+    default: break;
   }
 #endif
   (void)isa;

@@ -94,6 +94,12 @@ void amx_gemm_bf16_tiles(const void* w, int64_t w_stride, int64_t n, const void*
 void amx_gemm_bf16_pieces(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
                           int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 void amx_pack_bf16_tiles(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
+#elif defined(__aarch64__)
+extern const Kernels kNeonKernels;
+extern const Kernels kNeonBf16Kernels;
+extern const QuantKernels kNeonQuantKernels;
+extern const QuantKernels kNeonDotprodQuantKernels;
+extern const QuantKernels kNeonI8mmQuantKernels;
 #endif
 
 }  // namespace lynx_rt::cpu

@@ -39,22 +39,33 @@ inline F32x16 zero() { return F32x16{}; }
 // One register tile of weighted_sum(): NB blocks of columns of MJ sums.
 template <DType D, int NB, int MJ>
 inline void weighted_tile(const char* v, int64_t stride, int64_t tokens, const float* const* p, float* const* acc, int64_t i) {
+  // The pragmas are for gcc 12 and NEON, as in multiply_half().
   Vec sum[MJ][NB][2];
+#pragma GCC unroll 16
   for (int j = 0; j < MJ; ++j)
+#pragma GCC unroll 4
     for (int c = 0; c < NB; ++c)
+#pragma GCC unroll 4
       for (int h = 0; h < 2; ++h) sum[j][c][h] = load_vec(acc[j] + i + c * kBlockColumns + h * kVec);
   for (int64_t t = 0; t < tokens; ++t, v += stride) {
     Vec weight[MJ];
+#pragma GCC unroll 16
     for (int j = 0; j < MJ; ++j) weight[j] = broadcast_vec(p[j] + t);
+#pragma GCC unroll 4
     for (int c = 0; c < NB; ++c) {
       const Vec first = load_half<D, false>(v + c * kBlockColumns * kSize<D>);
+#pragma GCC unroll 16
       for (int j = 0; j < MJ; ++j) sum[j][c][0] = fmadd(weight[j], first, sum[j][c][0]);
       const Vec second = load_half<D, true>(v + c * kBlockColumns * kSize<D>);
+#pragma GCC unroll 16
       for (int j = 0; j < MJ; ++j) sum[j][c][1] = fmadd(weight[j], second, sum[j][c][1]);
     }
   }
+#pragma GCC unroll 16
   for (int j = 0; j < MJ; ++j)
+#pragma GCC unroll 4
     for (int c = 0; c < NB; ++c)
+#pragma GCC unroll 4
       for (int h = 0; h < 2; ++h) store_vec(acc[j] + i + c * kBlockColumns + h * kVec, sum[j][c][h]);
 }
 
