@@ -39,10 +39,10 @@ struct Ahead {
 
 void split_pairs(float* x, int64_t n) {
   for (int64_t b = 0; b < n; b += kBlockColumns) {
-    float odd[kVec];
-    for (int64_t i = 0; i < kVec; ++i) odd[i] = x[b + 2 * i + 1];
-    for (int64_t i = 0; i < kVec; ++i) x[b + i] = x[b + 2 * i];
-    std::memcpy(x + b + kVec, odd, sizeof odd);
+    Vec first = load_vec(x + b), second = load_vec(x + b + kVec);
+    split_lanes(first, second);
+    store_vec(x + b, first);
+    store_vec(x + b + kVec, second);
   }
 }
 

@@ -58,6 +58,13 @@ constexpr int kTileRows = 3;  // rows of x: 12 accumulators of 16 registers
 inline Vec zero_vec() { return _mm256_setzero_ps(); }
 inline Vec broadcast_vec(const float* p) { return _mm256_broadcast_ss(p); }
 inline void store_vec(float* p, Vec v) { _mm256_storeu_ps(p, v); }
+
+// (a, b) = (their even lanes, their odd lanes), of the two as one row.
+inline void split_lanes(Vec& a, Vec& b) {
+  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), odd = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd));
+  a = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
+  b = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+}
 inline Vec load_vec(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 

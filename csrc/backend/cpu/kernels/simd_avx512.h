@@ -40,6 +40,14 @@ constexpr int kTileRows = 6;  // rows of x: 24 accumulators of 32 registers
 inline Vec zero_vec() { return _mm512_setzero_ps(); }
 inline Vec broadcast_vec(const float* p) { return _mm512_set1_ps(*p); }
 inline void store_vec(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+
+// (a, b) = (their even lanes, their odd lanes), of the two as one row.
+inline void split_lanes(Vec& a, Vec& b) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const Vec evens = _mm512_permutex2var_ps(a, even, b);
+  b = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
+  a = evens;
+}
 inline Vec load_vec(const void* p) { return _mm512_loadu_ps(p); }
 
 template <lynx_rt::DType W, bool kSecond>

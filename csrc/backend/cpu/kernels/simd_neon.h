@@ -61,6 +61,13 @@ constexpr int kTileRows = 5;  // rows of x: 20 accumulators of 32 registers, 5 o
 inline Vec zero_vec() { return vdupq_n_f32(0); }
 inline Vec broadcast_vec(const float* p) { return vld1q_dup_f32(p); }
 inline void store_vec(float* p, Vec v) { vst1q_f32(p, v); }
+
+// (a, b) = (their even lanes, their odd lanes), of the two as one row.
+inline void split_lanes(Vec& a, Vec& b) {
+  const Vec evens = vuzp1q_f32(a, b);
+  b = vuzp2q_f32(a, b);
+  a = evens;
+}
 inline Vec load_vec(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 

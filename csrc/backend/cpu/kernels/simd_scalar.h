@@ -58,6 +58,13 @@ constexpr int kTileRows = 2;  // rows of x: 8 accumulators of 16 SSE registers
 inline Vec zero_vec() { return Vec{}; }
 inline Vec broadcast_vec(const float* p) { return Vec{*p, *p, *p, *p}; }
 inline void store_vec(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
+
+// (a, b) = (their even lanes, their odd lanes), of the two as one row.
+inline void split_lanes(Vec& a, Vec& b) {
+  const Vec evens = {a[0], a[2], b[0], b[2]};
+  b = Vec{a[1], a[3], b[1], b[3]};
+  a = evens;
+}
 inline Vec fmadd(Vec a, Vec b, Vec c) { return a * b + c; }
 
 inline Vec load_vec(const void* p) {
