@@ -34,7 +34,7 @@ class ThreadPool {
     run(num_tasks, call<Fn>, const_cast<void*>(static_cast<const void*>(&fn)), 0);
   }
 
-  // The same for tasks of about one size whose data are neighbours in memory: a thread takes several tasks at a time that follow each
+  // Is parallel_for() for tasks of about one size whose data are neighbours in memory: a thread takes several tasks at a time that follow each
   // other, fewer as they run out, so that after a task it mostly runs the next one.
   template <class Fn>
   void parallel_runs(int64_t num_tasks, Fn&& fn) {

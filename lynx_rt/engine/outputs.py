@@ -80,7 +80,7 @@ class CompletionDelta:
     finish_reason: str | None
     stop_reason: int | str | None
     error: str | None
-    # Of a request's first completion with SamplingParams.report_progress, up to its first token; None = nothing new.
+    # The first completion of a request with SamplingParams.report_progress has it, up to its first token; None = nothing new.
     prompt_progress: PromptProgress | None = None
 
 
@@ -100,9 +100,8 @@ class RequestMetrics:
     num_generation_tokens: int = 0
     num_cached_tokens: int = 0
     num_preemptions: int = 0
-    num_selected_rows: int = (
-        0  # rows, of prompt and output, to which the engine's expert_selection was applied; 0 = exact
-    )
+    # Rows, of prompt and output, to which the engine's expert_selection was applied; 0 = exact.
+    num_selected_rows: int = 0
     num_decode_steps: int = 0  # decode-only steps that it had rows in
     num_experts_read: int = 0  # that these steps read for all rows of their batches, summed over MoE layers
     scheduler_time: float = 0.0  # seconds that choosing the rows took in the steps that had rows of it

@@ -89,9 +89,8 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 400 and isinstance(cause := error.__cause__, (ValueError, RecursionError)):
-        return ErrorAnswer(
-            bad_request(f"the body cannot be read as JSON: {cause}")
-        )  # not UTF-8, too deep, too long a number
+        # Bytes that are not UTF-8, lists in lists that are too deep, numbers that are too long.
+        return ErrorAnswer(bad_request(f"the body cannot be read as JSON: {cause}"))
     return ErrorAnswer(from_status(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
 
 

@@ -9,7 +9,7 @@ from lynx_rt.errors import shown
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import ChatBody, GenerationFields, Messages
 
-# Of the same name in other APIs, with another meaning, or without a place in their streams.
+# Fields that mean something else in other APIs under the same name, or have no place in their streams.
 _NOT_SHARED = ("stream_options", "return_progress")
 
 

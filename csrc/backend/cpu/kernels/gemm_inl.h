@@ -31,7 +31,7 @@ constexpr int64_t kGroupRows = 4;  // weight rows of a tile
 // Bytes of the rows of x that weights meet before the next rows: less than a second-level cache.
 constexpr int64_t kRowsBytes = 192 << 10;
 
-// Where the next weights are, and how many bytes of them one block of a tile prefetches.
+// The weights that follow, and how many bytes of them one block of a tile prefetches.
 struct Ahead {
   const char* at;
   int64_t bytes;

@@ -17,7 +17,7 @@ inline void put_tile(const F32x16 (&acc)[NR][MR], float* out, int64_t out_stride
     }
 }
 
-// The same for 4 x 4, all sixteen folds at once.
+// put_tile() of 4 x 4, all sixteen folds at once.
 inline void put_tile(const F32x16 (&acc)[4][4], float* out, int64_t out_stride, bool accumulate) {
   F32x16 rows[4];  // four lanes of acc[i][0], .., acc[i][3]
   for (int i = 0; i < 4; ++i) {
