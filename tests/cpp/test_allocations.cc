@@ -23,6 +23,9 @@ void* counted(size_t bytes, size_t alignment) {
 
 void* operator new(size_t bytes) { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
 void* operator new[](size_t bytes) { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
+// std::stable_sort() asks for its buffer so, and gives it back to the operator delete below.
+void* operator new(size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
+void* operator new[](size_t bytes, const std::nothrow_t&) noexcept { return counted(bytes, __STDCPP_DEFAULT_NEW_ALIGNMENT__); }
 void* operator new(size_t bytes, std::align_val_t alignment) { return counted(bytes, size_t(alignment)); }
 void* operator new[](size_t bytes, std::align_val_t alignment) { return counted(bytes, size_t(alignment)); }
 void operator delete(void* p) noexcept { std::free(p); }
