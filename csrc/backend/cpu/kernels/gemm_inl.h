@@ -18,6 +18,7 @@
 #include <cstring>
 
 #include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/kernels/passes.h"
 
 namespace {
 
@@ -103,30 +104,22 @@ void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
   }
 }
 
-template <DType W, int NR, int kLines, int MR = kTileRows>
-inline void gemm_rows(int64_t m, const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead,
-                      float* out, int64_t out_stride, bool accumulate) {
-  if (m == MR) return gemm_tile<W, NR, MR, kLines>(w, w_stride, x, x_stride, k, ahead, out, out_stride, accumulate);
-  if constexpr (MR > 1) gemm_rows<W, NR, kLines, MR - 1>(m, w, w_stride, x, x_stride, k, ahead, out, out_stride, accumulate);
-}
-
 // NR weight rows against m rows of x. `next` is where the weights go on.
 template <DType W, int NR>
 inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, const char* next,
                        float* out, int64_t out_stride, bool accumulate) {
   constexpr int kLines = int((NR * kBlockColumns * kSize<W> + 63) / 64);  // of a block of the group
   const int64_t passes = (m + kTileRows - 1) / kTileRows;
-  const int64_t step = NR * kBlockColumns * kSize<W> / passes;
-  for (int64_t p = 0, j = 0; p < passes; ++p) {
-    const int64_t rows = (m - j + passes - p - 1) / (passes - p);  // passes of about the same size
+  Ahead ahead{next, NR * kBlockColumns * kSize<W> / passes};
+  in_passes<kTileRows>(m, [&](auto rows, int64_t j) {
     const char* const xj = x + j * x_stride;
+    float* const to = out + j * out_stride;
     if (passes == 1)
-      gemm_rows<W, NR, kLines>(rows, w, w_stride, xj, x_stride, k, {next, step}, out, out_stride, accumulate);
+      gemm_tile<W, NR, rows.number, kLines>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
     else
-      gemm_rows<W, NR, (kLines + 1) / 2>(rows, w, w_stride, xj, x_stride, k, {next + p * (step * (k / kBlockColumns)), step},
-                                         out + j * out_stride, out_stride, accumulate);
-    j += rows;
-  }
+      gemm_tile<W, NR, rows.number, (kLines + 1) / 2>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
+    ahead.at += ahead.bytes * (k / kBlockColumns);
+  });
 }
 
 template <DType W>

@@ -2,22 +2,13 @@
 
 namespace lynx_rt::cpu {
 
-#if defined(__aarch64__)
-// Only the quantised products use the dot products of bytes.
-static Kernels neon_kernels(Isa isa) {
-  Kernels kernels = kNeonKernels;
+// Dot products of bytes (VNNI, and those of ARM) change nothing in Kernels: only the quantised products use them.
+[[maybe_unused]] static Kernels with_isa(Kernels kernels, Isa isa) {
   kernels.isa = isa;
   return kernels;
 }
-#endif
 
 #if defined(__x86_64__)
-// VNNI changes nothing in Kernels: only the quantised products use it.
-static Kernels vnni_kernels(Kernels kernels, Isa isa) {
-  kernels.isa = isa;
-  return kernels;
-}
-
 // AMX only changes the products with bf16 weights in Kernels.
 static Kernels amx_kernels() {
   Kernels kernels = kAvx512Bf16Kernels;
@@ -34,12 +25,12 @@ const Kernels& kernels_for(Isa isa) {
   switch (isa) {
     case Isa::kAvx2: return kAvx2Kernels;
     case Isa::kAvxVnni: {
-      static const Kernels kernels = vnni_kernels(kAvx2Kernels, Isa::kAvxVnni);
+      static const Kernels kernels = with_isa(kAvx2Kernels, Isa::kAvxVnni);
       return kernels;
     }
     case Isa::kAvx512: return kAvx512Kernels;
     case Isa::kAvx512Vnni: {
-      static const Kernels kernels = vnni_kernels(kAvx512Kernels, Isa::kAvx512Vnni);
+      static const Kernels kernels = with_isa(kAvx512Kernels, Isa::kAvx512Vnni);
       return kernels;
     }
     case Isa::kAvx512Bf16: return kAvx512Bf16Kernels;
@@ -53,11 +44,11 @@ const Kernels& kernels_for(Isa isa) {
   switch (isa) {
     case Isa::kNeon: return kNeonKernels;
     case Isa::kNeonDotprod: {
-      static const Kernels kernels = neon_kernels(isa);
+      static const Kernels kernels = with_isa(kNeonKernels, Isa::kNeonDotprod);
       return kernels;
     }
     case Isa::kNeonI8mm: {
-      static const Kernels kernels = neon_kernels(isa);
+      static const Kernels kernels = with_isa(kNeonKernels, Isa::kNeonI8mm);
       return kernels;
     }
     case Isa::kNeonBf16: return kNeonBf16Kernels;

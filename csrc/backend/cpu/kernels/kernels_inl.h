@@ -78,36 +78,29 @@ constexpr int sum_blocks() {
   return MJ * 4 <= kSumRows ? 4 : MJ * 2 <= kSumRows ? 2 : 1;
 }
 
-template <DType D, int MJ = kSumRows>
-void weighted_rows(int64_t m, const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d,
-                   float* const* acc) {
-  if (m == MJ) {
-    constexpr int kBlocks = sum_blocks<MJ>();
-    int64_t i = 0;
-    for (; i + kBlocks * kBlockColumns <= d; i += kBlocks * kBlockColumns)
-      weighted_tile<D, kBlocks, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
-    for (; i + kBlockColumns <= d; i += kBlockColumns) weighted_tile<D, 1, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
-    if (i == d) return;
-    alignas(64) char last[kBlockColumns * kSize<D>] = {};
-    for (int64_t t = 0; t < tokens; ++t) {
-      std::memcpy(last, v + t * stride + i * kSize<D>, size_t((d - i) * kSize<D>));
-      const float* weights[MJ];
-      for (int j = 0; j < MJ; ++j) weights[j] = p[j] + t;
-      weighted_tile<D, 1, MJ>(last, 0, 1, weights, acc, i);
-    }
-  } else if constexpr (MJ > 1) {
-    weighted_rows<D, MJ - 1>(m, v, stride, tokens, p, d, acc);
+template <DType D, int MJ>
+void weighted_rows(const char* v, int64_t stride, int64_t tokens, const float* const* p, int64_t d, float* const* acc) {
+  constexpr int kBlocks = sum_blocks<MJ>();
+  int64_t i = 0;
+  for (; i + kBlocks * kBlockColumns <= d; i += kBlocks * kBlockColumns)
+    weighted_tile<D, kBlocks, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
+  for (; i + kBlockColumns <= d; i += kBlockColumns) weighted_tile<D, 1, MJ>(v + i * kSize<D>, stride, tokens, p, acc, i);
+  if (i == d) return;
+  alignas(64) char last[kBlockColumns * kSize<D>] = {};
+  for (int64_t t = 0; t < tokens; ++t) {
+    std::memcpy(last, v + t * stride + i * kSize<D>, size_t((d - i) * kSize<D>));
+    const float* weights[MJ];
+    for (int j = 0; j < MJ; ++j) weights[j] = p[j] + t;
+    weighted_tile<D, 1, MJ>(last, 0, 1, weights, acc, i);
   }
 }
 
 template <DType D>
 void weighted_sum_of(const void* v, int64_t stride, int64_t tokens, const float* const* p, int64_t m, int64_t d,
                      float* const* acc) {
-  for (int64_t passes = (m + kSumRows - 1) / kSumRows, j = 0; passes > 0; --passes) {
-    const int64_t rows = (m - j + passes - 1) / passes;  // passes of about the same size
-    weighted_rows<D>(rows, static_cast<const char*>(v), stride * kSize<D>, tokens, p + j, d, acc + j);
-    j += rows;
-  }
+  in_passes<kSumRows>(m, [&](auto rows, int64_t j) {
+    weighted_rows<D, rows.number>(static_cast<const char*>(v), stride * kSize<D>, tokens, p + j, d, acc + j);
+  });
 }
 
 void weighted_sum(const void* v, int64_t stride, DType dtype, int64_t tokens, const float* const* p, int64_t m, int64_t d,

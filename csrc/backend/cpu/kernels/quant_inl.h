@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "backend/cpu/kernels/passes.h"
 #include "backend/cpu/kernels/quant.h"
 
 namespace {
@@ -65,27 +66,6 @@ inline void for_groups(const void* weights, int64_t w_stride, int64_t n, const v
       for (int64_t g = 0; g < x.groups; ++g, w += kGroupBytes<Bits>) group(w, x, count, g, acc);
       for (int64_t j = 0; j < count; ++j) put_sums(acc[j], n - i, out + (first + j) * out_stride + i, accumulate);
     }
-}
-
-template <int R>
-struct Rows {
-  static constexpr int number = R;
-};
-
-template <int R, class Pass>
-inline void pass_of(int64_t rows, const Pass& pass) {
-  if (rows == R) return pass(Rows<R>());
-  if constexpr (R > 1) pass_of<R - 1>(rows, pass);
-}
-
-// Calls pass(Rows<R>, first row) for parts of `count` rows: as few parts as possible, of equal numbers R <= Most.
-template <int Most, class Pass>
-inline void in_passes(int64_t count, const Pass& pass) {
-  int64_t j = 0, now;
-  for (int64_t passes = (count + Most - 1) / Most; passes > 0; --passes, j += now) {
-    now = (count - j + passes - 1) / passes;
-    pass_of<Most>(now, [&](auto rows) { pass(rows, j); });
-  }
 }
 
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties

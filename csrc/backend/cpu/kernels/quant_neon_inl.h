@@ -6,8 +6,6 @@
 
 namespace {
 
-using QuantSums = float[Quant::kPanel];
-
 constexpr int kPartRows = 4, kParts = int(Quant::kPanel) / kPartRows;
 
 // Columns 8 e .. 8 e + 3 and 8 e + 4 .. 8 e + 7 of a part, unsigned.
@@ -49,24 +47,10 @@ inline void all_rows(const char* w, QuantRows x, int64_t count, int64_t g, Quant
     if (j < count) all_rows<Bits, MR / 2>(w, x.from(j), count - j, g, acc + j);
 }
 
-// A GemmFn. A group is multiplied with all rows of x, up to Most at a time, before the next.
 template <int Bits, int Most>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
           int64_t out_stride, bool accumulate, const void*) {
-  const QuantRows all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
-  for (int64_t i = 0; i < n; i += Quant::kPanel)
-    for (int64_t first = 0; first < m; first += kMaxRows) {
-      const int64_t count = m - first < kMaxRows ? m - first : kMaxRows;
-      const QuantRows x = all.from(first);
-      QuantSums acc[kMaxRows];
-      std::memset(acc, 0, size_t(count) * sizeof acc[0]);
-      const char* w = static_cast<const char*>(weights) + i * w_stride;
-      for (int64_t g = 0; g < x.groups; ++g, w += kGroupBytes<Bits>) all_rows<Bits, Most>(w, x, count, g, acc);
-      for (int64_t j = 0; j < count; ++j) {
-        float* to = out + (first + j) * out_stride + i;
-        for (int64_t r = 0; r < Quant::kPanel && i + r < n; ++r) to[r] = accumulate ? to[r] + acc[j][r] : acc[j][r];
-      }
-    }
+  for_groups<Bits>(weights, w_stride, n, rows, x_stride, m, k, out, out_stride, accumulate, all_rows<Bits, Most>);
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ inline void split_lanes(Vec& a, Vec& b) {
   a = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
   b = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
 }
+
 inline Vec load_vec(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 

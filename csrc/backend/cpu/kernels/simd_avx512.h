@@ -48,6 +48,7 @@ inline void split_lanes(Vec& a, Vec& b) {
   b = _mm512_permutex2var_ps(a, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b);
   a = evens;
 }
+
 inline Vec load_vec(const void* p) { return _mm512_loadu_ps(p); }
 
 template <lynx_rt::DType W, bool kSecond>

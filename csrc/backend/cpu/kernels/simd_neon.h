@@ -68,6 +68,7 @@ inline void split_lanes(Vec& a, Vec& b) {
   b = vuzp2q_f32(a, b);
   a = evens;
 }
+
 inline Vec load_vec(const void* p) { return vld1q_f32(static_cast<const float*>(p)); }
 inline Vec fmadd(Vec a, Vec b, Vec c) { return vfmaq_f32(c, a, b); }
 

@@ -65,6 +65,7 @@ inline void split_lanes(Vec& a, Vec& b) {
   b = Vec{a[1], a[3], b[1], b[3]};
   a = evens;
 }
+
 inline Vec fmadd(Vec a, Vec b, Vec c) { return a * b + c; }
 
 inline Vec load_vec(const void* p) {
