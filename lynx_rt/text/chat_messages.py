@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_rt.errors import ValidationError, shown
+from lynx_rt.text.prompts import is_message
 from lynx_rt.text.tool_schema import schema_of_function
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # clients and templates use all three for the same text
@@ -21,11 +22,6 @@ _TEXT_OF_PART = {  # type of a content part -> the key of its text
     "refusal": "refusal",
 }
 _MEDIA = ("image", "audio", "video", "file")
-
-
-def is_message(value: Any) -> bool:
-    """Whether a value looks like a message of a chat: a dict with a role, or an object that has one."""
-    return "role" in value if isinstance(value, Mapping) else hasattr(value, "role")
 
 
 def plain_messages(messages: Any) -> list[dict[str, Any]]:

@@ -88,12 +88,15 @@ def _is_one_prompt(prompts: Any) -> bool:
         return len(shape) == 1
     if not isinstance(prompts, Sequence) or len(prompts) == 0:
         return False
-    return isinstance(prompts[0], numbers.Integral) or _is_message(prompts[0])
+    return isinstance(prompts[0], numbers.Integral) or _begins_chat(prompts[0])
 
 
-def _is_message(value: Any) -> bool:
-    from lynx_rt.text.chat_messages import is_message
+def is_message(value: Any) -> bool:
+    """Whether a value looks like a message of a chat: a dict with a role, or an object that has one."""
+    return "role" in value if isinstance(value, Mapping) else hasattr(value, "role")
 
+
+def _begins_chat(value: Any) -> bool:
     return not isinstance(value, (str, Sequence)) and is_message(value)
 
 
@@ -102,7 +105,7 @@ def _parse(prompt: Any, label: str, tokenizer: Tokenizer | None, chat_template: 
         return _parse_dict(prompt, label, tokenizer, chat_template)
     if isinstance(prompt, str):
         return ParsedPrompt(label, prompt, [], needs_ids=True)
-    if isinstance(prompt, Sequence) and len(prompt) > 0 and _is_message(prompt[0]):
+    if isinstance(prompt, Sequence) and len(prompt) > 0 and _begins_chat(prompt[0]):
         return _parse_dict({"messages": prompt}, label, tokenizer, chat_template)
     return ParsedPrompt(label, None, _token_ids(prompt, label))
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -230,6 +231,15 @@ def test_interrupts_are_deferred_and_delivered() -> None:
     assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """The collector calls hypothesis, among others, and Python drops what a signal handler raises in such a call."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_signal_handlers_that_raise_lose_nothing_of_others(nano: Engine) -> None:
     """Also those of other signals than SIGINT: here as a time limit would be."""
     sampled = SamplingParams(temperature=1.3, seed=5, max_tokens=100, ignore_eos=True, logprobs=0)
@@ -268,6 +278,26 @@ def test_signal_handlers_that_raise_lose_nothing_of_others(nano: Engine) -> None
         assert out.outputs[0].token_ids == alone.token_ids
         assert out.outputs[0].logprobs == alone.logprobs
     assert idle(nano)
+
+
+def test_prompts_import_nothing(nano_path: str) -> None:
+    """An exception that a signal handler raises inside an import is lost, or leaves the imported library half loaded."""
+    code = (
+        "import sys, asyncio, lynx_rt\n"
+        "from lynx_rt import SamplingParams as P\n"
+        "async def read(engine):\n"
+        "    async for _ in engine.agenerate('The', P(max_tokens=2)): pass\n"
+        "engine = lynx_rt.Engine(sys.argv[1])\n"
+        "before = set(sys.modules)\n"
+        "engine.generate(['The', 'a'], P(max_tokens=2, n=2, logprobs=1, stop=['x']))\n"
+        "engine.generate([[1, 2]], P(max_tokens=2, prompt_logprobs=1))\n"
+        "list(engine.stream('The', P(max_tokens=2)))\n"
+        "more = set(sys.modules) - before\n"
+        "asyncio.run(read(engine))\n"
+        "print(sorted(more | {name for name in set(sys.modules) - before if name.startswith('lynx_rt')}))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, nano_path], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 class _Alarm:
