@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.text.prompts import is_message
+from lynx_rt.text.message import is_message
 from lynx_rt.text.tool_schema import schema_of_function
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")  # clients and templates use all three for the same text

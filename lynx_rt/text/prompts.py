@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.text.message import is_message
 from lynx_rt.text.tokenizer import Tokenizer
 
 # Text, token ids, a conversation, or a dict that holds one of them.
@@ -89,11 +90,6 @@ def _is_one_prompt(prompts: Any) -> bool:
     if not isinstance(prompts, Sequence) or len(prompts) == 0:
         return False
     return isinstance(prompts[0], numbers.Integral) or _begins_chat(prompts[0])
-
-
-def is_message(value: Any) -> bool:
-    """Whether a value looks like a message of a chat: a dict with a role, or an object that has one."""
-    return "role" in value if isinstance(value, Mapping) else hasattr(value, "role")
 
 
 def _begins_chat(value: Any) -> bool:
