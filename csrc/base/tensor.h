@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "base/blocks.h"
 #include "base/types.h"
 
 namespace lynx_rt {
@@ -11,11 +12,16 @@ enum class QuantFormat : uint8_t {
   kPlain,  // as in the checkpoint: row-major, in WeightView::dtype
   kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
   kInt4,
+  kBlocks,  // as in the checkpoint, where it is quantised: WeightView::blocks
   kPacked,  // bfloat16 in the layout that tensor cores read: backend/cuda/gemm/packed.h
 };
 
 constexpr const char* quant_format_name(QuantFormat f) {
-  return f == QuantFormat::kPlain ? "none" : f == QuantFormat::kInt8 ? "int8" : f == QuantFormat::kInt4 ? "int4" : "packed";
+  return f == QuantFormat::kPlain    ? "none"
+         : f == QuantFormat::kInt8   ? "int8"
+         : f == QuantFormat::kInt4   ? "int4"
+         : f == QuantFormat::kBlocks ? "blocks"
+                                     : "packed";
 }
 
 // A weight matrix [rows, cols], row-major with cols contiguous (the checkpoint's [out, in]); a vector has rows = 1.
@@ -25,12 +31,18 @@ struct WeightView {
   int64_t rows = 0;
   int64_t cols = 0;
   QuantFormat format = QuantFormat::kPlain;
-  int64_t quantized_row_bytes = 0;  // where the format is not kPlain
+  int64_t quantized_row_bytes = 0;  // where the format is not kPlain: from row to row
+  BlockRows blocks = {};            // where the format is kBlocks; `data` is blocks.data
 
   bool empty() const { return data == nullptr; }
   int64_t row_bytes() const { return format == QuantFormat::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }
-  int64_t bytes() const { return rows * row_bytes(); }
+  int64_t bytes() const { return rows * (format == QuantFormat::kBlocks ? block_row_bytes(blocks, cols) : row_bytes()); }
   const void* row(int64_t r) const { return static_cast<const char*>(data) + r * row_bytes(); }
 };
+
+// Returns the view of a matrix in blocks. dtype: that of the model.
+inline WeightView view_of_blocks(const BlockRows& blocks, int64_t rows, int64_t cols, DType dtype) {
+  return {blocks.data, dtype, rows, cols, QuantFormat::kBlocks, blocks.row_bytes, blocks};
+}
 
 }  // namespace lynx_rt

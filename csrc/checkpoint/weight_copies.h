@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -15,6 +16,8 @@ struct WeightSource {
   const TensorInfo* plain = nullptr;
   std::unique_ptr<const QuantizedTensor> quantized;
   DType dtype = DType::kF32;  // of the targets whose piece states no dtype
+  // All rows of the matrix as the file holds them, where a target may be in blocks (base/blocks.h).
+  std::optional<BlockRows> blocks;
   bool is_double() const { return plain && plain->dtype == kDouble; }
 
   static constexpr std::string_view kDouble = "F64";

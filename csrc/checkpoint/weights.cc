@@ -33,6 +33,14 @@ const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const 
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(size) == 0 || p.rows * p.cols == 0 ? data : nullptr;
 }
 
+// Returns the piece in the blocks of its tensor where its target can use them there.
+std::optional<WeightView> in_blocks(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
+  if (!p.in_blocks || !source.blocks || p.transposed || p.cols != m.cols || p.rows == 0) return std::nullopt;
+  BlockRows rows = from_row(*source.blocks, p.row_begin);
+  for (int64_t* bytes : {&rows.row_bytes, &rows.scale_row_bytes, &rows.zero_row_bytes}) *bytes *= p.row_step;
+  return view_of_blocks(rows, p.rows, p.cols, p.dtype.value_or(source.dtype));
+}
+
 // Returns the sources of all specs; throws where anything does not fit.
 std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                                        const std::vector<std::string>& ignore, QuantizationConfig quantization, DType dtype,
@@ -104,6 +112,10 @@ WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<Tensor
     const MatrixShape m = matrix_shape(specs[s].shape);
     std::vector<WeightPiece> copied;
     for (const WeightPiece& piece : checked_pieces(specs[s])) {
+      if (const std::optional<WeightView> view = in_blocks(piece, sources[s], m)) {
+        *piece.target = *view;
+        continue;
+      }
       WeightView& target = *piece.target = target_view(piece, sources[s].dtype);
       target.data = in_place(piece, sources[s], m);
       if (!target.data) copied.push_back(piece);

@@ -16,7 +16,7 @@ namespace lynx_rt {
 // A part of a tensor seen as a matrix [product of all but the last dimension, last]: rows row_begin, row_begin + row_step, ..
 // (`rows` of them), columns likewise; cols = 0 means all columns from col_begin on. A piece whose values follow one another in
 // the file is bound in place; any other piece, and one that must be decoded or converted, is copied. A fused tensor has several
-// pieces, e.g. experts.gate_up_proj [E, 2I, H] has 2E.
+// pieces, e.g. experts.gate_up_proj [E, 2I, H] has 2E. A piece of whole rows of a quantised tensor may be bound in its blocks.
 struct WeightPiece {
   WeightView* target;
   int64_t row_begin;
@@ -27,6 +27,7 @@ struct WeightPiece {
   int64_t col_step = 1;
   bool transposed = false;          // the target is the transpose of the part
   std::optional<DType> dtype = {};  // of the target; absent: the tensor's
+  bool in_blocks = false;           // the target may be in blocks (QuantFormat::kBlocks)
 };
 
 struct TensorSpec {

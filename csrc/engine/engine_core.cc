@@ -116,7 +116,7 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced);
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, backend_->multiplies_blocks());
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {

@@ -11,7 +11,7 @@ import pytest
 from build_tree import ARM_EMULATOR, built, run
 from kernel_objects import check_symbols, kernel_objects
 
-PROGRAMS = ["test_kernels", "test_quantized"]
+PROGRAMS = ["test_kernels", "test_quantized", "test_blocks"]
 ISAS = ["scalar", "neon", "neon_dotprod", "neon_i8mm", "neon_bf16"]
 # Those of our instruction sets that a CPU has.
 CPUS = {"cortex-a53": ISAS[:2], "neoverse-n1": ISAS[:3], "max": ISAS}

@@ -27,6 +27,7 @@ class CpuBackend : public Backend {
   void place_experts(std::span<ExpertWeights> experts) override;
   void place_heads(std::span<WeightView> heads) override;
   void check_files() const override { store_.check_unchanged(); }
+  bool multiplies_blocks() const override { return true; }
   bool reads_products() const override { return !store_.filled(); }
   void reserve(const StepLimits& limits) override;
 
@@ -79,6 +80,7 @@ class CpuBackend : public Backend {
   DType compute_dtype_;
   const cpu::Kernels& kernels_;
   const cpu::QuantKernels& quant_kernels_;
+  const cpu::BlockKernels& block_kernels_;
   const PerKind<Product> products_;
   ThreadPool pool_;
   const int64_t balanced_tasks_;

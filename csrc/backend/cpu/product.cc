@@ -23,8 +23,11 @@ Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
 Product::Product(const cpu::QuantKernels& kernels, QuantFormat weight)
     : pack_(kernels.pack), form_(Form::kQuantized), gemm_(weight == QuantFormat::kInt8 ? kernels.gemm_int8 : kernels.gemm_int4) {}
 
+Product::Product(const cpu::BlockKernels& kernels) : pack_(kernels.pack), form_(Form::kBlocks), block_gemm_(kernels.gemm) {}
+
 int64_t Product::row_bytes(int64_t k) const {
   if (form_ == Form::kQuantized) return cpu::Quant::x_bytes(k);
+  if (form_ == Form::kBlocks) return cpu::Blocks::x_bytes(k);
   if (form_ == Form::kF32) return round_up(k, kernels_->block_columns) * 4;
   return round_up(k * 2, 64);
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 
+#include "backend/cpu/kernels/blocks.h"
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant.h"
 #include "base/tensor.h"
@@ -10,12 +11,13 @@
 namespace lynx_rt {
 
 // The formats of weights, each with a product of its own.
-enum class WeightKind : uint8_t { kF32, kBF16, kF16, kInt8, kInt4 };
+enum class WeightKind : uint8_t { kF32, kBF16, kF16, kInt8, kInt4, kBlocks };
 
 inline WeightKind kind_of(const WeightView& w) {
   switch (w.format) {
     case QuantFormat::kInt8: return WeightKind::kInt8;
     case QuantFormat::kInt4: return WeightKind::kInt4;
+    case QuantFormat::kBlocks: return WeightKind::kBlocks;
     default: return w.dtype == DType::kF32 ? WeightKind::kF32 : w.dtype == DType::kBF16 ? WeightKind::kBF16 : WeightKind::kF16;
   }
 }
@@ -23,7 +25,7 @@ inline WeightKind kind_of(const WeightView& w) {
 // One T for each kind of weight.
 template <class T>
 struct PerKind {
-  std::array<T, 5> values;
+  std::array<T, 6> values;
   T& operator[](WeightKind kind) { return values[size_t(kind)]; }
   const T& operator[](WeightKind kind) const { return values[size_t(kind)]; }
 };
@@ -45,15 +47,19 @@ class Product {
   Product(const cpu::Kernels& kernels, DType compute, DType weight);
   // A product with quantised weights, into which rows enter quantised as well (kernels/quant.h).
   Product(const cpu::QuantKernels& kernels, QuantFormat weight);
+  // A product with weights in blocks of any code, into which rows enter quantised (kernels/blocks.h).
+  explicit Product(const cpu::BlockKernels& kernels);
 
   int64_t row_bytes(int64_t k) const;  // of a packed row
   // Packs columns [begin, begin + n) of m rows into a group; rows[j] points at their first one. `begin` is a multiple of
   // pack_step().
-  int64_t pack_step() const { return form_ == Form::kQuantized ? cpu::Quant::kGroup : 32; }
+  int64_t pack_step() const { return form_ == Form::kQuantized || form_ == Form::kBlocks ? cpu::Quant::kGroup : 32; }
   void pack(const float* const* rows, int64_t m, int64_t begin, int64_t n, RowGroup out) const;
   // out[j * out_stride + i] (+)= dot(w[first + i], x[j]) for i < n, j < m. next: what the thread will probably read then, or null.
   void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride, bool accumulate,
            const void* next) const {
+    if (form_ == Form::kBlocks)
+      return block_gemm_(from_row(w.blocks, first), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate, next);
     gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate, next);
   }
   // Does the same as run() without adding, for weights [.., k] in pieces of up to 16 rows anywhere in memory. Requires takes_pieces().
@@ -69,13 +75,14 @@ class Product {
   int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
 
  private:
-  enum class Form { kF32, kBF16, kBF16Tiles, kQuantized };
+  enum class Form { kF32, kBF16, kBF16Tiles, kQuantized, kBlocks };
 
   const cpu::Kernels* kernels_ = nullptr;
   cpu::PackTilesFn pack_ = nullptr;  // for the forms in which rows are not packed one by one
   DType compute_ = DType::kF32, weight_ = DType::kF32;
   Form form_;
-  cpu::GemmFn gemm_;
+  cpu::GemmFn gemm_ = nullptr;
+  cpu::BlockGemmFn block_gemm_ = nullptr;
   cpu::GemmPiecesFn pieces_ = nullptr;
 };
 

@@ -71,7 +71,7 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat form
 
 WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
   const bool product = use == WeightUse::kMatrix || use == WeightUse::kHead;
-  if (quantization_ == QuantFormat::kPlain || !product || weight.empty()) return weight;
+  if (quantization_ == QuantFormat::kPlain || !product || weight.empty() || weight.format != QuantFormat::kPlain) return weight;
   WeightView placed = weight;
   WeightView* one = &placed;
   // Int8 with quantization="int4" as well: attention and the output projection are a small part of an MoE model's bytes, and their
@@ -85,7 +85,7 @@ void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
   std::vector<WeightView*> all;
   for (ExpertWeights& e : experts)
     for (WeightView* w : {&e.gate, &e.up, &e.down})
-      if (!w->empty()) all.push_back(w);
+      if (!w->empty() && w->format == QuantFormat::kPlain) all.push_back(w);
   if (!all.empty()) quantize(all, quantization_);
 }
 

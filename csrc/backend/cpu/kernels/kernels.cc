@@ -83,4 +83,12 @@ const QuantKernels& quant_kernels_for(Isa isa) {
   return kScalarQuantKernels;
 }
 
+const BlockKernels& block_kernels_for(Isa isa) {
+#if defined(__x86_64__)
+  if (isa != Isa::kScalar) return kAvx2BlockKernels;
+#endif
+  (void)isa;
+  return kScalarBlockKernels;
+}
+
 }  // namespace lynx_rt::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "backend/draw_kernels.h"
+#include "base/blocks.h"
 #include "base/cpu_features.h"
 #include "base/types.h"
 
@@ -79,13 +80,29 @@ struct QuantKernels {
 
 const QuantKernels& quant_kernels_for(Isa isa);
 
+// out[j * out_stride + i] (+)= dot(row i of w, x[j]) for i < n, j < m. next: what is probably read after these rows, or null.
+using BlockGemmFn = void (*)(const BlockRows& w, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
+                             int64_t out_stride, bool accumulate, const void* next);
+
+// Products with weights in blocks (blocks.h), for rows of x that pack() has packed, and the values of one row of weights. k is a
+// multiple of the columns of a block.
+struct BlockKernels {
+  BlockGemmFn gemm;
+  PackTilesFn pack;  // columns [begin, begin + n) of m float32 rows; begin is a multiple of Blocks::kGroup
+  void (*values)(const BlockRows& w, int64_t row, int64_t k, float* out);
+};
+
+const BlockKernels& block_kernels_for(Isa isa);
+
 extern const Kernels kScalarKernels;
 extern const QuantKernels kScalarQuantKernels;
+extern const BlockKernels kScalarBlockKernels;
 #if defined(__x86_64__)
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const QuantKernels kAvx2QuantKernels;
+extern const BlockKernels kAvx2BlockKernels;
 extern const QuantKernels kAvxVnniQuantKernels;
 extern const QuantKernels kAvx512VnniQuantKernels;
 extern const QuantKernels kAmxInt8QuantKernels;

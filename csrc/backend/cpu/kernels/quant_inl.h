@@ -1,16 +1,13 @@
 // The common part of the quantised products of all instruction sets. quant.h defines the arithmetic.
 #pragma once
-#include <bit>
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 #include "backend/cpu/kernels/passes.h"
 #include "backend/cpu/kernels/quant.h"
+#include "backend/cpu/kernels/quant_scale_inl.h"
 
 namespace {
-
-using lynx_rt::cpu::Quant;
 
 constexpr int64_t kMaxRows = 64;  // rows of x that a panel is multiplied with at a time; their sums stay in the first-level cache
 // Bytes between the prefetch of a line of weights and its use.
@@ -68,31 +65,6 @@ inline void for_groups(const void* weights, int64_t w_stride, int64_t n, const v
     }
 }
 
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it, and taking it off, rounds to an integer, to even at ties
-
-// The scale of n values and its inverse, with which the largest becomes `most` or -most. quant.h defines the sign, and the treatment
-// of zeros and non-finite values.
-struct QuantScale {
-  float scale, inverse;
-
-  QuantScale(const float* v, int64_t n, float most, bool lowest_is_largest) {
-    uint32_t bits = 0;  // largest absolute value as bits, in which infinity and NaN are above every number
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t b = std::bit_cast<uint32_t>(v[i]) & 0x7fffffffu;
-      bits = b > bits ? b : bits;
-    }
-    const float amax = std::bit_cast<float>(bits);
-    const bool finite = bits < 0x7f800000u, zero = finite && amax < 1e-30f;
-    scale = !finite ? std::bit_cast<float>(0x7fc00000u) : zero ? 0.0f : amax / most;
-    inverse = finite && !zero ? most / amax : 0.0f;
-    if (!lowest_is_largest) return;
-    int negative = 0;
-    for (int64_t i = 0; i < n; ++i) negative |= v[i] == -amax;
-    if (!negative) scale = -scale, inverse = -inverse;
-  }
-  int32_t steps(float v) const { return scale == scale ? int32_t((v * inverse + kRound) - kRound) : 0; }
-};
-
 // Packs columns [begin, begin + n) of m rows, in plain operations, so that all instruction sets agree.
 void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
   const int64_t groups = Quant::x_groups(x_stride);
@@ -102,26 +74,12 @@ void pack_quant(const float* const* x, int64_t m, int64_t begin, int64_t n, void
     int32_t* sums = const_cast<int32_t*>(Quant::x_sums(row, groups));
     for (int64_t p = 0; p < n; p += Quant::kGroup) {
       const int64_t g = (begin + p) / Quant::kGroup;
-      const float* v = x[j] + p;
-      alignas(64) float padded[Quant::kGroup];
-      if (n - p < Quant::kGroup) {
-        std::memset(padded, 0, sizeof padded);
-        std::memcpy(padded, v, size_t(4 * (n - p)));
-        v = padded;
-      }
-      const QuantScale scale(v, Quant::kGroup, 127.0f, false);
-      int8_t q[Quant::kGroup] = {};
-      uint32_t sum = 0;
-      // The lowest bits of a float32 near kRound are an integer, whose lowest byte is that of the float32.
-      if (scale.scale == scale.scale)
-        for (int64_t i = 0; i < Quant::kGroup; ++i) {
-          const uint32_t bits = std::bit_cast<uint32_t>(v[i] * scale.inverse + kRound);
-          q[i] = int8_t(bits);
-          sum += bits - std::bit_cast<uint32_t>(kRound);
-        }
+      int8_t q[Quant::kGroup];
+      scales[g] = quantize_x(x[j] + p, n - p, q);
       std::memcpy(row + g * Quant::kGroup, q, sizeof q);
-      scales[g] = scale.scale;
-      sums[g] = int32_t(sum);
+      int32_t sum = 0;
+      for (int64_t i = 0; i < Quant::kGroup; ++i) sum += q[i];
+      sums[g] = sum;
     }
   }
 }

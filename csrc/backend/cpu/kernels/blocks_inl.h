@@ -1,0 +1,158 @@
+// The common part of the products with weights in blocks (blocks.h) of all instruction sets.
+//
+// A class V is one of blocks_decode_inl.h, and has
+//   kRows                     rows of x of a pass at most
+//   add<Code, R>(part, groups, x, g, acc)
+//                             adds the products of a decoded part with R rows of x to their lanes acc[R][8]; the part begins at
+//                             group g of the rows
+//   add_minimums(a, b, n, low)  low[r mod 8] += a[r] * b[r] for r < n, a multiple of 4
+#pragma once
+#include "backend/cpu/kernels/blocks_decode_inl.h"
+#include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/kernels/passes.h"
+#include "backend/cpu/kernels/quant_scale_inl.h"
+
+namespace {
+
+constexpr int64_t kTile = 4;    // rows of weights that are decoded before they are multiplied
+constexpr int64_t kMostX = 32;  // rows of x for which a tile is decoded once; their sums stay in the first-level cache
+
+using Lanes = float[8];
+
+// The packed rows of x.
+struct BlockX {
+  const char* data;
+  int64_t stride, groups;
+
+  const char* bytes(int64_t j, int64_t g) const { return data + j * stride + g * kGroup; }
+  const float* scales(int64_t j) const { return Blocks::x_scales(data + j * stride, groups); }
+  const float* factors(int64_t j) const { return Blocks::x_factors(data + j * stride, groups); }
+  BlockX from(int64_t j) const { return {data + j * stride, stride, groups}; }
+};
+
+inline float fold(const Lanes& a) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
+
+inline void prefetch(const uint8_t* p, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+// The bytes of columns [0, k) of a row.
+constexpr int64_t bytes_of(BlockCode code, int64_t k) {
+  return k / lynx_rt::block_size(code).columns * lynx_rt::block_size(code).bytes;
+}
+
+template <class V, BlockCode Code>
+void block_gemm(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
+                int64_t out_stride, bool accumulate, const void* next) {
+  const BlockX all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
+  const uint8_t* data = static_cast<const uint8_t*>(w.data);
+  Decoded parts[kTile];
+  for (int64_t first = 0; first < m; first += kMostX) {
+    const int64_t count = m - first < kMostX ? m - first : kMostX;
+    const BlockX x = all.from(first);
+    for (int64_t i = 0; i < n; i += kTile) {
+      const int64_t tile = n - i < kTile ? n - i : kTile;
+      Lanes acc[kTile][kMostX], low[kTile][has_minimums(Code) ? kMostX : 1];
+      for (int64_t t = 0; t < tile; ++t)
+        for (int64_t j = 0; j < count; ++j)
+          for (int l = 0; l < 8; ++l) {
+            acc[t][j][l] = 0;
+            if (has_minimums(Code)) low[t][j][l] = 0;
+          }
+      for (int64_t begin = 0; begin < k; begin += kChunk) {
+        const int64_t columns = k - begin < kChunk ? k - begin : kChunk, g = begin / kGroup;
+        int64_t groups = 0;
+        for (int64_t t = 0; t < tile; ++t) {
+          const int64_t ahead = i + t + kTile;
+          if (ahead < n)
+            prefetch(data + ahead * w.row_bytes + bytes_of(Code, begin), bytes_of(Code, columns));
+          else if (next)
+            prefetch(static_cast<const uint8_t*>(next) + (ahead - n) * w.row_bytes + bytes_of(Code, begin),
+                     bytes_of(Code, columns));
+          groups = decode<V, Code>(w, i + t, begin, columns, parts[t]);
+        }
+        in_passes<V::kRows>(count, [&](auto r, int64_t j) {
+          for (int64_t t = 0; t < tile; ++t) V::template add<Code, r.number>(parts[t], groups, x.from(j), g, acc[t] + j);
+        });
+        if constexpr (has_minimums(Code))
+          for (int64_t j = 0; j < count; ++j)
+            for (int64_t t = 0; t < tile; ++t)
+              V::add_minimums(parts[t].minimums, x.factors(j) + g * kGroupRuns, groups * kGroupRuns, low[t][j]);
+      }
+      for (int64_t j = 0; j < count; ++j)
+        for (int64_t t = 0; t < tile; ++t) {
+          float sum = fold(acc[t][j]);
+          if (has_minimums(Code)) sum -= fold(low[t][j]);
+          float* to = out + (first + j) * out_stride + i + t;
+          *to = accumulate ? *to + sum : sum;
+        }
+    }
+  }
+}
+
+template <class V, BlockCode Code>
+void block_values(const BlockRows& w, int64_t row, int64_t k, float* out) {
+  Decoded part;
+  for (int64_t begin = 0; begin < k; begin += kChunk) {
+    const int64_t columns = k - begin < kChunk ? k - begin : kChunk;
+    decode<V, Code>(w, row, begin, columns, part);
+    values<Code>(part, columns, out + begin);
+  }
+}
+
+// Packs columns [begin, begin + n) of m rows, in plain operations, so that all instruction sets agree.
+inline void pack_blocks(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
+  const int64_t groups = Blocks::x_groups(x_stride);
+  for (int64_t j = 0; j < m; ++j) {
+    char* row = static_cast<char*>(out) + j * x_stride;
+    float* scales = const_cast<float*>(Blocks::x_scales(row, groups));
+    float* factors = const_cast<float*>(Blocks::x_factors(row, groups));
+    for (int64_t p = 0; p < n; p += kGroup) {
+      const int64_t g = (begin + p) / kGroup;
+      int8_t q[kGroup];
+      scales[g] = quantize_x(x[j] + p, n - p, q);
+      std::memcpy(row + g * kGroup, q, sizeof q);
+      for (int64_t r = 0; r < kGroupRuns; ++r) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < kRun; ++i) sum += q[r * kRun + i];
+        factors[g * kGroupRuns + r] = float(sum) * scales[g];
+      }
+    }
+  }
+}
+
+// Calls run(std::integral_constant-like Code) for a code that is known when the program runs.
+template <BlockCode Code>
+struct CodeOf {
+  static constexpr BlockCode value = Code;
+};
+
+template <class Run>
+inline void with_code(BlockCode code, const Run& run) {
+  switch (code) {
+    case BlockCode::kQ8_0: return run(CodeOf<BlockCode::kQ8_0>());
+    case BlockCode::kQ4_0: return run(CodeOf<BlockCode::kQ4_0>());
+    case BlockCode::kQ4_K: return run(CodeOf<BlockCode::kQ4_K>());
+    case BlockCode::kQ5_K: return run(CodeOf<BlockCode::kQ5_K>());
+    case BlockCode::kQ6_K: return run(CodeOf<BlockCode::kQ6_K>());
+    case BlockCode::kIQ4_NL: return run(CodeOf<BlockCode::kIQ4_NL>());
+    case BlockCode::kIQ4_XS: return run(CodeOf<BlockCode::kIQ4_XS>());
+    case BlockCode::kMxfp4: return run(CodeOf<BlockCode::kMxfp4>());
+    case BlockCode::kGroupedMxfp4: return run(CodeOf<BlockCode::kGroupedMxfp4>());
+    case BlockCode::kGroupedInt4: return run(CodeOf<BlockCode::kGroupedInt4>());
+    case BlockCode::kGroupedInt8: return run(CodeOf<BlockCode::kGroupedInt8>());
+  }
+}
+
+template <class V>
+void gemm(const BlockRows& w, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride,
+          bool accumulate, const void* next) {
+  with_code(w.code, [&](auto code) { block_gemm<V, code.value>(w, n, x, x_stride, m, k, out, out_stride, accumulate, next); });
+}
+
+template <class V>
+void values_of(const BlockRows& w, int64_t row, int64_t k, float* out) {
+  with_code(w.code, [&](auto code) { block_values<V, code.value>(w, row, k, out); });
+}
+
+}  // namespace
