@@ -233,6 +233,8 @@ const GgufType* find_gguf_type(std::string_view name) {
   return nullptr;
 }
 
+bool is_gguf(const std::string& path) { return path.ends_with(".gguf"); }
+
 const Json* GgufFile::find(std::string_view key) const { return find_in(metadata_, key); }
 
 // Adds the tensors of files_[index]; the metadata are those of the part that was read last.

@@ -6,6 +6,7 @@
 #include <map>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "base/mapped_file.h"
@@ -22,6 +23,8 @@ struct GgufType {
 };
 const GgufType* find_gguf_type(std::string_view name);  // null where there is none
 
+bool is_gguf(const std::string& path);  // by its name: "*.gguf"
+
 // The files of one model: one, or all parts of a split model. Thread-safety: const methods are safe from any thread.
 class GgufFile {
  public:
@@ -37,7 +40,8 @@ class GgufFile {
   const Json* find(std::string_view key) const;  // null where absent
   // Shapes have the slowest dimension first, as everywhere else in this project: the reverse of the file's order.
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
-  std::vector<MappedFile>& files() { return files_; }
+  const std::vector<MappedFile>& files() const { return files_; }
+  std::vector<MappedFile> take_files() && { return std::move(files_); }
 
  private:
   void read_part(int index);
