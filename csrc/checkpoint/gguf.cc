@@ -152,8 +152,9 @@ Json::Object read_metadata(Reader& reader, int64_t count) {
   Json::Object metadata;
   for (int64_t i = 0; i < count; ++i) {
     std::string key = reader.string(str_cat("key ", i, " of the metadata"));
-    const uint32_t kind = reader.number<uint32_t>(key);
-    Json value = reader.value(kind, key, 0);
+    const std::string what = printable(key);
+    const uint32_t kind = reader.number<uint32_t>(what);
+    Json value = reader.value(kind, what, 0);
     metadata.emplace_back(std::move(key), std::move(value));
   }
   std::stable_sort(metadata.begin(), metadata.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
@@ -213,7 +214,7 @@ int64_t split_number(const Json::Object& metadata, const std::string& path, cons
 // Returns the path of part `index` of `count`, given that of another part: "<stem>-00002-of-00003.gguf".
 std::string part_path(const std::string& path, int64_t index, int64_t count) {
   constexpr size_t kSuffix = sizeof "-00001-of-00003.gguf" - 1;
-  char suffix[kSuffix + 1];
+  char suffix[48];
   int number = 0, of = 0, used = 0;
   const bool named = path.size() >= kSuffix &&
                      std::sscanf(path.c_str() + path.size() - kSuffix, "-%5d-of-%5d.gguf%n", &number, &of, &used) == 2 &&
@@ -241,6 +242,9 @@ const Json* GgufFile::find(std::string_view key) const { return find_in(metadata
 void GgufFile::read_part(int index) {
   const MappedFile& file = files_[size_t(index)];
   Reader reader(file);
+  constexpr std::string_view kLfsPointer = "version https://git-lfs";
+  if (std::string_view(reinterpret_cast<const char*>(file.data()), size_t(file.size())).starts_with(kLfsPointer))
+    reader.reject(file.path(), "is a git-lfs pointer, not the data; run `git lfs pull`");
   if (const uint32_t magic = reader.number<uint32_t>("the magic number"); magic != 0x46554747)  // "GGUF"
     reader.reject(file.path(), "does not begin with \"GGUF\"; is this a GGUF file?");
   const uint32_t version = reader.number<uint32_t>("version");
