@@ -82,13 +82,14 @@ class Reader {
   // Returns a count of things of at least `bytes` bytes each, which the rest of the file has room for.
   int64_t count(int64_t bytes, const std::string& what) {
     const uint64_t value = number<uint64_t>(what);
-    if (value > uint64_t((file_.size() - at_) / bytes))
-      reject(what, what, ": expected at most ", (file_.size() - at_) / bytes, ", for which the file has room, got ", value);
+    const int64_t most = (file_.size() - at_) / bytes;
+    if (value > uint64_t(most))
+      reject(what, what, ": expected a length of at most ", most, ", for which the file has room, got ", value);
     return int64_t(value);
   }
 
   std::string string(const std::string& what) {
-    const int64_t length = count(1, what + ", length");
+    const int64_t length = count(1, what);
     std::string text(reinterpret_cast<const char*>(take(length, what)), size_t(length));
     if (!is_utf8(text)) reject(what, what, ": expected UTF-8, got ", quote(text));
     return text;
@@ -121,7 +122,7 @@ class Reader {
         const uint32_t of = number<uint32_t>(key);
         constexpr int64_t kLeastBytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 8, 12, 8, 8, 8};  // by kind
         if (of >= std::size(kLeastBytes)) reject(key, key, ": unknown type of metadata ", of);
-        Json::Array items(size_t(count(kLeastBytes[of], key + ", length")));
+        Json::Array items(size_t(count(kLeastBytes[of], key)));
         for (Json& item : items) item = value(of, key, depth + 1);
         return {std::move(items)};
       }
@@ -167,6 +168,7 @@ Json::Object read_metadata(Reader& reader, int64_t count) {
 // Reads one tensor's entry; its data are left as an offset from the data's begin.
 std::pair<std::string, TensorInfo> read_entry(Reader& reader, int64_t index, uint64_t& offset) {
   std::string name = reader.string(str_cat("name of tensor ", index));
+  if (name.empty()) reader.reject(str_cat("name of tensor ", index), "name of tensor ", index, ": expected a name, got none");
   const std::string what = "tensor " + quote(name);
   const uint32_t dims = reader.number<uint32_t>(what);
   if (dims > kMaxDims) reader.reject(name, what, ": expected at most ", kMaxDims, " dimensions, got ", dims);

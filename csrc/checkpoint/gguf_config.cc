@@ -31,6 +31,13 @@ class ConfigWriter {
     fail(ErrorCode::kCorruptFile, name, file_.files()[0].path(), ": tensor ", name, ": ", parts...);
   }
 
+  // Throws where a tensor of all experts of a layer holds another number of them.
+  void check_experts(int64_t count) const {
+    for (const auto& [name, info] : file_.tensors())
+      if (name.ends_with("_exps.weight") && info.shape.size() == 3 && info.shape[0] != count)
+        reject_tensor(name, "expected ", count, " experts as ", prefix_, "expert_count says, got shape ", info.shape);
+  }
+
   const TensorInfo* tensor(const std::string& name) const {
     const auto at = file_.tensors().find(name);
     return at == file_.tensors().end() ? nullptr : &at->second;
@@ -130,6 +137,7 @@ class ConfigWriter {
       if (!same((*items)[i], first))
         unsupported(key, str_cat("with ", describe(first), " and ", describe((*items)[i])), "the same for all layers");
     const auto* real = first.as<double>();
+    if (real && !std::isfinite(*real)) reject(key, "expected a finite number, got ", *real);
     return real ? Json{shortest(*real)} : first;
   }
 
@@ -213,7 +221,8 @@ void require_gating(ConfigWriter& c, Gating only) {
 
 // Sets the number of experts, k and I. `width`: the key of I.
 void set_experts(ConfigWriter& c, std::string_view width, Gating gating, std::string_view count = "num_experts") {
-  c.copy("expert_count", count);
+  c.set(count, {c.integer("expert_count")});
+  c.check_experts(c.integer("expert_count"));
   c.copy("expert_used_count", "num_experts_per_tok");
   // Older files state the width of experts as the width of the layer.
   if (!c.copy_if("expert_feed_forward_length", width)) c.copy("feed_forward_length", width);
