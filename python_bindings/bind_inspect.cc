@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "checkpoint/gguf.h"
 #include "engine/public_fields.h"
 #include "gil.h"
 #include "model/describe.h"
@@ -50,14 +51,45 @@ py::dict inspect(const std::string& path) {
   return d;
 }
 
+py::object to_object(const Json& json) {
+  return std::visit(
+      [](const auto& value) -> py::object {
+        using T = std::decay_t<decltype(value)>;
+        if constexpr (std::is_same_v<T, Json::Array>) {
+          py::list items(value.size());
+          for (size_t i = 0; i < value.size(); ++i) items[i] = to_object(value[i]);
+          return items;
+        } else if constexpr (std::is_same_v<T, Json::Object>) {
+          py::dict members;
+          for (const auto& [key, member] : value) members[py::str(key)] = to_object(member);
+          return members;
+        } else {
+          return py::cast(value);
+        }
+      },
+      json.value);
+}
+
+py::object gguf_metadata(const std::string& path) {
+  const GgufFile file = [&] {
+    const ReleaseGil nogil;
+    return GgufFile::open(path);
+  }();
+  py::dict members;
+  for (const auto& [key, member] : file.metadata()) members[py::str(key)] = to_object(member);
+  return members;
+}
+
 }  // namespace
 
 void register_inspect(py::module_& m) {
   m.def("supported_model_types", &supported_model_types, "What `model_type` of a config.json may be.");
-  m.def(
-      "inspect", &inspect, py::arg("path"),
-      "What a model folder holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt inspect --json` "
-      "prints. Raises what making an Engine of the folder would.");
+  m.def("inspect", &inspect, py::arg("path"),
+        "What a model folder or a GGUF file holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt "
+        "inspect --json` "
+        "prints. Raises what making an Engine of the folder would.");
+  m.def("gguf_metadata", &gguf_metadata, py::arg("path"),
+        "The keys and values of a GGUF file, or of the first part of a split model. Raises CheckpointError, ModelNotFoundError.");
 }
 
 }  // namespace lynx_rt

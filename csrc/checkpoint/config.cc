@@ -49,7 +49,11 @@ ConfigReader ConfigReader::open(const std::string& path) {
 }
 
 ConfigReader ConfigReader::parse(const std::string& text, const std::string& name_in_errors) {
-  const auto document = std::make_shared<const Json>(parse_json(text, name_in_errors, "config"));
+  return of(parse_json(text, name_in_errors, "config"), name_in_errors);
+}
+
+ConfigReader ConfigReader::of(Json parsed, const std::string& name_in_errors) {
+  const auto document = std::make_shared<const Json>(std::move(parsed));
   if (!document->as<Json::Object>()) {
     fail(ErrorCode::kCorruptFile, name_in_errors, name_in_errors, ": expected an object, got ", describe(*document));
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/types.h"
+#include "checkpoint/json.h"
 
 namespace lynx_rt {
 
@@ -17,6 +18,7 @@ class ConfigReader {
   // `path`: a config.json. Throws kNotFound, kCorruptFile (not JSON, not an object, over 16 MB, duplicate keys).
   static ConfigReader open(const std::string& path);
   static ConfigReader parse(const std::string& text, const std::string& name_in_errors);
+  static ConfigReader of(Json document, const std::string& name_in_errors);
 
   bool has(const std::string& key) const;  // present and not null
   int64_t integer(const std::string& key, int64_t min, int64_t max) const;

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <utility>
 
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/json.h"
 
 namespace lynx_rt {
@@ -298,6 +299,12 @@ Checkpoint Checkpoint::open(const std::string& path) {
   std::error_code ignored;  // what exists but cannot be examined is left to MappedFile, which says why
   const auto missing = [&](const std::string& file) { return fs::status(file, ignored).type() == fs::file_type::not_found; };
   Checkpoint checkpoint;
+  if (is_gguf(path)) {
+    GgufFile gguf = GgufFile::open(path);
+    checkpoint.tensors_ = gguf_tensors(gguf);
+    checkpoint.files_ = std::move(gguf).take_files();
+    return checkpoint;
+  }
   std::string single = path;
   if (fs::is_directory(path, ignored)) {
     single = (fs::path(path) / kSingleName).string();

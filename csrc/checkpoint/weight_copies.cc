@@ -47,7 +47,7 @@ class WeightCopies::Block::Copier {
       const WeightPiece& p = b.copy->piece;
       const int64_t count = std::min(kBandRows, p.rows - b.begin);
       const DType dtype = p.dtype.value_or(source.dtype);
-      const bool same = source.plain && !source.is_double() && dtype == source.dtype;
+      const bool same = source.plain && !source.decode && !source.is_double() && dtype == source.dtype;
       const int64_t row_bytes = m.cols * dtype_size(dtype);
       const uint8_t* rows[kBandRows];
       for (int64_t i = 0; i < count; ++i) {
@@ -76,6 +76,8 @@ class WeightCopies::Block::Copier {
     if (dequantizer) {
       dequantizer->decode(row, floats);
       if (source.quantized->product_dtype != dtype) round_floats(floats, cols, source.quantized->product_dtype);
+    } else if (source.decode) {
+      source.decode(source.plain->data + row * source.row_bytes, cols, floats);
     } else if (source.is_double()) {
       load_doubles(source.plain->data + row * cols * int64_t(sizeof(double)), cols, floats);
     } else {

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/gguf_blocks.h"
 #include "checkpoint/quantized_tensor.h"
 #include "checkpoint/weight_pieces.h"
 
@@ -15,7 +16,9 @@ namespace lynx_rt {
 struct WeightSource {
   const TensorInfo* plain = nullptr;
   std::unique_ptr<const QuantizedTensor> quantized;
-  DType dtype = DType::kF32;  // of the targets whose piece states no dtype
+  DecodeBlocks decode = nullptr;  // of a plain tensor whose rows are blocks of a GGUF type
+  int64_t row_bytes = 0;          // of such a tensor
+  DType dtype = DType::kF32;      // of the targets whose piece states no dtype
   // All rows of the matrix as the file holds them, where a target may be in blocks (base/blocks.h).
   std::optional<BlockRows> blocks;
   bool is_double() const { return plain && plain->dtype == kDouble; }

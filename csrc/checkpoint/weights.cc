@@ -25,7 +25,8 @@ bool matches(std::string_view name, std::string_view pattern) {
 
 // Returns the piece's address in the mapped file where its target can use it there, else null.
 const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
-  if (!source.plain || source.is_double() || p.transposed || p.dtype.value_or(source.dtype) != source.dtype) return nullptr;
+  if (!source.plain || source.decode || source.is_double() || p.transposed || p.dtype.value_or(source.dtype) != source.dtype)
+    return nullptr;
   const bool one_after_the_other = p.rows <= 1 ? p.col_step == 1 : p.row_step == 1 && p.cols == m.cols;
   if (!one_after_the_other) return nullptr;
   const int64_t size = dtype_size(source.dtype);
@@ -65,7 +66,12 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
     source.plain = &checkpoint.at(spec.name);
     if (source.plain->shape != spec.shape) problems.add_wrong_shape(spec.name, str_cat(spec.shape), *source.plain);
     const std::optional<DType> found = floating_dtype(source.plain->dtype);
-    if (!found && !source.is_double()) problems.add_wrong_dtype(spec.name, "F64, F32, BF16 or F16", *source.plain);
+    if (const GgufType* type = found ? nullptr : find_gguf_type(source.plain->dtype)) {
+      source.decode = decoder_of(*type);
+      source.row_bytes = matrix_shape(spec.shape).cols / type->values * type->bytes;
+    }
+    if (!found && !source.decode && !source.is_double())
+      problems.add_wrong_dtype(spec.name, "F64, F32, BF16 or F16", *source.plain);
     source.dtype = found.value_or(dtype);
   }
   int64_t cache_scales = 0;

@@ -3,6 +3,7 @@
 #include <functional>
 #include <map>
 
+#include "checkpoint/gguf_model.h"
 #include "checkpoint/tensor_values.h"
 
 namespace lynx_rt {
@@ -74,9 +75,10 @@ DType dtype_of_file(const std::string& path, bool quantized) {
 }  // namespace
 
 ModelConfig read_model_config(const std::string& path, std::vector<std::string>* unread) {
-  ConfigReader reader = ConfigReader::open(path + "/config.json");
+  ConfigReader reader =
+      is_gguf(path) ? ConfigReader::of(gguf_config(GgufFile::open(path)), path) : ConfigReader::open(path + "/config.json");
   ModelConfig config = find_family(reader.string("model_type")).read_config(reader);
-  if (config.quantization.empty()) config.quantization = read_quantization_file(path);
+  if (config.quantization.empty() && !is_gguf(path)) config.quantization = read_quantization_file(path);
   if (!config.dtype_stated) config.dtype = dtype_of_file(path, !config.quantization.empty());
   config.router.num_experts = int(config.num_experts);
   config.router.top_k = int(config.num_experts_per_tok);

@@ -19,20 +19,20 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="MODEL",
         nargs="?",
         default=lynx_rt.shipped_model(),
-        help="model folder, or org/name on the Hugging Face Hub (default: the lynx-nano that comes with the package)",
+        help="model folder, GGUF file, or org/name on the Hugging Face Hub (default: the lynx-nano that comes with the package)",
     )
     parser.add_argument("--revision", help="branch, tag or commit on the Hub (default: main)")
 
 
 def model_folder(args: argparse.Namespace) -> str:
-    """Returns the folder of MODEL: a folder as it was given; a name on the Hub is found in the cache or downloaded.
+    """Returns the folder or GGUF file of MODEL: as it was given; a name on the Hub is found in the cache or downloaded.
 
     Raises what lynx_rt.engine.model_path.resolve() raises.
     """
     from lynx_rt.engine.model_path import resolve
 
     folder = resolve(args.model, getattr(args, "load_format", "auto"), args.revision)
-    return args.model if Path(args.model).is_dir() else str(folder)
+    return args.model if Path(args.model) == folder else str(folder)
 
 
 QUANTIZATIONS = ("none", "int8", "int4")

@@ -63,6 +63,16 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Keys of GGUF under "general.sampling.".
+_GGUF_KEYS = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
+
+
 class GenerationConfigWarning(UserWarning):
     """A value of generation_config.json is not used; the text names file and key."""
 
@@ -140,7 +150,7 @@ class GenerationConfig:
 def load_generation_config(folder: Path, source: str | os.PathLike[str] | None = "auto") -> GenerationConfig:
     """Returns the configuration for the model in `folder`.
 
-    source: "auto" = the folder's own file; another folder or file; None or "vllm" = no default sampling, only the ends of
+    folder: the model's, or its GGUF file.  source: "auto" = the folder's own file; another folder or file; None or "vllm" = no default sampling, only the ends of
     text of the folder's file. Raises ModelNotFoundError and CheckpointError for a file that the caller named.
     """
     if not isinstance(source, (str, os.PathLike, type(None))):
@@ -148,8 +158,8 @@ def load_generation_config(folder: Path, source: str | os.PathLike[str] | None =
             f"generation_config must be 'auto', 'vllm', None or a path, got {shown(source)}", "generation_config"
         )
     if source in ("auto", "vllm", None):
-        file = folder / _NAME
-        values = _read_leniently(file)
+        file = folder if folder.suffix == ".gguf" else folder / _NAME
+        values = _read_gguf(file) if file == folder else _read_leniently(file)
     else:
         file = Path(source) if Path(source).suffix == ".json" else Path(source) / _NAME
         if not file.is_file():
@@ -158,7 +168,7 @@ def load_generation_config(folder: Path, source: str | os.PathLike[str] | None =
                 "generation_config",
             )
         values = read_json(file)
-    model_file = folder / "config.json"
+    model_file = folder / "config.json"  # C++ reads the ends of text of a GGUF file
     model_config = read_json(model_file)
     text_config = model_config.get("text_config")
     nested = text_config if isinstance(text_config, dict) else {}
@@ -192,6 +202,15 @@ def _plain(key: str, value: Any, vocab_size: int | None) -> Any:
 
 def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read_gguf(file: Path) -> dict[str, Any]:
+    """Returns the sampling that a GGUF file recommends, under the names of generation_config.json."""
+    from lynx_rt import _C
+
+    metadata = _C.gguf_metadata(str(file))
+    keys = {key: metadata.get(f"general.sampling.{name}") for key, name in _GGUF_KEYS.items()}
+    return {key: value for key, value in keys.items() if value is not None}
 
 
 def _read_leniently(file: Path) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Finds the folder of a model that a user names, or raises an error that says what to do."""
+"""Finds the folder, or the GGUF file, of a model that a user names, or raises an error that says what to do."""
 
 from __future__ import annotations
 
 import difflib
 import json
 import os
+import re
 from pathlib import Path
 
 from lynx_rt.engine import hub, weight_formats
@@ -12,14 +13,15 @@ from lynx_rt.errors import CheckpointError, ModelNotFoundError, UnsupportedModel
 
 _LFS_HEAD = b"version https://git-lfs"
 _LFS_MAX_BYTES = 1024
-_NEEDS = "a model folder holds config.json, *.safetensors and the tokenizer's files"
+_NEEDS = "a model folder holds config.json, *.safetensors and the tokenizer's files, or one model as *.gguf"
+_PART = re.compile(r"-(\d{5})-of-\d{5}\.gguf$")  # of a split model
 
 
 def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: str | None = None) -> Path:
-    """Returns the folder of a model.
+    """Returns the folder of a model, or its file in GGUF: of a split model the first part.
 
-    model: a folder, or the name of a model on the Hugging Face Hub ("org/name"; hub.py says how it is found); a folder of that name
-    comes first.
+    model: a folder, a GGUF file, or the name of a model on the Hugging Face Hub ("org/name"; hub.py says how it is found); a folder of
+    that name comes first.
     load_format: "dummy" needs no weights.  revision: branch, tag or commit on the Hub; None = "main".
     Raises ModelNotFoundError, UnsupportedModelError, CheckpointError, ValidationError.
     """
@@ -40,8 +42,12 @@ def resolve(model: str | os.PathLike[str], load_format: str = "auto", revision: 
         path = hub.find_or_download(model, revision)
     else:
         raise ModelNotFoundError(_describe_missing(path), "model")
+    if path.is_file() and is_gguf(path):
+        return _as_gguf(path, load_format)
     if path.is_file():
         _refuse_file(path)
+    if found := _gguf_in(path):
+        return _as_gguf(found, load_format)
     _check_folder(path, weights=load_format != "dummy")
     return path
 
@@ -65,14 +71,43 @@ def _describe_missing(path: Path) -> str:
 def _refuse_file(path: Path) -> None:
     suffix = path.suffix.lower()
     folder = f"expected the folder of a model, got the file {path}"
-    if suffix == ".gguf" or _begins_with(path, b"GGUF"):
-        raise UnsupportedModelError(weight_formats.gguf_file(str(path)), "model")
+    if _begins_with(path, b"GGUF"):
+        raise ValidationError(f"{path} is a GGUF file whose name does not end in .gguf: rename it", "model")
     if suffix in weight_formats.PICKLED:
         advice = weight_formats.how_to_convert(str(path.parent))
         raise UnsupportedModelError(f"{folder}, in PyTorch's format. {advice}", "model")
     if (path.parent / "config.json").is_file():
         raise ValidationError(f"{folder}; give {str(path.parent)!r} instead", "model")
     raise ValidationError(f"{folder}; {_NEEDS}", "model")
+
+
+def is_gguf(path: Path) -> bool:
+    return path.suffix == ".gguf"
+
+
+def _as_gguf(path: Path, load_format: str) -> Path:
+    if load_format == "safetensors":
+        raise ValidationError(f"load_format is 'safetensors', and {path} is a GGUF file", "load_format")
+    return path
+
+
+def _gguf_in(folder: Path) -> Path | None:
+    """Returns the one model in GGUF of a folder without other weights; None if there is none.
+
+    Raises ValidationError for several models, such as several quantisations of one.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    if any(map(_is_weights, names)):
+        return None
+    # A projector of images lies beside the model whose images it reads.
+    models = [name for name in names if name.endswith(".gguf") and not name.startswith("mmproj")]
+    models = [name for name in models if not (part := _PART.search(name)) or part[1] == "00001"]
+    if len(models) > 1:
+        raise ValidationError(f"{folder} holds several models in GGUF; give one of them: {', '.join(models)}", "model")
+    return folder / models[0] if models else None
 
 
 def _check_folder(path: Path, weights: bool) -> None:

@@ -6,10 +6,6 @@ from collections.abc import Iterable
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 ADAPTER = "adapter_config.json"
-_GGUF = (
-    "GGUF is not supported; take the model in safetensors, as its authors publish it: bf16, FP8, GPTQ, AWQ, MXFP4 or "
-    "compressed-tensors (quantization='int4' makes it small)"
-)
 
 
 def what_it_is(model: str, files: Iterable[str], base: str | None = None) -> str | None:
@@ -24,16 +20,11 @@ def what_it_is(model: str, files: Iterable[str], base: str | None = None) -> str
             f"{model} is an adapter (LoRA){of}, not a model: merge it into its base model with peft: "
             f"AutoPeftModelForCausalLM.from_pretrained({model!r}).merge_and_unload().save_pretrained('NEW')"
         )
-    if any(name.lower().endswith(".gguf") for name in names):
-        return f"{model} holds GGUF files only. {_GGUF}"
+    if gguf := [name for name in names if name.lower().endswith(".gguf")]:
+        return f"{model} holds GGUF files: give the path of one as the model ({gguf[0]}), after `hf download` where it is on the Hub"
     if pickled := [name for name in names if name.lower().endswith(PICKLED)]:
         return f"{model} holds weights in PyTorch's format only ({pickled[0]}). {how_to_convert(model)}"
     return None
-
-
-def gguf_file(path: str) -> str:
-    """Says what to do if one GGUF file was given as the model."""
-    return f"{path} is a GGUF file. {_GGUF}"
 
 
 def how_to_convert(model: str) -> str:

@@ -24,7 +24,7 @@ class Tokenizer:
     """A tokenizer with its special tokens. Thread-safe.
 
     source: a model folder; one file of it (tokenizer.json, vocab.json beside merges.txt, SentencePiece's tokenizer.model, a
-    tiktoken file, tekken.json); a `tokenizers.Tokenizer`; or a tokenizer of transformers, fast or slow.
+    tiktoken file, tekken.json, a model in GGUF); a `tokenizers.Tokenizer`; or a tokenizer of transformers, fast or slow.
 
     Files are read as transformers 5 reads them, with the tokens and names that tokenizer_config.json,
     special_tokens_map.json and added_tokens.json add. Three things differ from transformers, because models rely on them:
@@ -48,7 +48,8 @@ class Tokenizer:
             file, raw, config = load_tokenizer_files(Path(source))
             name, special = str(file), config.named
             prepend_bos = config.values.get("add_bos_token") is True
-            self.chat_template = read_chat_template(file.parent, config.values)
+            own = config.file == file  # a GGUF file has everything; the files beside it are of other models
+            self.chat_template = config.values["chat_template"] if own else read_chat_template(file.parent, config.values)
             self.response_template = config.values.get("response_template")
         elif isinstance(source, tokenizers.Tokenizer):
             raw = _copy(source)

@@ -14,6 +14,7 @@ from tokenizers import processors
 
 from lynx_rt.errors import ModelNotFoundError
 from lynx_rt.library_errors import Guard
+from lynx_rt.text.gguf_tokenizer import is_gguf, read_gguf_tokenizer
 from lynx_rt.text.sentencepiece_model import SentencePieceModel, check_charsmap
 from lynx_rt.text.tokenizer_config import (
     TokenizerConfig,
@@ -68,9 +69,13 @@ def find_tokenizer_file(path: Path) -> Path:
 def load_tokenizer_files(path: Path) -> tuple[Path, tokenizers.Tokenizer, TokenizerConfig]:
     """Reads a folder, or one file of it. Returns the vocabulary's file, the tokenizer, and the config that was applied.
 
-    Raises ModelNotFoundError, CheckpointError.
+    Raises ModelNotFoundError, CheckpointError, UnsupportedModelError.
     """
     file = find_tokenizer_file(path)
+    if is_gguf(file):
+        raw, config = read_gguf_tokenizer(file)
+        _add_ends(raw, config, always_start=False)
+        return file, raw, config
     config = read_tokenizer_config(file.parent)
     model = read_json(file.parent / "config.json")
     kind = _tokenizer_class(model, config)

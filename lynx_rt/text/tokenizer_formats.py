@@ -16,10 +16,10 @@ from lynx_rt.text.tokenizer_config import TokenizerConfig
 # Patterns that cut text into words before merging. They are part of the models' definitions.
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
-_CL100K = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
+QWEN = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_REST}"
+CL100K = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_REST}"
 _UPPER, _LOWER = (rf"[{letters}\p{{Lm}}\p{{Lo}}\p{{M}}&&[^\p{{Han}}]]" for letters in (r"\p{Lu}\p{Lt}", r"\p{Ll}"))
-_KIMI = (
+KIMI = (
     rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?"
     rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_REST}"
 )
@@ -51,7 +51,7 @@ def read_vocab_and_merges(
     space = config.values.get("add_prefix_space") is True
     if qwen:
         backend.normalizer = normalizers.NFC()
-    _set_byte_level(backend, _QWEN if qwen else None, space)
+    _set_byte_level(backend, QWEN if qwen else None, space)
     return backend
 
 
@@ -74,10 +74,10 @@ def read_tiktoken(data: bytes, kind: str, config: TokenizerConfig) -> tokenizers
     end = max([*listed, size - 1]) + 1
     if kind == "TikTokenTokenizer":
         end = max(end, size + _NUM_KIMI_SPECIALS)
-    pattern = {"TikTokenTokenizer": _KIMI, "HYTokenizer": _QWEN, "QWenTokenizer": _QWEN}.get(kind, _CL100K)
+    pattern = {"TikTokenTokenizer": KIMI, "HYTokenizer": QWEN, "QWenTokenizer": QWEN}.get(kind, CL100K)
     specials = [listed.get(place, f"<|reserved_token_{place}|>") for place in range(size, end)]
     backend = _byte_level_bpe(ranks, pattern)
-    if pattern is _QWEN:
+    if pattern is QWEN:
         backend.normalizer = normalizers.NFC()
     backend.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in specials])
     return backend

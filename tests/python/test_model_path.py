@@ -41,7 +41,11 @@ def write(folder: Path, **files: bytes) -> Path:
 @pytest.mark.parametrize(
     ("files", "kind", "says"),
     [
-        ({"model__gguf": b"GGUF"}, UnsupportedModelError, ["GGUF is not supported", "GPTQ, AWQ"]),
+        (
+            {"m-Q4_K_M__gguf": b"", "m-Q8_0-00001-of-00002__gguf": b"", "m-Q8_0-00002-of-00002__gguf": b""},
+            ValidationError,
+            ["several models in GGUF; give one of them: m-Q4_K_M.gguf, m-Q8_0-00001-of-00002.gguf"],
+        ),
         (
             {"config__json": b"{}", "pytorch_model__bin": b"x"},
             UnsupportedModelError,
@@ -83,7 +87,7 @@ def test_folders(tmp_path: Path, files: dict[str, bytes], kind: type[LynxError],
 @pytest.mark.parametrize(
     ("name", "kind", "says"),
     [
-        ("model.gguf", UnsupportedModelError, "GGUF is not supported"),
+        ("model.gguf", CheckpointError, "truncated: the magic number takes 4 bytes"),
         ("pytorch_model.bin", UnsupportedModelError, "convert it to safetensors"),
         ("model.safetensors", ValidationError, "give '{folder}' instead"),
         ("config.json", ValidationError, "give '{folder}' instead"),

@@ -17,7 +17,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, ByT5Tokenizer, GPTSw3Tokenizer
 
 from lynx_rt import CheckpointError, ModelNotFoundError, Tokenizer
-from lynx_rt.text.tokenizer_formats import _CL100K, _KIMI, _QWEN
+from lynx_rt.text.tokenizer_formats import CL100K, KIMI, QWEN
 
 TEXTS = texts()
 SPECIAL = ("<s>", "</s>", "<unk>", "<pad>", "<|user|>", "<|ctl|>")
@@ -167,10 +167,10 @@ def test_vocab_and_merges(tmp_path: Path, config: dict[str, Any], model_type: st
 @pytest.mark.parametrize(
     ("name", "kind", "pattern", "normalize", "size"),
     [
-        ("tiktoken.model", "TikTokenTokenizer", _KIMI, False, 656),
-        ("hy.tiktoken", "HYTokenizer", _QWEN, True, 610),
-        ("qwen.tiktoken", "QWenTokenizer", _QWEN, True, 406),
-        ("tokenizer.model", "PreTrainedTokenizerFast", _CL100K, False, 406),
+        ("tiktoken.model", "TikTokenTokenizer", KIMI, False, 656),
+        ("hy.tiktoken", "HYTokenizer", QWEN, True, 610),
+        ("qwen.tiktoken", "QWenTokenizer", QWEN, True, 406),
+        ("tokenizer.model", "PreTrainedTokenizerFast", CL100K, False, 406),
     ],
 )
 def test_tiktoken(tmp_path: Path, name: str, kind: str, pattern: str, normalize: bool, size: int) -> None:
@@ -196,7 +196,7 @@ def test_tiktoken_as_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_tekken(tmp_path: Path) -> None:
-    content = json.dumps(made.tekken(_CL100K))
+    content = json.dumps(made.tekken(CL100K))
     config = {"tokenizer_class": "Other", "bos_token": "<s>", "add_bos_token": True}
     folder = write(tmp_path / "with config", config, "mixtral", tekken_json=content)
     agree(Tokenizer(folder), AutoTokenizer.from_pretrained(folder))

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from lynx_rt import Tokenizer
-from lynx_rt.text.tokenizer_formats import _CL100K
+from lynx_rt.text.tokenizer_formats import CL100K
 
 WORKER = Path(__file__).with_name("mutate_tokenizer_files.py")
 CASES = int(os.environ.get("LYNX_RT_TOKENIZER_FUZZ", "250"))
@@ -61,7 +61,7 @@ def write_seeds(folder: Path) -> None:
         "unigram": {"tokenizer.model": unigram},
         "precompiled": {"tokenizer.json": precompiled},
         "tiktoken": {"tiktoken.model": made.tiktoken_file()},
-        "tekken": {"tekken.json": json.dumps(made.tekken(_CL100K))},
+        "tekken": {"tekken.json": json.dumps(made.tekken(CL100K))},
     }
     kinds = {
         "llama": "LlamaTokenizerFast",

@@ -25,10 +25,11 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-// Gate and up alternate: in the rows of [E, 2I, H] where the tensor is quantised (MXFP4), else in the columns of [E, H, 2I].
+// GGUF files have a tensor for each expert. Elsewhere gate and up alternate: in the rows of [E, 2I, H] where the tensor is quantised (MXFP4), else in the columns of [E, H, 2I].
 void add_experts(WeightTable& table, const std::string& name, int64_t l) {
   const ModelConfig& m = table.m;
   const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;
+  if (table.has(name + "0.gate_proj.weight")) return table.add_experts(name, l);
   const std::string gate_up_name = name + "gate_up_proj", down_name = name + "down_proj";
   const bool rows = table.has(gate_up_name + "_blocks");
   std::vector<ExpertWeights>& experts = table.layer(l).experts;

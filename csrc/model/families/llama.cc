@@ -9,6 +9,7 @@ namespace {
 
 ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c);
+  m.rope.interleaved = c.boolean_or("rope_interleave", false);  // of GGUF files (gguf_config.cc)
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   m.mlp_bias = c.boolean_or("mlp_bias", false);
   require_mlp_width(c, m);

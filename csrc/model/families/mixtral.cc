@@ -9,6 +9,7 @@ namespace {
 
 ModelConfig read_config(const ConfigReader& c) {
   ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5, .rope_theta = 1e6});
+  m.rope.interleaved = c.boolean_or("rope_interleave", false);  // of GGUF files (gguf_config.cc)
   read_uniform_window(c, m);
   read_experts(c, {.width = {"intermediate_size"}, .default_top_k = 2}, m);
   for (LayerConfig& layer : m.layers) layer.moe = true;

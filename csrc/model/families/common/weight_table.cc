@@ -146,7 +146,7 @@ void WeightTable::add_experts(const std::string& prefix, int64_t l, const MlpNam
   std::vector<ExpertWeights>& experts = layer(l).experts;
   experts.resize(size_t(m.num_experts));
   for (int64_t e = 0; e < m.num_experts; ++e)
-    add_mlp(prefix + std::to_string(e) + ".", m.moe_intermediate_size, experts[size_t(e)], experts, false, names);
+    add_mlp(prefix + std::to_string(e) + ".", m.moe_intermediate_size, experts[size_t(e)], experts, m.expert_bias, names);
 }
 
 void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::string& down_name, int64_t l) {
@@ -179,9 +179,20 @@ void WeightTable::add_latent_attention(int64_t l) {
   add(name + "kv_a_proj_with_mqa.weight", {latent + m.rope.dim, h}, &w.kv_a_proj, WeightUse::kMatrix);
   if (m.attention_bias) add(name + "kv_a_proj_with_mqa.bias", {latent + m.rope.dim}, &w.kv_a_bias, WeightUse::kVector);
   add(name + "kv_a_layernorm.weight", {latent}, &w.kv_a_norm, WeightUse::kVector);
+  add(name + "o_proj.weight", {h, a * v}, &w.o_proj, WeightUse::kMatrix);
+  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
   if (!can_hold({a * (nope + v), latent})) return add({name + "kv_b_proj.weight", {a * (nope + v), latent}, {}}, {});
   w.k_absorb.resize(size_t(a));
   w.v_absorb.resize(size_t(a));
+  if (has(name + "k_b_proj.weight")) {  // GGUF files have the two parts as they are used
+    TensorSpec k_b{name + "k_b_proj.weight", {a, latent, nope}, {}}, v_b{name + "v_b_proj.weight", {a, v, latent}, {}};
+    for (int64_t i = 0; i < a; ++i) {
+      k_b.pieces.push_back({.target = &w.k_absorb[size_t(i)], .row_begin = i * latent, .rows = latent});
+      v_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = i * v, .rows = v});
+    }
+    add(std::move(k_b), {w.k_absorb});
+    return add(std::move(v_b), {w.v_absorb});
+  }
   TensorSpec kv_b{name + "kv_b_proj.weight", {a * (nope + v), latent}, {}};
   for (int64_t i = 0; i < a; ++i) {  // each head has nope rows for keys, then v rows for values
     const int64_t row = i * (nope + v);
@@ -189,8 +200,6 @@ void WeightTable::add_latent_attention(int64_t l) {
     kv_b.pieces.push_back({.target = &w.v_absorb[size_t(i)], .row_begin = row + nope, .rows = v});
   }
   add(std::move(kv_b), {w.k_absorb, w.v_absorb});
-  add(name + "o_proj.weight", {h, a * v}, &w.o_proj, WeightUse::kMatrix);
-  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
 }
 
 std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNames>& names) {

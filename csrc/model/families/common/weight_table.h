@@ -72,14 +72,15 @@ class WeightTable {
   const char *q_norm = "q_norm", *k_norm = "k_norm";
   // Adds self_attn.{q,k,v,o}_proj, with biases where the config has them, and q_norm, k_norm as ModelConfig::qk_norm says.
   void add_attention(int64_t l);
-  // Adds self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj, o_proj.
+  // Adds self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj (or
+  // k_b_proj, v_b_proj), o_proj.
   void add_latent_attention(int64_t l);
   // Adds PREFIX{gate,up,down}.weight, and .bias where `bias` is set.
   void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias = false, const MlpNames& names = {}) {
     add_mlp(prefix, width, w, {&w, 1}, bias, names);
   }
-  // Adds all experts of a layer: PREFIX0.gate_proj.weight, ..., or, where they are fused, PREFIXgate_up_proj [E, 2I, H],
-  // PREFIXdown_proj [E, H, I].
+  // Adds all experts of a layer: PREFIX0.gate_proj.weight, ..., and biases where ModelConfig::expert_bias; or, where they are fused,
+  // PREFIXgate_up_proj [E, 2I, H], PREFIXdown_proj [E, H, I].
   void add_experts(const std::string& prefix, int64_t l, const MlpNames& names = {});
   // Adds all experts of a layer from two tensors: gate_up [E, 2I, H] (gate rows first) and down [E, H, I].
   void add_fused_experts(const std::string& gate_up, const std::string& down, int64_t l);
