@@ -95,9 +95,11 @@ inline Vec load_half(const char* p) {
   }
 }
 
+inline Vec add_pairs(Vec a, Vec b) { return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)); }
+
 // out[i] (+)= the lanes of v[i], added in the order ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
 inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
-  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 quads = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
   const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
   _mm_storeu_ps(out, accumulate ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
 }
