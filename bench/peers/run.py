@@ -59,9 +59,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=_positive_int, default=3, help="measurements per round (default: 3)")
     parser.add_argument("--context", type=_positive_int, default=32, help="prompt tokens per sequence (default: 32)")
     parser.add_argument("--steps", type=_positive_int, default=32, help="decode steps per measurement (default: 32)")
-    parser.add_argument(
-        "--threads", type=_positive_int, default=len(os.sched_getaffinity(0)), help="(default: all cores)"
-    )
+    parser.add_argument("--threads", type=_positive_int, help="(default: as many as lynx_rt would start)")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for one engine in one round (default: 900)")
     parser.add_argument("--engines", type=_engine_names, default=ENGINES, help=f"(default: {ENGINES})")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every measurement")
@@ -88,7 +86,18 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (Path(args.model) / "config.json").is_file():
         parser.error(f"{args.model} has no config.json")
+    args.threads = args.threads or _planned_threads(args.lynx_rt_python)
     return args
+
+
+def _planned_threads(python: str) -> int:
+    """Returns the number of threads that lynx_rt would start; without lynx_rt, of the cores that this process may use."""
+    command = [python, "-m", "lynx_rt", "env", "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, check=True, env=_environment("lynx_rt"), cwd=HERE)
+    except (OSError, subprocess.CalledProcessError):
+        return len(os.sched_getaffinity(0))
+    return int(json.loads(done.stdout)["threads"]["num_threads"])
 
 
 def _positive_int(text: str) -> int:

@@ -102,6 +102,15 @@ def test_worker_commands(peers: Any, nano_path: str, tmp_path: Path) -> None:
         peers.run.worker_command("llama.cpp", args)
 
 
+def test_threads_are_those_that_lynx_rt_would_start(peers: Any, nano_path: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("""#!/bin/sh\necho '{"threads": {"num_threads": 77}}'\n""")
+    python.chmod(0o755)
+    assert arguments(peers, nano_path, "--lynx-rt-python", str(python)).threads == 77
+    assert arguments(peers, nano_path, "--lynx-rt-python", str(python), "--threads", "5").threads == 5
+    assert arguments(peers, nano_path, "--lynx-rt-python", "/no/such").threads == len(os.sched_getaffinity(0))
+
+
 @pytest.mark.parametrize("name", ["vllm", "transformers", "lynx_rt", "llama.cpp:bf16"])
 def test_a_missing_peer_says_how_to_get_it(peers: Any, nano_path: str, tmp_path: Path, name: str) -> None:
     bare = tmp_path / "python"  # an interpreter that has no packages

@@ -85,19 +85,16 @@ constexpr int weight_rows() {
   return M <= 4 ? 4 : M <= 8 ? 2 : 1;
 }
 
-template <int M = 16>
-void bf16_rows(const char* w, int64_t w_stride, int64_t n, const char* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-               int64_t out_stride, bool accumulate, bool first_pass) {
-  if (m == M) return bf16_weights<weight_rows<M>(), M>(w, w_stride, n, x, x_stride, k, out, out_stride, accumulate, first_pass);
-  if constexpr (M > 1) bf16_rows<M - 1>(w, w_stride, n, x, x_stride, m, k, out, out_stride, accumulate, first_pass);
-}
-
-void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k,
+void gemm_bf16(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k,
                float* out, int64_t out_stride, bool accumulate, const void*) {
   constexpr int64_t kRows = 16;
+  const char* w = static_cast<const char*>(weights);
   for (int64_t j = 0; j < m; j += kRows)
-    bf16_rows(static_cast<const char*>(weights), w_stride, n, static_cast<const char*>(x) + j * x_stride, x_stride,
-              m - j < kRows ? m - j : kRows, k, out + j * out_stride, out_stride, accumulate, j == 0);
+    pass_of<kRows>(m - j < kRows ? m - j : kRows, [&](auto r) {
+      const char* x = static_cast<const char*>(rows) + j * x_stride;
+      constexpr int kM = r.number, kN = weight_rows<kM>();
+      bf16_weights<kN, kM>(w, w_stride, n, x, x_stride, k, out + j * out_stride, out_stride, accumulate, j == 0);
+    });
 }
 
 }  // namespace

@@ -66,15 +66,28 @@ inline void split_lanes(Vec& a, Vec& b) {
   b = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
 }
 
-inline Vec load_vec(const void* p) { return _mm256_loadu_ps(static_cast<const float*>(p)); }
-inline Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+// A value that gcc 12 must have in a register before what follows. Otherwise it loads a register of x from memory for every product
+// with it, or stores sums.
+inline Vec now(Vec v) {
+  asm("" : "+x"(v));
+  return v;
+}
+
+inline Vec load_vec(const void* p) { return now(_mm256_loadu_ps(static_cast<const float*>(p))); }
+inline Vec fmadd(Vec a, Vec b, Vec c) { return now(_mm256_fmadd_ps(a, b, c)); }
+
+// The bits of the odd one of a pair of bf16, eight times. A tile of the products has no register left for them.
+alignas(32) constexpr uint32_t kOdd[8] = {~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu, ~0xffffu};
 
 template <lynx_rt::DType W, bool kSecond>
 inline Vec load_half(const char* p) {
   if constexpr (W == lynx_rt::DType::kBF16) {
-    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    const __m256i bits = kSecond ? _mm256_and_si256(pairs, _mm256_set1_epi32(int(0xffff0000))) : _mm256_slli_epi32(pairs, 16);
-    return _mm256_castsi256_ps(bits);
+    __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    if (kSecond)
+      asm("vpand %1, %0, %0" : "+x"(pairs) : "m"(kOdd));
+    else
+      pairs = _mm256_slli_epi32(pairs, 16);
+    return _mm256_castsi256_ps(pairs);
   } else if constexpr (W == lynx_rt::DType::kF16) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p) + kSecond));
   } else {
@@ -82,9 +95,11 @@ inline Vec load_half(const char* p) {
   }
 }
 
+inline Vec add_pairs(Vec a, Vec b) { return _mm256_add_ps(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xdd)); }
+
 // out[i] (+)= the lanes of v[i], added in the order ((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7)).
 inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
-  const __m256 quads = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  const __m256 quads = add_pairs(add_pairs(v[0], v[1]), add_pairs(v[2], v[3]));
   const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps(quads, 1));
   _mm_storeu_ps(out, accumulate ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
 }
