@@ -45,6 +45,17 @@ py::dict inspect(const std::string& path) {
   d["active_bytes_per_token"] = m.active_bytes_per_token;
   d["kv_bytes_per_token"] = m.kv_bytes_per_token;
   d["copied_weight_bytes"] = m.copied_weight_bytes;
+  py::list options;
+  for (const WeightOption& o : m.options) {
+    py::dict option;
+    option["quantization"] = quant_format_name(o.quantization);
+    option["weight_bytes"] = o.mapped_bytes + o.anonymous_bytes;
+    option["mapped_weight_bytes"] = o.mapped_bytes;
+    option["anonymous_weight_bytes"] = o.anonymous_bytes;
+    option["bytes_per_token"] = o.bytes_per_token;
+    options.append(option);
+  }
+  d["options"] = options;
   d["warnings"] = m.warnings;
   d["not_used"] = m.not_used;
   d["keys_not_understood"] = m.keys_not_understood;

@@ -151,7 +151,7 @@ void Backend::linear(const Activations& x, std::span<const LinearPart> parts, bo
     require_shape(p.weight, "linear", "weight", p.weight.rows, parts[0].weight.cols);
     if (!p.bias.empty()) require_shape(p.bias, "linear", "bias", 1, p.weight.rows);
     require(p.out_column >= 0 && p.out_column + p.weight.rows <= out_stride, "linear", "a part reaches past out_stride");
-    bytes += p.weight.bytes();
+    bytes += p.weight.bytes() + p.bias.bytes();
   }
   if (parts.empty()) return;
   const RowsIn rows = rows_in(x, "linear", parts[0].weight.cols);
@@ -165,7 +165,7 @@ void Backend::logits(const Activations& x, const WeightView& weight, const Weigh
   require_vector(bias, "logits", "bias", weight.rows);
   const RowsIn rows = rows_in(x, "logits", weight.cols);
   if (x.num_rows() == 0) return;
-  Scope scope(this, kLogits, weight.bytes());
+  Scope scope(this, kLogits, weight.bytes() + bias.bytes());
   LinearPart part{weight, bias, 0};
   do_linear(rows, x.num_rows(), {&part, 1}, false, out, weight.rows, scale);
 }
@@ -198,7 +198,7 @@ void Backend::qkv_post(const QkvPostArgs& args, const BatchView& batch, const Kv
     require_shape(args.k_norm, "qkv_post", "k_norm", 1, width ? cache.num_kv_heads * d : d);
   }
   if (batch.num_rows == 0) return;
-  Scope scope(this, kQkvPost);
+  Scope scope(this, kQkvPost, args.q_norm.bytes() + args.k_norm.bytes());
   do_qkv_post(args, batch, cache);
 }
 
@@ -209,7 +209,7 @@ void Backend::mla_post(const MlaPostArgs& args, const BatchView& batch, const Kv
   require(cache.v_columns() + args.rope.dim == cache.head_dim, "mla_post", "expected K of the latent and the rotated columns");
   require_shape(args.kv_norm, "mla_post", "kv_norm", 1, cache.v_columns());
   if (batch.num_rows == 0) return;
-  Scope scope(this, kMlaPost);
+  Scope scope(this, kMlaPost, args.kv_norm.bytes());
   do_mla_post(args, batch, cache);
 }
 
@@ -222,7 +222,7 @@ void Backend::attention(const AttentionArgs& args, const BatchView& batch, const
   const RowsOut rows = rows_out(out, "attention", batch.num_rows, args.num_heads * cache.v_columns());
   if (batch.num_rows == 0) return;
   const int64_t columns = cache.head_dim + (cache.v ? cache.v_columns() : 0);
-  Scope scope(this, kAttention, attended_tokens_ * cache.num_kv_heads * columns * dtype_size(cache.dtype));
+  Scope scope(this, kAttention, attended_tokens_ * cache.num_kv_heads * columns * dtype_size(cache.dtype) + args.sinks.bytes());
   do_attention(args, batch, cache, rows);
 }
 
@@ -230,7 +230,7 @@ void Backend::router(const float* x, const WeightView& weight, const WeightView&
   require_shape(weight, "router", "weight", weight.rows, weight.cols);
   require_vector(bias, "router", "bias", weight.rows);
   if (num_rows == 0) return;
-  Scope scope(this, kRouter, weight.bytes());
+  Scope scope(this, kRouter, weight.bytes() + bias.bytes());
   do_router(x, weight, bias, num_rows, scores);
 }
 
@@ -244,7 +244,7 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
           "replay needs recorded ids");
   routing.num_active = 0;
   if (batch.num_rows == 0) return;
-  Scope scope(this, kRoute);
+  Scope scope(this, kRoute, rule.bias ? rule.num_experts * int64_t(sizeof(float)) : 0);
   do_route(scores, batch, rule, selection, routing, plan);
 }
 
@@ -275,7 +275,7 @@ void Backend::mlp(const Activations& x, const ExpertWeights& weights, const Weig
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;
-  Scope scope(this, kMlp, weights.gate.bytes() + weights.up.bytes() + weights.down.bytes());
+  Scope scope(this, kMlp, weights.bytes() + row_gate.bytes());
   do_mlp(rows, x.num_rows(), weights, row_gate, out);
 }
 

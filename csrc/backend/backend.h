@@ -157,6 +157,7 @@ enum class WeightUse : uint8_t {
   kMatrix,  // linear()
   kHead,    // logits()
   kRouter,  // router()
+  kExpert,  // expert_ffn(), mlp(): placed by place_experts()
 };
 
 // Identifies, together with the sizes of the batch, which ops a step runs on which memory.
@@ -242,6 +243,8 @@ class Backend {
   // Whether the place functions read the values of matrices: those for kMatrix and kHead, those of experts and of heads. They do
   // not where an earlier run left the result in a file (BackendOptions::quantization_cache).
   virtual bool reads_products() const { return true; }
+  // Whether data of a placed weight lies in a file that the backend has mapped.
+  virtual bool is_mapped(const void* /*data*/) const { return false; }
   // Throws kCorruptFile where a file whose weights the backend uses was written to or cut off.
   virtual void check_files() const {}
   // Allocates scratch memory. Called after all weights are placed and before the first step.
@@ -400,6 +403,10 @@ class Backend {
 
 // "none", "int8" or "int4"; throws kInvalidArgument (field quantization).
 QuantFormat parse_quantization(const std::string& text);
+
+// The view that the CPU backend's place functions return for a weight with that quantisation; where they quantise it, without its
+// data. For sizes that are reported before anything is loaded.
+WeightView view_on_cpu(const WeightView& weight, WeightUse use, QuantFormat quantization);
 
 struct BackendOptions {
   std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"

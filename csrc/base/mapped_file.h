@@ -18,6 +18,10 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   int64_t size() const { return size_; }
+  bool contains(const void* p) const {
+    const auto at = reinterpret_cast<uintptr_t>(p), begin = reinterpret_cast<uintptr_t>(data_);
+    return at >= begin && at - begin < uintptr_t(size_);
+  }
   int64_t time() const { return time_; }  // of the last change, nanoseconds since 1970
   const std::string& path() const { return path_; }
   // Throws kCorruptFile where the file at the path is still the mapped one, but was written to or truncated since.

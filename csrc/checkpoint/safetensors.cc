@@ -339,6 +339,10 @@ int64_t Checkpoint::total_bytes() const {
   return total;
 }
 
+bool Checkpoint::contains(const void* data) const {
+  return std::any_of(files_.begin(), files_.end(), [&](const MappedFile& file) { return file.contains(data); });
+}
+
 std::string Checkpoint::fingerprint() const {
   uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a, draft-eastlake-fnv
   for (const MappedFile& file : files_)

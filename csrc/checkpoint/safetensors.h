@@ -38,7 +38,8 @@ class Checkpoint {
   const TensorInfo& at(const std::string& name) const;  // throws kCorruptFile: missing tensor
   const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
   const std::vector<MappedFile>& files() const { return files_; }
-  int64_t total_bytes() const;  // of all tensors
+  int64_t total_bytes() const;            // of all tensors
+  bool contains(const void* data) const;  // whether it lies in a mapped file
   // A hash, in hexadecimal, of the files' names, sizes and times of change: it changes when a file is replaced.
   std::string fingerprint() const;
   // Throws kCorruptFile where a file was written to or truncated since it was opened.

@@ -1,6 +1,7 @@
 // EngineCore's reports: its statistics, what requests did in a step, and the model.
 #include "engine/engine_core.h"
 #include "engine/public_fields.h"
+#include "model/load_weights.h"
 
 namespace lynx_rt {
 
@@ -48,6 +49,8 @@ ModelInfo EngineCore::model_info() const {
   i.eos_token_ids = config_.eos_token_ids;
   i.warnings = weights_->warnings;
   i.copied_weight_bytes = copied_weight_bytes_;
+  i.mapped_weight_bytes = mapped_weight_bytes(
+      *weights_, [this](const void* data) { return checkpoint_.contains(data) || backend_->is_mapped(data); });
   return i;
 }
 

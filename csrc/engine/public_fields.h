@@ -43,6 +43,6 @@
   F(num_moe_layers) F(max_model_len) F(weight_bytes) F(kv_bytes) F(kv_bytes_per_token) F(workspace_bytes)
 #define LYNX_RT_MODEL_TEXT_FIELDS(F) F(model_type) F(dtype) F(device)
 // The other fields of ModelInfo; the C ABI has only the first.
-#define LYNX_RT_MODEL_OTHER_FIELDS(F) F(eos_token_ids) F(warnings) F(copied_weight_bytes)
+#define LYNX_RT_MODEL_OTHER_FIELDS(F) F(eos_token_ids) F(warnings) F(copied_weight_bytes) F(mapped_weight_bytes)
 
 // clang-format on

@@ -133,10 +133,8 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
 
 void Decoder::end_step(std::span<SelectionStats> stats) {
   backend_.end_step(stats);
-  for (size_t moe = 0; moe < stats.size(); ++moe) {
-    const ExpertWeights& w = experts_[moe][0];
-    backend_.charge(Backend::kExpertFfn, stats[moe].active * (w.gate.bytes() + w.up.bytes() + w.down.bytes()));
-  }
+  for (size_t moe = 0; moe < stats.size(); ++moe)
+    backend_.charge(Backend::kExpertFfn, stats[moe].active * experts_[moe][0].bytes());
 }
 
 // Copies [MoE layers, padded rows, width] to [rows, MoE layers, width] in host memory.

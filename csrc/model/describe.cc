@@ -53,6 +53,44 @@ const char* kind_text(RopeKind kind) {
   return "";
 }
 
+// Calls f(view, use) for weights that are placed together.
+template <class F>
+void visit_weights(const WeightSlot& slot, F f) {
+  f(*slot.view, slot.use);
+}
+template <class F>
+void visit_weights(std::span<const ExpertWeights> mlps, F f) {
+  for (const ExpertWeights& e : mlps) {
+    for (const WeightView* v : {&e.gate, &e.up, &e.down}) f(*v, WeightUse::kExpert);
+    for (const WeightView* v : {&e.gate_bias, &e.up_bias, &e.down_bias}) f(*v, WeightUse::kVector);
+  }
+}
+template <class F>
+void visit_weights(std::span<const WeightView> heads, F f) {
+  for (const WeightView& v : heads) f(v, WeightUse::kVector);  // head matrices are not quantised
+}
+
+WeightOption describe_option(QuantFormat quantization, const ModelConfig& c, const ModelWeights& weights,
+                             const Checkpoint& checkpoint) {
+  WeightOption o;
+  o.quantization = quantization;
+  const auto add = [&](const WeightView& from, WeightUse use) {
+    const WeightView view = view_on_cpu(from, use, quantization);
+    o.bytes_per_token += use == WeightUse::kEmbed ? view.row_bytes() : view.bytes();
+    if (use == WeightUse::kHead && view.data == weights.embed.data) return;
+    (checkpoint.contains(view.data) ? o.mapped_bytes : o.anonymous_bytes) += view.bytes();
+  };
+  for (const Placing& placing : weights.placing) std::visit([&](const auto& together) { visit_weights(together, add); }, placing);
+  for (const LayerWeights& layer : weights.layers) {
+    if (layer.experts.empty()) continue;
+    int64_t bytes = 0;
+    visit_weights(std::span<const ExpertWeights>(layer.experts).first(1),
+                  [&](const WeightView& v, WeightUse use) { bytes += view_on_cpu(v, use, quantization).bytes(); });
+    o.bytes_per_token -= (int64_t(layer.experts.size()) - c.num_experts_per_tok) * bytes;
+  }
+  return o;
+}
+
 }  // namespace
 
 std::string describe_router(const ModelConfig& m) {
@@ -125,11 +163,12 @@ ModelDescription describe_model(const std::string& path) {
   const Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
   load_weights(c, checkpoint, weights, ReadCopies::kNever);
-  int64_t bytes_of_experts = 0, num_experts = 0, num_active = 0;  // over all layers
+  for (const QuantFormat q : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
+    d.options.push_back(describe_option(q, c, weights, checkpoint));
+  int64_t bytes_of_experts = 0, num_experts = 0;  // over all layers
   for (const LayerWeights& layer : weights.layers) {
-    for (const ExpertWeights& e : layer.experts) bytes_of_experts += e.gate.bytes() + e.up.bytes() + e.down.bytes();
+    for (const ExpertWeights& e : layer.experts) bytes_of_experts += e.bytes();
     num_experts += int64_t(layer.experts.size());
-    num_active += layer.experts.empty() ? 0 : c.num_experts_per_tok;
   }
   d.tied = weights.lm_head.data == weights.embed.data;
   d.num_tensors = int64_t(checkpoint.tensors().size());
@@ -137,9 +176,7 @@ ModelDescription describe_model(const std::string& path) {
   d.checkpoint_bytes = checkpoint.total_bytes();
   d.weight_bytes = weight_bytes(weights);
   d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
-  // One token reads all weights except the experts that it does not use; of the embedding it reads one row, which is not counted.
-  const int64_t dense = d.weight_bytes - bytes_of_experts - (d.tied ? 0 : weights.embed.bytes());
-  d.active_bytes_per_token = dense + num_active * d.expert_bytes;
+  d.active_bytes_per_token = d.options[0].bytes_per_token;
   d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);
   d.copied_weight_bytes = weights.copies.bytes();
   d.warnings = weights.warnings;

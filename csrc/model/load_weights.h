@@ -22,6 +22,8 @@ void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& we
 
 // Bytes of all weights; an output projection that is the embedding counts once.
 int64_t weight_bytes(const ModelWeights& weights);
+// Those of them whose data lies in a mapped file.
+int64_t mapped_weight_bytes(const ModelWeights& weights, const std::function<bool(const void* data)>& is_mapped);
 
 // Called as weights are placed, with the bytes done and the total.
 using Progress = std::function<void(int64_t done, int64_t total)>;

@@ -41,13 +41,26 @@ int64_t bytes_of(const Views& views) {
   return bytes;
 }
 
+// The bytes of the weights for which counts(view) holds; a shared output projection counts once.
+template <class Counts>
+int64_t sum_bytes(const ModelWeights& weights, Counts counts) {
+  int64_t total = 0;
+  for (const Placing& placing : weights.placing) {
+    const Views now = std::visit([](const auto& together) { return views(together); }, placing);
+    for (const WeightView* v : now.all) total += counts(*v) ? v->bytes() : 0;
+  }
+  const bool shared = weights.lm_head.data == weights.embed.data && counts(weights.lm_head);
+  return shared ? total - weights.lm_head.bytes() : total;
+}
+
 }  // namespace
 
 int64_t weight_bytes(const ModelWeights& weights) {
-  int64_t total = 0;
-  for (const Placing& placing : weights.placing)
-    total += std::visit([](const auto& together) { return bytes_of(views(together)); }, placing);
-  return weights.lm_head.data == weights.embed.data ? total - weights.lm_head.bytes() : total;
+  return sum_bytes(weights, [](const WeightView&) { return true; });
+}
+
+int64_t mapped_weight_bytes(const ModelWeights& weights, const std::function<bool(const void*)>& is_mapped) {
+  return sum_bytes(weights, [&](const WeightView& v) { return !v.empty() && is_mapped(v.data); });
 }
 
 void place_weights(Backend& backend, ModelWeights& weights, const Progress& progress) {

@@ -17,10 +17,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from lynx_rt.engine.bandwidth import memory_bandwidth
 from lynx_rt.engine.engine import Engine
 from lynx_rt.errors import LynxError
 from lynx_rt.server.app import make_app
-from lynx_rt.server.bandwidth import memory_bandwidth
 from lynx_rt.server.middleware import DirectSend
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.state import ServerState

@@ -26,6 +26,7 @@ class CpuBackend : public Backend {
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
   void place_heads(std::span<WeightView> heads) override;
+  bool is_mapped(const void* data) const override { return store_.is_mapped(data); }
   void check_files() const override { store_.check_unchanged(); }
   bool multiplies_blocks() const override { return true; }
   bool reads_products() const override { return !store_.filled(); }
@@ -73,7 +74,7 @@ class CpuBackend : public Backend {
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, balanced_tasks_); }
   const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
   const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
-  void quantize(std::span<WeightView* const> weights, QuantFormat format);
+  void quantize(std::span<WeightView* const> weights, WeightUse use);
   // Packs `num_rows` rows of n values. The returned group is valid until `buffer` is used again.
   RowGroup pack_rows(const Product& product, const float* x, int64_t num_rows, int64_t n, Scratch<char>& buffer);
 

@@ -23,15 +23,25 @@ int64_t row_bytes(const WeightView& w, QuantFormat format) {
 
 }  // namespace
 
-// Replaces the weights by quantised ones, in one piece of memory.
-void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat format) {
+WeightView view_on_cpu(const WeightView& w, WeightUse use, QuantFormat quantization) {
+  const bool expert = use == WeightUse::kExpert;
+  const bool product = expert || use == WeightUse::kMatrix || use == WeightUse::kHead;
+  if (quantization == QuantFormat::kPlain || !product || w.empty() || w.format != QuantFormat::kPlain) return w;
+  // Int8 with quantization="int4" as well: attention and the output projection are a small part of an MoE model's bytes, and their
+  // error costs more quality than the experts' (bench/results/eval-lynx-nano-quantization.md).
+  const QuantFormat format = expert ? quantization : QuantFormat::kInt8;
+  return {nullptr, w.dtype, w.rows, w.cols, format, row_bytes(w, format)};
+}
+
+// Replaces the weights, which have one use, by quantised ones, in one piece of memory.
+void CpuBackend::quantize(std::span<WeightView* const> weights, WeightUse use) {
   struct Task {
     WeightView from;
     int64_t first, panels;
     char* to;
   };
   int64_t bytes = 0;
-  for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * row_bytes(*w, format);
+  for (const WeightView* w : weights) bytes += round_up(w->rows, Quant::kPanel) * view_on_cpu(*w, use, quantization_).row_bytes();
   if (!store_.filled()) {
     const int64_t free = free_memory_bytes();
     if (bytes > free)
@@ -42,7 +52,8 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat form
   std::vector<Task> tasks;
   for (WeightView* w : weights) {
     const WeightView from = *w;
-    *w = {to, from.dtype, from.rows, from.cols, format, row_bytes(from, format)};
+    *w = view_on_cpu(from, use, quantization_);
+    w->data = to;
     const int64_t panels = ceil_div(from.rows, Quant::kPanel), panel_bytes = Quant::kPanel * w->row_bytes();
     for (int64_t p = 0; p < panels; p += kPanelsPerTask)
       tasks.push_back({from, p, std::min(kPanelsPerTask, panels - p), to + p * panel_bytes});
@@ -50,6 +61,7 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat form
   }
   if (store_.filled()) return;
 
+  const QuantFormat format = weights[0]->format;
   const auto quantize_group = format == QuantFormat::kInt8 ? quant_kernels_.quantize_int8 : quant_kernels_.quantize_int4;
   const int64_t group_bytes = Quant::group_bytes(bits(format));
   pool_.parallel_for(int64_t(tasks.size()), [&](int64_t i, int) {
@@ -70,13 +82,10 @@ void CpuBackend::quantize(std::span<WeightView* const> weights, QuantFormat form
 }
 
 WeightView CpuBackend::place(const WeightView& weight, WeightUse use) {
-  const bool product = use == WeightUse::kMatrix || use == WeightUse::kHead;
-  if (quantization_ == QuantFormat::kPlain || !product || weight.empty() || weight.format != QuantFormat::kPlain) return weight;
+  if (view_on_cpu(weight, use, quantization_).format == weight.format) return weight;
   WeightView placed = weight;
   WeightView* one = &placed;
-  // Int8 with quantization="int4" as well: attention and the output projection are a small part of an MoE model's bytes, and their
-  // error costs more quality than the experts' (bench/results/eval-lynx-nano-quantization.md).
-  quantize({&one, 1}, QuantFormat::kInt8);
+  quantize({&one, 1}, use);
   return placed;
 }
 
@@ -86,7 +95,7 @@ void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
   for (ExpertWeights& e : experts)
     for (WeightView* w : {&e.gate, &e.up, &e.down})
       if (!w->empty() && w->format == QuantFormat::kPlain) all.push_back(w);
-  if (!all.empty()) quantize(all, quantization_);
+  if (!all.empty()) quantize(all, WeightUse::kExpert);
 }
 
 // Head matrices are not quantised. They are copied to the store, so that the next run need not decode or transpose them.

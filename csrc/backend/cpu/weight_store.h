@@ -21,6 +21,7 @@ class WeightStore {
 
   bool filled() const { return file_ != nullptr; }
   bool keeps() const { return !path_.empty(); }  // there is a file, or save() will write one
+  bool is_mapped(const void* data) const { return file_ && file_->contains(data); }
   // Returns the next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file ends before.
   char* next(int64_t bytes);
   // Throws kCorruptFile where the file that the pieces came from was written to or cut off.

@@ -187,6 +187,9 @@ struct ModelInfo {
   // Bytes of the weights that cannot be used in place in the file: they were decoded, converted or transposed to separate memory.
   // That memory is given back where they were then quantised or copied to a device.
   int64_t copied_weight_bytes = 0;
+  // Bytes of the weights that lie in mapped files: the checkpoint's, and that of quantization_cache. The other ones take memory of
+  // their own (on a device, all of them).
+  int64_t mapped_weight_bytes = 0;
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()

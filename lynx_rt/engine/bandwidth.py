@@ -18,8 +18,18 @@ def memory_bandwidth(engine: Engine, num_threads: int | None) -> float | None:
     None for a model that is not in this machine's memory, or is too small to be bound by it.
     num_threads: those of the engine; None = its default.
     """
-    if not engine.device.startswith("cpu") or engine.memory["weight"] < _LARGE_MODEL:
+    if not engine.device.startswith("cpu") or not is_bound_by_memory(engine.memory["weight"]):
         return None
+    return measure_bandwidth(num_threads)
+
+
+def is_bound_by_memory(weight_bytes: int) -> bool:
+    """Whether decode steps of a model of that size read it from memory, and not from the caches."""
+    return weight_bytes >= _LARGE_MODEL
+
+
+def measure_bandwidth(num_threads: int | None = None) -> float:
+    """Returns bytes per second, the best of three runs. num_threads: as of an engine on the CPU; None = its default."""
     from lynx_rt import _C
 
     available: int = _C.build_info()["available_memory_bytes"]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lynx_rt import Engine
-from lynx_rt.server import bandwidth
+from lynx_rt.engine import bandwidth
 
 
 def model(device: str, weight: int) -> Any:
