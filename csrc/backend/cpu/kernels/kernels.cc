@@ -85,7 +85,23 @@ const QuantKernels& quant_kernels_for(Isa isa) {
 
 const BlockKernels& block_kernels_for(Isa isa) {
 #if defined(__x86_64__)
-  if (isa != Isa::kScalar) return kAvx2BlockKernels;
+  switch (isa) {
+    case Isa::kAvx2:
+    case Isa::kAvx512: return kAvx2BlockKernels;
+    case Isa::kAvxVnni: return kAvxVnniBlockKernels;
+    case Isa::kAvx512Vnni:
+    case Isa::kAvx512Bf16:
+    case Isa::kAmxBf16: return kAvx512VnniBlockKernels;
+    default: break;
+  }
+#elif defined(__aarch64__)
+  switch (isa) {
+    case Isa::kNeon: return kNeonBlockKernels;
+    case Isa::kNeonDotprod:
+    case Isa::kNeonI8mm:
+    case Isa::kNeonBf16: return kNeonDotprodBlockKernels;
+    default: break;
+  }
 #endif
   (void)isa;
   return kScalarBlockKernels;

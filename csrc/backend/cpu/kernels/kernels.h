@@ -103,6 +103,8 @@ extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512Bf16Kernels;
 extern const QuantKernels kAvx2QuantKernels;
 extern const BlockKernels kAvx2BlockKernels;
+extern const BlockKernels kAvxVnniBlockKernels;
+extern const BlockKernels kAvx512VnniBlockKernels;
 extern const QuantKernels kAvxVnniQuantKernels;
 extern const QuantKernels kAvx512VnniQuantKernels;
 extern const QuantKernels kAmxInt8QuantKernels;
@@ -116,6 +118,8 @@ extern const Kernels kNeonKernels;
 extern const Kernels kNeonBf16Kernels;
 extern const QuantKernels kNeonQuantKernels;
 extern const QuantKernels kNeonDotprodQuantKernels;
+extern const BlockKernels kNeonBlockKernels;
+extern const BlockKernels kNeonDotprodBlockKernels;
 extern const QuantKernels kNeonI8mmQuantKernels;
 #endif
 

@@ -1,0 +1,104 @@
+// The common part of the products with weights in blocks of AVX2 and of the sets beyond it. Dot::fours(u, q) are the eight sums of four
+// products of bytes, u without sign.
+#pragma once
+#include <immintrin.h>
+
+#include "backend/cpu/kernels/blocks_inl.h"
+
+namespace {
+
+template <class Dot>
+struct Avx2Blocks {
+  using Codes = __m256i;
+  static constexpr int kRows = 6;
+
+  static Codes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static __m128i half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+  static Codes halves(const uint8_t* p) {
+    const __m128i b = half(p);
+    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(b, 4), b), _mm256_set1_epi8(15));
+  }
+  static Codes pairs(const uint8_t* p) {
+    const __m256i b = _mm256_cvtepu8_epi16(half(p));
+    return _mm256_and_si256(_mm256_or_si256(b, _mm256_slli_epi16(b, 4)), _mm256_set1_epi8(15));
+  }
+  static Codes bits(const uint8_t* p, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(load(p), shift), _mm256_set1_epi8(char(mask)));
+  }
+  static Codes upper(Codes c, Codes b) { return _mm256_or_si256(c, _mm256_slli_epi16(b, 4)); }
+  static Codes less(Codes c, int n) { return _mm256_sub_epi8(c, _mm256_set1_epi8(char(n))); }
+  static Codes look_up(Codes c, const int8_t (&table)[16]) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half(table)), c);
+  }
+  static float half_float(const uint8_t* p) { return _cvtsh_ss(read<uint16_t>(p)); }
+  static void store(int8_t* p, Codes c) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), c); }
+
+  // Values that gcc must have before what follows: it would compute products first, and has too few registers for them.
+  static __m256i now(__m256i v) {
+    asm("" : "+x"(v));
+    return v;
+  }
+  static __m256 now(__m256 v) {
+    asm("" : "+x"(v));
+    return v;
+  }
+
+  template <BlockCode Code>
+  static __m256i steps(const Decoded& part, int64_t r) {
+    if (Code != BlockCode::kQ6_K) return _mm256_set1_epi32(part.steps[0][r]);
+    return _mm256_set_m128i(_mm_set1_epi32(part.steps[1][r]), _mm_set1_epi32(part.steps[0][r]));
+  }
+
+  template <BlockCode Code, int R>
+  static void add(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+    if (always_steps(Code) || (!never_steps(Code) && part.has_steps))
+      sum<Code, R, true>(part, groups, x, first, acc);
+    else
+      sum<Code, R, false>(part, groups, x, first, acc);
+  }
+
+  static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
+    __m256 sums = _mm256_loadu_ps(low);
+    int64_t r = 0;
+    for (; r + 8 <= n; r += 8) sums = _mm256_fmadd_ps(_mm256_load_ps(a + r), _mm256_loadu_ps(b + r), sums);
+    _mm256_storeu_ps(low, sums);
+    if (r < n) _mm_storeu_ps(low, _mm_fmadd_ps(_mm_load_ps(a + r), _mm_loadu_ps(b + r), _mm_loadu_ps(low)));
+  }
+
+ private:
+  // The products take one operand without signs: |c|, and q with the sign of c.
+  template <BlockCode Code, int R, bool kSteps>
+  static void sum(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+    constexpr bool kSigned = !has_minimums(Code);
+    const char* bytes = x.bytes(0, first);
+    const float* scales = x.scales(0) + first;
+    const int64_t scale_stride = x.stride / 4;
+    for (int64_t g = 0; g < groups; ++g) {
+      __m256i sums[R];
+      __m256 values[R];
+      for (int j = 0; j < R; ++j) sums[j] = _mm256_setzero_si256(), values[j] = _mm256_setzero_ps();
+#pragma GCC unroll 1
+      for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun) {
+        const __m256i codes = load(part.codes + kRun * r), absolute = kSigned ? _mm256_abs_epi8(codes) : codes;
+        const __m256i factor = kSteps ? steps<Code>(part, r) : _mm256_setzero_si256();
+        const __m256 scale = kSteps ? _mm256_setzero_ps() : _mm256_set1_ps(part.scales[r]);
+        for (int j = 0; j < R; ++j) {
+          const __m256i bytes_of = load(bytes + j * x.stride);
+          const __m256i q = kSigned ? _mm256_sign_epi8(bytes_of, codes) : bytes_of;
+          // Sums of two products fit 16 bits: 2 * 128 * 127 < 2^15.
+          if constexpr (kSteps)
+            sums[j] = now(_mm256_add_epi32(sums[j], _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, q), factor)));
+          else
+            values[j] = now(_mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::fours(absolute, q)), scale, values[j]));
+        }
+      }
+      for (int j = 0; j < R; ++j) {
+        if constexpr (kSteps) values[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[j]), _mm256_set1_ps(part.group_scales[g]));
+        const __m256 scale = _mm256_set1_ps(scales[j * scale_stride + g]);
+        _mm256_storeu_ps(acc[j], _mm256_fmadd_ps(values[j], scale, _mm256_loadu_ps(acc[j])));
+      }
+    }
+  }
+};
+
+}  // namespace

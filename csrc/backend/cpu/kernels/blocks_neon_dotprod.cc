@@ -1,0 +1,14 @@
+// Products with weights in blocks with sdot.
+#include "backend/cpu/kernels/blocks_neon_inl.h"
+
+namespace {
+
+struct Dot {
+  static int32x4_t fours(int8x16_t c, int8x16_t q) { return vdotq_s32(vdupq_n_s32(0), c, q); }
+};
+
+}  // namespace
+
+namespace lynx_rt::cpu {
+const BlockKernels kNeonDotprodBlockKernels = {gemm<NeonBlocks<Dot>>, pack_blocks, values_of<NeonBlocks<Dot>>};
+}

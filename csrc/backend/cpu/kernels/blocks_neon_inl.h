@@ -1,0 +1,98 @@
+// The common part of the products with weights in blocks of NEON. Dot::fours(c, q) are the four sums of four products of signed bytes.
+#pragma once
+#include <arm_neon.h>
+
+#include "backend/cpu/kernels/blocks_inl.h"
+
+namespace {
+
+template <class Dot>
+struct NeonBlocks {
+  struct Codes {
+    uint8x16_t low, high;
+  };
+  static constexpr int kRows = 4;
+
+  static Codes load(const void* p) {
+    const uint8_t* bytes = static_cast<const uint8_t*>(p);
+    return {vld1q_u8(bytes), vld1q_u8(bytes + 16)};
+  }
+  static uint8x16_t lower(uint8x16_t b) { return vandq_u8(b, vdupq_n_u8(15)); }
+  static Codes halves(const uint8_t* p) {
+    const uint8x16_t b = vld1q_u8(p);
+    return {lower(b), vshrq_n_u8(b, 4)};
+  }
+  static Codes pairs(const uint8_t* p) {
+    const Codes b = halves(p);
+    return {vzip1q_u8(b.low, b.high), vzip2q_u8(b.low, b.high)};
+  }
+  static Codes bits(const uint8_t* p, int shift, int mask) {
+    const Codes b = load(p);
+    const int8x16_t by = vdupq_n_s8(int8_t(-shift));
+    const uint8x16_t kept = vdupq_n_u8(uint8_t(mask));
+    return {vandq_u8(vshlq_u8(b.low, by), kept), vandq_u8(vshlq_u8(b.high, by), kept)};
+  }
+  static Codes upper(Codes c, Codes b) { return {vorrq_u8(c.low, vshlq_n_u8(b.low, 4)), vorrq_u8(c.high, vshlq_n_u8(b.high, 4))}; }
+  static Codes less(Codes c, int n) {
+    const uint8x16_t by = vdupq_n_u8(uint8_t(n));
+    return {vsubq_u8(c.low, by), vsubq_u8(c.high, by)};
+  }
+  static Codes look_up(Codes c, const int8_t (&table)[16]) {
+    const uint8x16_t t = vreinterpretq_u8_s8(vld1q_s8(table));
+    return {vqtbl1q_u8(t, c.low), vqtbl1q_u8(t, c.high)};
+  }
+  static float half_float(const uint8_t* p) { return float(read<__fp16>(p)); }
+  static void store(int8_t* p, Codes c) {
+    vst1q_s8(p, vreinterpretq_s8_u8(c.low));
+    vst1q_s8(p + 16, vreinterpretq_s8_u8(c.high));
+  }
+
+  template <BlockCode Code, int R>
+  static void add(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+    if (always_steps(Code) || (!never_steps(Code) && part.has_steps))
+      sum<Code, R, true>(part, groups, x, first, acc);
+    else
+      sum<Code, R, false>(part, groups, x, first, acc);
+  }
+
+  static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
+    for (int64_t r = 0; r < n; r += 4) {
+      float* to = low + r % 8;
+      vst1q_f32(to, vfmaq_f32(vld1q_f32(to), vld1q_f32(a + r), vld1q_f32(b + r)));
+    }
+  }
+
+ private:
+  template <BlockCode Code, int R, bool kSteps>
+  static void sum(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+    const int8_t* bytes = reinterpret_cast<const int8_t*>(x.bytes(0, first));
+    const float* scales = x.scales(0) + first;
+    const int64_t scale_stride = x.stride / 4;
+    for (int64_t g = 0; g < groups; ++g) {
+      int32x4_t sums[R][2];
+      float32x4_t values[R][2];
+      for (int j = 0; j < R; ++j)
+        for (int h = 0; h < 2; ++h) sums[j][h] = vdupq_n_s32(0), values[j][h] = vdupq_n_f32(0);
+      for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun)
+        for (int h = 0; h < 2; ++h) {
+          const int8x16_t codes = vld1q_s8(part.codes + kRun * r + 16 * h);
+          const int32_t step = int16_t(part.steps[Code == BlockCode::kQ6_K ? h : 0][r]);
+          for (int j = 0; j < R; ++j) {
+            const int32x4_t fours = Dot::fours(codes, vld1q_s8(bytes + j * x.stride + 16 * h));
+            if constexpr (kSteps)
+              sums[j][h] = vmlaq_n_s32(sums[j][h], fours, step);
+            else
+              values[j][h] = vfmaq_n_f32(values[j][h], vcvtq_f32_s32(fours), part.scales[r]);
+          }
+        }
+      for (int j = 0; j < R; ++j)
+        for (int h = 0; h < 2; ++h) {
+          if constexpr (kSteps) values[j][h] = vmulq_n_f32(vcvtq_f32_s32(sums[j][h]), part.group_scales[g]);
+          float* to = acc[j] + 4 * h;
+          vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), values[j][h], scales[j * scale_stride + g]));
+        }
+    }
+  }
+};
+
+}  // namespace
