@@ -48,7 +48,7 @@ py::dict inspect(const std::string& path) {
   py::list options;
   for (const WeightOption& o : m.options) {
     py::dict option;
-    option["quantization"] = quant_format_name(o.quantization);
+    option["quantization"] = o.quantization;
     option["weight_bytes"] = o.mapped_bytes + o.anonymous_bytes;
     option["mapped_weight_bytes"] = o.mapped_bytes;
     option["anonymous_weight_bytes"] = o.anonymous_bytes;

@@ -68,7 +68,8 @@ class Backend::Scope {
 QuantFormat parse_quantization(const std::string& text) {
   for (QuantFormat s : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
     if (text == quant_format_name(s)) return s;
-  invalid("quantization", "expected none, int8 or int4, got \"", text, "\"");
+  if (text == kDequantize) return QuantFormat::kPlain;
+  invalid("quantization", "expected none, dequantize, int8 or int4, got \"", text, "\"");
 }
 
 Backend::Backend() { reset_profile(); }

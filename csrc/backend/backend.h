@@ -235,13 +235,17 @@ class Backend {
   // As place(), but replace the views: of all experts of a layer (or of a dense MLP, as one expert), and of head_linear()'s matrices.
   virtual void place_experts(std::span<ExpertWeights>) {}
   virtual void place_heads(std::span<WeightView>) {}
+  // Takes `size` bytes at the start of a weight's data, with all that its view points to: a product's weight that was placed as it is,
+  // and that took work to make. Moves them to the file of BackendOptions::quantization_cache, or finds them there, and returns the
+  // view of them; without that file, returns the view.
+  virtual WeightView keep(const WeightView& weight, int64_t /*size*/) { return weight; }
   // Returns the table of a layer's experts, which place_experts() has placed; it is valid as long as the backend. Throws
   // kInvalidArgument (field experts) where an expert's shapes do not fit the first one's; kUnsupported for a format without a kernel.
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
   // Whether embed(), linear(), logits(), expert_ffn() and mlp() take weights in blocks (QuantFormat::kBlocks).
   virtual bool multiplies_blocks() const { return false; }
-  // Whether the place functions read the values of matrices: those for kMatrix and kHead, those of experts and of heads. They do
-  // not where an earlier run left the result in a file (BackendOptions::quantization_cache).
+  // Whether place functions and keep() read the values of products' weights: those for kMatrix and kHead, those of experts and of
+  // heads. They do not where an earlier run left the result in a file (BackendOptions::quantization_cache).
   virtual bool reads_products() const { return true; }
   // Whether data of a placed weight lies in a file that the backend has mapped.
   virtual bool is_mapped(const void* /*data*/) const { return false; }
@@ -401,7 +405,9 @@ class Backend {
   bool pending_ = false;  // a PendingSum has not been taken yet
 };
 
-// "none", "int8" or "int4"; throws kInvalidArgument (field quantization).
+// The value of `quantization` with which a checkpoint's quantised weights are decoded to 16 bit, although products take their form.
+inline constexpr std::string_view kDequantize = "dequantize";
+// "none", kDequantize, "int8" or "int4"; throws kInvalidArgument (field quantization).
 QuantFormat parse_quantization(const std::string& text);
 
 // The view that the CPU backend's place functions return for a weight with that quantisation; where they quantise it, without its

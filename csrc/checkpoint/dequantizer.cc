@@ -43,6 +43,24 @@ constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
 
 }  // namespace
 
+// Zero points are packed along the rows.
+std::vector<uint8_t> read_zero_codes(const QuantizedTensor& t) {
+  const int bits = t.format.bits, per_word = 32 / bits;
+  const uint32_t mask = (1u << bits) - 1;
+  const int64_t groups = t.grid_cols, rows = t.grid_rows, words = ceil_div(rows, per_word);
+  std::vector<uint8_t> codes(size_t(t.matrices * rows * groups));
+  for (int64_t m = 0; m < t.matrices; ++m)
+    for (int64_t n = 0; n < rows; ++n)
+      for (int64_t g = 0; g < groups; ++g) {
+        const bool along_groups = t.format.encoding == Encoding::kPackedInt;
+        const int64_t word = along_groups ? (m * words + n / per_word) * groups + g : g * words + n / per_word;
+        const int64_t field = t.format.encoding == Encoding::kAwq ? kAwqPosition[n % 8] : n % per_word;
+        const uint32_t code = load_value<uint32_t>(t.zero->data + word * 4) >> (bits * field) & mask;
+        codes[size_t((m * rows + n) * groups + g)] = uint8_t(t.zeros_less_one ? (code + 1) & mask : code);
+      }
+  return codes;
+}
+
 Dequantizer::Dequantizer(const QuantizedTensor& tensor) : t_(tensor) {
   const int bits = t_.format.bits;
   const Encoding encoding = t_.format.encoding;
@@ -59,28 +77,12 @@ Dequantizer::Dequantizer(const QuantizedTensor& tensor) : t_(tensor) {
     for (const int64_t g : read_integers(*t_.group_index)) group_index_.push_back(int32_t(g));
 }
 
-// Zero points are codes like the weights', packed along the rows.
 void Dequantizer::read_zeros() {
-  const Encoding encoding = t_.format.encoding;
-  const int bits = t_.format.bits, per_word = 32 / bits;
-  const uint32_t mask = (1u << bits) - 1;
-  const int64_t groups = t_.grid_cols, rows = t_.grid_rows, words = ceil_div(rows, per_word);
-  zero_.resize(scale_.size());
-  for (int64_t m = 0; m < t_.matrices; ++m)
-    for (int64_t n = 0; n < rows; ++n)
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t i = (m * rows + n) * groups + g;
-        float& zero = zero_[size_t(i)];
-        if (encoding == Encoding::kInt8) {
-          zero = float(int8_t(t_.zero->data[i]));
-          continue;
-        }
-        const bool along_groups = encoding == Encoding::kPackedInt;
-        const int64_t word = along_groups ? (m * words + n / per_word) * groups + g : g * words + n / per_word;
-        const int64_t field = encoding == Encoding::kAwq ? kAwqPosition[n % 8] : n % per_word;
-        const uint32_t code = load_value<uint32_t>(t_.zero->data + word * 4) >> (bits * field) & mask;
-        zero = values_[t_.zeros_less_one ? (code + 1) & mask : code];
-      }
+  if (t_.format.encoding == Encoding::kInt8) {
+    for (int64_t i = 0; i < t_.zero->bytes; ++i) zero_.push_back(float(int8_t(t_.zero->data[i])));
+    return;
+  }
+  for (const uint8_t code : read_zero_codes(t_)) zero_.push_back(values_[code]);
 }
 
 void Dequantizer::decode_codes(int64_t row, float* out) const {

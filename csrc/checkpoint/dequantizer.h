@@ -7,6 +7,10 @@
 
 namespace lynx_rt {
 
+// Returns the zero points of a weight that has some, [matrices, grid_rows, grid_cols], as codes like the weight's. Not for int8 that
+// is not packed.
+std::vector<uint8_t> read_zero_codes(const QuantizedTensor& tensor);
+
 // Thread-safety: const methods are safe from any thread.
 class Dequantizer {
  public:

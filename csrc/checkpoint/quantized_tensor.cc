@@ -133,6 +133,7 @@ class Finder {
       if (config_.method == "fp8") scale_name = name_ + (plural ? "_scales_inv" : "_scale_inv");
     }
     t_.scale = take(scale_name);
+    t_.scale_name = scale_name;
     if (!t_.scale) problems_.add_missing(scale_name);
     choose_format(formats);
     if (t_.codes->shape != codes_shape(t_.format))
@@ -314,6 +315,37 @@ std::optional<QuantizedTensor> find_quantized(const Checkpoint& checkpoint, cons
                                               std::set<std::string_view>& used, WeightProblems& problems) {
   if (shape.size() < 2) return std::nullopt;
   return Finder(checkpoint, config, name, shape, used, problems).find();
+}
+
+namespace {
+
+// Returns the index of the first scale that is not finite, -1 where all are.
+int64_t first_not_finite(const TensorInfo& scale) {
+  const std::optional<DType> dtype = floating_dtype(scale.dtype);
+  const auto first = [&]<class T>(T exponent) {
+    constexpr int64_t kSize = sizeof(T);
+    const int64_t count = scale.bytes / kSize;
+    bool found = false;
+    for (int64_t i = 0; i < count; ++i) found |= (load_value<T>(scale.data + i * kSize) & exponent) == exponent;
+    for (int64_t i = 0; found && i < count; ++i)
+      if ((load_value<T>(scale.data + i * kSize) & exponent) == exponent) return i;
+    return int64_t(-1);
+  };
+  // All bits of the exponent are set; E8M0 is an exponent alone.
+  if (!dtype) return first(uint8_t(0xff));
+  if (*dtype == DType::kF32) return first(uint32_t(0x7f800000));
+  return first(uint16_t(*dtype == DType::kBF16 ? 0x7f80 : 0x7c00));
+}
+
+}  // namespace
+
+bool are_scales_finite(const QuantizedTensor& tensor) { return first_not_finite(*tensor.scale) < 0; }
+
+void check_scales(const Checkpoint& checkpoint, const QuantizedTensor& tensor) {
+  const int64_t at = first_not_finite(*tensor.scale);
+  if (at < 0) return;
+  fail(ErrorCode::kCorruptFile, tensor.scale_name, checkpoint.files()[size_t(tensor.scale->file)].path(), ": ",
+       quote(tensor.scale_name), ": expected finite scales, got one that is not, number ", at);
 }
 
 }  // namespace lynx_rt

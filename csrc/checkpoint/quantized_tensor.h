@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <set>
+#include <string>
 #include <string_view>
 #include <vector>
 
@@ -21,6 +22,7 @@ struct QuantizedTensor {
   int64_t grid_rows = 0, grid_cols = 0;  // scales of one matrix, padding included
   const TensorInfo* codes = nullptr;
   const TensorInfo* scale = nullptr;
+  std::string scale_name;
   const TensorInfo* zero = nullptr;         // null: symmetric
   const TensorInfo* group_index = nullptr;  // null: the groups follow one another
   bool zeros_less_one = false;
@@ -34,5 +36,9 @@ struct QuantizedTensor {
 std::optional<QuantizedTensor> find_quantized(const Checkpoint& checkpoint, const QuantizationConfig& config,
                                               const std::string& name, const std::vector<int64_t>& shape,
                                               std::set<std::string_view>& used, WeightProblems& problems);
+
+bool are_scales_finite(const QuantizedTensor& tensor);
+// Throws kCorruptFile, naming the tensor of the scales, where one of them is not finite.
+void check_scales(const Checkpoint& checkpoint, const QuantizedTensor& tensor);
 
 }  // namespace lynx_rt

@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "base/thread_pool.h"
+#include "checkpoint/block_tensor.h"
 #include "checkpoint/dequantizer.h"
 #include "checkpoint/tensor_values.h"
 
@@ -15,7 +16,8 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kBandRows = 32;  // rows that a thread copies at a time: transposed, they fill a cache line
+constexpr int64_t kBandRows = 32;     // rows that a thread copies at a time: transposed, they fill a cache line
+constexpr int64_t kRepackRows = 128;  // rows that a thread repacks at a time: their words are next to each other in the file
 constexpr int64_t kDropBytes =
     256 << 20;  // bytes copied before the file's pages are dropped, which keeps peak memory near the result's size
 constexpr int64_t kAlignment = 64;
@@ -30,14 +32,17 @@ class WeightCopies::Block::Copier {
 
   void run(const WeightSource& source, const MatrixShape& m, const std::vector<Piece>& copies, uint8_t* to) {
     std::optional<Dequantizer> dequantizer;
-    if (source.quantized) dequantizer.emplace(*source.quantized);
+    std::optional<Repacker> repacker;
     struct Band {
       const Piece* copy;
       int64_t begin;
     };
     std::vector<Band> bands;
-    for (const Piece& copy : copies)
-      for (int64_t i = 0; i < copy.piece.rows; i += kBandRows) bands.push_back({&copy, i});
+    for (const Piece& copy : copies) {
+      for (int64_t i = 0; i < copy.piece.rows; i += copy.repacked ? kRepackRows : kBandRows) bands.push_back({&copy, i});
+      if (copy.repacked && !repacker) repacker.emplace(*source.quantized);
+      if (!copy.repacked && source.quantized && !dequantizer) dequantizer.emplace(*source.quantized);
+    }
     for (Scratch& s : scratch_) {
       s.floats.resize(size_t(m.cols));
       s.rows.resize(size_t(m.cols * kBandRows * 4));
@@ -45,6 +50,7 @@ class WeightCopies::Block::Copier {
     pool_.parallel_for(int64_t(bands.size()), [&](int64_t task, int thread) {
       const Band& b = bands[size_t(task)];
       const WeightPiece& p = b.copy->piece;
+      if (b.copy->repacked) return repacker->repack(p, b.begin, std::min(kRepackRows, p.rows - b.begin), to + b.copy->offset);
       const int64_t count = std::min(kBandRows, p.rows - b.begin);
       const DType dtype = p.dtype.value_or(source.dtype);
       const bool same = source.plain && !source.decode && !source.is_double() && dtype == source.dtype;
@@ -114,11 +120,16 @@ class WeightCopies::Block::Copier {
 WeightCopies::Block::Block(const Checkpoint& from) : checkpoint(from) {}
 WeightCopies::Block::~Block() = default;
 
-void WeightCopies::Block::add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor) {
+void WeightCopies::Block::add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor,
+                              const std::vector<WeightPiece>& repacked) {
   Tensor& tensor = tensors.emplace_back(Tensor{std::move(source), shape, {}, bytes, 0});
   for (const WeightPiece& piece : of_tensor) {
-    tensor.pieces.push_back({piece, bytes});
+    tensor.pieces.push_back({piece, bytes, false});
     bytes += round_up(piece.target->bytes(), kAlignment);
+  }
+  for (const WeightPiece& piece : repacked) {
+    tensor.pieces.push_back({piece, bytes, true});
+    bytes += Repacker::bytes(*tensor.source.quantized, piece.rows);
   }
   tensor.bytes = bytes - tensor.begin;
 }
@@ -126,7 +137,13 @@ void WeightCopies::Block::add(WeightSource source, const MatrixShape& shape, con
 void WeightCopies::Block::allocate() {
   memory = own_pages(bytes);
   for (const Tensor& tensor : tensors)
-    for (const Piece& p : tensor.pieces) p.piece.target->data = memory.get() + p.offset;
+    for (const Piece& p : tensor.pieces) {
+      WeightView& target = *p.piece.target;
+      target.data = memory.get() + p.offset;
+      if (!p.repacked) continue;
+      const BlockRows rows = Repacker::result(*tensor.source.quantized, p.piece.rows, memory.get() + p.offset);
+      target = view_of_blocks(rows, target.rows, target.cols, target.dtype);
+    }
 }
 
 WeightCopies::Block::Tensor* WeightCopies::Block::find(const void* data) {
@@ -140,6 +157,7 @@ WeightCopies::Block::Tensor* WeightCopies::Block::find(const void* data) {
 void WeightCopies::Block::read(Tensor& tensor) {
   if (tensor.read) return;
   if (!copier) copier = std::make_unique<Copier>();
+  if (tensor.source.quantized) check_scales(checkpoint, *tensor.source.quantized);
   copier->run(tensor.source, tensor.shape, tensor.pieces, memory.get());
   tensor.read = true;
   read_bytes += tensor.bytes;
@@ -163,6 +181,16 @@ int64_t WeightCopies::bytes_read() const { return block_ ? block_->read_bytes : 
 void WeightCopies::read(const WeightView& view) {
   if (!block_ || view.empty()) return;
   if (Block::Tensor* tensor = block_->find(view.data)) block_->read(*tensor);
+}
+
+int64_t WeightCopies::extent(const WeightView& view) const {
+  const Block::Tensor* tensor = block_ && !view.empty() ? block_->find(view.data) : nullptr;
+  if (!tensor) return 0;
+  const int64_t at = static_cast<const uint8_t*>(view.data) - block_->memory.get();
+  int64_t end = tensor->begin + tensor->bytes;
+  for (const Block::Piece& p : tensor->pieces)
+    if (p.offset > at) end = std::min(end, p.offset);
+  return end - at;
 }
 
 void WeightCopies::check_memory() const {

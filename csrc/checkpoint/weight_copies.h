@@ -31,6 +31,7 @@ struct WeightCopies::Block {
   struct Piece {
     WeightPiece piece;  // its target is not used after allocate()
     int64_t offset;
+    bool repacked;  // to blocks, instead of decoded
   };
   struct Tensor {
     WeightSource source;
@@ -43,8 +44,9 @@ struct WeightCopies::Block {
 
   explicit Block(const Checkpoint& from);
   ~Block();
-  // Reserves places for the pieces of a tensor.
-  void add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor);
+  // Reserves places for the pieces of a tensor: some to copy or decode, others to repack.
+  void add(WeightSource source, const MatrixShape& shape, const std::vector<WeightPiece>& of_tensor,
+           const std::vector<WeightPiece>& repacked);
   void allocate();  // gives the targets their places
   Tensor* find(const void* data);
   void read(Tensor& tensor);

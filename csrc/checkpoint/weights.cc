@@ -1,12 +1,15 @@
 #include "checkpoint/weights.h"
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <set>
 #include <string_view>
 #include <utility>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
+#include "checkpoint/block_tensor.h"
 #include "checkpoint/gptq_zeros.h"
 #include "checkpoint/kv_cache_scales.h"
 #include "checkpoint/tensor_values.h"
@@ -24,7 +27,7 @@ bool matches(std::string_view name, std::string_view pattern) {
 }
 
 // Returns the piece's address in the mapped file where its target can use it there, else null.
-const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
+const uint8_t* plain_in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
   if (!source.plain || source.decode || source.is_double() || p.transposed || p.dtype.value_or(source.dtype) != source.dtype)
     return nullptr;
   const bool one_after_the_other = p.rows <= 1 ? p.col_step == 1 : p.row_step == 1 && p.cols == m.cols;
@@ -32,14 +35,6 @@ const uint8_t* in_place(const WeightPiece& p, const WeightSource& source, const 
   const int64_t size = dtype_size(source.dtype);
   const uint8_t* data = source.plain->data + (p.row_begin * m.cols + p.col_begin) * size;
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(size) == 0 || p.rows * p.cols == 0 ? data : nullptr;
-}
-
-// Returns the piece in the blocks of its tensor where its target can use them there.
-std::optional<WeightView> in_blocks(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
-  if (!p.in_blocks || !source.blocks || p.transposed || p.cols != m.cols || p.rows == 0) return std::nullopt;
-  BlockRows rows = from_row(*source.blocks, p.row_begin);
-  for (int64_t* bytes : {&rows.row_bytes, &rows.scale_row_bytes, &rows.zero_row_bytes}) *bytes *= p.row_step;
-  return view_of_blocks(rows, p.rows, p.cols, p.dtype.value_or(source.dtype));
 }
 
 // Returns the sources of all specs; throws where anything does not fit.
@@ -93,6 +88,56 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
   return sources;
 }
 
+// The targets that become views in blocks: where they lie in the file, or nullopt for those that are repacked.
+using BlockForms = std::map<const WeightView*, std::optional<BlockRows>>;
+
+// Returns whole rows of a matrix, as a piece has them; nullopt for another piece.
+std::optional<BlockRows> rows_of(const BlockRows& matrix, int64_t cols, const WeightPiece& p) {
+  if (p.transposed || p.cols != cols || p.rows == 0) return std::nullopt;
+  BlockRows rows = from_row(matrix, p.row_begin);
+  for (int64_t* bytes : {&rows.row_bytes, &rows.scale_row_bytes, &rows.zero_row_bytes}) *bytes *= p.row_step;
+  return rows;
+}
+
+BlockForms block_forms(const std::vector<TensorSpec>& specs, const std::vector<WeightSource>& sources,
+                       const std::vector<std::vector<WeightPiece>>& pieces, const BlockBinding& blocks) {
+  BlockForms forms;
+  for (size_t s = 0; s < sources.size(); ++s) {
+    const WeightSource& source = sources[s];
+    for (const WeightPiece& piece : pieces[s]) {
+      if (!piece.in_blocks || !(source.blocks || source.quantized)) continue;
+      if (const auto rows = source.blocks ? rows_of(*source.blocks, matrix_shape(specs[s].shape).cols, piece)
+                                          : blocks_in_place(*source.quantized, piece))
+        forms[piece.target] = rows;
+      else if (source.quantized && Repacker::repacks(*source.quantized, piece))
+        forms[piece.target] = std::nullopt;
+    }
+  }
+  for (const auto& [first, second] : blocks.alike)
+    if (forms.count(first) != forms.count(second)) {
+      forms.erase(first);
+      forms.erase(second);
+    }
+  return forms;
+}
+
+void check_scales_in_place(const Checkpoint& checkpoint, const std::vector<WeightSource>& sources,
+                           const std::vector<std::vector<WeightPiece>>& pieces, const BlockForms& forms) {
+  std::vector<const QuantizedTensor*> tensors;
+  for (size_t s = 0; s < sources.size(); ++s)
+    if (sources[s].quantized && std::any_of(pieces[s].begin(), pieces[s].end(), [&](const WeightPiece& p) {
+          const auto form = forms.find(p.target);
+          return form != forms.end() && form->second;
+        }))
+      tensors.push_back(sources[s].quantized.get());
+  if (tensors.empty()) return;
+  ThreadPool pool(plan_copying());
+  std::vector<uint8_t> bad(tensors.size());
+  pool.parallel_for(int64_t(tensors.size()), [&](int64_t i, int) { bad[size_t(i)] = !are_scales_finite(*tensors[size_t(i)]); });
+  for (size_t i = 0; i < tensors.size(); ++i)
+    if (bad[i]) check_scales(checkpoint, *tensors[i]);
+}
+
 }  // namespace
 
 TensorSpec whole_tensor(std::string name, std::vector<int64_t> shape, WeightView* target) {
@@ -110,23 +155,30 @@ OwnedPages own_pages(int64_t bytes) {
 
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization, DType dtype,
-                          bool read_values, LoadNotes* notes) {
+                          bool read_values, LoadNotes* notes, const BlockBinding& blocks) {
   LoadNotes unseen;
   std::vector<WeightSource> sources = find_sources(checkpoint, specs, ignore, quantization, dtype, notes ? *notes : unseen);
+  std::vector<std::vector<WeightPiece>> pieces;
+  for (const TensorSpec& spec : specs) pieces.push_back(checked_pieces(spec));
+  const BlockForms forms = block_forms(specs, sources, pieces, blocks);
+  if (blocks.check_scales) check_scales_in_place(checkpoint, sources, pieces, forms);
   auto block = std::make_unique<WeightCopies::Block>(checkpoint);
   for (size_t s = 0; s < specs.size(); ++s) {
     const MatrixShape m = matrix_shape(specs[s].shape);
-    std::vector<WeightPiece> copied;
-    for (const WeightPiece& piece : checked_pieces(specs[s])) {
-      if (const std::optional<WeightView> view = in_blocks(piece, sources[s], m)) {
-        *piece.target = *view;
+    std::vector<WeightPiece> copied, repacked;
+    for (const WeightPiece& piece : pieces[s]) {
+      WeightView& target = *piece.target = target_view(piece, sources[s].dtype);
+      if (const auto form = forms.find(&target); form != forms.end()) {
+        if (form->second)
+          target = view_of_blocks(*form->second, target.rows, target.cols, target.dtype);
+        else
+          repacked.push_back(piece);
         continue;
       }
-      WeightView& target = *piece.target = target_view(piece, sources[s].dtype);
-      target.data = in_place(piece, sources[s], m);
+      target.data = plain_in_place(piece, sources[s], m);
       if (!target.data) copied.push_back(piece);
     }
-    if (!copied.empty()) block->add(std::move(sources[s]), m, copied);
+    if (!copied.empty() || !repacked.empty()) block->add(std::move(sources[s]), m, copied, repacked);
   }
   if (block->tensors.empty()) return {};
   block->allocate();

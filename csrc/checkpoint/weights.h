@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/memory.h"
@@ -67,8 +68,9 @@ class WeightCopies {
   // Reads the view's values, together with the others of its tensor, unless they have been read. Leaves a view of other memory
   // alone.
   void read(const WeightView& view);
-  void check_memory() const;  // throws kOutOfMemory where all of them do not fit into free memory
-  void read_all();            // throws kOutOfMemory as check_memory() does
+  void check_memory() const;                     // throws kOutOfMemory where all of them do not fit into free memory
+  void read_all();                               // throws kOutOfMemory as check_memory() does
+  int64_t extent(const WeightView& view) const;  // bytes from the start of its data to the end of its copy; 0 for other memory
   // Gives back the memory of a view whose values are not needed any more.
   void release(const WeightView& view);
 
@@ -76,17 +78,25 @@ class WeightCopies {
   std::unique_ptr<Block> block_;
 };
 
+// How targets become views in blocks: those that may are used where they lie in the file, or repacked to a copy, instead of being
+// decoded (checkpoint/block_tensor.h).
+struct BlockBinding {
+  std::vector<std::pair<const WeightView*, const WeightView*>> alike;  // both targets become blocks, or none
+  bool check_scales = true;                                            // reads the scales that are used in place
+};
+
 // Fills every target: with its place in the mapped file where the values can be used there, else with its place among the copies.
 // Nothing is filled unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16,
 // F16; F64 is converted to `dtype`), or the weight quantised as `quantization` says, which is then decoded to `dtype`
-// (quantized_tensor.h). Each tensor of the checkpoint must be named by a spec, belong to such a weight, or match an `ignore`
-// pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and
+// (quantized_tensor.h), or bound in blocks. Each tensor of the checkpoint must be named by a spec, belong to such a weight, or match
+// an `ignore` pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and
 // the first ten of each kind: missing, unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or
 // whose pieces do not cover it, are a bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. `read_values`:
 // all copies are read before it returns. `notes`: receives warnings and unused tensors. Test: tests/cpp/test_checkpoint.cc,
 // tests/checkpoint/test_quantized_formats.py.
 WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<TensorSpec>& specs,
                           const std::vector<std::string>& ignore, const QuantizationConfig& quantization = {},
-                          DType dtype = DType::kBF16, bool read_values = true, LoadNotes* notes = nullptr);
+                          DType dtype = DType::kBF16, bool read_values = true, LoadNotes* notes = nullptr,
+                          const BlockBinding& blocks = {});
 
 }  // namespace lynx_rt

@@ -56,7 +56,8 @@ bool is_dummy(const EngineOptions& o) {
 // Returns the file that stores the quantised weights of a checkpoint; "" where none is requested.
 std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
   if (o.quantization_cache.empty()) return "";
-  if (parse_quantization(o.quantization) == QuantFormat::kPlain)
+  const bool repacked = !config.quantization.empty() && o.quantization != kDequantize;
+  if (parse_quantization(o.quantization) == QuantFormat::kPlain && !repacked)
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
   // The weights before quantisation also depend on config.json: on how they are decoded, and on the dtype that others are
@@ -64,7 +65,7 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
   std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
   return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
-                 ".v3.bin");
+                 ".v4.bin");
 }
 
 BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -116,7 +117,8 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, backend_->multiplies_blocks());
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced,
+                          backend_->multiplies_blocks() && options_.quantization != kDequantize);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
@@ -130,7 +132,7 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     weights.copies = {};
     checkpoint_ = Checkpoint();
   } else if (quantized || weights.copies.bytes() > 0) {
-    if (!quantized) weights.copies.check_memory();
+    if (!quantized && backend_->reads_products()) weights.copies.check_memory();
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
     copied_weight_bytes_ = weights.copies.bytes_read();

@@ -70,10 +70,11 @@ void visit_weights(std::span<const WeightView> heads, F f) {
   for (const WeightView& v : heads) f(v, WeightUse::kVector);  // head matrices are not quantised
 }
 
-WeightOption describe_option(QuantFormat quantization, const ModelConfig& c, const ModelWeights& weights,
+WeightOption describe_option(std::string_view name, const ModelConfig& c, const ModelWeights& weights,
                              const Checkpoint& checkpoint) {
   WeightOption o;
-  o.quantization = quantization;
+  o.quantization = name;
+  const QuantFormat quantization = parse_quantization(o.quantization);
   const auto add = [&](const WeightView& from, WeightUse use) {
     const WeightView view = view_on_cpu(from, use, quantization);
     o.bytes_per_token += use == WeightUse::kEmbed ? view.row_bytes() : view.bytes();
@@ -162,9 +163,23 @@ ModelDescription describe_model(const std::string& path) {
   const ModelConfig& c = d.config;
   const Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
-  load_weights(c, checkpoint, weights, ReadCopies::kNever);
-  for (const QuantFormat q : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
-    d.options.push_back(describe_option(q, c, weights, checkpoint));
+  load_weights(c, checkpoint, weights, ReadCopies::kNever, true);
+  d.options.push_back(describe_option("none", c, weights, checkpoint));
+  const bool decodes = std::any_of(weights.placing.begin(), weights.placing.end(), [](const Placing& placing) {
+    bool found = false;
+    std::visit(
+        [&](const auto& together) {
+          visit_weights(together, [&](const WeightView& v, WeightUse) { found |= v.format == QuantFormat::kBlocks; });
+        },
+        placing);
+    return found;
+  });
+  if (decodes || !c.quantization.empty()) {
+    ModelWeights decoded;
+    load_weights(c, checkpoint, decoded, ReadCopies::kNever);
+    d.options.push_back(describe_option(kDequantize, c, decoded, checkpoint));
+  }
+  for (const char* name : {"int8", "int4"}) d.options.push_back(describe_option(name, c, weights, checkpoint));
   int64_t bytes_of_experts = 0, num_experts = 0;  // over all layers
   for (const LayerWeights& layer : weights.layers) {
     for (const ExpertWeights& e : layer.experts) bytes_of_experts += e.bytes();

@@ -4,14 +4,13 @@
 #include <string>
 #include <vector>
 
-#include "base/tensor.h"
 #include "model/model_config.h"
 
 namespace lynx_rt {
 
 // What loading a model on the CPU with one value of `quantization` comes to.
 struct WeightOption {
-  QuantFormat quantization = QuantFormat::kPlain;
+  std::string quantization;
   // The weights by where they lie, as ModelInfo of engine.h has them: in the mapped files, whose pages the system can drop and read
   // again, and in memory of their own.
   int64_t mapped_bytes = 0, anonymous_bytes = 0;
@@ -24,7 +23,7 @@ struct ModelDescription {
   bool tied = false;  // whether the head is the embedding
   int64_t num_tensors = 0, num_files = 0;
   // Bytes, in this order: the files' tensors; the weights; one expert (mean); the weights that one token reads; a token's K and
-  // V; the weights that cannot be used where they lie in the file. All without `quantization`.
+  // V; the weights that cannot be used where they lie in the file. All with quantization="none".
   int64_t checkpoint_bytes = 0, weight_bytes = 0, expert_bytes = 0, active_bytes_per_token = 0, kv_bytes_per_token = 0,
           copied_weight_bytes = 0;
   std::vector<WeightOption> options;

@@ -116,35 +116,24 @@ void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<Tensor
   }
 }
 
-// Allows the weights that the backend takes in blocks to stay in them.
-void allow_blocks(std::vector<TensorSpec>& specs, const ModelWeights& weights) {
+// Allows the weights that the backend takes in blocks to stay in them. An op takes gate and up of an expert together.
+BlockBinding allow_blocks(std::vector<TensorSpec>& specs, const ModelWeights& weights) {
+  BlockBinding out;
   std::set<const WeightView*> allowed;
   for (const Placing& placing : weights.placing) {
     if (const auto* slot = std::get_if<WeightSlot>(&placing)) {
       if (slot->use == WeightUse::kEmbed || slot->use == WeightUse::kMatrix || slot->use == WeightUse::kHead)
         allowed.insert(slot->view);
     } else if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing)) {
-      for (const ExpertWeights& e : *experts) allowed.insert({&e.gate, &e.up, &e.down});
+      for (const ExpertWeights& e : *experts) {
+        allowed.insert({&e.gate, &e.up, &e.down});
+        out.alike.emplace_back(&e.gate, &e.up);
+      }
     }
   }
   for (TensorSpec& spec : specs)
     for (WeightPiece& piece : spec.pieces) piece.in_blocks = allowed.count(piece.target) > 0;
-}
-
-// Rows enter the gate and the up projection of an expert in one form.
-void check_gates(const ModelWeights& weights) {
-  for (size_t l = 0; l < weights.layers.size(); ++l) {
-    const auto check = [l](const ExpertWeights& e, const auto&... name) {
-      if (!e.gate.empty() && e.gate.format != e.up.format)
-        fail(ErrorCode::kUnsupported, "gate_proj", "gate_proj and up_proj of layer ", l, name...,
-             ": expected both quantised or neither, got ", quant_format_name(e.gate.format), " and ",
-             quant_format_name(e.up.format));
-    };
-    const LayerWeights& layer = weights.layers[l];
-    for (size_t e = 0; e < layer.experts.size(); ++e) check(layer.experts[e], ", expert ", e);
-    check(layer.shared_expert, ", shared expert");
-    check(layer.mlp, ", dense MLP");
-  }
+  return out;
 }
 
 // A model without an output projection of its own uses its embedding.
@@ -181,10 +170,12 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  weights.copies = bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes);
+  BlockBinding binding = blocks ? allow_blocks(specs, weights) : BlockBinding();
+  binding.check_scales = when != ReadCopies::kNever;
+  weights.copies =
+      bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes, binding);
   weights.warnings.insert(weights.warnings.end(), notes.warnings.begin(), notes.warnings.end());
   weights.not_used = std::move(notes.not_used);
-  check_gates(weights);
   if (when != ReadCopies::kNever) check_choice_biases(weights);
   tie_output(weights);
 }

@@ -12,9 +12,8 @@ namespace lynx_rt {
 enum class ReadCopies : uint8_t { kNow, kWhenPlaced, kNever };
 // Binds all weights of a checkpoint, in place where that is possible. The config decides how many layers there are; further
 // layers of the file are left out. Where the dtypes of one layer's experts differ, they are converted to the model's. The
-// checkpoint must live as long as weights are used in place or are still to be read. Test: tests/model/test_odd_checkpoints.py.
-// blocks: quantised weights that products and the embedding read may stay as they are in the file (QuantFormat::kBlocks); else they
-// are decoded.
+// checkpoint must live as long as weights are used in place or are still to be read. `blocks`: quantised weights become views in blocks
+// where products take their form (checkpoint/block_tensor.h), instead of being decoded. Test: tests/model/test_odd_checkpoints.py.
 void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights,
                   ReadCopies when = ReadCopies::kNow, bool blocks = false);
 // Makes up weights for measurements of speed; `shared` as in dummy_weights() (checkpoint/dummy.h).

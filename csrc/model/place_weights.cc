@@ -75,6 +75,11 @@ void place_weights(Backend& backend, ModelWeights& weights, const Progress& prog
     // Copies are read just before they are placed, so that they are never all in memory.
     for (size_t i = backend.reads_products() ? 0 : now.products; i < now.all.size(); ++i) weights.copies.read(before[i]);
     std::visit([&](const auto& together) { place(backend, together); }, placing);
+    for (size_t i = 0; i < now.products; ++i) {
+      WeightView& view = *now.all[i];
+      if (view.data != before[i].data || view.data == embedding) continue;
+      if (const int64_t size = weights.copies.extent(view)) view = backend.keep(view, size);
+    }
     // A tied embedding is placed twice, so its values are still needed after the first time.
     for (size_t i = 0; i < before.size(); ++i)
       if (before[i].data != now.all[i]->data && before[i].data != embedding) weights.copies.release(before[i]);

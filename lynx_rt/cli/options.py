@@ -35,7 +35,7 @@ def model_folder(args: argparse.Namespace) -> str:
     return args.model if Path(args.model) == folder else str(folder)
 
 
-QUANTIZATIONS = ("none", "int8", "int4")
+QUANTIZATIONS = ("none", "dequantize", "int8", "int4")
 
 
 def quantization(text: str) -> str:
@@ -59,7 +59,8 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         "--quantization",
         type=quantization,
         default=quantization("none"),
-        help="what weights become when they are loaded: none, int8, int4 (default: none)",
+        help="what 16-bit weights become when they are loaded: none, int8, int4; dequantize: quantised ones become "
+        "16-bit (default: none)",
     )
     parser.add_argument("--quantization-cache", metavar="DIR", help="folder that keeps the quantised weights")
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")

@@ -43,8 +43,9 @@ class Engine(EngineState):
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
-    quantization: None; "int8" = linear layers and experts become int8 at load; "int4" = the experts int4 (CPU).
-    quantization_cache: a folder that keeps the quantised weights for the next load; None = nothing is kept.
+    quantization: None or "none" = weights stay as the file has them; "int8" = 16-bit linear layers and experts become int8 at
+    load; "int4" = 16-bit experts int4; "dequantize" = what the file has quantised is decoded to 16 bit (CPU; CUDA always decodes).
+    quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.

@@ -49,7 +49,9 @@ class Tokenizer:
             name, special = str(file), config.named
             prepend_bos = config.values.get("add_bos_token") is True
             own = config.file == file  # a GGUF file has everything; the files beside it are of other models
-            self.chat_template = config.values["chat_template"] if own else read_chat_template(file.parent, config.values)
+            self.chat_template = (
+                config.values["chat_template"] if own else read_chat_template(file.parent, config.values)
+            )
             self.response_template = config.values.get("response_template")
         elif isinstance(source, tokenizers.Tokenizer):
             raw = _copy(source)

@@ -184,7 +184,7 @@ def test_an_unwritable_cache_is_named(nano_path, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"quantization": "int3"}, 'quantization: expected none, int8 or int4, got "int3"'),
+        ({"quantization": "int3"}, 'quantization: expected none, dequantize, int8 or int4, got "int3"'),
         ({"quantization_cache": "somewhere"}, "quantization_cache: expected none without quantization"),
         (
             {"quantization": "int8", "quantization_cache": "x", "load_format": "dummy"},

@@ -200,7 +200,8 @@ def test_mxfp4_experts(checkpoint, tmp_path):
     plain = write(replace(MXFP4, edit=None, edit_tensors=decode), tmp_path)
     for dtype in ("float32", "bfloat16"):
         ours, expected = (
-            _C.Engine(p, dtype=dtype, num_threads=1, max_num_seqs=4) for p in (checkpoint(MXFP4.id), plain)
+            _C.Engine(p, dtype=dtype, num_threads=1, max_num_seqs=4, quantization="dequantize")
+            for p in (checkpoint(MXFP4.id), plain)
         )
         np.testing.assert_array_equal(ours.forward([3, 4, 5, 6]), expected.forward([3, 4, 5, 6]))
 

@@ -304,7 +304,7 @@ def test_eval_of_quantized_weights(capsys: pytest.CaptureFixture[str], tmp_path:
     assert len({r["perplexity"] for r in results}) == 3 and all(r["accuracy"] >= 0.5 for r in results)
     with pytest.raises(SystemExit):
         main([*argv[:-1], "int8,int3"])
-    assert "must be one of none, int8, int4, got 'int3'" in capsys.readouterr().err
+    assert "must be one of none, dequantize, int8, int4, got 'int3'" in capsys.readouterr().err
 
 
 def test_eval_items(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class CpuBackend : public Backend {
   MemoryBudget memory_budget() const override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
-  void place_heads(std::span<WeightView> heads) override;
+  WeightView keep(const WeightView& weight, int64_t size) override;
   bool is_mapped(const void* data) const override { return store_.is_mapped(data); }
   void check_files() const override { store_.check_unchanged(); }
   bool multiplies_blocks() const override { return true; }

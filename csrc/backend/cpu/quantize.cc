@@ -94,21 +94,22 @@ void CpuBackend::place_experts(std::span<ExpertWeights> experts) {
   std::vector<WeightView*> all;
   for (ExpertWeights& e : experts)
     for (WeightView* w : {&e.gate, &e.up, &e.down})
-      if (!w->empty() && w->format == QuantFormat::kPlain) all.push_back(w);
+      if (view_on_cpu(*w, WeightUse::kExpert, quantization_).format != w->format) all.push_back(w);
   if (!all.empty()) quantize(all, WeightUse::kExpert);
 }
 
-// Head matrices are not quantised. They are copied to the store, so that the next run need not decode or transpose them.
-void CpuBackend::place_heads(std::span<WeightView> heads) {
-  if (!store_.keeps()) return;
-  int64_t bytes = 0;
-  for (const WeightView& w : heads) bytes += w.bytes();
-  char* to = store_.next(bytes);
-  for (WeightView& w : heads) {
-    if (!store_.filled()) std::memcpy(to, w.data, size_t(w.bytes()));
-    w.data = to;
-    to += w.bytes();
-  }
+WeightView CpuBackend::keep(const WeightView& weight, int64_t size) {
+  if (!store_.keeps()) return weight;
+  char* to = store_.next(size);
+  if (!store_.filled()) std::memcpy(to, weight.data, size_t(size));
+  const char* from = static_cast<const char*>(weight.data);
+  const auto move = [&](const void* p) { return p ? to + (static_cast<const char*>(p) - from) : nullptr; };
+  WeightView kept = weight;
+  kept.data = to;
+  if (weight.format != QuantFormat::kBlocks) return kept;
+  BlockRows& b = kept.blocks;
+  b.data = move(b.data), b.scales = move(b.scales), b.zeros = move(b.zeros);
+  return kept;
 }
 
 void CpuBackend::reserve(const StepLimits&) { store_.save(); }

@@ -30,10 +30,12 @@ struct EngineOptions {
   // "auto", "safetensors": the folder's checkpoint; "dummy": made-up weights, for measuring speed with a config.json alone.
   std::string load_format = "auto";
   std::string dtype = "auto";  // "auto" (the checkpoint's), "float32", "bfloat16", "float16"
-  // How weights are quantised when they are loaded: "none", "int8" (linear layers and experts), "int4" (experts and dense MLPs
-  // int4, attention and the output projection int8). CPU only.
+  // What weights of 16 and 32 bits become when they are loaded: "none" (they stay), "int8" (linear layers and experts), "int4" (experts
+  // and dense MLPs int4, attention and the output projection int8). Weights that the checkpoint holds quantised stay as they are where
+  // products take their form, else they are decoded first; "dequantize" decodes all of them to 16 bit. CPU only: on a device they are
+  // always decoded.
   std::string quantization = "none";
-  // A folder where quantised weights are stored for the next run; "" = none. The file name depends on the sizes and times of
+  // A folder where quantised and repacked weights are stored for the next run; "" = none. The file name depends on the sizes and times of
   // change of the checkpoint's files.
   std::string quantization_cache;
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds

@@ -1,0 +1,150 @@
+#include "checkpoint/block_tensor.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/types.h"
+#include "checkpoint/dequantizer.h"
+#include "checkpoint/tensor_values.h"
+
+namespace lynx_rt {
+
+namespace {
+
+constexpr int64_t kColumns = 32;    // of a block of grouped codes
+constexpr int64_t kAlignment = 64;  // of the parts of a repacked weight
+
+int64_t group_columns(const QuantizedTensor& t) { return t.format.block_cols ? std::min(t.format.block_cols, t.cols) : t.cols; }
+int64_t groups(const QuantizedTensor& t) { return ceil_div(t.cols, group_columns(t)); }
+
+bool is_mxfp4(const QuantizedTensor& t) {
+  return t.format.encoding == Encoding::kMxfp4Blocks || t.format.encoding == Encoding::kMxfp4Packed;
+}
+
+// Whether the target of a piece is whole rows of one matrix, in columns and groups that products take.
+bool fits(const QuantizedTensor& t, const WeightPiece& p) {
+  if (p.transposed || p.col_begin != 0 || p.cols != t.cols || p.rows == 0) return false;
+  if (t.cols % kColumns != 0 || group_columns(t) % kColumns != 0) return false;
+  return p.row_begin / t.rows == (p.row_begin + (p.rows - 1) * p.row_step) / t.rows;
+}
+
+ScaleType scale_type(const QuantizedTensor& t) {
+  const std::optional<DType> dtype = floating_dtype(t.scale->dtype);
+  if (!dtype) return ScaleType::kExponent;
+  return *dtype == DType::kF32 ? ScaleType::kF32 : *dtype == DType::kBF16 ? ScaleType::kBF16 : ScaleType::kF16;
+}
+
+int64_t scale_bytes(ScaleType type) { return type == ScaleType::kExponent ? 1 : type == ScaleType::kF32 ? 4 : 2; }
+
+// Whether the groups of a row follow one another, although the file may list them.
+bool in_order(const QuantizedTensor& t) {
+  if (!t.group_index) return true;
+  const std::vector<int64_t> index = read_integers(*t.group_index);
+  for (size_t i = 0; i < index.size(); ++i)
+    if (index[i] != int64_t(i) / group_columns(t)) return false;
+  return true;
+}
+
+// [c] the 4-bit field, counted from the lowest, that holds column c of the eight columns of an AWQ word.
+constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
+
+}  // namespace
+
+std::optional<BlockRows> blocks_in_place(const QuantizedTensor& t, const WeightPiece& p) {
+  const QuantizedFormat& f = t.format;
+  const bool int4 = f.encoding == Encoding::kPackedInt && f.bits == 4, int8 = f.encoding == Encoding::kInt8;
+  if (!(is_mxfp4(t) || int4 || int8) || t.zero || !fits(t, p) || !in_order(t)) return std::nullopt;
+  BlockRows r;
+  r.code = int8 ? BlockCode::kGroupedInt8 : int4 ? BlockCode::kGroupedInt4 : BlockCode::kGroupedMxfp4;
+  r.group = group_columns(t);
+  r.scale_type = scale_type(t);
+  const int64_t code_bytes = t.cols / kColumns * block_size(r.code).bytes;
+  const int64_t scale_row = f.block_rows == 0 ? p.row_begin / t.rows : p.row_begin;
+  r.data = t.codes->data + p.row_begin * code_bytes;
+  r.row_bytes = p.row_step * code_bytes;
+  const int64_t row_scales = groups(t) * scale_bytes(r.scale_type);
+  r.scales = t.scale->data + scale_row * row_scales;
+  r.scale_row_bytes = f.block_rows == 0 ? 0 : p.row_step * row_scales;
+  return r;
+}
+
+bool Repacker::repacks(const QuantizedTensor& t, const WeightPiece& p) {
+  const QuantizedFormat& f = t.format;
+  const bool known = f.encoding == Encoding::kPackedInt || f.encoding == Encoding::kGptq || f.encoding == Encoding::kAwq;
+  if (!known || f.block_rows != 1 || !fits(t, p) || !in_order(t)) return false;
+  if (f.bits == 4 || !t.zero) return true;
+  const std::vector<uint8_t> zeros = read_zero_codes(t);
+  return std::all_of(zeros.begin(), zeros.end(), [](uint8_t z) { return z == 128; });
+}
+
+BlockRows Repacker::result(const QuantizedTensor& t, int64_t rows, uint8_t* memory) {
+  BlockRows r;
+  r.code = t.format.bits == 4 ? BlockCode::kGroupedInt4 : BlockCode::kGroupedInt8;
+  r.group = group_columns(t);
+  r.scale_type = scale_type(t);
+  r.row_bytes = t.cols / kColumns * block_size(r.code).bytes;
+  r.scale_row_bytes = groups(t) * scale_bytes(r.scale_type);
+  if (!memory) return r;
+  r.data = memory;
+  r.scales = memory + round_up(rows * r.row_bytes, kAlignment);
+  if (!t.zero || t.format.bits != 4) return r;
+  r.zeros = memory + round_up(rows * r.row_bytes, kAlignment) + round_up(rows * r.scale_row_bytes, kAlignment);
+  r.zero_row_bytes = groups(t);
+  return r;
+}
+
+int64_t Repacker::bytes(const QuantizedTensor& t, int64_t rows) {
+  const BlockRows r = result(t, rows, nullptr);
+  const int64_t zeros = t.zero && t.format.bits == 4 ? rows * groups(t) : 0;
+  return round_up(rows * r.row_bytes, kAlignment) + round_up(rows * r.scale_row_bytes, kAlignment) + round_up(zeros, kAlignment);
+}
+
+Repacker::Repacker(const QuantizedTensor& tensor) : t_(tensor) {
+  if (t_.zero && t_.format.bits == 4) zeros_ = read_zero_codes(t_);
+}
+
+// Eight rows share the words of a column: their fields are gathered, for eight columns at a time.
+void Repacker::repack_awq(int64_t row, int64_t count, uint8_t* codes, int64_t row_bytes) const {
+  const int64_t words = t_.rows / 8;
+  for (int64_t k = 0; k < t_.cols; k += 8)
+    for (int64_t n = row; n < row + count;) {
+      uint32_t in[8];
+      for (int64_t i = 0; i < 8; ++i) in[i] = load_value<uint32_t>(t_.codes->data + ((k + i) * words + n / 8) * 4);
+      for (const int64_t end = std::min(row + count, round_up(n + 1, 8)); n < end; ++n) {
+        const int shift = 4 * kAwqPosition[n % 8];
+        uint32_t out = 0;
+        for (int i = 0; i < 8; ++i) out |= (in[i] >> shift & 15) << (4 * i);
+        std::memcpy(codes + (n - row) * row_bytes + k / 2, &out, 4);
+      }
+    }
+}
+
+void Repacker::repack(const WeightPiece& p, int64_t begin, int64_t count, uint8_t* memory) const {
+  const BlockRows to = result(t_, p.rows, memory);
+  uint8_t* codes = static_cast<uint8_t*>(const_cast<void*>(to.data)) + begin * to.row_bytes;
+  uint8_t* scales = static_cast<uint8_t*>(const_cast<void*>(to.scales)) + begin * to.scale_row_bytes;
+  uint8_t* zeros = static_cast<uint8_t*>(const_cast<void*>(to.zeros)) + begin * to.zero_row_bytes;
+  const int64_t num_groups = groups(t_), size = scale_bytes(to.scale_type), words = to.row_bytes / 4;
+  const auto row_at = [&](int64_t i) { return p.row_begin + (begin + i) * p.row_step; };
+  const bool transposed = t_.format.encoding != Encoding::kPackedInt;
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t g = 0; g < num_groups; ++g) {
+      const int64_t row = row_at(i), from = transposed ? g * t_.rows + row : row * num_groups + g;
+      std::memcpy(scales + i * to.scale_row_bytes + g * size, t_.scale->data + from * size, size_t(size));
+      if (to.zeros) zeros[i * to.zero_row_bytes + g] = zeros_[size_t(row * num_groups + g)];
+    }
+  if (t_.format.encoding == Encoding::kPackedInt) {
+    for (int64_t i = 0; i < count; ++i)
+      std::memcpy(codes + i * to.row_bytes, t_.codes->data + row_at(i) * to.row_bytes, size_t(to.row_bytes));
+  } else if (t_.format.encoding == Encoding::kGptq) {  // a word holds consecutive columns of one row, as the result does
+    for (int64_t w = 0; w < words; ++w)
+      for (int64_t i = 0; i < count; ++i)
+        std::memcpy(codes + i * to.row_bytes + w * 4, t_.codes->data + (w * t_.rows + row_at(i)) * 4, 4);
+  } else {
+    repack_awq(row_at(0), count, codes, to.row_bytes);
+  }
+  if (t_.format.bits == 8)  // codes with an offset of 128 become signed
+    for (int64_t i = 0; i < count * to.row_bytes; ++i) codes[i] ^= 0x80;
+}
+
+}  // namespace lynx_rt
