@@ -162,7 +162,7 @@ ModelDescription describe_model(const std::string& path) {
   const ModelConfig& c = d.config;
   const Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
-  load_weights(c, checkpoint, weights, ReadCopies::kNever);
+  load_weights(c, checkpoint, weights, ReadCopies::kNever, true);
   for (const QuantFormat q : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
     d.options.push_back(describe_option(q, c, weights, checkpoint));
   int64_t bytes_of_experts = 0, num_experts = 0;  // over all layers
