@@ -158,4 +158,12 @@ DecodeBlocks decoder_of(const GgufType& type) {
   return nullptr;
 }
 
+std::optional<BlockRows> rows_in_blocks(const GgufType& type, const TensorInfo& info) {
+  for (const BlockCode code : {BlockCode::kQ8_0, BlockCode::kQ4_0, BlockCode::kQ4_K, BlockCode::kQ5_K, BlockCode::kQ6_K,
+                               BlockCode::kIQ4_NL, BlockCode::kIQ4_XS, BlockCode::kMxfp4})
+    if (type.name == block_code_name(code))
+      return BlockRows{.code = code, .data = info.data, .row_bytes = info.shape.back() / type.values * type.bytes};
+  return std::nullopt;
+}
+
 }  // namespace lynx_rt

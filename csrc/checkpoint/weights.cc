@@ -64,6 +64,7 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
     if (const GgufType* type = found ? nullptr : find_gguf_type(source.plain->dtype)) {
       source.decode = decoder_of(*type);
       source.row_bytes = matrix_shape(spec.shape).cols / type->values * type->bytes;
+      if (!source.plain->shape.empty()) source.blocks = rows_in_blocks(*type, *source.plain);
     }
     if (!found && !source.decode && !source.is_double())
       problems.add_wrong_dtype(spec.name, "F64, F32, BF16 or F16", *source.plain);

@@ -1,4 +1,7 @@
-"""Models in GGUF: their logits against those of the same weights in safetensors, for each architecture and each element type."""
+"""Models in GGUF: their logits against those of the same weights in safetensors, for each architecture and each element type.
+
+With dtype="float32", blocks are decoded to bfloat16 weights; else they are multiplied in place.
+"""
 
 import json
 import sys
@@ -119,17 +122,29 @@ WIDE = {"hidden_size": 256, "moe_intermediate_size": 256, "num_experts": 4, "num
     ids=lambda kind: kind.name,
 )
 def test_blocks(kind, tmp_path):
-    """Random blocks of every type: as bfloat16 weights that have the values of the package's decoder."""
+    """Random blocks of every type, decoded: as bfloat16 weights that have the values of the package's decoder."""
     folder = Path(write(Row("qwen3_moe", "wide", WIDE, dtype="bfloat16"), tmp_path / "hf"))
     stored = gf.convert(folder, tmp_path / "model.gguf", kind, seed=kind)
     save_reference(folder, gf.originals(folder, stored), torch.bfloat16)
-    np.testing.assert_array_equal(logits(tmp_path / "model.gguf"), logits(folder))
+    exact = logits(tmp_path / "model.gguf", dtype="float32")
+    np.testing.assert_array_equal(exact, logits(folder, dtype="float32"))
+
+    # In place, rows enter the products as int8: nothing is copied, and a request has the same bits alone and in any batch.
+    facts = _C.inspect(str(tmp_path / "model.gguf"))
+    assert facts["copied_weight_bytes"] == 0 and facts["weight_bytes"] == facts["checkpoint_bytes"]
+    ours = logits(tmp_path / "model.gguf")
+    assert 0 < np.abs(ours - exact).max() < 0.1 * np.abs(exact).max()
+    assert np.corrcoef(ours.ravel(), exact.ravel())[0, 1] > 0.999
+    prompts = [TOKENS, TOKENS[:5], TOKENS[3:9]]
+    batch = greedy(engine(str(tmp_path / "model.gguf")), prompts, 8)
+    other = engine(str(tmp_path / "model.gguf"), max_num_batched_tokens=5, max_num_seqs=2, block_size=8, num_threads=2)
+    assert [greedy(other, [prompt], 8)[0] for prompt in prompts] == batch
 
 
 def test_mixed_blocks(tmp_path):
     """Types as in Q4_K_M: more bits for some matrices, in one expert block as well."""
     folder = Path(write(Row("qwen3_moe", "wide", WIDE, dtype="bfloat16"), tmp_path / "hf"))
-    kinds = {"ffn_down_exps": Type.Q6_K, "attn_v": Type.Q6_K, "token_embd": Type.Q4_K, "output.": Type.Q6_K, "attn_k.": Type.F16,
+    kinds = {"ffn_down_exps": Type.Q6_K, "attn_v": Type.Q6_K, "token_embd": Type.Q4_K, "output.": Type.Q6_K, "attn_k.": Type.Q8_0,
              "ffn_up_exps": Type.Q5_K}  # fmt: skip
 
     def kind(name: str) -> Type:
@@ -137,10 +152,9 @@ def test_mixed_blocks(tmp_path):
 
     stored = gf.convert(folder, tmp_path / "model.gguf", kind, seed=1)
     save_reference(folder, gf.originals(folder, stored), torch.bfloat16)
-    ours, expected = logits(tmp_path / "model.gguf"), logits(folder)
-    np.testing.assert_allclose(
-        ours, expected, rtol=0, atol=0.02 * np.abs(expected).max()
-    )  # attn_k is F16 in the file alone
+    ours, expected = (logits(path, dtype="float32") for path in (tmp_path / "model.gguf", folder))
+    np.testing.assert_array_equal(ours, expected)
+    assert np.corrcoef(logits(tmp_path / "model.gguf").ravel(), ours.ravel())[0, 1] > 0.998
 
 
 def test_mxfp4_of_gpt_oss(tmp_path):
@@ -159,7 +173,8 @@ def test_mxfp4_of_gpt_oss(tmp_path):
         {n: torch.from_numpy(np.ascontiguousarray(t)).bfloat16() for n, t in tensors.items()},
         folder / "model.safetensors",
     )
-    ours, expected = logits(tmp_path / "m.gguf"), logits(folder)
+    ours, expected = (logits(path, dtype="float32") for path in (tmp_path / "m.gguf", folder))
+    assert np.corrcoef(logits(tmp_path / "m.gguf").ravel(), ours.ravel())[0, 1] > 0.999
     # Vectors and routers are float32 in the one and bfloat16 in the other.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=0.02 * np.abs(expected).max())
 
