@@ -3,20 +3,23 @@
 // batch.
 //
 // Values, d and dmin float16, T a table of 16 bytes, e an exponent. Bytes and order of the columns: blocks_decode_inl.h.
-//   Q8_0 d q   Q4_0 d (q - 8)   IQ4_NL d T[q]   MXFP4 and mxfp4 2^(e - 128) T[q]   int4 s (q - zero)   int8 s (q - zero)
+//   Q8_0 d q   Q4_0 d (q - 8)   IQ4_NL d T[q]   MXFP4 and mxfp4 2^(e - 128) T[q]   int4 s (q - zero)   int8 s q
 //   Q4_K, Q5_K d sc q - dmin m   Q6_K d sc (q - 32)   IQ4_XS d sc T[q]     sc and m: integers of 32 (Q6_K: 16) columns
-// A row of weights is so codes c, signed bytes, with either a float32 scale s for each run of 32 columns, or an integer scale for each
-// 16 columns, a float32 scale d for each group of 128, and for Q4_K and Q5_K a float32 minimum for each run.
+// The product takes a row of weights as codes c, signed bytes, with a float32 scale s for each run of 32 columns, or with steps: an
+// integer for each 16 columns and a float32 scale for each group of 128. Codes that need no sign have instead a float32 minimum for
+// each run, which is taken off: Q4_0 8 d, MXFP4 12 2^(e - 128), int4 s zero. int4 and int8 have steps, all 1, where a group of the file
+// is whole groups of 128 columns; MXFP4 has them where exponents are close to each other, and no bit depends on that.
 //
 // A row of x enters as in quant.h: signed bytes q with a scale per group of 128 columns. Its minimums' factors are, for each run, the
 // sum of q times that scale. The packed row is: its bytes, K padded with zeros to 128; the scales; the factors.
 //
 // A product is the sum of eight lanes. Lane l takes columns 4 l .. 4 l + 3 of each run r: p[r][l] is the sum of c q over them.
 //   group g, runs r = 4 g .. 4 g + 3, float32, left to right:
-//     float scales:    t = ((p[0] s[0] + p[1] s[1]) + p[2] s[2]) + p[3] s[3]
-//     integer scales:  t = float(sum over r of p[r] sc[r][l / 4]) * d, an exact integer below 2^24
+//     scales:  t = p[0] s[0] + p[1] s[1] + p[2] s[2] + p[3] s[3]
+//     steps:   t = float(sum over r of p[r] step[r][l / 4]) * scale, of an exact integer below 2^24
 //   lane[l] = sum over g, ascending, of t * (scale of x)
 //   low[r mod 8] = sum over r, ascending, of minimum[r] * factor[r]
+// Sums of products are fused multiply-adds, one after the other.
 //   out = fold(lane) - fold(low), fold(a) = ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 #pragma once
 #include <cstdint>

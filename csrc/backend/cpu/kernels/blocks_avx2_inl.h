@@ -11,6 +11,7 @@ template <class Dot>
 struct Avx2Blocks {
   using Codes = __m256i;
   static constexpr int kRows = 6;
+  static constexpr int at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
   static Codes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static __m128i half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
@@ -49,14 +50,6 @@ struct Avx2Blocks {
     return _mm256_set_m128i(_mm_set1_epi32(part.steps[1][r]), _mm_set1_epi32(part.steps[0][r]));
   }
 
-  template <BlockCode Code, int R>
-  static void add(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
-    if (always_steps(Code) || (!never_steps(Code) && part.has_steps))
-      sum<Code, R, true>(part, groups, x, first, acc);
-    else
-      sum<Code, R, false>(part, groups, x, first, acc);
-  }
-
   static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
     __m256 sums = _mm256_loadu_ps(low);
     int64_t r = 0;
@@ -65,38 +58,41 @@ struct Avx2Blocks {
     if (r < n) _mm_storeu_ps(low, _mm_fmadd_ps(_mm_load_ps(a + r), _mm_loadu_ps(b + r), _mm_loadu_ps(low)));
   }
 
- private:
   // The products take one operand without signs: |c|, and q with the sign of c.
-  template <BlockCode Code, int R, bool kSteps>
-  static void sum(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+  template <BlockCode Code, int W, int R, bool kSteps>
+  static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
     constexpr bool kSigned = !has_minimums(Code);
     const char* bytes = x.bytes(0, first);
     const float* scales = x.scales(0) + first;
     const int64_t scale_stride = x.stride / 4;
     for (int64_t g = 0; g < groups; ++g) {
-      __m256i sums[R];
-      __m256 values[R];
-      for (int j = 0; j < R; ++j) sums[j] = _mm256_setzero_si256(), values[j] = _mm256_setzero_ps();
+      __m256i sums[W][R];
+      __m256 values[W][R];
+      for (int t = 0; t < W; ++t)
+        for (int j = 0; j < R; ++j) sums[t][j] = _mm256_setzero_si256(), values[t][j] = _mm256_setzero_ps();
 #pragma GCC unroll 1
-      for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun) {
-        const __m256i codes = load(part.codes + kRun * r), absolute = kSigned ? _mm256_abs_epi8(codes) : codes;
-        const __m256i factor = kSteps ? steps<Code>(part, r) : _mm256_setzero_si256();
-        const __m256 scale = kSteps ? _mm256_setzero_ps() : _mm256_set1_ps(part.scales[r]);
-        for (int j = 0; j < R; ++j) {
-          const __m256i bytes_of = load(bytes + j * x.stride);
-          const __m256i q = kSigned ? _mm256_sign_epi8(bytes_of, codes) : bytes_of;
-          // Sums of two products fit 16 bits: 2 * 128 * 127 < 2^15.
-          if constexpr (kSteps)
-            sums[j] = now(_mm256_add_epi32(sums[j], _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, q), factor)));
-          else
-            values[j] = now(_mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::fours(absolute, q)), scale, values[j]));
+      for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun)
+        for (int t = 0; t < W; ++t) {
+          const __m256i codes = load(parts[t].codes + kRun * r), absolute = kSigned ? _mm256_abs_epi8(codes) : codes;
+          const __m256i factor = kSteps ? steps<Code>(parts[t], r) : _mm256_setzero_si256();
+          const __m256 scale = kSteps ? _mm256_setzero_ps() : _mm256_set1_ps(parts[t].scales[r]);
+          for (int j = 0; j < R; ++j) {
+            const __m256i plain = load(bytes + j * x.stride), q = kSigned ? _mm256_sign_epi8(plain, codes) : plain;
+            // Sums of two products fit 16 bits: 2 * 128 * 127 < 2^15.
+            if constexpr (kSteps)
+              sums[t][j] = now(_mm256_add_epi32(sums[t][j], _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, q), factor)));
+            else
+              values[t][j] = now(_mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::fours(absolute, q)), scale, values[t][j]));
+          }
         }
-      }
-      for (int j = 0; j < R; ++j) {
-        if constexpr (kSteps) values[j] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[j]), _mm256_set1_ps(part.group_scales[g]));
-        const __m256 scale = _mm256_set1_ps(scales[j * scale_stride + g]);
-        _mm256_storeu_ps(acc[j], _mm256_fmadd_ps(values[j], scale, _mm256_loadu_ps(acc[j])));
-      }
+      for (int t = 0; t < W; ++t)
+        for (int j = 0; j < R; ++j) {
+          if constexpr (kSteps)
+            values[t][j] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[t][j]), _mm256_set1_ps(parts[t].group_scales[g]));
+          const __m256 scale = _mm256_set1_ps(scales[j * scale_stride + g]);
+          float* to = acc[t][j];
+          _mm256_storeu_ps(to, _mm256_fmadd_ps(values[t][j], scale, _mm256_loadu_ps(to)));
+        }
     }
   }
 };

@@ -29,6 +29,8 @@ constexpr int64_t kChunk = 2048;  // columns that are decoded at a time: a few r
 
 constexpr int kMxfp4Offset = 12;
 constexpr int8_t kMxfp4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};  // 12 + twice the value
+constexpr int64_t kAhead = 4096;  // bytes between the prefetch of a line and its use: these, and not many lines at once
+
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
 // A part of a row of weights. Groups are complete: what a row lacks is zeros.
@@ -83,6 +85,7 @@ inline int32_t twice(int v) { return int32_t(uint32_t(uint16_t(v)) * 0x10001u); 
 template <class V, BlockCode Code>
 inline void decode_runs(const uint8_t* b, int64_t runs, Decoded& out) {
   for (int64_t r = 0; r < runs; ++r, b += lynx_rt::block_size(Code).bytes) {
+    __builtin_prefetch(b + kAhead);
     const float scale = V::half_float(b);
     out.scales[r] = scale;
     if (Code == BlockCode::kQ4_0) out.minimums[r] = 8 * scale;
@@ -116,6 +119,7 @@ inline void decode_mxfp4(const uint8_t* b, int64_t runs, Decoded& out) {
   constexpr int64_t kBytes = lynx_rt::block_size(BlockCode::kMxfp4).bytes;
   uint8_t e[kChunk / kRun];
   for (int64_t r = 0; r < runs; ++r, b += kBytes) {
+    __builtin_prefetch(b + kAhead);
     e[r] = b[0];
     V::store(out.codes + kRun * r, V::look_up(V::halves(b + 1), kMxfp4));
   }
@@ -130,7 +134,10 @@ inline void decode_grouped(const BlockRows& rows, int64_t row, int64_t begin, in
   const uint8_t* scales = static_cast<const uint8_t*>(rows.scales) + row * rows.scale_row_bytes;
   if constexpr (Code == BlockCode::kGroupedMxfp4) {
     exponents(scales + begin / kRun, runs, out);
-    for (int64_t r = 0; r < runs; ++r, b += kBytes) V::store(out.codes + kRun * r, V::look_up(V::pairs(b), kMxfp4));
+    for (int64_t r = 0; r < runs; ++r, b += kBytes) {
+      __builtin_prefetch(b + kAhead);
+      V::store(out.codes + kRun * r, V::look_up(V::pairs(b), kMxfp4));
+    }
     return;
   }
   const uint8_t* zeros = rows.zeros ? static_cast<const uint8_t*>(rows.zeros) + row * rows.zero_row_bytes : nullptr;
@@ -140,6 +147,7 @@ inline void decode_grouped(const BlockRows& rows, int64_t row, int64_t begin, in
     const int64_t g = (first + r) / group_runs, end = (g + 1) * group_runs - first < runs ? (g + 1) * group_runs - first : runs;
     const float scale = scale_at<V>(rows.scale_type, scales, g), minimum = scale * float(zeros ? zeros[g] : 8);
     for (; r < end; ++r, b += kBytes) {
+      __builtin_prefetch(b + kAhead);
       V::store(out.codes + kRun * r, Code == BlockCode::kGroupedInt8 ? V::load(b) : V::pairs(b));
       out.scales[r] = scale;
       out.minimums[r] = minimum;
@@ -154,6 +162,7 @@ template <class V, BlockCode Code>
 inline void decode_super(const uint8_t* b, int64_t r, Decoded& out) {
   constexpr bool kFive = Code == BlockCode::kQ5_K, kSix = Code == BlockCode::kQ6_K;
   int8_t* codes = out.codes + kRun * r;
+  for (int i = 0; i < 256; i += 64) __builtin_prefetch(b + kAhead + i);
   const float d = V::half_float(kSix ? b + 208 : b);
   out.group_scales[r / kGroupRuns] = out.group_scales[r / kGroupRuns + 1] = d;
   if constexpr (has_minimums(Code)) {

@@ -1,10 +1,11 @@
 // The common part of the products with weights in blocks (blocks.h) of all instruction sets.
 //
 // A class V is one of blocks_decode_inl.h, and has
-//   kRows                     rows of x of a pass at most
-//   add<Code, R>(part, groups, x, g, acc)
-//                             adds the products of a decoded part with R rows of x to their lanes acc[R][8]; the part begins at
-//                             group g of the rows
+//   kRows                       rows of x of a pass at most
+//   at_once(r)                  rows of weights that are multiplied together with r rows of x: 1, 2 or 4
+//   add<Code, W, R, steps>(parts, groups, x, g, acc)
+//                               adds the products of W decoded parts, with steps or without, with R rows of x to their lanes
+//                               acc[W][R][8]; the parts begin at group g of the rows
 //   add_minimums(a, b, n, low)  low[r mod 8] += a[r] * b[r] for r < n, a multiple of 4
 #pragma once
 #include "backend/cpu/kernels/blocks_decode_inl.h"
@@ -32,20 +33,39 @@ struct BlockX {
 
 inline float fold(const Lanes& a) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
 
-inline void prefetch(const uint8_t* p, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
-}
+template <bool Value>
+struct Bool {
+  static constexpr bool value = Value;
+};
 
-// The bytes of columns [0, k) of a row.
-constexpr int64_t bytes_of(BlockCode code, int64_t k) {
-  return k / lynx_rt::block_size(code).columns * lynx_rt::block_size(code).bytes;
+// Calls add(RowCount<W>, t, Bool<steps>) for all rows of weights of a tile, several at once where few rows of x leave room for their
+// sums.
+template <class V, BlockCode Code, int R, class Add>
+inline void for_tile(const Decoded* parts, int64_t tile, const Add& add) {
+  constexpr int kAtOnce = V::at_once(R);
+  const auto one = [&](auto rows, int64_t t) {
+    if (always_steps(Code) || (!never_steps(Code) && parts[t].has_steps))
+      add(rows, t, Bool<!never_steps(Code)>());
+    else
+      add(rows, t, Bool<always_steps(Code)>());
+  };
+  int64_t t = 0;
+  if constexpr (kAtOnce > 1)
+    for (; t + kAtOnce <= tile; t += kAtOnce) {
+      bool same = true;
+      for (int64_t u = t + 1; u < t + kAtOnce; ++u) same &= parts[u].has_steps == parts[t].has_steps;
+      if (same)
+        one(RowCount<kAtOnce>(), t);
+      else
+        for (int64_t u = t; u < t + kAtOnce; ++u) one(RowCount<1>(), u);
+    }
+  for (; t < tile; ++t) one(RowCount<1>(), t);
 }
 
 template <class V, BlockCode Code>
 void block_gemm(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-                int64_t out_stride, bool accumulate, const void* next) {
+                int64_t out_stride, bool accumulate, const void*) {
   const BlockX all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
-  const uint8_t* data = static_cast<const uint8_t*>(w.data);
   Decoded parts[kTile];
   for (int64_t first = 0; first < m; first += kMostX) {
     const int64_t count = m - first < kMostX ? m - first : kMostX;
@@ -62,17 +82,13 @@ void block_gemm(const BlockRows& w, int64_t n, const void* rows, int64_t x_strid
       for (int64_t begin = 0; begin < k; begin += kChunk) {
         const int64_t columns = k - begin < kChunk ? k - begin : kChunk, g = begin / kGroup;
         int64_t groups = 0;
-        for (int64_t t = 0; t < tile; ++t) {
-          const int64_t ahead = i + t + kTile;
-          if (ahead < n)
-            prefetch(data + ahead * w.row_bytes + bytes_of(Code, begin), bytes_of(Code, columns));
-          else if (next)
-            prefetch(static_cast<const uint8_t*>(next) + (ahead - n) * w.row_bytes + bytes_of(Code, begin),
-                     bytes_of(Code, columns));
-          groups = decode<V, Code>(w, i + t, begin, columns, parts[t]);
-        }
+        for (int64_t t = 0; t < tile; ++t) groups = decode<V, Code>(w, i + t, begin, columns, parts[t]);
         in_passes<V::kRows>(count, [&](auto r, int64_t j) {
-          for (int64_t t = 0; t < tile; ++t) V::template add<Code, r.number>(parts[t], groups, x.from(j), g, acc[t] + j);
+          for_tile<V, Code, r.number>(parts, tile, [&](auto rows_of_w, int64_t t, auto steps) {
+            Lanes* to[rows_of_w.number];
+            for (int u = 0; u < rows_of_w.number; ++u) to[u] = acc[t + u] + j;
+            V::template add<Code, rows_of_w.number, r.number, steps.value>(parts + t, groups, x.from(j), g, to);
+          });
         });
         if constexpr (has_minimums(Code))
           for (int64_t j = 0; j < count; ++j)

@@ -12,6 +12,7 @@ struct NeonBlocks {
     uint8x16_t low, high;
   };
   static constexpr int kRows = 4;
+  static constexpr int at_once(int rows) { return rows == 1 ? 4 : rows == 2 ? 2 : 1; }
 
   static Codes load(const void* p) {
     const uint8_t* bytes = static_cast<const uint8_t*>(p);
@@ -32,7 +33,9 @@ struct NeonBlocks {
     const uint8x16_t kept = vdupq_n_u8(uint8_t(mask));
     return {vandq_u8(vshlq_u8(b.low, by), kept), vandq_u8(vshlq_u8(b.high, by), kept)};
   }
-  static Codes upper(Codes c, Codes b) { return {vorrq_u8(c.low, vshlq_n_u8(b.low, 4)), vorrq_u8(c.high, vshlq_n_u8(b.high, 4))}; }
+  static Codes upper(Codes c, Codes b) {
+    return {vorrq_u8(c.low, vshlq_n_u8(b.low, 4)), vorrq_u8(c.high, vshlq_n_u8(b.high, 4))};
+  }
   static Codes less(Codes c, int n) {
     const uint8x16_t by = vdupq_n_u8(uint8_t(n));
     return {vsubq_u8(c.low, by), vsubq_u8(c.high, by)};
@@ -47,14 +50,6 @@ struct NeonBlocks {
     vst1q_s8(p + 16, vreinterpretq_s8_u8(c.high));
   }
 
-  template <BlockCode Code, int R>
-  static void add(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
-    if (always_steps(Code) || (!never_steps(Code) && part.has_steps))
-      sum<Code, R, true>(part, groups, x, first, acc);
-    else
-      sum<Code, R, false>(part, groups, x, first, acc);
-  }
-
   static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
     for (int64_t r = 0; r < n; r += 4) {
       float* to = low + r % 8;
@@ -62,35 +57,39 @@ struct NeonBlocks {
     }
   }
 
- private:
-  template <BlockCode Code, int R, bool kSteps>
-  static void sum(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+  template <BlockCode Code, int W, int R, bool kSteps>
+  static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
     const int8_t* bytes = reinterpret_cast<const int8_t*>(x.bytes(0, first));
     const float* scales = x.scales(0) + first;
     const int64_t scale_stride = x.stride / 4;
     for (int64_t g = 0; g < groups; ++g) {
-      int32x4_t sums[R][2];
-      float32x4_t values[R][2];
-      for (int j = 0; j < R; ++j)
-        for (int h = 0; h < 2; ++h) sums[j][h] = vdupq_n_s32(0), values[j][h] = vdupq_n_f32(0);
+      int32x4_t sums[W][R][2];
+      float32x4_t values[W][R][2];
+      for (int t = 0; t < W; ++t)
+        for (int j = 0; j < R; ++j)
+          for (int h = 0; h < 2; ++h) sums[t][j][h] = vdupq_n_s32(0), values[t][j][h] = vdupq_n_f32(0);
       for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun)
-        for (int h = 0; h < 2; ++h) {
-          const int8x16_t codes = vld1q_s8(part.codes + kRun * r + 16 * h);
-          const int32_t step = int16_t(part.steps[Code == BlockCode::kQ6_K ? h : 0][r]);
-          for (int j = 0; j < R; ++j) {
-            const int32x4_t fours = Dot::fours(codes, vld1q_s8(bytes + j * x.stride + 16 * h));
-            if constexpr (kSteps)
-              sums[j][h] = vmlaq_n_s32(sums[j][h], fours, step);
-            else
-              values[j][h] = vfmaq_n_f32(values[j][h], vcvtq_f32_s32(fours), part.scales[r]);
+        for (int t = 0; t < W; ++t)
+          for (int h = 0; h < 2; ++h) {
+            const Decoded& part = parts[t];
+            const int8x16_t codes = vld1q_s8(part.codes + kRun * r + 16 * h);
+            const int32_t step = int16_t(part.steps[Code == BlockCode::kQ6_K ? h : 0][r]);
+            for (int j = 0; j < R; ++j) {
+              const int32x4_t fours = Dot::fours(codes, vld1q_s8(bytes + j * x.stride + 16 * h));
+              if constexpr (kSteps)
+                sums[t][j][h] = vmlaq_n_s32(sums[t][j][h], fours, step);
+              else
+                values[t][j][h] = vfmaq_n_f32(values[t][j][h], vcvtq_f32_s32(fours), part.scales[r]);
+            }
           }
-        }
-      for (int j = 0; j < R; ++j)
-        for (int h = 0; h < 2; ++h) {
-          if constexpr (kSteps) values[j][h] = vmulq_n_f32(vcvtq_f32_s32(sums[j][h]), part.group_scales[g]);
-          float* to = acc[j] + 4 * h;
-          vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), values[j][h], scales[j * scale_stride + g]));
-        }
+      for (int t = 0; t < W; ++t)
+        for (int j = 0; j < R; ++j)
+          for (int h = 0; h < 2; ++h) {
+            float32x4_t& value = values[t][j][h];
+            if constexpr (kSteps) value = vmulq_n_f32(vcvtq_f32_s32(sums[t][j][h]), parts[t].group_scales[g]);
+            float* to = acc[t][j] + 4 * h;
+            vst1q_f32(to, vfmaq_n_f32(vld1q_f32(to), value, scales[j * scale_stride + g]));
+          }
     }
   }
 };

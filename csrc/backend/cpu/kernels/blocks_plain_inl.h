@@ -9,6 +9,7 @@ struct PlainBlocks {
     int8_t v[32];
   };
   static constexpr int kRows = 1;
+  static constexpr int at_once(int) { return 1; }
 
   static Codes load(const uint8_t* p) {
     Codes c;
@@ -57,8 +58,10 @@ struct PlainBlocks {
     for (int64_t r = 0; r < n; ++r) low[r % 8] = __builtin_fmaf(a[r], b[r], low[r % 8]);
   }
 
-  template <BlockCode Code, int R>
-  static void add(const Decoded& part, int64_t groups, BlockX x, int64_t first, Lanes* acc) {
+  template <BlockCode Code, int W, int R, bool kSteps>
+  static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
+    const Decoded& part = *parts;
+    Lanes& lanes = acc[0][0];
     for (int64_t g = 0; g < groups; ++g) {
       const int8_t* q = reinterpret_cast<const int8_t*>(x.bytes(0, first + g));
       const float scale = x.scales(0)[first + g];
@@ -69,14 +72,14 @@ struct PlainBlocks {
           const int64_t r = g * kGroupRuns + b, at = kRun * b + 4 * l;
           int32_t p = 0;
           for (int64_t i = 0; i < 4; ++i) p += part.codes[g * kGroup + at + i] * q[at + i];
-          if (part.has_steps) {
+          if (kSteps) {
             steps += p * int16_t(part.steps[Code == BlockCode::kQ6_K ? l / 4 : 0][r]);
           } else {
             sum = __builtin_fmaf(float(p), part.scales[r], sum);
           }
         }
-        if (part.has_steps) sum = float(steps) * part.group_scales[g];
-        acc[0][l] = __builtin_fmaf(sum, scale, acc[0][l]);
+        if (kSteps) sum = float(steps) * part.group_scales[g];
+        lanes[l] = __builtin_fmaf(sum, scale, lanes[l]);
       }
     }
   }
