@@ -1,6 +1,6 @@
 """Models in GGUF: their logits against those of the same weights in safetensors, for each architecture and each element type.
 
-With dtype="float32", blocks are decoded to bfloat16 weights; else they are multiplied in place.
+With quantization="dequantize", blocks are decoded to bfloat16 weights; else they are multiplied in place.
 """
 
 import json
@@ -126,7 +126,7 @@ def test_blocks(kind, tmp_path):
     folder = Path(write(Row("qwen3_moe", "wide", WIDE, dtype="bfloat16"), tmp_path / "hf"))
     stored = gf.convert(folder, tmp_path / "model.gguf", kind, seed=kind)
     save_reference(folder, gf.originals(folder, stored), torch.bfloat16)
-    exact = logits(tmp_path / "model.gguf", dtype="float32")
+    exact = logits(tmp_path / "model.gguf", dtype="float32", quantization="dequantize")
     np.testing.assert_array_equal(exact, logits(folder, dtype="float32"))
 
     # In place, rows enter the products as int8: nothing is copied, and a request has the same bits alone and in any batch.
@@ -152,8 +152,8 @@ def test_mixed_blocks(tmp_path):
 
     stored = gf.convert(folder, tmp_path / "model.gguf", kind, seed=1)
     save_reference(folder, gf.originals(folder, stored), torch.bfloat16)
-    ours, expected = (logits(path, dtype="float32") for path in (tmp_path / "model.gguf", folder))
-    np.testing.assert_array_equal(ours, expected)
+    ours = logits(tmp_path / "model.gguf", dtype="float32", quantization="dequantize")
+    np.testing.assert_array_equal(ours, logits(folder, dtype="float32"))
     assert np.corrcoef(logits(tmp_path / "model.gguf").ravel(), ours.ravel())[0, 1] > 0.998
 
 
@@ -173,7 +173,8 @@ def test_mxfp4_of_gpt_oss(tmp_path):
         {n: torch.from_numpy(np.ascontiguousarray(t)).bfloat16() for n, t in tensors.items()},
         folder / "model.safetensors",
     )
-    ours, expected = (logits(path, dtype="float32") for path in (tmp_path / "m.gguf", folder))
+    ours = logits(tmp_path / "m.gguf", dtype="float32", quantization="dequantize")
+    expected = logits(folder, dtype="float32")
     assert np.corrcoef(logits(tmp_path / "m.gguf").ravel(), ours.ravel())[0, 1] > 0.999
     # Vectors and routers are float32 in the one and bfloat16 in the other.
     np.testing.assert_allclose(ours, expected, rtol=0, atol=0.02 * np.abs(expected).max())

@@ -28,8 +28,7 @@ class CpuBackend : public Backend {
   WeightView keep(const WeightView& weight, int64_t size) override;
   bool is_mapped(const void* data) const override { return store_.is_mapped(data); }
   void check_files() const override { store_.check_unchanged(); }
-  // In float32, which is for reference, blocks are decoded: rows of x enter their products as int8.
-  bool multiplies_blocks() const override { return compute_dtype_ != DType::kF32; }
+  bool multiplies_blocks() const override { return true; }
   bool reads_products() const override { return !store_.filled(); }
   void reserve(const StepLimits& limits) override;
 
