@@ -34,8 +34,6 @@ ScaleType scale_type(const QuantizedTensor& t) {
   return *dtype == DType::kF32 ? ScaleType::kF32 : *dtype == DType::kBF16 ? ScaleType::kBF16 : ScaleType::kF16;
 }
 
-int64_t scale_bytes(ScaleType type) { return type == ScaleType::kExponent ? 1 : type == ScaleType::kF32 ? 4 : 2; }
-
 // Whether the groups of a row follow one another, although the file may list them.
 bool in_order(const QuantizedTensor& t) {
   if (!t.group_index) return true;
@@ -62,7 +60,7 @@ std::optional<BlockRows> blocks_in_place(const QuantizedTensor& t, const WeightP
   const int64_t scale_row = f.block_rows == 0 ? p.row_begin / t.rows : p.row_begin;
   r.data = t.codes->data + p.row_begin * code_bytes;
   r.row_bytes = p.row_step * code_bytes;
-  const int64_t row_scales = groups(t) * scale_bytes(r.scale_type);
+  const int64_t row_scales = groups(t) * scale_size(r.scale_type);
   r.scales = t.scale->data + scale_row * row_scales;
   r.scale_row_bytes = f.block_rows == 0 ? 0 : p.row_step * row_scales;
   return r;
@@ -83,7 +81,7 @@ BlockRows Repacker::result(const QuantizedTensor& t, int64_t rows, uint8_t* memo
   r.group = group_columns(t);
   r.scale_type = scale_type(t);
   r.row_bytes = t.cols / kColumns * block_size(r.code).bytes;
-  r.scale_row_bytes = groups(t) * scale_bytes(r.scale_type);
+  r.scale_row_bytes = groups(t) * scale_size(r.scale_type);
   if (!memory) return r;
   r.data = memory;
   r.scales = memory + round_up(rows * r.row_bytes, kAlignment);
@@ -124,7 +122,7 @@ void Repacker::repack(const WeightPiece& p, int64_t begin, int64_t count, uint8_
   uint8_t* codes = static_cast<uint8_t*>(const_cast<void*>(to.data)) + begin * to.row_bytes;
   uint8_t* scales = static_cast<uint8_t*>(const_cast<void*>(to.scales)) + begin * to.scale_row_bytes;
   uint8_t* zeros = static_cast<uint8_t*>(const_cast<void*>(to.zeros)) + begin * to.zero_row_bytes;
-  const int64_t num_groups = groups(t_), size = scale_bytes(to.scale_type), words = to.row_bytes / 4;
+  const int64_t num_groups = groups(t_), size = scale_size(to.scale_type), words = to.row_bytes / 4;
   const auto row_at = [&](int64_t i) { return p.row_begin + (begin + i) * p.row_step; };
   const bool transposed = t_.format.encoding != Encoding::kPackedInt;
   for (int64_t i = 0; i < count; ++i)

@@ -164,7 +164,6 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   weights.layers.resize(size_t(config.num_layers));
   std::vector<TensorSpec> specs = family.specs(config, checkpoint, weights);
   convert_mixed(checkpoint, config.dtype, specs, weights);
-  if (blocks) allow_blocks(specs, weights);
   std::vector<std::string> ignored = kNotOfTheModel;
   ignored.insert(ignored.end(), family.ignored_tensors.begin(), family.ignored_tensors.end());
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
