@@ -153,11 +153,11 @@ Json factors_of(const ConfigWriter& c, const std::string& name) {
   if (!info) c.reject_tensor(name, "missing");
   if (info->dtype != "F32" || info->shape.size() != 1)
     c.reject_tensor(name, "expected one dimension of F32, got shape ", info->shape, " of ", info->dtype);
-  Json::Array out;
-  for (int64_t i = 0; i < info->shape[0]; ++i) {
+  Json::Array out(size_t(info->shape[0]));
+  for (size_t i = 0; i < out.size(); ++i) {
     float value;
-    std::memcpy(&value, info->data + i * int64_t(sizeof value), sizeof value);
-    out.push_back({ConfigWriter::shortest(value)});
+    std::memcpy(&value, info->data + i * sizeof value, sizeof value);
+    out[i].value = ConfigWriter::shortest(value);
   }
   return {std::move(out)};
 }
