@@ -30,6 +30,9 @@ def forever():
 def read():
     while True:
         for _ in engine.stream("a", LONG): pass
+def read_until_closed():  # a daemon thread that prints a traceback when the interpreter ends may make Python abort
+    try: read()
+    except lynx_rt.EngineClosedError: pass
 async def consume(tokens=10**9):
     async for out in engine.agenerate("a", LONG):
         if len(out.outputs[0].token_ids) >= tokens: break
@@ -140,7 +143,7 @@ WAYS: dict[str, tuple[str, int]] = {
         "atexit.register(at_exit); daemons(read)",
         0,
     ),
-    "atexit_close": ("at_exit = lambda: engine.close()\natexit.register(at_exit); daemons(read); end()", 0),
+    "atexit_close": ("at_exit = lambda: engine.close()\natexit.register(at_exit); daemons(read_until_closed); end()", 0),
     "two_engines_in_a_cycle": (
         "class Holder: pass\n"
         "a = Holder(); a.engine, a.itself, a.stream = lynx_rt.Engine(sys.argv[1]), a, engine.stream('a', LONG)\n"
