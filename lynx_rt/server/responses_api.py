@@ -52,6 +52,11 @@ async def kept_response(path: str) -> Response:
     )
 
 
+def ends_with_hidden_token(tokens: CompletionDelta) -> bool:
+    """Whether the last token is the one that ended the output, which has no text. It may come with tokens that have."""
+    return tokens.finish_reason == "stop" and not isinstance(tokens.stop_reason, str) and len(tokens.token_ids) > 0
+
+
 class _Answer:
     """One request, from its first token to its answer."""
 
@@ -112,7 +117,8 @@ class _Answer:
         if not body.wants_logprobs:
             return []
         as_ids = bool(body.return_tokens_as_token_ids)
-        return chat_logprobs(tokens.token_ids, tokens.logprobs or [], body.top_logprobs or 0, as_ids)
+        shown = len(tokens.token_ids) - ends_with_hidden_token(tokens)
+        return chat_logprobs(tokens.token_ids[:shown], (tokens.logprobs or [])[:shown], body.top_logprobs or 0, as_ids)
 
     def _object(self, status: str, error: ApiError | None = None) -> dict[str, Any]:
         body, turn = self._body, self._turn

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import openai
@@ -12,7 +13,9 @@ from live_server import LiveServer
 from parrot import CALLS, ENDLESS
 
 from lynx_rt import Engine
+from lynx_rt.engine.outputs import Logprob
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.responses_api import _Answer
 from lynx_rt.server.responses_body import ResponsesBody, chat_of_response
 
 SUM = "12 times 22 = ?"
@@ -88,6 +91,21 @@ def test_logprobs(client: openai.OpenAI) -> None:
     streamed = [entry for e in events if e.type == "response.output_text.delta" for entry in e.logprobs]
     assert [entry.token for entry in streamed] == [entry.token for entry in part.logprobs]
     assert client.responses.create(model="lynx-nano", input=SUM, top_logprobs=2).output[0].content[0].logprobs == []
+
+
+def test_the_token_that_ends_an_output_is_not_of_its_text() -> None:
+    """Under load it comes together with tokens that are."""
+    entries = [{5: Logprob(-0.1, 1, " 264")}, {2: Logprob(-0.2, 1, "<|eos|>")}]
+    answer = SimpleNamespace(_body=ResponsesBody(model="m", input="", include=["message.output_text.logprobs"]))
+    for reason, stop, shown in [
+        ("stop", None, 1),
+        ("stop", 2, 1),
+        ("stop", "x", 2),
+        ("length", None, 2),
+        (None, None, 2),
+    ]:
+        delta = SimpleNamespace(token_ids=[5, 2], logprobs=entries, finish_reason=reason, stop_reason=stop)
+        assert len(_Answer._logprobs(answer, delta)) == shown  # type: ignore[arg-type]
 
 
 def test_history_goes_through_the_template(client: openai.OpenAI, nano: Engine) -> None:
