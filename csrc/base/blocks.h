@@ -20,7 +20,7 @@ enum class BlockCode : uint8_t {
   kGroupedInt8,   // signed bytes
 };
 
-// Where scales of a tensor of their own lie.
+// The type of scales that are a tensor of their own.
 enum class ScaleType : uint8_t { kF32, kBF16, kF16, kExponent };
 
 // A matrix of codes. Rows lie anywhere in memory at a constant distance; nothing is aligned.

@@ -43,9 +43,6 @@ bool in_order(const QuantizedTensor& t) {
   return true;
 }
 
-// [c] the 4-bit field, counted from the lowest, that holds column c of the eight columns of an AWQ word.
-constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
-
 }  // namespace
 
 std::optional<BlockRows> blocks_in_place(const QuantizedTensor& t, const WeightPiece& p) {

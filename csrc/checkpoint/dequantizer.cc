@@ -38,9 +38,6 @@ float value_of(Encoding encoding, int bits, uint32_t code) {
   return 0;
 }
 
-// [c] the 4-bit field, counted from the lowest, that holds column c of the eight columns of an AWQ word.
-constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
-
 }  // namespace
 
 // Zero points are packed along the rows.

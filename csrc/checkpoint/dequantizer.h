@@ -11,6 +11,9 @@ namespace lynx_rt {
 // is not packed.
 std::vector<uint8_t> read_zero_codes(const QuantizedTensor& tensor);
 
+// [c] the 4-bit field, counted from the lowest, that holds column c of the eight columns of an AWQ word.
+inline constexpr int kAwqPosition[] = {0, 4, 1, 5, 2, 6, 3, 7};
+
 // Thread-safety: const methods are safe from any thread.
 class Dequantizer {
  public:

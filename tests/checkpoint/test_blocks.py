@@ -112,7 +112,7 @@ def check_experts(
                 h = gate / (1 + np.exp(-gate)) * up
             y[t] += weight * (w["down"] @ h + (w["down_bias"] if oss else 0))
             bound[t] += weight * np.abs(w["down"]).sum(1) * np.abs(h).max() / 127 / 2
-    # Of a quotient y / norm(y): the error of y, and that of the norm, which is at most the norm of the error.
+    # The error of a quotient y / norm(y) is that of y, and that of the norm, which is at most the norm of the error.
     low = norm(y) - norm(bound)
     assert (low > 0).all()
     allowed = bound / low + np.abs(y) / norm(y) * norm(bound) / low + 1e-5

@@ -64,7 +64,7 @@ inline void for_tile(const Decoded* parts, int64_t tile, const Add& add) {
 
 template <class V, BlockCode Code>
 void block_gemm(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-                int64_t out_stride, bool accumulate, const void*) {
+                int64_t out_stride, bool accumulate) {
   const BlockX all{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
   Decoded parts[kTile];
   for (int64_t first = 0; first < m; first += kMostX) {
@@ -137,12 +137,13 @@ inline void pack_blocks(const float* const* x, int64_t m, int64_t begin, int64_t
   }
 }
 
-// Calls run(std::integral_constant-like Code) for a code that is known when the program runs.
+// A code as a type, for functions that are compiled for each code.
 template <BlockCode Code>
 struct CodeOf {
   static constexpr BlockCode value = Code;
 };
 
+// Calls run(CodeOf<code>()).
 template <class Run>
 inline void with_code(BlockCode code, const Run& run) {
   switch (code) {
@@ -162,8 +163,8 @@ inline void with_code(BlockCode code, const Run& run) {
 
 template <class V>
 void gemm(const BlockRows& w, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride,
-          bool accumulate, const void* next) {
-  with_code(w.code, [&](auto code) { block_gemm<V, code.value>(w, n, x, x_stride, m, k, out, out_stride, accumulate, next); });
+          bool accumulate, const void*) {
+  with_code(w.code, [&](auto code) { block_gemm<V, code.value>(w, n, x, x_stride, m, k, out, out_stride, accumulate); });
 }
 
 template <class V>
