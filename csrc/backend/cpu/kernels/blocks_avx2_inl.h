@@ -141,7 +141,7 @@ struct Avx2Blocks {
       __m256i part[2][R];
       for (int h = 0; h < 2; ++h)
         for (int j = 0; j < R; ++j) part[h][j] = _mm256_setzero_si256();
-#pragma GCC unroll 2
+#pragma GCC unroll 8
       for (int q = first; q < first + kQuadsSummed; ++q) {
         const __m256i c[2] = {load(panel.codes[r][q][0]), load(panel.codes[r][q][kEight])};
         for (int j = 0; j < R; ++j) {
