@@ -58,6 +58,16 @@ struct PlainBlocks {
     for (int64_t r = 0; r < n; ++r) low[r % 8] = __builtin_fmaf(a[r], b[r], low[r % 8]);
   }
 
+  static bool fp8(const uint8_t* codes, int64_t n, const Fp8Bits& bits, uint16_t* out) {
+    bool nan = false;
+    for (int64_t i = 0; i < n; ++i) {
+      const unsigned c = codes[i] & 127u, entry = c < 8 ? c : 8 | (c & 7);
+      nan |= c == 127;
+      out[i] = uint16_t((unsigned(bits.high[entry] << 8 | bits.low[entry]) + ((c & 0x78) << 4)) ^ (codes[i] & 128u) << 8);
+    }
+    return nan;
+  }
+
   template <BlockCode Code, int W, int R, bool kSteps>
   static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
     const Decoded& part = *parts;
