@@ -3,7 +3,6 @@
 // A class V is one of blocks_decode_inl.h, and has
 //   fp8(codes, n, bits, out)    bfloat16 of n codes of FP8, a multiple of 32; returns whether one of them is NaN
 #pragma once
-#include <array>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -23,10 +22,13 @@ constexpr float e4m3(int code) {
   return code & 128 ? -v : v;
 }
 
-constexpr std::array<float, 256> kE4m3 = [] {
-  std::array<float, 256> values{};
-  for (int code = 0; code < 256; ++code) values[size_t(code)] = e4m3(code);
-  return values;
+struct E4m3 {
+  float values[256];
+};
+constexpr E4m3 kE4m3 = [] {
+  E4m3 table{};
+  for (int code = 0; code < 256; ++code) table.values[code] = e4m3(code);
+  return table;
 }();
 
 // f32_to_bf16() without branches. A NaN stays NaN: one bit of its mantissa is set.
@@ -52,7 +54,7 @@ void fp8_values(const BlockRows& w, int64_t row, int64_t begin, int64_t columns,
   for (int64_t i = 0; i < columns;) {
     const int64_t g = (begin + i) / w.group, end = (g + 1) * w.group - begin < columns ? (g + 1) * w.group - begin : columns;
     const float scale = fp8_scale<V>(w, scales_of(w, row), g);
-    for (; i < end; ++i) out[i] = kE4m3[codes[i]] * scale;
+    for (; i < end; ++i) out[i] = kE4m3.values[codes[i]] * scale;
   }
 }
 
@@ -146,7 +148,7 @@ template <class V>
 inline void fp8_group(const uint8_t* codes, int64_t n, const Fp8Bits& bits, uint16_t* out) {
   const int64_t whole = bits.ok ? n / kRun * kRun : 0;
   const bool nan = V::fp8(codes, whole, bits, out);
-  for (int64_t i = nan ? 0 : whole; i < n; ++i) out[i] = to_bf16(kE4m3[codes[i]] * bits.scale);
+  for (int64_t i = nan ? 0 : whole; i < n; ++i) out[i] = to_bf16(kE4m3.values[codes[i]] * bits.scale);
 }
 
 template <class V>
