@@ -13,6 +13,8 @@ namespace {
 
 using lynx_rt::DType;
 
+constexpr int64_t kFp8Ahead = 4096;  // bytes between the prefetch of a line and its use
+
 constexpr float e4m3(int code) {
   const int exponent = code >> 3 & 15, mantissa = code & 7;
   float v = float(exponent ? 8 + mantissa : mantissa);
