@@ -72,6 +72,11 @@ QuantFormat parse_quantization(const std::string& text) {
   invalid("quantization", "expected none, dequantize, int8 or int4, got \"", text, "\"");
 }
 
+bool parse_activations(const std::string& text) {
+  if (text != "int8" && text != "bfloat16") invalid("activations", "expected int8 or bfloat16, got \"", text, "\"");
+  return text == "int8";
+}
+
 Backend::Backend() { reset_profile(); }
 
 void Backend::reset_profile() {

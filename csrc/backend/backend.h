@@ -409,6 +409,8 @@ class Backend {
 inline constexpr std::string_view kDequantize = "dequantize";
 // "none", kDequantize, "int8" or "int4"; throws kInvalidArgument (field quantization).
 QuantFormat parse_quantization(const std::string& text);
+// Whether `activations` is "int8"; not for "bfloat16". Throws kInvalidArgument (field activations) for another value.
+bool parse_activations(const std::string& text);
 
 // The view that the CPU backend's place functions return for a weight with that quantisation; where they quantise it, without its
 // data. For sizes that are reported before anything is loaded.
@@ -425,6 +427,9 @@ struct BackendOptions {
   // sure that it belongs to the same weights.
   QuantFormat quantization = QuantFormat::kPlain;
   std::string quantization_cache = "";
+  // cpu: products with weights in blocks (QuantFormat::kBlocks) take activations in int8, except for FP8; else in the compute dtype, and
+  // decode the weights to the checkpoint's dtype.
+  bool int8_activations = true;
 };
 
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.

@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "base/types.h"
+
 namespace lynx_rt {
 
 // What a block of codes is. The first eleven are types of GGUF (ggml-common.h of llama.cpp), whose scales are in the block; the others
@@ -18,6 +20,7 @@ enum class BlockCode : uint8_t {
   kGroupedMxfp4,  // gpt-oss: two columns in a byte, the lower half first; scales are exponents, one byte per 32 columns
   kGroupedInt4,   // two columns in a byte, the lower half first; code - zero
   kGroupedInt8,   // signed bytes
+  kGroupedFp8,    // E4M3 (arXiv 2209.05433): a sign bit, 4 bits of the exponent, 3 of the mantissa
 };
 
 // The type of scales that are a tensor of their own.
@@ -29,15 +32,19 @@ struct BlockRows {
   const void* data = nullptr;
   int64_t row_bytes = 0;  // from row to row, which may be more than a row has
   // Grouped codes only.
-  int64_t group = 0;  // columns that share a scale, a multiple of 32
+  int64_t group = 0;  // columns that share a scale; a multiple of 32, but any number for kGroupedFp8
   ScaleType scale_type = ScaleType::kF32;
   const void* scales = nullptr;
-  int64_t scale_row_bytes = 0;
+  int64_t scale_row_bytes = 0;  // from one row of scales to the next; 0: all rows share one
+  // Rows that share a row of scales, and which of the first of them row 0 is: more than one, and another than 0, for kGroupedFp8 alone.
+  int64_t scale_rows = 1, first_scale_row = 0;
   const void* zeros = nullptr;  // a byte per row and group; null: 8 for kGroupedInt4, 0 for kGroupedInt8
   int64_t zero_row_bytes = 0;
+  // A value is rounded to this type, in which the reference multiplies, before it is rounded to the type of the weights.
+  DType product_dtype = DType::kF32;
 };
 
-// Columns and bytes of a block; for grouped codes a block is 32 columns without their scale.
+// Columns and bytes of a block; for grouped codes a block is 32 columns without their scale, for FP8 one.
 struct BlockSize {
   int64_t columns, bytes;
 };
@@ -55,18 +62,21 @@ constexpr BlockSize block_size(BlockCode code) {
     case BlockCode::kGroupedMxfp4: return {32, 16};
     case BlockCode::kGroupedInt4: return {32, 16};
     case BlockCode::kGroupedInt8: return {32, 32};
+    case BlockCode::kGroupedFp8: return {1, 1};
   }
   return {};
 }
 
 constexpr int64_t scale_size(ScaleType type) { return type == ScaleType::kF32 ? 4 : type == ScaleType::kExponent ? 1 : 2; }
 
-// Returns the bytes that a row of so many columns has: codes, scales and zeros.
-constexpr int64_t block_row_bytes(const BlockRows& rows, int64_t columns) {
+// Returns the bytes that `count` rows of so many columns have: codes, scales and zeros.
+constexpr int64_t block_bytes(const BlockRows& rows, int64_t count, int64_t columns) {
   const BlockSize size = block_size(rows.code);
-  const int64_t codes = columns / size.columns * size.bytes;
-  if (!rows.scales) return codes;
-  return codes + (columns + rows.group - 1) / rows.group * (scale_size(rows.scale_type) + (rows.zeros ? 1 : 0));
+  const int64_t codes = count * (columns / size.columns * size.bytes);
+  if (!rows.scales || count == 0) return codes;
+  const int64_t groups = ceil_div(columns, rows.group);
+  const int64_t scale_rows = rows.scale_row_bytes ? ceil_div(rows.first_scale_row + count, rows.scale_rows) : 1;
+  return codes + scale_rows * groups * scale_size(rows.scale_type) + (rows.zeros ? count * groups : 0);
 }
 
 // Returns the matrix without its first `count` rows.
@@ -75,8 +85,10 @@ inline BlockRows from_row(BlockRows rows, int64_t count) {
     if (p) p = static_cast<const char*>(p) + count * bytes;
   };
   move(rows.data, rows.row_bytes);
-  move(rows.scales, rows.scale_row_bytes);
   move(rows.zeros, rows.zero_row_bytes);
+  const int64_t row = rows.first_scale_row + count;
+  if (rows.scales) rows.scales = static_cast<const char*>(rows.scales) + row / rows.scale_rows * rows.scale_row_bytes;
+  rows.first_scale_row = row % rows.scale_rows;
   return rows;
 }
 
@@ -93,6 +105,7 @@ constexpr const char* block_code_name(BlockCode code) {
     case BlockCode::kGroupedMxfp4: return "mxfp4";
     case BlockCode::kGroupedInt4: return "grouped int4";
     case BlockCode::kGroupedInt8: return "grouped int8";
+    case BlockCode::kGroupedFp8: return "FP8";
   }
   return "";
 }

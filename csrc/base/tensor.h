@@ -36,7 +36,7 @@ struct WeightView {
 
   bool empty() const { return data == nullptr; }
   int64_t row_bytes() const { return format == QuantFormat::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }
-  int64_t bytes() const { return rows * (format == QuantFormat::kBlocks ? block_row_bytes(blocks, cols) : row_bytes()); }
+  int64_t bytes() const { return format == QuantFormat::kBlocks ? block_bytes(blocks, rows, cols) : rows * row_bytes(); }
   const void* row(int64_t r) const { return static_cast<const char*>(data) + r * row_bytes(); }
 };
 

@@ -24,8 +24,18 @@ bool is_mxfp4(const QuantizedTensor& t) {
 // Whether the target of a piece is whole rows of one matrix, in columns and groups that products take.
 bool fits(const QuantizedTensor& t, const WeightPiece& p) {
   if (p.transposed || p.col_begin != 0 || p.cols != t.cols || p.rows == 0) return false;
-  if (t.cols % kColumns != 0 || group_columns(t) % kColumns != 0) return false;
+  const bool any_columns = t.format.encoding == Encoding::kFloat8;
+  if (!any_columns && (t.cols % kColumns != 0 || group_columns(t) % kColumns != 0)) return false;
   return p.row_begin / t.rows == (p.row_begin + (p.rows - 1) * p.row_step) / t.rows;
+}
+
+// The code of a weight that products read where it lies; nullopt for another.
+std::optional<BlockCode> code_in_place(const QuantizedTensor& t) {
+  if (is_mxfp4(t)) return BlockCode::kGroupedMxfp4;
+  if (t.format.encoding == Encoding::kInt8) return BlockCode::kGroupedInt8;
+  if (t.format.encoding == Encoding::kFloat8) return BlockCode::kGroupedFp8;
+  if (t.format.encoding == Encoding::kPackedInt && t.format.bits == 4) return BlockCode::kGroupedInt4;
+  return std::nullopt;
 }
 
 ScaleType scale_type(const QuantizedTensor& t) {
@@ -62,20 +72,31 @@ void swap_fields(WordLine (&f)[8]) {
 }  // namespace
 
 std::optional<BlockRows> blocks_in_place(const QuantizedTensor& t, const WeightPiece& p) {
-  const QuantizedFormat& f = t.format;
-  const bool int4 = f.encoding == Encoding::kPackedInt && f.bits == 4, int8 = f.encoding == Encoding::kInt8;
-  if (!(is_mxfp4(t) || int4 || int8) || t.zero || !fits(t, p) || !in_order(t)) return std::nullopt;
+  const std::optional<BlockCode> code = code_in_place(t);
+  if (!code || t.zero || !fits(t, p) || !in_order(t)) return std::nullopt;
   BlockRows r;
-  r.code = int8 ? BlockCode::kGroupedInt8 : int4 ? BlockCode::kGroupedInt4 : BlockCode::kGroupedMxfp4;
+  r.code = *code;
   r.group = group_columns(t);
   r.scale_type = scale_type(t);
-  const int64_t code_bytes = t.cols / kColumns * block_size(r.code).bytes;
-  const int64_t scale_row = f.block_rows == 0 ? p.row_begin / t.rows : p.row_begin;
+  r.product_dtype = t.product_dtype;
+  const BlockSize size = block_size(r.code);
+  const int64_t code_bytes = t.cols / size.columns * size.bytes;
   r.data = t.codes->data + p.row_begin * code_bytes;
   r.row_bytes = p.row_step * code_bytes;
-  const int64_t row_scales = groups(t) * scale_size(r.scale_type);
+  // The grid of scales may be larger than the weight needs.
+  const int64_t row_scales = t.grid_cols * scale_size(r.scale_type), block_rows = t.format.block_rows;
+  const int64_t row = p.row_begin % t.rows;
+  const int64_t scale_row = p.row_begin / t.rows * t.grid_rows + (block_rows ? row / block_rows : 0);
   r.scales = t.scale->data + scale_row * row_scales;
-  r.scale_row_bytes = f.block_rows == 0 ? 0 : p.row_step * row_scales;
+  if (block_rows == 0) return r;
+  if (block_rows == 1) {
+    r.scale_row_bytes = p.row_step * row_scales;
+    return r;
+  }
+  if (block_rows % p.row_step != 0) return std::nullopt;
+  r.scale_row_bytes = row_scales;
+  r.scale_rows = block_rows / p.row_step;
+  r.first_scale_row = row % block_rows / p.row_step;
   return r;
 }
 
@@ -95,6 +116,7 @@ BlockRows Repacker::result(const QuantizedTensor& t, int64_t rows, uint8_t* memo
   r.scale_type = scale_type(t);
   r.row_bytes = t.cols / kColumns * block_size(r.code).bytes;
   r.scale_row_bytes = groups(t) * scale_size(r.scale_type);
+  r.product_dtype = t.product_dtype;
   if (!memory) return r;
   r.data = memory;
   r.scales = memory + round_up(rows * r.row_bytes, kAlignment);

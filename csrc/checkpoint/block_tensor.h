@@ -10,7 +10,7 @@
 
 namespace lynx_rt {
 
-// Returns a piece of a weight where it lies in the file; nullopt where no product reads that form. In place are MXFP4, int4 with
+// Returns a piece of a weight where it lies in the file; nullopt where no product reads that form. In place are FP8, and MXFP4, int4 with
 // symmetric codes, and int8 in signed bytes, whose columns and groups are multiples of 32.
 std::optional<BlockRows> blocks_in_place(const QuantizedTensor& tensor, const WeightPiece& piece);
 

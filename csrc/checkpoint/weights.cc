@@ -107,6 +107,7 @@ BlockForms block_forms(const std::vector<TensorSpec>& specs, const std::vector<W
     const WeightSource& source = sources[s];
     for (const WeightPiece& piece : pieces[s]) {
       if (!piece.in_blocks || !(source.blocks || source.quantized)) continue;
+      if (source.quantized && source.quantized->format.encoding == Encoding::kFloat8 && !blocks.float8) continue;
       if (const auto rows = source.blocks ? rows_of(*source.blocks, matrix_shape(specs[s].shape).cols, piece)
                                           : blocks_in_place(*source.quantized, piece))
         forms[piece.target] = rows;
@@ -114,8 +115,13 @@ BlockForms block_forms(const std::vector<TensorSpec>& specs, const std::vector<W
         forms[piece.target] = std::nullopt;
     }
   }
+  // FP8 is a kind of its own: its products take other activations (base/blocks.h).
+  const auto is_fp8 = [&](const WeightView* target) {
+    const auto form = forms.find(target);
+    return form != forms.end() && form->second && form->second->code == BlockCode::kGroupedFp8;
+  };
   for (const auto& [first, second] : blocks.alike)
-    if (forms.count(first) != forms.count(second)) {
+    if (forms.count(first) != forms.count(second) || is_fp8(first) != is_fp8(second)) {
       forms.erase(first);
       forms.erase(second);
     }

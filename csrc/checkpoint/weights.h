@@ -81,7 +81,8 @@ class WeightCopies {
 // How targets become views in blocks: those that may are used where they lie in the file, or repacked to a copy, instead of being
 // decoded (checkpoint/block_tensor.h).
 struct BlockBinding {
-  std::vector<std::pair<const WeightView*, const WeightView*>> alike;  // both targets become blocks, or none
+  std::vector<std::pair<const WeightView*, const WeightView*>> alike;  // both targets become blocks of one kind, or none
+  bool float8 = true;                                                  // weights in FP8 as well
   bool check_scales = true;                                            // reads the scales that are used in place
 };
 

@@ -76,6 +76,7 @@ BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config
   b.isa = o.isa;
   b.dependent_launch = !o.disable_dependent_launch;
   b.quantization = parse_quantization(o.quantization);
+  b.int8_activations = parse_activations(o.activations);
   b.quantization_cache = quantization_file(o, config, checkpoint);
   return b;
 }
@@ -117,8 +118,10 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced,
-                          backend_->multiplies_blocks() && options_.quantization != kDequantize);
+    // Weights in FP8 may be quantised further, as those of 16 bit.
+    const bool decoded = !backend_->multiplies_blocks() || options_.quantization == kDequantize;
+    const InBlocks blocks = decoded ? InBlocks::kNone : quantized ? InBlocks::kAllButFp8 : InBlocks::kAll;
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, blocks);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {

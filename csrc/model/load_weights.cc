@@ -157,7 +157,8 @@ void check_choice_biases(ModelWeights& weights) {
 
 }  // namespace
 
-void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when, bool blocks) {
+void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when,
+                  InBlocks blocks) {
   const Family& family = find_family(wanted.model_type);
   const ModelNames names(checkpoint);
   const ModelConfig config = bounded(wanted, checkpoint, names.base + "layers.");
@@ -169,7 +170,8 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  BlockBinding binding = blocks ? allow_blocks(specs, weights) : BlockBinding();
+  BlockBinding binding = blocks == InBlocks::kNone ? BlockBinding() : allow_blocks(specs, weights);
+  binding.float8 = blocks == InBlocks::kAll;
   binding.check_scales = when != ReadCopies::kNever;
   weights.copies =
       bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes, binding);

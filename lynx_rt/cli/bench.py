@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         load_format=args.load_format,
         quantization=args.quantization,
         quantization_cache=args.quantization_cache or "",
+        activations=args.activations,
         num_threads=args.num_threads or 0,
         max_num_seqs=max(args.batch),
         max_num_batched_tokens=max(_ROWS_PER_STEP, *args.batch),

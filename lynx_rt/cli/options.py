@@ -50,7 +50,7 @@ def quantizations(text: str) -> list[str]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
-    """Adds --device --dtype --quantization --quantization-cache --num-threads; engine_options() reads them."""
+    """Adds --device --dtype --quantization --quantization-cache --activations --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -63,6 +63,12 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         "16-bit (default: none)",
     )
     parser.add_argument("--quantization-cache", metavar="DIR", help="folder that keeps the quantised weights")
+    parser.add_argument(
+        "--activations",
+        choices=("int8", "bfloat16"),
+        default="int8",
+        help="activations in products with weights that stay quantised, on the CPU; bfloat16: --dtype (default: int8)",
+    )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
@@ -72,6 +78,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "dtype": args.dtype,
         "quantization": args.quantization,
         "quantization_cache": args.quantization_cache,
+        "activations": args.activations,
         "num_threads": args.num_threads,
     }
 

@@ -45,6 +45,8 @@ class Engine(EngineState):
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     quantization: None or "none" = weights stay as the file has them; "int8" = 16-bit linear layers and experts become int8 at
     load; "int4" = 16-bit experts int4; "dequantize" = what the file has quantised is decoded to 16 bit (CPU; CUDA always decodes).
+    activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
+    which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
@@ -77,6 +79,7 @@ class Engine(EngineState):
         dtype: str = "auto",
         quantization: str | None = None,
         quantization_cache: str | os.PathLike[str] | None = None,
+        activations: str = "int8",
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,

@@ -48,7 +48,7 @@ REPACKED = [
     INT4_ASYMMETRIC,
 ]
 DECODED = [
-    *(BY_NAME[name] for name in ("fp8_block", "ct_int4_order_not_set", "ct_int4_act_order", "gptq_act_order", "gptq_int8_one_group",
+    *(BY_NAME[name] for name in ("ct_int4_order_not_set", "ct_int4_act_order", "gptq_act_order", "gptq_int8_one_group",
                                  "ct_int8_w8a8_asymmetric", "ct_int8_channel_asymmetric")),
 ]  # fmt: skip
 

@@ -1,5 +1,6 @@
-// Products with weights in blocks: every instruction set against the sums that kernels/blocks.h defines, and values against their
-// formulas.
+// Products with weights in blocks: every instruction set against the sums that kernels/blocks.h defines; and their values, in float32 and
+// rounded.
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -80,6 +81,34 @@ void check_of(bool condition, const Parts&... parts) {
   CHECK(condition);
 }
 
+uint32_t rounded_bits(float v, DType dtype) {
+  return dtype == DType::kF32 ? std::bit_cast<uint32_t>(v) : dtype == DType::kBF16 ? f32_to_bf16(v) : f32_to_f16(v);
+}
+
+float round_to(float v, DType dtype) {
+  const uint32_t bits = rounded_bits(v, dtype);
+  return dtype == DType::kF32 ? v : dtype == DType::kBF16 ? bf16_to_f32(uint16_t(bits)) : f16_to_f32(uint16_t(bits));
+}
+
+// Checks that every instruction set decodes n rows to `values`, rounded to each type after each other, and writes nothing beside them.
+void check_decoding(BlockRows w, int64_t n, int64_t k, const std::vector<float>& values, const std::string& name) {
+  constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+  for (Isa isa : supported_isas())
+    for (DType product : kDTypes)
+      for (DType dtype : kDTypes) {
+        const int64_t size = dtype_size(dtype), stride = k * size + 6;
+        std::vector<char> out(size_t(n * stride + 4), 0x55), expected = out;
+        w.product_dtype = product;
+        block_kernels_for(isa).decode(w, n, k, dtype, out.data(), stride);
+        for (int64_t i = 0; i < n * k; ++i) {
+          const uint32_t bits = rounded_bits(round_to(values[size_t(i)], product), dtype);
+          char* at = expected.data() + i / k * stride + i % k * size;
+          std::memcpy(at, &bits, size_t(size));
+        }
+        check_of(out == expected, name, " ", isa_name(isa), " decoded to ", dtype_name(dtype), " by ", dtype_name(product));
+      }
+}
+
 struct Rows {
   std::vector<float> values;
   std::vector<char> packed;
@@ -140,6 +169,9 @@ void check(const Matrix& w, int64_t m) {
       kernels.values(w.rows, i, w.k, decoded.data());
       check_of(std::memcmp(values.data(), decoded.data(), size_t(w.k) * 4) == 0, name, " ", isa_name(isa), " values");
     }
+    std::vector<float> all(size_t(w.n * w.k));
+    for (int64_t i = 0; i < w.n; ++i) kScalarBlockKernels.values(w.rows, i, w.k, all.data() + i * w.k);
+    if (m == 1) check_decoding(w.rows, w.n, w.k, all, name);
     std::vector<char> packed(x.packed.size());
     std::vector<const float*> rows;
     for (int64_t j = 0; j < m; ++j) rows.push_back(x.values.data() + j * w.k);
@@ -191,11 +223,94 @@ void test_non_finite() {
   }
 }
 
+// E4M3 (arXiv 2209.05433), by its definition.
+float fp8_value(uint8_t code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  const float size = exponent ? std::ldexp(float(8 + mantissa), exponent - 10) : std::ldexp(float(mantissa), -9);
+  return (code & 127) == 127 ? NAN : code & 128 ? -size : size;
+}
+
+// A matrix in FP8 whose scales are by blocks of block_rows and `group` columns; block_rows 0: one row of scales for all.
+void check_fp8(int64_t n, int64_t k, int64_t block_rows, int64_t group, ScaleType type, int64_t first) {
+  std::mt19937 random(uint32_t(n * k + group));
+  const int64_t groups = ceil_div(k, group), scale_rows = block_rows ? ceil_div(first + n, block_rows) : 1;
+  std::vector<uint8_t> codes(size_t(n * k + 1)), scales(size_t(scale_rows * groups * scale_size(type) + 1));
+  for (uint8_t& c : codes)
+    while (((c = uint8_t(random())) & 127) == 127) {
+    }
+  std::vector<float> of_group(size_t(scale_rows * groups)), values(size_t(n * k));
+  for (size_t i = 0; i < of_group.size(); ++i) {
+    const uint32_t e = 110 + random() % 20;
+    const float any = std::ldexp(float(random() % 1000 + 1), -14);
+    float& scale = of_group[i] = type == ScaleType::kExponent ? std::ldexp(1.0f, int(e) - 127)
+                                 : type == ScaleType::kF16    ? round_to(any, DType::kF16)
+                                 : type == ScaleType::kBF16   ? round_to(any, DType::kBF16)
+                                                              : any;
+    const uint32_t bits = type == ScaleType::kExponent ? e
+                          : type == ScaleType::kF32 ? std::bit_cast<uint32_t>(scale)
+                                                    : rounded_bits(scale, type == ScaleType::kF16 ? DType::kF16 : DType::kBF16);
+    std::memcpy(scales.data() + 1 + i * size_t(scale_size(type)), &bits, size_t(scale_size(type)));
+  }
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t c = 0; c < k; ++c)
+      values[size_t(i * k + c)] = fp8_value(codes[size_t(1 + i * k + c)]) *
+                                  of_group[size_t((block_rows ? (first + i) / block_rows : 0) * groups + c / group)];
+  BlockRows w{BlockCode::kGroupedFp8, codes.data() + 1, k};
+  w.group = group;
+  w.scale_type = type;
+  w.scales = scales.data() + 1;
+  w.scale_row_bytes = block_rows ? groups * scale_size(type) : 0;
+  w.scale_rows = block_rows ? block_rows : 1;
+  w.first_scale_row = first;
+  const std::string name = str_cat("FP8 n ", n, " k ", k, " blocks of ", block_rows, " x ", group, " from row ", first);
+  CHECK_EQ(block_bytes(w, n, k), n * k + scale_rows * groups * scale_size(type));
+  for (int64_t skip : {int64_t{0}, n / 2, n - 1}) {
+    const std::vector<float> rest(values.begin() + skip * k, values.end());
+    check_decoding(from_row(w, skip), n - skip, k, rest, str_cat(name, " without ", skip));
+    for (Isa isa : supported_isas()) {
+      std::vector<float> row(size_t(k + 1), 7.0f);
+      block_kernels_for(isa).values(w, skip, k, row.data());
+      check_of(std::memcmp(row.data(), rest.data(), size_t(k) * 4) == 0 && row[size_t(k)] == 7, name, " ", isa_name(isa),
+               " values");
+    }
+  }
+}
+
+void test_fp8() {
+  for (int64_t k : {1, 31, 32, 33, 200, 2800})
+    for (int64_t group : {int64_t{40}, int64_t{64}, int64_t{128}, k})
+      for (int64_t block_rows : {0, 1, 3, 128})
+        check_fp8(k > 2000 ? 2 : 7, k, block_rows, group, ScaleType((k + block_rows) % 4), block_rows > 1 ? block_rows - 1 : 0);
+}
+
+// Every code with scales at which products are subnormal, zero, infinite or negative.
+void test_extremes_of_fp8() {
+  std::vector<uint8_t> codes(256);
+  for (int c = 0; c < 256; ++c) codes[size_t(c)] = uint8_t(c);
+  for (float scale : {0.0f, -0.0f, 1.0f, -0.01f, 1e-45f, -1e-38f, 0x1p-126f, 0x1.fp-121f, 0x1p-100f, 0x1.8p-101f, 0x1.fffffep+99f,
+                      0x1p+100f, 0x1.9p+100f, 0x1p+118f, 0x1.6p+119f, -3.4e38f}) {
+    BlockRows w{BlockCode::kGroupedFp8, codes.data(), 256};
+    w.group = 256;
+    w.scales = &scale;
+    for (Isa isa : supported_isas()) {
+      uint16_t out[256];
+      block_kernels_for(isa).decode(w, 1, 256, DType::kBF16, out, 512);
+      for (int c = 0; c < 256; ++c) {
+        const float value = fp8_value(uint8_t(c)) * scale;
+        const bool same = std::isnan(value) ? std::isnan(bf16_to_f32(out[c])) : out[c] == f32_to_bf16(value);
+        check_of(same, isa_name(isa), " code ", c, " by ", double(scale));
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   test_products();
   test_wide_exponents();
   test_non_finite();
+  test_fp8();
+  test_extremes_of_fp8();
   return check::result("test_blocks");
 }

@@ -119,6 +119,7 @@ void test_options(const char* model) {
   refused("dtype", [](auto& o) { o.dtype = "int8"; });
   refused("load_format", [](auto& o) { o.load_format = "pickle"; });
   refused("isa", [](auto& o) { o.isa = "sse"; });
+  refused("activations", [](auto& o) { o.activations = "int4"; });
   refused("max_model_len", [](auto& o) { o.max_model_len = -1; });
   refused("max_num_seqs", [](auto& o) { o.max_num_seqs = -1; });
   refused("max_num_batched_tokens", [](auto& o) { o.max_num_batched_tokens = 100; });  // fewer than the 128 sequences

@@ -17,15 +17,18 @@ CpuBackend::CpuBackend(const BackendOptions& options, const ThreadPlan& plan)
       kernels_(cpu::kernels_for(resolve_isa(options.isa))),
       quant_kernels_(cpu::quant_kernels_for(kernels_.isa)),
       block_kernels_(cpu::block_kernels_for(kernels_.isa)),
-      products_{{Product(kernels_, compute_dtype_, DType::kF32), Product(kernels_, compute_dtype_, DType::kBF16),
-                 Product(kernels_, compute_dtype_, DType::kF16), Product(quant_kernels_, QuantFormat::kInt8),
+      products_{{Product(kernels_, compute_dtype_, DType::kF32, &block_kernels_),
+                 Product(kernels_, compute_dtype_, DType::kBF16, &block_kernels_),
+                 Product(kernels_, compute_dtype_, DType::kF16, &block_kernels_), Product(quant_kernels_, QuantFormat::kInt8),
                  Product(quant_kernels_, QuantFormat::kInt4), Product(block_kernels_)}},
       pool_(plan),
       balanced_tasks_(plan.balanced_tasks()),
       quantization_(options.quantization),
+      int8_activations_(options.int8_activations),
       store_(options.quantization_cache),
       tile_(size_t(pool_.num_threads())),
       query_(size_t(pool_.num_threads())),
+      decoded_(size_t(pool_.num_threads())),
       drawers_(size_t(pool_.num_threads()), TokenDrawer(kernels_.draw)) {}
 
 std::string CpuBackend::description() const {
@@ -57,7 +60,9 @@ RowGroup CpuBackend::pack_rows(const Product& product, const float* x, int64_t n
 void CpuBackend::do_embed(const WeightView& table, const int32_t* ids, int64_t num_rows, float* out, float scale) {
   for (int64_t t = 0; t < num_rows; ++t) {
     float* row = out + t * table.cols;
-    if (table.format == QuantFormat::kBlocks)
+    if (table.format == QuantFormat::kBlocks && kind(table) != WeightKind::kBlocks)
+      product(table).decode_row(table, ids[t], row);
+    else if (table.format == QuantFormat::kBlocks)
       block_kernels_.values(table.blocks, ids[t], table.cols, row);
     else
       kernels_.to_f32(table.row(ids[t]), table.dtype, table.cols, row);

@@ -72,7 +72,8 @@ class CpuBackend : public Backend {
 
   // Weight rows per task: few enough that no thread is idle for long while the last tasks run, on a slow core for example.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, balanced_tasks_); }
-  const Product& product(const WeightView& w) const { return products_[kind_of(w)]; }
+  WeightKind kind(const WeightView& w) const { return kind_of(w, int8_activations_); }
+  const Product& product(const WeightView& w) const { return products_[kind(w)]; }
   const Product& key_product() const { return product({nullptr, compute_dtype_}); }  // with the K pages, which have that dtype
   void quantize(std::span<WeightView* const> weights, WeightUse use);
   // Packs `num_rows` rows of n values. The returned group is valid until `buffer` is used again.
@@ -86,6 +87,7 @@ class CpuBackend : public Backend {
   ThreadPool pool_;
   const int64_t balanced_tasks_;
   const QuantFormat quantization_;
+  const bool int8_activations_;
   WeightStore store_;
   Selector selector_;
   std::vector<SelectionStats> stats_;  // one entry per route() call of the step
@@ -94,9 +96,10 @@ class CpuBackend : public Backend {
   Scratch<float> expert_out_;          // expert_ffn: [pairs, H]
   Scratch<int32_t> mlp_rows_;          // mlp: the identity plan
   Scratch<float> mlp_weights_;
-  Scratch<float> scaled_;             // linear: [T, N] a product that is scaled before it is added
-  std::vector<Scratch<float>> tile_;  // one per thread: gate and up tiles; attention scores; biases
-  std::vector<Scratch<char>> query_;  // one per thread: packed query rows
+  Scratch<float> scaled_;               // linear: [T, N] a product that is scaled before it is added
+  std::vector<Scratch<float>> tile_;    // one per thread: gate and up tiles; attention scores; biases
+  std::vector<Scratch<char>> query_;    // one per thread: packed query rows
+  std::vector<Scratch<char>> decoded_;  // one per thread: rows of weights in blocks
   std::vector<AttentionTile> tiles_;
   Scratch<float> spans_;              // attention: the spans' states until they are merged
   std::vector<TokenDrawer> drawers_;  // one per thread

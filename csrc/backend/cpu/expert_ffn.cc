@@ -97,6 +97,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
     const ExpertWeights& w = experts[size_t(e)];
     const Product &into = product(w.gate), &down = product(w.down);
     const RowGroup from = rows_into(e), to = rows_down(e);
+    Scratch<char>* scratch = &decoded_[size_t(thread)];
     float* gate = tile_[size_t(thread)].get((2 * kTileRows + 2) * block);
     float *up = gate + kTileRows * block, *gate_bias = up + kTileRows * block, *up_bias = gate_bias + block;
     const bool biased = !w.gate_bias.empty();
@@ -108,8 +109,8 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
       int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
       const void* next =
           r + m < plan.offsets[e + 1] ? w.gate.row(begin) : weights_of(task + 1, blocks, block, &ExpertWeights::gate);
-      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false, w.up.row(begin));
-      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false, next);
+      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false, w.up.row(begin), scratch);
+      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false, next, scratch);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
@@ -140,7 +141,7 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
     int64_t first = plan.offsets[e], m = plan.offsets[e + 1] - first;
     float* to = expert_out + first * hidden + begin;
     product(w.down).run(w.down, begin, count, rows_down(e), m, to, hidden, false,
-                        weights_of(task + 1, down_blocks, down_block, &ExpertWeights::down));
+                        weights_of(task + 1, down_blocks, down_block, &ExpertWeights::down), &decoded_[size_t(thread)]);
     if (w.down_bias.empty()) return;
     float* bias = tile_[size_t(thread)].get(count);
     kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);

@@ -26,8 +26,8 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
   PerKind<RowGroup> rows{};
   int64_t total = 0;
   for (const LinearPart& p : parts) {
-    const WeightKind kind = kind_of(p.weight);
-    if (!rows[kind].data) rows[kind] = pack_rows(product(p.weight), x.f32, num_rows, k, packed_[kind]);
+    const WeightKind of = kind(p.weight);
+    if (!rows[of].data) rows[of] = pack_rows(product(p.weight), x.f32, num_rows, k, packed_[of]);
     total += p.weight.rows;
   }
   int64_t block = INT64_MAX;
@@ -39,7 +39,7 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
   const bool apart = accumulate && scale != 1;
   float* results = apart ? scaled_.get(num_rows * out_stride) : out;
 
-  pool_.parallel_runs(tasks, [&](int64_t task, int) {
+  pool_.parallel_runs(tasks, [&](int64_t task, int thread) {
     const LinearPart* part = parts.data();
     for (; task >= ceil_div(part->weight.rows, block); ++part) task -= ceil_div(part->weight.rows, block);
     const WeightView& w = part->weight;
@@ -48,7 +48,8 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
     const void* next = begin + count < w.rows                   ? w.row(begin + count)
                        : part + 1 < parts.data() + parts.size() ? part[1].weight.data
                                                                 : nullptr;
-    product(w).run(w, begin, count, rows[kind_of(w)], num_rows, to, out_stride, accumulate && !apart, next);
+    product(w).run(w, begin, count, rows[kind(w)], num_rows, to, out_stride, accumulate && !apart, next,
+                   &decoded_[size_t(thread)]);
     add_bias(kernels_, part->bias, begin, count, num_rows, to, out_stride);
     if (scale == 1) return;
     for (int64_t t = 0; t < num_rows; ++t) {

@@ -6,8 +6,13 @@
 
 namespace lynx_rt {
 
-Product::Product(const cpu::Kernels& kernels, DType compute, DType weight)
-    : kernels_(&kernels), compute_(compute), weight_(weight), form_(Form::kF32), gemm_(kernels.gemm_f32[int(weight)]) {
+Product::Product(const cpu::Kernels& kernels, DType compute, DType weight, const cpu::BlockKernels* blocks)
+    : kernels_(&kernels),
+      blocks_(blocks),
+      compute_(compute),
+      weight_(weight),
+      form_(Form::kF32),
+      gemm_(kernels.gemm_f32[int(weight)]) {
   if (compute != DType::kBF16 || weight != DType::kBF16) return;
   if (kernels.gemm_bf16_tiles) {
     form_ = Form::kBF16Tiles;
@@ -45,6 +50,28 @@ void Product::pack(const float* const* rows, int64_t m, int64_t begin, int64_t n
     kernels_->round_to(rows[j], n, compute_, to);
     std::fill(to + n, to + padded, 0.0f);
     if (weight_ == DType::kBF16) kernels_->split_pairs(to, padded);
+  }
+}
+
+void Product::decode_row(const WeightView& w, int64_t row, float* out) const {
+  blocks_->values(w.blocks, row, w.cols, out);
+  for (const DType dtype : {w.blocks.product_dtype, weight_})
+    if (dtype != DType::kF32) kernels_->round_to(out, w.cols, dtype, out);
+}
+
+// Weights are decoded a few rows at a time, which the product then reads from the cache. What it gives does not depend on their number.
+void Product::run_decoded(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride,
+                          bool accumulate, const void* next, Scratch<char>& scratch) const {
+  constexpr int64_t kBytes = 128 << 10;
+  // The rows of a product are not a power of two apart, since they would meet in few lines of the cache.
+  const int64_t stride = round_up(w.cols * dtype_size(weight_), 64) + 64;
+  const int64_t step = std::max(tile_rows(), kBytes / stride / tile_rows() * tile_rows());
+  char* decoded = scratch.get(std::min(n, step) * stride);
+  for (int64_t i = 0; i < n; i += step) {
+    const int64_t count = std::min(step, n - i);
+    blocks_->decode(from_row(w.blocks, first + i), count, w.cols, weight_, decoded, stride);
+    const void* then = i + count < n ? w.row(first + i + count) : next;
+    gemm_(decoded, stride, count, x.data, x.row_bytes, m, w.cols, out + i, out_stride, accumulate, then);
   }
 }
 

@@ -38,6 +38,10 @@ struct EngineOptions {
   // A folder where quantised and repacked weights are stored for the next run; "" = none. The file name depends on the sizes and times of
   // change of the checkpoint's files.
   std::string quantization_cache;
+  // How activations enter products with weights that the checkpoint holds quantised and that stay as they are: "int8", with a scale per
+  // 128 columns, and FP8 in `dtype`; "bfloat16": all in `dtype`, with the weights decoded in the cache, which is slower and gives the bits
+  // of quantization="dequantize". CPU only.
+  std::string activations = "int8";
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step

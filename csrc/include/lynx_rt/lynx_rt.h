@@ -94,6 +94,7 @@ typedef struct lynx_rt_options {
   lynx_rt_log on_log;
   void* log_user;
   int64_t max_num_queued_tokens; /* prompt tokens of all requests that no step has taken up yet; 0 = no limit */
+  const char* activations;
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {

@@ -107,6 +107,29 @@ struct Avx2Blocks {
                        _mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1))));
   }
 
+  static bool fp8(const uint8_t* codes, int64_t n, const Fp8Bits& bits, uint16_t* out) {
+    const __m256i low = _mm256_broadcastsi128_si256(half(bits.low)), high = _mm256_broadcastsi128_si256(half(bits.high));
+    __m256i largest = _mm256_setzero_si256();
+    for (int64_t i = 0; i < n; i += kRun) {
+      _mm_prefetch(reinterpret_cast<const char*>(codes + i + kFp8Ahead), _MM_HINT_T0);
+      // Eight bytes of the first and of the second half in each lane, because bytes become words within a lane.
+      const __m256i code = _mm256_permute4x64_epi64(load(codes + i), 0xd8), size = _mm256_and_si256(code, _mm256_set1_epi8(127));
+      const __m256i mantissa = _mm256_and_si256(code, _mm256_set1_epi8(7));
+      const __m256i entry = _mm256_min_epu8(size, _mm256_or_si256(mantissa, _mm256_set1_epi8(8)));
+      const __m256i l = _mm256_shuffle_epi8(low, entry), h = _mm256_shuffle_epi8(high, entry), zero = _mm256_setzero_si256();
+      largest = _mm256_max_epu8(largest, size);
+      // Sign and exponent in their places; the sum of two signs is that of a product.
+      const auto put = [&](__m256i words, __m256i upper, uint16_t* to) {
+        const __m256i moved = _mm256_and_si256(_mm256_srai_epi16(upper, 4), _mm256_set1_epi16(int16_t(0x8780)));
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi16(words, moved));
+      };
+      put(_mm256_unpacklo_epi8(l, h), _mm256_unpacklo_epi8(zero, code), out + i);
+      put(_mm256_unpackhi_epi8(l, h), _mm256_unpackhi_epi8(zero, code), out + i + kRun / 2);
+    }
+    const __m256i nan = _mm256_cmpeq_epi8(largest, _mm256_set1_epi8(127));
+    return !_mm256_testz_si256(nan, nan);
+  }
+
   // Quads whose products are summed before sum(): in 16 bits up to 2 * 127 * the largest code each.
   template <BlockCode Code>
   static constexpr int quads() {

@@ -16,5 +16,6 @@ struct Dot {
 }  // namespace
 
 namespace lynx_rt::cpu {
-const BlockKernels kAvx512VnniBlockKernels = {gemm<Avx2Blocks<Dot>>, pack_blocks, values_of<Avx2Blocks<Dot>>};
+const BlockKernels kAvx512VnniBlockKernels = {gemm<Avx2Blocks<Dot>>, pack_blocks, values_of<Avx2Blocks<Dot>>,
+                                              decode_rows<Avx2Blocks<Dot>>};
 }

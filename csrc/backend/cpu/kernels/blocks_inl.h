@@ -1,6 +1,7 @@
 // The common part of the products with weights in blocks (blocks.h) of all instruction sets.
 #pragma once
 #include "backend/cpu/kernels/blocks_decode_inl.h"
+#include "backend/cpu/kernels/blocks_values_inl.h"
 #include "backend/cpu/kernels/kernels.h"
 #include "backend/cpu/kernels/quant_scale_inl.h"
 
@@ -16,16 +17,6 @@ struct BlockX {
   const int16_t* sums(int64_t j, int64_t r) const { return Blocks::x_sums(data + j * stride, groups) + 2 * r; }
   BlockX from(int64_t j) const { return {data + j * stride, stride, groups}; }
 };
-
-template <class V, BlockCode Code>
-void block_values(const BlockRows& w, int64_t row, int64_t k, float* out) {
-  Decoded part;
-  for (int64_t begin = 0; begin < k; begin += kChunk) {
-    const int64_t columns = k - begin < kChunk ? k - begin : kChunk;
-    decode<V, Code>(w, row, begin, columns, part);
-    values<Code>(part, columns, out + begin);
-  }
-}
 
 // Packs columns [begin, begin + n) of m rows, in plain operations, so that all instruction sets agree.
 inline void pack_blocks(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride) {
@@ -46,35 +37,6 @@ inline void pack_blocks(const float* const* x, int64_t m, int64_t begin, int64_t
       }
     }
   }
-}
-
-// A code as a type, for functions that are compiled for each code.
-template <BlockCode Code>
-struct CodeOf {
-  static constexpr BlockCode value = Code;
-};
-
-// Calls run(CodeOf<code>()).
-template <class Run>
-inline void with_code(BlockCode code, const Run& run) {
-  switch (code) {
-    case BlockCode::kQ8_0: return run(CodeOf<BlockCode::kQ8_0>());
-    case BlockCode::kQ4_0: return run(CodeOf<BlockCode::kQ4_0>());
-    case BlockCode::kQ4_K: return run(CodeOf<BlockCode::kQ4_K>());
-    case BlockCode::kQ5_K: return run(CodeOf<BlockCode::kQ5_K>());
-    case BlockCode::kQ6_K: return run(CodeOf<BlockCode::kQ6_K>());
-    case BlockCode::kIQ4_NL: return run(CodeOf<BlockCode::kIQ4_NL>());
-    case BlockCode::kIQ4_XS: return run(CodeOf<BlockCode::kIQ4_XS>());
-    case BlockCode::kMxfp4: return run(CodeOf<BlockCode::kMxfp4>());
-    case BlockCode::kGroupedMxfp4: return run(CodeOf<BlockCode::kGroupedMxfp4>());
-    case BlockCode::kGroupedInt4: return run(CodeOf<BlockCode::kGroupedInt4>());
-    case BlockCode::kGroupedInt8: return run(CodeOf<BlockCode::kGroupedInt8>());
-  }
-}
-
-template <class V>
-void values_of(const BlockRows& w, int64_t row, int64_t k, float* out) {
-  with_code(w.code, [&](auto code) { block_values<V, code.value>(w, row, k, out); });
 }
 
 }  // namespace

@@ -13,5 +13,6 @@ struct Dot {
 }  // namespace
 
 namespace lynx_rt::cpu {
-const BlockKernels kNeonBlockKernels = {gemm<NeonBlocks<Dot>>, pack_blocks, values_of<NeonBlocks<Dot>>};
+const BlockKernels kNeonBlockKernels = {gemm<NeonBlocks<Dot>>, pack_blocks, values_of<NeonBlocks<Dot>>,
+                                        decode_rows<NeonBlocks<Dot>>};
 }

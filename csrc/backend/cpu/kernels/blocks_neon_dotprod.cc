@@ -10,5 +10,6 @@ struct Dot {
 }  // namespace
 
 namespace lynx_rt::cpu {
-const BlockKernels kNeonDotprodBlockKernels = {gemm<NeonBlocks<Dot>>, pack_blocks, values_of<NeonBlocks<Dot>>};
+const BlockKernels kNeonDotprodBlockKernels = {gemm<NeonBlocks<Dot>>, pack_blocks, values_of<NeonBlocks<Dot>>,
+                                               decode_rows<NeonBlocks<Dot>>};
 }

@@ -48,6 +48,25 @@ struct NeonBlocks {
     vst1q_u8(static_cast<uint8_t*>(p) + 16, c.high);
   }
 
+  static bool fp8(const uint8_t* codes, int64_t n, const Fp8Bits& bits, uint16_t* out) {
+    const uint8x16_t low = vld1q_u8(bits.low), high = vld1q_u8(bits.high), zero = vdupq_n_u8(0);
+    uint8x16_t largest = zero;
+    for (int64_t i = 0; i < n; i += 16) {
+      const uint8x16_t code = vld1q_u8(codes + i), size = vandq_u8(code, vdupq_n_u8(127));
+      const uint8x16_t entry = vminq_u8(size, vorrq_u8(vandq_u8(code, vdupq_n_u8(7)), vdupq_n_u8(8)));
+      const uint8x16_t l = vqtbl1q_u8(low, entry), h = vqtbl1q_u8(high, entry);
+      largest = vmaxq_u8(largest, size);
+      // Sign and exponent in their places; the sum of two signs is that of a product.
+      const auto put = [](uint8x16_t words, uint8x16_t upper, uint16_t* to) {
+        const uint16x8_t moved = vreinterpretq_u16_s16(vshrq_n_s16(vreinterpretq_s16_u8(upper), 4));
+        vst1q_u16(to, vaddq_u16(vreinterpretq_u16_u8(words), vandq_u16(moved, vdupq_n_u16(0x8780))));
+      };
+      put(vzip1q_u8(l, h), vzip1q_u8(zero, code), out + i);
+      put(vzip2q_u8(l, h), vzip2q_u8(zero, code), out + i + 8);
+    }
+    return vmaxvq_u8(largest) == 127;
+  }
+
   static uint32x4_t words_of(uint8x16_t v) { return vreinterpretq_u32_u8(v); }
   static int32x4_t integers_of(uint8x16_t v) { return vreinterpretq_s32_u8(v); }
   static uint8x16_t bytes_of(uint32x4_t v) { return vreinterpretq_u8_u32(v); }

@@ -41,6 +41,16 @@ struct PlainBlocks {
   }
   static void store(int8_t* p, Codes c) { std::memcpy(p, c.v, sizeof c.v); }
 
+  static bool fp8(const uint8_t* codes, int64_t n, const Fp8Bits& bits, uint16_t* out) {
+    bool nan = false;
+    for (int64_t i = 0; i < n; ++i) {
+      const unsigned c = codes[i] & 127u, entry = c < 8 ? c : 8 | (c & 7);
+      nan |= c == 127;
+      out[i] = uint16_t((unsigned(bits.high[entry] << 8 | bits.low[entry]) + ((c & 0x78) << 4)) ^ (codes[i] & 128u) << 8);
+    }
+    return nan;
+  }
+
   // The functions of base/types.h are compiled for other instruction sets.
   static float half_float(const uint8_t* p) {
     const uint16_t h = read<uint16_t>(p);

@@ -84,12 +84,14 @@ const QuantKernels& quant_kernels_for(Isa isa);
 using BlockGemmFn = void (*)(const BlockRows& w, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
                              int64_t out_stride, bool accumulate, const void* next);
 
-// Products with weights in blocks (blocks.h), for rows of x that pack() has packed, and the values of one row of weights. k is a
-// multiple of the columns of a block.
+// Products with weights in blocks (blocks.h), for rows of x that pack() has packed, and the values of weights. k is a multiple of the
+// columns of a block.
 struct BlockKernels {
-  BlockGemmFn gemm;
+  BlockGemmFn gemm;  // not for kGroupedFp8, whose weights are decoded
   PackTilesFn pack;  // columns [begin, begin + n) of m float32 rows; begin is a multiple of Blocks::kGroup
   void (*values)(const BlockRows& w, int64_t row, int64_t k, float* out);
+  // Decodes n rows of w to `dtype`, rounded to nearest even, out_stride bytes apart.
+  void (*decode)(const BlockRows& w, int64_t n, int64_t k, DType dtype, void* out, int64_t out_stride);
 };
 
 const BlockKernels& block_kernels_for(Isa isa);
