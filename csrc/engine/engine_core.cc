@@ -114,11 +114,13 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
   auto loaded = std::make_unique<ModelWeights>();
   ModelWeights& weights = *loaded;
+  TakesBlocks takes;
+  if (options_.quantization != kDequantize)
+    takes = [this](WeightUse use, const BlockRows& rows) { return backend_->takes_blocks(use, rows); };
   if (is_dummy(options_)) {
-    load_dummy_weights(config_, copied, weights);
+    load_dummy_weights(config_, copied, weights, takes);
   } else {
-    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced,
-                          backend_->multiplies_blocks() && options_.quantization != kDequantize);
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, takes);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {

@@ -163,7 +163,7 @@ ModelDescription describe_model(const std::string& path) {
   const ModelConfig& c = d.config;
   const Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
-  load_weights(c, checkpoint, weights, ReadCopies::kNever, true);
+  load_weights(c, checkpoint, weights, ReadCopies::kNever, [](WeightUse, const BlockRows&) { return true; });
   d.options.push_back(describe_option("none", c, weights, checkpoint));
   const bool decodes = std::any_of(weights.placing.begin(), weights.placing.end(), [](const Placing& placing) {
     bool found = false;

@@ -116,23 +116,31 @@ void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<Tensor
   }
 }
 
-// Allows the weights that the backend takes in blocks to stay in them. An op takes gate and up of an expert together.
-BlockBinding allow_blocks(std::vector<TensorSpec>& specs, const ModelWeights& weights) {
-  BlockBinding out;
-  std::set<const WeightView*> allowed;
+// Returns the uses of the weights that ops may take in blocks.
+std::map<const WeightView*, WeightUse> uses_of_blocks(const ModelWeights& weights) {
+  std::map<const WeightView*, WeightUse> uses;
   for (const Placing& placing : weights.placing) {
     if (const auto* slot = std::get_if<WeightSlot>(&placing)) {
       if (slot->use == WeightUse::kEmbed || slot->use == WeightUse::kMatrix || slot->use == WeightUse::kHead)
-        allowed.insert(slot->view);
+        uses[slot->view] = slot->use;
     } else if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing)) {
-      for (const ExpertWeights& e : *experts) {
-        allowed.insert({&e.gate, &e.up, &e.down});
-        out.alike.emplace_back(&e.gate, &e.up);
-      }
+      for (ExpertWeights& e : *experts)
+        for (const WeightView* view : {&e.gate, &e.up, &e.down}) uses[view] = WeightUse::kExpert;
     }
   }
-  for (TensorSpec& spec : specs)
-    for (WeightPiece& piece : spec.pieces) piece.in_blocks = allowed.count(piece.target) > 0;
+  return uses;
+}
+
+// An op takes gate and up of an expert together.
+BlockBinding allow_blocks(const ModelWeights& weights, const TakesBlocks& takes) {
+  BlockBinding out;
+  out.takes = [uses = uses_of_blocks(weights), &takes](const WeightView* target, const BlockRows& rows) {
+    const auto use = uses.find(target);
+    return use != uses.end() && takes(use->second, rows);
+  };
+  for (const Placing& placing : weights.placing)
+    if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing))
+      for (const ExpertWeights& e : *experts) out.alike.emplace_back(&e.gate, &e.up);
   return out;
 }
 
@@ -157,7 +165,8 @@ void check_choice_biases(ModelWeights& weights) {
 
 }  // namespace
 
-void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when, bool blocks) {
+void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when,
+                  const TakesBlocks& takes) {
   const Family& family = find_family(wanted.model_type);
   const ModelNames names(checkpoint);
   const ModelConfig config = bounded(wanted, checkpoint, names.base + "layers.");
@@ -169,7 +178,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  BlockBinding binding = blocks ? allow_blocks(specs, weights) : BlockBinding();
+  BlockBinding binding = takes ? allow_blocks(weights, takes) : BlockBinding();
   binding.check_scales = when != ReadCopies::kNever;
   weights.copies =
       bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes, binding);
@@ -179,7 +188,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   tie_output(weights);
 }
 
-void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights, const TakesBlocks&) {
   weights.layers.resize(size_t(config.num_layers));
   weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
   tie_output(weights);
