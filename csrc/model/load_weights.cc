@@ -1,9 +1,12 @@
 #include "model/load_weights.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <optional>
+#include <regex>
 #include <set>
 
 #include "checkpoint/dummy.h"
@@ -151,6 +154,33 @@ void tie_output(ModelWeights& weights) {
   weights.placing.push_back(WeightSlot{&weights.lm_head, WeightUse::kHead});
 }
 
+// Whether a file with this config would have a weight quantised, as far as the config tells: modules of linear layers that it does not
+// exclude; in gpt-oss's own format the experts.
+bool quantizes(const QuantizationConfig& quantization, const std::string& weight, WeightUse use) {
+  if (quantization.formats.empty() || (use != WeightUse::kMatrix && use != WeightUse::kExpert)) return false;
+  if (quantization.formats[0].encoding == Encoding::kMxfp4Blocks && use != WeightUse::kExpert) return false;
+  return std::none_of(quantization.excluded.begin(), quantization.excluded.end(), [&](const std::string& pattern) {
+    std::string text = pattern.starts_with("re:") ? pattern.substr(3) : "(^|.*\\.)";
+    if (!pattern.starts_with("re:")) {
+      for (const char c : pattern) {
+        if (c == '*')
+          text += "[^.]*";
+        else if (std::isalnum(static_cast<unsigned char>(c)) || c == '_')
+          text += c;
+        else
+          text += str_cat('\\', c);
+      }
+      text += "(\\..*)?";
+    }
+    const std::string module = weight.ends_with(".weight") ? weight.substr(0, weight.size() - 7) : weight;
+    try {
+      return std::regex_match(module, std::regex(text));
+    } catch (const std::regex_error&) {
+      return false;  // an expression of another dialect
+    }
+  });
+}
+
 // Experts are compared by their choice biases, so a NaN would leave them without an order.
 void check_choice_biases(ModelWeights& weights) {
   for (size_t l = 0; l < weights.layers.size(); ++l) {
@@ -188,9 +218,18 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   tie_output(weights);
 }
 
-void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights, const TakesBlocks&) {
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights, const TakesBlocks& takes) {
   weights.layers.resize(size_t(config.num_layers));
-  weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
+  const std::vector<TensorSpec> specs = find_family(config.model_type).specs(config, Checkpoint(), weights);
+  DummyForm form;
+  if (takes && !config.quantization.empty())
+    form = [&, uses = uses_of_blocks(weights)](const TensorSpec& spec, const WeightView& target) -> std::optional<BlockRows> {
+      const auto use = uses.find(&target);
+      if (use == uses.end() || !quantizes(config.quantization, spec.name, use->second)) return std::nullopt;
+      const auto rows = dummy_form(config.quantization.formats[0], target.cols, config.dtype);
+      return rows && takes(use->second, *rows) ? rows : std::nullopt;
+    };
+  weights.owned = dummy_weights(specs, config.dtype, shared, form);
   tie_output(weights);
 }
 

@@ -66,6 +66,13 @@ void engine_case::test_quantized(const std::string& folder) {
     const std::vector<Answer> got = generate(*as_it_lies, asks);
     CHECK_EQ(got[0].logprobs.size(), got[0].tokens.size());
     CHECK(got == generate(*decoded, asks));
+    // Made-up weights have the same forms.
+    o.quantization = "none";
+    o.load_format = "dummy";
+    auto dummy = Engine::create(model, o);
+    CHECK_EQ(dummy->model_info().weight_bytes, as_it_lies->model_info().weight_bytes);
+    const Answer made_up = generate(*dummy, {asks[0]})[0];
+    CHECK(std::all_of(made_up.logprobs.begin(), made_up.logprobs.end(), [](float l) { return std::isfinite(l); }));
   }
   CHECK(models > 3);
 }
