@@ -242,8 +242,8 @@ class Backend {
   // Returns the table of a layer's experts, which place_experts() has placed; it is valid as long as the backend. Throws
   // kInvalidArgument (field experts) where an expert's shapes do not fit the first one's; kUnsupported for a format without a kernel.
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
-  // Whether embed(), linear(), logits(), expert_ffn() and mlp() take weights in blocks (QuantFormat::kBlocks).
-  virtual bool multiplies_blocks() const { return false; }
+  // Whether a weight of this use may be in blocks (QuantFormat::kBlocks), of the code and the type of scales of `rows`.
+  virtual bool takes_blocks(WeightUse, const BlockRows& /*rows*/) const { return false; }
   // Whether place functions and keep() read the values of products' weights: those for kMatrix and kHead, those of experts and of
   // heads. They do not where an earlier run left the result in a file (BackendOptions::quantization_cache).
   virtual bool reads_products() const { return true; }

@@ -14,6 +14,7 @@ set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/gemm/head_linear.cu
   csrc/backend/cuda/gemm/linear.cu
   csrc/backend/cuda/gemm/pack.cu
+  csrc/backend/cuda/gemm/pack_codes.cu
   csrc/backend/cuda/attention/qkv_post.cu
   csrc/backend/cuda/route/route.cu
   csrc/backend/cuda/route/route_gates.cu

@@ -13,7 +13,7 @@ enum class QuantFormat : uint8_t {
   kInt8,   // quantised by the CPU backend, in the form that its kernels read: backend/cpu/kernels/quant.h
   kInt4,
   kBlocks,  // as in the checkpoint, where it is quantised: WeightView::blocks
-  kPacked,  // bfloat16 in the layout that tensor cores read: backend/cuda/gemm/packed.h
+  kPacked,  // in the layout that tensor cores read, bfloat16 or the codes of WeightView::blocks: backend/cuda/gemm/packed.h
 };
 
 constexpr const char* quant_format_name(QuantFormat f) {
@@ -32,7 +32,7 @@ struct WeightView {
   int64_t cols = 0;
   QuantFormat format = QuantFormat::kPlain;
   int64_t quantized_row_bytes = 0;  // where the format is not kPlain: from row to row
-  BlockRows blocks = {};            // where the format is kBlocks; `data` is blocks.data
+  BlockRows blocks = {};            // where the format is kBlocks, or was when it was packed; `data` is blocks.data
 
   bool empty() const { return data == nullptr; }
   int64_t row_bytes() const { return format == QuantFormat::kPlain ? cols * dtype_size(dtype) : quantized_row_bytes; }

@@ -117,12 +117,13 @@ BlockRows Repacker::result(const QuantizedTensor& t, int64_t rows, uint8_t* memo
   r.row_bytes = t.cols / kColumns * block_size(r.code).bytes;
   r.scale_row_bytes = groups(t) * scale_size(r.scale_type);
   r.product_dtype = t.product_dtype;
+  const bool zeros = t.zero && t.format.bits == 4;
+  if (zeros) r.zero_row_bytes = groups(t);
   if (!memory) return r;
   r.data = memory;
   r.scales = memory + round_up(rows * r.row_bytes, kAlignment);
-  if (!t.zero || t.format.bits != 4) return r;
+  if (!zeros) return r;
   r.zeros = memory + round_up(rows * r.row_bytes, kAlignment) + round_up(rows * r.scale_row_bytes, kAlignment);
-  r.zero_row_bytes = groups(t);
   return r;
 }
 

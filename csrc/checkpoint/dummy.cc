@@ -1,7 +1,9 @@
 #include "checkpoint/dummy.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <set>
 
 #include "checkpoint/weight_pieces.h"
 
@@ -38,13 +40,120 @@ void fill(uint8_t* to, int64_t start, int64_t bytes, DType dtype) {
   }
 }
 
+// Weights in blocks and the memory that they need.
+class DummyBlocks {
+ public:
+  void add(WeightView* target, const BlockRows& form) { targets_.push_back({target, form}); }
+
+  // Fills the targets. Shared: codes begin at different places of one block, scales and zero points are the same.
+  void make(bool shared, OwnedWeights& owned) {
+    int64_t bytes[3] = {};  // codes, scales, zero points
+    const auto place = [&](int part, int64_t size) {
+      const int64_t at = shared ? 0 : bytes[part];
+      bytes[part] = shared ? std::max(bytes[part], size) : at + round_up(size, kStart);
+      return at;
+    };
+    std::vector<std::array<int64_t, 3>> at;
+    for (const auto& [target, form] : targets_) {
+      const int64_t sizes[] = {form.row_bytes, form.scale_row_bytes, form.zero_row_bytes};
+      auto& offsets = at.emplace_back();
+      for (int part = 0; part < 3; ++part) offsets[size_t(part)] = place(part, checked_mul(target->rows, sizes[part], "weights"));
+    }
+    if (shared) bytes[0] += int64_t(targets_.size()) * kStart;
+    for (int64_t& size : bytes) size = round_up(size, kStart);
+    if (targets_.empty()) return;
+    uint8_t* codes = owned.emplace_back(own_pages(bytes[0] + bytes[1] + bytes[2])).get();
+    uint8_t *scales = codes + bytes[0], *zeros = scales + bytes[1];
+    fill_codes(codes, bytes[0]);
+    std::memset(zeros, kZero, size_t(bytes[2]));
+    for (size_t i = 0; i < targets_.size(); ++i) {
+      auto [target, rows] = targets_[i];
+      uint8_t* of_target = scales + at[i][1];
+      fill_scales(of_target, target->rows * rows.scale_row_bytes, rows);
+      rows.data = codes + at[i][0] + (shared ? int64_t(i) * kStart : 0);
+      rows.scales = of_target;
+      rows.zeros = rows.zero_row_bytes ? zeros + at[i][2] : nullptr;
+      *target = view_of_blocks(rows, target->rows, target->cols, target->dtype);
+    }
+  }
+
+ private:
+  static constexpr int kZero = 8;
+
+  static void fill_codes(uint8_t* to, int64_t bytes) {
+    constexpr int64_t kPeriod = 65521;  // prime, as in fill()
+    uint32_t state = 0x9e3779b9u;
+    for (int64_t i = 0; i < std::min(bytes, kPeriod); ++i) to[i] = uint8_t((state = state * 1664525u + 1013904223u) >> 24);
+    for (int64_t done = kPeriod; done < bytes; done += kPeriod)
+      std::memcpy(to + done, to, size_t(std::min(kPeriod, bytes - done)));
+  }
+  // The root mean square of all codes is 4.61 (int4), 73.9 (int8) or 2.93 (e2m1).
+  static void fill_scales(uint8_t* to, int64_t bytes, const BlockRows& rows) {
+    if (rows.scale_type == ScaleType::kExponent) {
+      std::memset(to, 127 - 7, size_t(bytes));
+      return;
+    }
+    const float scale = rows.code == BlockCode::kGroupedInt4 ? 0.02f / 4.61f : 0.02f / 73.9f;
+    const DType dtype = rows.scale_type == ScaleType::kF32    ? DType::kF32
+                        : rows.scale_type == ScaleType::kBF16 ? DType::kBF16
+                                                              : DType::kF16;
+    const uint32_t bits = bits_of(scale, dtype);
+    for (int64_t i = 0; i < bytes; i += dtype_size(dtype)) std::memcpy(to + i, &bits, size_t(dtype_size(dtype)));
+  }
+
+  struct Target {
+    WeightView* target;
+    BlockRows form;
+  };
+  std::vector<Target> targets_;
+};
+
 }  // namespace
 
-OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bool shared) {
+std::optional<BlockRows> dummy_form(const QuantizedFormat& f, int64_t cols, DType dtype) {
+  constexpr int64_t kColumns = 32;
+  BlockRows r;
+  r.group = f.block_cols ? std::min(f.block_cols, cols) : cols;
+  if (cols % kColumns != 0 || r.group % kColumns != 0) return std::nullopt;
+  r.scale_type = dtype == DType::kF32 ? ScaleType::kF32 : dtype == DType::kBF16 ? ScaleType::kBF16 : ScaleType::kF16;
+  switch (f.encoding) {
+    case Encoding::kFloat8: return std::nullopt;
+    case Encoding::kInt8:
+      if (!f.symmetric) return std::nullopt;
+      r.code = BlockCode::kGroupedInt8;
+      break;
+    case Encoding::kMxfp4Packed:
+    case Encoding::kMxfp4Blocks:
+      r.code = BlockCode::kGroupedMxfp4;
+      r.scale_type = ScaleType::kExponent;
+      break;
+    case Encoding::kGptq:
+    case Encoding::kAwq: r.scale_type = ScaleType::kF16; [[fallthrough]];
+    case Encoding::kPackedInt: r.code = f.bits == 4 ? BlockCode::kGroupedInt4 : BlockCode::kGroupedInt8; break;
+  }
+  const int64_t groups = ceil_div(cols, r.group);
+  r.row_bytes = cols / kColumns * block_size(r.code).bytes;
+  r.scale_row_bytes = groups * scale_size(r.scale_type);
+  r.zero_row_bytes = !f.symmetric && r.code == BlockCode::kGroupedInt4 ? groups : 0;
+  return r;
+}
+
+OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bool shared, const DummyForm& form) {
+  std::set<const WeightView*> quantized;
+  DummyBlocks blocks;
+  if (form)
+    for (const TensorSpec& spec : specs)
+      for (const WeightPiece& piece : checked_pieces(spec)) {
+        *piece.target = target_view(piece, dtype);
+        const auto rows = form(spec, *piece.target);
+        if (rows && quantized.insert(piece.target).second) blocks.add(piece.target, *rows);
+      }
   OwnedWeights owned;
   const auto bytes_of = [&](const TensorSpec& spec) {
     int64_t bytes = dtype_size(dtype);
     for (int64_t d : spec.shape) bytes = checked_mul(bytes, d, "dummy weights");
+    for (const WeightPiece& piece : spec.pieces)
+      if (quantized.count(piece.target)) bytes -= piece.target->rows * piece.target->cols * dtype_size(dtype);
     return bytes;
   };
   // Allocates memory and fills it with the values of a tensor at `start`.
@@ -67,9 +176,10 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
   for (const TensorSpec& spec : specs) {
     const bool vector = spec.shape.size() < 2;
     const int64_t bytes = bytes_of(spec);
-    const uint8_t* next = shared && !vector ? block + start : make(start, bytes, dtype, vector);
+    const uint8_t* next = shared && !vector ? block + start : bytes > 0 ? make(start, bytes, dtype, vector) : nullptr;
     // The pieces follow one another here, however they would lie in a file.
     for (const WeightPiece& piece : checked_pieces(spec)) {
+      if (quantized.count(piece.target)) continue;
       WeightView view = target_view(piece, dtype);
       if (view.dtype == dtype) {
         view.data = next;
@@ -81,6 +191,7 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
     }
     start += kStart;
   }
+  blocks.make(shared, owned);
   return owned;
 }
 

@@ -89,8 +89,22 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
   return sources;
 }
 
-// The targets that become views in blocks: where they lie in the file, or nullopt for those that are repacked.
-using BlockForms = std::map<const WeightView*, std::optional<BlockRows>>;
+// The targets that become views in blocks.
+struct BlockForm {
+  BlockRows rows;  // where they lie in the file; of those that are repacked only the form
+  bool in_place;
+};
+using BlockForms = std::map<const WeightView*, BlockForm>;
+
+// Whether two weights have one form, in which an op can take them together.
+bool are_alike(const BlockForms& forms, const WeightView* first, const WeightView* second) {
+  const auto a = forms.find(first), b = forms.find(second);
+  if (a == forms.end() || b == forms.end()) return a == b;
+  const BlockRows &x = a->second.rows, &y = b->second.rows;
+  if (x.group == 0 && y.group == 0) return true;  // scales are in the blocks
+  return x.code == y.code && x.group == y.group && x.scale_type == y.scale_type &&
+         (x.zero_row_bytes == 0) == (y.zero_row_bytes == 0);
+}
 
 // Returns whole rows of a matrix, as a piece has them; nullopt for another piece.
 std::optional<BlockRows> rows_of(const BlockRows& matrix, int64_t cols, const WeightPiece& p) {
@@ -106,22 +120,18 @@ BlockForms block_forms(const std::vector<TensorSpec>& specs, const std::vector<W
   for (size_t s = 0; s < sources.size(); ++s) {
     const WeightSource& source = sources[s];
     for (const WeightPiece& piece : pieces[s]) {
-      if (!piece.in_blocks || !(source.blocks || source.quantized)) continue;
-      if (source.quantized && source.quantized->format.encoding == Encoding::kFloat8 && !blocks.float8) continue;
+      if (!blocks.takes || !(source.blocks || source.quantized)) continue;
+      std::optional<BlockForm> form;
       if (const auto rows = source.blocks ? rows_of(*source.blocks, matrix_shape(specs[s].shape).cols, piece)
                                           : blocks_in_place(*source.quantized, piece))
-        forms[piece.target] = rows;
+        form = {*rows, true};
       else if (source.quantized && Repacker::repacks(*source.quantized, piece))
-        forms[piece.target] = std::nullopt;
+        form = {Repacker::result(*source.quantized, piece.rows, nullptr), false};
+      if (form && blocks.takes(piece.target, form->rows)) forms[piece.target] = *form;
     }
   }
-  // FP8 is a kind of its own: its products take other activations (base/blocks.h).
-  const auto is_fp8 = [&](const WeightView* target) {
-    const auto form = forms.find(target);
-    return form != forms.end() && form->second && form->second->code == BlockCode::kGroupedFp8;
-  };
   for (const auto& [first, second] : blocks.alike)
-    if (forms.count(first) != forms.count(second) || is_fp8(first) != is_fp8(second)) {
+    if (!are_alike(forms, first, second)) {
       forms.erase(first);
       forms.erase(second);
     }
@@ -134,7 +144,7 @@ void check_scales_in_place(const Checkpoint& checkpoint, const std::vector<Weigh
   for (size_t s = 0; s < sources.size(); ++s)
     if (sources[s].quantized && std::any_of(pieces[s].begin(), pieces[s].end(), [&](const WeightPiece& p) {
           const auto form = forms.find(p.target);
-          return form != forms.end() && form->second;
+          return form != forms.end() && form->second.in_place;
         }))
       tensors.push_back(sources[s].quantized.get());
   if (tensors.empty()) return;
@@ -176,8 +186,8 @@ WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<Tensor
     for (const WeightPiece& piece : pieces[s]) {
       WeightView& target = *piece.target = target_view(piece, sources[s].dtype);
       if (const auto form = forms.find(&target); form != forms.end()) {
-        if (form->second)
-          target = view_of_blocks(*form->second, target.rows, target.cols, target.dtype);
+        if (form->second.in_place)
+          target = view_of_blocks(form->second.rows, target.rows, target.cols, target.dtype);
         else
           repacked.push_back(piece);
         continue;

@@ -1,5 +1,6 @@
 // Binds checkpoint tensors to weight slots; every tensor of the checkpoint must be accounted for.
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,7 +29,6 @@ struct WeightPiece {
   int64_t col_step = 1;
   bool transposed = false;          // the target is the transpose of the part
   std::optional<DType> dtype = {};  // of the target; absent: the tensor's
-  bool in_blocks = false;           // the target may be in blocks (QuantFormat::kBlocks)
 };
 
 struct TensorSpec {
@@ -81,9 +81,11 @@ class WeightCopies {
 // How targets become views in blocks: those that may are used where they lie in the file, or repacked to a copy, instead of being
 // decoded (checkpoint/block_tensor.h).
 struct BlockBinding {
-  std::vector<std::pair<const WeightView*, const WeightView*>> alike;  // both targets become blocks of one kind, or none
-  bool float8 = true;                                                  // weights in FP8 as well
-  bool check_scales = true;                                            // reads the scales that are used in place
+  // Whether a target may be in these blocks, of which only the form counts; empty: none may.
+  std::function<bool(const WeightView* target, const BlockRows& rows)> takes = {};
+  // Both targets become blocks, or none; grouped codes are of one form.
+  std::vector<std::pair<const WeightView*, const WeightView*>> alike = {};
+  bool check_scales = true;  // reads the scales that are used in place
 };
 
 // Fills every target: with its place in the mapped file where the values can be used there, else with its place among the copies.

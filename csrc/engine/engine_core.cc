@@ -115,13 +115,16 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
   auto loaded = std::make_unique<ModelWeights>();
   ModelWeights& weights = *loaded;
+  TakesBlocks takes;
+  if (options_.quantization != kDequantize)
+    takes = [this, quantized](WeightUse use, const BlockRows& rows) {
+      const bool again = quantized && rows.code == BlockCode::kGroupedFp8;  // is quantised further, as weights of 16 bit are
+      return !again && backend_->takes_blocks(use, rows);
+    };
   if (is_dummy(options_)) {
-    load_dummy_weights(config_, copied, weights);
+    load_dummy_weights(config_, copied, weights, takes);
   } else {
-    // Weights in FP8 may be quantised further, as those of 16 bit.
-    const bool decoded = !backend_->multiplies_blocks() || options_.quantization == kDequantize;
-    const InBlocks blocks = decoded ? InBlocks::kNone : quantized ? InBlocks::kAllButFp8 : InBlocks::kAll;
-    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, blocks);
+    lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, takes);
   }
   weight_bytes_ = weight_bytes(weights);
   if (copied) {

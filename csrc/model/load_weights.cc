@@ -1,9 +1,12 @@
 #include "model/load_weights.h"
 
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <map>
+#include <optional>
+#include <regex>
 #include <set>
 
 #include "checkpoint/dummy.h"
@@ -116,23 +119,31 @@ void convert_mixed(const Checkpoint& checkpoint, DType dtype, std::vector<Tensor
   }
 }
 
-// Allows the weights that the backend takes in blocks to stay in them. An op takes gate and up of an expert together.
-BlockBinding allow_blocks(std::vector<TensorSpec>& specs, const ModelWeights& weights) {
-  BlockBinding out;
-  std::set<const WeightView*> allowed;
+// Returns the uses of the weights that ops may take in blocks.
+std::map<const WeightView*, WeightUse> uses_of_blocks(const ModelWeights& weights) {
+  std::map<const WeightView*, WeightUse> uses;
   for (const Placing& placing : weights.placing) {
     if (const auto* slot = std::get_if<WeightSlot>(&placing)) {
       if (slot->use == WeightUse::kEmbed || slot->use == WeightUse::kMatrix || slot->use == WeightUse::kHead)
-        allowed.insert(slot->view);
+        uses[slot->view] = slot->use;
     } else if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing)) {
-      for (const ExpertWeights& e : *experts) {
-        allowed.insert({&e.gate, &e.up, &e.down});
-        out.alike.emplace_back(&e.gate, &e.up);
-      }
+      for (ExpertWeights& e : *experts)
+        for (const WeightView* view : {&e.gate, &e.up, &e.down}) uses[view] = WeightUse::kExpert;
     }
   }
-  for (TensorSpec& spec : specs)
-    for (WeightPiece& piece : spec.pieces) piece.in_blocks = allowed.count(piece.target) > 0;
+  return uses;
+}
+
+// An op takes gate and up of an expert together.
+BlockBinding allow_blocks(const ModelWeights& weights, const TakesBlocks& takes) {
+  BlockBinding out;
+  out.takes = [uses = uses_of_blocks(weights), &takes](const WeightView* target, const BlockRows& rows) {
+    const auto use = uses.find(target);
+    return use != uses.end() && takes(use->second, rows);
+  };
+  for (const Placing& placing : weights.placing)
+    if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing))
+      for (const ExpertWeights& e : *experts) out.alike.emplace_back(&e.gate, &e.up);
   return out;
 }
 
@@ -141,6 +152,33 @@ void tie_output(ModelWeights& weights) {
   if (!weights.lm_head.empty()) return;
   weights.lm_head = weights.embed;
   weights.placing.push_back(WeightSlot{&weights.lm_head, WeightUse::kHead});
+}
+
+// Whether a file with this config would have a weight quantised, as far as the config tells: modules of linear layers that it does not
+// exclude; in gpt-oss's own format the experts.
+bool quantizes(const QuantizationConfig& quantization, const std::string& weight, WeightUse use) {
+  if (quantization.formats.empty() || (use != WeightUse::kMatrix && use != WeightUse::kExpert)) return false;
+  if (quantization.formats[0].encoding == Encoding::kMxfp4Blocks && use != WeightUse::kExpert) return false;
+  return std::none_of(quantization.excluded.begin(), quantization.excluded.end(), [&](const std::string& pattern) {
+    std::string text = pattern.starts_with("re:") ? pattern.substr(3) : "(^|.*\\.)";
+    if (!pattern.starts_with("re:")) {
+      for (const char c : pattern) {
+        if (c == '*')
+          text += "[^.]*";
+        else if (std::isalnum(static_cast<unsigned char>(c)) || c == '_')
+          text += c;
+        else
+          text += str_cat('\\', c);
+      }
+      text += "(\\..*)?";
+    }
+    const std::string module = weight.ends_with(".weight") ? weight.substr(0, weight.size() - 7) : weight;
+    try {
+      return std::regex_match(module, std::regex(text));
+    } catch (const std::regex_error&) {
+      return false;  // an expression of another dialect
+    }
+  });
 }
 
 // Experts are compared by their choice biases, so a NaN would leave them without an order.
@@ -158,7 +196,7 @@ void check_choice_biases(ModelWeights& weights) {
 }  // namespace
 
 void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, ModelWeights& weights, ReadCopies when,
-                  InBlocks blocks) {
+                  const TakesBlocks& takes) {
   const Family& family = find_family(wanted.model_type);
   const ModelNames names(checkpoint);
   const ModelConfig config = bounded(wanted, checkpoint, names.base + "layers.");
@@ -170,8 +208,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  BlockBinding binding = blocks == InBlocks::kNone ? BlockBinding() : allow_blocks(specs, weights);
-  binding.float8 = blocks == InBlocks::kAll;
+  BlockBinding binding = takes ? allow_blocks(weights, takes) : BlockBinding();
   binding.check_scales = when != ReadCopies::kNever;
   weights.copies =
       bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes, binding);
@@ -181,9 +218,18 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   tie_output(weights);
 }
 
-void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights) {
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights, const TakesBlocks& takes) {
   weights.layers.resize(size_t(config.num_layers));
-  weights.owned = dummy_weights(find_family(config.model_type).specs(config, Checkpoint(), weights), config.dtype, shared);
+  const std::vector<TensorSpec> specs = find_family(config.model_type).specs(config, Checkpoint(), weights);
+  DummyForm form;
+  if (takes && !config.quantization.empty())
+    form = [&, uses = uses_of_blocks(weights)](const TensorSpec& spec, const WeightView& target) -> std::optional<BlockRows> {
+      const auto use = uses.find(&target);
+      if (use == uses.end() || !quantizes(config.quantization, spec.name, use->second)) return std::nullopt;
+      const auto rows = dummy_form(config.quantization.formats[0], target.cols, config.dtype);
+      return rows && takes(use->second, *rows) ? rows : std::nullopt;
+    };
+  weights.owned = dummy_weights(specs, config.dtype, shared, form);
   tie_output(weights);
 }
 

@@ -10,15 +10,17 @@ namespace lynx_rt {
 
 // When load_weights() reads the values that cannot be used in place: above all those of quantised checkpoints.
 enum class ReadCopies : uint8_t { kNow, kWhenPlaced, kNever };
-// Which quantised weights become views in blocks where products take their form (checkpoint/block_tensor.h), instead of being decoded.
-enum class InBlocks : uint8_t { kNone, kAllButFp8, kAll };
+// Backend::takes_blocks(); empty: no weight may be in blocks.
+using TakesBlocks = std::function<bool(WeightUse, const BlockRows& rows)>;
 // Binds all weights of a checkpoint, in place where that is possible. The config decides how many layers there are; further
 // layers of the file are left out. Where the dtypes of one layer's experts differ, they are converted to the model's. The
-// checkpoint must live as long as weights are used in place or are still to be read. Test: tests/model/test_odd_checkpoints.py.
+// checkpoint must live as long as weights are used in place or are still to be read. `takes`: which quantised weights become views in
+// blocks (checkpoint/block_tensor.h), instead of being decoded. Test: tests/model/test_odd_checkpoints.py.
 void load_weights(const ModelConfig& config, const Checkpoint& checkpoint, ModelWeights& weights,
-                  ReadCopies when = ReadCopies::kNow, InBlocks blocks = InBlocks::kNone);
-// Makes up weights for measurements of speed; `shared` as in dummy_weights() (checkpoint/dummy.h).
-void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights);
+                  ReadCopies when = ReadCopies::kNow, const TakesBlocks& takes = {});
+// Makes up weights for measurements of speed; `shared` as in dummy_weights() (checkpoint/dummy.h). Where the config says how weights are
+// quantised, those of products are, as far as `takes` allows and the config does not exclude their modules.
+void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& weights, const TakesBlocks& takes = {});
 
 // Bytes of all weights; an output projection that is the embedding counts once.
 int64_t weight_bytes(const ModelWeights& weights);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,44 @@ def test_dummy_weights_of_every_dtype(config_only: Path, dtype: str) -> None:
     with Engine(config_only, skip_tokenizer_init=True, load_format="dummy") as engine:
         (logits,) = engine._core.forward([3])
         assert abs(logits).max() < 100 and logits.std() > 0
+
+
+QUANTIZED = {
+    "awq": (
+        {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
+        4 + (16 + 8) / 32,
+    ),
+    "int8": (
+        {
+            "quant_method": "compressed-tensors",
+            "format": "int-quantized",
+            "ignore": ["lm_head", "re:.*self_attn.*"],
+            "config_groups": {
+                "group_0": {"targets": ["Linear"], "weights": {"num_bits": 8, "type": "int", "strategy": "channel"}}
+            },
+        },
+        8.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_dummy_weights_of_a_quantized_config(config_only: Path, name: str) -> None:
+    """They have the bits of the file's form, so that a config is enough to measure the speed of a quantised model."""
+    quantization, bits = QUANTIZED[name]
+    config = json.loads((config_only / "config.json").read_text()) | {"quantization_config": quantization}
+    (config_only / "config.json").write_text(json.dumps(config))
+    experts = 8 * 32 * 3 * 256 * 96
+    others = 8 * (256 * 4 * 64 * 2 + 256 * 2 * 64 * 2) if name == "awq" else 0  # attention
+    sizes = {}
+    for option in ("none", "dequantize"):
+        with Engine(config_only, skip_tokenizer_init=True, load_format="dummy", quantization=option) as engine:
+            sizes[option] = engine._info["weight_bytes"]
+            (logits,) = engine._core.forward([3])
+            assert abs(logits).max() < 100 and logits.std() > 0
+    saved = sizes["dequantize"] - sizes["none"]
+    scales = 0 if name == "awq" else 8 * 32 * (2 * 96 + 256) * 2  # one for each output
+    assert saved == (experts + others) * (16 - bits) / 8 - scales
 
 
 def test_an_unknown_load_format() -> None:

@@ -83,6 +83,7 @@ void test_policies();  // test_engine_policies.cc
 void test_logits();    // test_engine.cc
 // test_engine_families.cc: makes a few requests to each model in the folder.
 void test_families(const std::string& folder);
+void test_quantized(const std::string& folder);
 void test_expert_biases();
 void test_sinks();
 

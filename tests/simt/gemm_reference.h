@@ -12,6 +12,7 @@
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed.h"
 #include "check.h"
+#include "coded_matrix.h"
 #include "device_array.h"
 
 namespace gemm {
@@ -23,9 +24,6 @@ using cuda::padded_rows;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kUntouched = -77.0f;
 constexpr size_t kGuard = 64;  // elements after an output that must stay unchanged
-
-inline std::mt19937 generator(31);
-inline int random_below(int n) { return int(generator() % unsigned(n)); }
 
 // Returns random values that bf16 has.
 inline std::vector<float> random_values(size_t count, float scale = 1) {
@@ -88,17 +86,37 @@ struct Linear {
   std::vector<int> part_rows;
   std::vector<std::vector<float>> weights, biases;  // a part's bias may be empty
   std::vector<DeviceVector<uint8_t>> packed;
+  std::vector<cuda::PackedForm> forms;
   std::vector<DeviceVector<float>> device_biases;
   int out_stride = 3;  // columns 0 .. 2 and those between the parts belong to no part
 
-  Linear(int num_columns, const std::vector<int>& rows, bool bias) : columns(num_columns), part_rows(rows) {
+  // kinds: of the parts in turn; empty: bf16.
+  Linear(int num_columns, const std::vector<int>& rows, bool bias, const std::vector<Kind>& kinds = {})
+      : columns(num_columns), part_rows(rows) {
     for (size_t i = 0; i < rows.size(); ++i) {
-      weights.push_back(random_values(size_t(rows[i]) * columns));
-      biases.push_back(bias && i % 2 == 0 ? random_values(size_t(rows[i])) : std::vector<float>{});
-      packed.emplace_back(size_t(cuda::packed_bytes(rows[i], columns)));
-      device_biases.emplace_back(biases.back());
-      pack_values(weights.back(), rows[i], columns, packed.back().get());
       out_stride += rows[i] + 2;
+      biases.push_back(bias && i % 2 == 0 ? random_values(size_t(rows[i])) : std::vector<float>{});
+      device_biases.emplace_back(biases.back());
+      if (!kinds.empty()) {
+        const CodedMatrix coded(kinds[i % kinds.size()], rows[i], columns);
+        forms.push_back(coded.form());
+        weights.push_back(coded.values);
+        packed.emplace_back(size_t(cuda::packed_bytes(rows[i], columns, forms.back())));
+        coded.pack(packed.back().get(), 1, 0, 16 + 16 * random_below(3));
+        continue;
+      }
+      forms.emplace_back();
+      weights.push_back(random_values(size_t(rows[i]) * columns));
+      packed.emplace_back(size_t(cuda::packed_bytes(rows[i], columns)));
+      pack_values(weights.back(), rows[i], columns, packed.back().get());
+    }
+  }
+  // Makes all parts bf16.
+  void decode() {
+    for (size_t i = 0; i < part_rows.size(); ++i) {
+      forms[i] = {};
+      packed[i] = DeviceVector<uint8_t>(size_t(cuda::packed_bytes(part_rows[i], columns)));
+      pack_values(weights[i], part_rows[i], columns, packed[i].get());
     }
   }
   // Returns out_column of a part; the last part comes first.
@@ -121,7 +139,8 @@ struct Linear {
     args.num_columns = columns;
     args.num_parts = int(part_rows.size());
     for (size_t i = 0; i < part_rows.size(); ++i)
-      args.parts[i] = {packed[i].get(), biases[i].empty() ? nullptr : device_biases[i].get(), part_rows[i], column_of(i)};
+      args.parts[i] = {packed[i].get(), biases[i].empty() ? nullptr : device_biases[i].get(), part_rows[i], column_of(i),
+                       forms[i]};
     args.out = result.get();
     args.out_stride = out_stride;
     args.accumulate = accumulate;
@@ -163,15 +182,45 @@ struct Experts {
       gate.push_back(random_values(size_t(width) * hidden, scale));
       up.push_back(random_values(size_t(width) * hidden, scale));
       down.push_back(random_values(size_t(hidden) * width));
-      pack_values(gate.back(), width, hidden, gate_up_packed.get() + place * gate_up_bytes, 2, 0);
-      pack_values(up.back(), width, hidden, gate_up_packed.get() + place * gate_up_bytes, 2, 1);
-      pack_values(down.back(), hidden, width, down_packed.get() + place * down_bytes);
+      pack(e);
     }
     if (extras.bias) add_biases();
     table = DeviceVector<cuda::ExpertEntry>(entries);
   }
 
+  // Gives an expert random weights in codes.
+  void encode(int e, const Kind& of_gate_up, const Kind& of_down) {
+    const CodedMatrix g(of_gate_up, width, hidden), u(of_gate_up, width, hidden), d(of_down, hidden, width);
+    cuda::ExpertEntry& entry = entries[size_t(e)];
+    entry.gate_up_form = g.form(), entry.down_form = d.form();
+    gate[size_t(e)] = g.values, up[size_t(e)] = u.values, down[size_t(e)] = d.values;
+    g.pack(const_cast<void*>(entry.gate_up), 2, 0, 16);
+    u.pack(const_cast<void*>(entry.gate_up), 2, 1);
+    d.pack(const_cast<void*>(entry.down), 1, 0, 32);
+    table = DeviceVector<cuda::ExpertEntry>(entries);
+  }
+  // Makes all weights bf16.
+  void decode() {
+    for (int e = 0; e < num_experts; ++e) {
+      entries[size_t(e)].gate_up_form = entries[size_t(e)].down_form = {};
+      pack(e);
+    }
+    table = DeviceVector<cuda::ExpertEntry>(entries);
+  }
+  int bits(cuda::PackedForm cuda::ExpertEntry::* form, bool dense) const {
+    int all = 0;
+    for (const cuda::ExpertEntry& e : entries)
+      if (!dense || &e == entries.data()) all |= (e.*form).bits;
+    return all;
+  }
+
  private:
+  void pack(int e) {
+    void *gate_up = const_cast<void*>(entries[size_t(e)].gate_up), *to = const_cast<void*>(entries[size_t(e)].down);
+    pack_values(gate[size_t(e)], width, hidden, gate_up, 2, 0);
+    pack_values(up[size_t(e)], width, hidden, gate_up, 2, 1);
+    pack_values(down[size_t(e)], hidden, width, to);
+  }
   void add_biases() {
     const int experts = num_experts;
     gate_bias = random_values(size_t(experts) * width), up_bias = random_values(size_t(experts) * width);
@@ -246,8 +295,11 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   const DeviceVector<float> pair_scale(weights);
   first.pair_scale = experts.extras.ffn.scale_input ? pair_scale.get() : nullptr;
   first.ffn = experts.extras.ffn;
+  first.bits = experts.bits(&cuda::ExpertEntry::gate_up_form, ids.empty());
   cuda::gate_up(first, num_sms, {});
-  cuda::down({first, hidden.get(), partial.get()}, num_sms, {});
+  cuda::DownArgs second{first, hidden.get(), partial.get()};
+  second.bits = experts.bits(&cuda::ExpertEntry::down_form, ids.empty());
+  cuda::down(second, num_sms, {});
   return {hidden.read(), partial.read(), stride};
 }
 

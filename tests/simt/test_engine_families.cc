@@ -1,5 +1,6 @@
 // Part of test_engine: functions of the CUDA backend that the first model does not use, but other families do.
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <tuple>
 
@@ -46,6 +47,34 @@ void engine_case::test_families(const std::string& folder) {
     model = path;
     test_family();
   }
+}
+
+// Codes on the device give the bits that weights give which are decoded when they are loaded, in 0.6 of their memory.
+void engine_case::test_quantized(const std::string& folder) {
+  int models = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    model = entry.path().string();
+    ++models;
+    EngineOptions o = options("cuda");
+    auto as_it_lies = Engine::create(model, o);
+    o.quantization = "dequantize";
+    auto decoded = Engine::create(model, o);
+    CHECK(double(as_it_lies->model_info().weight_bytes) < 0.6 * double(decoded->model_info().weight_bytes));
+    SamplingParams params = greedy(4);
+    params.logprobs = 0;
+    const std::vector<Ask> asks = batch(as_it_lies->model_info().vocab_size, 3, params);
+    const std::vector<Answer> got = generate(*as_it_lies, asks);
+    CHECK_EQ(got[0].logprobs.size(), got[0].tokens.size());
+    CHECK(got == generate(*decoded, asks));
+    // Made-up weights have the same forms.
+    o.quantization = "none";
+    o.load_format = "dummy";
+    auto dummy = Engine::create(model, o);
+    CHECK_EQ(dummy->model_info().weight_bytes, as_it_lies->model_info().weight_bytes);
+    const Answer made_up = generate(*dummy, {asks[0]})[0];
+    CHECK(std::all_of(made_up.logprobs.begin(), made_up.logprobs.end(), [](float l) { return std::isfinite(l); }));
+  }
+  CHECK(models > 3);
 }
 
 // The biases of all experts, of three dtypes, are placed as float32, one after the other.

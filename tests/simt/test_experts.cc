@@ -143,6 +143,35 @@ void test_experts() {
   }
 }
 
+// Quantised experts give the bits of decoded ones, those of a layer in different forms, too.
+void test_quantized_experts() {
+  const int shapes[][3] = {{1, 32, 32}, {3, 64, 96}, {5, 320, 32}, {2, 96, 160}};
+  const int rows[] = {1, 9, 40, 130, 513, 0}, sms[] = {1, 200, 3};
+  int number = 0;
+  for (const auto& [num_experts, hidden, width] : shapes)
+    for (int i = 0; i < 4; ++i) {
+      const int num_rows = rows[(number + i) % 6], top_k = std::min(2, num_experts), kind = number++ % 5;
+      if (skipped()) continue;
+      Experts experts(num_experts, hidden, width, {i % 2 == 1, {}});
+      // All in one form; else every third expert is bf16.
+      for (int e = 0; e < num_experts; ++e)
+        if (i == 0 || e % 3 != 2)
+          experts.encode(e, kKinds[size_t(number + (i ? e : 0)) % kKinds.size()],
+                         kKinds[size_t(number * 3 + (i ? e : 0)) % kKinds.size()]);
+      const std::vector<float> x = random_values(size_t(num_rows) * hidden);
+      const std::vector<int32_t> ids = random_ids(num_rows, top_k, num_experts, kind);
+      const Result got = run_experts(experts, x, ids, top_k, sms[number % 3]);
+      if (num_rows < 50) compare(experts, x, ids, top_k, got);
+      const Result dense = run_experts(experts, x, {}, 1, 2);
+      experts.decode();
+      const auto same = [](const Result& a, const Result& b) {
+        return same_bits(a.hidden, b.hidden) && same_bits(a.partial, b.partial);
+      };
+      CHECK(same(got, run_experts(experts, x, ids, top_k, 3)));
+      CHECK(same(dense, run_experts(experts, x, {}, 1, 3)));
+    }
+}
+
 // Compares the partial sums of the same rows in steps of 1 .. 530 rows, with other tiles and other positions in them.
 void test_expert_bits() {
   const int hidden = 330, width = 20, num_experts = 3, most = 530;
@@ -208,6 +237,7 @@ void test_extreme_gates() {
 int main(int argc, char** argv) {
   if (argc > 1) every_nth = std::atoi(argv[1]);
   test_experts();
+  test_quantized_experts();
   test_expert_bits();
   test_extreme_gates();
   return check::result("test_experts");

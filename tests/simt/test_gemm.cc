@@ -1,6 +1,7 @@
 // Compares pack, linear and head_linear with float64 products of the rounded operands, and checks that the bits of a row do not depend
 // on the number of other rows, on their values, or on the tiles.
 //   test_gemm [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
+#include "backend/cuda/gemm/weight_loader.h"
 #include "gemm_reference.h"
 
 #include <bit>
@@ -97,6 +98,40 @@ void test_packs() {
   CHECK_EQ(bf16_to_f32(got[packed_index(0, 2, 32, 1, 0)]), -kInfinity);
 }
 
+// Rows that lie apart in a file, as gpt-oss's gates and ups do, and a scale of all rows, are streamed to the same packed weights.
+void test_load_codes() {
+  cuda::WeightLoader loader({}, 2);
+  for (const Kind& kind : kKinds) {
+    const CodedMatrix matrix(kind, 37, 192);
+    const auto packed = [&](auto pack) {
+      DeviceVector<uint8_t> to(std::vector<uint8_t>(size_t(cuda::packed_bytes(37, 192, matrix.form())) + kGuard, 0xab));
+      pack(to.get());
+      cuda::synchronize({});
+      return to.read();
+    };
+    const auto apart = [](const std::vector<uint8_t>& rows, int64_t bytes) {
+      std::vector<uint8_t> out(rows.size() * 2, 0xff);
+      for (size_t i = 0; i < rows.size(); ++i) out[i + i / size_t(bytes) * size_t(bytes)] = rows[i];
+      return out;
+    };
+    const auto codes = apart(matrix.codes, matrix.code_bytes()), scales = apart(matrix.scales, matrix.scale_bytes()),
+               zeros = kind.zeros ? apart(matrix.zeros, matrix.groups) : std::vector<uint8_t>();
+    BlockRows rows = matrix.blocks(codes.data(), scales.data(), zeros.data());
+    rows.row_bytes *= 2, rows.scale_row_bytes *= 2, rows.zero_row_bytes *= 2;
+    const auto load = [&](const BlockRows& from, uint8_t* to) {
+      loader.load_codes(view_of_blocks(from, 37, 192, DType::kBF16), [&](const BlockRows& piece, int64_t begin, int64_t count) {
+        cuda::pack_codes(piece, begin, count, 37, 192, {to, 1, 0}, {});
+      });
+    };
+    const std::vector<uint8_t> want = packed([&](uint8_t* to) { matrix.pack(to, 1, 0, 16); });
+    CHECK(packed([&](uint8_t* to) { load(rows, to); }) == want);
+    CodedMatrix same_scales = matrix;
+    for (size_t i = 0; i < matrix.scales.size(); ++i) same_scales.scales[i] = matrix.scales[i % size_t(matrix.scale_bytes())];
+    rows.scale_row_bytes = 0;
+    CHECK(packed([&](uint8_t* to) { load(rows, to); }) == packed([&](uint8_t* to) { same_scales.pack(to); }));
+  }
+}
+
 void test_to_float32() {
   std::vector<uint16_t> bits(65536);
   for (size_t i = 0; i < bits.size(); ++i) bits[i] = uint16_t(i);
@@ -179,6 +214,34 @@ void test_linears() {
   for (const int num_rows : {129, 150, 513, 530}) {
     if (skipped()) continue;
     test_linear(290, {17}, num_rows, 2);
+  }
+}
+
+// Products of quantised weights have the bits of those with the decoded weights, of which test_linear() compares the sums; the parts of
+// a call may be of different kinds.
+void test_quantized_linears() {
+  const int rows[] = {1, 9, 17, 40, 0}, sms[] = {1, 200, 3};
+  int number = 0;
+  for (const int columns : {32, 64, 160, 992})
+    for (size_t k = 0; k < kKinds.size(); k += 2) {
+      ++number;
+      if (skipped()) continue;
+      const std::vector<int> part_rows = columns < 992 ? std::vector<int>{17, 0, 33, 16} : std::vector<int>{20};
+      const int num_rows = columns < 992 ? rows[number % 5] : rows[1 + number % 2];
+      Linear linear(columns, part_rows, true, {kKinds[k], kKinds[k + 1]});
+      const std::vector<float> x = random_values(size_t(num_rows) * columns);
+      const std::vector<float> before = random_values(size_t(num_rows) * linear.out_stride + kGuard);
+      const std::vector<float> got = linear.run(x, sms[number % 3], true, before, 0.7f);
+      linear.decode();
+      CHECK(same_bits(got, linear.run(x, 3, true, before, 0.7f)));
+    }
+  for (const Kind& kind : {kKinds[0], kKinds[5]}) {  // the largest tile
+    if (skipped()) continue;
+    Linear linear(160, {17}, false, {kind});
+    const std::vector<float> x = random_values(size_t(513) * 160);
+    const std::vector<float> got = linear.run(x, 3, false, std::vector<float>(size_t(513) * linear.out_stride));
+    linear.decode();
+    CHECK(same_bits(got, linear.run(x, 3, false, std::vector<float>(got.size()))));
   }
 }
 
@@ -319,6 +382,19 @@ void test_arguments() {
 
   CHECK_THROWS(cuda::pack(nullptr, DType::kF32, 8, 1, 1, {}, {}), code, "pack", {"row_begin", "8"});
   CHECK_THROWS(cuda::pack(nullptr, DType::kF32, 0, 1, 1, {nullptr, 2, 2}, {}), code, "pack", {"part", "2"});
+  CodedMatrix coded({BlockCode::kGroupedInt4, ScaleType::kBF16, 32}, 2, 32);
+  const auto call_pack_codes = [&](auto change, int64_t begin = 0, int64_t columns = 32) {
+    BlockRows rows = coded.blocks(coded.codes.data(), coded.scales.data(), nullptr);
+    change(rows);
+    cuda::pack_codes(rows, begin, 1, 2, columns, {}, {});
+  };
+  const auto nothing = [](BlockRows&) {};
+  CHECK_THROWS(call_pack_codes(nothing, 8), code, "pack_codes", {"row_begin", "8"});
+  CHECK_THROWS(call_pack_codes(nothing, 16), code, "pack_codes", {"rows of 2", "16 + 1"});
+  CHECK_THROWS(call_pack_codes(nothing, 0, 48), code, "pack_codes", {"multiple of 32", "48"});
+  CHECK_THROWS(call_pack_codes([](BlockRows& r) { r.group = 48; }), code, "weight", {"group", "48"});
+  CHECK_THROWS(call_pack_codes([](BlockRows& r) { r.scale_type = ScaleType::kF32; }), ErrorCode::kUnsupported, "weight",
+               {"grouped int4"});
   CHECK_THROWS(cuda::to_float32(nullptr, DType::kF32, -1, nullptr, {}), code, "to_float32", {"count", "-1"});
 }
 
@@ -327,8 +403,10 @@ void test_arguments() {
 int main(int argc, char** argv) {
   if (argc > 1) every_nth = std::atoi(argv[1]);
   test_packs();
+  test_load_codes();
   test_to_float32();
   test_linears();
+  test_quantized_linears();
   test_linear_bits();
   test_dense_tiles();
   test_head_linears();

@@ -31,20 +31,36 @@ CEILINGS: dict[str, dict[str, int]] = {
         "combine_kernel": 64,
     },
     "down": {
-        "down_kernel<1>": 88,
-        "down_kernel<2>": 122,
-        "down_kernel<4>": 136,
-        "down_kernel<8>": 224,
+        "down_kernel<16, 1>": 88,
+        "down_kernel<16, 2>": 122,
+        "down_kernel<16, 4>": 136,
+        "down_kernel<16, 8>": 222,
+        "down_kernel<4, 1>": 136,
+        "down_kernel<4, 2>": 136,
+        "down_kernel<4, 4>": 136,
+        "down_kernel<4, 8>": 255,
+        "down_kernel<8, 1>": 134,
+        "down_kernel<8, 2>": 130,
+        "down_kernel<8, 4>": 176,
+        "down_kernel<8, 8>": 250,
     },
     "gather": {
         "embed_kernel": 30,
         "gather_kernel": 25,
     },
     "gate_up": {
-        "gate_up_kernel<1>": 88,
-        "gate_up_kernel<2>": 120,
-        "gate_up_kernel<4>": 136,
-        "gate_up_kernel<8>": 222,
+        "gate_up_kernel<16, 1>": 88,
+        "gate_up_kernel<16, 2>": 124,
+        "gate_up_kernel<16, 4>": 136,
+        "gate_up_kernel<16, 8>": 220,
+        "gate_up_kernel<4, 1>": 136,
+        "gate_up_kernel<4, 2>": 135,
+        "gate_up_kernel<4, 4>": 136,
+        "gate_up_kernel<4, 8>": 255,
+        "gate_up_kernel<8, 1>": 136,
+        "gate_up_kernel<8, 2>": 130,
+        "gate_up_kernel<8, 4>": 136,
+        "gate_up_kernel<8, 8>": 249,
     },
     "head_linear": {
         "head_linear_kernel<1>": 88,
@@ -53,13 +69,23 @@ CEILINGS: dict[str, dict[str, int]] = {
         "head_linear_kernel<8>": 226,
     },
     "linear": {
-        "linear_kernel<1, 1>": 87,
-        "linear_kernel<1, 2>": 127,
-        "linear_kernel<1, 4>": 132,
-        "linear_kernel<2, 1>": 86,
-        "linear_kernel<2, 2>": 114,
-        "linear_kernel<2, 4>": 134,
-        "linear_kernel<2, 8>": 222,
+        "linear_kernel<16, 1, 1>": 87,
+        "linear_kernel<16, 1, 2>": 130,
+        "linear_kernel<16, 1, 4>": 134,
+        "linear_kernel<16, 2, 1>": 85,
+        "linear_kernel<16, 2, 2>": 114,
+        "linear_kernel<16, 2, 4>": 136,
+        "linear_kernel<16, 2, 8>": 226,
+        "linear_kernel<4, 1, 1>": 122,
+        "linear_kernel<4, 2, 1>": 136,
+        "linear_kernel<4, 2, 2>": 129,
+        "linear_kernel<4, 2, 4>": 136,
+        "linear_kernel<4, 2, 8>": 249,
+        "linear_kernel<8, 1, 1>": 108,
+        "linear_kernel<8, 2, 1>": 134,
+        "linear_kernel<8, 2, 2>": 134,
+        "linear_kernel<8, 2, 4>": 136,
+        "linear_kernel<8, 2, 8>": 250,
     },
     "norm": {
         "norm_kernel<0, *>": 68,
@@ -74,6 +100,13 @@ CEILINGS: dict[str, dict[str, int]] = {
         "to_float32_kernel<(lynx_rt::DType)0>": 16,
         "to_float32_kernel<(lynx_rt::DType)1>": 18,
         "to_float32_kernel<(lynx_rt::DType)2>": 18,
+    },
+    "pack_codes": {
+        "pack_codes_kernel<4>": 38,
+        "pack_codes_kernel<8>": 40,
+        "pack_scales_kernel<unsigned char>": 30,
+        "pack_scales_kernel<unsigned int>": 30,
+        "pack_scales_kernel<unsigned short>": 30,
     },
     "qkv_post": {
         "mla_post_kernel": 48,
@@ -261,6 +294,8 @@ __global__ void use(const uint4* in, float* out, uint32_t* counts) {
   atomic_or(counts, v);
   atomic_min(counts + 1, uint32_t(count_bits(v)));
   atomic_add(counts + 2, uint32_t(lowest_bit(v | 1)));
+  const Words2 half_once = load_once_8(in + v % 64);
+  v += fma_bf16x2(half_once.x, half_once.y, v) ^ to_f16x2(from_f16(uint16_t(v)), c[3]);
   v += atomic_fetch_add(counts + 3, to_bf16x2(c[0], c[1]) + to_bf16(c[2]));
   out[threadIdx.x] = bits_float(float_bits(c[0])) + c[1] + c[2] + float(shuffle_xor(kFullWarp, double(c[3]), 1)) +
                      fast_exp(from_bf16(uint16_t(v))) + accurate_exp(c[1]);

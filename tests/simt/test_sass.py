@@ -21,10 +21,16 @@ pytestmark = pytest.mark.slow
 KERNEL_FILES = [file for file in FILES if file.stem != "runtime"]
 # Kernels whose SASS must have the tensor core's instruction and 16-byte loads.
 MATRIX_KERNELS = {"gate_up", "down", "head_linear", "linear"}
-# Kernels that load weights before grid_wait(), and the 16-byte loads that a thread has in flight when it waits.
+# Kernels that load weights before grid_wait(), and the loads that a thread has in flight when it waits: of 8 bytes for codes of 4 bits
+# (kernel<4, ...>), else of 16.
 PREFETCHES = {
-    "linear_kernel<1, 4>": 6,
-    "linear_kernel<*>": 8,
+    "linear_kernel<16, 1, 4>": 6,
+    "linear_kernel<16, *>": 8,
+    "linear_kernel<8, 1, 1>": 3,
+    "linear_kernel<8, 2, 1>": 6,
+    "linear_kernel<4, 1, 1>": 5,
+    "linear_kernel<4, 2, 1>": 10,
+    "linear_kernel<*>": 4,
     "head_linear_kernel<*>": 8,
     "norm_kernel<1, *>": 1,
     "norm_kernel<2, *>": 2,
@@ -76,6 +82,11 @@ def find(instructions: list[Instruction], opcode: str) -> int | None:
     return next((i for i, found in enumerate(instructions) if found.opcode.startswith(opcode)), None)
 
 
+def weight_bits(kernel: str) -> str:
+    """Returns the suffix of the loads of a kernel's weights."""
+    return ".64" if "kernel<4, " in kernel else ".128"
+
+
 # --- the rules; each function returns a list of a kernel's faults
 
 
@@ -86,13 +97,13 @@ def dependent_launch_faults(name: str, instructions: list[Instruction]) -> list[
         return [f"{name}: no grid_wait()"]
     before = instructions[:wait]
     touched = [i for i in before if i.name in MEMORY]
-    loads = sum(i.name == "LDG" and i.opcode.endswith(".128") for i in touched)
+    loads = sum(i.name == "LDG" and i.opcode.endswith(weight_bits(name)) for i in touched)
     expected = entry(PREFETCHES, name)
     faults = []
     if others := sorted({i.opcode for i in touched if i.name != "LDG" or expected is None}):
         faults.append(f"{name}: before grid_wait(): {', '.join(others)}")
     if expected is not None and loads != expected:
-        faults.append(f"{name}: {loads} 16-byte loads before grid_wait(), expected {expected}")
+        faults.append(f"{name}: {loads} loads of weights before grid_wait(), expected {expected}")
     if instructions[wait].waits & {i.sets for i in touched}:
         faults.append(f"{name}: grid_wait() waits for the loads before it")
     if (gone := find(instructions, "EXIT")) is None or gone < wait:
@@ -157,7 +168,7 @@ def test_the_order_of_instructions_is_judged() -> None:
 
     assert "before grid_wait(): LDG.E.128" in faults("other", good)
     assert "before grid_wait(): STG.E" in faults("norm_kernel<2, true>", [load._replace(opcode="STG.E"), *good])
-    assert "0 16-byte loads" in faults("norm_kernel<2, true>", [wait, load, load, *good[4:]])
+    assert "0 loads" in faults("norm_kernel<2, true>", [wait, load, load, *good[4:]])
     assert "waits for the loads" in faults("norm_kernel<2, true>", [*good[:3], wait._replace(waits={5}), *good[4:]])
     assert "a way out" in faults("norm_kernel<2, true>", [leave, *good])
     assert "grid_launch_dependents" in faults("norm_kernel<2, true>", [*good[:4], *good[5:]])
@@ -189,14 +200,14 @@ def test_loads_in_flight(file: Path, kernels_of: Callable) -> None:
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.stem in MATRIX_KERNELS], ids=lambda file: file.name)
 def test_instructions(file: Path, kernels_of: Callable) -> None:
-    """Weights are loaded 16 bytes at a time, the tensor core multiplies, and nothing is in local memory."""
+    """Weights are loaded 16 bytes at a time (codes of 4 bits: 8), the tensor core multiplies, and nothing is in local memory."""
     kernels = kernels_of(file)
     assert kernels and all(kernels.values())
     for name, instructions in kernels.items():
         opcodes = [instruction.opcode for instruction in instructions]
         assert any(i.startswith("HMMA.16816.F32.BF16") for i in opcodes), f"{name}: no HMMA"
-        assert any(i.startswith("LDG.E.NA") and i.endswith(".128") for i in opcodes), (
-            f"{name}: no 16-byte loads of weights"
+        assert any(i.startswith("LDG.E.NA") and i.endswith(weight_bits(name)) for i in opcodes), (
+            f"{name}: no wide loads of weights"
         )
         local = {i for i in opcodes if i.startswith(("LDL", "STL"))}
         assert not local, f"{name}: local memory, {sorted(local)}"

@@ -234,19 +234,22 @@ void test_copies() {
 
 __global__ void loads_kernel(const Words4* in, Words4* out) {
   const int t = int(threadIdx.x);
-  out[2 * t] = load_once(in + (t ^ 21));
-  out[2 * t + 1] = load_16(in + (t ^ 42));
+  out[3 * t] = load_once(in + (t ^ 21));
+  out[3 * t + 1] = load_16(in + (t ^ 42));
+  const Words2 two = load_once_8(reinterpret_cast<const Words2*>(in) + (t ^ 7));
+  out[3 * t + 2] = {two.x, two.y, 0, 0};
 }
 
 void test_loads() {
   std::vector<Words4> in(64);
   for (uint32_t i = 0; i < 64; ++i) in[i] = {mix(4 * i), mix(4 * i + 1), mix(4 * i + 2), mix(4 * i + 3)};
-  const DeviceVector<Words4> device_in(in), device_out(128);
+  const DeviceVector<Words4> device_in(in), device_out(192);
   launch(loads_kernel, 1, 64, 0, {}, device_in.get(), device_out.get());
   const std::vector<Words4> out = device_out.read();
   for (int t = 0; t < 64; ++t) {
-    CHECK(std::memcmp(&out[2 * t], &in[t ^ 21], 16) == 0);
-    CHECK(std::memcmp(&out[2 * t + 1], &in[t ^ 42], 16) == 0);
+    CHECK(std::memcmp(&out[3 * t], &in[t ^ 21], 16) == 0);
+    CHECK(std::memcmp(&out[3 * t + 1], &in[t ^ 42], 16) == 0);
+    CHECK(std::memcmp(&out[3 * t + 2], reinterpret_cast<const Words2*>(in.data()) + (t ^ 7), 8) == 0);
   }
 }
 
@@ -295,7 +298,8 @@ void test_atomics() {
 
 struct Numbers {
   float back, exp, accurate_exp;
-  uint32_t pair;
+  float from_half;
+  uint32_t pair, halves, fma;
   uint16_t bf16;
 };
 
@@ -307,6 +311,9 @@ __global__ void numbers_kernel(const float* in, int count, Numbers* out) {
   n.bf16 = to_bf16(v);
   n.back = from_bf16(n.bf16);
   n.pair = to_bf16x2(v, in[(i + 1) % count]);
+  n.halves = to_f16x2(v, in[(i + 1) % count]);
+  n.from_half = from_f16(uint16_t(i));
+  n.fma = fma_bf16x2(n.pair, 0x3fc04060u, 0x80008000u);  // times 3.5 and 1.5, less 0
   n.exp = fast_exp(v);
   n.accurate_exp = accurate_exp(v);
   out[i] = n;
@@ -330,8 +337,16 @@ void test_numbers() {
   const auto same = [](uint16_t got, float v) {
     return std::isnan(v) ? std::isnan(lynx_rt::bf16_to_f32(got)) : got == lynx_rt::f32_to_bf16(v);
   };
-  int wrong = 0, wrong_exp = 0;
+  const auto same_half = [](uint16_t got, float v) {
+    return std::isnan(v) ? std::isnan(lynx_rt::f16_to_f32(got)) : got == lynx_rt::f32_to_f16(v);
+  };
+  int wrong = 0, wrong_half = 0, wrong_exp = 0;
   for (int i = 0; i < count; ++i) {
+    const float low = lynx_rt::bf16_to_f32(uint16_t(out[i].pair)), high = lynx_rt::bf16_to_f32(uint16_t(out[i].pair >> 16));
+    wrong += !same(uint16_t(out[i].fma), low * 3.5f) || !same(uint16_t(out[i].fma >> 16), high * 1.5f);
+    wrong_half += !same_half(uint16_t(out[i].halves), in[i]) || !same_half(uint16_t(out[i].halves >> 16), in[(i + 1) % count]);
+    const float half = lynx_rt::f16_to_f32(uint16_t(i));
+    wrong_half += std::isnan(half) ? !std::isnan(out[i].from_half) : std::memcmp(&half, &out[i].from_half, 4) != 0;
     const float v = in[i], next = in[(i + 1) % count], back = lynx_rt::bf16_to_f32(out[i].bf16);
     wrong += !same(out[i].bf16, v) || !same(uint16_t(out[i].pair), v) || !same(uint16_t(out[i].pair >> 16), next) ||
              std::memcmp(&out[i].back, &back, 4) != 0;
@@ -349,6 +364,7 @@ void test_numbers() {
     }
   }
   CHECK_EQ(wrong, 0);
+  CHECK_EQ(wrong_half, 0);
   CHECK_EQ(wrong_exp, 0);
 }
 

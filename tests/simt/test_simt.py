@@ -1,8 +1,10 @@
 """Runs the CUDA kernels on the CPU, plain and under sanitizers, in the trees of tests/cpp/build_tree.py. None of this has run on a GPU."""
 
+import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pytest
 from build_tree import SANITIZERS, built, tsan_prefix
+from safetensors.torch import load_file, save_file
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.slow
@@ -175,6 +178,35 @@ def test_engine(copy: str, seed: int) -> None:
 
 def test_engine_under_address_sanitizer() -> None:
     passes([build("asan") / "test_engine_emulated", HERE / "tiny", "12", "short"], timeout=600)
+
+
+@pytest.fixture(scope="module")
+def quantized_models(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """lynx-nano's first layer, with few tokens, in each of the formats."""
+    sys.path.insert(0, str(HERE.parent / "checkpoint"))
+    from test_blocks_accuracy import FORMATS
+
+    folder = tmp_path_factory.mktemp("quantized")
+    config = json.loads((Path(nano_path) / "config.json").read_text()) | {"num_hidden_layers": 1, "vocab_size": 64}
+    weights = load_file(Path(nano_path) / "model.safetensors")
+    for name, (write, quantization) in FORMATS.items():
+        tensors = {}
+        for tensor, values in weights.items():
+            if re.search(r"layers\.(?!0\.)", tensor):
+                continue
+            if tensor.endswith("_proj.weight"):
+                tensors |= write(tensor, values.float())
+            else:
+                tensors[tensor] = values[:64] if "embed_tokens" in tensor else values
+        (folder / name).mkdir()
+        save_file({n: t.contiguous() for n, t in tensors.items()}, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    return folder
+
+
+def test_engine_of_quantized_weights(quantized_models: Path) -> None:
+    """Greedy tokens and log probabilities are those of decoded weights."""
+    passes([build("plain") / "test_engine_emulated", "--quantized", quantized_models], timeout=300)
 
 
 def test_engine_of_families() -> None:

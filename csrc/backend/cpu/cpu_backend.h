@@ -28,7 +28,7 @@ class CpuBackend : public Backend {
   WeightView keep(const WeightView& weight, int64_t size) override;
   bool is_mapped(const void* data) const override { return store_.is_mapped(data); }
   void check_files() const override { store_.check_unchanged(); }
-  bool multiplies_blocks() const override { return true; }
+  bool takes_blocks(WeightUse, const BlockRows&) const override { return true; }
   bool reads_products() const override { return !store_.filled(); }
   void reserve(const StepLimits& limits) override;
 

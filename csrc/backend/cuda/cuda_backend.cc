@@ -46,7 +46,8 @@ int as_int(int64_t v, const char* what) {
 const float* floats(const WeightView& w) { return static_cast<const float*>(w.data); }  // null of an empty one
 
 ExpertEntry entry_of(const ExpertWeights& w) {  // gate and up share an array, to which both views point
-  return {w.gate.data, w.down.data, floats(w.gate_bias), floats(w.up_bias), floats(w.down_bias)};
+  return {w.gate.data,         w.down.data,     floats(w.gate_bias), floats(w.up_bias),
+          floats(w.down_bias), form_of(w.gate), form_of(w.down)};
 }
 
 }  // namespace
@@ -143,7 +144,7 @@ void CudaBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const L
   args.num_parts = int(parts.size());
   for (size_t i = 0; i < parts.size(); ++i)
     args.parts[i] = {parts[i].weight.data, floats(parts[i].bias), as_int(parts[i].weight.rows, "linear"),
-                     int(parts[i].out_column)};
+                     int(parts[i].out_column), form_of(parts[i].weight)};
   args.out = out;
   args.out_stride = out_stride;
   args.accumulate = accumulate;
@@ -239,17 +240,21 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
 const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts) {
   set_device(device_);
   std::vector<ExpertEntry> entries;
+  ExpertBits bits = {};
   for (const ExpertWeights& w : experts) {
     for (const WeightView* matrix : {&w.gate, &w.down})
       if (matrix->format != QuantFormat::kPacked || matrix->dtype != DType::kBF16)
         fail(ErrorCode::kUnsupported, "experts", "experts: device \"cuda:", device_,
-             "\" multiplies experts that are packed bfloat16, expert ", entries.size(), " is ",
+             "\" multiplies experts that are packed, expert ", entries.size(), " is ",
              matrix->format == QuantFormat::kPlain ? dtype_name(matrix->dtype) : quant_format_name(matrix->format));
     entries.push_back(entry_of(w));
+    bits.gate_up |= entries.back().gate_up_form.bits;
+    bits.down |= entries.back().down_form.bits;
   }
   const int64_t bytes = int64_t(entries.size() * sizeof(ExpertEntry));
   void* to = allocate_weights(bytes);
   write(to, entries.data(), bytes);
+  expert_bits_[to] = bits;
   return to;
 }
 
@@ -260,6 +265,8 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   up.x = rounded(x, num_rows, experts.hidden_size());
   up.experts = static_cast<const ExpertEntry*>(experts.entries());
   up.num_experts = rule.num_experts;
+  const ExpertBits& bits = expert_bits_.at(experts.entries());
+  up.bits = bits.gate_up;
   up.biased = experts.has_biases();
   up.num_rows = int(num_rows);
   up.hidden_size = int(experts.hidden_size());
@@ -273,7 +280,8 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   up.ffn = ffn;
   gate_up(up, properties_.num_sms, stream_);
 
-  const DownArgs args{up, up.hidden, static_cast<float*>(partial_.get())};
+  DownArgs args{up, up.hidden, static_cast<float*>(partial_.get())};
+  args.bits = bits.down;
   down(args, properties_.num_sms, stream_);
 
   return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
@@ -284,6 +292,7 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, weights.gate.cols);
   up.dense = entry_of(weights);
+  up.bits = up.dense.gate_up_form.bits;
   up.biased = !weights.gate_bias.empty();
   up.num_rows = int(num_rows);
   up.hidden_size = int(weights.gate.cols);
@@ -296,7 +305,7 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   args.x = up.hidden;
   args.num_rows = up.num_rows;
   args.num_columns = up.width;
-  args.parts[0] = {weights.down.data, floats(weights.down_bias), up.hidden_size, 0};
+  args.parts[0] = {weights.down.data, floats(weights.down_bias), up.hidden_size, 0, up.dense.down_form};
   args.num_parts = 1;
   args.out = out;
   args.out_stride = up.hidden_size;

@@ -14,6 +14,7 @@
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/gemm/packed.h"
 #include "backend/cuda/gemm/weight_loader.h"
 #include "backend/cuda/route/route.h"
 #include "backend/cuda/runtime/runtime.h"
@@ -40,6 +41,7 @@ class CudaBackend final : public Backend {
   int64_t rounded_row_bytes(int64_t num_columns) const override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
+  bool takes_blocks(WeightUse, const BlockRows&) const override;
   void place_heads(std::span<WeightView> heads) override;
   void reserve(const StepLimits& limits) override;
   int64_t max_selection_rows() const override { return cuda::kMaxRouteRows; }
@@ -74,6 +76,7 @@ class CudaBackend final : public Backend {
   // allocate_device() for memory whose size depends on the size of steps: the error says which arguments would need less.
   static cuda::DeviceMemory allocate_step_memory(int64_t bytes, const char* what);
   char* allocate_weights(int64_t bytes);  // memory that stays as long as the backend
+  void pack_weight(WeightView& view, const cuda::PackTarget& target);
   // Returns the bfloat16 form of x [num_rows, num_columns]. Rows that come without it are rounded into scratch memory, whose contents
   // last until the next op.
   const uint16_t* rounded(const RowsIn& x, int64_t num_rows, int64_t num_columns);
@@ -114,7 +117,11 @@ class CudaBackend final : public Backend {
   // Weights
   std::unique_ptr<cuda::WeightLoader> loader_;  // until reserve()
   std::vector<cuda::DeviceMemory> weights_;
-  std::map<const void*, WeightView> placed_;  // matrices by the address of their host data: a tied embedding is placed once
+  struct ExpertBits {
+    int gate_up, down;  // FfnArgs::bits
+  };
+  std::map<const void*, ExpertBits> expert_bits_;  // by ExpertTable::entries()
+  std::map<const void*, WeightView> placed_;       // matrices by the address of their host data: a tied embedding is placed once
 
   // Step
   cuda::PinnedMemory staging_, step_host_;

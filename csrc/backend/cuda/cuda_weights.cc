@@ -1,10 +1,39 @@
-// Places weights on the device: matrices packed, vectors as float32.
+// Places weights on the device: matrices packed, those in codes as they are, vectors as float32.
 #include "backend/cuda/cuda_backend.h"
 #include "backend/cuda/gemm/packed.h"
 
 namespace lynx_rt {
 
 using namespace cuda;
+
+namespace {
+
+constexpr int64_t kAlignment = 256;  // of an expert's matrices: a warp's loads of a block of codes
+
+}  // namespace
+
+bool CudaBackend::takes_blocks(WeightUse use, const BlockRows& rows) const {
+  return (use == WeightUse::kMatrix || use == WeightUse::kHead || use == WeightUse::kExpert) && multiplies(rows);
+}
+
+// The view's bytes() become those of the values without padding.
+void CudaBackend::pack_weight(WeightView& view, const PackTarget& target) {
+  if (view.format == QuantFormat::kBlocks) {
+    loader_->load_codes(view, [&](const BlockRows& rows, int64_t begin, int64_t count) {
+      pack_codes(rows, begin, count, view.rows, view.cols, target, stream_);
+    });
+    view.quantized_row_bytes = block_row_bytes(view.blocks, view.cols);
+  } else {
+    loader_->load(view, [&](const void* rows, int64_t begin, int64_t count) {
+      pack(rows, view.dtype, begin, count, view.cols, target, stream_);
+    });
+    view.quantized_row_bytes = view.cols * dtype_size(DType::kBF16);
+  }
+  view.data = target.data;
+  if (view.blocks.data) view.blocks.data = target.data;  // of the other addresses it only counts whether they are null
+  view.dtype = DType::kBF16;
+  view.format = QuantFormat::kPacked;
+}
 
 WeightView CudaBackend::place(const WeightView& weight, WeightUse use) {
   if (weight.empty()) return weight;
@@ -13,13 +42,7 @@ WeightView CudaBackend::place(const WeightView& weight, WeightUse use) {
   if (const auto found = placed_.find(weight.data); found != placed_.end() && matrix) return found->second;
   WeightView placed = weight;
   if (matrix) {
-    placed.dtype = DType::kBF16;
-    weights_.push_back(allocate_device(packed_bytes(weight.rows, weight.cols), "weights"));
-    placed.data = weights_.back().get();
-    PackTarget target{weights_.back().get(), 1, 0};
-    loader_->load(weight, [&](const void* rows, int64_t begin, int64_t count) {
-      pack(rows, weight.dtype, begin, count, weight.cols, target, stream_);
-    });
+    pack_weight(placed, {allocate_weights(packed_bytes(weight.rows, weight.cols, form_of(weight))), 1, 0});
     placed_.emplace(weight.data, placed);
     return placed;
   }
@@ -62,26 +85,26 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
   if (experts.empty() || experts[0].gate.empty()) return;
   set_device(device_);
   const int64_t width = experts[0].gate.rows, hidden = experts[0].gate.cols, count = int64_t(experts.size());
-  const int64_t gate_up_bytes = 2 * packed_bytes(width, hidden), down_bytes = packed_bytes(hidden, width);
-  char* gate_up_at = allocate_weights(checked_mul(count, gate_up_bytes, "weights"));
-  char* down_at = allocate_weights(checked_mul(count, down_bytes, "weights"));
-  const auto load = [&](WeightView& view, PackTarget target) {
+  const auto gate_up_bytes = [&](const ExpertWeights& e) { return 2 * packed_bytes(width, hidden, form_of(e.gate)); };
+  const auto down_bytes = [&](const ExpertWeights& e) { return packed_bytes(hidden, width, form_of(e.down)); };
+  int64_t gate_ups = 0, downs = 0;
+  for (const ExpertWeights& e : experts) {
+    if (!(form_of(e.gate) == form_of(e.up))) invalid("experts", "gate and up of an expert must have the same form");
+    gate_ups += round_up(gate_up_bytes(e), kAlignment), downs += round_up(down_bytes(e), kAlignment);
+  }
+  char *gate_up_at = allocate_weights(gate_ups), *down_at = allocate_weights(downs);
+  const auto load = [&](WeightView& view, const PackTarget& target) {
     if (view.rows != (target.parts == 2 ? width : hidden) || view.cols != (target.parts == 2 ? hidden : width))
       invalid("experts", "all experts of a layer must have the same shape");
-    loader_->load(view, [&](const void* rows, int64_t begin, int64_t rows_count) {
-      pack(rows, view.dtype, begin, rows_count, view.cols, target, stream_);
-    });
-    view.data = target.data;
-    view.dtype = DType::kBF16;
-    view.format = QuantFormat::kPacked;
-    view.quantized_row_bytes = view.cols * dtype_size(DType::kBF16);  // without padding, so that bytes() is the matrix's size
+    pack_weight(view, target);
   };
   for (ExpertWeights& e : experts) {
+    const int64_t bytes = round_up(gate_up_bytes(e), kAlignment), more = round_up(down_bytes(e), kAlignment);
     load(e.gate, {gate_up_at, 2, 0});
     load(e.up, {gate_up_at, 2, 1});
     load(e.down, {down_at, 1, 0});
-    gate_up_at += gate_up_bytes;
-    down_at += down_bytes;
+    gate_up_at += bytes;
+    down_at += more;
   }
   // The biases of all experts as float32, one expert's after the other's.
   for (WeightView ExpertWeights::* member : {&ExpertWeights::gate_bias, &ExpertWeights::up_bias, &ExpertWeights::down_bias}) {

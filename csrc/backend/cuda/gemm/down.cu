@@ -3,7 +3,8 @@
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 32 rows of H. CTAs have 4 warps: I is short, and more warps would
 // spend their time on the sum across warps. The number of tiles is only known on the device, so the grid does not depend on it.
-// Memory traffic: 2 I H bytes per active expert (while its places fill one group of tiles); hidden from L2; partial is written once.
+// Experts of 16, 8 and 4 bits are multiplied by kernels of their own. Memory traffic: packed_bytes() per active expert (while its places
+// fill one group of tiles); hidden from L2; partial is written once.
 // Limits: packed_gemm.cuh.
 #include "backend/cuda/gemm/packed_gemm.cuh"
 
@@ -11,20 +12,20 @@ namespace lynx_rt::cuda {
 
 namespace {
 
-constexpr int kWarps = 4, kDepth = 2;
+constexpr int kWarps = 4;
 
 struct DownParams {
   DownArgs args;
   int num_tiles;  // where there is no list of tiles
 };
 
-template <int kTokenBlocks>
-using DownGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, false>;
+template <int kBits, int kTokenBlocks>
+using DownGemm = PackedGemm<kBits, 2, kTokenBlocks, kWarps, pipeline_depth(kBits, kTokenBlocks), false>;
 
-template <int kTokenBlocks>
-__global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerSm)
+template <int kBits, int kTokenBlocks>
+__global__ void __launch_bounds__(32 * kWarps, DownGemm<kBits, kTokenBlocks>::kCtasPerSm)
     down_kernel(const __grid_constant__ DownParams p) {
-  using Gemm = DownGemm<kTokenBlocks>;
+  using Gemm = DownGemm<kBits, kTokenBlocks>;
   const DownArgs& a = p.args;
   grid_wait();  // hidden is complete, and no earlier kernel still reads partial
   grid_launch_dependents();
@@ -39,16 +40,19 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
   const auto start = [&](int job) {
     place = job_place(job, num_tiles, num_units);
     tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
-    const int64_t bytes = int64_t(blocks) * (2 * kStepBytes);  // bytes of 16 rows
     const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::down);
-    const unsigned char* rows = static_cast<const unsigned char*>(weights) + 2 * place.unit * bytes;
+    const PackedForm form = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::down_form);
     // The first block is loaded again if H has no second one; those sums are not stored.
-    const bool both = place.unit * Gemm::kRows + kBlockRows < a.hidden_size;
-    gemm.prefetch({rows, both ? rows + bytes : rows});
+    const int first = 2 * place.unit, second = first * kBlockRows + kBlockRows < a.hidden_size ? first + 1 : first;
+    gemm.prefetch(Gemm::Weights::rows(weights, form, a.hidden_size, blocks, first, second));
   };
-  if (int(blockIdx.x) < num_jobs) start(int(blockIdx.x));
+  const auto next = [&](int job) {
+    return next_job<kBits>(a, &ExpertEntry::down_form, tiles, job, num_jobs, num_tiles, num_units);
+  };
+  int job = next(int(blockIdx.x));
+  if (job < num_jobs) start(job);
 
-  for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {
+  while (job < num_jobs) {
     int rows[kTokenBlocks];
     LYNX_UNROLL
     for (int j = 0; j < kTokenBlocks; ++j) {
@@ -58,7 +62,8 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
     gemm.multiply(a.hidden, rows);
     const Tile done = tile;
     const int unit = place.unit;
-    if (job + int(gridDim.x) < num_jobs) start(job + int(gridDim.x));
+    job = next(job + int(gridDim.x));
+    if (job < num_jobs) start(job);
     gemm.share();
 
     for (int i = int(threadIdx.x); i < done.count * Gemm::kRows; i += Gemm::kThreads) {
@@ -72,19 +77,20 @@ __global__ void __launch_bounds__(32 * kWarps, DownGemm<kTokenBlocks>::kCtasPerS
   }
 }
 
-template <int kTokenBlocks>
+template <int kBits, int kTokenBlocks>
 void start(const DownArgs& args, int64_t dense, int64_t most, int num_sms, Stream stream) {
-  using Gemm = DownGemm<kTokenBlocks>;
+  using Gemm = DownGemm<kBits, kTokenBlocks>;
   const unsigned blocks = persistent_blocks("down", args.pair_of_sorted ? most : args.num_rows, args.width, most,
                                             ceil_div(args.hidden_size, Gemm::kRows), num_sms, Gemm::kCtasPerSm);
-  launch(down_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});
+  launch(down_kernel<kBits, kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, DownParams{args, int(dense)});
 }
 
 }  // namespace
 
 void down(const DownArgs& args, int num_sms, Stream stream) {
-  start_ffn("down", args,
-            [&]<int kTokenBlocks>(int64_t dense, int64_t most) { start<kTokenBlocks>(args, dense, most, num_sms, stream); });
+  start_ffn("down", args, [&]<int kBits, int kTokenBlocks>(int64_t dense, int64_t most) {
+    start<kBits, kTokenBlocks>(args, dense, most, num_sms, stream);
+  });
 }
 
 }  // namespace lynx_rt::cuda

@@ -29,7 +29,7 @@ constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_row
   return starts + num_pairs / tile_rows;
 }
 
-// The device addresses of an expert's weights: an entry of ExpertTable::entries(), or that of a dense MLP. Kernels find experts
+// The device addresses and forms of an expert's weights: an entry of ExpertTable::entries(), or that of a dense MLP. Kernels find experts
 // through their entries alone, so an expert may be anywhere in memory.
 struct ExpertEntry {
   const void* gate_up = nullptr;     // packed [I, H], gate and up sharing an array
@@ -37,6 +37,7 @@ struct ExpertEntry {
   const float* gate_bias = nullptr;  // [I], [I], [H], or all null
   const float* up_bias = nullptr;
   const float* down_bias = nullptr;
+  PackedForm gate_up_form = {}, down_form = {};
 };
 
 // The arguments that gate_up() and down() have in common.
@@ -44,6 +45,7 @@ struct FfnArgs {
   const ExpertEntry* experts;     // [E] on the device; null: a dense MLP
   ExpertEntry dense;              // the weights of a dense MLP
   bool biased;                    // entries have biases, which are added to the products
+  int bits = 16;                  // PackedForm::bits of all experts' matrices of this product, or-ed
   int num_rows;                   // T
   int hidden_size;                // H
   int width;                      // I

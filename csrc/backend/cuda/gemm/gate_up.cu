@@ -2,7 +2,8 @@
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 16 gate rows and the 16 up rows of the same numbers, so that one
 // thread has both sums of an element. CTAs have 8 warps. The number of tiles is only known on the device, so the grid does not
-// depend on it. The first CTA prefetches the table of experts into L2, for down() too. Memory traffic: 4 I H bytes per active expert
+// depend on it. The first CTA prefetches the table of experts into L2, for down() too. Experts of 16, 8 and 4 bits are multiplied by
+// kernels of their own, each of which takes the tiles of its experts. Memory traffic: packed_bytes() of gate and up per active expert
 // (while its places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
 #include <cmath>
 
@@ -12,15 +13,15 @@ namespace lynx_rt::cuda {
 
 namespace {
 
-constexpr int kWarps = 8, kDepth = 2;
+constexpr int kWarps = 8;
 
 struct GateUpParams {
   GateUpArgs args;
   int num_tiles;  // where there is no list of tiles
 };
 
-template <int kTokenBlocks>
-using GateUpGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, true>;
+template <int kBits, int kTokenBlocks>
+using GateUpGemm = PackedGemm<kBits, 2, kTokenBlocks, kWarps, pipeline_depth(kBits, kTokenBlocks), true>;
 
 __device__ float activate(const FfnRule& ffn, float gate, float up) {
   if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // where exp is infinite the result is -0
@@ -29,10 +30,10 @@ __device__ float activate(const FfnRule& ffn, float gate, float up) {
   return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
 }
 
-template <int kTokenBlocks>
-__global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPerSm)
+template <int kBits, int kTokenBlocks>
+__global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks>::kCtasPerSm)
     gate_up_kernel(const __grid_constant__ GateUpParams p) {
-  using Gemm = GateUpGemm<kTokenBlocks>;
+  using Gemm = GateUpGemm<kBits, kTokenBlocks>;
   const GateUpArgs& a = p.args;
   // The weights of all layers pass through the second-level cache between two steps, and evict this layer's table.
   if (a.experts && blockIdx.x == 0)
@@ -52,11 +53,16 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
     place = job_place(job, num_tiles, num_units);
     tile = tile_at(tiles, place.tile, Gemm::kTokens, a.num_rows);
     const void* weights = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::gate_up);
-    gemm.prefetch({static_cast<const unsigned char*>(weights) + int64_t(place.unit) * x_blocks * (4 * kStepBytes)});
+    const PackedForm form = of_expert(a.experts, a.dense, tile.expert, &ExpertEntry::gate_up_form);
+    gemm.prefetch(Gemm::Weights::rows(weights, form, a.width, x_blocks, place.unit, place.unit));
   };
-  if (int(blockIdx.x) < num_jobs) start(int(blockIdx.x));
+  const auto next = [&](int job) {
+    return next_job<kBits>(a, &ExpertEntry::gate_up_form, tiles, job, num_jobs, num_tiles, num_units);
+  };
+  int job = next(int(blockIdx.x));
+  if (job < num_jobs) start(job);
 
-  for (int job = int(blockIdx.x); job < num_jobs; job += int(gridDim.x)) {
+  while (job < num_jobs) {
     int rows[kTokenBlocks];
     LYNX_UNROLL
     for (int j = 0; j < kTokenBlocks; ++j) {
@@ -67,7 +73,8 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
     gemm.multiply(a.x, rows);
     const Tile done = tile;
     const int unit = place.unit;
-    if (job + int(gridDim.x) < num_jobs) start(job + int(gridDim.x));
+    job = next(job + int(gridDim.x));
+    if (job < num_jobs) start(job);
     gemm.share();
 
     for (int i = int(threadIdx.x); i < done.count * kBlockRows; i += Gemm::kThreads) {
@@ -90,19 +97,20 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kTokenBlocks>::kCtasPe
   }
 }
 
-template <int kTokenBlocks>
+template <int kBits, int kTokenBlocks>
 void start(const GateUpArgs& args, int64_t dense, int64_t most, int num_sms, Stream stream) {
-  using Gemm = GateUpGemm<kTokenBlocks>;
+  using Gemm = GateUpGemm<kBits, kTokenBlocks>;
   const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
                                             num_sms, Gemm::kCtasPerSm);
-  launch(gate_up_kernel<kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
+  launch(gate_up_kernel<kBits, kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
 }
 
 }  // namespace
 
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
-  start_ffn("gate_up", args,
-            [&]<int kTokenBlocks>(int64_t dense, int64_t most) { start<kTokenBlocks>(args, dense, most, num_sms, stream); });
+  start_ffn("gate_up", args, [&]<int kBits, int kTokenBlocks>(int64_t dense, int64_t most) {
+    start<kBits, kTokenBlocks>(args, dense, most, num_sms, stream);
+  });
 }
 
 }  // namespace lynx_rt::cuda

@@ -19,7 +19,7 @@ struct HeadLinearParams {
 };
 
 template <int kTokenBlocks>
-using HeadGemm = PackedGemm<2, kTokenBlocks, kWarps, kDepth, false>;
+using HeadGemm = PackedGemm<16, 2, kTokenBlocks, kWarps, kDepth, false>;
 
 template <int kTokenBlocks>
 __global__ void __launch_bounds__(32 * kWarps, HeadGemm<kTokenBlocks>::kCtasPerSm)
@@ -30,11 +30,10 @@ __global__ void __launch_bounds__(32 * kWarps, HeadGemm<kTokenBlocks>::kCtasPerS
   Gemm gemm(a.num_columns);
   const auto prefetch = [&](int job) {
     const int unit = job_place(job, p.num_tiles, num_units).unit, first = unit % p.units_of_head * Gemm::kRows;
-    const int64_t block_bytes = int64_t(column_blocks(a.num_columns)) * (2 * kStepBytes);  // bytes of 16 rows
-    const unsigned char* rows =
-        static_cast<const unsigned char*>(a.weights) + unit / p.units_of_head * p.head_bytes + first / kBlockRows * block_bytes;
+    const unsigned char* matrix = static_cast<const unsigned char*>(a.weights) + unit / p.units_of_head * p.head_bytes;
     // The first block is loaded again if the head has no second one; those sums are not stored.
-    gemm.prefetch({rows, first + kBlockRows < a.weight_rows ? rows + block_bytes : rows});
+    const int block = first / kBlockRows, second = first + kBlockRows < a.weight_rows ? block + 1 : block;
+    gemm.prefetch(Gemm::Weights::rows(matrix, {}, a.weight_rows, column_blocks(a.num_columns), block, second));
   };
   prefetch(int(blockIdx.x));
   grid_wait();  // x is complete, and no earlier kernel still reads out

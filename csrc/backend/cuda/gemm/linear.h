@@ -1,4 +1,4 @@
-// Matrix products with packed weights (packed.h): bf16 operands, float32 sums. An output element is summed in one fixed order
+// Matrix products with packed weights (packed.h), each part in its own form: bf16 operands, float32 sums. An output element is summed in one fixed order
 // that depends on K alone, so its bits do not depend on the number of rows, on the other rows, or on the tile size.
 #pragma once
 #include <cstdint>
@@ -15,6 +15,7 @@ struct LinearArgs {
     const float* bias;   // [rows] or null
     int rows;
     int out_column;
+    PackedForm form = {};
   };
   const uint16_t* x;  // [T, padded_columns(K)] rounded activations
   int num_rows;       // T

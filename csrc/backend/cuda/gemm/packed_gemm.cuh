@@ -7,37 +7,46 @@
 // The grid is persistent: a CTA takes jobs with a static stride, and a warp starts the weight loads of its next job before the sums
 // of the current one are added.
 // Memory traffic of a job: each weight once, bypassing the first-level cache; tile * K * 2 bytes of tokens, from L2. In flight per
-// warp: kDepth * kRowBlocks KB of weights.
+// warp: kDepth * kRowBlocks KB of bf16 weights, of codes as much less as they have fewer bits.
 // Limits: x below 64 GiB; no more than 2^30 jobs.
 #pragma once
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/gemm/packed.h"
+#include "backend/cuda/gemm/packed_weights.cuh"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/ptx.cuh"
 #include "base/error.h"
 
 namespace lynx_rt::cuda {
 
-inline constexpr int kStepBytes = 512;  // one fragment of 16 x 16 weights
-inline constexpr int kTokenBlock = 8;   // tokens of one mma
+inline constexpr int kTokenBlock = 8;  // tokens of one mma
 
 // padded_columns() / kBlockColumns, which device code cannot call.
 __device__ inline int column_blocks(int num_columns) { return int((unsigned(num_columns) + kBlockColumns - 1) / kBlockColumns); }
 
-// Threads per SM for which there are enough registers with tiles of this many token blocks; launch bounds are computed from it.
-constexpr int threads_per_sm(int token_blocks) { return token_blocks == 1 ? 768 : token_blocks <= 4 ? 512 : 256; }
+// Threads per SM for which there are enough registers with tiles of this many token blocks; launch bounds are computed from it. Codes
+// take more registers to unpack, and more blocks in flight, since they have fewer bytes.
+constexpr int threads_per_sm(int bits, int token_blocks, int warps) {
+  if (bits == 8 && token_blocks == 4 && warps == 4) return 384;  // down(), which would spill on sm_80 with 512
+  return bits == 16 && token_blocks == 1 ? 768 : token_blocks <= 4 ? 512 : 256;
+}
 
-// The product of one job, by the whole CTA. kInterleaved: the row blocks share an array, step by step, as gate and up do.
-template <int kRowBlocks, int kTokenBlocks, int kWarps, int kDepth, bool kInterleaved>
+// Blocks of columns that a warp has in flight with two blocks of rows, as far as there are registers.
+constexpr int pipeline_depth(int bits, int token_blocks) { return token_blocks > 1 || bits == 16 ? 2 : bits == 8 ? 3 : 5; }
+
+// The product of one job, by the whole CTA. kInterleaved: the row blocks share an array, as gate and up do. kBits: PackedForm::bits.
+template <int kBits, int kRowBlocks, int kTokenBlocks, int kWarps, int kDepth, bool kInterleaved>
 class PackedGemm {
  public:
+  using Weights = std::conditional_t<kBits == 16, PlainWeights<kRowBlocks, kDepth, kInterleaved>,
+                                     CodeWeights<kBits, kRowBlocks, kDepth, kInterleaved>>;
   static constexpr int kThreads = 32 * kWarps, kRows = kBlockRows * kRowBlocks, kTokens = kTokenBlock * kTokenBlocks;
-  static constexpr int kArrays = kInterleaved ? 1 : kRowBlocks;
-  static constexpr int kCtasPerSm = threads_per_sm(kTokenBlocks) / kThreads;
+  static constexpr int kCtasPerSm = threads_per_sm(kBits, kTokenBlocks, kWarps) / kThreads;
 
   __device__ explicit PackedGemm(int num_columns) {
     blocks_ = column_blocks(num_columns);
@@ -45,14 +54,12 @@ class PackedGemm {
     count_ = blocks_ * (warp_id() + 1) / kWarps - begin_;
   }
 
-  // Starts loading the first weights of a job; rows[i] points to its i-th block of rows, or to the array that the blocks share.
-  // Weights are constants, so this may come before grid_wait().
-  __device__ void prefetch(const unsigned char* const (&rows)[kArrays]) {
-    LYNX_UNROLL
-    for (int i = 0; i < kArrays; ++i) weights_[i] = rows[i] + int64_t(begin_) * kBlockBytes + lane_id() * 16;
+  // Starts loading the first weights of a job. Weights are constants, so this may come before grid_wait().
+  __device__ void prefetch(const typename Weights::Rows& rows) {
+    weights_.start(rows, begin_);
     LYNX_UNROLL
     for (int s = 0; s < kDepth; ++s)
-      if (s < count_) load_weights(s, s);
+      if (s < count_) weights_.load(s, s);
   }
 
   // Computes the warp's part of the job of the last prefetch(). rows[j] is the row of x for token lane / 4 of block j. All must exist:
@@ -77,14 +84,14 @@ class PackedGemm {
     for (int left = count_; left > 0; left -= kDepth) {
       LYNX_UNROLL
       for (int s = 0; s < kDepth; ++s) {
-        if (s < left) add_product(fragments_[s], tokens[s]);
+        if (s < left)
+          weights_.use(s, [&](auto first, const auto& fragments) { add_product<decltype(first)::value>(fragments, tokens[s]); });
         if (s + kDepth < left) {
-          load_weights(s, s + kDepth);
+          weights_.load(s, s + kDepth);
           load_tokens(x, at, s + kDepth, tokens[s]);
         }
       }
-      LYNX_UNROLL
-      for (int i = 0; i < kArrays; ++i) weights_[i] += kDepth * kBlockBytes;
+      weights_.advance();
       LYNX_UNROLL
       for (int j = 0; j < kTokenBlocks; ++j) at[j] += kDepth * 4;
     }
@@ -116,8 +123,6 @@ class PackedGemm {
   }
 
  private:
-  static constexpr int kStride = kInterleaved ? kRowBlocks * kStepBytes : kStepBytes;  // from one step to the next
-  static constexpr int kBlockBytes = 2 * kStride;                                      // bytes of 32 columns
   // Strides of the sums in shared memory. The extra floats keep the 16 or 32 rows of a token in different banks.
   static constexpr int kLaneFloats = 33, kTileFloats = 4 * kLaneFloats, kBlockFloats = kTokenBlocks * kTileFloats + 1;
   static constexpr int kWarpFloats = kRowBlocks * kBlockFloats;
@@ -128,40 +133,32 @@ class PackedGemm {
  private:
   __device__ static float* shared() { return reinterpret_cast<float*>(dynamic_shared()); }
 
-  __device__ void load_weights(int s, int block) {
-    LYNX_UNROLL
-    for (int step = 0; step < 2; ++step) {
-      LYNX_UNROLL
-      for (int i = 0; i < kRowBlocks; ++i)
-        fragments_[s][i][step] =
-            load_once(weights_[i % kArrays] + block * kBlockBytes + step * kStride + i / kArrays * kStepBytes);
-    }
-  }
   __device__ static void load_tokens(const uint16_t* x, const uint32_t (&at)[kTokenBlocks], int block,
                                      Words4 (&tokens)[kTokenBlocks]) {
     LYNX_UNROLL
     for (int j = 0; j < kTokenBlocks; ++j) tokens[j] = load_16(reinterpret_cast<const Words4*>(x) + at[j] + block * 4);
   }
-  __device__ void add_product(const Words4 (&weights)[kRowBlocks][2], const Words4 (&tokens)[kTokenBlocks]) {
+  // Adds the products of row blocks kFirst .. kFirst + kCount - 1.
+  template <int kFirst, int kCount>
+  __device__ void add_product(const Words4 (&weights)[kCount][2], const Words4 (&tokens)[kTokenBlocks]) {
     LYNX_UNROLL
     for (int step = 0; step < 2; ++step) {
       LYNX_UNROLL
-      for (int i = 0; i < kRowBlocks; ++i) {
+      for (int i = 0; i < kCount; ++i) {
         const Words4 w = weights[i][step];
         const uint32_t a[4] = {w.x, w.y, w.z, w.w};
         LYNX_UNROLL
         for (int j = 0; j < kTokenBlocks; ++j) {
           const uint32_t b[2] = {step ? tokens[j].z : tokens[j].x, step ? tokens[j].w : tokens[j].y};
-          mma_bf16(sums_[i][j], a, b);
+          mma_bf16(sums_[kFirst + i][j], a, b);
         }
       }
     }
   }
 
-  int blocks_;                               // number of blocks of 32 columns
-  int begin_, count_;                        // the warp's blocks of 32 columns
-  const unsigned char* weights_[kArrays];    // weights of the current block of columns
-  Words4 fragments_[kDepth][kRowBlocks][2];  // weights being loaded: the next kDepth blocks of columns
+  int blocks_;         // number of blocks of 32 columns
+  int begin_, count_;  // the warp's blocks of 32 columns
+  Weights weights_;
   float sums_[kRowBlocks][kTokenBlocks][4];
 };
 
@@ -191,6 +188,16 @@ __device__ inline JobPlace job_place(int job, int num_tiles, int num_units) {
   return {first + job % size, job / size};
 }
 
+// Returns the first job from `job` on, in steps of the grid, whose expert has kBits; at least num_jobs where there is none.
+template <int kBits>
+__device__ inline int next_job(const FfnArgs& a, PackedForm ExpertEntry::* form, const Tile* tiles, int job, int num_jobs,
+                               int num_tiles, int num_units) {
+  while (a.bits != kBits && job < num_jobs &&
+         (a.experts[tiles[job_place(job, num_tiles, num_units).tile].expert].*form).bits != kBits)
+    job += int(gridDim.x);
+  return job;
+}
+
 // Calls start.template operator()<token blocks>() for tiles of `rows` rows: 8, 16, 32 or 64.
 template <class Start>
 void dispatch_tile_rows(int rows, Start start) {
@@ -202,8 +209,8 @@ void dispatch_tile_rows(int rows, Start start) {
   }
 }
 
-// Checks the arguments of a product of the experts and calls start.template operator()<token blocks>(dense, most): `dense` is the
-// number of tiles where there is no list, `most` the most tiles that a list can have.
+// Checks the arguments of a product of the experts and calls start.template operator()<bits, token blocks>(dense, most) for all bits
+// that they have: `dense` is the number of tiles where there is no list, `most` the most tiles that a list can have.
 template <class Start>
 void start_ffn(const char* what, const FfnArgs& args, Start start) {
   if (args.num_rows < 0) invalid(what, "rows: expected at least 0, got ", args.num_rows);
@@ -214,7 +221,10 @@ void start_ffn(const char* what, const FfnArgs& args, Start start) {
   if (args.num_rows == 0) return;
   dispatch_tile_rows(ffn_tile_rows(routed, args.num_rows), [&]<int kTokenBlocks>() {
     const int64_t dense = ceil_div(args.num_rows, kTokenBlocks * kTokenBlock);
-    start.template operator()<kTokenBlocks>(dense, routed ? int64_t(args.num_rows) * args.top_k : dense);  // a pair per tile
+    const int64_t most = routed ? int64_t(args.num_rows) * args.top_k : dense;  // a pair per tile
+    if (args.bits & 16) start.template operator()<16, kTokenBlocks>(dense, most);
+    if (args.bits & 8) start.template operator()<8, kTokenBlocks>(dense, most);
+    if (args.bits & 4) start.template operator()<4, kTokenBlocks>(dense, most);
   });
 }
 

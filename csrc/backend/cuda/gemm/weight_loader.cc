@@ -38,4 +38,44 @@ void WeightLoader::load(const WeightView& weight, const Take& take) {
   }
 }
 
+void WeightLoader::load_codes(const WeightView& weight, const TakeCodes& take) {
+  const BlockRows& from = weight.blocks;
+  // The parts of a piece: bytes of a row, and from row to row in host memory.
+  struct Part {
+    const void* rows;
+    int64_t bytes, distance, at;
+  };
+  const int64_t groups = ceil_div(weight.cols, from.group);
+  Part parts[] = {{from.data, weight.cols / block_size(from.code).columns * block_size(from.code).bytes, from.row_bytes, 0},
+                  {from.scales, groups * scale_size(from.scale_type), from.scale_row_bytes, 0},
+                  {from.zeros, from.zeros ? groups : 0, from.zero_row_bytes, 0}};
+  const int64_t row_bytes = std::max<int64_t>(1, parts[0].bytes + parts[1].bytes + parts[2].bytes);
+  const int64_t piece = std::min(round_up(weight.rows, kBlockRows),
+                                 std::max<int64_t>(kBlockRows, kSlotBytes / row_bytes / kBlockRows * kBlockRows));
+  int64_t bytes = 0;
+  for (Part& part : parts) {
+    part.at = bytes;
+    bytes = round_up(bytes + piece * part.bytes, 16);
+  }
+  for (int64_t begin = 0; begin < weight.rows; begin += piece) {
+    const int64_t count = std::min(piece, weight.rows - begin);
+    Slot& slot = next_slot(bytes);
+    char *host = static_cast<char*>(slot.host.get()), *device = static_cast<char*>(slot.device.get());
+    pool_.parallel_for(ceil_div(count, kBlockRows), [&](int64_t task, int) {
+      const int64_t first = task * kBlockRows, last = std::min(count, first + kBlockRows);
+      for (const Part& part : parts)
+        for (int64_t row = first; part.rows && row < last; ++row)
+          std::memcpy(host + part.at + row * part.bytes, static_cast<const char*>(part.rows) + (begin + row) * part.distance,
+                      size_t(part.bytes));
+    });
+    copy_async(device, host, size_t(bytes), stream_);
+    BlockRows rows = from;
+    rows.data = device, rows.row_bytes = parts[0].bytes;
+    rows.scales = device + parts[1].at, rows.scale_row_bytes = parts[1].bytes;
+    rows.zeros = from.zeros ? device + parts[2].at : nullptr, rows.zero_row_bytes = parts[2].bytes;
+    take(rows, begin, count);
+    slot.free.record(stream_);
+  }
+}
+
 }  // namespace lynx_rt::cuda

@@ -1,4 +1,4 @@
-// Streams weights from host memory to a device: threads copy pieces into a ring of pinned buffers while earlier pieces are transferred
+// Streams weights from host memory to a device, plain or in codes: threads copy pieces into a ring of pinned buffers while earlier pieces are transferred
 // and packed. Only the ring takes host memory, whatever the size of the weights.
 #pragma once
 #include <functional>
@@ -21,6 +21,11 @@ class WeightLoader {
   // take() queues on the stream. Pieces begin at multiples of 16 rows. The weight may be freed when load() returns.
   using Take = std::function<void(const void* rows, int64_t row_begin, int64_t num_rows)>;
   void load(const WeightView& weight, const Take& take);
+
+  // As load(), with a weight in grouped codes: take(rows, row_begin, num_rows), whose parts each lie row after row and are aligned to 16
+  // bytes.
+  using TakeCodes = std::function<void(const BlockRows& rows, int64_t row_begin, int64_t num_rows)>;
+  void load_codes(const WeightView& weight, const TakeCodes& take);
 
  private:
   struct Slot {

@@ -63,6 +63,9 @@ __device__ __forceinline__ uint32_t reduce_add(uint32_t mask, uint32_t value) { 
 
 // --- global memory
 
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
@@ -74,6 +77,11 @@ __device__ __forceinline__ Words4 load_once(const void* p) {
   asm volatile("ld.global.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(p));
+  return v;
+}
+__device__ __forceinline__ Words2 load_once_8(const void* p) {
+  Words2 v;
+  asm volatile("ld.global.L1::no_allocate.L2::256B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
 // Starts loading the cache line of p into the second-level cache, for later reads. The memory is constant, so this may come before
@@ -152,6 +160,23 @@ __device__ __forceinline__ uint32_t to_bf16x2(float low, float high) {
 }
 __device__ __forceinline__ uint16_t to_bf16(float v) { return uint16_t(to_bf16x2(v, 0.0f)); }
 __device__ __forceinline__ float from_bf16(uint16_t v) { return __uint_as_float(uint32_t(v) << 16); }
+// Multiplies and adds two pairs of bf16, low and high halves for themselves; each result is rounded once, and may be subnormal.
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t v;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(v) : "r"(a), "r"(b), "r"(c));
+  return v;
+}
+// Converts two floats to float16, as to_bf16x2() does.
+__device__ __forceinline__ uint32_t to_f16x2(float low, float high) {
+  uint32_t v;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+__device__ __forceinline__ float from_f16(uint16_t v) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(v));
+  return f;
+}
 __device__ __forceinline__ float accurate_exp(float v) {
   return expf(v);
 }  // 1 ulp, where a host's own is off by half; exp(0) = 1

@@ -35,9 +35,6 @@ __device__ __forceinline__ void store_quad(float* p, const Quad& q, int count, b
   }
 }
 
-struct alignas(8) Words2 {
-  uint32_t x, y;
-};
 // Stores a quad of rounded activations: always four values, zeros from `count` on; p is 8-byte aligned.
 __device__ __forceinline__ void store_rounded(uint16_t* p, const Quad& q, int count) {
   const auto value = [&](int i) { return i < count ? q.v[i] : 0.0f; };

@@ -63,10 +63,14 @@ inline uint32_t reduce_max(uint32_t mask, uint32_t value) { return collective_u3
 inline uint32_t reduce_min(uint32_t mask, uint32_t value) { return collective_u32(simt::Op::kMin, mask, value); }
 inline uint32_t reduce_add(uint32_t mask, uint32_t value) { return collective_u32(simt::Op::kAdd, mask, value); }
 
+struct alignas(8) Words2 {
+  uint32_t x, y;
+};
 struct alignas(16) Words4 {
   uint32_t x, y, z, w;
 };
 inline Words4 load_once(const void* p) { return *static_cast<const Words4*>(p); }
+inline Words2 load_once_8(const void* p) { return *static_cast<const Words2*>(p); }
 inline void prefetch_line(const void* p) { (void)*static_cast<const volatile char*>(p); }
 inline Words4 load_16(const void* p) { return *static_cast<const Words4*>(p); }
 
@@ -96,6 +100,16 @@ inline void grid_launch_dependents() {}
 inline uint16_t to_bf16(float v) { return f32_to_bf16(v); }
 inline uint32_t to_bf16x2(float low, float high) { return f32_to_bf16(low) | uint32_t(f32_to_bf16(high)) << 16; }
 inline float from_bf16(uint16_t v) { return bf16_to_f32(v); }
+// In float64 the product is exact and so is every sum of it with what kernels add.
+inline uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto half = [&](int shift) {
+    const auto value = [shift](uint32_t v) { return double(bf16_to_f32(uint16_t(v >> shift))); };
+    return uint32_t(f32_to_bf16(float(value(a) * value(b) + value(c)))) << shift;
+  };
+  return half(0) | half(16);
+}
+inline uint32_t to_f16x2(float low, float high) { return f32_to_f16(low) | uint32_t(f32_to_f16(high)) << 16; }
+inline float from_f16(uint16_t v) { return f16_to_f32(v); }
 // Returns an exponential that is off by an ulp, up or down, for two arguments in three, as a device's may be.
 inline float accurate_exp(float v) {
   const float exact = std::exp(v);
