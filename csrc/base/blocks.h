@@ -20,6 +20,9 @@ enum class BlockCode : uint8_t {
   kGroupedInt8,   // signed bytes
 };
 
+// Whether scales are a tensor of their own.
+constexpr bool has_scale_tensor(BlockCode code) { return code >= BlockCode::kGroupedMxfp4; }
+
 // The type of scales that are a tensor of their own.
 enum class ScaleType : uint8_t { kF32, kBF16, kF16, kExponent };
 

@@ -104,7 +104,7 @@ struct DepthRate {
   int depth;
   double rate;  // bytes per second
 };
-// Reads pieces at random places of the file at depths 1, 2, 4, .., and sets the reader to the smallest depth that is within 8 % of the
+// Reads pieces at random places of the file at depths 1, 2, 4, .., and sets the reader to the smallest depth that is within 15 % of the
 // best rate, since a deeper queue only adds to the time that a read takes. Takes some 0.5 s on a disk of 1 GB/s, during which nothing
 // else may be read. Leaves the depth alone, and returns nothing, for a file of less than 64 MiB. Throws the error of a read that fails.
 std::vector<DepthRate> measure_depth(DirectReader& reader, const std::shared_ptr<const DirectFile>& file);

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kPiece = 1 << 20, kLeastFile = 64 << 20;
 constexpr int kReads = 24;          // per depth and round
 constexpr int kRounds = 2;          // the better one counts: the disk may be busy with others
-constexpr double kAsGoodAs = 0.92;  // of the best rate
+constexpr double kAsGoodAs = 0.85;  // of the best rate
 constexpr double kWait = 1;         // seconds, after which the state is looked at again
 
 }  // namespace
