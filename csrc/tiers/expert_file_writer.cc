@@ -30,7 +30,7 @@ ExpertFileWriter::ExpertFileWriter(const std::string& path, ExpertSource source,
   std::error_code error;
   const std::filesystem::path folder = std::filesystem::path(path).parent_path();
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
-  descriptor_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  descriptor_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (descriptor_ < 0) fail_write(errno);
   if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
     ::close(std::exchange(descriptor_, -1));

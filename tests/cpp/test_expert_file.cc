@@ -14,6 +14,7 @@
 #include "base/panels.h"
 #include "check.h"
 #include "faulty_calls.h"
+#include "same_weights.h"
 #include "temp_folder.h"
 
 using namespace lynx_rt;
@@ -82,31 +83,6 @@ std::vector<ExpertWeights> all_formats(Values& v) {
   return out;
 }
 
-bool same(const WeightView& a, const WeightView& b) {
-  if (a.rows != b.rows || a.cols != b.cols || a.format != b.format || a.dtype != b.dtype) return false;
-  if (a.rows == 0) return a.empty() && b.empty();
-  const auto rows_equal = [&](const void* x, int64_t x_row, const void* y, int64_t y_row, int64_t rows, int64_t bytes) {
-    for (int64_t r = 0; r < rows; ++r)
-      if (std::memcmp(static_cast<const char*>(x) + r * x_row, static_cast<const char*>(y) + r * y_row, size_t(bytes)) != 0)
-        return false;
-    return true;
-  };
-  if (a.format != QuantFormat::kBlocks) {
-    const bool padded = a.format != QuantFormat::kPlain;
-    return a.row_bytes() == b.row_bytes() && rows_equal(a.data, a.row_bytes(), b.data, b.row_bytes(),
-                                                        padded ? round_up(a.rows, Panels::kPanel) : a.rows, a.row_bytes());
-  }
-  const BlockRows &x = a.blocks, &y = b.blocks;
-  const BlockSize size = block_size(x.code);
-  if (x.code != y.code || !x.scales != !y.scales || !x.zeros != !y.zeros || b.data != y.data) return false;
-  if (!rows_equal(x.data, x.row_bytes, y.data, y.row_bytes, a.rows, a.cols / size.columns * size.bytes)) return false;
-  if (!x.scales) return true;
-  const int64_t groups = ceil_div(a.cols, x.group);
-  return x.group == y.group && x.scale_type == y.scale_type &&
-         rows_equal(x.scales, x.scale_row_bytes, y.scales, y.scale_row_bytes, a.rows, groups * scale_size(x.scale_type)) &&
-         (!x.zeros || rows_equal(x.zeros, x.zero_row_bytes, y.zeros, y.zero_row_bytes, a.rows, groups));
-}
-
 const ExpertSource kSource = {"qwen3_moe", "int8", "0123456789abcdef"};
 
 std::string bytes_of(const std::string& path) {
@@ -153,7 +129,7 @@ void test_round_trip() {
     const ExpertWeights found = layout.view(static_cast<const uint8_t*>(memory));
     const auto got = found.views(), expected = std::as_const(experts[l]).views();
     for (size_t i = 0; i < got.size(); ++i) {
-      CHECK(same(*expected[i], *got[i]));
+      CHECK(same_weights(*expected[i], *got[i]));
       CHECK_EQ(reinterpret_cast<uintptr_t>(got[i]->data) % 64, 0u);
     }
     std::free(memory);
