@@ -17,4 +17,5 @@ void register_attention(pybind11::module_& m);
 void register_checkpoint(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_select(pybind11::module_& m);
+void register_tiers(pybind11::module_& m);
 }  // namespace lynx_rt
