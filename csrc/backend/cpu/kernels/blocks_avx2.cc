@@ -4,7 +4,13 @@
 namespace {
 
 struct Dot {
-  static __m256i fours(__m256i u, __m256i q) { return _mm256_madd_epi16(_mm256_maddubs_epi16(u, q), _mm256_set1_epi16(1)); }
+  static constexpr bool kWide = false;
+  static constexpr int kMost = 5;
+  static __m256i add(__m256i sum, __m256i u, __m256i q) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, q)); }
+  template <bool kSteps>
+  static __m256i sum(__m256i part, __m256i step) {
+    return _mm256_madd_epi16(part, step);
+  }
 };
 
 }  // namespace

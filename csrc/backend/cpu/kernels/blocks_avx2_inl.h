@@ -1,98 +1,222 @@
-// The common part of the products with weights in blocks of AVX2 and of the sets beyond it. Dot::fours(u, q) are the eight sums of four
-// products of bytes, u without sign.
+// The common part of the products with weights in blocks of AVX2 and of the sets beyond it. A register is 4 bytes of 8 rows of weights.
+//
+// A class Dot multiplies bytes without sign with bytes that have one:
+//   kWide             sums are of 32 bits; else two products are summed in 16 bits, and sum() makes words of them
+//   add(sum, u, q)    adds products of bytes to a sum
 #pragma once
 #include <immintrin.h>
 
-#include "backend/cpu/kernels/blocks_inl.h"
+#include "backend/cpu/kernels/blocks_gemm_inl.h"
 
 namespace {
 
 template <class Dot>
 struct Avx2Blocks {
   using Codes = __m256i;
-  static constexpr int kRows = 6;
-  static constexpr int at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+  using Eight = __m256i;
+  static constexpr int kSignedZero = Dot::kWide ? 128 : 0;
 
   static Codes load(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
   static __m128i half(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
   static Codes halves(const uint8_t* p) {
     const __m128i b = half(p);
-    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(b, 4), b), _mm256_set1_epi8(15));
+    return low(_mm256_set_m128i(_mm_srli_epi16(b, 4), b));
   }
   static Codes pairs(const uint8_t* p) {
     const __m256i b = _mm256_cvtepu8_epi16(half(p));
-    return _mm256_and_si256(_mm256_or_si256(b, _mm256_slli_epi16(b, 4)), _mm256_set1_epi8(15));
+    return low(_mm256_or_si256(b, _mm256_slli_epi16(b, 4)));
   }
-  static Codes bits(const uint8_t* p, int shift, int mask) {
-    return _mm256_and_si256(_mm256_srli_epi16(load(p), shift), _mm256_set1_epi8(char(mask)));
-  }
+  static Codes bits(const uint8_t* p, int shift, int mask) { return bits(load(p), shift, mask); }
   static Codes upper(Codes c, Codes b) { return _mm256_or_si256(c, _mm256_slli_epi16(b, 4)); }
-  static Codes less(Codes c, int n) { return _mm256_sub_epi8(c, _mm256_set1_epi8(char(n))); }
   static Codes look_up(Codes c, const int8_t (&table)[16]) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(half(table)), c);
   }
   static float half_float(const uint8_t* p) { return _cvtsh_ss(read<uint16_t>(p)); }
-  static void store(int8_t* p, Codes c) { _mm256_store_si256(reinterpret_cast<__m256i*>(p), c); }
+  static void store(void* p, Codes c) { _mm256_store_si256(static_cast<__m256i*>(p), c); }
 
-  // Values that gcc must have before what follows: it would compute products first, and has too few registers for them.
+  static void columns(const uint8_t* p, int64_t stride, Eight (&out)[4]) {
+    __m256i rows[4];
+    for (int i = 0; i < 4; ++i) rows[i] = _mm256_set_m128i(half(p + (i + 4) * stride), half(p + i * stride));
+    const __m256i a = _mm256_unpacklo_epi32(rows[0], rows[1]), b = _mm256_unpacklo_epi32(rows[2], rows[3]);
+    const __m256i c = _mm256_unpackhi_epi32(rows[0], rows[1]), d = _mm256_unpackhi_epi32(rows[2], rows[3]);
+    out[0] = _mm256_unpacklo_epi64(a, b);
+    out[1] = _mm256_unpackhi_epi64(a, b);
+    out[2] = _mm256_unpacklo_epi64(c, d);
+    out[3] = _mm256_unpackhi_epi64(c, d);
+  }
+  static Eight low(Eight e) { return _mm256_and_si256(e, _mm256_set1_epi8(15)); }
+  static Eight high(Eight e) { return low(_mm256_srli_epi16(e, 4)); }
+  static void pairs(Eight e, Eight& first, Eight& second) {
+    const __m256i l = low(e), h = high(e);
+    const __m256 a = _mm256_castsi256_ps(_mm256_unpacklo_epi8(l, h)), b = _mm256_castsi256_ps(_mm256_unpackhi_epi8(l, h));
+    first = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+    second = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+  }
+  static Eight bits(Eight e, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi16(e, shift), _mm256_set1_epi8(char(mask)));
+  }
+  static Eight flip(Eight e) { return _mm256_xor_si256(e, _mm256_set1_epi8(char(0x80))); }
+  template <int I, bool kSigned>
+  static Eight bytes(Eight e) {
+    const auto at = [](int w) { return kSigned ? (4 * w + I) << 8 | 0x80 : 0x8000 | (4 * w + I); };
+    const auto word = [&](int w) { return int(uint32_t(at(w)) * 0x10001u); };
+    const __m256i placed =
+        _mm256_shuffle_epi8(e, _mm256_broadcastsi128_si256(_mm_setr_epi32(word(0), word(1), word(2), word(3))));
+    return kSigned ? _mm256_srai_epi16(placed, 8) : placed;
+  }
+  static Eight twice(Eight e) {
+    return _mm256_or_si256(_mm256_and_si256(e, _mm256_set1_epi32(0xffff)), _mm256_slli_epi32(e, 16));
+  }
+  static Eight words(Eight e, int shift, int mask) {
+    return _mm256_and_si256(_mm256_srli_epi32(e, shift), _mm256_set1_epi32(mask));
+  }
+  static Eight less(Eight e, int n) { return _mm256_sub_epi32(e, _mm256_set1_epi32(n)); }
+  static Eight halves_times(Eight first, Eight last, int n) {
+    return _mm256_mullo_epi16(_mm256_blend_epi16(first, last, 0xaa), _mm256_set1_epi16(short(n)));
+  }
+  static void half_words(Eight e, int i, float* to) {
+    const __m128i at =
+        _mm_add_epi8(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 0, 1, 4, 5, 8, 9, 12, 13), _mm_set1_epi8(char(2 * i)));
+    const __m256i placed = _mm256_shuffle_epi8(e, _mm256_broadcastsi128_si256(at));
+    _mm256_store_ps(to, _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64(placed, 0x08))));
+  }
+  static void half_floats(const uint8_t* p, int64_t stride, float* to) {
+    const auto at = [&](int i) { return int(read<uint16_t>(p + i * stride)); };
+    __m128i v = _mm_cvtsi32_si128(at(0));
+    v = _mm_insert_epi16(v, at(1), 1);
+    v = _mm_insert_epi16(v, at(2), 2);
+    v = _mm_insert_epi16(v, at(3), 3);
+    v = _mm_insert_epi16(v, at(4), 4);
+    v = _mm_insert_epi16(v, at(5), 5);
+    v = _mm_insert_epi16(v, at(6), 6);
+    v = _mm_insert_epi16(v, at(7), 7);
+    _mm256_store_ps(to, _mm256_cvtph_ps(v));
+  }
+  static void powers(const uint8_t* p, int64_t stride, float* to) {
+    __m128i v = _mm_cvtsi32_si128(p[0]);
+    v = _mm_insert_epi8(v, p[stride], 1);
+    v = _mm_insert_epi8(v, p[2 * stride], 2);
+    v = _mm_insert_epi8(v, p[3 * stride], 3);
+    v = _mm_insert_epi8(v, p[4 * stride], 4);
+    v = _mm_insert_epi8(v, p[5 * stride], 5);
+    v = _mm_insert_epi8(v, p[6 * stride], 6);
+    v = _mm_insert_epi8(v, p[7 * stride], 7);
+    const __m256i e = _mm256_cvtepu8_epi32(v), normal = _mm256_slli_epi32(_mm256_sub_epi32(e, _mm256_set1_epi32(1)), 23),
+                  small = _mm256_sllv_epi32(_mm256_set1_epi32(0x00200000), e);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to),
+                       _mm256_blendv_epi8(small, normal, _mm256_cmpgt_epi32(e, _mm256_set1_epi32(1))));
+  }
+
+  // Quads whose products are summed before sum(): in 16 bits up to 2 * 127 * the largest code each.
+  template <BlockCode Code>
+  static constexpr int quads() {
+    if (Dot::kWide) return Code == BlockCode::kQ6_K ? 4 : 8;
+    return is_signed(Code) ? 1 : Code == BlockCode::kQ6_K ? 2 : Code == BlockCode::kQ5_K || is_mxfp4(Code) ? 4 : 8;
+  }
+  template <BlockCode Code>
+  static constexpr int most() {
+    return !Dot::kWide && is_signed(Code) ? 4 : Dot::kMost;
+  }
+
+  // A value that gcc must have before what follows: it would compute products first, and has too few registers for them.
   static __m256i now(__m256i v) {
     asm("" : "+x"(v));
     return v;
   }
-  static __m256 now(__m256 v) {
-    asm("" : "+x"(v));
-    return v;
+
+  // Twice the sums of q of both halves of a run, for _mm256_madd_epi16.
+  static __m256i sums_of(const BlockX& x, int64_t j, int64_t r) {
+    int32_t both;
+    std::memcpy(&both, x.sums(j, r), 4);
+    return _mm256_set1_epi32(both);
   }
 
-  template <BlockCode Code>
-  static __m256i steps(const Decoded& part, int64_t r) {
-    if (Code != BlockCode::kQ6_K) return _mm256_set1_epi32(part.steps[0][r]);
-    return _mm256_set_m128i(_mm_set1_epi32(part.steps[1][r]), _mm_set1_epi32(part.steps[0][r]));
-  }
-
-  static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
-    __m256 sums = _mm256_loadu_ps(low);
-    int64_t r = 0;
-    for (; r + 8 <= n; r += 8) sums = _mm256_fmadd_ps(_mm256_load_ps(a + r), _mm256_loadu_ps(b + r), sums);
-    _mm256_storeu_ps(low, sums);
-    if (r < n) _mm_storeu_ps(low, _mm_fmadd_ps(_mm_load_ps(a + r), _mm_loadu_ps(b + r), _mm_loadu_ps(low)));
-  }
-
-  // The products take one operand without signs: |c|, and q with the sign of c.
-  template <BlockCode Code, int W, int R, bool kSteps>
-  static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
-    constexpr bool kSigned = !has_minimums(Code);
-    const char* bytes = x.bytes(0, first);
-    const float* scales = x.scales(0) + first;
-    const int64_t scale_stride = x.stride / 4;
-    for (int64_t g = 0; g < groups; ++g) {
-      __m256i sums[W][R];
-      __m256 values[W][R];
-      for (int t = 0; t < W; ++t)
-        for (int j = 0; j < R; ++j) sums[t][j] = _mm256_setzero_si256(), values[t][j] = _mm256_setzero_ps();
-#pragma GCC unroll 1
-      for (int64_t r = g * kGroupRuns; r < (g + 1) * kGroupRuns; ++r, bytes += kRun)
-        for (int t = 0; t < W; ++t) {
-          const __m256i codes = load(parts[t].codes + kRun * r), absolute = kSigned ? _mm256_abs_epi8(codes) : codes;
-          const __m256i factor = kSteps ? steps<Code>(parts[t], r) : _mm256_setzero_si256();
-          const __m256 scale = kSteps ? _mm256_setzero_ps() : _mm256_set1_ps(parts[t].scales[r]);
-          for (int j = 0; j < R; ++j) {
-            const __m256i plain = load(bytes + j * x.stride), q = kSigned ? _mm256_sign_epi8(plain, codes) : plain;
-            // Sums of two products fit 16 bits: 2 * 128 * 127 < 2^15.
-            if constexpr (kSteps)
-              sums[t][j] = now(_mm256_add_epi32(sums[t][j], _mm256_madd_epi16(_mm256_maddubs_epi16(absolute, q), factor)));
-            else
-              values[t][j] = now(_mm256_fmadd_ps(_mm256_cvtepi32_ps(Dot::fours(absolute, q)), scale, values[t][j]));
-          }
-        }
-      for (int t = 0; t < W; ++t)
+  // sum[h][j] += products of run r, multiplied by the steps.
+  template <BlockCode Code, Scaling kScaling, int R>
+  static void add_run(const Panel& panel, int64_t r, const BlockX& x, int64_t x_run, __m256i (&sums)[2][R]) {
+    constexpr int kQuadsSummed = quads<Code>();
+    constexpr bool kAbsolute = is_signed(Code) && !Dot::kWide;
+    const char* bytes = x.bytes(0, x_run);
+    for (int first = 0; first < kQuads; first += kQuadsSummed) {
+      __m256i part[2][R];
+      for (int h = 0; h < 2; ++h)
+        for (int j = 0; j < R; ++j) part[h][j] = _mm256_setzero_si256();
+#pragma GCC unroll 2
+      for (int q = first; q < first + kQuadsSummed; ++q) {
+        const __m256i c[2] = {load(panel.codes[r][q][0]), load(panel.codes[r][q][kEight])};
         for (int j = 0; j < R; ++j) {
-          if constexpr (kSteps)
-            values[t][j] = _mm256_mul_ps(_mm256_cvtepi32_ps(sums[t][j]), _mm256_set1_ps(parts[t].group_scales[g]));
-          const __m256 scale = _mm256_set1_ps(scales[j * scale_stride + g]);
-          float* to = acc[t][j];
-          _mm256_storeu_ps(to, _mm256_fmadd_ps(values[t][j], scale, _mm256_loadu_ps(to)));
+          int32_t quad;
+          std::memcpy(&quad, bytes + j * x.stride + 4 * q, 4);
+          const __m256i four = _mm256_set1_epi32(quad);
+          for (int h = 0; h < 2; ++h)
+            part[h][j] = kAbsolute ? Dot::add(part[h][j], _mm256_abs_epi8(c[h]), _mm256_sign_epi8(four, c[h]))
+                                   : now(Dot::add(part[h][j], c[h], four));
         }
+      }
+      for (int h = 0; h < 2; ++h) {
+        const __m256i step = kScaling == Scaling::kSteps
+                                 ? load(panel.steps[r][Code == BlockCode::kQ6_K ? first / 4 : 0] + h * kEight)
+                                 : _mm256_set1_epi16(1);
+        for (int j = 0; j < R; ++j)
+          sums[h][j] = now(_mm256_add_epi32(sums[h][j], Dot::template sum<kScaling == Scaling::kSteps>(part[h][j], step)));
+      }
+    }
+  }
+
+  // The part that zeros have in the sums of run r.
+  template <BlockCode Code>
+  static __m256i zeros(const Panel& panel, int64_t r, int h, __m256i sums) {
+    constexpr int kZero = panel_zero<Avx2Blocks>(Code);
+    return _mm256_madd_epi16(kZero < 0 ? load(panel.zeros[r] + h * kEight) : _mm256_set1_epi16(kZero), sums);
+  }
+
+  template <BlockCode Code, Scaling kScaling, int R>
+  static void add(const Panel& panel, int64_t runs, const BlockX& x, int64_t first, PanelSums* out) {
+    constexpr bool kZero = panel_zero<Avx2Blocks>(Code) != 0;
+    for (int64_t begin = 0; begin < runs; begin += kGroupRuns) {
+      const int64_t end = begin + kGroupRuns < runs ? begin + kGroupRuns : runs, g = begin / kGroupRuns;
+      __m256i sums[2][R];
+      __m256 values[2][R];
+      for (int h = 0; h < 2; ++h)
+        for (int j = 0; j < R; ++j) sums[h][j] = _mm256_setzero_si256(), values[h][j] = _mm256_setzero_ps();
+      for (int64_t r = begin; r < end; ++r) {
+        if constexpr (kScaling == Scaling::kRuns)
+          for (int h = 0; h < 2; ++h)
+            for (int j = 0; j < R; ++j) sums[h][j] = _mm256_setzero_si256();
+        add_run<Code, kScaling, R>(panel, r, x, first + r, sums);
+        if constexpr (kScaling == Scaling::kRuns)
+          for (int h = 0; h < 2; ++h) {
+            const __m256 scale = _mm256_load_ps(panel.scales[r] + h * kEight);
+            for (int j = 0; j < R; ++j) {
+              __m256i sum = sums[h][j];
+              if (kZero) sum = _mm256_sub_epi32(sum, zeros<Code>(panel, r, h, sums_of(x, j, first + r)));
+              values[h][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, values[h][j]);
+            }
+          }
+      }
+      for (int j = 0; j < R; ++j) {
+        __m256i of_x[kGroupRuns];
+        if constexpr (kScaling != Scaling::kRuns && (kZero || has_minimums(Code)))
+          for (int64_t r = begin; r < end; ++r) of_x[r - begin] = sums_of(x, j, first + r);
+        const __m256 scale = _mm256_set1_ps(x.scale(j, first / kGroupRuns + g));
+        for (int h = 0; h < 2; ++h) {
+          __m256 value = values[h][j];
+          if constexpr (kScaling != Scaling::kRuns) {
+            __m256i sum = sums[h][j];
+            if constexpr (kZero)
+              for (int64_t r = begin; r < end; ++r) sum = _mm256_sub_epi32(sum, zeros<Code>(panel, r, h, of_x[r - begin]));
+            value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(panel.group_scales[g] + h * kEight));
+            if constexpr (has_minimums(Code)) {
+              __m256i low = _mm256_setzero_si256();
+              for (int64_t r = begin; r < end; ++r)
+                low = _mm256_add_epi32(low, _mm256_madd_epi16(load(panel.minimums[r] + h * kEight), of_x[r - begin]));
+              value = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(low), _mm256_load_ps(panel.group_minimums[g] + h * kEight), value);
+            }
+          }
+          float* to = out[j] + h * kEight;
+          _mm256_store_ps(to, _mm256_fmadd_ps(value, scale, _mm256_load_ps(to)));
+        }
+      }
     }
   }
 };

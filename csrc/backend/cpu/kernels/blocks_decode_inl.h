@@ -6,7 +6,6 @@
 //   pairs(p)         16 bytes: the lower and the upper half of each in turn
 //   bits(p, s, m)    32 bytes: m & byte >> s
 //   upper(c, b)      c | b << 4
-//   less(c, n)       c - n
 //   look_up(c, t)    t[c], of a table of 16 bytes
 //   store(p, c)
 //   half_float(p)    the half precision number at p
@@ -25,37 +24,35 @@ using lynx_rt::ScaleType;
 using lynx_rt::cpu::Blocks;
 
 constexpr int64_t kRun = Blocks::kRun, kGroup = Blocks::kGroup, kGroupRuns = Blocks::kGroupRuns;
-constexpr int64_t kChunk = 2048;  // columns that are decoded at a time: a few rows of them stay in the first-level cache
+constexpr int64_t kChunk = 2048;  // columns of a row that are decoded at a time
 
-constexpr int kMxfp4Offset = 12;
+constexpr int kMxfp4Zero = 12;
 constexpr int8_t kMxfp4[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};  // 12 + twice the value
-constexpr int64_t kAhead = 4096;  // bytes between the prefetch of a line and its use: these, and not many lines at once
-
 constexpr int8_t kIq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
-// A part of a row of weights. Groups are complete: what a row lacks is zeros.
+// A part of a row of weights.
 struct Decoded {
-  alignas(64) int8_t codes[kChunk];
-  alignas(64) float scales[kChunk / kRun];
-  alignas(64) int32_t steps[2][kChunk / kRun];      // of the first and the last 16 columns of each run, twice as int16
+  alignas(64) int8_t codes[kChunk];  // from which a run's zero is still to be taken
+  alignas(64) int32_t zeros[kChunk / kRun];
+  alignas(64) float scales[kChunk / kRun];          // without steps
+  alignas(64) int32_t steps[2][kChunk / kRun];      // of the first and the last 16 columns of each run
+  alignas(64) int32_t minimums[kChunk / kRun];      // with group_minimums, of Q4_K and Q5_K
   alignas(64) float group_scales[kChunk / kGroup];  // with steps
-  alignas(64) float minimums[kChunk / kRun];
-  bool has_steps;  // else scales
+  alignas(64) float group_minimums[kChunk / kGroup];
+  bool has_steps;
 };
 
 constexpr bool is_mxfp4(BlockCode code) { return code == BlockCode::kMxfp4 || code == BlockCode::kGroupedMxfp4; }
 constexpr bool is_grouped(BlockCode code) {
   return code == BlockCode::kGroupedMxfp4 || code == BlockCode::kGroupedInt4 || code == BlockCode::kGroupedInt8;
 }
-// Blocks of 256 columns have steps; codes without scales within a group may have them.
+// Blocks of 256 columns have steps; grouped int4 and int8 may have them.
 constexpr bool always_steps(BlockCode code) { return lynx_rt::block_size(code).columns == 256; }
-constexpr bool never_steps(BlockCode code) {
-  return code == BlockCode::kQ8_0 || code == BlockCode::kQ4_0 || code == BlockCode::kIQ4_NL;
-}
-// Codes with minimums are not negative.
-constexpr bool has_minimums(BlockCode code) {
-  return code == BlockCode::kQ4_K || code == BlockCode::kQ5_K || code == BlockCode::kQ4_0 || code == BlockCode::kGroupedInt4 ||
-         is_mxfp4(code);
+constexpr bool may_have_steps(BlockCode code) { return code == BlockCode::kGroupedInt4 || code == BlockCode::kGroupedInt8; }
+constexpr bool has_minimums(BlockCode code) { return code == BlockCode::kQ4_K || code == BlockCode::kQ5_K; }
+// What is to be taken from every code of a format; grouped int4 has zeros of its own.
+constexpr int common_zero(BlockCode code) {
+  return code == BlockCode::kQ4_0 ? 8 : code == BlockCode::kQ6_K ? 32 : is_mxfp4(code) ? kMxfp4Zero : 0;
 }
 
 template <class T>
@@ -79,51 +76,16 @@ inline float scale_at(ScaleType type, const uint8_t* scales, int64_t i) {
   return 0;
 }
 
-inline int32_t twice(int v) { return int32_t(uint32_t(uint16_t(v)) * 0x10001u); }
-
 // Runs with a scale each.
 template <class V, BlockCode Code>
 inline void decode_runs(const uint8_t* b, int64_t runs, Decoded& out) {
   for (int64_t r = 0; r < runs; ++r, b += lynx_rt::block_size(Code).bytes) {
-    __builtin_prefetch(b + kAhead);
-    const float scale = V::half_float(b);
-    out.scales[r] = scale;
-    if (Code == BlockCode::kQ4_0) out.minimums[r] = 8 * scale;
-    V::store(out.codes + kRun * r, Code == BlockCode::kQ8_0   ? V::load(b + 2)
-                                   : Code == BlockCode::kQ4_0 ? V::halves(b + 2)
-                                                              : V::look_up(V::halves(b + 2), kIq4));
+    out.scales[r] = Code == BlockCode::kMxfp4 ? power(b[0]) : V::half_float(b);
+    V::store(out.codes + kRun * r, Code == BlockCode::kQ8_0     ? V::load(b + 2)
+                                   : Code == BlockCode::kQ4_0   ? V::halves(b + 2)
+                                   : Code == BlockCode::kIQ4_NL ? V::look_up(V::halves(b + 2), kIq4)
+                                                                : V::look_up(V::halves(b + 1), kMxfp4));
   }
-}
-
-// MXFP4: scales become a common scale and powers of two where the exponents are close to each other, so that a group's sums stay
-// below 2^24. Sums of the other form are exact then as well, and both have the same bits.
-inline void exponents(const uint8_t* e, int64_t runs, Decoded& out) {
-  constexpr int kClose = 8;
-  uint8_t low = 255, high = 0;
-  for (int64_t r = 0; r < runs; ++r) {
-    low = e[r] < low ? e[r] : low;
-    high = e[r] > high ? e[r] : high;
-  }
-  out.has_steps = high - low <= kClose;
-  for (int64_t r = 0; r < runs; ++r) {
-    out.scales[r] = power(e[r]);
-    out.minimums[r] = kMxfp4Offset * out.scales[r];
-  }
-  if (!out.has_steps) return;
-  for (int64_t r = 0; r < runs; ++r) out.steps[0][r] = 0x10001 << (e[r] - low);
-  for (int64_t g = 0; g < (runs + kGroupRuns - 1) / kGroupRuns; ++g) out.group_scales[g] = power(low);
-}
-
-template <class V>
-inline void decode_mxfp4(const uint8_t* b, int64_t runs, Decoded& out) {
-  constexpr int64_t kBytes = lynx_rt::block_size(BlockCode::kMxfp4).bytes;
-  uint8_t e[kChunk / kRun];
-  for (int64_t r = 0; r < runs; ++r, b += kBytes) {
-    __builtin_prefetch(b + kAhead);
-    e[r] = b[0];
-    V::store(out.codes + kRun * r, V::look_up(V::halves(b + 1), kMxfp4));
-  }
-  exponents(e, runs, out);
 }
 
 // Runs of grouped codes, from column `begin` of the row.
@@ -132,27 +94,19 @@ inline void decode_grouped(const BlockRows& rows, int64_t row, int64_t begin, in
   constexpr int64_t kBytes = lynx_rt::block_size(Code).bytes;
   const uint8_t* b = static_cast<const uint8_t*>(rows.data) + row * rows.row_bytes + begin / kRun * kBytes;
   const uint8_t* scales = static_cast<const uint8_t*>(rows.scales) + row * rows.scale_row_bytes;
-  if constexpr (Code == BlockCode::kGroupedMxfp4) {
-    exponents(scales + begin / kRun, runs, out);
-    for (int64_t r = 0; r < runs; ++r, b += kBytes) {
-      __builtin_prefetch(b + kAhead);
-      V::store(out.codes + kRun * r, V::look_up(V::pairs(b), kMxfp4));
-    }
-    return;
-  }
   const uint8_t* zeros = rows.zeros ? static_cast<const uint8_t*>(rows.zeros) + row * rows.zero_row_bytes : nullptr;
   const int64_t group_runs = rows.group / kRun, first = begin / kRun;
-  out.has_steps = rows.group % kGroup == 0;
+  out.has_steps = may_have_steps(Code) && rows.group % kGroup == 0;
   for (int64_t r = 0; r < runs;) {
     const int64_t g = (first + r) / group_runs, end = (g + 1) * group_runs - first < runs ? (g + 1) * group_runs - first : runs;
-    const float scale = scale_at<V>(rows.scale_type, scales, g), minimum = scale * float(zeros ? zeros[g] : 8);
+    const float scale = scale_at<V>(rows.scale_type, scales, g);
     for (; r < end; ++r, b += kBytes) {
-      __builtin_prefetch(b + kAhead);
-      V::store(out.codes + kRun * r, Code == BlockCode::kGroupedInt8 ? V::load(b) : V::pairs(b));
-      out.scales[r] = scale;
-      out.minimums[r] = minimum;
-      out.steps[0][r] = 0x10001;
-      out.group_scales[r / kGroupRuns] = scale;
+      V::store(out.codes + kRun * r, Code == BlockCode::kGroupedInt8   ? V::load(b)
+                                     : Code == BlockCode::kGroupedInt4 ? V::pairs(b)
+                                                                       : V::look_up(V::pairs(b), kMxfp4));
+      out.scales[r] = out.group_scales[r / kGroupRuns] = scale;
+      if (Code == BlockCode::kGroupedInt4) out.zeros[r] = zeros ? zeros[g] : 8;
+      out.steps[0][r] = out.steps[1][r] = 1;
     }
   }
 }
@@ -162,21 +116,17 @@ template <class V, BlockCode Code>
 inline void decode_super(const uint8_t* b, int64_t r, Decoded& out) {
   constexpr bool kFive = Code == BlockCode::kQ5_K, kSix = Code == BlockCode::kQ6_K;
   int8_t* codes = out.codes + kRun * r;
-  for (int i = 0; i < 256; i += 64) __builtin_prefetch(b + kAhead + i);
   const float d = V::half_float(kSix ? b + 208 : b);
   out.group_scales[r / kGroupRuns] = out.group_scales[r / kGroupRuns + 1] = d;
   if constexpr (has_minimums(Code)) {
-    const float dmin = V::half_float(b + 2);
+    out.group_minimums[r / kGroupRuns] = out.group_minimums[r / kGroupRuns + 1] = V::half_float(b + 2);
     const uint32_t s0 = read<uint32_t>(b + 4), s1 = read<uint32_t>(b + 8), s2 = read<uint32_t>(b + 12);
     const uint32_t steps[2] = {s0 & 0x3f3f3f3fu, (s2 & 0x0f0f0f0fu) | (s0 >> 2 & 0x30303030u)};
     const uint32_t mins[2] = {s1 & 0x3f3f3f3fu, (s2 >> 4 & 0x0f0f0f0fu) | (s1 >> 2 & 0x30303030u)};
     uint8_t step[8], minimum[8];
     std::memcpy(step, steps, 8);
     std::memcpy(minimum, mins, 8);
-    for (int i = 0; i < 8; ++i) {
-      out.steps[0][r + i] = step[i] * 0x10001;
-      out.minimums[r + i] = dmin * float(minimum[i]);
-    }
+    for (int i = 0; i < 8; ++i) out.steps[0][r + i] = out.steps[1][r + i] = step[i], out.minimums[r + i] = minimum[i];
     const uint8_t* q = b + (kFive ? 48 : 16);
     for (int i = 0; i < 8; ++i) {
       auto c = V::bits(q + 32 * (i / 2), i % 2 * 4, 15);
@@ -185,62 +135,49 @@ inline void decode_super(const uint8_t* b, int64_t r, Decoded& out) {
     }
   } else if constexpr (kSix) {
     const int8_t* steps = reinterpret_cast<const int8_t*>(b + 192);
-    for (int i = 0; i < 16; ++i) out.steps[i % 2][r + i / 2] = twice(steps[i]);
+    for (int i = 0; i < 16; ++i) out.steps[i % 2][r + i / 2] = steps[i];
     for (int i = 0; i < 8; ++i) {
       const auto low = V::bits(b + i / 4 * 64 + i % 2 * 32, i % 4 / 2 * 4, 15),
                  high = V::bits(b + 128 + i / 4 * 32, i % 4 * 2, 3);
-      V::store(codes + kRun * i, V::less(V::upper(low, high), 32));
+      V::store(codes + kRun * i, V::upper(low, high));
     }
   } else {
     const uint16_t upper = read<uint16_t>(b + 2);
     for (int i = 0; i < 8; ++i) {
       const int step = int((b[4 + i / 2] >> (i % 2 * 4) & 15) | (upper >> (2 * i) & 3) << 4) - 32;
-      out.steps[0][r + i] = twice(step);
+      out.steps[0][r + i] = out.steps[1][r + i] = step;
       V::store(codes + kRun * i, V::look_up(V::halves(b + 8 + 16 * i), kIq4));
     }
   }
 }
 
-// Decodes columns [begin, begin + n) of a row; begin is a multiple of kChunk, n one of the columns of a block. Returns the groups.
+// Decodes columns [begin, begin + n) of a row; begin is a multiple of kChunk, n one of the columns of a block.
 template <class V, BlockCode Code>
-inline int64_t decode(const BlockRows& rows, int64_t row, int64_t begin, int64_t n, Decoded& out) {
+inline void decode(const BlockRows& rows, int64_t row, int64_t begin, int64_t n, Decoded& out) {
   constexpr lynx_rt::BlockSize kSize = lynx_rt::block_size(Code);
-  const int64_t runs = n / kRun, groups = (n + kGroup - 1) / kGroup;
-  for (int64_t r = runs; r < groups * kGroupRuns; ++r) {
-    std::memset(out.codes + kRun * r, 0, kRun);
-    out.scales[r] = out.minimums[r] = 0;
-    out.steps[0][r] = 0;
-  }
+  const int64_t runs = n / kRun;
   out.has_steps = always_steps(Code);
+  for (int64_t r = 0; r < runs; ++r) out.zeros[r] = common_zero(Code);
   const uint8_t* b = static_cast<const uint8_t*>(rows.data) + row * rows.row_bytes + begin / kSize.columns * kSize.bytes;
   if constexpr (is_grouped(Code))
     decode_grouped<V, Code>(rows, row, begin, runs, out);
-  else if constexpr (Code == BlockCode::kMxfp4)
-    decode_mxfp4<V>(b, runs, out);
   else if constexpr (always_steps(Code))
     for (int64_t r = 0; r < runs; r += 8, b += kSize.bytes) decode_super<V, Code>(b, r, out);
   else
     decode_runs<V, Code>(b, runs, out);
-  return groups;
 }
 
 // The values of a decoded part, rounded once.
 template <BlockCode Code>
 inline void values(const Decoded& part, int64_t n, float* out) {
   for (int64_t i = 0; i < n; ++i) {
-    const int64_t r = i / kRun;
-    const float code = part.codes[i];
+    const int64_t r = i / kRun, g = i / kGroup;
+    const float code = float(part.codes[i] - part.zeros[r]);
     if constexpr (always_steps(Code)) {
-      const float step =
-          float(int16_t(part.steps[Code == BlockCode::kQ6_K ? i % kRun / 16 : 0][r])) * part.group_scales[i / kGroup];
-      out[i] = has_minimums(Code) ? step * code - part.minimums[r] : step * code;
+      const float value = float(part.steps[i % kRun / 16][r]) * part.group_scales[g] * code;
+      out[i] = has_minimums(Code) ? value - part.group_minimums[g] * float(part.minimums[r]) : value;
     } else {
-      const float offset = Code == BlockCode::kQ4_0 ? 8
-                           : is_mxfp4(Code)         ? kMxfp4Offset
-                           : Code == BlockCode::kGroupedInt4 && part.scales[r] != 0
-                               ? __builtin_rintf(part.minimums[r] / part.scales[r])
-                               : 0;
-      out[i] = (code - offset) * part.scales[r];
+      out[i] = code * part.scales[r];
     }
   }
 }

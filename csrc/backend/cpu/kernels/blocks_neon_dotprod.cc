@@ -4,7 +4,7 @@
 namespace {
 
 struct Dot {
-  static int32x4_t fours(int8x16_t c, int8x16_t q) { return vdotq_s32(vdupq_n_s32(0), c, q); }
+  static int32x4_t add(int32x4_t sum, int8x16_t c, int8x16_t q) { return vdotq_s32(sum, c, q); }
 };
 
 }  // namespace

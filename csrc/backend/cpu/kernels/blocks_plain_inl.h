@@ -4,12 +4,12 @@
 
 namespace {
 
+constexpr int64_t kPlainX = 64;  // rows of x for which a row of weights is decoded once
+
 struct PlainBlocks {
   struct Codes {
     int8_t v[32];
   };
-  static constexpr int kRows = 1;
-  static constexpr int at_once(int) { return 1; }
 
   static Codes load(const uint8_t* p) {
     Codes c;
@@ -35,10 +35,6 @@ struct PlainBlocks {
     for (int i = 0; i < 32; ++i) c.v[i] = int8_t(c.v[i] | b.v[i] << 4);
     return c;
   }
-  static Codes less(Codes c, int n) {
-    for (int i = 0; i < 32; ++i) c.v[i] = int8_t(c.v[i] - n);
-    return c;
-  }
   static Codes look_up(Codes c, const int8_t (&table)[16]) {
     for (int i = 0; i < 32; ++i) c.v[i] = table[c.v[i]];
     return c;
@@ -53,36 +49,60 @@ struct PlainBlocks {
     const float v = bits >= 0x0f800000u ? std::bit_cast<float>(bits + 0x70000000u) : std::bit_cast<float>(bits) * 0x1p112f;
     return std::bit_cast<float>(std::bit_cast<uint32_t>(v) | uint32_t(h & 0x8000) << 16);
   }
+};
 
-  static void add_minimums(const float* a, const float* b, int64_t n, Lanes& low) {
-    for (int64_t r = 0; r < n; ++r) low[r % 8] = __builtin_fmaf(a[r], b[r], low[r % 8]);
-  }
-
-  template <BlockCode Code, int W, int R, bool kSteps>
-  static void add(const Decoded* parts, int64_t groups, BlockX x, int64_t first, Lanes* const* acc) {
-    const Decoded& part = *parts;
-    Lanes& lanes = acc[0][0];
-    for (int64_t g = 0; g < groups; ++g) {
-      const int8_t* q = reinterpret_cast<const int8_t*>(x.bytes(0, first + g));
-      const float scale = x.scales(0)[first + g];
-      for (int64_t l = 0; l < 8; ++l) {
-        int32_t steps = 0;
-        float sum = 0;
-        for (int64_t b = 0; b < kGroupRuns; ++b) {
-          const int64_t r = g * kGroupRuns + b, at = kRun * b + 4 * l;
-          int32_t p = 0;
-          for (int64_t i = 0; i < 4; ++i) p += part.codes[g * kGroup + at + i] * q[at + i];
-          if (kSteps) {
-            steps += p * int16_t(part.steps[Code == BlockCode::kQ6_K ? l / 4 : 0][r]);
-          } else {
-            sum = __builtin_fmaf(float(p), part.scales[r], sum);
-          }
-        }
-        if (kSteps) sum = float(steps) * part.group_scales[g];
-        lanes[l] = __builtin_fmaf(sum, scale, lanes[l]);
-      }
+// The product of group g of a decoded part with a row of x, whose group it is `first` groups later, without the scale of x.
+template <BlockCode Code>
+float plain_group(const Decoded& part, int64_t runs, int64_t g, BlockX x, int64_t first) {
+  const int64_t end = (g + 1) * kGroupRuns < runs ? (g + 1) * kGroupRuns : runs;
+  int32_t sum = 0, low = 0;
+  float value = 0;
+  for (int64_t r = g * kGroupRuns; r < end; ++r) {
+    const int8_t* q = reinterpret_cast<const int8_t*>(x.bytes(0, first * kGroupRuns + r));
+    int32_t half[2] = {0, 0}, sum_of_q = 0;
+    for (int64_t i = 0; i < kRun; ++i) {
+      half[i / 16] += (part.codes[r * kRun + i] - part.zeros[r]) * q[i];
+      sum_of_q += q[i];
+    }
+    if (part.has_steps) {
+      sum += half[0] * part.steps[0][r] + half[1] * part.steps[1][r];
+      if (has_minimums(Code)) low += part.minimums[r] * sum_of_q;
+    } else {
+      value = __builtin_fmaf(float(half[0] + half[1]), part.scales[r], value);
     }
   }
-};
+  if (!part.has_steps) return value;
+  value = float(sum) * part.group_scales[g];
+  return has_minimums(Code) ? __builtin_fmaf(-float(low), part.group_minimums[g], value) : value;
+}
+
+template <BlockCode Code>
+void plain_gemm(const BlockRows& w, int64_t n, BlockX x, int64_t m, int64_t k, float* out, int64_t out_stride, bool accumulate) {
+  Decoded part;
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = 0; j < m && !accumulate; ++j) out[j * out_stride + i] = 0;
+    for (int64_t first = 0; first < m; first += kPlainX) {
+      float sums[kPlainX] = {};
+      const int64_t count = m - first < kPlainX ? m - first : kPlainX;
+      for (int64_t begin = 0; begin < k; begin += kChunk) {
+        const int64_t columns = k - begin < kChunk ? k - begin : kChunk;
+        decode<PlainBlocks, Code>(w, i, begin, columns, part);
+        for (int64_t j = 0; j < count; ++j)
+          for (int64_t g = 0; g * kGroup < columns; ++g) {
+            const float scale = x.scale(first + j, begin / kGroup + g);
+            sums[j] =
+                __builtin_fmaf(plain_group<Code>(part, columns / kRun, g, x.from(first + j), begin / kGroup), scale, sums[j]);
+          }
+      }
+      for (int64_t j = 0; j < count; ++j) out[(first + j) * out_stride + i] += sums[j];
+    }
+  }
+}
+
+void plain(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
+           int64_t out_stride, bool accumulate, const void*) {
+  const BlockX x{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
+  with_code(w.code, [&](auto code) { plain_gemm<code.value>(w, n, x, m, k, out, out_stride, accumulate); });
+}
 
 }  // namespace

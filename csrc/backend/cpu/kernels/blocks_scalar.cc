@@ -2,5 +2,5 @@
 #include "backend/cpu/kernels/blocks_plain_inl.h"
 
 namespace lynx_rt::cpu {
-const BlockKernels kScalarBlockKernels = {gemm<PlainBlocks>, pack_blocks, values_of<PlainBlocks>};
+const BlockKernels kScalarBlockKernels = {plain, pack_blocks, values_of<PlainBlocks>};
 }
