@@ -84,7 +84,7 @@ struct DirectReader::Queue {
   Piece take(size_t thread) {
     std::deque<ReadRequest*>& from = demands.empty() ? prefetches : demands;
     ReadRequest& r = *from.front();
-    const int64_t bytes = std::min(options.piece_bytes, r.bytes - r.next_);
+    const int64_t bytes = std::min(r.piece_, r.bytes - r.next_);
     const Piece piece{&r, r.file, r.offset + r.next_, bytes, static_cast<char*>(r.to) + r.next_};
     r.next_ += bytes;
     if (r.next_ == r.bytes) from.pop_front();
@@ -227,6 +227,8 @@ void DirectReader::read(ReadRequest& r, ReadPriority priority) {
     fail(ErrorCode::kInternal, "", "a read began that has no bytes or has begun already");
   std::lock_guard lock(q.mutex);
   if (q.stopped) fail(ErrorCode::kClosed, "", "the reader of experts has been closed");
+  const int64_t pieces = ceil_div(r.bytes, q.options.piece_bytes);
+  r.piece_ = round_up(ceil_div(r.bytes, pieces), DirectFile::kAlignment);  // equal, so that they end at the same time
   r.next_ = r.finished_ = 0;
   r.in_flight_ = 0;
   r.failed_ = false;
@@ -234,7 +236,6 @@ void DirectReader::read(ReadRequest& r, ReadPriority priority) {
   r.queued_ = now();
   r.state_.store(ReadState::kReading, std::memory_order_relaxed);
   (r.demanded_ ? q.demands : q.prefetches).push_back(&r);
-  const int64_t pieces = ceil_div(r.bytes, q.options.piece_bytes);
   for (int64_t i = std::min<int64_t>(pieces, q.depth - q.in_flight); i > 0; --i) q.work.notify_one();
 }
 

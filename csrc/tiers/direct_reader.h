@@ -40,6 +40,7 @@ class ReadRequest {
   ErrorCode error_code_ = ErrorCode::kInternal;
   std::string error_;
   // Guarded by the queue's lock.
+  int64_t piece_ = 0;     // bytes of a piece
   int64_t next_ = 0;      // where the next piece begins
   int64_t finished_ = 0;  // bytes of finished pieces
   int in_flight_ = 0;     // pieces that are being read
@@ -52,7 +53,7 @@ enum class ReadPriority : uint8_t { kDemand, kPrefetch };
 struct ReaderOptions {
   int num_threads = 8;            // bounds the depth
   int depth = 2;                  // pieces that are read at a time; measure_depth() knows better
-  int64_t piece_bytes = 1 << 20;  // so long a demand waits for a prefetch at most; a multiple of DirectFile::kAlignment
+  int64_t piece_bytes = 1 << 20;  // at most: a demand waits for so much of a prefetch; a multiple of DirectFile::kAlignment
   double close_timeout_s = 10;    // the destructor waits so long for reads that hang
 };
 

@@ -1,5 +1,6 @@
 #include <fcntl.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -32,7 +33,10 @@ ExpertFileWriter::ExpertFileWriter(const std::string& path, ExpertSource source,
   if (!folder.empty()) std::filesystem::create_directories(folder, error);
   descriptor_ = ::open(partial_.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
   if (descriptor_ < 0) fail_write(errno);
-  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0) {
+  // The process that had the lock may have given the file its name, or have removed it, since it was opened here.
+  struct stat opened, named;
+  if (::flock(descriptor_, LOCK_EX | LOCK_NB) != 0 || ::fstat(descriptor_, &opened) != 0 ||
+      ::stat(partial_.c_str(), &named) != 0 || opened.st_ino != named.st_ino || opened.st_dev != named.st_dev) {
     ::close(std::exchange(descriptor_, -1));
     invalid("output", "cannot write ", partial_, ": another process writes it");
   }
