@@ -30,6 +30,7 @@ class FaultyCalls : public lynx_rt::FileCalls {
   std::atomic<int64_t> hang_at = -1;  // reads of this offset wait for release()
 
   std::atomic<int64_t> num_reads = 0, num_direct = 0, dropped_bytes = 0;
+  std::atomic<int> num_reading = 0;
 
   int open(const char* path, bool direct) override {
     if (direct && refuse_direct) return -EINVAL;
@@ -40,6 +41,33 @@ class FaultyCalls : public lynx_rt::FileCalls {
   }
 
   int64_t read(int descriptor, void* to, int64_t bytes, int64_t offset) override {
+    ++num_reading;
+    const int64_t count = read_faultily(descriptor, to, bytes, offset);
+    --num_reading;
+    return count;
+  }
+
+  void drop_cached(int descriptor, int64_t offset, int64_t bytes) override {
+    dropped_bytes += bytes;
+    FileCalls::drop_cached(descriptor, offset, bytes);
+  }
+
+  std::vector<int64_t> offsets() {  // of all reads, in order
+    const std::lock_guard lock(mutex_);
+    return offsets_;
+  }
+  void wait_until_hanging() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return hanging_ > 0; });
+  }
+  void release() {
+    const std::lock_guard lock(mutex_);
+    released_ = true;
+    changed_.notify_all();
+  }
+
+ private:
+  int64_t read_faultily(int descriptor, void* to, int64_t bytes, int64_t offset) {
     int64_t number;
     {
       std::unique_lock lock(mutex_);
@@ -67,26 +95,6 @@ class FaultyCalls : public lynx_rt::FileCalls {
     return bytes == 0 ? 0 : FileCalls::read(descriptor, to, bytes, offset);
   }
 
-  void drop_cached(int descriptor, int64_t offset, int64_t bytes) override {
-    dropped_bytes += bytes;
-    FileCalls::drop_cached(descriptor, offset, bytes);
-  }
-
-  std::vector<int64_t> offsets() {  // of all reads, in order
-    const std::lock_guard lock(mutex_);
-    return offsets_;
-  }
-  void wait_until_hanging() {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return hanging_ > 0; });
-  }
-  void release() {
-    const std::lock_guard lock(mutex_);
-    released_ = true;
-    changed_.notify_all();
-  }
-
- private:
   std::mutex mutex_;
   std::condition_variable changed_;
   std::set<int> direct_;
