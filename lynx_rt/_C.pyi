@@ -1,5 +1,6 @@
 """The compiled module: the classes of csrc/include/lynx_rt under their names there. Errors are the classes of lynx_rt.errors."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -110,6 +111,13 @@ class Engine:
 def supported_model_types() -> list[str]: ...
 def inspect(path: str) -> dict[str, Any]: ...
 def gguf_metadata(path: str) -> dict[str, Any]: ...
+def pack_experts(
+    path: str,
+    output: str,
+    quantization: str = "none",
+    num_threads: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, int]: ...
 def simulate(
     recorded: dict[str, Any], selection: str, order: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> dict[str, Any]: ...

@@ -19,6 +19,23 @@ namespace py = pybind11;
 
 namespace lynx_rt {
 
+std::function<void(int64_t, int64_t)> progress_callback(py::handle callable) {
+  if (callable.is_none()) return {};
+  // The callback may be called and freed with or without the GIL.
+  std::shared_ptr<py::object> call(new py::object(py::reinterpret_borrow<py::object>(callable)), [](py::object* p) {
+    AcquireGil gil;
+    delete p;
+  });
+  return [call](int64_t done, int64_t total) {
+    AcquireGil gil;
+    PyObject* result = nullptr;
+    hold_if_ended(
+        [&] { result = PyObject_CallFunction(call->ptr(), "LL", static_cast<long long>(done), static_cast<long long>(total)); });
+    if (!result) throw py::error_already_set();
+    Py_DECREF(result);
+  };
+}
+
 namespace {
 
 template <class T>
@@ -44,21 +61,7 @@ EngineOptions to_options(const py::kwargs& kwargs) {
     LYNX_RT_OPTION_FIELDS_UNLIKE_C(LYNX_RT_FIELD)
 #undef LYNX_RT_FIELD
     if (k == "on_load_progress") {
-      if (value.is_none()) continue;
-      // The callback may be called and freed with or without the GIL.
-      std::shared_ptr<py::object> call(new py::object(py::reinterpret_borrow<py::object>(value)), [](py::object* p) {
-        AcquireGil gil;
-        delete p;
-      });
-      o.on_load_progress = [call](int64_t done, int64_t total) {
-        AcquireGil gil;
-        PyObject* result = nullptr;
-        hold_if_ended([&] {
-          result = PyObject_CallFunction(call->ptr(), "LL", static_cast<long long>(done), static_cast<long long>(total));
-        });
-        if (!result) throw py::error_already_set();
-        Py_DECREF(result);
-      };
+      o.on_load_progress = progress_callback(value);
       continue;
     }
     throw py::type_error("Engine: unknown option " + k);

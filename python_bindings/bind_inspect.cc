@@ -1,4 +1,4 @@
-// Binds the description of a model folder, which needs no engine: `lynx-rt inspect`.
+// Binds what is done with a model folder without an engine: `lynx-rt inspect`, `lynx-rt pack`.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,6 +10,7 @@
 #include "gil.h"
 #include "model/describe.h"
 #include "model/family.h"
+#include "model/pack_experts.h"
 
 namespace py = pybind11;
 
@@ -91,6 +92,22 @@ py::object gguf_metadata(const std::string& path) {
   return members;
 }
 
+py::dict pack(const std::string& path, const std::string& output, const std::string& quantization, int num_threads,
+              const py::object& on_progress) {
+  PackOptions options{quantization, num_threads, progress_callback(on_progress)};
+  PackedExperts packed;
+  {
+    const ReleaseGil nogil;
+    packed = pack_experts(path, output, options);
+  }
+  py::dict d;
+  d["num_layers"] = packed.num_layers;
+  d["num_records"] = packed.num_records;
+  d["record_bytes"] = packed.record_bytes;
+  d["file_bytes"] = packed.file_bytes;
+  return d;
+}
+
 }  // namespace
 
 void register_inspect(py::module_& m) {
@@ -99,6 +116,12 @@ void register_inspect(py::module_& m) {
         "What a model folder or a GGUF file holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt "
         "inspect --json` "
         "prints. Raises what making an Engine of the folder would.");
+  m.def("pack_experts", &pack, py::arg("path"), py::arg("output"), py::arg("quantization") = "none", py::arg("num_threads") = 0,
+        py::arg("on_progress") = py::none(),
+        "Writes the experts of a model to a file of their own, one record each: what `lynx-rt pack` does. on_progress(done, "
+        "total) gets "
+        "bytes; what it raises ends the work and leaves no file. Raises ValidationError (field output), CheckpointError, "
+        "ModelNotFoundError, UnsupportedModelError.");
   m.def("gguf_metadata", &gguf_metadata, py::arg("path"),
         "The keys and values of a GGUF file, or of the first part of a split model. Raises CheckpointError, ModelNotFoundError.");
 }

@@ -14,11 +14,12 @@ ABOVE = {
     "base": set(),
     "checkpoint": {"base"},
     "routing": {"base"},
-    "backend": {"base", "routing"},
-    "model": {"base", "checkpoint", "routing", "backend"},
-    "research": {"base", "checkpoint", "routing", "backend", "model"},
-    "engine": {"base", "checkpoint", "routing", "backend", "model", "research"},
-    "python_bindings": {"base", "checkpoint", "routing", "backend", "model", "research", "engine"},
+    "tiers": {"base"},
+    "backend": {"base", "routing", "tiers"},
+    "model": {"base", "checkpoint", "routing", "tiers", "backend"},
+    "research": {"base", "checkpoint", "routing", "tiers", "backend", "model"},
+    "engine": {"base", "checkpoint", "routing", "tiers", "backend", "model", "research"},
+    "python_bindings": {"base", "checkpoint", "routing", "tiers", "backend", "model", "research", "engine"},
 }
 # folder of lynx_rt -> the folders that its modules may import from, beside itself and the modules at the top. lynx_rt/__init__.py,
 # which offers the public names, stands above all but cli.

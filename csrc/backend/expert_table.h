@@ -5,20 +5,9 @@
 #include <utility>
 #include <vector>
 
-#include "base/tensor.h"
+#include "base/expert_weights.h"
 
 namespace lynx_rt {
-
-struct ExpertWeights {
-  WeightView gate;                           // [I, H]
-  WeightView up;                             // [I, H]
-  WeightView down;                           // [H, I]
-  WeightView gate_bias, up_bias, down_bias;  // [I], [I], [H]; all or none
-
-  int64_t bytes() const {
-    return gate.bytes() + up.bytes() + down.bytes() + gate_bias.bytes() + up_bias.bytes() + down_bias.bytes();
-  }
-};
 
 // The address and format of each expert of a layer, as the views of its matrices. Formats may differ from expert to expert, and
 // between gate and down. Backend::expert_table() makes the table and checks it once, so that a step need not.

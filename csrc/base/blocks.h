@@ -23,6 +23,9 @@ enum class BlockCode : uint8_t {
   kGroupedFp8,    // E4M3 (arXiv 2209.05433): a sign bit, 4 bits of the exponent, 3 of the mantissa
 };
 
+// Whether scales are a tensor of their own.
+constexpr bool has_scale_tensor(BlockCode code) { return code >= BlockCode::kGroupedMxfp4; }
+
 // The type of scales that are a tensor of their own.
 enum class ScaleType : uint8_t { kF32, kBF16, kF16, kExponent };
 

@@ -53,7 +53,7 @@ struct Extension {
   const char* name;
 };
 constexpr Extension kDotProd{16, 1ul << 20, "hw.optional.arm.FEAT_DotProd"}, kI8mm{26, 1ul << 13, "hw.optional.arm.FEAT_I8MM"},
-    kBf16{26, 1ul << 14, "hw.optional.arm.FEAT_BF16"};
+    kBf16{26, 1ul << 14, "hw.optional.arm.FEAT_BF16"}, kCrc32{16, 1ul << 7, "hw.optional.armv8_crc32"};
 
 static bool has(const Extension& extension) {
 #if defined(__linux__)
@@ -96,6 +96,16 @@ bool supported(Isa isa) {
   }
 #endif
   return isa == Isa::kScalar;
+}
+
+bool has_crc32c() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("sse4.2");
+#elif defined(__aarch64__)
+  return has(kCrc32);
+#else
+  return false;
+#endif
 }
 
 std::vector<Isa> supported_isas() {

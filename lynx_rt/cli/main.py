@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from lynx_rt.cli import bench, calibrate, chat, env, eval, generate, inspect, record, serve, simulate, study
+from lynx_rt.cli import bench, calibrate, chat, env, eval, generate, inspect, pack, record, serve, simulate, study
 from lynx_rt.cli.parser import Parser
 from lynx_rt.errors import LynxError
 
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     verbose: dict[str, Any] = {"action": "store_true", "help": "show where an error came from"}
     parser.add_argument("-v", "--verbose", **verbose)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (generate, chat, serve, inspect, env, bench, eval, study, record, simulate, calibrate):
+    for module in (generate, chat, serve, inspect, pack, env, bench, eval, study, record, simulate, calibrate):
         module.add_command(commands)
     for leaf in parser.leaves():
         leaf.add_argument("-v", "--verbose", default=argparse.SUPPRESS, **verbose)

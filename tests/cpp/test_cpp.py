@@ -26,7 +26,9 @@ def holds(command: list[str | Path], **environment: str) -> None:
 
 
 def arguments(name: str) -> list[Path]:
-    takes_model = name.startswith(("test_allocations", "test_c_api", "test_engine", "test_fork", "test_model"))
+    takes_model = name.startswith(
+        ("test_allocations", "test_c_api", "test_engine", "test_fork", "test_model", "test_pack")
+    )
     folders = [ROOT / "lynx_rt" / "models" / "lynx-nano"] if takes_model else []
     return [*folders, ROOT / "tests" / "simt" / "families"] if name == "test_model" else folders
 

@@ -32,6 +32,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
     "generate -p": ("", "", r"^ 264\n$"),
     "chat": ("", "12 times 22 = ?\n", r"^ 264\n$"),
     "inspect MODEL": ("", "", r"num_experts +32\n"),
+    "pack": ("", "", r"experts\.bin: 256 experts of 8 layers"),
     "env": ("", "", r"usable_cores +\d"),
     "bench decode": ("--batch 1,2 --steps 4 --context 16", "", r"\nlynx +2 "),
     "eval --tasks": ("--limit 1 --max-tokens 8", "", r"16 items of 16 tasks.*\nlynx +\d"),

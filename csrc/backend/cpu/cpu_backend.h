@@ -31,6 +31,8 @@ class CpuBackend : public Backend {
   bool takes_blocks(WeightUse, const BlockRows&) const override { return true; }
   bool reads_products() const override { return !store_.filled(); }
   void reserve(const StepLimits& limits) override;
+  // Frees the memory of all placed weights, whose views must not be used any more.
+  void release_placed() { store_.clear(); }
 
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float) override;

@@ -17,10 +17,6 @@ constexpr int64_t kPanelsPerTask = 4;
 
 int bits(QuantFormat format) { return format == QuantFormat::kInt8 ? 8 : 4; }
 
-int64_t row_bytes(const WeightView& w, QuantFormat format) {
-  return Quant::groups(w.cols) * Quant::group_bytes(bits(format)) / Quant::kPanel;
-}
-
 }  // namespace
 
 WeightView view_on_cpu(const WeightView& w, WeightUse use, QuantFormat quantization) {
@@ -30,7 +26,7 @@ WeightView view_on_cpu(const WeightView& w, WeightUse use, QuantFormat quantizat
   // Int8 with quantization="int4" as well: attention and the output projection are a small part of an MoE model's bytes, and their
   // error costs more quality than the experts' (bench/results/eval-lynx-nano-quantization.md).
   const QuantFormat format = expert ? quantization : QuantFormat::kInt8;
-  return {nullptr, w.dtype, w.rows, w.cols, format, row_bytes(w, format)};
+  return {nullptr, w.dtype, w.rows, w.cols, format, Quant::row_bytes(w.cols, bits(format))};
 }
 
 // Replaces the weights, which have one use, by quantised ones, in one piece of memory.

@@ -69,8 +69,11 @@ WeightStore::WeightStore(std::string path) : path_(std::move(path)), offset_(kHe
   file_ = std::move(file);
 }
 
-WeightStore::~WeightStore() {
+WeightStore::~WeightStore() { clear(); }
+
+void WeightStore::clear() {
   for (const Piece& p : pieces_) release_pages(p.data, p.bytes);
+  pieces_.clear();
 }
 
 char* WeightStore::next(int64_t bytes) {

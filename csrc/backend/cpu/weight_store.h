@@ -24,6 +24,8 @@ class WeightStore {
   bool is_mapped(const void* data) const { return file_ && file_->contains(data); }
   // Returns the next piece, 64-byte aligned, valid as long as the store. Throws kOutOfMemory; kCorruptFile where the file ends before.
   char* next(int64_t bytes);
+  // Frees the pieces that the caller has filled.
+  void clear();
   // Throws kCorruptFile where the file that the pieces came from was written to or cut off.
   void check_unchanged() const {
     if (file_) file_->check_unchanged();

@@ -21,20 +21,15 @@
 #pragma once
 #include <cstdint>
 
+#include "base/panels.h"
 #include "base/tensor.h"
 #include "base/types.h"
 
 namespace lynx_rt::cpu {
 
-struct Quant {
-  static constexpr int64_t kGroup = 128;  // columns
-  static constexpr int64_t kPanel = 16;   // rows of a weight
-  static constexpr int64_t kLine = 64;    // bytes
+struct Quant : Panels {
+  static constexpr int64_t kLine = 64;  // bytes
 
-  // Bytes of a group of a panel: its scales and columns.
-  static constexpr int64_t group_bytes(int bits) { return kPanel * (4 + kGroup * bits / 8); }
-
-  static constexpr int64_t groups(int64_t k) { return ceil_div(k, kGroup); }
   // Bytes of a packed row. The number of groups says where its scales and sums are.
   static constexpr int64_t x_bytes(int64_t k) { return round_up(groups(k) * kXGroupBytes, kLine); }
   static constexpr int64_t x_groups(int64_t x_bytes) { return x_bytes / kXGroupBytes; }  // padding is less than a group

@@ -1,0 +1,77 @@
+// Which experts are resident: bookkeeping alone, without memory, reads or a clock. It is a function of the history of routing, so that
+// nothing that depends on it (selection with residents, above all) can depend on the speed of a disk.
+#pragma once
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace lynx_rt {
+
+enum class ResidencyPolicy : uint8_t {
+  kLfu,     // keeps the experts with the most uses; a use counts decay^n after n steps, absent experts' uses too
+  kLru,     // the last used ones; ties by number of uses
+  kLfru,    // the most uses (without decay) per step since the last one
+  kRandom,  // any
+  kStatic,  // those of a list
+  kNone,    // none: the floor of what caching can do
+  kRing,    // none, and every expert of a layer is read, used or not. Source: arXiv 2205.10034 (SE-MoE)
+  kBelady,  // those whose next use is nearest, by a recording: the ceiling
+};
+
+struct ResidencyRule {
+  ResidencyPolicy policy = ResidencyPolicy::kLfu;
+  double decay = 0.99;  // lfu: per step, in (0, 1]
+  uint64_t seed = 0;    // random
+  std::string file;     // static, belady: who has the lists
+};
+
+// Parses "lfu:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F", "none", "ring", "belady:file=F". Throws kInvalidArgument
+// (field expert_policy).
+ResidencyRule parse_residency(const std::string& text);
+
+// Returns how many experts of each layer may be resident when `slots` are divided evenly: the first layers get the rest, none gets more
+// than it has experts. One pool for all layers would not do: a pass through the layers evicts what the next pass needs first.
+std::vector<int64_t> uniform_quota(int64_t slots, int64_t num_layers, int64_t num_experts);
+
+// Experts by layer and step: [layers][steps][any number of them, rising].
+using ExpertHistory = std::vector<std::vector<std::vector<int32_t>>>;
+
+// The experts used in a step of a layer are one access: all that are not resident are read, and only then those that stay are chosen,
+// among them and the residents. So an expert that is read need not become resident. Test: tests/tiers/test_residency.py.
+class Residency {
+ public:
+  struct Counts {
+    int64_t used = 0, hits = 0, reads = 0, inserted = 0, evicted = 0;
+  };
+
+  // quota: [layers]. lists: static: one step per layer, whose first `quota` experts stay; belady: the recording. Throws kInvalidArgument.
+  Residency(const ResidencyRule& rule, std::vector<int64_t> quota, int64_t num_experts, ExpertHistory lists = {});
+
+  // Returns for each expert of a layer what choosing it costs: 0 resident, 1 a read. Changes with update() alone.
+  std::span<const uint8_t> cost(int64_t layer) const { return layers_[size_t(layer)].cost; }
+  // Takes the experts that a step has used, rising, and chooses those that stay. Experts that came and went can be read from cost().
+  // Throws kInvalidArgument where they are not what belady's recording has.
+  void update(int64_t layer, std::span<const int32_t> used);
+  const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
+
+ private:
+  struct Layer {
+    std::vector<uint8_t> cost;                // [E]
+    std::vector<double> uses;                 // [E] with decay
+    std::vector<int64_t> last;                // [E] step of the last use, -1 = never
+    std::vector<std::vector<int64_t>> steps;  // belady: [E] of its uses
+    int64_t step = 0;
+    Counts counts;
+  };
+  double key(const Layer& layer, size_t index, int32_t expert) const;
+
+  ResidencyRule rule_;
+  std::vector<int64_t> quota_;
+  ExpertHistory lists_;
+  std::vector<Layer> layers_;
+  std::vector<int32_t> kept_;  // scratch of update()
+  std::vector<double> keys_;
+};
+
+}  // namespace lynx_rt
