@@ -72,6 +72,11 @@ QuantFormat parse_quantization(const std::string& text) {
   invalid("quantization", "expected none, dequantize, int8 or int4, got \"", text, "\"");
 }
 
+bool stays_in_blocks(const BlockRows& rows, const std::string& quantization) {
+  if (quantization == kDequantize) return false;
+  return rows.code != BlockCode::kGroupedFp8 || parse_quantization(quantization) == QuantFormat::kPlain;
+}
+
 bool parse_activations(const std::string& text) {
   if (text != "int8" && text != "bfloat16") invalid("activations", "expected int8 or bfloat16, got \"", text, "\"");
   return text == "int8";

@@ -409,6 +409,8 @@ class Backend {
 inline constexpr std::string_view kDequantize = "dequantize";
 // "none", kDequantize, "int8" or "int4"; throws kInvalidArgument (field quantization).
 QuantFormat parse_quantization(const std::string& text);
+// Whether weights that a file has in these blocks stay so with that quantisation: FP8 is quantised further, as weights of 16 bit are.
+bool stays_in_blocks(const BlockRows& rows, const std::string& quantization);
 // Whether `activations` is "int8"; not for "bfloat16". Throws kInvalidArgument (field activations) for another value.
 bool parse_activations(const std::string& text);
 

@@ -115,12 +115,9 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
   auto loaded = std::make_unique<ModelWeights>();
   ModelWeights& weights = *loaded;
-  TakesBlocks takes;
-  if (options_.quantization != kDequantize)
-    takes = [this, quantized](WeightUse use, const BlockRows& rows) {
-      const bool again = quantized && rows.code == BlockCode::kGroupedFp8;  // is quantised further, as weights of 16 bit are
-      return !again && backend_->takes_blocks(use, rows);
-    };
+  const TakesBlocks takes = [this](WeightUse use, const BlockRows& rows) {
+    return stays_in_blocks(rows, options_.quantization) && backend_->takes_blocks(use, rows);
+  };
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights, takes);
   } else {

@@ -182,8 +182,9 @@ ModelDescription describe_model(const std::string& path) {
   const bool fp8 = std::any_of(c.quantization.formats.begin(), c.quantization.formats.end(),
                                [](const QuantizedFormat& f) { return f.encoding == Encoding::kFloat8; });
   ModelWeights but_fp8;
-  if (fp8) load_weights(c, checkpoint, but_fp8, ReadCopies::kNever,
-                 [](WeightUse, const BlockRows& rows) { return rows.code != BlockCode::kGroupedFp8; });
+  if (fp8)
+    load_weights(c, checkpoint, but_fp8, ReadCopies::kNever,
+                 [](WeightUse, const BlockRows& rows) { return stays_in_blocks(rows, "int8"); });
   for (const char* name : {"int8", "int4"}) d.options.push_back(describe_option(name, c, fp8 ? but_fp8 : weights, checkpoint));
   int64_t bytes_of_experts = 0, num_experts = 0;  // over all layers
   for (const LayerWeights& layer : weights.layers) {

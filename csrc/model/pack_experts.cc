@@ -24,7 +24,8 @@ PackedExperts pack_experts(const std::string& path, const std::string& output, c
   const ModelConfig config = read_model_config(path);
   const Checkpoint checkpoint = Checkpoint::open(path);
   ModelWeights weights;
-  load_weights(config, checkpoint, weights, ReadCopies::kWhenPlaced, options.quantization != kDequantize);
+  load_weights(config, checkpoint, weights, ReadCopies::kWhenPlaced,
+               [&](WeightUse, const BlockRows& rows) { return stays_in_blocks(rows, options.quantization); });
 
   PackedExperts result;
   int64_t total = 0;

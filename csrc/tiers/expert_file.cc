@@ -78,6 +78,9 @@ WeightView read_view(IndexReader& in, const std::string& what) {
   v.rows = in.at_most(kMaxSide, 0, in.number<int64_t>(what), what + ", rows");
   v.cols = in.at_most(kMaxSide, 0, in.number<int64_t>(what), what + ", columns");
   v.blocks.group = in.number<int64_t>(what);
+  v.blocks.scale_rows = in.at_most(kMaxSide, 1, in.number<int64_t>(what), what + ", rows of a scale");
+  v.blocks.first_scale_row = in.at_most(v.blocks.scale_rows - 1, 0, in.number<int64_t>(what), what + ", first row of a scale");
+  v.blocks.product_dtype = DType(in.at_most(int(DType::kF16), 0, in.number<uint8_t>(what), what + ", type of products"));
   if (v.format != QuantFormat::kBlocks) {
     v.blocks = {};
     return v;
@@ -85,11 +88,14 @@ WeightView read_view(IndexReader& in, const std::string& what) {
   const int64_t columns = block_size(v.blocks.code).columns;
   if (columns == 0) in.reject(what, ", code: expected one of this version, got ", int(v.blocks.code));
   if (v.cols % columns != 0) in.reject(what, ", columns: expected a multiple of ", columns, ", got ", v.cols);
-  const bool grouped = has_scale_tensor(v.blocks.code);
-  if (grouped && (v.blocks.group <= 0 || v.blocks.group % 32 != 0))
-    in.reject(what, ", columns of a group: expected a multiple of 32, got ", v.blocks.group);
-  if (zeros && !grouped) in.reject(what, ", zeros: expected none for the code ", block_code_name(v.blocks.code));
+  const bool grouped = has_scale_tensor(v.blocks.code), fp8 = v.blocks.code == BlockCode::kGroupedFp8;
+  if (grouped && (v.blocks.group <= 0 || (!fp8 && v.blocks.group % 32 != 0)))
+    in.reject(what, ", columns of a group: expected a multiple of ", fp8 ? 1 : 32, ", got ", v.blocks.group);
+  if (v.blocks.scale_rows > 1 && !fp8)
+    in.reject(what, ", rows of a scale: expected 1 for the code ", block_code_name(v.blocks.code), ", got ", v.blocks.scale_rows);
+  if (zeros && (!grouped || fp8)) in.reject(what, ", zeros: expected none for the code ", block_code_name(v.blocks.code));
   v.blocks.scales = grouped ? &RecordLayout::kPresent : nullptr;
+  if (grouped) v.blocks.scale_row_bytes = ceil_div(v.cols, v.blocks.group) * scale_size(v.blocks.scale_type);
   v.blocks.zeros = zeros ? &RecordLayout::kPresent : nullptr;
   return v;
 }

@@ -25,6 +25,7 @@ class IndexWriter {
       number(uint8_t(v->format)), number(uint8_t(v->dtype)), number(uint8_t(v->blocks.code));
       number(uint8_t(v->blocks.scale_type)), number(uint8_t(v->blocks.zeros != nullptr));
       number(v->rows), number(v->cols), number(v->blocks.group);
+      number(v->blocks.scale_rows), number(v->blocks.first_scale_row), number(uint8_t(v->blocks.product_dtype));
     }
   }
 

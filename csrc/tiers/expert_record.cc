@@ -33,6 +33,12 @@ int64_t stored_rows(const WeightView& v) {
   return v.format == QuantFormat::kInt8 || v.format == QuantFormat::kInt4 ? round_up(v.rows, Panels::kPanel) : v.rows;
 }
 
+// Rows of scales: a record has one for each row where the file has one for all.
+int64_t rows_of_scales(const WeightView& v) {
+  const BlockRows& b = v.blocks;
+  return b.scale_row_bytes == 0 ? v.rows : ceil_div(b.first_scale_row + v.rows, b.scale_rows);
+}
+
 void copy_rows(const void* from, int64_t from_stride, int64_t rows, int64_t bytes, uint8_t* to) {
   if (from_stride == bytes) {
     std::memcpy(to, from, size_t(rows * bytes));
@@ -55,12 +61,14 @@ RecordLayout::RecordLayout(const ExpertWeights& expert) : shape_(expert) {
   size_t i = 0;
   for (WeightView* v : shape_.views()) {
     const RowBytes row = row_bytes(*v);
-    places_[i++] = {reserve(stored_rows(*v) * row.values), reserve(v->rows * row.scales), reserve(v->rows * row.zeros)};
+    places_[i++] = {reserve(stored_rows(*v) * row.values), reserve(rows_of_scales(*v) * row.scales),
+                    reserve(v->rows * row.zeros)};
     v->data = nullptr;
     v->quantized_row_bytes = v->format == QuantFormat::kPlain ? 0 : row.values;
     if (v->format != QuantFormat::kBlocks) continue;
     BlockRows& b = v->blocks;
     b.data = nullptr;
+    if (b.scale_row_bytes == 0) b.scale_rows = 1, b.first_scale_row = 0;
     b.scales = b.scales ? &kPresent : nullptr, b.zeros = b.zeros ? &kPresent : nullptr;
     b.row_bytes = row.values, b.scale_row_bytes = row.scales, b.zero_row_bytes = row.zeros;
   }
@@ -76,7 +84,8 @@ void RecordLayout::write(const ExpertWeights& expert, uint8_t* record) const {
     if (place.values < 0) continue;
     const RowBytes row = row_bytes(v);
     copy_rows(v.data, v.row_bytes(), stored_rows(v), row.values, record + place.values);
-    if (place.scales >= 0) copy_rows(v.blocks.scales, v.blocks.scale_row_bytes, v.rows, row.scales, record + place.scales);
+    if (place.scales >= 0)
+      copy_rows(v.blocks.scales, v.blocks.scale_row_bytes, rows_of_scales(v), row.scales, record + place.scales);
     if (place.zeros >= 0) copy_rows(v.blocks.zeros, v.blocks.zero_row_bytes, v.rows, row.zeros, record + place.zeros);
   }
 }

@@ -16,7 +16,19 @@ from test_quantized_formats import BY_NAME, MODEL, quantized, write
 
 
 @pytest.mark.parametrize(
-    "name", ["fp8_block", "ct_int4_group", "ct_int8_w8a8", "gptq", "gptq_act_order", "awq", "ct_mxfp4", "mxfp4"]
+    "name",
+    [
+        "fp8_block",
+        "fp8_row",
+        "fp8_tensor",
+        "ct_int4_group",
+        "ct_int8_w8a8",
+        "gptq",
+        "gptq_act_order",
+        "awq",
+        "ct_mxfp4",
+        "mxfp4",
+    ],
 )
 def test_quantised_safetensors(plain, tmp_path, name):
     form = BY_NAME[name]

@@ -26,8 +26,9 @@ inline bool same_weights(const lynx_rt::WeightView& a, const lynx_rt::WeightView
   if (x.code != y.code || !x.scales != !y.scales || !x.zeros != !y.zeros) return false;
   if (!rows_equal(x.data, x.row_bytes, y.data, y.row_bytes, a.rows, a.cols / size.columns * size.bytes)) return false;
   if (!x.scales) return true;
+  if (x.group != y.group || x.scale_type != y.scale_type || x.product_dtype != y.product_dtype) return false;
   const int64_t groups = ceil_div(a.cols, x.group);
-  return x.group == y.group && x.scale_type == y.scale_type &&
-         rows_equal(x.scales, x.scale_row_bytes, y.scales, y.scale_row_bytes, a.rows, groups * scale_size(x.scale_type)) &&
-         (!x.zeros || rows_equal(x.zeros, x.zero_row_bytes, y.zeros, y.zero_row_bytes, a.rows, groups));
+  for (int64_t r = 0; r < a.rows; ++r)
+    if (std::memcmp(from_row(x, r).scales, from_row(y, r).scales, size_t(groups * scale_size(x.scale_type))) != 0) return false;
+  return (!x.zeros || rows_equal(x.zeros, x.zero_row_bytes, y.zeros, y.zero_row_bytes, a.rows, groups));
 }

@@ -61,6 +61,16 @@ WeightView blocks(Values& values, BlockCode code, int64_t rows, int64_t cols, in
   return view_of_blocks(b, rows, cols, DType::kBF16);
 }
 
+// FP8 with a scale for 16 rows, of which the first is the fifth, and 24 columns.
+WeightView fp8(Values& values, int64_t rows, int64_t cols) {
+  BlockRows b{.code = BlockCode::kGroupedFp8, .row_bytes = cols, .group = 24, .scale_rows = 16, .first_scale_row = 5};
+  b.scale_row_bytes = ceil_div(cols, b.group) * 4 + 4;
+  b.data = values.take(rows * cols);
+  b.scales = values.take(ceil_div(5 + rows, b.scale_rows) * b.scale_row_bytes);
+  b.product_dtype = DType::kBF16;
+  return view_of_blocks(b, rows, cols, DType::kBF16);
+}
+
 template <class Make>
 ExpertWeights expert(Make make) {
   return {make(kWidth, kHidden), make(kWidth, kHidden), make(kHidden, kWidth), {}, {}, {}};
@@ -72,6 +82,7 @@ std::vector<ExpertWeights> all_formats(Values& v) {
     out.push_back(expert([&](int64_t r, int64_t c) { return plain(v, dtype, r, c); }));
   for (const QuantFormat format : {QuantFormat::kInt8, QuantFormat::kInt4})
     out.push_back(expert([&](int64_t r, int64_t c) { return panels(v, format, r, c); }));
+  out.push_back(expert([&](int64_t r, int64_t c) { return fp8(v, r, c); }));
   for (const int64_t gap : {0, 7})
     for (const bool zeros : {false, true})
       for (const BlockCode code : {BlockCode::kGroupedMxfp4, BlockCode::kGroupedInt4, BlockCode::kGroupedInt8, BlockCode::kQ8_0})

@@ -22,7 +22,9 @@ namespace {
 void test_records(const std::string& model, const std::string& quantization) {
   const TempFolder folder;
   std::vector<int64_t> steps;
-  PackOptions options{.quantization = quantization, .num_threads = 2};
+  PackOptions options;
+  options.quantization = quantization;
+  options.num_threads = 2;
   options.on_progress = [&](int64_t done, int64_t total) {
     CHECK(done <= total);
     steps.push_back(done);
@@ -36,7 +38,8 @@ void test_records(const std::string& model, const std::string& quantization) {
   const ModelConfig config = read_model_config(model);
   const Checkpoint checkpoint = Checkpoint::open(model);
   ModelWeights weights;
-  load_weights(config, checkpoint, weights, ReadCopies::kNow, quantization != kDequantize);
+  load_weights(config, checkpoint, weights, ReadCopies::kNow,
+               [&](WeightUse, const BlockRows& rows) { return stays_in_blocks(rows, quantization); });
   BackendOptions b;
   b.device = "cpu";
   b.quantization = parse_quantization(quantization);
