@@ -44,7 +44,7 @@ class Engine(EngineState):
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
     dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
     quantization: None or "none" = weights stay as the file has them; "int8" = 16-bit linear layers and experts become int8 at
-    load; "int4" = 16-bit experts int4; "dequantize" = what the file has quantised is decoded to 16 bit (CPU; CUDA always decodes).
+    load; "int4" = 16-bit experts int4; "dequantize" = what the file has quantised is decoded to 16 bit.
     activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
     which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.

@@ -72,7 +72,12 @@ struct CodedMatrix {
   int64_t code_bytes() const { return int64_t(columns) / (kind.code == BlockCode::kGroupedInt8 ? 1 : 2); }
   int64_t scale_bytes() const { return groups * scale_size(kind.scale_type); }
   BlockRows blocks(const uint8_t* c, const uint8_t* s, const uint8_t* z) const {
-    return {kind.code, c, code_bytes(), kind.group, kind.scale_type, s, scale_bytes(), kind.zeros ? z : nullptr, groups};
+    BlockRows rows{.code = kind.code, .data = c, .row_bytes = code_bytes(), .group = kind.group, .scale_type = kind.scale_type};
+    rows.scales = s;
+    rows.scale_row_bytes = scale_bytes();
+    rows.zeros = kind.zeros ? z : nullptr;
+    rows.zero_row_bytes = groups;
+    return rows;
   }
   cuda::PackedForm form() const { return cuda::packed_form(blocks(codes.data(), scales.data(), zeros.data())); }
 

@@ -22,7 +22,7 @@ void CudaBackend::pack_weight(WeightView& view, const PackTarget& target) {
     loader_->load_codes(view, [&](const BlockRows& rows, int64_t begin, int64_t count) {
       pack_codes(rows, begin, count, view.rows, view.cols, target, stream_);
     });
-    view.quantized_row_bytes = block_row_bytes(view.blocks, view.cols);
+    view.quantized_row_bytes = block_bytes(view.blocks, 1, view.cols);
   } else {
     loader_->load(view, [&](const void* rows, int64_t begin, int64_t count) {
       pack(rows, view.dtype, begin, count, view.cols, target, stream_);
