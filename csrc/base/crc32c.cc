@@ -45,7 +45,7 @@ uint32_t add_by_table(const uint8_t* p, int64_t bytes, uint32_t state) {
 // An instruction takes three cycles and one starts per cycle, so three stretches of this length are computed side by side.
 constexpr int64_t kStretch = 4096;
 
-// What kStretch zero bytes do to a state: the XOR of one entry per byte of it, since states are linear in their bits.
+// The effect of kStretch zero bytes on a state: the XOR of one entry per byte of it, since states are linear in their bits.
 struct Skip {
   std::array<std::array<uint32_t, 256>, 4> table{};
   Skip() {

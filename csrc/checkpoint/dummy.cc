@@ -57,7 +57,9 @@ class DummyBlocks {
     for (const auto& [target, form] : targets_) {
       const int64_t sizes[] = {form.row_bytes, form.scale_row_bytes, form.zero_row_bytes};
       auto& offsets = at.emplace_back();
-      for (int part = 0; part < 3; ++part) offsets[size_t(part)] = place(part, checked_mul(target->rows, sizes[part], "weights"));
+      for (int part = 0; part < 3; ++part)
+        offsets[size_t(part)] =
+            place(part, checked_mul(part == 1 ? scale_rows(*target, form) : target->rows, sizes[part], "weights"));
     }
     if (shared) bytes[0] += int64_t(targets_.size()) * kStart;
     for (int64_t& size : bytes) size = round_up(size, kStart);
@@ -69,7 +71,7 @@ class DummyBlocks {
     for (size_t i = 0; i < targets_.size(); ++i) {
       auto [target, rows] = targets_[i];
       uint8_t* of_target = scales + at[i][1];
-      fill_scales(of_target, target->rows * rows.scale_row_bytes, rows);
+      fill_scales(of_target, scale_rows(*target, rows) * rows.scale_row_bytes, rows);
       rows.data = codes + at[i][0] + (shared ? int64_t(i) * kStart : 0);
       rows.scales = of_target;
       rows.zeros = rows.zero_row_bytes ? zeros + at[i][2] : nullptr;
@@ -80,20 +82,23 @@ class DummyBlocks {
  private:
   static constexpr int kZero = 8;
 
+  static int64_t scale_rows(const WeightView& target, const BlockRows& form) { return ceil_div(target.rows, form.scale_rows); }
+  // A bit is missing in all codes, since FP8 is NaN where all bits but the sign are set.
   static void fill_codes(uint8_t* to, int64_t bytes) {
     constexpr int64_t kPeriod = 65521;  // prime, as in fill()
     uint32_t state = 0x9e3779b9u;
-    for (int64_t i = 0; i < std::min(bytes, kPeriod); ++i) to[i] = uint8_t((state = state * 1664525u + 1013904223u) >> 24);
+    for (int64_t i = 0; i < std::min(bytes, kPeriod); ++i) to[i] = uint8_t((state = state * 1664525u + 1013904223u) >> 24) & 0xdf;
     for (int64_t done = kPeriod; done < bytes; done += kPeriod)
       std::memcpy(to + done, to, size_t(std::min(kPeriod, bytes - done)));
   }
-  // The root mean square of all codes is 4.61 (int4), 73.9 (int8) or 2.93 (e2m1).
+  // The root mean square of random codes is about 4.6 (int4), 70 (int8), 2.9 (e2m1) or 9.5 (FP8).
   static void fill_scales(uint8_t* to, int64_t bytes, const BlockRows& rows) {
     if (rows.scale_type == ScaleType::kExponent) {
       std::memset(to, 127 - 7, size_t(bytes));
       return;
     }
-    const float scale = rows.code == BlockCode::kGroupedInt4 ? 0.02f / 4.61f : 0.02f / 73.9f;
+    const float size = rows.code == BlockCode::kGroupedInt4 ? 4.6f : rows.code == BlockCode::kGroupedFp8 ? 9.5f : 70.0f;
+    const float scale = 0.02f / size;
     const DType dtype = rows.scale_type == ScaleType::kF32    ? DType::kF32
                         : rows.scale_type == ScaleType::kBF16 ? DType::kBF16
                                                               : DType::kF16;
@@ -114,10 +119,13 @@ std::optional<BlockRows> dummy_form(const QuantizedFormat& f, int64_t cols, DTyp
   constexpr int64_t kColumns = 32;
   BlockRows r;
   r.group = f.block_cols ? std::min(f.block_cols, cols) : cols;
-  if (cols % kColumns != 0 || r.group % kColumns != 0) return std::nullopt;
+  if (f.encoding != Encoding::kFloat8 && (cols % kColumns != 0 || r.group % kColumns != 0)) return std::nullopt;
   r.scale_type = dtype == DType::kF32 ? ScaleType::kF32 : dtype == DType::kBF16 ? ScaleType::kBF16 : ScaleType::kF16;
   switch (f.encoding) {
-    case Encoding::kFloat8: return std::nullopt;
+    case Encoding::kFloat8:
+      r.code = BlockCode::kGroupedFp8;
+      r.scale_rows = f.block_rows ? f.block_rows : INT32_MAX;
+      break;
     case Encoding::kInt8:
       if (!f.symmetric) return std::nullopt;
       r.code = BlockCode::kGroupedInt8;
@@ -132,7 +140,7 @@ std::optional<BlockRows> dummy_form(const QuantizedFormat& f, int64_t cols, DTyp
     case Encoding::kPackedInt: r.code = f.bits == 4 ? BlockCode::kGroupedInt4 : BlockCode::kGroupedInt8; break;
   }
   const int64_t groups = ceil_div(cols, r.group);
-  r.row_bytes = cols / kColumns * block_size(r.code).bytes;
+  r.row_bytes = cols / block_size(r.code).columns * block_size(r.code).bytes;
   r.scale_row_bytes = groups * scale_size(r.scale_type);
   r.zero_row_bytes = !f.symmetric && r.code == BlockCode::kGroupedInt4 ? groups : 0;
   return r;

@@ -17,7 +17,7 @@ namespace lynx_rt {
 // the last thing that it does with the request.
 enum class ReadState : uint8_t { kAbsent, kReading, kReady, kFailed };
 
-// What is to be read. The caller keeps it, and the memory, until the state is ready or failed.
+// A read that the caller asks for. The caller keeps it, and the memory, until the state is ready or failed.
 class ReadRequest {
  public:
   std::shared_ptr<const DirectFile> file;
@@ -30,7 +30,7 @@ class ReadRequest {
   // Takes the state back to absent, so that the request can be used again. Not while it is being read.
   void reset() { state_.store(ReadState::kAbsent, std::memory_order_relaxed); }
 
-  // Of a failed request. kCorruptFile: the file ended, or the checksum differs; kClosed: cancelled; kDevice: any other error.
+  // The error of a failed request. kCorruptFile: the file ended, or the checksum differs; kClosed: cancelled; kDevice: any other error.
   ErrorCode error_code() const { return error_code_; }
   const std::string& error() const { return error_; }  // names the file, the offset, what was expected and what was found
 

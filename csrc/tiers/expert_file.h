@@ -17,7 +17,7 @@
 
 namespace lynx_rt {
 
-// What the weights of an expert file come from.
+// The origin of the weights of an expert file.
 struct ExpertSource {
   std::string model_type;
   std::string quantization;  // EngineOptions::quantization: "none", "int8", "int4"

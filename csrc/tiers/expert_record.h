@@ -27,7 +27,7 @@ class RecordLayout {
   const ExpertWeights& shape() const { return shape_; }
   static const uint8_t kPresent;
 
-  // Where the parts of a view lie, from the begin of the record on; -1 = no such part.
+  // Places of the parts of a view, from the begin of the record on; -1 = no such part.
   struct Place {
     int64_t values = -1, scales = -1, zeros = -1;
   };

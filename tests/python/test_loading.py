@@ -62,6 +62,7 @@ QUANTIZED = {
         },
         8.0,
     ),
+    "fp8": ({"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}, 8.0),
 }
 
 
@@ -72,7 +73,7 @@ def test_dummy_weights_of_a_quantized_config(config_only: Path, name: str) -> No
     config = json.loads((config_only / "config.json").read_text()) | {"quantization_config": quantization}
     (config_only / "config.json").write_text(json.dumps(config))
     experts = 8 * 32 * 3 * 256 * 96
-    others = 8 * (256 * 4 * 64 * 2 + 256 * 2 * 64 * 2) if name == "awq" else 0  # attention
+    others = 8 * (256 * 4 * 64 * 2 + 256 * 2 * 64 * 2) if name in ("awq", "fp8") else 0  # attention
     sizes = {}
     for option in ("none", "dequantize"):
         with Engine(config_only, skip_tokenizer_init=True, load_format="dummy", quantization=option) as engine:
@@ -80,8 +81,8 @@ def test_dummy_weights_of_a_quantized_config(config_only: Path, name: str) -> No
             (logits,) = engine._core.forward([3])
             assert abs(logits).max() < 100 and logits.std() > 0
     saved = sizes["dequantize"] - sizes["none"]
-    scales = 0 if name == "awq" else 8 * 32 * (2 * 96 + 256) * 2  # one for each output
-    assert saved == (experts + others) * (16 - bits) / 8 - scales
+    scales = {"awq": 0, "fp8": 8 * (32 * (2 * 2 + 2) + 4 + 2 * 2 + 4)}  # others: one for each output
+    assert saved == (experts + others) * (16 - bits) / 8 - scales.get(name, 8 * 32 * (2 * 96 + 256)) * 2
 
 
 def test_an_unknown_load_format() -> None:

@@ -27,7 +27,15 @@ inline const std::vector<Kind> kKinds = {
     {BlockCode::kGroupedInt4, ScaleType::kBF16, 32},      {BlockCode::kGroupedInt4, ScaleType::kBF16, 64, true},
     {BlockCode::kGroupedInt4, ScaleType::kF16, 128},      {BlockCode::kGroupedInt4, ScaleType::kF16, 32, true},
     {BlockCode::kGroupedMxfp4, ScaleType::kExponent, 32}, {BlockCode::kGroupedInt8, ScaleType::kF32, 96},
-    {BlockCode::kGroupedInt8, ScaleType::kBF16, 1 << 20}, {BlockCode::kGroupedInt8, ScaleType::kF16, 32}};
+    {BlockCode::kGroupedInt8, ScaleType::kBF16, 1 << 20}, {BlockCode::kGroupedInt8, ScaleType::kF16, 32},
+    {BlockCode::kGroupedFp8, ScaleType::kF32, 128},       {BlockCode::kGroupedFp8, ScaleType::kBF16, 1 << 20}};
+
+// The value of a code of FP8: 2^(exponent - 7) (1 + mantissa / 8), or 2^-6 mantissa / 8.
+inline float e4m3(int code) {
+  const int exponent = code >> 3 & 15, mantissa = code & 7;
+  const float v = std::ldexp(float(exponent ? 8 + mantissa : mantissa), std::max(exponent, 1) - 10);
+  return code & 128 ? -v : v;
+}
 
 // Random rows of a kind, and the values that bf16 has for them.
 struct CodedMatrix {
@@ -38,10 +46,13 @@ struct CodedMatrix {
 
   CodedMatrix(const Kind& k, int num_rows, int num_columns, float scale = 1)
       : kind(k), rows(num_rows), columns(num_columns), groups((num_columns + k.group - 1) / k.group) {
-    const bool eight = kind.code == BlockCode::kGroupedInt8;
+    const bool fp8 = kind.code == BlockCode::kGroupedFp8, eight = fp8 || kind.code == BlockCode::kGroupedInt8;
     const int size = int(scale_size(kind.scale_type));
     codes.resize(size_t(rows) * columns / (eight ? 1 : 2));
-    for (uint8_t& c : codes) c = uint8_t(generator());
+    for (uint8_t& c : codes) {
+      c = uint8_t(generator());
+      if (fp8 && (c & 127) == 127) c = 0;  // NaN
+    }
     std::vector<float> factors;
     for (int i = 0; i < rows * groups; ++i) {
       const uint32_t exponent = 122 + generator() % 6;
@@ -64,12 +75,14 @@ struct CodedMatrix {
         const int code = eight ? int8_t(codes[at]) : codes[at / 2] >> (at % 2 * 4) & 15;
         float v = eight ? float(code) : float(code - (kind.zeros ? zeros[group] : 8));
         if (kind.code == BlockCode::kGroupedMxfp4) v = code & 8 ? -kE2m1[code & 7] : kE2m1[code & 7];
+        if (fp8) v = e4m3(codes[at]);
         v *= factors[group];
         if (kind.scale_type == ScaleType::kF16) v = f16_to_f32(f32_to_f16(v));
         values.push_back(bf16_to_f32(f32_to_bf16(v)));
       }
   }
-  int64_t code_bytes() const { return int64_t(columns) / (kind.code == BlockCode::kGroupedInt8 ? 1 : 2); }
+  int64_t code_bytes() const { return int64_t(columns) / (form_bits() == 8 ? 1 : 2); }
+  int form_bits() const { return kind.code == BlockCode::kGroupedInt8 || kind.code == BlockCode::kGroupedFp8 ? 8 : 4; }
   int64_t scale_bytes() const { return groups * scale_size(kind.scale_type); }
   BlockRows blocks(const uint8_t* c, const uint8_t* s, const uint8_t* z) const {
     BlockRows rows{.code = kind.code, .data = c, .row_bytes = code_bytes(), .group = kind.group, .scale_type = kind.scale_type};

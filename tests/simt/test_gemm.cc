@@ -118,17 +118,31 @@ void test_load_codes() {
                zeros = kind.zeros ? apart(matrix.zeros, matrix.groups) : std::vector<uint8_t>();
     BlockRows rows = matrix.blocks(codes.data(), scales.data(), zeros.data());
     rows.row_bytes *= 2, rows.scale_row_bytes *= 2, rows.zero_row_bytes *= 2;
-    const auto load = [&](const BlockRows& from, uint8_t* to) {
-      loader.load_codes(view_of_blocks(from, 37, 192, DType::kBF16), [&](const BlockRows& piece, int64_t begin, int64_t count) {
-        cuda::pack_codes(piece, begin, count, 37, 192, {to, 1, 0}, {});
-      });
+    const auto load = [&](const BlockRows& from, uint8_t* to, int64_t columns = 192) {
+      loader.load_codes(view_of_blocks(from, 37, columns, DType::kBF16),
+                        [&](const BlockRows& piece, int64_t begin, int64_t count) {
+                          cuda::pack_codes(piece, begin, count, 37, columns, {to, 1, 0}, {});
+                        });
     };
     const std::vector<uint8_t> want = packed([&](uint8_t* to) { matrix.pack(to, 1, 0, 16); });
     CHECK(packed([&](uint8_t* to) { load(rows, to); }) == want);
     CodedMatrix same_scales = matrix;
     for (size_t i = 0; i < matrix.scales.size(); ++i) same_scales.scales[i] = matrix.scales[i % size_t(matrix.scale_bytes())];
-    rows.scale_row_bytes = 0;
-    CHECK(packed([&](uint8_t* to) { load(rows, to); }) == packed([&](uint8_t* to) { same_scales.pack(to); }));
+    BlockRows same = rows;
+    same.scale_row_bytes = 0;
+    CHECK(packed([&](uint8_t* to) { load(same, to); }) == packed([&](uint8_t* to) { same_scales.pack(to); }));
+    if (kind.code != BlockCode::kGroupedFp8) continue;
+    // A row of scales for 8 rows of weights, of which row 0 is the fourth; and columns that end in a block.
+    CodedMatrix shared = matrix;
+    for (size_t i = 0; i < matrix.scales.size(); ++i) {
+      const size_t row_bytes = size_t(matrix.scale_bytes());
+      shared.scales[i] = matrix.scales[(i / row_bytes + 3) / 8 * row_bytes + i % row_bytes];
+    }
+    rows.scale_rows = 8, rows.first_scale_row = 3;
+    CHECK(packed([&](uint8_t* to) { load(rows, to); }) == packed([&](uint8_t* to) { shared.pack(to); }));
+    for (size_t i = 0; i < shared.codes.size(); ++i)
+      if (i % 192 >= 170) shared.codes[i] = 0;
+    CHECK(packed([&](uint8_t* to) { load(rows, to, 170); }) == packed([&](uint8_t* to) { shared.pack(to); }));
   }
 }
 

@@ -59,8 +59,8 @@ CEILINGS: dict[str, dict[str, int]] = {
         "gate_up_kernel<4, 8>": 255,
         "gate_up_kernel<8, 1>": 136,
         "gate_up_kernel<8, 2>": 130,
-        "gate_up_kernel<8, 4>": 136,
-        "gate_up_kernel<8, 8>": 249,
+        "gate_up_kernel<8, 4>": 176,
+        "gate_up_kernel<8, 8>": 250,
     },
     "head_linear": {
         "head_linear_kernel<1>": 88,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from build_tree import SANITIZERS, built, tsan_prefix
 from safetensors.torch import load_file, save_file
 
@@ -180,6 +181,18 @@ def test_engine_under_address_sanitizer() -> None:
     passes([build("asan") / "test_engine_emulated", HERE / "tiny", "12", "short"], timeout=600)
 
 
+FP8 = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+
+
+def to_fp8(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A weight in FP8 with a scale for 128 x 128."""
+    scales = torch.stack(
+        [torch.stack([block.abs().max() / 400 for block in rows.split(128, 1)]) for rows in values.split(128)]
+    ).bfloat16()
+    spread = scales.float().repeat_interleave(128, 0).repeat_interleave(128, 1)[: values.shape[0], : values.shape[1]]
+    return {name: (values / spread).to(torch.float8_e4m3fn), name + "_scale_inv": scales}
+
+
 @pytest.fixture(scope="module")
 def quantized_models(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """lynx-nano's first layer, with few tokens, in each of the formats."""
@@ -189,7 +202,7 @@ def quantized_models(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("quantized")
     config = json.loads((Path(nano_path) / "config.json").read_text()) | {"num_hidden_layers": 1, "vocab_size": 64}
     weights = load_file(Path(nano_path) / "model.safetensors")
-    for name, (write, quantization) in FORMATS.items():
+    for name, (write, quantization) in (FORMATS | {"fp8": (to_fp8, FP8)}).items():
         tensors = {}
         for tensor, values in weights.items():
             if re.search(r"layers\.(?!0\.)", tensor):

@@ -50,7 +50,7 @@ constexpr bool is_grouped(BlockCode code) {
 constexpr bool always_steps(BlockCode code) { return lynx_rt::block_size(code).columns == 256; }
 constexpr bool may_have_steps(BlockCode code) { return code == BlockCode::kGroupedInt4 || code == BlockCode::kGroupedInt8; }
 constexpr bool has_minimums(BlockCode code) { return code == BlockCode::kQ4_K || code == BlockCode::kQ5_K; }
-// What is to be taken from every code of a format; grouped int4 has zeros of its own.
+// The zero of all codes of a format, which is taken off; grouped int4 has zeros of its own.
 constexpr int common_zero(BlockCode code) {
   return code == BlockCode::kQ4_0 ? 8 : code == BlockCode::kQ6_K ? 32 : is_mxfp4(code) ? kMxfp4Zero : 0;
 }

@@ -15,7 +15,7 @@ constexpr int64_t kMostX = 64;  // rows of x for which a panel is decoded once; 
 
 using PanelSums = float[kPanel];
 
-// Where the eight rows of a part of a panel begin. The last rows of a matrix are part of eight that have been multiplied before; a
+// The eight rows of a part of a panel. The last rows of a matrix are part of eight that have been multiplied before; a
 // matrix of fewer rows gives eight times the same one, with stride 0.
 struct Part {
   int64_t row, stride, skip, count;  // `count` rows after the first `skip` are new

@@ -72,7 +72,7 @@ class EightRows {
   void decode(int64_t begin, int64_t runs, int64_t k) {
     constexpr lynx_rt::BlockSize kSize = lynx_rt::block_size(Code);
     const uint8_t* b = data_ + begin / kSize.columns * kSize.bytes;
-    // The same part of the next panel: its first or its last eight rows' share of the bytes.
+    // Prefetches go to the next panel: to the share that its first or its last eight rows have of these columns' bytes.
     ahead_ = data_ + (kPanel - first_) * rows_.row_bytes + (2 * begin + (first_ ? runs * kRun : 0)) * kEight * row_bytes_ / k;
     if constexpr (is_grouped(Code)) {
       for (int64_t r = 0; r < runs; ++r, b += kSize.bytes) codes<Code>(b, r);

@@ -18,6 +18,7 @@ struct CodeParams {
   const unsigned char* rows;
   int64_t row_bytes, num_rows, num_blocks;  // blocks of 16 x 32
   int blocks_of_row, block_bytes;           // bytes from one block of the target to the next
+  uint32_t flipped;                         // bits of two codes that change
   unsigned char* to;                        // of the first block
 };
 
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(32 * kWarps) pack_codes_kernel(const __grid_co
         out[step] |= (two & 15) << (4 * r) | (two >> 4 & 15) << (16 + 4 * r);
       } else {
         const uint32_t two = words[column / 4] >> (8 * (column % 4)) & 0xffff;
-        out[2 * step + r / 2] |= (two ^ 0x8080u) << (16 * (r % 2));
+        out[2 * step + r / 2] |= (two ^ p.flipped) << (16 * (r % 2));
       }
     }
   }
@@ -94,7 +95,7 @@ PackedForm packed_form(const BlockRows& rows) {
     fail(ErrorCode::kUnsupported, "weight", "weight: no product takes ", block_code_name(rows.code), " with such scales");
   if (rows.group < kBlockColumns || rows.group % kBlockColumns || rows.group / kBlockColumns > INT32_MAX)
     invalid("weight", "group: expected a multiple of 32, got ", rows.group);
-  const int8_t bits = rows.code == BlockCode::kGroupedInt8 ? 8 : 4;
+  const int8_t bits = rows.code == BlockCode::kGroupedInt8 || rows.code == BlockCode::kGroupedFp8 ? 8 : 4;
   return {bits, rows.code, rows.scale_type, rows.zeros != nullptr, int32_t(rows.group / kBlockColumns)};
 }
 
@@ -104,12 +105,13 @@ void pack_codes(const BlockRows& rows, int64_t row_begin, int64_t num_rows, int6
   if (row_begin < 0 || row_begin % kBlockRows) invalid("pack_codes", "row_begin: expected a multiple of 16, got ", row_begin);
   if (num_rows < 0 || row_begin + num_rows > matrix_rows)
     invalid("pack_codes", "rows: expected rows of ", matrix_rows, ", got ", row_begin, " + ", num_rows);
-  if (num_columns < 1 || num_columns % kBlockColumns)
-    invalid("pack_codes", "columns: expected a multiple of 32, got ", num_columns);
+  const int64_t columns = block_size(rows.code).columns;
+  if (num_columns < 1 || num_columns % columns)
+    invalid("pack_codes", "columns: expected a multiple of ", columns, ", got ", num_columns);
   if (target.parts < 1 || target.part < 0 || target.part >= target.parts)
     invalid("pack_codes", "part: expected 0..", target.parts - 1, ", got ", target.part);
   if (num_rows == 0) return;
-  const int64_t blocks_of_row = num_columns / kBlockColumns, groups = ceil_div(blocks_of_row, form.group);
+  const int64_t blocks_of_row = ceil_div(num_columns, kBlockColumns), groups = ceil_div(blocks_of_row, form.group);
   const int64_t first = row_begin / kBlockRows, row_blocks = ceil_div(num_rows, kBlockRows);
   const int64_t matrix_blocks = ceil_div(matrix_rows, kBlockRows);
   const int code_bytes = 64 * form.bits;
@@ -120,6 +122,7 @@ void pack_codes(const BlockRows& rows, int64_t row_begin, int64_t num_rows, int6
                          row_blocks * blocks_of_row,
                          int(blocks_of_row),
                          target.parts * code_bytes,
+                         form.code == BlockCode::kGroupedInt8 ? 0x8080u : 0,
                          to + (first * blocks_of_row * target.parts + target.part) * code_bytes};
   launch(form.bits == 4 ? pack_codes_kernel<4> : pack_codes_kernel<8>, grid_size(codes.num_blocks, kWarps), 32 * kWarps, 0,
          stream, codes);

@@ -11,7 +11,7 @@
 // Quantised weights stay codes of 4 or 8 bits, of which packed_weights.cuh makes those fragments in registers. The blocks of 16 x 32
 // follow one another as above; a block is 32 lanes x 16 codes, one load of 8 or 16 bytes per lane, of a lane's registers of step 0,
 // then of step 1. With 4 bits a step is a word, whose bits 4 r .. and 16 + 4 r .. are the low and the high half of register r. With 8
-// bits it is two words, of two registers each; a code is a byte, int8 plus 128. After the codes of all rows come their scales, in the
+// bits it is two words, of two registers each; a code is a byte, of FP8 or int8 plus 128. After the codes of all rows come their scales, in the
 // file's type, then their zero points, bytes: [row blocks][groups of columns][16], row r of a block at (r % 8) * 2 + r / 8, so that
 // a lane's two rows are neighbours. Where gate and up share an array, the gate's block or group comes before the up's.
 //
@@ -32,7 +32,7 @@ constexpr int64_t padded_rows(int64_t n) { return round_up(n, kBlockRows); }
 constexpr int64_t padded_columns(int64_t k) { return round_up(k, kBlockColumns); }
 constexpr int64_t packed_bytes(int64_t n, int64_t k) { return padded_rows(n) * padded_columns(k) * 2; }
 
-// What the values of a packed matrix are.
+// The form of a packed matrix's values.
 struct PackedForm {
   int8_t bits = 16;  // 16: bf16, and nothing below applies; 8 or 4: codes
   BlockCode code = {};
@@ -43,12 +43,16 @@ struct PackedForm {
   bool operator==(const PackedForm&) const = default;
 };
 
-// Whether products take these weights in codes: MXFP4, int4 with scales of 16 bits, int8.
+// Whether products take these weights in codes: MXFP4, int4 with scales of 16 bits, int8, FP8 whose products are made in float32 or
+// bfloat16.
 constexpr bool multiplies(const BlockRows& rows) {
   switch (rows.code) {
     case BlockCode::kGroupedMxfp4: return rows.scale_type == ScaleType::kExponent;
     case BlockCode::kGroupedInt4: return rows.scale_type == ScaleType::kBF16 || rows.scale_type == ScaleType::kF16;
     case BlockCode::kGroupedInt8: return rows.scale_type != ScaleType::kExponent && !rows.zeros;
+    case BlockCode::kGroupedFp8:
+      return rows.group % kBlockColumns == 0 && rows.product_dtype != DType::kF16 &&
+             (rows.scale_type == ScaleType::kF32 || rows.scale_type == ScaleType::kBF16);
     default: return false;
   }
 }
@@ -76,8 +80,9 @@ struct PackTarget {
 void pack(const void* rows, DType dtype, int64_t row_begin, int64_t num_rows, int64_t num_columns, const PackTarget& target,
           Stream stream);
 
-// Packs rows of a matrix [matrix_rows, num_columns] in grouped codes, as pack() does, to packed_form(). `rows` is in device memory, its
-// codes aligned to 4 bytes, its scales to their type; num_columns is a multiple of 32.
+// Packs rows of a matrix [matrix_rows, num_columns] in grouped codes, as pack() does, to packed_form(). `rows` is in device memory, a
+// row of scales for each row of codes. Codes are aligned to 4 bytes, scales to their type; rows of codes are completed with zeros to a
+// multiple of 32 columns.
 void pack_codes(const BlockRows& rows, int64_t row_begin, int64_t num_rows, int64_t matrix_rows, int64_t num_columns,
                 const PackTarget& target, Stream stream);
 

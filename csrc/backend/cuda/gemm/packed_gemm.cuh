@@ -31,8 +31,8 @@ __device__ inline int column_blocks(int num_columns) { return int((unsigned(num_
 
 // Threads per SM for which there are enough registers with tiles of this many token blocks; launch bounds are computed from it. Codes
 // take more registers to unpack, and more blocks in flight, since they have fewer bytes.
-constexpr int threads_per_sm(int bits, int token_blocks, int warps) {
-  if (bits == 8 && token_blocks == 4 && warps == 4) return 384;  // down(), which would spill on sm_80 with 512
+constexpr int threads_per_sm(int bits, int token_blocks, int warps, bool interleaved) {
+  if (bits == 8 && token_blocks == 4 && (warps == 4 || interleaved)) return 384;  // down(), gate_up(): they would spill with 512
   return bits == 16 && token_blocks == 1 ? 768 : token_blocks <= 4 ? 512 : 256;
 }
 
@@ -46,7 +46,7 @@ class PackedGemm {
   using Weights = std::conditional_t<kBits == 16, PlainWeights<kRowBlocks, kDepth, kInterleaved>,
                                      CodeWeights<kBits, kRowBlocks, kDepth, kInterleaved>>;
   static constexpr int kThreads = 32 * kWarps, kRows = kBlockRows * kRowBlocks, kTokens = kTokenBlock * kTokenBlocks;
-  static constexpr int kCtasPerSm = threads_per_sm(kBits, kTokenBlocks, kWarps) / kThreads;
+  static constexpr int kCtasPerSm = threads_per_sm(kBits, kTokenBlocks, kWarps, kInterleaved) / kThreads;
 
   __device__ explicit PackedGemm(int num_columns) {
     blocks_ = column_blocks(num_columns);

@@ -149,6 +149,13 @@ class CodeWeights {
     if (kBits == 8 && from_.form.scale_type == ScaleType::kBF16) return bits_float(row ? scales.x & 0xffff0000u : scales.x << 16);
     return from_f16(uint16_t(row ? scales.x >> 16 : scales.x));
   }
+  // Returns byte - 128: the bits of 2^23 + byte, from which 2^23 + 128 is taken.
+  __device__ static float from_byte(uint32_t byte) { return bits_float(0x4b000000u | byte) - 8388736.0f; }
+  // Returns the value of a code of FP8. Its bits as float16 are 2^-8 times that, but for NaN.
+  __device__ static float from_e4m3(uint32_t code) {
+    if ((code & 127) == 127) return bits_float(0x7fc00000u);
+    return from_f16(uint16_t((code & 128) << 8 | (code & 127) << 7)) * 256.0f;
+  }
   __device__ uint32_t product(float low, float high, float scale) const {
     low *= scale, high *= scale;
     if (kBits == 4 || from_.form.scale_type == ScaleType::kF16) {
@@ -210,6 +217,7 @@ class CodeWeights {
   }
   __device__ void unpack(const Words4& codes, const Words2& scales, Words4 (&out)[2]) const {
     const uint32_t in[4] = {codes.x, codes.y, codes.z, codes.w};
+    const bool fp8 = from_.form.code == BlockCode::kGroupedFp8;
     const float scale[2] = {scale_of(scales, 0), scale_of(scales, 1)};
     LYNX_UNROLL
     for (int step = 0; step < 2; ++step) {
@@ -217,9 +225,8 @@ class CodeWeights {
       LYNX_UNROLL
       for (int r = 0; r < 4; ++r) {
         const uint32_t two = in[2 * step + r / 2] >> (16 * (r % 2));
-        // The bits of 2^23 + byte, from which 2^23 + 128 is taken.
-        words[r] = product(bits_float(0x4b000000u | (two & 255)) - 8388736.0f,
-                           bits_float(0x4b000000u | (two >> 8 & 255)) - 8388736.0f, scale[r % 2]);
+        words[r] = fp8 ? product(from_e4m3(two & 255), from_e4m3(two >> 8 & 255), scale[r % 2])
+                       : product(from_byte(two & 255), from_byte(two >> 8 & 255), scale[r % 2]);
       }
       out[step] = {words[0], words[1], words[2], words[3]};
     }

@@ -40,22 +40,25 @@ void WeightLoader::load(const WeightView& weight, const Take& take) {
 
 void WeightLoader::load_codes(const WeightView& weight, const TakeCodes& take) {
   const BlockRows& from = weight.blocks;
-  // The parts of a piece: bytes of a row, and from row to row in host memory.
+  // The parts of a piece: bytes of a row, from row to row in host memory, and with the zeros after them on the device. `shared` rows
+  // have one row of the part, of which the first one is number `first`.
   struct Part {
     const void* rows;
-    int64_t bytes, distance, at;
+    int64_t bytes, distance, padded, shared = 1, first = 0, at = 0;
   };
-  const int64_t groups = ceil_div(weight.cols, from.group);
-  Part parts[] = {{from.data, weight.cols / block_size(from.code).columns * block_size(from.code).bytes, from.row_bytes, 0},
-                  {from.scales, groups * scale_size(from.scale_type), from.scale_row_bytes, 0},
-                  {from.zeros, from.zeros ? groups : 0, from.zero_row_bytes, 0}};
-  const int64_t row_bytes = std::max<int64_t>(1, parts[0].bytes + parts[1].bytes + parts[2].bytes);
+  const int64_t groups = ceil_div(weight.cols, from.group), scale_bytes = groups * scale_size(from.scale_type);
+  const int64_t code_bytes = weight.cols / block_size(from.code).columns * block_size(from.code).bytes;
+  const int64_t padded_bytes = round_up(weight.cols, kBlockColumns) / block_size(from.code).columns * block_size(from.code).bytes;
+  Part parts[] = {{from.data, code_bytes, from.row_bytes, padded_bytes},
+                  {from.scales, scale_bytes, from.scale_row_bytes, scale_bytes, from.scale_rows, from.first_scale_row},
+                  {from.zeros, from.zeros ? groups : 0, from.zero_row_bytes, from.zeros ? groups : 0}};
+  const int64_t row_bytes = std::max<int64_t>(1, parts[0].padded + parts[1].padded + parts[2].padded);
   const int64_t piece = std::min(round_up(weight.rows, kBlockRows),
                                  std::max<int64_t>(kBlockRows, kSlotBytes / row_bytes / kBlockRows * kBlockRows));
   int64_t bytes = 0;
   for (Part& part : parts) {
     part.at = bytes;
-    bytes = round_up(bytes + piece * part.bytes, 16);
+    bytes = round_up(bytes + piece * part.padded, 16);
   }
   for (int64_t begin = 0; begin < weight.rows; begin += piece) {
     const int64_t count = std::min(piece, weight.rows - begin);
@@ -64,14 +67,18 @@ void WeightLoader::load_codes(const WeightView& weight, const TakeCodes& take) {
     pool_.parallel_for(ceil_div(count, kBlockRows), [&](int64_t task, int) {
       const int64_t first = task * kBlockRows, last = std::min(count, first + kBlockRows);
       for (const Part& part : parts)
-        for (int64_t row = first; part.rows && row < last; ++row)
-          std::memcpy(host + part.at + row * part.bytes, static_cast<const char*>(part.rows) + (begin + row) * part.distance,
-                      size_t(part.bytes));
+        for (int64_t row = first; part.rows && row < last; ++row) {
+          const int64_t from_row = (part.first + begin + row) / part.shared;
+          char* to = host + part.at + row * part.padded;
+          std::memcpy(to, static_cast<const char*>(part.rows) + from_row * part.distance, size_t(part.bytes));
+          std::memset(to + part.bytes, 0, size_t(part.padded - part.bytes));
+        }
     });
     copy_async(device, host, size_t(bytes), stream_);
     BlockRows rows = from;
-    rows.data = device, rows.row_bytes = parts[0].bytes;
+    rows.data = device, rows.row_bytes = parts[0].padded;
     rows.scales = device + parts[1].at, rows.scale_row_bytes = parts[1].bytes;
+    rows.scale_rows = 1, rows.first_scale_row = 0;
     rows.zeros = from.zeros ? device + parts[2].at : nullptr, rows.zero_row_bytes = parts[2].bytes;
     take(rows, begin, count);
     slot.free.record(stream_);

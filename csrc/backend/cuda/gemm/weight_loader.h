@@ -22,7 +22,7 @@ class WeightLoader {
   using Take = std::function<void(const void* rows, int64_t row_begin, int64_t num_rows)>;
   void load(const WeightView& weight, const Take& take);
 
-  // As load(), with a weight in grouped codes: take(rows, row_begin, num_rows), whose parts each lie row after row and are aligned to 16
+  // Does what load() does for a weight in grouped codes: take(rows, row_begin, num_rows), whose parts each lie row after row and are aligned to 16
   // bytes.
   using TakeCodes = std::function<void(const BlockRows& rows, int64_t row_begin, int64_t num_rows)>;
   void load_codes(const WeightView& weight, const TakeCodes& take);
