@@ -6,8 +6,8 @@
 #include <cmath>
 #include <map>
 #include <optional>
-#include <regex>
 #include <set>
+#include <string_view>
 
 #include "checkpoint/dummy.h"
 #include "checkpoint/tensor_values.h"
@@ -154,31 +154,67 @@ void tie_output(ModelWeights& weights) {
   weights.placing.push_back(WeightSlot{&weights.lm_head, WeightUse::kHead});
 }
 
+// Whether a text fits a pattern, in which '*' is any text.
+bool fits(std::string_view text, std::string_view pattern) {
+  size_t t = 0, p = 0, star = std::string_view::npos, from = 0;  // the last '*', and the text that it does not cover
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      from = t;
+    } else if (p < pattern.size() && pattern[p] == text[t]) {
+      ++t, ++p;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      t = ++from;
+    } else {
+      return false;
+    }
+  }
+  return pattern.substr(p).find_first_not_of('*') == std::string_view::npos;
+}
+
+// Returns the pattern of an expression that has names, ".*" and "\d+" alone; nullopt for another one.
+std::optional<std::string> pattern_of(std::string_view expression) {
+  std::string out;
+  while (!expression.empty()) {
+    const auto take = [&](std::string_view part) {
+      if (!expression.starts_with(part)) return false;
+      expression.remove_prefix(part.size());
+      return true;
+    };
+    if (take("^") || take("$")) continue;
+    if (take(".*") || take("\\d+")) {
+      out += '*';
+    } else if (take("\\.")) {
+      out += '.';
+    } else if (std::isalnum(static_cast<unsigned char>(expression[0])) || expression[0] == '_' || expression[0] == '.') {
+      out += expression[0];
+      expression.remove_prefix(1);
+    } else {
+      return std::nullopt;
+    }
+  }
+  return out;
+}
+
+// Whether an entry of a config's list names a module: its name or the end of it, or a module that holds it; or an expression.
+bool names(const std::string& entry, const std::string& module) {
+  if (entry.starts_with("re:")) {
+    const auto pattern = pattern_of(std::string_view(entry).substr(3));
+    return pattern && fits(module, *pattern);
+  }
+  const std::string at_end = "*." + entry;
+  return fits(module, entry) || fits(module, entry + ".*") || fits(module, at_end) || fits(module, at_end + ".*");
+}
+
 // Whether a file with this config would have a weight quantised, as far as the config tells: modules of linear layers that it does not
 // exclude; in gpt-oss's own format the experts.
 bool quantizes(const QuantizationConfig& quantization, const std::string& weight, WeightUse use) {
   if (quantization.formats.empty() || (use != WeightUse::kMatrix && use != WeightUse::kExpert)) return false;
   if (quantization.formats[0].encoding == Encoding::kMxfp4Blocks && use != WeightUse::kExpert) return false;
-  return std::none_of(quantization.excluded.begin(), quantization.excluded.end(), [&](const std::string& pattern) {
-    std::string text = pattern.starts_with("re:") ? pattern.substr(3) : "(^|.*\\.)";
-    if (!pattern.starts_with("re:")) {
-      for (const char c : pattern) {
-        if (c == '*')
-          text += "[^.]*";
-        else if (std::isalnum(static_cast<unsigned char>(c)) || c == '_')
-          text += c;
-        else
-          text += str_cat('\\', c);
-      }
-      text += "(\\..*)?";
-    }
-    const std::string module = weight.ends_with(".weight") ? weight.substr(0, weight.size() - 7) : weight;
-    try {
-      return std::regex_match(module, std::regex(text));
-    } catch (const std::regex_error&) {
-      return false;  // an expression of another dialect
-    }
-  });
+  const std::string module = weight.ends_with(".weight") ? weight.substr(0, weight.size() - 7) : weight;
+  return std::none_of(quantization.excluded.begin(), quantization.excluded.end(),
+                      [&](const std::string& entry) { return names(entry, module); });
 }
 
 // Experts are compared by their choice biases, so a NaN would leave them without an order.
