@@ -84,7 +84,7 @@ def find(instructions: list[Instruction], opcode: str) -> int | None:
 
 def weight_bits(kernel: str) -> str:
     """Returns the suffix of the loads of a kernel's weights."""
-    return ".64" if "kernel<4, " in kernel else ".128"
+    return ".64" if kernel.startswith(("linear_kernel<4,", "gate_up_kernel<4,", "down_kernel<4,")) else ".128"
 
 
 # --- the rules; each function returns a list of a kernel's faults
