@@ -129,8 +129,8 @@ BlockRows Repacker::result(const QuantizedTensor& t, int64_t rows, uint8_t* memo
 
 int64_t Repacker::bytes(const QuantizedTensor& t, int64_t rows) {
   const BlockRows r = result(t, rows, nullptr);
-  const int64_t zeros = t.zero && t.format.bits == 4 ? rows * groups(t) : 0;
-  return round_up(rows * r.row_bytes, kAlignment) + round_up(rows * r.scale_row_bytes, kAlignment) + round_up(zeros, kAlignment);
+  return round_up(rows * r.row_bytes, kAlignment) + round_up(rows * r.scale_row_bytes, kAlignment) +
+         round_up(rows * r.zero_row_bytes, kAlignment);
 }
 
 Repacker::Repacker(const QuantizedTensor& tensor) : t_(tensor) {

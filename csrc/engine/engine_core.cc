@@ -115,9 +115,11 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   const bool copied = !backend_->host_memory(), quantized = parse_quantization(options_.quantization) != QuantFormat::kPlain;
   auto loaded = std::make_unique<ModelWeights>();
   ModelWeights& weights = *loaded;
-  const TakesBlocks takes = [this](WeightUse use, const BlockRows& rows) {
-    return stays_in_blocks(rows, options_.quantization) && backend_->takes_blocks(use, rows);
-  };
+  TakesBlocks takes;  // empty where nothing may stay in blocks, so that loading does not look for them
+  if (options_.quantization != kDequantize)
+    takes = [this](WeightUse use, const BlockRows& rows) {
+      return stays_in_blocks(rows, options_.quantization) && backend_->takes_blocks(use, rows);
+    };
   if (is_dummy(options_)) {
     load_dummy_weights(config_, copied, weights, takes);
   } else {

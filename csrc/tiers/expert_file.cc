@@ -159,7 +159,7 @@ ExpertFile::ExpertFile(const std::string& path, FileCalls& calls) : file_(std::m
   source_.model_type = in.text("model type");
   source_.quantization = in.text("quantization");
   source_.fingerprint = in.text("fingerprint");
-  constexpr int64_t kLayoutBytes = ExpertWeights::kNumViews * (5 + 3 * 8), kRecordBytes = 16;
+  constexpr int64_t kLayoutBytes = ExpertWeights::kNumViews * (6 + 5 * 8), kRecordBytes = 16;
   const int64_t num_layouts = in.count(kLayoutBytes, "number of layouts");
   for (int64_t i = 0; i < num_layouts; ++i) layouts_.push_back(read_layout(in, i));
   records_.resize(size_t(in.count(8, "number of layers")));

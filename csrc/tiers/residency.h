@@ -1,4 +1,4 @@
-// Which experts are resident: bookkeeping alone, without memory, reads or a clock. It is a function of the history of routing, so that
+// Residency says which experts are resident: bookkeeping alone, without memory, reads or a clock. It is a function of the history of routing, so that
 // nothing that depends on it (selection with residents, above all) can depend on the speed of a disk.
 #pragma once
 #include <cstdint>

@@ -143,7 +143,7 @@ def test_a_cached_start_decodes_nothing(plain, tmp_path, family, name):
         folder = write(tmp_path / "model", tensors, config)
     cache = {"quantization_cache": str(tmp_path / "cache")}
     expected, without = first_tokens(folder)
-    # What is quantised stays as it is, except for FP8, which is quantised anew like 16 bit.
+    # Quantised weights stay as they are, except for FP8, which is quantised anew like 16 bit.
     decoded = {"quantization": "dequantize" if name == "fp8_block" else "none"}
     copied = _C.Engine(str(folder), num_threads=1, max_num_seqs=2, **decoded).model_info()["copied_weight_bytes"]
     assert without["copied_weight_bytes"] == copied and (copied > 0) == (form is not None or family == "deepseek_v3")

@@ -129,7 +129,7 @@ void check(const Matrix& w, int64_t m) {
   const Rows x(m, w.k, 7);
   const std::string name = str_cat(block_code_name(w.rows.code), " n ", w.n, " k ", w.k, " m ", m);
   std::vector<float> expected(size_t(m * w.n), 1.0f);
-  kScalarBlockKernels.gemm(w.rows, w.n, x.packed.data(), x.stride, m, w.k, expected.data(), w.n, false, nullptr);
+  kScalarBlockKernels.gemm(w.rows, w.n, x.packed.data(), x.stride, m, w.k, expected.data(), w.n, false);
   // The product of the values, in float64, with x as it was packed.
   std::vector<float> values(size_t(w.k));
   for (int64_t i = 0; i < w.n; ++i) {
@@ -151,7 +151,7 @@ void check(const Matrix& w, int64_t m) {
   for (Isa isa : supported_isas()) {
     const BlockKernels& kernels = block_kernels_for(isa);
     std::vector<float> out(size_t(m * (w.n + 1)), 1.0f), decoded(size_t(w.k));
-    kernels.gemm(w.rows, w.n, x.packed.data(), x.stride, m, w.k, out.data(), w.n + 1, true, w.rows.data);
+    kernels.gemm(w.rows, w.n, x.packed.data(), x.stride, m, w.k, out.data(), w.n + 1, true);
     for (int64_t j = 0; j < m; ++j) {
       for (int64_t i = 0; i < w.n; ++i)
         check_of(out[size_t(j * (w.n + 1) + i)] == 1.0f + expected[size_t(j * w.n + i)], name, " ", isa_name(isa));
@@ -161,7 +161,7 @@ void check(const Matrix& w, int64_t m) {
     for (int64_t j = 0; j < m; j += 5)
       for (int64_t i = 0; i < w.n; ++i) {
         float one;
-        kernels.gemm(from_row(w.rows, i), 1, x.packed.data() + j * x.stride, x.stride, 1, w.k, &one, 1, false, nullptr);
+        kernels.gemm(from_row(w.rows, i), 1, x.packed.data() + j * x.stride, x.stride, 1, w.k, &one, 1, false);
         check_of(one == expected[size_t(j * w.n + i)], name, " ", isa_name(isa), " row ", i, " of w, ", j, " of x");
       }
     for (int64_t i = 0; i < w.n; ++i) {
@@ -218,7 +218,7 @@ void test_non_finite() {
     const BlockKernels& kernels = block_kernels_for(isa);
     kernels.pack(rows, 2, 0, 512, x.packed.data(), x.stride);
     float out[6];
-    kernels.gemm(w.rows, 3, x.packed.data(), x.stride, 2, 512, out, 3, false, nullptr);
+    kernels.gemm(w.rows, 3, x.packed.data(), x.stride, 2, 512, out, 3, false);
     for (int i = 0; i < 3; ++i) check_of(std::isnan(out[i]) && std::isfinite(out[3 + i]), isa_name(isa));
   }
 }

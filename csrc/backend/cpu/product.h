@@ -62,7 +62,7 @@ class Product {
   void run(const WeightView& w, int64_t first, int64_t n, RowGroup x, int64_t m, float* out, int64_t out_stride, bool accumulate,
            const void* next, Scratch<char>* scratch = nullptr) const {
     if (form_ == Form::kBlocks)
-      return block_gemm_(from_row(w.blocks, first), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate, next);
+      return block_gemm_(from_row(w.blocks, first), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate);
     if (w.format == QuantFormat::kBlocks) return run_decoded(w, first, n, x, m, out, out_stride, accumulate, next, *scratch);
     gemm_(w.row(first), w.row_bytes(), n, x.data, x.row_bytes, m, w.cols, out, out_stride, accumulate, next);
   }

@@ -10,6 +10,15 @@
 
 namespace {
 
+// The part of a Dot that instructions with sums of 32 bits share.
+struct WideDot {
+  static constexpr bool kWide = true;
+  template <bool kSteps>
+  static __m256i sum(__m256i part, __m256i step) {
+    return kSteps ? _mm256_mullo_epi32(part, _mm256_srai_epi32(step, 16)) : part;
+  }
+};
+
 template <class Dot>
 struct Avx2Blocks {
   using Codes = __m256i;

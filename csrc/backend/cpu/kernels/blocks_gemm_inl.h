@@ -62,7 +62,7 @@ void panel_gemm(const BlockRows& w, int64_t n, const BlockX& all, int64_t m, int
 
 template <class V>
 void gemm(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride,
-          bool accumulate, const void*) {
+          bool accumulate) {
   const BlockX x{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
   with_code(w.code, [&](auto code) {
     constexpr BlockCode kCode = code.value;

@@ -110,7 +110,7 @@ void plain_gemm(const BlockRows& w, int64_t n, BlockX x, int64_t m, int64_t k, f
 }
 
 void plain(const BlockRows& w, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
-           int64_t out_stride, bool accumulate, const void*) {
+           int64_t out_stride, bool accumulate) {
   const BlockX x{static_cast<const char*>(rows), x_stride, Quant::groups(k)};
   with_code(w.code, [&](auto code) { plain_gemm<code.value>(w, n, x, m, k, out, out_stride, accumulate); });
 }

@@ -80,9 +80,9 @@ struct QuantKernels {
 
 const QuantKernels& quant_kernels_for(Isa isa);
 
-// out[j * out_stride + i] (+)= dot(row i of w, x[j]) for i < n, j < m. next: what is probably read after these rows, or null.
+// out[j * out_stride + i] (+)= dot(row i of w, x[j]) for i < n, j < m.
 using BlockGemmFn = void (*)(const BlockRows& w, int64_t n, const void* x, int64_t x_stride, int64_t m, int64_t k, float* out,
-                             int64_t out_stride, bool accumulate, const void* next);
+                             int64_t out_stride, bool accumulate);
 
 // Products with weights in blocks (blocks.h), for rows of x that pack() has packed, and the values of weights. k is a multiple of the
 // columns of a block.
