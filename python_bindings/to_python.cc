@@ -77,6 +77,12 @@ static py::dict to_dict(const EngineStats::Slo& from) {
   return d;
 }
 
+static py::dict to_dict(const EngineStats::Tier& from) {
+  py::dict d;
+  LYNX_RT_TIER_STATS_FIELDS(LYNX_RT_FIELD)
+  return d;
+}
+
 py::dict to_dict(const EngineStats& from) {
   py::dict d;
   LYNX_RT_STATS_FIELDS(LYNX_RT_FIELD)
@@ -86,6 +92,7 @@ py::dict to_dict(const EngineStats& from) {
   d["layers"] = layers;
   d["ops"] = ops;
   d["slo"] = from.slo.levels.empty() ? py::object(py::none()) : to_dict(from.slo);
+  d["tier"] = from.tier.slots == 0 ? py::object(py::none()) : to_dict(from.tier);
   return d;
 }
 

@@ -48,6 +48,15 @@ void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64
           "an expert has all biases or none");
 }
 
+void require_experts(std::span<const ExpertWeights> experts) {
+  require(!experts.empty(), "experts", "expected at least one expert");
+  const ExpertWeights& first = experts[0];
+  for (const ExpertWeights& w : experts) {
+    require_expert(w, "experts", first.gate.rows, first.gate.cols);
+    require(w.gate_bias.empty() == first.gate_bias.empty(), "experts", "all experts have biases or none");
+  }
+}
+
 }  // namespace
 
 // Adds the time of its lifetime and `bytes` to an op's profile. The constructor throws kInternal where a sum is pending.
@@ -260,13 +269,17 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
 }
 
 ExpertTable Backend::expert_table(std::span<const ExpertWeights> experts) {
-  require(!experts.empty(), "experts", "expected at least one expert");
-  const ExpertWeights& first = experts[0];
-  for (const ExpertWeights& w : experts) {
-    require_expert(w, "experts", first.gate.rows, first.gate.cols);
-    require(w.gate_bias.empty() == first.gate_bias.empty(), "experts", "all experts have biases or none");
-  }
+  require_experts(experts);
   return {std::vector<ExpertWeights>(experts.begin(), experts.end()), do_expert_table(experts)};
+}
+
+ExpertTable Backend::expert_table(ExpertStore& store, int64_t layer) {
+  if (!takes_expert_store())
+    fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts are read as they are needed on the CPU only, got ",
+         description(), "; use device=\"cpu\"");
+  require_experts(store.experts(layer));
+  do_expert_table(store.experts(layer));
+  return {&store, layer};
 }
 
 PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,

@@ -242,6 +242,8 @@ class Backend {
   // Returns the table of a layer's experts, which place_experts() has placed; it is valid as long as the backend. Throws
   // kInvalidArgument (field experts) where an expert's shapes do not fit the first one's; kUnsupported for a format without a kernel.
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
+  // The same of a layer of a store, which outlives the table. Throws kUnsupported where the backend takes no store.
+  ExpertTable expert_table(ExpertStore& store, int64_t layer);
   // Whether a weight of this use may be in blocks (QuantFormat::kBlocks), of the code and the type of scales of `rows`.
   virtual bool takes_blocks(WeightUse, const BlockRows& /*rows*/) const { return false; }
   // Whether place functions and keep() read the values of products' weights: those for kMatrix and kHead, those of experts and of
@@ -382,6 +384,7 @@ class Backend {
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
   // Checks formats; returns ExpertTable::entries().
   virtual const void* do_expert_table(std::span<const ExpertWeights>) = 0;
+  virtual bool takes_expert_store() const { return false; }
   // Returns the sum that is left to add; an empty one where everything has been added.
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
                                   const Routing&, const DispatchPlan&, float*) = 0;

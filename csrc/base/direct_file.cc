@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "base/error.h"
+#include "base/file_time.h"
 
 namespace lynx_rt {
 
@@ -65,6 +66,7 @@ DirectFile::DirectFile(const std::string& path, FileCalls& calls) : path_(path),
     fail(ErrorCode::kCorruptFile, path, path, ": expected a file, found ", found);
   }
   size_ = info.st_size;
+  time_ = change_time(info);
   direct_descriptor_ = calls.open(path.c_str(), true);
   direct_ = direct_descriptor_ >= 0;
 }
@@ -72,6 +74,14 @@ DirectFile::DirectFile(const std::string& path, FileCalls& calls) : path_(path),
 DirectFile::~DirectFile() {
   ::close(descriptor_);
   if (direct_descriptor_ >= 0) ::close(direct_descriptor_);
+}
+
+void DirectFile::check_unchanged() const {
+  struct stat info;
+  if (::fstat(descriptor_, &info) != 0 || (info.st_size == size_ && change_time(info) == time_)) return;
+  if (info.st_size < size_)
+    fail(ErrorCode::kCorruptFile, path_, path_, ": was cut off while it is in use: it had ", size_, " bytes, now ", info.st_size);
+  fail(ErrorCode::kCorruptFile, path_, path_, ": was written to while it is in use; load the model again");
 }
 
 ReadResult DirectFile::read(int64_t offset, int64_t bytes, void* to) const {

@@ -44,6 +44,8 @@ class DirectFile {
   const std::string& path() const { return path_; }
   int64_t size() const { return size_; }
   bool is_direct() const { return direct_.load(std::memory_order_relaxed); }
+  // Throws kCorruptFile where the file was written to or cut off since it was opened.
+  void check_unchanged() const;
   // Reads; all three are multiples of kAlignment. Goes on after signals and short reads, and tries once more after EIO and ESTALE.
   ReadResult read(int64_t offset, int64_t bytes, void* to) const;
 
@@ -51,7 +53,7 @@ class DirectFile {
   std::string path_;
   FileCalls& calls_;
   int descriptor_ = -1, direct_descriptor_ = -1;
-  int64_t size_ = 0;
+  int64_t size_ = 0, time_ = 0;
   mutable std::atomic<bool> direct_ = false;
 };
 

@@ -62,6 +62,12 @@ class RowError : public Error {
   int64_t row_;
 };
 
+// An error that ends the requests of a step, but no other: what the step needed could not be had.
+class StepError : public Error {
+ public:
+  using Error::Error;
+};
+
 // Returns the shortest text that reads back as the same number.
 std::string shortest(double value);
 // Reads a number in the C locale; false where the text is not one number and nothing else.

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/file_time.h"
 
 namespace lynx_rt {
 
@@ -28,15 +29,6 @@ struct Descriptor {
   const bool missing = error == ENOENT || error == ENOTDIR;
   fail(missing ? ErrorCode::kNotFound : ErrorCode::kCorruptFile, path, path, ": ", what, ": ",
        std::system_category().message(error));
-}
-
-int64_t time_of(const struct stat& info) {
-#if defined(__APPLE__)
-  const timespec& changed = info.st_mtimespec;
-#else
-  const timespec& changed = info.st_mtim;
-#endif
-  return int64_t(changed.tv_sec) * 1000000000 + changed.tv_nsec;
 }
 
 }  // namespace
@@ -62,7 +54,7 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   if (data == MAP_FAILED) fail_errno(path, "cannot map into memory", errno);
   data_ = static_cast<const uint8_t*>(data);
   size_ = info.st_size;
-  time_ = time_of(info);
+  time_ = change_time(info);
   device_ = info.st_dev;
   inode_ = info.st_ino;
 }
@@ -77,7 +69,7 @@ void MappedFile::check_unchanged() const {
   if (uint64_t(info.st_dev) != device_ || uint64_t(info.st_ino) != inode_) return;
   if (info.st_size < size_)
     fail(ErrorCode::kCorruptFile, path_, path_, ": was cut off while it is in use: it had ", size_, " bytes, now ", info.st_size);
-  if (info.st_size != size_ || time_of(info) != time_)
+  if (info.st_size != size_ || change_time(info) != time_)
     fail(ErrorCode::kCorruptFile, path_, path_, ": was written to while it is in use; load the model again");
 }
 

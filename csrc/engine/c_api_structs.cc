@@ -17,7 +17,7 @@ static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE
 static_assert(LYNX_RT_TIMEOUT == int(FinishReason::kTimeout) && LYNX_RT_STOP == int(FinishReason::kStop));
 static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
 // A struct that callers fill must not end in padding: callers need not zero it, and a field added later would lie there.
-static_assert(offsetof(lynx_rt_options, activations) + sizeof(char*) == sizeof(lynx_rt_options));
+static_assert(offsetof(lynx_rt_options, expert_policy) + sizeof(char*) == sizeof(lynx_rt_options));
 static_assert(offsetof(lynx_rt_params, isolation_group) + sizeof(char*) == sizeof(lynx_rt_params));
 
 // Returns the caller's struct, cut or extended with zeros to the size that this library knows.
@@ -210,6 +210,9 @@ const lynx_rt_stats* make_stats(EngineStats stats) {
   out->num_ops = out->op_list.size();
 #define LYNX_RT_FIELD(name) out->slo_##name = from.slo.name;
   LYNX_RT_SLO_STATS_FIELDS(LYNX_RT_FIELD)
+#undef LYNX_RT_FIELD
+#define LYNX_RT_FIELD(name) out->tier_##name = from.tier.name;
+  LYNX_RT_TIER_STATS_FIELDS(LYNX_RT_FIELD)
 #undef LYNX_RT_FIELD
   out->slo_levels = out->level_list.data();
   out->num_slo_levels = out->level_list.size();

@@ -6,9 +6,11 @@
 
 #include "base/clock.h"
 #include "base/error.h"
+#include "engine/expert_memory.h"
 #include "model/family.h"
 #include "model/load_weights.h"
 #include "model/sequence_memory.h"
+#include "model/tiered_weights.h"
 
 namespace lynx_rt {
 
@@ -88,17 +90,19 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       config_(read_model_config(path)),
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
+      expert_file_(open_expert_file(o)),
       weights_(load_weights()),
+      store_(make_store()),
       decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
-               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}),
+               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}, store_.get()),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
-      plan_(plan_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget(),
+      plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
+      scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
       sampler_(config_.vocab_size),
       selection_(*backend_, config_, options_, o.expert_selection),
       layer_stats_(size_t(decoder_.num_moe_layers())),
@@ -125,6 +129,7 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   } else {
     lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, takes);
   }
+  if (expert_file_) bind_expert_file(weights);
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
     const int64_t free = backend_->memory_budget().free;
@@ -137,13 +142,52 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     weights.copies = {};
     checkpoint_ = Checkpoint();
   } else if (quantized || weights.copies.bytes() > 0) {
-    if (!quantized && backend_->reads_products()) weights.copies.check_memory();
+    if (!quantized && backend_->reads_products() && !expert_file_) weights.copies.check_memory();
     place_weights(*backend_, weights, options_.on_load_progress);
     weight_bytes_ = weight_bytes(weights);
     copied_weight_bytes_ = weights.copies.bytes_read();
     checkpoint_.drop_pages();
   }
+  if (expert_memory_ > 0) {
+    copied_weight_bytes_ += copy_to_memory(weights, [this](const void* data) { return checkpoint_.contains(data); });
+    checkpoint_ = Checkpoint();
+    weight_bytes_ += expert_memory_;
+  } else if (mapped_experts_) {
+    weight_bytes_ += mapped_experts_->size();
+  }
   return loaded;
+}
+
+// Decides whether all experts stay in memory, and takes them from the file.
+void EngineCore::bind_expert_file(ModelWeights& weights) {
+  if (!backend_->host_memory())
+    fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
+         backend_->description(), "; use device=\"cpu\"");
+  expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
+  const int64_t all = bytes_of_all(*expert_file_);
+  if (!options_.expert_memory.empty()) {
+    const int64_t bytes = parse_expert_memory(options_.expert_memory, all, backend_->memory_budget().chosen);
+    if (bytes < all) expert_memory_ = bytes;
+  }
+  if (expert_memory_ == 0) mapped_experts_.emplace(expert_file_->file()->path());
+  use_expert_file(*expert_file_, mapped_experts_ ? mapped_experts_->data() : nullptr, weights);
+}
+
+std::unique_ptr<ExpertStore> EngineCore::make_store() {
+  const ResidencyRule rule = parse_residency(options_.expert_policy);
+  if (expert_memory_ == 0) return nullptr;
+  if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
+    fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
+         " bytes of memory are free; pass no more than that, or \"auto\"");
+  return std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, config_.num_experts_per_tok);
+}
+
+// Slots are memory that is taken but not touched yet, so the system counts it as free.
+Backend::MemoryBudget EngineCore::memory_budget() const {
+  Backend::MemoryBudget memory = backend_->memory_budget();
+  memory.free = std::max<int64_t>(0, memory.free - expert_memory_);
+  memory.chosen = std::min(memory.chosen, memory.free);
+  return memory;
 }
 
 void EngineCore::check_files() {
@@ -153,6 +197,8 @@ void EngineCore::check_files() {
   try {
     checkpoint_.check_unchanged();
     backend_->check_files();
+    if (mapped_experts_) mapped_experts_->check_unchanged();
+    if (store_) store_->check_unchanged();
   } catch (const Error& e) {
     files_error_ = e;
     throw;
@@ -358,6 +404,11 @@ std::vector<StepOutput> EngineCore::step() {
     while (batch_.first_row(i + 1) <= e.row()) ++i;
     Request* request = scheduled.requests[i].request;
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
+  } catch (const StepError& e) {
+    std::vector<StepOutput> outputs;
+    for (const ScheduledRequest& s : scheduled.requests)
+      outputs.push_back(postprocess({s.request, {}, str_cat("request ", s.request->id, ": ", e.what())}));
+    return outputs;
   }
 
   for (size_t i = 0; i < scheduled.requests.size(); ++i) {

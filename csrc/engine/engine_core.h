@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/mapped_file.h"
 #include "engine/batch.h"
 #include "engine/memory_plan.h"
 #include "engine/sampler.h"
@@ -46,6 +47,9 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
+  void bind_expert_file(ModelWeights& weights);
+  Backend::MemoryBudget memory_budget() const;  // for everything but weights
+  std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
@@ -89,7 +93,11 @@ class EngineCore {
   Checkpoint checkpoint_;  // empty with dummy weights, and once the weights are on a device
   int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
+  std::shared_ptr<const ExpertFile> expert_file_;  // null: experts come from the checkpoint
+  int64_t expert_memory_ = 0;                      // bytes for experts, where the others are read when they are needed
+  std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
   std::unique_ptr<const ModelWeights> weights_;
+  std::unique_ptr<ExpertStore> store_;
   Decoder decoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
   MemoryPlan plan_;            // after the members that take memory, before those sized by what is left

@@ -12,6 +12,7 @@ void EngineCore::reset_stats() {
   preemptions_at_reset_ = scheduler_.num_preemptions();
   backend_->reset_profile();
   selection_.reset_report();
+  if (store_) store_->reset_stats();
 }
 
 EngineStats EngineCore::stats() const {
@@ -29,6 +30,11 @@ EngineStats EngineCore::stats() const {
   s.bytes_read_kv = read.kv;
   s.bytes_read_dense = read.all - read.experts - read.kv;
   selection_.report(s);
+  if (store_) {
+    const ExpertStoreStats t = store_->stats();
+    s.tier = {t.num_slots,     t.slot_bytes, t.num_resident, t.hits,         t.misses,      t.decode_hits,
+              t.decode_misses, t.bytes_read, t.num_failed,   t.wait_seconds, t.read_seconds};
+  }
   return s;
 }
 
@@ -51,6 +57,7 @@ ModelInfo EngineCore::model_info() const {
   i.copied_weight_bytes = copied_weight_bytes_;
   i.mapped_weight_bytes = mapped_weight_bytes(
       *weights_, [this](const void* data) { return checkpoint_.contains(data) || backend_->is_mapped(data); });
+  if (mapped_experts_) i.mapped_weight_bytes += mapped_experts_->size();
   return i;
 }
 

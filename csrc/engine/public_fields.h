@@ -7,8 +7,8 @@
 
 // Fields of EngineOptions that lynx_rt_options has under the same names; its 0 means the default of EngineOptions.
 #define LYNX_RT_OPTION_FIELDS(F) \
-  F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(activations) F(max_model_len) F(max_num_seqs) \
-  F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
+  F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(activations) F(expert_file) \
+  F(expert_memory) F(expert_policy) F(max_model_len) F(max_num_seqs) F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
   F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits)
@@ -27,12 +27,15 @@
   F(cached_prompt_tokens) F(generation_tokens) F(preemptions) F(finished) F(aborted) F(step_seconds) F(decode_seconds) \
   F(model_seconds) F(sampling_seconds) F(decode_rows) F(bytes_read) F(num_waiting_tokens) F(decode_rows_selected) \
   F(decode_rows_exact) F(decode_rows_mixed) F(bytes_read_experts) F(bytes_read_dense) F(bytes_read_kv)
-#define LYNX_RT_STATS_PARTS(F) F(layers) F(ops) F(slo)
+#define LYNX_RT_STATS_PARTS(F) F(layers) F(ops) F(slo) F(tier)
 #define LYNX_RT_LAYER_STATS_FIELDS(F) \
   F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass)
 #define LYNX_RT_OP_STATS_FIELDS(F) F(name) F(calls) F(seconds) F(bytes)
 #define LYNX_RT_SLO_STATS_FIELDS(F) F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level)
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)
+#define LYNX_RT_TIER_STATS_FIELDS(F) \
+  F(slots) F(slot_bytes) F(resident) F(hits) F(misses) F(decode_hits) F(decode_misses) F(bytes_read) F(failed_reads) \
+  F(wait_seconds) F(read_seconds)
 
 // Numbers in ModelInfo that ModelConfig has under the same names.
 #define LYNX_RT_MODEL_SHAPE_FIELDS(F) \

@@ -13,18 +13,21 @@ constexpr int64_t kRopeRows = 64;  // rows of the rope table that are added at a
 }  // namespace
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
-                 int64_t max_logit_rows, int64_t max_positions, StepRecording recording)
+                 int64_t max_logit_rows, int64_t max_positions, StepRecording recording, ExpertStore* store)
     : backend_(backend),
       config_(config),
       weights_(weights),
       max_rows_(max_rows),
       max_logit_rows_(max_logit_rows),
       recording_(recording),
+      store_(store),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
       max_positions_(max_positions) {
   num_moe_layers_ = config.num_moe_layers();
   for (int64_t l = 0; l < config.num_layers; ++l)
-    if (config.layers[size_t(l)].moe) experts_.push_back(backend.expert_table(weights.layers[size_t(l)].experts));
+    if (config.layers[size_t(l)].moe)
+      experts_.push_back(store ? backend.expert_table(*store, int64_t(experts_.size()))
+                               : backend.expert_table(weights.layers[size_t(l)].experts));
   const int64_t half = config.rope.dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");

@@ -53,23 +53,6 @@ const char* kind_text(RopeKind kind) {
   return "";
 }
 
-// Calls f(view, use) for weights that are placed together.
-template <class F>
-void visit_weights(const WeightSlot& slot, F f) {
-  f(*slot.view, slot.use);
-}
-template <class F>
-void visit_weights(std::span<const ExpertWeights> mlps, F f) {
-  for (const ExpertWeights& e : mlps) {
-    for (const WeightView* v : {&e.gate, &e.up, &e.down}) f(*v, WeightUse::kExpert);
-    for (const WeightView* v : {&e.gate_bias, &e.up_bias, &e.down_bias}) f(*v, WeightUse::kVector);
-  }
-}
-template <class F>
-void visit_weights(std::span<const WeightView> heads, F f) {
-  for (const WeightView& v : heads) f(v, WeightUse::kVector);  // head matrices are not quantised
-}
-
 WeightOption describe_option(std::string_view name, const ModelConfig& c, const ModelWeights& weights,
                              const Checkpoint& checkpoint) {
   WeightOption o;
@@ -81,11 +64,12 @@ WeightOption describe_option(std::string_view name, const ModelConfig& c, const 
     if (use == WeightUse::kHead && view.data == weights.embed.data) return;
     (checkpoint.contains(view.data) ? o.mapped_bytes : o.anonymous_bytes) += view.bytes();
   };
-  for (const Placing& placing : weights.placing) std::visit([&](const auto& together) { visit_weights(together, add); }, placing);
+  for (const Placing& placing : weights.placing) visit_weights(placing, add);
   for (const LayerWeights& layer : weights.layers) {
     if (layer.experts.empty()) continue;
     int64_t bytes = 0;
-    visit_weights(std::span<const ExpertWeights>(layer.experts).first(1),
+    ExpertWeights first = layer.experts[0];
+    visit_weights(std::span(&first, 1),
                   [&](const WeightView& v, WeightUse use) { bytes += view_on_cpu(v, use, quantization).bytes(); });
     o.bytes_per_token -= (int64_t(layer.experts.size()) - c.num_experts_per_tok) * bytes;
   }
@@ -167,11 +151,7 @@ ModelDescription describe_model(const std::string& path) {
   d.options.push_back(describe_option("none", c, weights, checkpoint));
   const bool decodes = std::any_of(weights.placing.begin(), weights.placing.end(), [](const Placing& placing) {
     bool found = false;
-    std::visit(
-        [&](const auto& together) {
-          visit_weights(together, [&](const WeightView& v, WeightUse) { found |= v.format == QuantFormat::kBlocks; });
-        },
-        placing);
+    visit_weights(placing, [&](const WeightView& v, WeightUse) { found |= v.format == QuantFormat::kBlocks; });
     return found;
   });
   if (decodes || !c.quantization.empty()) {

@@ -35,6 +35,25 @@ struct WeightSlot {
 // Weights that are placed together: a single one, the experts of a layer (or one MLP), or one kind of matrix for all heads.
 using Placing = std::variant<WeightSlot, std::span<ExpertWeights>, std::span<WeightView>>;
 
+// Calls visit(view, use) for each weight that is placed together with others.
+template <class Visit>
+void visit_weights(std::span<ExpertWeights> mlps, Visit visit) {
+  for (ExpertWeights& e : mlps) {
+    for (WeightView* v : {&e.gate, &e.up, &e.down}) visit(*v, WeightUse::kExpert);
+    for (WeightView* v : {&e.gate_bias, &e.up_bias, &e.down_bias}) visit(*v, WeightUse::kVector);
+  }
+}
+template <class Visit>
+void visit_weights(const Placing& placing, Visit visit) {
+  if (const auto* slot = std::get_if<WeightSlot>(&placing)) {
+    visit(*slot->view, slot->use);
+  } else if (const auto* mlps = std::get_if<std::span<ExpertWeights>>(&placing)) {
+    visit_weights(*mlps, visit);
+  } else {
+    for (WeightView& head : std::get<std::span<WeightView>>(placing)) visit(head, WeightUse::kVector);  // heads are not quantised
+  }
+}
+
 // All weights of a model. It is neither copied nor moved, because `placing` points into it.
 struct ModelWeights {
   ModelWeights() = default;

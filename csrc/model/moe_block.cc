@@ -20,6 +20,10 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
   backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
   backend_.route(scores, batch, rule, selection, routing, plan);
+  // Experts are read while the shared expert is computed.
+  ExpertStore::Lease lease;
+  if (store_ && batch.num_rows > 0)
+    lease = store_->acquire(moe_layer, {routing.active, size_t(routing.num_active)}, batch.phase == Phase::kDecodeOnly);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
   if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
   return backend_.expert_ffn(ws.normed, experts, rule, m.ffn, routing, plan, ws.x.get());

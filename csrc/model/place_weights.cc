@@ -45,10 +45,8 @@ int64_t bytes_of(const Views& views) {
 template <class Counts>
 int64_t sum_bytes(const ModelWeights& weights, Counts counts) {
   int64_t total = 0;
-  for (const Placing& placing : weights.placing) {
-    const Views now = std::visit([](const auto& together) { return views(together); }, placing);
-    for (const WeightView* v : now.all) total += counts(*v) ? v->bytes() : 0;
-  }
+  for (const Placing& placing : weights.placing)
+    visit_weights(placing, [&](const WeightView& v, WeightUse) { total += counts(v) ? v.bytes() : 0; });
   const bool shared = weights.lm_head.data == weights.embed.data && counts(weights.lm_head);
   return shared ? total - weights.lm_head.bytes() : total;
 }

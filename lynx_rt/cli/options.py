@@ -50,7 +50,8 @@ def quantizations(text: str) -> list[str]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
-    """Adds --device --dtype --quantization --quantization-cache --activations --num-threads; engine_options() reads them."""
+    """Adds --device --dtype --quantization --quantization-cache --activations --expert-file --expert-memory
+    --expert-policy --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -69,6 +70,18 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         default="int8",
         help="activations in products with weights that stay quantised, on the CPU; bfloat16: --dtype (default: int8)",
     )
+    parser.add_argument("--expert-file", metavar="FILE", help="file of the model's experts, made by lynx-rt pack")
+    parser.add_argument(
+        "--expert-memory",
+        metavar="SIZE",
+        help="memory for experts, of which the others are read from --expert-file when they are needed: 8GB, 25%%, auto "
+        "(default: all stay in memory)",
+    )
+    parser.add_argument(
+        "--expert-policy",
+        default="lfu",
+        help="which experts stay: lfu:decay=0.99, lru, lfru, random, none (default: lfu)",
+    )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
@@ -79,6 +92,9 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "quantization": args.quantization,
         "quantization_cache": args.quantization_cache,
         "activations": args.activations,
+        "expert_file": args.expert_file,
+        "expert_memory": args.expert_memory,
+        "expert_policy": args.expert_policy,
         "num_threads": args.num_threads,
     }
 

@@ -48,6 +48,12 @@ class Engine(EngineState):
     activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
     which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
+    expert_file: the file of the model's experts that `lynx-rt pack` makes, from which they are read instead of the model's files, on
+    the CPU. Made with the same quantization.
+    expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results, and prompts
+    get steps of their own: bytes as a number or text ("8GB"), a share of all experts (0.25, "25%"), "auto" = half of the free
+    memory; None, or enough for all = all stay in memory.
+    expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
@@ -80,6 +86,9 @@ class Engine(EngineState):
         quantization: str | None = None,
         quantization_cache: str | os.PathLike[str] | None = None,
         activations: str = "int8",
+        expert_file: str | os.PathLike[str] | None = None,
+        expert_memory: int | float | str | None = None,
+        expert_policy: str = "lfu",
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,

@@ -19,6 +19,7 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
     "int | None": ((numbers.Integral, _NONE), "an integer or None"),
     "str": ((str,), "a string"),
     "str | None": ((str, _NONE), "a string or None"),
+    "int | float | str | None": ((numbers.Real, str, _NONE), "bytes, a share or a text"),
     "str | os.PathLike[str]": ((str, os.PathLike), "a path"),
     "str | os.PathLike[str] | None": ((str, os.PathLike, _NONE), "a path or None"),
 }
@@ -45,8 +46,16 @@ def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> N
             raise ValidationError(f"{name} must be {_EXPECTED.get(name, expected)}, got {shown(value)}", name)
 
 
+def memory_text(value: int | float | str | None) -> str | None:
+    """Returns a size as C++ reads it: a whole number is bytes, another number a share."""
+    if value is None or isinstance(value, str):
+        return value
+    return str(value) if isinstance(value, numbers.Integral) else f"{100 * value!r}%"
+
+
 def native_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keyword arguments of the compiled Engine, without None and "": EngineOptions has the defaults."""
     names = [name for name in annotations if name not in (*_NOT_NATIVE, "return")]
     values = {name: os.fspath(v) if isinstance(v := given[name], os.PathLike) else v for name in names}
+    values["expert_memory"] = memory_text(values["expert_memory"])
     return {name: value for name, value in values.items() if value is not None and value != ""}

@@ -231,6 +231,23 @@ class SloStats:
 
 
 @dataclass(slots=True)
+class TierStats:
+    """Experts in memory and on the disk, where not all of them are in memory (Engine(expert_memory=...))."""
+
+    slots: int  # gauge: experts that there is memory for, those that pass through included
+    slot_bytes: int
+    resident: int  # gauge: experts that stay in memory
+    hits: int  # experts of a layer and step that were in memory
+    misses: int  # those that were read
+    decode_hits: int  # the same of decode-only steps
+    decode_misses: int
+    bytes_read: int
+    failed_reads: int
+    wait_seconds: float  # steps had nothing to compute before an expert arrived
+    read_seconds: float  # reads were under way
+
+
+@dataclass(slots=True)
 class EngineStats:
     """Gauges, and counters since the engine was made or `reset_stats()`. Times are seconds."""
 
@@ -263,6 +280,7 @@ class EngineStats:
     layers: list[LayerStats] = field(default_factory=list)
     ops: list[OpStats] = field(default_factory=list)
     slo: SloStats | None = None  # where expert_selection is "slo:..."
+    tier: TierStats | None = None  # where not all experts are in memory
 
     @classmethod
     def from_native(cls, raw: Mapping[str, Any]) -> EngineStats:
@@ -271,6 +289,7 @@ class EngineStats:
         values["layers"] = [LayerStats(**layer) for layer in raw["layers"]]
         values["ops"] = [OpStats(**op) for op in raw["ops"]]
         values["slo"] = None if raw["slo"] is None else SloStats(**raw["slo"])
+        values["tier"] = None if raw["tier"] is None else TierStats(**raw["tier"])
         return cls(**values)
 
     @property

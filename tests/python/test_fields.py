@@ -110,6 +110,7 @@ def test_stats() -> None:
     assert raw["layers"][0].keys() == listed("LAYER_STATS_FIELDS")
     assert raw["ops"][0].keys() == listed("OP_STATS_FIELDS")
     assert raw["slo"].keys() == listed("SLO_STATS_FIELDS", "SLO_STATS_PARTS")
+    assert raw["tier"] is None
     assert dataclasses.asdict(stats) == raw
     assert info.keys() == listed("MODEL_SHAPE_FIELDS", "MODEL_SIZE_FIELDS", "MODEL_TEXT_FIELDS", "MODEL_OTHER_FIELDS")
     described = _C.inspect(shipped_model())

@@ -48,6 +48,7 @@ class CpuBackend : public Backend {
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;
+  bool takes_expert_store() const override { return true; }
   ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
@@ -61,9 +62,13 @@ class CpuBackend : public Backend {
     int64_t seq, first, rows, first_task;
   };
   struct AttentionCall;
-  // The common part of expert_ffn() and mlp(). Experts may have different formats.
+  // Experts whose weights can be read, of a product whose rows are packed.
+  struct ExpertCall;
+  // The common part of expert_ffn() and mlp(). Experts may have different formats. `store`: has leased them; null: all are there.
   void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
-                   const DispatchPlan&, float* out);
+                   const DispatchPlan&, float* out, ExpertStore* store = nullptr);
+  void gate_up(const ExpertCall&, std::span<const int32_t> list);
+  void down(const ExpertCall&, std::span<const int32_t> list);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
   void store(const float* row, int64_t columns, void* base, const KvCacheView& cache, int64_t width, int64_t head,
              int64_t slot) const;

@@ -38,45 +38,55 @@ const void* CpuBackend::do_expert_table(std::span<const ExpertWeights> experts) 
 
 ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
                                     const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
-  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out);
+  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out, experts.store());
   return {};
 }
 
-void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts, int64_t k,
-                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
-  const int64_t hidden = experts[0].gate.cols, width = experts[0].gate.rows;
-  const int64_t pairs = plan.offsets[experts.size()], active = routing.num_active;
-  if (pairs == 0) return;
+struct CpuBackend::ExpertCall {
+  const CpuBackend& backend;
+  std::span<const ExpertWeights> experts;
+  const FfnRule& ffn;
+  const Routing& routing;
+  const DispatchPlan& plan;
+  int64_t hidden, width;
+  // Every row has the space of the longest form that an active expert needs.
+  int64_t gathered_bytes = 0, activated_bytes = 0;
+  char *gathered = nullptr, *activated = nullptr;
+  float* out = nullptr;  // [pairs, H]
 
-  // Every row has the space of the longest form that an active expert needs, and every task a size that suits all their formats.
-  int64_t gathered_bytes = 0, activated_bytes = 0, block = INT64_MAX, down_block = INT64_MAX, step = 1, down_step = 1;
-  for (int64_t i = 0; i < active; ++i) {
-    const ExpertWeights& w = experts[size_t(routing.active[i])];
-    const Product &into = product(w.gate), &down = product(w.down);
-    gathered_bytes = std::max(gathered_bytes, into.row_bytes(hidden));
-    activated_bytes = std::max(activated_bytes, down.row_bytes(width));
-    block = std::min(block, into.rows_per_task(2 * w.gate.row_bytes(), std::min(width, balanced_rows(active * width))));
-    down_block = std::min(down_block, down.rows_per_task(w.down.row_bytes(), std::min(hidden, balanced_rows(active * hidden))));
-    step = std::max({step, into.tile_rows(), down.pack_step()});  // powers of two: the largest is a multiple of each
-    down_step = std::max(down_step, down.tile_rows());
+  int64_t first_row(int32_t e) const { return plan.offsets[e]; }
+  int64_t num_rows(int32_t e) const { return plan.offsets[e + 1] - plan.offsets[e]; }
+  // The group of an expert's rows that enter gate and up, and down.
+  RowGroup rows_into(int32_t e) const {
+    return {gathered + first_row(e) * gathered_bytes, backend.product(experts[size_t(e)].gate).row_bytes(hidden)};
   }
-  block = round_up(block, step);
-  down_block = round_up(down_block, down_step);
-  char* gathered = gathered_.get(pairs * gathered_bytes);
-  char* activated = hidden_.get(pairs * activated_bytes);
-  const auto rows_into = [&](int32_t e) {  // the group of expert e
-    return RowGroup{gathered + plan.offsets[e] * gathered_bytes, product(experts[size_t(e)].gate).row_bytes(hidden)};
-  };
-  const auto rows_down = [&](int32_t e) {
-    return RowGroup{activated + plan.offsets[e] * activated_bytes, product(experts[size_t(e)].down).row_bytes(width)};
-  };
+  RowGroup rows_down(int32_t e) const {
+    return {activated + first_row(e) * activated_bytes, backend.product(experts[size_t(e)].down).row_bytes(width)};
+  }
+};
+
+void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts, int64_t k,
+                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out,
+                             ExpertStore* store) {
+  const int64_t pairs = plan.offsets[experts.size()];
+  if (pairs == 0) return;
+  const std::span<const int32_t> active(routing.active, size_t(routing.num_active));
+  ExpertCall call{*this, experts, ffn, routing, plan, experts[0].gate.cols, experts[0].gate.rows};
+  const int64_t hidden = call.hidden;
+  for (const int32_t e : active) {
+    call.gathered_bytes = std::max(call.gathered_bytes, product(experts[size_t(e)].gate).row_bytes(hidden));
+    call.activated_bytes = std::max(call.activated_bytes, product(experts[size_t(e)].down).row_bytes(call.width));
+  }
+  call.gathered = gathered_.get(pairs * call.gathered_bytes);
+  call.activated = hidden_.get(pairs * call.activated_bytes);
+  call.out = expert_out_.get(pairs * hidden);
 
   const int64_t pieces = ceil_div(hidden, kPackColumns);
-  pool_.parallel_for(active * pieces, [&](int64_t task, int) {
-    const int32_t e = routing.active[task / pieces];
+  pool_.parallel_for(int64_t(active.size()) * pieces, [&](int64_t task, int) {
+    const int32_t e = active[size_t(task / pieces)];
     const int64_t begin = task % pieces * kPackColumns, count = std::min(kPackColumns, hidden - begin);
     const Product& into = product(experts[size_t(e)].gate);
-    const RowGroup group = rows_into(e);
+    const RowGroup group = call.rows_into(e);
     for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += RowGroup::kRows) {
       const int64_t m = std::min<int64_t>(RowGroup::kRows, plan.offsets[e + 1] - r);
       const float* rows[RowGroup::kRows];
@@ -85,18 +95,49 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
     }
   });
 
-  int64_t blocks = ceil_div(width, block);
-  // Returns where the weights of a task begin, null after the last task.
-  const auto weights_of = [&](int64_t task, int64_t of_expert, int64_t rows, WeightView ExpertWeights::* weight) -> const void* {
-    if (task == active * of_expert) return nullptr;
-    return (experts[size_t(routing.active[task / of_expert])].*weight).row(task % of_expert * rows);
-  };
-  pool_.parallel_runs(active * blocks, [&](int64_t task, int thread) {
-    int32_t e = routing.active[task / blocks];
-    int64_t begin = task % blocks * block, count = std::min(block, width - begin);
-    const ExpertWeights& w = experts[size_t(e)];
+  if (store) {
+    for (std::span<const int32_t> list = store->next(); !list.empty(); list = store->next()) {
+      gate_up(call, list);
+      down(call, list);
+    }
+  } else {
+    gate_up(call, active);
+    down(call, active);
+  }
+
+  pool_.parallel_for(num_rows, [&](int64_t t, int thread) {
+    float* sum = tile_[size_t(thread)].get(hidden);
+    std::memset(sum, 0, size_t(hidden) * 4);
+    for (int64_t j = 0; j < k; ++j) {
+      int32_t r = plan.sorted_of_pair[t * k + j];
+      if (r >= 0) kernels_.axpy(ffn.scale_input ? 1.0f : routing.weights[t * k + j], call.out + r * hidden, hidden, sum);
+    }
+    kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
+  });
+}
+
+void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) {
+  const int64_t num_experts = int64_t(list.size());
+  // Every task has a size that suits the formats of all experts.
+  int64_t block = INT64_MAX, step = 1;
+  for (const int32_t e : list) {
+    const ExpertWeights& w = call.experts[size_t(e)];
+    const Product& into = product(w.gate);
+    const int64_t most = std::min(call.width, balanced_rows(num_experts * call.width));
+    block = std::min(block, into.rows_per_task(2 * w.gate.row_bytes(), most));
+    step = std::max({step, into.tile_rows(), product(w.down).pack_step()});  // powers of two: the largest is a multiple of each
+  }
+  block = round_up(block, step);
+  const int64_t blocks = ceil_div(call.width, block);
+  pool_.parallel_runs(num_experts * blocks, [&](int64_t task, int thread) {
+    const int32_t e = list[size_t(task / blocks)];
+    const int64_t begin = task % blocks * block, count = std::min(block, call.width - begin);
+    const ExpertWeights& w = call.experts[size_t(e)];
     const Product &into = product(w.gate), &down = product(w.down);
-    const RowGroup from = rows_into(e), to = rows_down(e);
+    const RowGroup from = call.rows_into(e), to = call.rows_down(e);
+    const void* next_task = nullptr;  // where the weights of the next task begin
+    if (task + 1 < num_experts * blocks)
+      next_task = call.experts[size_t(list[size_t((task + 1) / blocks)])].gate.row((task + 1) % blocks * block);
     Scratch<char>* scratch = &decoded_[size_t(thread)];
     float* gate = tile_[size_t(thread)].get((2 * kTileRows + 2) * block);
     float *up = gate + kTileRows * block, *gate_bias = up + kTileRows * block, *up_bias = gate_bias + block;
@@ -105,57 +146,57 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
       kernels_.to_f32(at(w.gate_bias, begin), w.gate_bias.dtype, count, gate_bias);
       kernels_.to_f32(at(w.up_bias, begin), w.up_bias.dtype, count, up_bias);
     }
-    for (int64_t r = plan.offsets[e]; r < plan.offsets[e + 1]; r += kTileRows) {
-      int64_t m = std::min<int64_t>(kTileRows, plan.offsets[e + 1] - r);
-      const void* next =
-          r + m < plan.offsets[e + 1] ? w.gate.row(begin) : weights_of(task + 1, blocks, block, &ExpertWeights::gate);
-      into.run(w.gate, begin, count, from.from(r - plan.offsets[e]), m, gate, block, false, w.up.row(begin), scratch);
-      into.run(w.up, begin, count, from.from(r - plan.offsets[e]), m, up, block, false, next, scratch);
+    const int64_t rows_of_expert = call.num_rows(e);
+    for (int64_t r = 0; r < rows_of_expert; r += kTileRows) {
+      const int64_t m = std::min<int64_t>(kTileRows, rows_of_expert - r);
+      const void* next = r + m < rows_of_expert ? w.gate.row(begin) : next_task;
+      into.run(w.gate, begin, count, from.from(r), m, gate, block, false, w.up.row(begin), scratch);
+      into.run(w.up, begin, count, from.from(r), m, up, block, false, next, scratch);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
-        if (ffn.scale_input) {  // scaling the products scales the input
-          const float weight = routing.weights[plan.pair_of_sorted[r + j]];
+        if (call.ffn.scale_input) {  // scaling the products scales the input
+          const float weight = call.routing.weights[call.plan.pair_of_sorted[call.first_row(e) + r + j]];
           for (int64_t i = 0; i < count; ++i) g[i] *= weight, u[i] *= weight;
         }
         if (biased) {
           kernels_.axpy(1.0f, gate_bias, count, g);
           kernels_.axpy(1.0f, up_bias, count, u);
         }
-        if (ffn.activation == Activation::kSilu)
+        if (call.ffn.activation == Activation::kSilu)
           kernels_.silu_mul(g, u, count, g);
         else
-          kernels_.clamped_swiglu(g, u, count, ffn.alpha, ffn.limit, g);
+          kernels_.clamped_swiglu(g, u, count, call.ffn.alpha, call.ffn.limit, g);
         rows[j] = g;
       }
-      down.pack(rows, m, begin, count, to.from(r - plan.offsets[e]));
+      down.pack(rows, m, begin, count, to.from(r));
     }
   });
+}
 
-  float* expert_out = expert_out_.get(pairs * hidden);
-  const int64_t down_blocks = ceil_div(hidden, down_block);
-  pool_.parallel_runs(active * down_blocks, [&](int64_t task, int thread) {
-    int32_t e = routing.active[task / down_blocks];
-    const ExpertWeights& w = experts[size_t(e)];
-    int64_t begin = task % down_blocks * down_block, count = std::min(down_block, hidden - begin);
-    int64_t first = plan.offsets[e], m = plan.offsets[e + 1] - first;
-    float* to = expert_out + first * hidden + begin;
-    product(w.down).run(w.down, begin, count, rows_down(e), m, to, hidden, false,
-                        weights_of(task + 1, down_blocks, down_block, &ExpertWeights::down), &decoded_[size_t(thread)]);
+void CpuBackend::down(const ExpertCall& call, std::span<const int32_t> list) {
+  const int64_t num_experts = int64_t(list.size()), hidden = call.hidden;
+  int64_t block = INT64_MAX, step = 1;
+  for (const int32_t e : list) {
+    const WeightView& w = call.experts[size_t(e)].down;
+    block = std::min(block, product(w).rows_per_task(w.row_bytes(), std::min(hidden, balanced_rows(num_experts * hidden))));
+    step = std::max(step, product(w).tile_rows());
+  }
+  block = round_up(block, step);
+  const int64_t blocks = ceil_div(hidden, block);
+  pool_.parallel_runs(num_experts * blocks, [&](int64_t task, int thread) {
+    const int32_t e = list[size_t(task / blocks)];
+    const ExpertWeights& w = call.experts[size_t(e)];
+    const int64_t begin = task % blocks * block, count = std::min(block, hidden - begin), m = call.num_rows(e);
+    const void* next_task = nullptr;
+    if (task + 1 < num_experts * blocks)
+      next_task = call.experts[size_t(list[size_t((task + 1) / blocks)])].down.row((task + 1) % blocks * block);
+    float* to = call.out + call.first_row(e) * hidden + begin;
+    product(w.down).run(w.down, begin, count, call.rows_down(e), m, to, hidden, false, next_task, &decoded_[size_t(thread)]);
     if (w.down_bias.empty()) return;
     float* bias = tile_[size_t(thread)].get(count);
     kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);
     for (int64_t j = 0; j < m; ++j) kernels_.axpy(1.0f, bias, count, to + j * hidden);
-  });
-
-  pool_.parallel_for(num_rows, [&](int64_t t, int thread) {
-    float* sum = tile_[size_t(thread)].get(hidden);
-    std::memset(sum, 0, size_t(hidden) * 4);
-    for (int64_t j = 0; j < k; ++j) {
-      int32_t r = plan.sorted_of_pair[t * k + j];
-      if (r >= 0) kernels_.axpy(ffn.scale_input ? 1.0f : routing.weights[t * k + j], expert_out + r * hidden, hidden, sum);
-    }
-    kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
   });
 }
 

@@ -42,6 +42,14 @@ struct EngineOptions {
   // 128 columns, and FP8 in `dtype`; "bfloat16": all in `dtype`, with the weights decoded in the cache, which is slower and gives the bits
   // of quantization="dequantize". CPU only.
   std::string activations = "int8";
+  // A file of the model's experts that `lynx-rt pack` has made of the same checkpoint with the same `quantization`; "" = experts come from
+  // the checkpoint. CPU only.
+  std::string expert_file;
+  // Memory for experts, of which the others are read from expert_file when a step needs them: bytes ("8GB", "512MiB", "1000000"), a share
+  // of all ("25%"), "auto" = half of the free memory; "" or enough for all = all stay in memory. Prompts then get steps of their own.
+  std::string expert_memory;
+  // Which experts stay in memory: "lfu:decay=0.99" (the most used ones), "lru", "lfru", "random", "none". Results do not depend on it.
+  std::string expert_policy = "lfu";
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
@@ -150,6 +158,13 @@ struct EngineStats {
     int64_t level = 0;                                    // the current one
     std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it
   } slo;
+  // Where not all experts are in memory (EngineOptions::expert_memory): slots is the number of those that there is memory for; 0 = all.
+  struct Tier {
+    int64_t slots = 0, slot_bytes = 0, resident = 0;                   // gauges
+    int64_t hits = 0, misses = 0, decode_hits = 0, decode_misses = 0;  // experts of a layer and step: in memory, read
+    int64_t bytes_read = 0, failed_reads = 0;
+    double wait_seconds = 0, read_seconds = 0;  // steps waited for reads and had nothing to compute; reads were under way
+  } tier;
 };
 
 // Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again,

@@ -95,6 +95,9 @@ typedef struct lynx_rt_options {
   void* log_user;
   int64_t max_num_queued_tokens; /* prompt tokens of all requests that no step has taken up yet; 0 = no limit */
   const char* activations;
+  const char* expert_file;
+  const char* expert_memory;
+  const char* expert_policy;
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
@@ -271,6 +274,17 @@ typedef struct lynx_rt_stats {
   int64_t bytes_read_experts;   /* this and the next two add up to bytes_read */
   int64_t bytes_read_dense;
   int64_t bytes_read_kv;
+  int64_t tier_slots; /* where not all experts are in memory: those that there is memory for; 0 = all are */
+  int64_t tier_slot_bytes;
+  int64_t tier_resident;
+  int64_t tier_hits; /* experts of a layer and step that were in memory, and those that were read */
+  int64_t tier_misses;
+  int64_t tier_decode_hits; /* in decode-only steps */
+  int64_t tier_decode_misses;
+  int64_t tier_bytes_read;
+  int64_t tier_failed_reads;
+  double tier_wait_seconds; /* steps waited for reads */
+  double tier_read_seconds; /* reads were under way */
 } lynx_rt_stats;
 
 /* "0.2.0" */

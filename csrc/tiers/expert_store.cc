@@ -1,0 +1,210 @@
+#include "tiers/expert_store.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+
+#include "base/clock.h"
+#include "base/error.h"
+#include "base/memory.h"
+
+namespace lynx_rt {
+
+namespace {
+
+std::vector<int64_t> layers_with_experts(const ExpertFile& file) {
+  std::vector<int64_t> layers;
+  for (int64_t l = 0; l < file.num_layers(); ++l)
+    if (file.num_experts(l) > 0) layers.push_back(l);
+  return layers;
+}
+
+int64_t max_experts(const ExpertFile& file) {
+  int64_t most = 0;
+  for (int64_t l = 0; l < file.num_layers(); ++l) most = std::max(most, file.num_experts(l));
+  return most;
+}
+
+int64_t slots_in(int64_t budget, int64_t slot_bytes) {
+  if (budget < 2 * slot_bytes)
+    invalid("expert_memory", "expected room for two experts at least, ", 2 * slot_bytes, " bytes, got ", budget);
+  return budget / slot_bytes;
+}
+
+std::vector<int64_t> quota(const ExpertFile& file, int64_t num_slots, int64_t spare) {
+  spare = std::clamp<int64_t>(spare, 1, std::max<int64_t>(1, num_slots / 4));
+  return uniform_quota(num_slots - spare, int64_t(layers_with_experts(file).size()), max_experts(file));
+}
+
+}  // namespace
+
+ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
+                         const ReaderOptions& reader)
+    : file_(std::move(file)),
+      slot_bytes_(file_->max_record_bytes()),
+      arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
+      residency_(rule, quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_)),
+      reader_(reader) {
+  arena_ = static_cast<uint8_t*>(allocate_pages(arena_bytes_, "expert_memory"));
+  absent_ = static_cast<uint8_t*>(allocate_pages(slot_bytes_, "expert_memory"));
+  ::mprotect(absent_, size_t(slot_bytes_), PROT_NONE);
+  for (int64_t s = 0; s < arena_bytes_ / slot_bytes_; ++s) {
+    slots_.emplace_back().memory = arena_ + s * slot_bytes_;
+    free_.push_back(int32_t(s));
+  }
+  for (const int64_t l : layers_with_experts(*file_)) {
+    Layer& layer = layers_.emplace_back();
+    const int64_t experts = file_->num_experts(l);
+    layer.in_file = l;
+    layer.slot.assign(size_t(experts), -1);
+    layer.verified.assign(size_t(experts), 0);
+    for (int64_t e = 0; e < experts; ++e) layer.experts.push_back(file_->layout(l, e).view(absent_));
+  }
+  if (rule.policy == ResidencyPolicy::kStatic || rule.policy == ResidencyPolicy::kBelady || rule.policy == ResidencyPolicy::kRing)
+    fail(ErrorCode::kUnsupported, "expert_policy",
+         "expert_policy: static, belady and ring are for simulation, expected lfu, lru, ", "lfru, random or none");
+}
+
+ExpertStore::~ExpertStore() {
+  // A read that hangs may still write to its slot, whose memory is then never freed.
+  if (reader_.close(10)) release_pages(arena_, arena_bytes_);
+  release_pages(absent_, slot_bytes_);
+}
+
+ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> active, bool learn) {
+  if (leased_ >= 0) fail(ErrorCode::kInternal, "", "experts of layer ", index, ": those of layer ", leased_, " are in use");
+  Layer& layer = layers_[size_t(index)];
+  leased_ = index;
+  hits_.clear(), misses_.clear(), given_.clear(), loading_.clear();
+  next_miss_ = 0;
+  for (const int32_t e : active) (layer.slot[size_t(e)] >= 0 ? hits_ : misses_).push_back(e);
+  counters_.hits += int64_t(hits_.size());
+  counters_.misses += int64_t(misses_.size());
+  if (learn) {
+    counters_.decode_hits += int64_t(hits_.size());
+    counters_.decode_misses += int64_t(misses_.size());
+    const auto cost = residency_.cost(index);
+    before_.assign(cost.begin(), cost.end());
+    residency_.update(index, active);
+    // Experts that leave and are used now keep their slots until they have been computed.
+    for (int32_t e = 0; e < int32_t(layer.slot.size()); ++e)
+      if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(layer, e);
+  }
+  start_reads();
+  return Lease(this);
+}
+
+void ExpertStore::start_reads() {
+  Layer& layer = layers_[size_t(leased_)];
+  for (; next_miss_ < misses_.size() && !free_.empty(); ++next_miss_) {
+    const int32_t e = misses_[next_miss_], s = free_.back();
+    const ExpertRecord& record = file_->record(layer.in_file, e);
+    Slot& slot = slots_[size_t(s)];
+    slot.expert = e;
+    ReadRequest& r = slot.request;
+    r.reset();
+    r.file = file_->file();
+    r.offset = record.offset;
+    r.bytes = file_->layout(layer.in_file, e).bytes();
+    r.to = slot.memory;
+    // A record is checked when it is read for the first time; changes from then on are what check_unchanged() finds.
+    r.crc32c = layer.verified[size_t(e)] ? std::nullopt : std::optional(record.crc32c);
+    reader_.read(r, ReadPriority::kDemand);
+    free_.pop_back();
+    loading_.push_back(s);
+  }
+}
+
+std::span<const int32_t> ExpertStore::next() {
+  if (leased_ < 0) fail(ErrorCode::kInternal, "", "no experts are in use");
+  Layer& layer = layers_[size_t(leased_)];
+  give_back();
+  if (!hits_.empty()) {
+    given_.swap(hits_);
+    hits_.clear();
+    return given_;
+  }
+  start_reads();
+  if (loading_.empty()) return {};
+  const auto is_done = [&](int32_t s) { return slots_[size_t(s)].request.done(); };
+  if (std::none_of(loading_.begin(), loading_.end(), is_done)) {
+    std::vector<ReadRequest*> requests;
+    for (const int32_t s : loading_) requests.push_back(&slots_[size_t(s)].request);
+    const double start = now();
+    while (!reader_.wait_any(requests, 3600)) continue;
+    counters_.wait_seconds += now() - start;
+  }
+  // What is done is taken from the list before anything is thrown.
+  const auto done = std::stable_partition(loading_.begin(), loading_.end(), [&](int32_t s) { return !is_done(s); });
+  const std::vector<int32_t> arrived(done, loading_.end());
+  loading_.erase(done, loading_.end());
+  const ReadRequest* failed = nullptr;
+  for (const int32_t s : arrived) {
+    Slot& slot = slots_[size_t(s)];
+    if (slot.request.state() == ReadState::kReady) {
+      install(layer, slot.expert, s);
+      given_.push_back(slot.expert);
+    } else {
+      free_.push_back(s);
+      ++counters_.num_failed;
+      failed = &slot.request;
+    }
+  }
+  if (failed) throw StepError(failed->error_code(), "expert_file", failed->error());
+  return given_;
+}
+
+void ExpertStore::install(Layer& layer, int32_t e, int32_t s) {
+  layer.slot[size_t(e)] = s;
+  layer.verified[size_t(e)] = 1;
+  layer.experts[size_t(e)] = file_->layout(layer.in_file, e).view(slots_[size_t(s)].memory);
+  counters_.bytes_read += slots_[size_t(s)].request.bytes;
+}
+
+void ExpertStore::vacate(Layer& layer, int32_t e) {
+  int32_t& slot = layer.slot[size_t(e)];
+  if (slot < 0) return;
+  free_.push_back(slot);
+  slot = -1;
+  layer.experts[size_t(e)] = file_->layout(layer.in_file, e).view(absent_);
+}
+
+void ExpertStore::give_back() {
+  Layer& layer = layers_[size_t(leased_)];
+  for (const int32_t e : given_)
+    if (residency_.cost(leased_)[size_t(e)] != 0) vacate(layer, e);
+  given_.clear();
+}
+
+// Where the step has failed, reads are still on their way, whose slots must not be used before they have ended.
+void ExpertStore::release() {
+  for (const int32_t s : loading_) reader_.cancel(slots_[size_t(s)].request);
+  for (const int32_t s : loading_) {
+    ReadRequest* const request = &slots_[size_t(s)].request;
+    while (!request->done()) reader_.wait_any({&request, 1}, 3600);
+    free_.push_back(s);
+  }
+  loading_.clear();
+  given_.insert(given_.end(), hits_.begin(), hits_.end());
+  give_back();
+  leased_ = -1;
+}
+
+ExpertStoreStats ExpertStore::stats() const {
+  ExpertStoreStats s = counters_;
+  s.num_slots = int64_t(slots_.size());
+  s.slot_bytes = slot_bytes_;
+  s.read_seconds = reader_.stats().busy_s - read_seconds_at_reset_;
+  for (int64_t l = 0; l < num_layers(); ++l) {
+    const auto cost = residency_.cost(l);
+    s.num_resident += std::count(cost.begin(), cost.end(), 0);
+  }
+  return s;
+}
+
+void ExpertStore::reset_stats() {
+  counters_ = {};
+  read_seconds_at_reset_ = reader_.stats().busy_s;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,115 @@
+// Experts of which only some are in memory; the others are read from an expert file when a step needs them.
+#pragma once
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "tiers/direct_reader.h"
+#include "tiers/expert_file.h"
+#include "tiers/residency.h"
+
+namespace lynx_rt {
+
+// Counters since construction or reset_stats(), and gauges.
+struct ExpertStoreStats {
+  int64_t num_slots = 0, slot_bytes = 0;       // gauges: experts that there is memory for, and the bytes of one
+  int64_t num_resident = 0;                    // gauge: experts that stay in memory
+  int64_t hits = 0, misses = 0;                // experts that layers used and that were in memory, or had to be read
+  int64_t decode_hits = 0, decode_misses = 0;  // those of them in steps that learn
+  int64_t bytes_read = 0;                      // of records that arrived
+  int64_t num_failed = 0;                      // reads
+  double wait_seconds = 0;                     // time in which a step had nothing to compute before an expert arrived
+  double read_seconds = 0;                     // time in which something was being read
+};
+
+// Which experts stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
+// that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it does not.
+//
+// Thread-safety: calls come from one thread at a time. Test: tests/cpp/test_expert_store.cc.
+class ExpertStore {
+ public:
+  // Takes `budget` bytes, of which slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
+  // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
+  // for fewer than two experts; kOutOfMemory.
+  ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
+              const ReaderOptions& reader = {});
+  ~ExpertStore();
+  ExpertStore(const ExpertStore&) = delete;
+
+  // The experts that a layer's step uses. next() and the destructor belong to it; there is one lease at a time.
+  class Lease {
+   public:
+    Lease() = default;
+    Lease(Lease&& other) noexcept : store_(std::exchange(other.store_, nullptr)) {}
+    Lease& operator=(Lease&& other) noexcept {
+      std::swap(store_, other.store_);
+      return *this;
+    }
+    ~Lease() {
+      if (store_) store_->release();
+    }
+
+   private:
+    friend class ExpertStore;
+    explicit Lease(ExpertStore* store) : store_(store) {}
+    ExpertStore* store_ = nullptr;
+  };
+
+  int64_t num_layers() const { return int64_t(layers_.size()); }
+  // Returns what choosing an expert costs, [E]: 0 = it is in memory, 1 = a read. Constant until acquire().
+  std::span<const uint8_t> cost(int64_t layer) const { return residency_.cost(layer); }
+  // Returns all experts of the layer. Shapes and formats are always valid; the values of an expert between the next() that returns it
+  // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
+  std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
+  // Begins to read what is missing. `active`: the experts that the step uses, rising. `learn`: they count as used, and may stay.
+  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, bool learn);
+  // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
+  // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
+  // failed.
+  std::span<const int32_t> next();
+  // Throws kCorruptFile where the file was written to since it was opened.
+  void check_unchanged() const { file_->file()->check_unchanged(); }
+  ExpertStoreStats stats() const;
+  void reset_stats();
+
+ private:
+  struct Layer {
+    int64_t in_file = 0;  // number of the layer in the file
+    std::vector<ExpertWeights> experts;
+    std::vector<int32_t> slot;      // [E], -1 = not in memory
+    std::vector<uint8_t> verified;  // [E] whether the record's checksum was compared once
+  };
+  struct Slot {
+    uint8_t* memory = nullptr;
+    ReadRequest request;
+    int32_t expert = -1;  // that is being read
+  };
+
+  void release();
+  void start_reads();
+  void give_back();  // frees the slots of the experts that next() returned last and that do not stay
+  void vacate(Layer& layer, int32_t expert);
+  void install(Layer& layer, int32_t expert, int32_t slot);
+
+  std::shared_ptr<const ExpertFile> file_;
+  int64_t slot_bytes_, arena_bytes_;
+  uint8_t *arena_ = nullptr, *absent_ = nullptr;
+  std::vector<Layer> layers_;
+  std::deque<Slot> slots_;  // requests do not move
+  std::vector<int32_t> free_;
+  Residency residency_;
+  DirectReader reader_;
+  // The lease's.
+  int64_t leased_ = -1;
+  std::vector<int32_t> hits_, misses_, given_;
+  size_t next_miss_ = 0;
+  std::vector<int32_t> loading_;  // slots
+  std::vector<uint8_t> before_;   // [E] costs
+  ExpertStoreStats counters_;
+  double read_seconds_at_reset_ = 0;
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,199 @@
+// Tests csrc/tiers/expert_store.h: random walks with delayed reads, whose experts have the right values and whose residents are those that
+// the history of routing alone gives; failing reads; steps that end early.
+#include "tiers/expert_store.h"
+
+#include <algorithm>
+#include <fstream>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "faulty_calls.h"
+#include "same_weights.h"
+#include "temp_folder.h"
+
+using namespace lynx_rt;
+
+namespace {
+
+constexpr int64_t kExperts = 9, kWidth = 6, kHidden = 16, kPage = 4096;
+constexpr int64_t kLayers[] = {0, 2, 3};  // of the file's four layers: those with experts
+
+// A file whose experts have random values. Layers have experts of different sizes.
+struct Fixture {
+  Fixture() {
+    std::mt19937_64 random(7);
+    path = folder.path("experts.bin");
+    ExpertFileWriter writer(path, {"test", "none", "f"}, 0);
+    for (const int64_t l : kLayers)
+      for (int64_t e = 0; e < kExperts; ++e) {
+        const int64_t width = kWidth + 100 * l;
+        const auto matrix = [&](int64_t rows, int64_t cols) {
+          auto& values = kept.emplace_back(size_t(rows * cols));
+          for (float& v : values) v = float(random() % 1000);
+          return WeightView{values.data(), DType::kF32, rows, cols};
+        };
+        experts.push_back({matrix(width, kHidden), matrix(width, kHidden), matrix(kHidden, width), {}, {}, {}});
+        writer.add(l, experts.back());
+      }
+    writer.finish(4);
+  }
+  std::shared_ptr<const ExpertFile> open() { return std::make_shared<const ExpertFile>(path, calls); }
+  const ExpertWeights& expert(int64_t layer, int32_t e) const { return experts[size_t(layer * kExperts + e)]; }
+
+  TempFolder folder;
+  std::string path;
+  std::vector<std::vector<float>> kept;
+  std::vector<ExpertWeights> experts;
+  FaultyCalls calls;
+};
+
+std::vector<int32_t> random_experts(std::mt19937_64& random, size_t most) {
+  std::vector<int32_t> all(kExperts);
+  for (int32_t e = 0; e < kExperts; ++e) all[size_t(e)] = e;
+  std::shuffle(all.begin(), all.end(), random);
+  all.resize(random() % (most + 1));
+  std::sort(all.begin(), all.end());
+  return all;
+}
+
+bool same_expert(const ExpertWeights& a, const ExpertWeights& b) {
+  return same_weights(a.gate, b.gate) && same_weights(a.up, b.up) && same_weights(a.down, b.down);
+}
+
+// Takes all experts of the lease and checks their values.
+void take_all(Fixture& f, ExpertStore& store, int64_t layer, const std::vector<int32_t>& active) {
+  std::vector<int32_t> given;
+  for (auto list = store.next(); !list.empty(); list = store.next())
+    for (const int32_t e : list) {
+      given.push_back(e);
+      CHECK(same_expert(store.experts(layer)[size_t(e)], f.expert(layer, e)));
+    }
+  std::sort(given.begin(), given.end());
+  CHECK(given == active);
+}
+
+// `complete`: no step ends early.
+void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete) {
+  Fixture f;
+  f.calls.most_delay_us = 30;
+  const auto file = f.open();
+  const int64_t slot = file->max_record_bytes(), kept_back = std::clamp<int64_t>(spare, 1, std::max<int64_t>(1, slots / 4));
+  ExpertStore store(file, parse_residency(policy), slots * slot + slot - 1, spare, {.num_threads = 3, .piece_bytes = kPage});
+  Residency expected(parse_residency(policy), uniform_quota(slots - kept_back, 3, kExperts), kExperts);
+  CHECK_EQ(store.num_layers(), 3);
+  std::mt19937_64 random(uint64_t(slots * 10 + spare));
+  int64_t hits = 0, misses = 0, bytes = 0;
+  for (int step = 0; step < 250; ++step) {
+    const int64_t layer = int64_t(random() % 3);
+    const bool learn = random() % 4 != 0;
+    const auto active = random_experts(random, random() % 2 ? kExperts : 3);
+    for (const int32_t e : active) {
+      const bool hit = expected.cost(layer)[size_t(e)] == 0;
+      ++(hit ? hits : misses);
+      if (!hit) bytes += file->layout(kLayers[layer], e).bytes();
+    }
+    const auto lease = store.acquire(layer, active, learn);
+    if (learn) expected.update(layer, active);
+    if (complete || random() % 8 != 0) take_all(f, store, layer, active);
+    for (int64_t l = 0; l < 3; ++l) CHECK(std::equal(store.cost(l).begin(), store.cost(l).end(), expected.cost(l).begin()));
+  }
+  const ExpertStoreStats stats = store.stats();
+  CHECK_EQ(stats.num_slots, slots);
+  CHECK(stats.num_resident <= slots - kept_back);
+  CHECK_EQ(stats.num_failed, 0);
+  if (!complete) return;
+  CHECK_EQ(stats.hits, hits);
+  CHECK_EQ(stats.misses, misses);
+  CHECK_EQ(stats.bytes_read, bytes);
+  CHECK(stats.decode_misses < misses && stats.decode_hits <= hits);
+}
+
+void test_walks() {
+  for (const char* policy : {"lfu", "lru", "lfru", "random", "none"})
+    for (const int64_t slots : {2, 3, 9, 20})
+      for (const int64_t spare : {0, 2, 100}) walk(policy, slots, spare, (slots + spare) % 2 == 0);
+}
+
+// Returns the text of the error with which next() ends, "" for none.
+std::string error_of_next(Fixture& f, ExpertStore& store, const std::vector<int32_t>& active) {
+  const auto lease = store.acquire(1, active, true);
+  try {
+    take_all(f, store, 1, active);
+  } catch (const StepError& e) {
+    CHECK_EQ(e.field(), "expert_file");
+    return str_cat(int(e.code()), " ", e.what());
+  }
+  return "";
+}
+
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+void test_failing_reads() {
+  Fixture f;
+  const auto file = f.open();
+  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2, {.num_threads = 1, .piece_bytes = kPage});
+  const std::vector<int32_t> active{1, 4, 5, 8};
+  f.calls.fail_from = f.calls.num_reads + 3, f.calls.num_fails = 2;  // one retry fails as well
+  const std::string text = error_of_next(f, store, active);
+  CHECK(has(text, str_cat(int(ErrorCode::kDevice), " ", f.path, ": cannot read at byte ")) && has(text, "errno 5"));
+  CHECK_EQ(store.stats().num_failed, 1);
+  CHECK_EQ(error_of_next(f, store, active), "");  // the store goes on, with the right values
+  f.calls.fail_from = -1;
+
+  f.calls.size = file->record(2, 6).offset + kPage;
+  CHECK(has(error_of_next(f, store, {6}), str_cat(int(ErrorCode::kCorruptFile), " ", f.path, ": was cut off")));
+  f.calls.size = INT64_MAX;
+  CHECK_EQ(error_of_next(f, store, {6}), "");
+}
+
+void test_damaged_record() {
+  Fixture f;
+  const auto file = f.open();
+  ExpertStore store(file, parse_residency("lru"), 9 * file->max_record_bytes(), 2);
+  store.check_unchanged();
+  std::fstream(f.path, std::ios::in | std::ios::out | std::ios::binary).seekp(file->record(2, 3).offset + 64).put('!');
+  CHECK(has(error_of_next(f, store, {2, 3}), "expected the CRC-32C"));
+  CHECK_EQ(error_of_next(f, store, {2}), "");
+  CHECK_THROWS(store.check_unchanged(), ErrorCode::kCorruptFile, f.path, {"was written to"});
+}
+
+// A step that fails for another reason leaves a read behind, whose slot no other expert may get before it has ended.
+void test_lease_that_ends_early() {
+  Fixture f;
+  const auto file = f.open();
+  ExpertStore store(file, parse_residency("lfu"), 2 * file->max_record_bytes(), 1, {.num_threads = 2, .piece_bytes = kPage});
+  f.calls.hang_at = file->record(0, 0).offset;
+  std::thread later;
+  {
+    const auto lease = store.acquire(0, std::vector<int32_t>{0, 1, 2}, true);
+    f.calls.wait_until_hanging();
+    later = std::thread([&] { f.calls.release(); });
+  }
+  later.join();
+  const std::vector<int32_t> active{0, 1, 2, 3};
+  const auto lease = store.acquire(0, active, true);
+  take_all(f, store, 0, active);
+}
+
+void test_limits() {
+  Fixture f;
+  const auto file = f.open();
+  const int64_t slot = file->max_record_bytes();
+  CHECK_THROWS(ExpertStore(file, parse_residency("lfu"), 2 * slot - 1, 4), ErrorCode::kInvalidArgument, "expert_memory",
+               {"room for two experts"});
+  CHECK_THROWS(ExpertStore(file, parse_residency("ring"), 4 * slot, 4), ErrorCode::kUnsupported, "expert_policy", {"lfu, lru"});
+}
+
+}  // namespace
+
+int main() {
+  test_walks();
+  test_failing_reads();
+  test_damaged_record();
+  test_lease_that_ends_early();
+  test_limits();
+  return check::result("test_expert_store");
+}

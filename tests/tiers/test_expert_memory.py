@@ -1,0 +1,182 @@
+"""Engines whose experts are partly on the disk: the results of an engine that has all of them in memory, counters, and errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lynx_rt import _C, CheckpointError, Engine, ModelNotFoundError, OutOfMemoryError, ValidationError
+
+EXPERTS, LAYERS = 32, 8  # of lynx-nano
+PROMPTS = ["12 + 7 = ", "Sort: 5 3 9 1\n", "abcabc", "The capital", "x", "2, 4, 6, ", "(()", "7 * 8 = "]
+GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2}
+
+
+@pytest.fixture(scope="session")
+def packed(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Returns packed(quantization) -> expert file of lynx-nano."""
+    folder = tmp_path_factory.mktemp("packed")
+
+    def made(quantization: str) -> Path:
+        path = folder / quantization
+        if not path.exists():
+            _C.pack_experts(nano_path, str(path), quantization)
+        return path
+
+    return made
+
+
+def answers(engine: Engine, prompts: list[str] = PROMPTS) -> list[tuple[Any, Any]]:
+    outputs = engine.generate(prompts, GREEDY, use_tqdm=False)
+    return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
+
+
+@pytest.fixture(scope="session")
+def expected(nano_path: str) -> Callable[..., list[tuple[Any, Any]]]:
+    """Returns expected(quantization, **options) -> answers with all experts in memory. Prompts have steps of their own, as with a store."""
+    made: dict[str, list[tuple[Any, Any]]] = {}
+
+    def of(**options: Any) -> list[tuple[Any, Any]]:
+        key = repr(options)
+        if key not in made:
+            with Engine(nano_path, enable_mixed_chunk=False, **options) as engine:
+                made[key] = answers(engine)
+        return made[key]
+
+    return of
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+@pytest.mark.parametrize("memory", ["1%", 0.25, "70%"])
+def test_same_results(nano_path, packed, expected, quantization, memory) -> None:
+    options = {"expert_file": packed(quantization), "expert_memory": memory, "quantization": quantization}
+    with Engine(nano_path, **options) as engine:
+        assert answers(engine) == expected(quantization=quantization)
+        assert answers(engine, PROMPTS[::-1]) == expected(quantization=quantization)[::-1]  # with residents of before
+
+
+@pytest.mark.parametrize("policy", ["lfu:decay=0.5", "lru", "lfru", "random:seed=3", "none"])
+@pytest.mark.parametrize("selection", ["topk", "lynx", "oea:k0=2"])
+def test_policies_and_selections(nano_path, packed, expected, policy, selection) -> None:
+    options = {"expert_selection": selection}
+    with Engine(nano_path, expert_file=packed("none"), expert_memory=0.3, expert_policy=policy, **options) as engine:
+        assert answers(engine) == expected(**options)
+
+
+def test_prefix_cache_and_long_prompts(nano_path, packed) -> None:
+    prompts = ["1 + 1 = 2. " * 20 + str(i) for i in range(3)]
+    options = {"max_num_batched_tokens": 128, "enable_mixed_chunk": False}
+    with (
+        Engine(nano_path, **options) as plain,
+        Engine(nano_path, expert_file=packed("none"), expert_memory=0.1, **options) as e,
+    ):
+        assert answers(e, prompts) == answers(plain, prompts)
+        assert answers(e, prompts) == answers(plain, prompts)
+
+
+@pytest.mark.parametrize("memory", [None, 1.0, "100GB"])
+def test_all_in_memory(nano_path, packed, expected, memory) -> None:
+    with Engine(nano_path, expert_file=packed("int8"), expert_memory=memory, quantization="int8") as engine:
+        assert answers(engine) == expected(quantization="int8")
+        assert engine.stats().tier is None
+        assert engine.memory["weight"] >= packed("int8").stat().st_size
+
+
+def test_counters(nano_path, packed) -> None:
+    with Engine(nano_path, expert_file=packed("none"), expert_memory=0.25, max_num_seqs=4) as engine:
+        answers(engine)
+        tier, layers = engine.stats().tier, engine.stats().layers
+        record = tier.slot_bytes
+        assert tier.slots == EXPERTS * LAYERS // 4 and 0 < tier.resident <= tier.slots - 4
+        assert tier.decode_hits + tier.decode_misses == sum(layer.active for layer in layers)
+        assert 0 < tier.decode_misses < tier.misses and tier.bytes_read == tier.misses * record
+        assert tier.wait_seconds > 0 and tier.read_seconds > 0 and tier.failed_reads == 0
+        engine.reset_stats()
+        tier = engine.stats().tier
+        assert tier.misses == tier.hits == tier.bytes_read == 0 and tier.resident > 0
+
+
+def test_most_used_experts_stay(nano_path, packed) -> None:
+    """A single sequence uses few experts again and again, so that a cache of half of them is hit more often than chance (1/2)."""
+    with Engine(nano_path, expert_file=packed("none"), expert_memory=0.55) as engine:
+        answers(engine, PROMPTS[:1] * 3)
+        engine.reset_stats()
+        answers(engine, PROMPTS[:1] * 3)
+        tier = engine.stats().tier
+        assert tier.decode_hits > 0.8 * (tier.decode_hits + tier.decode_misses)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "words"),
+    [
+        ({"expert_memory": 0.5}, "expert_file", "lynx-rt pack"),
+        ({"expert_memory": 2.0}, "expert_memory", '"200.0%"'),
+        ({"expert_memory": "12 parsecs"}, "expert_memory", "parsecs"),
+        ({"expert_file": True, "expert_memory": 1000}, "expert_memory", "two experts"),
+        ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "fifo"}, "expert_policy", "fifo"),
+        ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "ring"}, "expert_policy", "simulation"),
+        (
+            {"expert_file": True, "quantization": "int4"},
+            "expert_file",
+            "expected experts of the quantization int4, found none",
+        ),
+        ({"expert_file": True, "load_format": "dummy"}, "expert_file", "dummy"),
+    ],
+)
+def test_refused(nano_path, packed, options, field, words) -> None:
+    if options.get("expert_file"):
+        options = options | {"expert_file": packed("none")}
+    with pytest.raises(Exception, match=words) as caught:
+        Engine(nano_path, **options)
+    assert caught.value.field == field and not isinstance(caught.value, OutOfMemoryError)
+
+
+def test_other_files(nano_path, packed, tmp_path) -> None:
+    with pytest.raises(ModelNotFoundError, match="nothing"):
+        Engine(nano_path, expert_file=tmp_path / "nothing")
+    other = tmp_path / "other"
+    other.write_bytes(b"x" * 10000)
+    with pytest.raises(CheckpointError, match="expected an expert file"):
+        Engine(nano_path, expert_file=other, expert_memory=0.5)
+
+
+def test_experts_of_another_checkpoint(nano_path, packed, tmp_path) -> None:
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for file in Path(nano_path).iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(ValidationError, match="fingerprint") as caught:
+        Engine(copy, expert_file=packed("none"), expert_memory=0.5)
+    assert caught.value.field == "expert_file"
+
+
+def test_file_is_cut_off_in_use(nano_path, packed, tmp_path) -> None:
+    """Either a read ends at the file's end, which ends the requests of its step, or the next look at the file finds it."""
+    path = tmp_path / "experts"
+    path.write_bytes(packed("none").read_bytes())
+    with Engine(nano_path, expert_file=path, expert_memory=0.25) as engine:
+        answers(engine)
+        with path.open("r+b") as file:
+            file.truncate(1 << 16)
+        with pytest.raises(CheckpointError, match="cut off"):
+            for _ in range(3):
+                for output in engine.generate(PROMPTS, GREEDY, use_tqdm=False):
+                    assert output.outputs[0].finish_reason == "error"
+                    assert "cut off" in output.outputs[0].error and str(path) in output.outputs[0].error
+                time.sleep(0.3)  # the file is looked at four times a second
+
+
+def test_mapped_file_is_written_to_in_use(nano_path, packed, tmp_path) -> None:
+    path = tmp_path / "experts"
+    path.write_bytes(packed("none").read_bytes())
+    with Engine(nano_path, expert_file=path) as engine:
+        answers(engine)
+        with path.open("r+b") as file:
+            file.write(b"!")
+        time.sleep(0.3)
+        with pytest.raises(CheckpointError, match="was written to"):
+            engine.generate(PROMPTS, GREEDY, use_tqdm=False)
