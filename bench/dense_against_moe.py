@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from recorded_routing import lynx_rt_command, record
 
 import lynx_rt
 from lynx_rt.cli.options import positive_ints, selections
@@ -99,29 +100,16 @@ def main() -> int:
 
 
 def _recorded(args: argparse.Namespace, batch: int) -> dict[str, str]:
-    """Returns policy -> the text that replays its choices in full batches of this size. At one row, one policy stands for all."""
-    texts = {}
-    for number, policy in enumerate(args.selection if batch > 1 else args.selection[:1]):
-        file = args.out / f"routed-{batch}-{number}.safetensors"
-        if not file.exists():
-            command = ["record", args.model, "--tasks", str(args.tasks), "--batch", str(batch), "--selection", policy]
-            _lynx_rt(*command, "--items", str(8 * batch + 64), "--routed-experts", str(file))
-        texts[policy] = f"replay:file={file}"
-    return texts
+    """At one row, one policy stands for all."""
+    policies = args.selection if batch > 1 else args.selection[:1]
+    return record(args.out, args.model, args.tasks, policies, batch, 8 * batch + 64)
 
 
 def _bench(folder: Path, batches: list[int], policies: list[str], steps: int) -> dict[str, Any]:
     sizes = ",".join(str(batch) for batch in batches)
     command = ["bench", "decode", str(folder), "--load-format", "dummy", "--batch", sizes, "--steps", str(steps)]
-    report: dict[str, Any] = json.loads(_lynx_rt(*command, "--selection", ",".join(policies), "--json"))
+    report: dict[str, Any] = json.loads(lynx_rt_command(*command, "--selection", ",".join(policies), "--json"))
     return report
-
-
-def _lynx_rt(*arguments: str) -> str:
-    code = "import sys; from lynx_rt.cli.main import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
 
 
 def _table(rows: list[dict[str, Any]], base_policy: str) -> str:

@@ -179,7 +179,9 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
   if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
     fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
          " bytes of memory are free; pass no more than that, or \"auto\"");
-  return std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, config_.num_experts_per_tok);
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, config_.num_experts_per_tok);
+  store->measure_depth();
+  return store;
 }
 
 // Slots are memory that is taken but not touched yet, so the system counts it as free.

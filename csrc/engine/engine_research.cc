@@ -62,7 +62,8 @@ ExpertComparison EngineCore::compare_experts(const std::vector<int32_t>& tokens,
     fail(ErrorCode::kUnsupported, "device", "device: experts are compared on the CPU only, got ", backend_->description(),
          "; use device=\"cpu\"");
   if (store_)
-    fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts are compared only while all are in memory; leave it out");
+    fail(ErrorCode::kUnsupported, "expert_memory",
+         "expert_memory: experts are compared only while all are in memory; leave it out");
   ExpertComparison out;
   out.num_layers = decoder_.num_moe_layers();
   out.num_experts = config_.num_experts;

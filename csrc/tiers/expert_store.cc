@@ -194,7 +194,10 @@ ExpertStoreStats ExpertStore::stats() const {
   ExpertStoreStats s = counters_;
   s.num_slots = int64_t(slots_.size());
   s.slot_bytes = slot_bytes_;
-  s.read_seconds = reader_.stats().busy_s - read_seconds_at_reset_;
+  const ReaderStats reader = reader_.stats();
+  s.read_seconds = reader.busy_s - read_seconds_at_reset_;
+  s.read_rate = reader.rate;
+  s.read_depth = reader.depth;
   for (int64_t l = 0; l < num_layers(); ++l) {
     const auto cost = residency_.cost(l);
     s.num_resident += std::count(cost.begin(), cost.end(), 0);

@@ -23,6 +23,8 @@ struct ExpertStoreStats {
   int64_t num_failed = 0;                      // reads
   double wait_seconds = 0;                     // time in which a step had nothing to compute before an expert arrived
   double read_seconds = 0;                     // time in which something was being read
+  double read_rate = 0;                        // bytes per second of that time, lately; 0 = nothing was read yet
+  int64_t read_depth = 0;                      // pieces of 1 MiB that are read at a time
 };
 
 // Which experts stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
@@ -57,6 +59,9 @@ class ExpertStore {
     explicit Lease(ExpertStore* store) : store_(store) {}
     ExpertStore* store_ = nullptr;
   };
+
+  // Sets how much is read at a time to what the file's disk can use; see measure_depth(DirectReader&). While no lease is held.
+  void measure_depth() { lynx_rt::measure_depth(reader_, file_->file()); }
 
   int64_t num_layers() const { return int64_t(layers_.size()); }
   // Returns what choosing an expert costs, [E]: 0 = it is in memory, 1 = a read. Constant until acquire().

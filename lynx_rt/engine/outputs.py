@@ -245,6 +245,8 @@ class TierStats:
     failed_reads: int
     wait_seconds: float  # steps had nothing to compute before an expert arrived
     read_seconds: float  # reads were under way
+    read_rate: float  # gauge: bytes per second of that time, lately; 0 = nothing was read yet
+    read_depth: int  # gauge: pieces of 1 MiB that are read at a time, by a measurement at the start
 
 
 @dataclass(slots=True)

@@ -164,6 +164,8 @@ struct EngineStats {
     int64_t hits = 0, misses = 0, decode_hits = 0, decode_misses = 0;  // experts of a layer and step: in memory, read
     int64_t bytes_read = 0, failed_reads = 0;
     double wait_seconds = 0, read_seconds = 0;  // steps waited for reads and had nothing to compute; reads were under way
+    double read_rate = 0;                       // gauge: bytes per second of the time of reads, lately; 0 = nothing was read yet
+    int64_t read_depth = 0;                     // gauge: pieces of 1 MiB that are read at a time, by a measurement at the start
   } tier;
 };
 

@@ -285,6 +285,8 @@ typedef struct lynx_rt_stats {
   int64_t tier_failed_reads;
   double tier_wait_seconds; /* steps waited for reads */
   double tier_read_seconds; /* reads were under way */
+  double tier_read_rate;    /* bytes per second of that time, lately; 0 = nothing was read yet */
+  int64_t tier_read_depth;  /* pieces of 1 MiB that are read at a time */
 } lynx_rt_stats;
 
 /* "0.2.0" */
