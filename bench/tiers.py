@@ -12,6 +12,7 @@ task sets in full batches of each size under each selection, and its choices are
     io          ms that plain reading of the bytes takes: whole records at random, by the same reader, measured between the steps
     step        ms of a step; wait: ms of it in which there was nothing to compute
     of sum      step / (compute + io): 1.10 is the goal without prefetch.  of max: step / max(compute, io)
+    ahead       experts whose reads began before they were known to be needed, per layer and step; needed: those of them that were
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from lynx_rt import _C, _C_testing
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import format_table, positive_ints, selections
 
-_WARMUP, _TURN = 120, 12  # steps before, and steps between two measurements of the disk
+_WARMUP, _TURN = 60, 12  # steps before, and steps between two measurements of the disk
 _CONTEXT = 4  # tokens of a prompt: a prompt reads all experts
 
 
@@ -45,20 +46,33 @@ def main() -> int:
     parser.add_argument("--memory", type=positive_ints, default=[10, 25, 50, 75], help="shares of the experts in %%")
     parser.add_argument("--batch", type=positive_ints, default=[1, 4, 16])
     parser.add_argument("--policy", default="none,lru,lfu", help="which experts stay (default: none,lru,lfu)")
+    parser.add_argument("--prefetch", default="none", help="what is read ahead (default: none)")
     parser.add_argument("--selection", type=selections, default=["topk", "cover"])
+    parser.add_argument(
+        "--own-routing",
+        action="store_true",
+        help="routing by the made-up routers, which next_router can guess, instead of the recorded",
+    )
     parser.add_argument("--steps", type=int, default=48, help="timed steps of each (default: 48)")
     parser.add_argument("--tasks", type=Path, default=Path(__file__).parent / "tasks")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     probe = _C_testing.ExpertReadProbe(args.experts)
     routing = {
-        batch: record(args.out, lynx_rt.shipped_model(), args.tasks, args.selection, batch, 64 * batch + 200)
+        batch: {text: text for text in args.selection}
+        if args.own_routing
+        else record(args.out, lynx_rt.shipped_model(), args.tasks, args.selection, batch, 64 * batch + 200)
         for batch in args.batch
     }
     rows: list[dict[str, Any]] = []
     compute: dict[tuple[int, str], float] = {}
-    for memory, policy in [(100, "lfu"), *((m, p) for m in args.memory for p in args.policy.split(","))]:
-        with_store = {"expert_memory": f"{memory}%", "expert_policy": policy} if memory < 100 else {}
+    variants = [(m, p, f) for m in args.memory for p in args.policy.split(",") for f in args.prefetch.split(",")]
+    for memory, policy, prefetch in [(100, "lfu", "none"), *variants]:
+        with_store = (
+            {"expert_memory": f"{memory}%", "expert_policy": policy, "expert_prefetch": prefetch}
+            if memory < 100
+            else {}
+        )
         core = _C.Engine(
             args.model,
             quantization=args.quantization,
@@ -71,7 +85,13 @@ def main() -> int:
         for batch in args.batch:
             for selection, replay in routing[batch].items():
                 row = _measure(core, probe if memory < 100 else None, batch, replay, args.steps)
-                row |= {"memory": memory, "policy": policy, "batch": batch, "selection": selection}
+                row |= {
+                    "memory": memory,
+                    "policy": policy,
+                    "prefetch": prefetch,
+                    "batch": batch,
+                    "selection": selection,
+                }
                 if memory == 100:
                     compute[batch, selection] = row["step_ms"]
                 row["compute_ms"] = compute[batch, selection]
@@ -100,7 +120,14 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict
         core.step()
     times: list[float] = []
     rates: list[float] = []
-    tier = {"decode_hits": 0, "decode_misses": 0, "bytes_read": 0, "wait_seconds": 0.0}
+    tier = {
+        "prefetched": 0,
+        "prefetch_used": 0,
+        "decode_hits": 0,
+        "decode_misses": 0,
+        "bytes_read": 0,
+        "wait_seconds": 0.0,
+    }
     active = 0
     while len(times) < steps:
         core.reset_stats()
@@ -126,30 +153,18 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict
         "mb": tier["bytes_read"] / count / 1e6,
         "wait_ms": 1e3 * tier["wait_seconds"] / count,
         "rate": rate,
+        "prefetched": tier["prefetched"] / count / layers,
+        "prefetch_used": tier["prefetch_used"] / count / layers,
         "io_ms": 1e3 * tier["bytes_read"] / count / rate,
     }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    header = [
-        "memory",
-        "policy",
-        "batch",
-        "selection",
-        "used",
-        "hits",
-        "misses",
-        "MB",
-        "GB/s",
-        "compute",
-        "io",
-        "step",
-        "wait",
-    ]
-    header += ["of sum", "of max"]
+    header = ["memory", "policy", "prefetch", "batch", "selection", "used", "hits", "misses", "MB", "GB/s"]
+    header += ["compute", "io", "step", "wait", "of sum", "of max", "ahead", "needed"]
     cells = []
     for r in rows:
-        cell = [f"{r['memory']} %", r["policy"], r["batch"], r["selection"], f"{r['used']:.1f}"]
+        cell = [f"{r['memory']} %", r["policy"], r["prefetch"], r["batch"], r["selection"], f"{r['used']:.1f}"]
         if "hits" in r:
             io, both = r["io_ms"], r["compute_ms"]
             cell += [
@@ -161,8 +176,9 @@ def _table(rows: list[dict[str, Any]]) -> str:
             ]
             cell += [f"{io:.1f}", f"{r['step_ms']:.1f}", f"{r['wait_ms']:.1f}"]
             cell += [f"{r['step_ms'] / (io + both):.2f}", f"{r['step_ms'] / max(io, both):.2f}"]
+            cell += [f"{r['prefetched']:.2f}", f"{r['prefetch_used']:.2f}"]
         else:
-            cell += ["-"] * 4 + [f"{r['compute_ms']:.1f}", "0.0", f"{r['step_ms']:.1f}", "0.0", "-", "-"]
+            cell += ["-"] * 4 + [f"{r['compute_ms']:.1f}", "0.0", f"{r['step_ms']:.1f}", "0.0", "-", "-", "-", "-"]
         cells.append(cell)
     return format_table(header, cells)
 

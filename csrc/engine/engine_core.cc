@@ -93,9 +93,10 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       expert_file_(open_expert_file(o)),
       weights_(load_weights()),
       store_(make_store()),
+      prefetch_(make_prefetch()),
       decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
-               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}, store_.get()),
+               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}, store_.get(), prefetch_.get()),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
@@ -156,40 +157,6 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     weight_bytes_ += mapped_experts_->size();
   }
   return loaded;
-}
-
-// Decides whether all experts stay in memory, and takes them from the file.
-void EngineCore::bind_expert_file(ModelWeights& weights) {
-  if (!backend_->host_memory())
-    fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
-         backend_->description(), "; use device=\"cpu\"");
-  expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
-  const int64_t all = bytes_of_all(*expert_file_);
-  if (!options_.expert_memory.empty()) {
-    const int64_t bytes = parse_expert_memory(options_.expert_memory, all, backend_->memory_budget().chosen);
-    if (bytes < all) expert_memory_ = bytes;
-  }
-  if (expert_memory_ == 0) mapped_experts_.emplace(expert_file_->file()->path());
-  use_expert_file(*expert_file_, mapped_experts_ ? mapped_experts_->data() : nullptr, weights);
-}
-
-std::unique_ptr<ExpertStore> EngineCore::make_store() {
-  const ResidencyRule rule = parse_residency(options_.expert_policy);
-  if (expert_memory_ == 0) return nullptr;
-  if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
-    fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
-         " bytes of memory are free; pass no more than that, or \"auto\"");
-  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, config_.num_experts_per_tok);
-  store->measure_depth();
-  return store;
-}
-
-// Slots are memory that is taken but not touched yet, so the system counts it as free.
-Backend::MemoryBudget EngineCore::memory_budget() const {
-  Backend::MemoryBudget memory = backend_->memory_budget();
-  memory.free = std::max<int64_t>(0, memory.free - expert_memory_);
-  memory.chosen = std::min(memory.chosen, memory.free);
-  return memory;
 }
 
 void EngineCore::check_files() {

@@ -47,9 +47,10 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  void bind_expert_file(ModelWeights& weights);
+  void bind_expert_file(ModelWeights& weights);  // this and the next three: engine_experts.cc
   Backend::MemoryBudget memory_budget() const;  // for everything but weights
   std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
+  std::unique_ptr<ExpertPrefetch> make_prefetch();
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
@@ -98,6 +99,7 @@ class EngineCore {
   std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
   std::unique_ptr<const ModelWeights> weights_;
   std::unique_ptr<ExpertStore> store_;
+  std::unique_ptr<ExpertPrefetch> prefetch_;
   Decoder decoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
   MemoryPlan plan_;            // after the members that take memory, before those sized by what is left

@@ -13,7 +13,8 @@ constexpr int64_t kRopeRows = 64;  // rows of the rope table that are added at a
 }  // namespace
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
-                 int64_t max_logit_rows, int64_t max_positions, StepRecording recording, ExpertStore* store)
+                 int64_t max_logit_rows, int64_t max_positions, StepRecording recording, ExpertStore* store,
+                 ExpertPrefetch* prefetch)
     : backend_(backend),
       config_(config),
       weights_(weights),
@@ -21,6 +22,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       max_logit_rows_(max_logit_rows),
       recording_(recording),
       store_(store),
+      prefetch_(prefetch),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
       max_positions_(max_positions) {
   num_moe_layers_ = config.num_moe_layers();

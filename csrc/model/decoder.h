@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "model/expert_prefetch.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
 #include "model/workspace.h"
@@ -40,9 +41,9 @@ using MoeObserver = std::function<void(const MoeInput&)>;
 class Decoder {
  public:
   // max_rows bounds BatchView::num_rows, max_logit_rows one logits() call, max_positions the rope table. `store`: has the experts
-  // where not all of them are in memory.
+  // where not all of them are in memory; `prefetch`: guesses for it, may be null.
   Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
-          int64_t max_positions, StepRecording recording = {}, ExpertStore* store = nullptr);
+          int64_t max_positions, StepRecording recording = {}, ExpertStore* store = nullptr, ExpertPrefetch* prefetch = nullptr);
 
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
@@ -83,6 +84,7 @@ class Decoder {
   int64_t max_rows_, max_logit_rows_, num_moe_layers_ = 0;
   StepRecording recording_;
   ExpertStore* store_;
+  ExpertPrefetch* prefetch_;
   int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and the number to which the backend padded them
   Workspace workspace_;
   std::vector<ExpertTable> experts_;        // [MoE layers]

@@ -22,8 +22,11 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   backend_.route(scores, batch, rule, selection, routing, plan);
   // Experts are read while the shared expert is computed.
   ExpertStore::Lease lease;
-  if (store_ && batch.num_rows > 0)
-    lease = store_->acquire(moe_layer, {routing.active, size_t(routing.num_active)}, batch.phase == Phase::kDecodeOnly);
+  if (store_ && batch.num_rows > 0) {
+    const bool decodes = batch.phase == Phase::kDecodeOnly;
+    lease = store_->acquire(moe_layer, {routing.active, size_t(routing.num_active)}, decodes);
+    if (prefetch_ && decodes) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
+  }
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
   if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
   return backend_.expert_ffn(ws.normed, experts, rule, m.ffn, routing, plan, ws.x.get());

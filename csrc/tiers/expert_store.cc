@@ -90,29 +90,81 @@ ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> 
     for (int32_t e = 0; e < int32_t(layer.slot.size()); ++e)
       if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(layer, e);
   }
+  take_prefetched(active);
   start_reads();
   return Lease(this);
 }
 
 void ExpertStore::start_reads() {
-  Layer& layer = layers_[size_t(leased_)];
+  free_dropped();
   for (; next_miss_ < misses_.size() && !free_.empty(); ++next_miss_) {
-    const int32_t e = misses_[next_miss_], s = free_.back();
-    const ExpertRecord& record = file_->record(layer.in_file, e);
-    Slot& slot = slots_[size_t(s)];
-    slot.expert = e;
-    ReadRequest& r = slot.request;
-    r.reset();
-    r.file = file_->file();
-    r.offset = record.offset;
-    r.bytes = file_->layout(layer.in_file, e).bytes();
-    r.to = slot.memory;
-    // A record is checked when it is read for the first time; changes from then on are what check_unchanged() finds.
-    r.crc32c = layer.verified[size_t(e)] ? std::nullopt : std::optional(record.crc32c);
-    reader_.read(r, ReadPriority::kDemand);
-    free_.pop_back();
-    loading_.push_back(s);
+    loading_.push_back(free_.back());
+    begin_read(leased_, misses_[next_miss_], ReadPriority::kDemand);
   }
+}
+
+void ExpertStore::begin_read(int64_t index, int32_t e, ReadPriority priority) {
+  const Layer& layer = layers_[size_t(index)];
+  const ExpertRecord& record = file_->record(layer.in_file, e);
+  Slot& slot = slots_[size_t(free_.back())];
+  slot.expert = e;
+  ReadRequest& r = slot.request;
+  r.reset();
+  r.file = file_->file();
+  r.offset = record.offset;
+  r.bytes = file_->layout(layer.in_file, e).bytes();
+  r.to = slot.memory;
+  // A record is checked when it is read for the first time; changes from then on are what check_unchanged() finds.
+  r.crc32c = layer.verified[size_t(e)] ? std::nullopt : std::optional(record.crc32c);
+  reader_.read(r, priority);
+  free_.pop_back();
+}
+
+void ExpertStore::hint(int64_t index, std::span<const int32_t> experts) {
+  if (!prefetching_.empty()) return;
+  free_dropped();
+  hinted_ = index;
+  for (const int32_t e : experts) {
+    if (!takes_hints()) return;
+    if (layers_[size_t(index)].slot[size_t(e)] >= 0) continue;
+    prefetching_.push_back(free_.back());
+    begin_read(index, e, ReadPriority::kPrefetch);
+    ++counters_.prefetched;
+  }
+}
+
+// Makes demands of the prefetches that the lease needs, and drops the others. What failed is read again, as a demand.
+void ExpertStore::take_prefetched(std::span<const int32_t> active) {
+  for (const int32_t s : prefetching_) {
+    Slot& slot = slots_[size_t(s)];
+    const bool needed = leased_ == hinted_ && std::binary_search(active.begin(), active.end(), slot.expert);
+    if (needed && slot.request.state() != ReadState::kFailed) {
+      reader_.promote(slot.request);
+      std::erase(misses_, slot.expert);
+      loading_.push_back(s);
+      ++counters_.prefetch_used;
+    } else {
+      reader_.cancel(slot.request);
+      dropped_.push_back(s);
+    }
+  }
+  prefetching_.clear();
+}
+
+void ExpertStore::free_dropped() {
+  std::erase_if(dropped_, [&](int32_t s) {
+    if (!slots_[size_t(s)].request.done()) return false;
+    free_.push_back(s);
+    return true;
+  });
+}
+
+void ExpertStore::wait(std::span<const int32_t> slots) {
+  waited_.clear();
+  for (const int32_t s : slots) waited_.push_back(&slots_[size_t(s)].request);
+  const double start = now();
+  while (!reader_.wait_any(waited_, 3600)) continue;
+  counters_.wait_seconds += now() - start;
 }
 
 std::span<const int32_t> ExpertStore::next() {
@@ -125,15 +177,13 @@ std::span<const int32_t> ExpertStore::next() {
     return given_;
   }
   start_reads();
+  while (loading_.empty() && next_miss_ < misses_.size()) {  // all free slots are those of dropped reads
+    wait(dropped_);
+    start_reads();
+  }
   if (loading_.empty()) return {};
   const auto is_done = [&](int32_t s) { return slots_[size_t(s)].request.done(); };
-  if (std::none_of(loading_.begin(), loading_.end(), is_done)) {
-    std::vector<ReadRequest*> requests;
-    for (const int32_t s : loading_) requests.push_back(&slots_[size_t(s)].request);
-    const double start = now();
-    while (!reader_.wait_any(requests, 3600)) continue;
-    counters_.wait_seconds += now() - start;
-  }
+  if (std::none_of(loading_.begin(), loading_.end(), is_done)) wait(loading_);
   // What is done is taken from the list before anything is thrown.
   const auto done = std::stable_partition(loading_.begin(), loading_.end(), [&](int32_t s) { return !is_done(s); });
   const std::vector<int32_t> arrived(done, loading_.end());
@@ -180,8 +230,7 @@ void ExpertStore::give_back() {
 void ExpertStore::release() {
   for (const int32_t s : loading_) reader_.cancel(slots_[size_t(s)].request);
   for (const int32_t s : loading_) {
-    ReadRequest* const request = &slots_[size_t(s)].request;
-    while (!request->done()) reader_.wait_any({&request, 1}, 3600);
+    while (!slots_[size_t(s)].request.done()) wait({&s, 1});
     free_.push_back(s);
   }
   loading_.clear();

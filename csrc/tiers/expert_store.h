@@ -21,10 +21,12 @@ struct ExpertStoreStats {
   int64_t decode_hits = 0, decode_misses = 0;  // those of them in steps that learn
   int64_t bytes_read = 0;                      // of records that arrived
   int64_t num_failed = 0;                      // reads
-  double wait_seconds = 0;                     // time in which a step had nothing to compute before an expert arrived
-  double read_seconds = 0;                     // time in which something was being read
-  double read_rate = 0;                        // bytes per second of that time, lately; 0 = nothing was read yet
-  int64_t read_depth = 0;                      // pieces of 1 MiB that are read at a time
+  int64_t prefetched = 0,
+          prefetch_used = 0;  // experts that hints had read, begun reads included; those of them that the step used
+  double wait_seconds = 0;    // time in which a step had nothing to compute before an expert arrived
+  double read_seconds = 0;    // time in which something was being read
+  double read_rate = 0;       // bytes per second of that time, lately; 0 = nothing was read yet
+  int64_t read_depth = 0;     // pieces of 1 MiB that are read at a time
 };
 
 // Which experts stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
@@ -75,6 +77,11 @@ class ExpertStore {
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
   // failed.
   std::span<const int32_t> next();
+  // Whether hint() would begin a read: a slot is free that the lease does not need.
+  bool takes_hints() const { return next_miss_ == misses_.size() && !free_.empty(); }
+  // Begins to read experts that the next lease, of `layer`, may need, the likeliest first, as far as slots are free. Reads for leases go
+  // before these. What the lease does not need is dropped. Changes no result, whatever the hint.
+  void hint(int64_t layer, std::span<const int32_t> experts);
   // Throws kCorruptFile where the file was written to since it was opened.
   void check_unchanged() const { file_->file()->check_unchanged(); }
   ExpertStoreStats stats() const;
@@ -95,7 +102,11 @@ class ExpertStore {
 
   void release();
   void start_reads();
-  void give_back();  // frees the slots of the experts that next() returned last and that do not stay
+  void begin_read(int64_t layer, int32_t expert, ReadPriority priority);  // to the last free slot
+  void take_prefetched(std::span<const int32_t> active);
+  void free_dropped();
+  void wait(std::span<const int32_t> slots);  // until one of their reads is done
+  void give_back();                           // frees the slots of the experts that next() returned last and that do not stay
   void vacate(Layer& layer, int32_t expert);
   void install(Layer& layer, int32_t expert, int32_t slot);
 
@@ -112,7 +123,12 @@ class ExpertStore {
   std::vector<int32_t> hits_, misses_, given_;
   size_t next_miss_ = 0;
   std::vector<int32_t> loading_;  // slots
-  std::vector<uint8_t> before_;   // [E] costs
+  // Slots of hints.
+  int64_t hinted_ = -1;               // layer of prefetching_
+  std::vector<int32_t> prefetching_;  // for the lease to come
+  std::vector<int32_t> dropped_;      // cancelled, perhaps still being written to
+  std::vector<ReadRequest*> waited_;  // scratch of wait()
+  std::vector<uint8_t> before_;       // [E] costs
   ExpertStoreStats counters_;
   double read_seconds_at_reset_ = 0;
 };

@@ -51,7 +51,7 @@ def quantizations(text: str) -> list[str]:
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
     """Adds --device --dtype --quantization --quantization-cache --activations --expert-file --expert-memory
-    --expert-policy --num-threads; engine_options() reads them."""
+    --expert-policy --expert-prefetch --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -82,6 +82,9 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         default="lfu",
         help="which experts stay: lfu:decay=0.99, lru, lfru, random, none (default: lfu)",
     )
+    parser.add_argument(
+        "--expert-prefetch", default="none", help="experts read ahead: none, next_router, next_router:n=6 (default: none)"
+    )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
@@ -95,6 +98,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "expert_file": args.expert_file,
         "expert_memory": args.expert_memory,
         "expert_policy": args.expert_policy,
+        "expert_prefetch": args.expert_prefetch,
         "num_threads": args.num_threads,
     }
 

@@ -54,6 +54,8 @@ class Engine(EngineState):
     get steps of their own: bytes as a number or text ("8GB"), a share of all experts (0.25, "25%"), "auto" = half of the free
     memory; None, or enough for all = all stay in memory.
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
+    expert_prefetch: "none", or "next_router:n=N" = the N experts that the next layer's router ranks first on this layer's rows are
+    read ahead, in steps of at most 8 rows.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
@@ -89,6 +91,7 @@ class Engine(EngineState):
         expert_file: str | os.PathLike[str] | None = None,
         expert_memory: int | float | str | None = None,
         expert_policy: str = "lfu",
+        expert_prefetch: str = "none",
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,

@@ -241,6 +241,8 @@ class TierStats:
     misses: int  # those that were read
     decode_hits: int  # the same of decode-only steps
     decode_misses: int
+    prefetched: int  # experts whose reads expert_prefetch began
+    prefetch_used: int  # those of them that were needed
     bytes_read: int
     failed_reads: int
     wait_seconds: float  # steps had nothing to compute before an expert arrived

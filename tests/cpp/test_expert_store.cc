@@ -75,8 +75,8 @@ void take_all(Fixture& f, ExpertStore& store, int64_t layer, const std::vector<i
   CHECK(given == active);
 }
 
-// `complete`: no step ends early.
-void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete) {
+// `complete`: no step ends early. `hints`: reads begin before they are known to be needed.
+void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete, bool hints) {
   Fixture f;
   f.calls.most_delay_us = 30;
   const auto file = f.open();
@@ -95,8 +95,10 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
       ++(hit ? hits : misses);
       if (!hit) bytes += file->layout(kLayers[layer], e).bytes();
     }
+    if (hints && random() % 2) store.hint(random() % 4 ? layer : int64_t(random() % 3), random_experts(random, kExperts));
     const auto lease = store.acquire(layer, active, learn);
     if (learn) expected.update(layer, active);
+    if (hints && random() % 2) store.hint((layer + 1) % 3, random_experts(random, kExperts));
     if (complete || random() % 8 != 0) take_all(f, store, layer, active);
     for (int64_t l = 0; l < 3; ++l) CHECK(std::equal(store.cost(l).begin(), store.cost(l).end(), expected.cost(l).begin()));
   }
@@ -104,6 +106,7 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
   CHECK_EQ(stats.num_slots, slots);
   CHECK(stats.num_resident <= slots - kept_back);
   CHECK_EQ(stats.num_failed, 0);
+  CHECK(stats.prefetch_used <= stats.prefetched && (stats.prefetched > 0) == hints);
   if (!complete) return;
   CHECK_EQ(stats.hits, hits);
   CHECK_EQ(stats.misses, misses);
@@ -112,9 +115,9 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
 }
 
 void test_walks() {
-  for (const char* policy : {"lfu", "lru", "lfru", "random", "none"})
+  for (const char* policy : {"lfu", "random", "none"})
     for (const int64_t slots : {2, 3, 9, 20})
-      for (const int64_t spare : {0, 2, 100}) walk(policy, slots, spare, (slots + spare) % 2 == 0);
+      for (const int64_t spare : {0, 2, 100}) for (const bool hints : {false, true}) walk(policy, slots, spare, (slots + spare) % 2 == 0, hints);
 }
 
 // Returns the text of the error with which next() ends, "" for none.
@@ -160,6 +163,18 @@ void test_damaged_record() {
   CHECK_THROWS(store.check_unchanged(), ErrorCode::kCorruptFile, f.path, {"was written to"});
 }
 
+// A prefetch that failed is read again when it is needed.
+void test_failing_prefetch() {
+  Fixture f;
+  const auto file = f.open();
+  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2, {.num_threads = 1, .piece_bytes = kPage});
+  f.calls.fail_from = f.calls.num_reads, f.calls.num_fails = 2;
+  store.hint(1, std::vector<int32_t>{4, 7});
+  while (f.calls.num_reads < f.calls.fail_from + 4) std::this_thread::yield();
+  CHECK_EQ(error_of_next(f, store, {4, 5}), "");
+  CHECK_EQ(store.stats().prefetched, 2);
+}
+
 // A step that fails for another reason leaves a read behind, whose slot no other expert may get before it has ended.
 void test_lease_that_ends_early() {
   Fixture f;
@@ -192,6 +207,7 @@ void test_limits() {
 int main() {
   test_walks();
   test_failing_reads();
+  test_failing_prefetch();
   test_damaged_record();
   test_lease_that_ends_early();
   test_limits();

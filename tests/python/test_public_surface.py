@@ -207,6 +207,7 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("expert_memory", "much"),
         ("expert_memory", -1),
         ("expert_policy", "best"),
+        ("expert_prefetch", "next_router:n=0"),
         ("chat_template", 5),
         ("generation_config", 5),
         ("device", None),

@@ -3,51 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tiered import EXPERTS, GREEDY, LAYERS, PROMPTS, answers
 
-from lynx_rt import _C, CheckpointError, Engine, ModelNotFoundError, OutOfMemoryError, ValidationError
-
-EXPERTS, LAYERS = 32, 8  # of lynx-nano
-PROMPTS = ["12 + 7 = ", "Sort: 5 3 9 1\n", "abcabc", "The capital", "x", "2, 4, 6, ", "(()", "7 * 8 = "]
-GREEDY = {"temperature": 0, "max_tokens": 12, "ignore_eos": True, "logprobs": 2}
-
-
-@pytest.fixture(scope="session")
-def packed(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Returns packed(quantization) -> expert file of lynx-nano."""
-    folder = tmp_path_factory.mktemp("packed")
-
-    def made(quantization: str) -> Path:
-        path = folder / quantization
-        if not path.exists():
-            _C.pack_experts(nano_path, str(path), quantization)
-        return path
-
-    return made
-
-
-def answers(engine: Engine, prompts: list[str] = PROMPTS) -> list[tuple[Any, Any]]:
-    outputs = engine.generate(prompts, GREEDY, use_tqdm=False)
-    return [(output.outputs[0].token_ids, output.outputs[0].logprobs) for output in outputs]
-
-
-@pytest.fixture(scope="session")
-def expected(nano_path: str) -> Callable[..., list[tuple[Any, Any]]]:
-    """Returns expected(quantization, **options) -> answers with all experts in memory. Prompts have steps of their own, as with a store."""
-    made: dict[str, list[tuple[Any, Any]]] = {}
-
-    def of(**options: Any) -> list[tuple[Any, Any]]:
-        key = repr(options)
-        if key not in made:
-            with Engine(nano_path, enable_mixed_chunk=False, **options) as engine:
-                made[key] = answers(engine)
-        return made[key]
-
-    return of
+from lynx_rt import CheckpointError, Engine, ModelNotFoundError, OutOfMemoryError, ValidationError
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])

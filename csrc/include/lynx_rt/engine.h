@@ -50,6 +50,9 @@ struct EngineOptions {
   std::string expert_memory;
   // Which experts stay in memory: "lfu:decay=0.99" (the most used ones), "lru", "lfru", "random", "none". Results do not depend on it.
   std::string expert_policy = "lfu";
+  // Which experts are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
+  // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
+  std::string expert_prefetch = "none";
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
@@ -162,6 +165,7 @@ struct EngineStats {
   struct Tier {
     int64_t slots = 0, slot_bytes = 0, resident = 0;                   // gauges
     int64_t hits = 0, misses = 0, decode_hits = 0, decode_misses = 0;  // experts of a layer and step: in memory, read
+    int64_t prefetched = 0, prefetch_used = 0;  // experts whose reads expert_prefetch began, and those that were needed
     int64_t bytes_read = 0, failed_reads = 0;
     double wait_seconds = 0, read_seconds = 0;  // steps waited for reads and had nothing to compute; reads were under way
     double read_rate = 0;                       // gauge: bytes per second of the time of reads, lately; 0 = nothing was read yet

@@ -98,6 +98,7 @@ typedef struct lynx_rt_options {
   const char* expert_file;
   const char* expert_memory;
   const char* expert_policy;
+  const char* expert_prefetch;
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
@@ -281,6 +282,8 @@ typedef struct lynx_rt_stats {
   int64_t tier_misses;
   int64_t tier_decode_hits; /* in decode-only steps */
   int64_t tier_decode_misses;
+  int64_t tier_prefetched; /* experts whose reads expert_prefetch began, and those that were needed */
+  int64_t tier_prefetch_used;
   int64_t tier_bytes_read;
   int64_t tier_failed_reads;
   double tier_wait_seconds; /* steps waited for reads */

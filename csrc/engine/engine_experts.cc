@@ -1,0 +1,53 @@
+// EngineCore's experts where they come from a file of their own.
+#include <algorithm>
+
+#include "base/error.h"
+#include "engine/engine_core.h"
+#include "engine/expert_memory.h"
+#include "model/tiered_weights.h"
+
+namespace lynx_rt {
+
+// Decides whether all experts stay in memory, and takes them from the file.
+void EngineCore::bind_expert_file(ModelWeights& weights) {
+  if (!backend_->host_memory())
+    fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
+         backend_->description(), "; use device=\"cpu\"");
+  expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
+  const int64_t all = bytes_of_all(*expert_file_);
+  if (!options_.expert_memory.empty()) {
+    const int64_t bytes = parse_expert_memory(options_.expert_memory, all, backend_->memory_budget().chosen);
+    if (bytes < all) expert_memory_ = bytes;
+  }
+  if (expert_memory_ == 0) mapped_experts_.emplace(expert_file_->file()->path());
+  use_expert_file(*expert_file_, mapped_experts_ ? mapped_experts_->data() : nullptr, weights);
+}
+
+std::unique_ptr<ExpertStore> EngineCore::make_store() {
+  const ResidencyRule rule = parse_residency(options_.expert_policy);
+  if (expert_memory_ == 0) return nullptr;
+  if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
+    fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
+         " bytes of memory are free; pass no more than that, or \"auto\"");
+  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts), used = config_.num_experts_per_tok;
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + (guesses < 0 ? used : guesses));
+  store->measure_depth();
+  return store;
+}
+
+std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
+  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts);
+  if (!store_ || guesses == 0) return nullptr;
+  return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, *store_,
+                                          guesses < 0 ? config_.num_experts_per_tok : guesses);
+}
+
+// Slots are memory that is taken but not touched yet, so the system counts it as free.
+Backend::MemoryBudget EngineCore::memory_budget() const {
+  Backend::MemoryBudget memory = backend_->memory_budget();
+  memory.free = std::max<int64_t>(0, memory.free - expert_memory_);
+  memory.chosen = std::min(memory.chosen, memory.free);
+  return memory;
+}
+
+}  // namespace lynx_rt

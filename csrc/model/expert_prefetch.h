@@ -1,0 +1,41 @@
+// Guesses which experts the next MoE layer will use, so that they are read while this one is computed.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "backend/device_array.h"
+#include "model/model_weights.h"
+
+namespace lynx_rt {
+
+// Parses EngineOptions::expert_prefetch: "none", "next_router", "next_router:n=6". Returns the experts that are guessed for each row, -1 = as
+// many as a row uses; 0 = none. Throws kInvalidArgument (field expert_prefetch).
+int64_t parse_prefetch(const std::string& text, int64_t num_experts);
+
+// The guess of the next layer's router, given the residual stream after this layer's attention. Needs no training, and finds about as much
+// as trained predictors do. Source: arXiv 2312.17238 (speculative loading). Works in host memory. Test: tests/tiers/test_prefetch.py.
+class ExpertPrefetch {
+ public:
+  // Above so many rows the experts of a step are nearly all, whoever guesses.
+  static constexpr int64_t kMaxRows = 8;
+
+  // num_guesses: experts per row, >= 1.
+  ExpertPrefetch(Backend& backend, const ModelConfig& config, const ModelWeights& weights, ExpertStore& store,
+                 int64_t num_guesses);
+  // Has the store read what layer `moe_layer` + 1 may need. x: [T, H] residual stream after the attention of `moe_layer`.
+  void hint(int64_t moe_layer, const float* x, int64_t num_rows);
+
+ private:
+  Backend& backend_;
+  const ModelConfig& config_;
+  ExpertStore& store_;
+  int64_t num_guesses_;
+  std::vector<const LayerWeights*> layers_;  // MoE layers
+  Activations normed_;
+  DeviceArray<float> scores_;  // [kMaxRows, E]
+  std::vector<float> best_;    // [E] best score of any row, as a distance to the row's best
+  std::vector<int32_t> guesses_;
+};
+
+}  // namespace lynx_rt
