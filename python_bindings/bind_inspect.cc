@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <memory>
 #include <string>
 
 #include "bindings.h"
@@ -11,6 +13,7 @@
 #include "model/describe.h"
 #include "model/family.h"
 #include "model/pack_experts.h"
+#include "tiers/direct_reader.h"
 
 namespace py = pybind11;
 
@@ -54,6 +57,7 @@ py::dict inspect(const std::string& path) {
     option["mapped_weight_bytes"] = o.mapped_bytes;
     option["anonymous_weight_bytes"] = o.anonymous_bytes;
     option["bytes_per_token"] = o.bytes_per_token;
+    option["expert_bytes"] = o.expert_bytes;
     options.append(option);
   }
   d["options"] = options;
@@ -108,6 +112,14 @@ py::dict pack(const std::string& path, const std::string& output, const std::str
   return d;
 }
 
+// Returns the bytes per second of reads of 1 MiB at random places of a file, past the page cache; 0 for a file of less than 64 MiB.
+double disk_rate(const std::string& path) {
+  DirectReader reader;
+  double best = 0;
+  for (const DepthRate& r : measure_depth(reader, std::make_shared<const DirectFile>(path))) best = std::max(best, r.rate);
+  return best;
+}
+
 }  // namespace
 
 void register_inspect(py::module_& m) {
@@ -116,6 +128,7 @@ void register_inspect(py::module_& m) {
         "What a model folder or a GGUF file holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt "
         "inspect --json` "
         "prints. Raises what making an Engine of the folder would.");
+  m.def("disk_rate", &disk_rate, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("pack_experts", &pack, py::arg("path"), py::arg("output"), py::arg("quantization") = "none", py::arg("num_threads") = 0,
         py::arg("on_progress") = py::none(),
         "Writes the experts of a model to a file of their own, one record each: what `lynx-rt pack` does. on_progress(done, "

@@ -71,6 +71,7 @@ WeightOption describe_option(std::string_view name, const ModelConfig& c, const 
     ExpertWeights first = layer.experts[0];
     visit_weights(std::span(&first, 1),
                   [&](const WeightView& v, WeightUse use) { bytes += view_on_cpu(v, use, quantization).bytes(); });
+    o.expert_bytes += int64_t(layer.experts.size()) * bytes;
     o.bytes_per_token -= (int64_t(layer.experts.size()) - c.num_experts_per_tok) * bytes;
   }
   return o;

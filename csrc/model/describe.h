@@ -16,6 +16,7 @@ struct WeightOption {
   int64_t mapped_bytes = 0, anonymous_bytes = 0;
   // The weights that a decode step of one row reads: all but the experts that are not chosen and other rows of the embedding.
   int64_t bytes_per_token = 0;
+  int64_t expert_bytes = 0;  // all experts
 };
 
 struct ModelDescription {

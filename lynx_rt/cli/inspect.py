@@ -3,6 +3,10 @@
 For each value of `quantization`, as an Engine on the CPU would have it: the bytes of the weights that stay in the mapped files, which
 the system can drop and read again, and of those in memory of their own; the bytes that a decode step of one request reads beside K and
 V; and an upper bound of its tokens/s, which is the memory's rate of plain reading, measured now, divided by them.
+
+With --memory, for a model that is larger than that (docs/tiers.md): the bytes that are left for experts beside all other weights and K and
+V of 4096 tokens (what to pass as expert_memory), their share of all, the share of uses that are expected to find their expert in memory,
+the bytes that a token is expected to read from the disk, and tokens/s by the disk's rate, measured now on the model's own file.
 """
 
 from __future__ import annotations
@@ -10,18 +14,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lynx_rt.cli.machine import available_memory_bytes
 from lynx_rt.cli.options import add_model, format_bytes, format_table, model_folder
 from lynx_rt.engine.bandwidth import is_bound_by_memory, measure_bandwidth
+from lynx_rt.engine.tier_plan import largest_file, parse_size, plan
 from lynx_rt.errors import LynxError
 
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("inspect", help="describe a model folder", description=__doc__)
     add_model(parser)
+    parser.add_argument("--memory", metavar="SIZE", help="also plan for so much memory: 8GB, 512MiB")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -29,12 +36,15 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from lynx_rt import _C
 
+    memory = parse_size(args.memory, "memory") if args.memory else None
     folder = model_folder(args)
     facts = _C.inspect(folder)
     facts["available_memory_bytes"] = available_memory_bytes()
     facts["fits"] = facts["weight_bytes"] < facts["available_memory_bytes"]
     facts["tokenizer"] = _tokenizer(folder)
     _add_speeds(facts)
+    if memory is not None:
+        _add_plans(facts, folder, memory)
     if args.json:
         print(json.dumps(facts, indent=1))
         return 0
@@ -43,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
     for name, value in facts.items():
         print(f"{name:<{width}}  {_readable(name, value)}")
     print("\n" + _table(options))
+    if memory is not None:
+        print(f"\nwith {format_bytes(memory)} of memory\n" + _plan_table(options))
     return 0
 
 
@@ -53,6 +65,31 @@ def _add_speeds(facts: dict[str, Any]) -> None:
     facts["read_bytes_per_s"] = rate
     for option in facts["options"]:
         option["max_tokens_per_s"] = rate / option["bytes_per_token"] if rate and option in large else None
+
+
+def _add_plans(facts: dict[str, Any], folder: str, memory: int) -> None:
+    from lynx_rt import _C
+
+    file = largest_file(folder)
+    facts["disk_bytes_per_s"] = rate = (_C.disk_rate(str(file)) if file else 0.0) or None
+    for option in facts["options"]:
+        option["plan"] = asdict(plan(facts, option, memory, rate))
+
+
+def _plan_table(options: list[dict[str, Any]]) -> str:
+    header = ["quantization", "for experts", "in memory", "hits", "disk per token", "tokens/s"]
+    rows = []
+    for o in options:
+        p = o["plan"]
+        if not p["expert_memory"]:
+            rows.append([o["quantization"], "the rest alone does not fit", "", "", "", ""])
+            continue
+        shares = [f"{100 * p[name]:.0f} %" for name in ("resident_share", "hit_rate")]
+        speed = "-" if p["tokens_per_s"] is None else f"{p['tokens_per_s']:.3g}"
+        rows.append(
+            [o["quantization"], format_bytes(p["expert_memory"]), *shares, format_bytes(p["read_per_token"]), speed]
+        )
+    return format_table(header, rows)
 
 
 def _table(options: list[dict[str, Any]]) -> str:
@@ -83,7 +120,7 @@ def _readable(name: str, value: Any) -> str:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name == "read_bytes_per_s":
+    if name in ("read_bytes_per_s", "disk_bytes_per_s"):
         return f"{format_bytes(value)}/s"
     if isinstance(value, int) and "bytes" in name:
         return f"{value} ({format_bytes(value)})"

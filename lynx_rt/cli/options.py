@@ -83,7 +83,9 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         help="which experts stay: lfu:decay=0.99, lru, lfru, random, none (default: lfu)",
     )
     parser.add_argument(
-        "--expert-prefetch", default="none", help="experts read ahead: none, next_router, next_router:n=6 (default: none)"
+        "--expert-prefetch",
+        default="none",
+        help="experts read ahead: none, next_router, next_router:n=6 (default: none)",
     )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
