@@ -81,6 +81,15 @@ BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config
   return b;
 }
 
+std::unique_ptr<VirtualCache> make_virtual_cache(const EngineOptions& o, const Backend& backend, const ModelConfig& config) {
+  if (o.virtual_residents == 0) return nullptr;
+  if (config.num_moe_layers() == 0) invalid("virtual_residents", "expected 0 for a model without experts");
+  if (!backend.takes_cost())
+    fail(ErrorCode::kUnsupported, "virtual_residents", "virtual_residents: expected 0 on ", backend.description(),
+         ", which does not know what experts cost");
+  return std::make_unique<VirtualCache>(o.virtual_residency, o.virtual_residents, config.num_moe_layers(), config.num_experts);
+}
+
 }  // namespace
 
 EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
@@ -100,6 +109,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
       scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk),
       sampler_(config_.vocab_size),
+      virtual_cache_(make_virtual_cache(o, *backend_, config_)),
       selection_(*backend_, config_, options_, o.expert_selection),
       layer_stats_(size_t(decoder_.num_moe_layers())),
       routed_experts_(plan_.num_blocks, o.block_size, decoder_.num_moe_layers(), config_.num_experts_per_tok) {
@@ -107,6 +117,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
     fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
          " experts, got ", config_.num_experts);
   check_files();
+  decoder_.set_cache(virtual_cache_.get());
   options_.on_load_progress = nullptr;  // it may refer to objects that the caller need not keep any longer
   reset_stats();
 }
@@ -379,6 +390,7 @@ std::vector<StepOutput> EngineCore::step() {
   ++counters_.steps;
   counters_.step_seconds += seconds;
   if (scheduled.phase == Phase::kDecodeOnly) {
+    if (virtual_cache_) virtual_cache_->end_step();
     ++counters_.decode_steps;
     counters_.decode_seconds += seconds;
     const BytesRead after = bytes_read();

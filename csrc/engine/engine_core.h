@@ -99,6 +99,7 @@ class EngineCore {
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
+  std::unique_ptr<VirtualCache> virtual_cache_;
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // for the rows of one logits() call

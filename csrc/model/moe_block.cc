@@ -14,12 +14,15 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   rule.scale = m.router.scale * m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
-  Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
+  wanted_.resize(cache_ ? size_t(m.num_experts) : 0);
+  Routing routing{ids, ws.weights.get(), ws.active.get(), 0, cache_ ? wanted_.data() : nullptr};
   const ExpertTable& experts = experts_[size_t(moe_layer)];
   DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
   backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
-  backend_.route(scores, batch, rule, selection, routing, plan);
+  backend_.route(scores, batch, rule, selection, routing, plan, cache_ ? cache_->cost(moe_layer) : std::span<const uint8_t>());
+  if (cache_ && batch.phase == Phase::kDecodeOnly)
+    cache_->note(moe_layer, {routing.active, size_t(routing.num_active)}, {routing.wanted, size_t(routing.num_wanted)});
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
   if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
   return backend_.expert_ffn(ws.normed, experts, rule, m.ffn, routing, plan, ws.x.get());

@@ -17,6 +17,7 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
     "int": ((numbers.Integral,), "an integer"),
     "int | None": ((numbers.Integral, _NONE), "an integer or None"),
+    "float": ((numbers.Real,), "a number"),
     "str": ((str,), "a string"),
     "str | None": ((str, _NONE), "a string or None"),
     "str | os.PathLike[str]": ((str, os.PathLike), "a path"),
