@@ -35,6 +35,9 @@ py::dict stats_dict(const SelectionStats& stats) {
   d["union_before"] = stats.union_before;
   d["active"] = stats.active;
   d["remapped_pairs"] = stats.remapped_pairs;
+  d["changed_rows"] = stats.changed_rows;
+  d["misses_before"] = stats.misses_before;
+  d["misses"] = stats.misses;
   d["retained_mass"] = stats.retained_mass;
   d["acted"] = stats.acted;
   d["guard_hit"] = stats.guard_hit;
@@ -64,6 +67,7 @@ struct SelectArgs {
   std::optional<Array<uint8_t>> exact;
   std::optional<Array<float>> similarity;
   std::optional<Array<int32_t>> alias, replay, groups;
+  std::optional<Array<uint8_t>> cost;
   py::kwargs rule;  // the other members of RouterRule, by name
 };
 
@@ -118,15 +122,16 @@ py::dict select(Selector& selector, const SelectArgs& a) {
 
   Array<int32_t> ids({num_rows, top_k});
   Array<float> weights({num_rows, top_k});
-  std::vector<int32_t> active(static_cast<size_t>(num_experts));
-  Routing routing{ids.mutable_data(), weights.mutable_data(), active.data(), 0};
+  std::vector<int32_t> active(static_cast<size_t>(num_experts)), wanted(static_cast<size_t>(num_experts));
+  Routing routing{ids.mutable_data(), weights.mutable_data(), active.data(), 0, wanted.data()};
   const int32_t* groups = table(a.groups, "groups", {num_rows});
-  const SelectionStats stats =
-      selector.run(a.scores.data(), num_rows, rule, selection, parse_phase(a.phase), exact, routing, groups);
+  const SelectionStats stats = selector.run(a.scores.data(), num_rows, rule, selection, parse_phase(a.phase), exact, routing,
+                                            groups, table(a.cost, "cost", {num_experts}));
   py::dict result;
   result["ids"] = ids;
   result["weights"] = weights;
   result["active"] = Array<int32_t>(routing.num_active, active.data());
+  result["wanted"] = Array<int32_t>(routing.num_wanted, wanted.data());
   result["stats"] = stats_dict(stats);
   return result;
 }
@@ -160,27 +165,27 @@ void register_select(py::module_& m) {
                          const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                          const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
                          const std::optional<Array<int32_t>>& replay, const std::optional<Array<int32_t>>& groups,
-                         const py::kwargs& rule) {
-    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, rule});
+                         const std::optional<Array<uint8_t>>& cost, const py::kwargs& rule) {
+    return select(selector, {scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, cost, rule});
   };
   const auto function = [method](const Array<float>& scores, int top_k, bool norm_topk, const std::string& selection,
                                  const std::string& phase, const std::optional<Array<uint8_t>>& exact,
                                  const std::optional<Array<float>>& similarity, const std::optional<Array<int32_t>>& alias,
                                  const std::optional<Array<int32_t>>& replay, const std::optional<Array<int32_t>>& groups,
-                                 const py::kwargs& rule) {
+                                 const std::optional<Array<uint8_t>>& cost, const py::kwargs& rule) {
     Selector selector;
-    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, rule);
+    return method(selector, scores, top_k, norm_topk, selection, phase, exact, similarity, alias, replay, groups, cost, rule);
   };
-#define LYNX_SELECT_ARGS                                                                                              \
-  py::arg("scores").noconvert(), py::arg("top_k"), py::arg("norm_topk") = true, py::arg("selection") = "topk",        \
-                                                   py::arg("phase") = "decode_only", py::arg("exact") = py::none(),   \
-                                                   py::arg("similarity") = py::none(), py::arg("alias") = py::none(), \
-                                                   py::arg("replay") = py::none(), py::arg("groups") = py::none()
+#define LYNX_SELECT_ARGS                                                                                \
+  py::arg("scores").noconvert(), py::arg("top_k"),                                                      \
+      py::arg("norm_topk") = true, py::arg("selection") = "topk", py::arg("phase") = "decode_only",     \
+      py::arg("exact") = py::none(), py::arg("similarity") = py::none(), py::arg("alias") = py::none(), \
+      py::arg("replay") = py::none(), py::arg("groups") = py::none(), py::arg("cost") = py::none()
   py::class_<Selector>(m, "Selector").def(py::init<>()).def("select", method, LYNX_SELECT_ARGS);
   m.def("select", function,
-        "Chooses experts: dict(ids [T, k], weights [T, k], active [n], stats). See Backend::route() in backend.h. similarity "
-        "[E, E], alias [E], replay [T, k]: the tables of sere, alias, replay. groups [T]: isolation groups. Further keywords: "
-        "kind, bias [E], num_groups, "
+        "Chooses experts: dict(ids [T, k], weights [T, k], active [n], wanted [m], stats). See Backend::route() in backend.h. "
+        "similarity [E, E], alias [E], replay [T, k]: the tables of sere, alias, replay. groups [T]: isolation groups. cost [E]: "
+        "0 = resident. Further keywords: kind, bias [E], num_groups, "
         "top_groups, group_top2, scale, min_sum, jitter, the members of RouterRule.",
         LYNX_SELECT_ARGS);
 #undef LYNX_SELECT_ARGS

@@ -21,12 +21,14 @@ DIGITS = Context(prec=400)  # float32 scores of any size are subtracted without 
 
 # Rows choose among admitted experts; of all policies that look at the whole batch, all but capacity have the guard.
 ADMITTING = ("lynx", "oea", "xshare", "des_vote", "cover")
-REFILLS = (*ADMITTING, "lynx_literal")  # policies that know refill and damp
+RESIDENT = ("topk", *ADMITTING)  # policies that know resident
+REFILLS = (*RESIDENT, "lynx_literal")  # policies that know refill and damp
 WEIGHING = {
+    "topk": dict(damp=0.5),
     "lynx": dict(refill=0.25, damp=0.5),
     "cover": dict(refill=1.0, damp=0.7),
 }  # where these are not 0 unless given
-GUARDED = (*REFILLS, "sere")
+GUARDED = (*ADMITTING, "lynx_literal", "sere")  # topk too where it is given `resident`
 PER_ROW = ("skip", "top_j", "deny_rank", "alias", "replay")
 POLICIES = (*GUARDED, "capacity", *PER_ROW)
 MOVES_WEIGHTS = ("sere", "alias")
@@ -263,13 +265,29 @@ def drop_refills(row, taken, own, refill):
     return [e if e in own or most - row[e] <= gap else -1 for e in taken]
 
 
-def assign(policy, scores, ids, exact, tables, **params):
+def assign_resident(policy, scores, ids, exact, cost, resident, **params):
+    """Returns each row's k best, where free experts and the row's first choice are worth `resident` nats more. Free are experts that
+    cost nothing, and what the policy or an exact row has others pay for."""
+    free = {int(e) for e in np.flatnonzero(np.asarray(cost) == 0)}
+    if policy in ADMITTING and len(scores) > 1:
+        free |= admitted(policy, scores, ids, exact, **params)
+    free |= {int(e) for t in np.flatnonzero(exact) for e in ids[t]}
+    for row, own in zip(scores, ids):
+        worth = {e: float(row[e]) + (resident if e in free or e == own[0] else 0.0) for e in range(len(row))}
+        chosen = sorted(worth, key=lambda e: (-worth[e], -row[e], e))[: len(own)]
+        yield sorted(chosen, key=lambda e: (-row[e], e))
+
+
+def assign(policy, scores, ids, exact, tables, cost=None, **params):
     """Returns a policy's choices for each row [T][up to k]. -1 = dropped; sere and alias drop a choice that occurs twice. Entries of exact
     rows have no meaning. `tables`: similarity, alias, replay."""
     if policy in REFILLS:
+        resident = params.pop("resident", 0)
         refill = params.pop("refill", WEIGHING.get(policy, {}).get("refill", 0.0))
         params.pop("damp", None)
-        if policy == "lynx_literal":
+        if resident and cost is not None:
+            taken = assign_resident(policy, scores, ids, exact, cost, resident, **params)
+        elif policy == "lynx_literal":
             taken = assign_literal(scores, ids, exact, **params)
         else:
             chosen = admitted(policy, scores, ids, exact, **params)

@@ -128,13 +128,19 @@ def select(
     tables=None,
     rule=None,
     groups=None,
+    cost=None,
     **params,
 ):
     """Returns the result of one routing call. `params`: of the policy, by their keys; `tables`: similarity, alias, replay; `rule`: the
-    members of Rule; `groups` [T]: isolation groups, each of which is a call of its own."""
+    members of Rule; `groups` [T]: isolation groups, each of which is a call of its own; `cost` [E]: 0 = resident."""
+    if cost is None:
+        params.pop("resident", None)
+    resident = params.get("resident", 0) > 0
     if groups is not None:
         common = (k, norm_topk, policy, phase)
-        return select_groups(groups, scores, common, exact, tables, all_phases=all_phases, rule=rule, **params)
+        return select_groups(
+            groups, scores, common, exact, tables, all_phases=all_phases, rule=rule, cost=cost, **params
+        )
     scores, rule = np.asarray(scores, np.float64), Rule(**(rule or {}))
     num_rows, _ = scores.shape
     exact = np.zeros(num_rows, bool) if exact is None else np.asarray(exact, bool)
@@ -149,20 +155,28 @@ def select(
         retained_mass=float(num_rows),
         acted=False,
         guard_hit=False,
+        changed_rows=0,
+        misses_before=misses(union, cost),
+        misses=misses(union, cost),
     )
     own = Result(ids, weights, union, None, stats)
     acts = phase == "decode_only" or all_phases
-    if policy == "topk" or not acts or num_rows < (1 if policy in PER_ROW else 2) or exact.all():
+    least = 1 if policy in PER_ROW or resident else 2
+    if (policy == "topk" and not resident) or not acts or num_rows < least or exact.all():
         return own
 
     stats["acted"] = True
-    if policy in ADMITTING:
+    if policy in ADMITTING and not resident:
         own.admitted = admitted(
-            policy, keys, ids, exact, **{key: v for key, v in params.items() if key not in ("refill", "damp")}
+            policy,
+            keys,
+            ids,
+            exact,
+            **{key: v for key, v in params.items() if key not in ("refill", "damp", "resident")},
         )
     new_ids, new_weights = ids.copy(), weights.copy()
-    retained, remapped = 0.0, 0
-    for t, chosen in enumerate(assign(policy, keys, ids, exact, tables, **params)):
+    retained, remapped, changed = 0.0, 0, 0
+    for t, chosen in enumerate(assign(policy, keys, ids, exact, tables, cost, **params)):
         if not exact[t] and list(chosen) != ids[t].tolist():  # a row that keeps its choices keeps its weights
             new_ids[t], new_weights[t] = settle(policy, rule.log_ungated(scores[t]), chosen, weights[t])
         gates = rule.log_ungated(scores[t])
@@ -172,17 +186,27 @@ def select(
             new_weights[t] *= kept ** params.get("damp", WEIGHING.get(policy, {}).get("damp", 0.0))
         retained += kept
         remapped += len(set(ids[t]) - set(new_ids[t]))
+        changed += ids[t].tolist() != new_ids[t].tolist()
     active = used(new_ids)
-    if policy in GUARDED and len(active) >= len(union):
+    if resident:
+        saves = misses(active, cost) < misses(union, cost)
+    else:
+        saves = len(active) < len(union) or policy not in GUARDED
+    if not saves:
         stats["guard_hit"] = True
         return own
-    stats.update(active=len(active), remapped_pairs=remapped, retained_mass=retained)
+    stats.update(active=len(active), remapped_pairs=remapped, retained_mass=retained, changed_rows=changed)
+    stats.update(misses=misses(active, cost))
     return Result(new_ids, new_weights, active, own.admitted, stats)
+
+
+def misses(experts, cost):
+    return 0 if cost is None else sum(int(cost[e]) != 0 for e in experts)
 
 
 def select_groups(groups, scores, common, exact, tables, **params):
     """Selects for the rows of each group alone, and puts the results together."""
-    own = select(scores, *common[:2], rule=params["rule"])
+    own = select(scores, *common[:2], rule=params["rule"], cost=params["cost"])
     ids, weights, stats = own.ids.copy(), own.weights.copy(), dict(own.stats)
     guarded = []  # for each group that was selected for
     for group in set(np.asarray(groups).tolist()):
@@ -196,8 +220,10 @@ def select_groups(groups, scores, common, exact, tables, **params):
         ids[rows], weights[rows] = part.ids, part.weights
         stats["remapped_pairs"] += part.stats["remapped_pairs"]
         stats["retained_mass"] += part.stats["retained_mass"] - len(rows)
+        stats["changed_rows"] += part.stats["changed_rows"]
         guarded += [part.stats["guard_hit"]] * part.stats["acted"]
     active = used(ids)
+    stats.update(misses=misses(active, params["cost"]))
     stats.update(active=len(active), acted=bool(guarded), guard_hit=bool(guarded) and all(guarded))
     return Result(ids, weights, active, None, stats)
 

@@ -255,17 +255,19 @@ void Backend::router(const float* x, const WeightView& weight, const WeightView&
 }
 
 void Backend::route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
-                    Routing& routing, DispatchPlan& plan) {
+                    Routing& routing, DispatchPlan& plan, std::span<const uint8_t> cost) {
   check_rule(rule);
+  require(cost.empty() || int64_t(cost.size()) == rule.num_experts, "route", "cost must have one entry per expert");
+  require(cost.empty() || takes_cost(), "route", "this device does not know what experts cost");
   require(batch.num_rows >= 0, "route", "num_rows must not be negative");
   require(selection.policy != Policy::kSere || selection.similarity, "route", "sere needs a similarity table");
   require(selection.policy != Policy::kAlias || selection.alias, "route", "alias needs a table");
   require(selection.policy != Policy::kReplay || selection.replay || !acts(selection, batch.phase, batch.num_rows), "route",
           "replay needs recorded ids");
-  routing.num_active = 0;
+  routing.num_active = routing.num_wanted = 0;
   if (batch.num_rows == 0) return;
   Scope scope(this, kRoute, rule.bias ? rule.num_experts * int64_t(sizeof(float)) : 0);
-  do_route(scores, batch, rule, selection, routing, plan);
+  do_route(scores, batch, rule, selection, routing, plan, cost.data());
 }
 
 ExpertTable Backend::expert_table(std::span<const ExpertWeights> experts) {
@@ -274,7 +276,7 @@ ExpertTable Backend::expert_table(std::span<const ExpertWeights> experts) {
 }
 
 ExpertTable Backend::expert_table(ExpertStore& store, int64_t layer) {
-  if (!takes_expert_store())
+  if (!takes_cost())
     fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts are read as they are needed on the CPU only, got ",
          description(), "; use device=\"cpu\"");
   require_experts(store.experts(layer));

@@ -65,6 +65,7 @@ struct BatchView {
   // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
   // rows were alone in the batch.
   const int32_t* groups = nullptr;
+  bool isolated = false;  // some row's request has an isolation group: residents, which others chose, are not looked at
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
@@ -321,16 +322,19 @@ class Backend {
   //   rule          in    how the model itself routes: RouterRule
   //   selection     in    the layer's policy, which check_selection() accepts, with the table that it reads
   //   routing       out   ids in rank order (rising rank, ties to the lower expert), weights, active list
+  //   cost [E]      in    what each expert costs: 0 = its weights are in memory, else a read; empty = nothing is known
   //   plan          out   pairs ordered by expert, ascending inside an expert
   // Every row gets the model's own routing, which depends on no other row, if acts() is false or all rows are exact. Otherwise
   // rows are routed as routing/selector.h says for each policy: exact rows keep their own routing, and all rows keep it where the
-  // active set would not become smaller than the union of own choices (guard). With isolation groups, all of this is done for each
-  // group by itself, and the active list is that of all of them.
+  // step would not read fewer experts (guard). With isolation groups, all of this is done for each group by itself, and the active list
+  // is that of all of them.
   // Throws RowError (kInvalidArgument) naming row and expert for a NaN or infinite score, here or at end_step(). Sources: with
   // the policies in routing/policy.h. Cost O(T (E + k)). Tests: tests/ops/test_select.py, test_select_properties.py,
   // test_policies.py, test_router_kinds.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
-             DispatchPlan& plan);
+             DispatchPlan& plan, std::span<const uint8_t> cost = {});
+  // Whether route() knows what experts cost, and expert_ffn() takes experts of a store.
+  virtual bool takes_cost() const { return false; }
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
   // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). x, out [T, H]. routing and plan are those of the
@@ -381,10 +385,10 @@ class Backend {
   virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
   virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) = 0;
-  virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) = 0;
+  virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
+                        const uint8_t* cost) = 0;
   // Checks formats; returns ExpertTable::entries().
   virtual const void* do_expert_table(std::span<const ExpertWeights>) = 0;
-  virtual bool takes_expert_store() const { return false; }
   // Returns the sum that is left to add; an empty one where everything has been added.
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
                                   const Routing&, const DispatchPlan&, float*) = 0;

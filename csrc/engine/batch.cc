@@ -36,6 +36,7 @@ void Batch::number_groups(const ScheduledStep& step) {
   const auto name = [](const ScheduledRequest& s) -> const std::string& { return s.request->params.isolation_group; };
   group_of_request_.assign(step.requests.size(), 0);
   rows_of_group_.assign(1, step.num_rows);
+  view_.isolated = std::any_of(step.requests.begin(), step.requests.end(), [&](const auto& s) { return !name(s).empty(); });
   if (std::all_of(step.requests.begin(), step.requests.end(), [&](const auto& s) { return name(s) == name(step.requests[0]); }))
     return;
   std::unordered_map<std::string_view, int32_t> numbers;

@@ -105,13 +105,15 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
       scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
       sampler_(config_.vocab_size),
-      selection_(*backend_, config_, options_, o.expert_selection),
+      virtual_cache_(make_virtual_cache()),
+      selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
       layer_stats_(size_t(decoder_.num_moe_layers())),
       routed_experts_(plan_.num_blocks, o.block_size, decoder_.num_moe_layers(), config_.num_experts_per_tok) {
   if (records_routed_experts() && config_.num_experts > INT16_MAX)
     fail(ErrorCode::kUnsupported, "enable_return_routed_experts", "enable_return_routed_experts: expected at most ", INT16_MAX,
          " experts, got ", config_.num_experts);
   check_files();
+  decoder_.set_cache(virtual_cache_.get());
   options_.on_load_progress = nullptr;  // it may refer to objects that the caller need not keep any longer
   reset_stats();
 }
@@ -399,6 +401,7 @@ std::vector<StepOutput> EngineCore::step() {
   ++counters_.steps;
   counters_.step_seconds += seconds;
   if (scheduled.phase == Phase::kDecodeOnly) {
+    if (virtual_cache_) virtual_cache_->end_step();
     ++counters_.decode_steps;
     counters_.decode_seconds += seconds;
     const BytesRead after = bytes_read();

@@ -47,10 +47,11 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  void bind_expert_file(ModelWeights& weights);  // this and the next three: engine_experts.cc
-  Backend::MemoryBudget memory_budget() const;  // for everything but weights
-  std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
+  void bind_expert_file(ModelWeights& weights);  // this and the next four: engine_experts.cc
+  Backend::MemoryBudget memory_budget() const;   // for everything but weights
+  std::unique_ptr<ExpertStore> make_store();     // null where all experts are in memory
   std::unique_ptr<ExpertPrefetch> make_prefetch();
+  std::unique_ptr<VirtualCache> make_virtual_cache();
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
@@ -109,6 +110,7 @@ class EngineCore {
   Scheduler scheduler_;
   Batch batch_;
   Sampler sampler_;
+  std::unique_ptr<VirtualCache> virtual_cache_;
   SelectionControl selection_;
   std::vector<float> host_logits_;     // [V] where the host cannot read logits_
   std::vector<DrawParams> draws_;      // for the rows of one logits() call

@@ -50,4 +50,15 @@ Backend::MemoryBudget EngineCore::memory_budget() const {
   return memory;
 }
 
+std::unique_ptr<VirtualCache> EngineCore::make_virtual_cache() {
+  if (options_.virtual_residents == 0) return nullptr;
+  if (store_) invalid("virtual_residents", "expected 0 with expert_memory, whose cache is a real one");
+  if (config_.num_moe_layers() == 0) invalid("virtual_residents", "expected 0 for a model without experts");
+  if (!backend_->takes_cost())
+    fail(ErrorCode::kUnsupported, "virtual_residents", "virtual_residents: expected 0 on ", backend_->description(),
+         ", which does not know what experts cost");
+  return std::make_unique<VirtualCache>(options_.virtual_residency, options_.virtual_residents, config_.num_moe_layers(),
+                                        config_.num_experts);
+}
+
 }  // namespace lynx_rt

@@ -11,7 +11,8 @@
   F(expert_memory) F(expert_policy) F(expert_prefetch) F(max_model_len) F(max_num_seqs) F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
   F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
-#define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits)
+#define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits) \
+  F(virtual_residents) F(virtual_residency)
 #define LYNX_RT_OPTION_CALLBACKS(F) F(on_load_progress) F(on_log)
 
 // Fields of SamplingParams that lynx_rt_params has under the same names, with 0 for the default; then its lists of ids.
@@ -29,7 +30,8 @@
   F(decode_rows_exact) F(decode_rows_mixed) F(bytes_read_experts) F(bytes_read_dense) F(bytes_read_kv)
 #define LYNX_RT_STATS_PARTS(F) F(layers) F(ops) F(slo) F(tier)
 #define LYNX_RT_LAYER_STATS_FIELDS(F) \
-  F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass)
+  F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass) \
+  F(changed_rows) F(misses_before) F(misses)
 #define LYNX_RT_OP_STATS_FIELDS(F) F(name) F(calls) F(seconds) F(bytes)
 #define LYNX_RT_SLO_STATS_FIELDS(F) F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level)
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)

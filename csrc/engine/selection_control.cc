@@ -5,16 +5,20 @@
 namespace lynx_rt {
 
 SelectionControl::SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options,
-                                   const std::string& text)
-    : backend_(backend), config_(config), options_(options), tables_(backend, config) {
+                                   const std::string& text, bool knows_cost)
+    : backend_(backend), config_(config), options_(options), knows_cost_(knows_cost), tables_(backend, config) {
   set(text);
 }
 
 LayerSelections SelectionControl::resolve(const std::string& text) {
   LayerSelections selections = tables_.resolve(text);
   const int64_t rows = backend_.max_selection_rows();
-  for (const Selection& layer : selections.layers) {
-    if (layer.policy == Policy::kTopk) continue;
+  for (Selection& layer : selections.layers) {
+    if (layer.resident > 0 && !backend_.takes_cost())
+      invalid("expert_selection", "resident: expected none on ", backend_.description(),
+              ", which does not know what experts cost, got ", shortest(layer.resident));
+    if (!knows_cost_) layer.resident = 0;  // all experts are in memory
+    if (layer.policy == Policy::kTopk && is_per_row(layer)) continue;
     if (options_.max_num_seqs > rows)
       invalid("max_num_seqs", "expected at most ", rows, ", the rows over which ", backend_.description(),
               " selects experts, got ", options_.max_num_seqs);

@@ -12,8 +12,10 @@ namespace lynx_rt {
 
 class SelectionControl {
  public:
-  // options.max_num_seqs bounds the rows of decode-only steps, options.max_num_batched_tokens those of other steps.
-  SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options, const std::string& text);
+  // options.max_num_seqs bounds the rows of decode-only steps, options.max_num_batched_tokens those of other steps. knows_cost: steps say
+  // which experts are in memory; else all are.
+  SelectionControl(Backend& backend, const ModelConfig& config, const EngineOptions& options, const std::string& text,
+                   bool knows_cost);
 
   // Changes the selection from the next step on. Throws as SelectionTables::resolve(), and where steps may have more rows than
   // the backend can select experts for; then nothing has changed.
@@ -37,6 +39,7 @@ class SelectionControl {
   Backend& backend_;
   const ModelConfig& config_;
   const EngineOptions& options_;
+  const bool knows_cost_;
   SelectionTables tables_;
   std::string text_;
   std::vector<LayerSelections> levels_;

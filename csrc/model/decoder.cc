@@ -101,6 +101,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
         continue;
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
+      if (rows.isolated) selection.resident = 0;
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
       pending = moe_block(w, rows, selection, int64_t(moe), observe);
       ++moe;

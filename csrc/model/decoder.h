@@ -12,6 +12,7 @@
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
 #include "model/workspace.h"
+#include "tiers/virtual_cache.h"
 
 namespace lynx_rt {
 
@@ -45,6 +46,9 @@ class Decoder {
   Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows, int64_t max_logit_rows,
           int64_t max_positions, StepRecording recording = {}, ExpertStore* store = nullptr, ExpertPrefetch* prefetch = nullptr);
 
+  // Routing sees what experts cost in `cache`, and in decode-only steps tells it what it used; null = no cache. The owner ends the
+  // cache's steps.
+  void set_cache(VirtualCache* cache) { cache_ = cache; }
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
   void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
@@ -87,7 +91,9 @@ class Decoder {
   ExpertPrefetch* prefetch_;
   int64_t num_rows_ = 0, padded_rows_ = 0;  // of the last step, and the number to which the backend padded them
   Workspace workspace_;
-  std::vector<ExpertTable> experts_;        // [MoE layers]
+  std::vector<ExpertTable> experts_;  // [MoE layers]
+  VirtualCache* cache_ = nullptr;
+  std::vector<int32_t> wanted_;             // [E] experts of a layer's own routing, where there is a cache or a store
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
   RopeAngles rope_angles_;
   std::vector<float> new_cos_, new_sin_;  // rows before they are copied to the backend's memory

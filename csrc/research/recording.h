@@ -35,6 +35,9 @@ inline void add_step(EngineStats::Layer& sums, const SelectionStats& step) {
   sums.remapped_pairs += step.remapped_pairs;
   sums.guard_hits += step.guard_hit;
   sums.retained_mass += step.retained_mass;
+  sums.changed_rows += step.changed_rows;
+  sums.misses_before += step.misses_before;
+  sums.misses += step.misses;
 }
 
 }  // namespace lynx_rt

@@ -9,7 +9,7 @@ enum class Phase : uint8_t { kPrefill, kMixed, kDecodeOnly };
 
 // The policies; selector.h defines each.
 enum class Policy : uint8_t {
-  kTopk,         // the model's own routing
+  kTopk,         // the model's own routing; with `resident`, rows prefer experts in memory (arXiv 2412.00099)
   kLynx,         // LYNX AffinityBinning, threshold rule (arXiv 2411.08982)
   kLynxLiteral,  // LYNX's votes, added to the row's scores
   kOea,          // Opportunistic Expert Activation, simplified form (arXiv 2511.02237)
@@ -26,19 +26,14 @@ enum class Policy : uint8_t {
 };
 inline constexpr int kNumPolicies = int(Policy::kReplay) + 1;
 
-// Whether a row's result depends on that row alone. Such policies act on single rows too and have no guard.
-constexpr bool is_per_row(Policy p) {
-  return p == Policy::kTopk || p == Policy::kSkip || p == Policy::kTopJ || p == Policy::kDenyRank || p == Policy::kAlias ||
-         p == Policy::kReplay;
-}
 // Whether the policy admits experts, among which every row takes its best.
 constexpr bool admits(Policy p) {
   return p == Policy::kLynx || p == Policy::kOea || p == Policy::kXshare || p == Policy::kDesVote || p == Policy::kCover;
 }
+// Whether the policy knows `resident`.
+constexpr bool has_resident(Policy p) { return admits(p) || p == Policy::kTopk; }
 // Whether the policy knows `refill` and `damp`.
-constexpr bool has_refill(Policy p) { return admits(p) || p == Policy::kLynxLiteral; }
-// Whether the own choices replace a result that reads no fewer experts than they do.
-constexpr bool has_guard(Policy p) { return !is_per_row(p) && p != Policy::kCapacity; }
+constexpr bool has_refill(Policy p) { return has_resident(p) || p == Policy::kLynxLiteral; }
 
 // A layer's policy and its parameters. Plain data, which kernels take by value.
 struct Selection {
@@ -53,6 +48,7 @@ struct Selection {
   double refill = 0;        // has_refill(): the least share of the row's best gate with which an expert that it did not choose
                             // is run; 0 (always) .. 1
   double damp = 0;          // has_refill(): weights sum to W0 * (kept gate mass / own gate mass)^damp; 0 (W0) .. 1 (the gates)
+  double resident = 0;      // has_resident(): nats by which a row prefers an expert that is not read for it; 0 (off) .. 1000
   int primary = 1;          // sere (key s): choices per row that stay; 1..k (k = identity)
   double rho = 0;           // sere: an expert moves only to one of at least this similarity; > 1 = identity
   double ratio = 0.5;       // skip: a choice stays while its gate is at least ratio * the first one's; 0 (identity) .. 1
@@ -66,9 +62,18 @@ struct Selection {
   const int32_t* replay = nullptr;    // replay: [T, k] 0..E-1, each once in a row, or -1
 };
 
-// Whether `s` may change the routing of a step.
+// Whether a row's result depends on that row alone. Such selections have no guard.
+constexpr bool is_per_row(const Selection& s) {
+  if (s.policy == Policy::kTopk) return !(s.resident > 0);
+  return s.policy == Policy::kSkip || s.policy == Policy::kTopJ || s.policy == Policy::kDenyRank || s.policy == Policy::kAlias ||
+         s.policy == Policy::kReplay;
+}
+// Whether the own choices replace a result that reads no fewer experts than they do.
+constexpr bool has_guard(const Selection& s) { return !is_per_row(s) && s.policy != Policy::kCapacity; }
+// Whether `s` may change the routing of a step. Other rows are not all that a choice may depend on: with `resident`, topk acts too.
 constexpr bool acts(const Selection& s, Phase phase, int64_t rows) {
-  return s.policy != Policy::kTopk && (s.all_phases || phase == Phase::kDecodeOnly) && rows >= (is_per_row(s.policy) ? 1 : 2);
+  if (s.policy == Policy::kTopk && is_per_row(s)) return false;
+  return (s.all_phases || phase == Phase::kDecodeOnly) && rows >= (is_per_row(s) || s.resident > 0 ? 1 : 2);
 }
 // Returns the number of experts that `budget` allows.
 constexpr int budget_experts(const Selection& s, int num_experts) {

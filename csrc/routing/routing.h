@@ -7,10 +7,12 @@ namespace lynx_rt {
 
 // The experts that rows go to. The caller owns all arrays, sized for its largest batch.
 struct Routing {
-  int32_t* ids;        // [T, k] expert, -1 = no expert
-  float* weights;      // [T, k] >= 0; 0 where id = -1
-  int32_t* active;     // [E] the first num_active are the experts that some id names, ascending
-  int32_t num_active;  // set by host backends; a device backend keeps the count in its own memory and leaves this alone
+  int32_t* ids;               // [T, k] expert, -1 = no expert
+  float* weights;             // [T, k] >= 0; 0 where id = -1
+  int32_t* active;            // [E] the first num_active are the experts that some id names, ascending
+  int32_t num_active;         // set by host backends; a device backend keeps the count in its own memory and leaves this alone
+  int32_t* wanted = nullptr;  // [E] or null; host backends: the first num_wanted are the experts of own choices, ascending
+  int32_t num_wanted = 0;
 };
 
 // Counters of one route() call.
@@ -19,6 +21,9 @@ struct SelectionStats {
   int32_t union_before = 0;    // distinct experts of the model's own choices
   int32_t active = 0;          // distinct experts after selection
   int32_t remapped_pairs = 0;  // own choices that rows lost, replaced or dropped, summed over rows
+  int32_t changed_rows = 0;    // rows that did not end with their own choice
+  int32_t misses_before = 0;   // experts of the model's own choices that are not resident; 0 where no costs are given
+  int32_t misses = 0;          // the same of the experts after selection
   double retained_mass = 0;    // sum over rows of (gate mass of the final choice / of the own choice), 1 at most
   bool acted = false;          // a policy was applied: acts(), and not every row is exact
   bool guard_hit = false;      // the guard discarded the result for the model's own routing

@@ -27,19 +27,20 @@ struct PolicyText {
   bool reads_file = false;
 };
 
-const Parameter refill{"refill", &Selection::refill, 0, 1}, damp{"damp", &Selection::damp, 0, 1};
+const Parameter refill{"refill", &Selection::refill, 0, 1}, damp{"damp", &Selection::damp, 0, 1},
+    resident{"resident", &Selection::resident, 0, 1000};
 
 const std::vector<PolicyText>& policies() {
   static const Parameter alpha{"alpha", &Selection::alpha, 0, INFINITY, true}, beta{"beta", &Selection::beta, 1, 16},
       k0{"k0", &Selection::k0, 1}, budget{"m", &Selection::budget, 0, INFINITY, true};
   static const std::vector<PolicyText> table = {
-      {Policy::kTopk, "topk", {}},
-      {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}, refill, damp}},
+      {Policy::kTopk, "topk", {resident, refill, damp}},
+      {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}, refill, damp, resident}},
       {Policy::kLynxLiteral, "lynx_literal", {alpha, beta, {"lambda", &Selection::lambda}, refill, damp}},
-      {Policy::kOea, "oea", {k0, refill, damp}},
-      {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}, refill, damp}},
-      {Policy::kDesVote, "des_vote", {budget, refill, damp}},
-      {Policy::kCover, "cover", {{"delta", &Selection::delta}, budget, refill, damp}},
+      {Policy::kOea, "oea", {k0, refill, damp, resident}},
+      {Policy::kXshare, "xshare", {budget, {"k0", &Selection::k0}, refill, damp, resident}},
+      {Policy::kDesVote, "des_vote", {budget, refill, damp, resident}},
+      {Policy::kCover, "cover", {{"delta", &Selection::delta}, budget, refill, damp, resident}},
       {Policy::kSere, "sere", {{"s", &Selection::primary, 1}, {"rho", &Selection::rho}}, true},
       {Policy::kSkip, "skip", {{"ratio", &Selection::ratio, 0, 1}}},
       {Policy::kTopJ, "top_j", {{"j", &Selection::j, 1}}},
@@ -147,11 +148,13 @@ Selection parse_policy(const std::string& text, std::string* file, const char* f
   if (selection.policy == Policy::kLynx) selection.alpha = 6, selection.refill = 0.25, selection.damp = 0.5;
   if (selection.policy == Policy::kLynxLiteral) selection.alpha = 16;
   if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 1, selection.damp = 0.7;
-  const bool fixed = found->policy == Policy::kTopk || text.starts_with("top1");
+  if (selection.policy == Policy::kTopk) selection.damp = 0.5;
+  const bool fixed = text.starts_with("off") || text.starts_with("top1");
   if (colon < text.size() && fixed) invalid(field, text.substr(0, colon), " has no keys, got \"", text, "\"");
   if (file) file->clear();
-  if (colon == text.size()) return selection;
-  for (const PolicySetting& setting : parse_settings(std::string_view(text).substr(colon + 1), field)) {
+  std::vector<PolicySetting> settings;
+  if (colon < text.size()) settings = parse_settings(std::string_view(text).substr(colon + 1), field);
+  for (const PolicySetting& setting : settings) {
     const auto parameter = std::find_if(found->parameters.begin(), found->parameters.end(),
                                         [&](const Parameter& p) { return setting.key == p.key; });
     if (parameter != found->parameters.end()) {
@@ -167,6 +170,8 @@ Selection parse_policy(const std::string& text, std::string* file, const char* f
   }
   if (selection.budget >= 1 && selection.budget != std::floor(selection.budget))
     invalid(field, "m: expected a share of the experts below 1, or a whole number, got ", shortest(selection.budget));
+  if (selection.policy == Policy::kTopk && is_per_row(selection))
+    selection = {};  // the model's own routing, which has no parameters
   return selection;
 }
 
@@ -177,7 +182,9 @@ std::string to_string(const Selection& selection, const std::string& file) {
     text += str_cat(separator, key, "=", value);
     separator = ",";
   };
-  const bool shows_all = selection.policy == Policy::kCover || selection.policy == Policy::kLynx;
+  if (selection.policy == Policy::kTopk && is_per_row(selection)) return text;
+  const bool shows_all =
+      selection.policy == Policy::kCover || selection.policy == Policy::kLynx || selection.policy == Policy::kTopk;
   const auto text_of_number = [](auto value) {
     if constexpr (std::is_integral_v<decltype(value)>) return std::to_string(value);
     return shortest(double(value));
@@ -185,7 +192,8 @@ std::string to_string(const Selection& selection, const std::string& file) {
   for (const Parameter& p : policy.parameters) {
     const bool weighs = p.member == refill.member || p.member == damp.member;
     const std::string value = std::visit([&](auto member) { return text_of_number(selection.*member); }, p.member);
-    if (!weighs || shows_all || value != "0") add(p.key, value);
+    const bool optional = p.member == resident.member || (weighs && !shows_all);
+    if (!optional || value != "0") add(p.key, value);
   }
   if (!file.empty()) add("file", file);
   if (selection.all_phases) add("phase", "all");
@@ -198,6 +206,8 @@ void check_selection(const Selection& s, int num_experts, int top_k, const char*
   };
   constexpr const char* kPerToken = "experts per token of this model";
   const Policy p = s.policy;
+  if (s.resident > 0 && !has_resident(p))
+    invalid(field, "resident: expected 0 with ", text_of(p).name, ", got ", shortest(s.resident));
   if (p == Policy::kOea || p == Policy::kXshare) check("k0", s.k0, p == Policy::kOea, top_k, kPerToken);
   if (p == Policy::kSere) check("s", s.primary, 1, top_k, kPerToken);
   if (p == Policy::kTopJ) check("j", s.j, 1, top_k, kPerToken);

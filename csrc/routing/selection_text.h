@@ -17,8 +17,8 @@ struct PolicySetting {
 std::vector<PolicySetting> parse_settings(std::string_view text, const char* field);
 
 // Parses the text of a policy, "name:key=value,...": "topk" (also "off", ""), "lynx:alpha=8,beta=4,theta=1", "oea:k0=2", "top1"
-// (= top_j:j=1). `file` receives the value of the key "file" ("" = not given), which the policies have that read a table: sere,
-// alias, replay. Throws kInvalidArgument naming `field`, and the unknown policy or key and those that exist.
+// (= top_j:j=1), "topk:resident=1". `file` receives the value of the key "file" ("" = not given), which the policies have that read
+// a table: sere, alias, replay. Throws kInvalidArgument naming `field`, and the unknown policy or key and those that exist.
 Selection parse_policy(const std::string& text, std::string* file = nullptr, const char* field = "selection");
 std::string to_string(const Selection& selection, const std::string& file = "");  // parse_policy's canonical form
 

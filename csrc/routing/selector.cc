@@ -46,16 +46,18 @@ double near_probability(const float* z, int num_experts, float best, int taken, 
 }  // namespace
 
 SelectionStats Selector::run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                             Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups) {
+                             Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups, const uint8_t* cost) {
   check_selection(selection, rule.num_experts, rule.top_k);
   check_scores(scores, num_rows, rule.num_experts);
-  if (groups && acts(selection, phase, num_rows) && !is_per_row(selection.policy))
-    return run_groups(scores, num_rows, rule, selection, phase, exact, routing, groups);
-  return run_group(scores, num_rows, rule, selection, phase, exact, routing);
+  Selection known = selection;
+  if (!cost) known.resident = 0;
+  if (groups && acts(known, phase, num_rows) && !is_per_row(known))
+    return run_groups(scores, num_rows, rule, known, phase, exact, routing, groups, cost);
+  return run_group(scores, num_rows, rule, known, phase, exact, routing, cost);
 }
 
 SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                                   Phase phase, const uint8_t* exact, Routing& routing) {
+                                   Phase phase, const uint8_t* exact, Routing& routing, const uint8_t* cost) {
   reserve(num_rows, rule);
   if (has_keys(rule)) make_keys(scores, num_rows, rule);
   const Batch batch{has_keys(rule) ? keys_.data() : scores,
@@ -64,6 +66,7 @@ SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const 
                     rule.num_experts,
                     rule.top_k,
                     exact,
+                    cost,
                     rule,
                     selection};
 
@@ -72,25 +75,32 @@ SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const 
   stats.rows = int32_t(num_rows);
   stats.union_before = stats.active = count_used(routing.ids, batch.num_pairs(), batch.num_experts);
   stats.retained_mass = double(num_rows);
-  list_used(batch.num_experts, routing);
+  stats.misses_before = stats.misses = count_misses(cost, batch.num_experts);
+  routing.num_active = list_used(batch.num_experts, routing.active);
+  if (routing.wanted) routing.num_wanted = list_used(batch.num_experts, routing.wanted);
 
   const bool all_exact = exact && std::all_of(exact, exact + num_rows, [](uint8_t flag) { return flag != 0; });
   stats.acted = acts(selection, phase, num_rows) && !all_exact;
   if (!stats.acted) return stats;
 
-  if (admits(selection.policy)) {
+  if (selection.resident > 0) {
+    assign_resident(batch, routing);
+  } else if (admits(selection.policy)) {
     admit(batch, routing);
     assign_admitted(batch, routing);
   } else {
     assign(batch, routing);
   }
   const int active = count_used(assigned_.data(), batch.num_pairs(), batch.num_experts);
-  stats.guard_hit = has_guard(selection.policy) && active >= stats.union_before;
+  const int32_t misses = count_misses(cost, batch.num_experts);
+  const bool fewer = selection.resident > 0 ? misses < stats.misses_before : active < stats.union_before;
+  stats.guard_hit = has_guard(selection) && !fewer;
   if (stats.guard_hit) return stats;
 
   weigh(batch, routing, stats);
-  list_used(batch.num_experts, routing);
+  routing.num_active = list_used(batch.num_experts, routing.active);
   stats.active = active;
+  stats.misses = misses;
   return stats;
 }
 
@@ -117,6 +127,7 @@ void Selector::reserve(int64_t num_rows, const RouterRule& rule) {
   grow(target_, num_experts);
   grow(load_, num_experts);
   grow(assigned_, num_rows * rule.top_k);
+  grow(free_, rule.top_k);
   grow(used_, num_experts);
 }
 
@@ -169,6 +180,7 @@ void Selector::weigh(const Batch& batch, Routing& routing, SelectionStats& stats
       stats.retained_mass += 1;
       continue;
     }
+    ++stats.changed_rows;
     for (int j = 0; j < k; ++j) stats.remapped_pairs += std::find(assigned, assigned + k, ids[j]) == assigned + k;
     const float own_best = best_gate(gates, ids, k), best = best_gate(gates, assigned, k);
     double row_weight = batch.rule.scale;  // W0
@@ -215,10 +227,19 @@ int Selector::count_used(const int32_t* ids, int64_t num_pairs, int num_experts)
   return int(std::count(used_.begin(), used_.begin() + num_experts, 1));
 }
 
-void Selector::list_used(int num_experts, Routing& routing) const {
-  routing.num_active = 0;
+// Counts the experts marked in used_ that are not resident.
+int32_t Selector::count_misses(const uint8_t* cost, int num_experts) const {
+  int32_t misses = 0;
+  for (int e = 0; cost && e < num_experts; ++e) misses += used_[size_t(e)] && cost[e] != 0;
+  return misses;
+}
+
+// Lists the experts marked in used_, ascending; returns their number.
+int32_t Selector::list_used(int num_experts, int32_t* experts) const {
+  int32_t count = 0;
   for (int e = 0; e < num_experts; ++e)
-    if (used_[e]) routing.active[routing.num_active++] = e;
+    if (used_[e]) experts[count++] = e;
+  return count;
 }
 
 }  // namespace lynx_rt

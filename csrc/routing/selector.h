@@ -26,6 +26,14 @@
 //   remapped_pairs counts own choices that a row lost, whether replaced or dropped.
 //   dropped       A dropped rank has no expert: id -1 and weight 0.
 //   sums          Sums of votes are exact 64-bit integers; sums of gates are sums of gate_mass() (gate_mass.h) of the scores.
+//   resident      A call may say what each expert costs: 0 where its weights are in memory, else a read. Without `resident`, or without
+//                 costs, they change nothing. With both (topk and the policies that admit), admission is no longer a limit, but what
+//                 makes experts free: free are experts of cost 0 and the admitted ones (topk admits none but those of exact rows; a
+//                 single row has nobody to share with, so there no policy admits more). A row ends with the k best of its scores,
+//                 with `resident` nats added to those of free experts and of its own first choice, which therefore always stays. Sums
+//                 are in double precision; ties to the larger score, then to the lower expert. A large value makes a row take no
+//                 expert that is read for it alone, but its first choice. Ranks, refill and weights are by the scores without the
+//                 nats. The guard compares misses, that is active experts that cost something, and not experts.
 //
 // Policies that admit experts. At least k experts are admitted, and every row ends with the k best of its scores among them.
 // Experts that the row did not choose itself, and whose gate is below refill * that of its best admitted expert, are dropped.
@@ -82,18 +90,20 @@ namespace lynx_rt {
 // Thread-safety: one run() at a time.
 class Selector {
  public:
-  // groups [T]: numbers of isolation groups; null = one group. Throws kInvalidArgument where check_selection() does and for a score
-  // that is not finite; then nothing is written. Time is O(T E) (capacity: O(T E k)), with one expf per chosen expert (per score
-  // where the router does not normalise); twice that with groups. Scratch memory is O(T k + E), with groups O(T E).
+  // groups [T]: numbers of isolation groups; null = one group. cost [E]: 0 = resident; null = nothing is known. Throws
+  // kInvalidArgument where check_selection() does and for a score that is not finite; then nothing is written. Time is O(T E)
+  // (capacity: O(T E k)), with one expf per chosen expert (per score where the router does not normalise); twice that with groups.
+  // Scratch memory is O(T k + E), with groups O(T E).
   SelectionStats run(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
-                     const uint8_t* exact, Routing& routing, const int32_t* groups = nullptr);
+                     const uint8_t* exact, Routing& routing, const int32_t* groups = nullptr, const uint8_t* cost = nullptr);
 
  private:
   struct Batch;
   SelectionStats run_group(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection, Phase phase,
-                           const uint8_t* exact, Routing& routing);
+                           const uint8_t* exact, Routing& routing, const uint8_t* cost);
   SelectionStats run_groups(const float* scores, int64_t num_rows, const RouterRule& rule, const Selection& selection,
-                            Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups);  // selector_groups.cc
+                            Phase phase, const uint8_t* exact, Routing& routing, const int32_t* groups,
+                            const uint8_t* cost);  // selector_groups.cc
   void reserve(int64_t num_rows, const RouterRule& rule);
   void make_keys(const float* scores, int64_t num_rows, const RouterRule& rule);  // selector_keys.cc
   void open_groups(const RouterRule& rule);
@@ -101,7 +111,8 @@ class Selector {
   void weigh(const Batch& batch, Routing& routing, SelectionStats& stats) const;
   void move_weights(const Batch& batch, int64_t t, const int32_t* own, float* weights) const;
   int count_used(const int32_t* ids, int64_t num_pairs, int num_experts);
-  void list_used(int num_experts, Routing& routing) const;
+  int32_t count_misses(const uint8_t* cost, int num_experts) const;
+  int32_t list_used(int num_experts, int32_t* experts) const;
 
   // selector_admit.cc: policies that admit experts.
   void admit(const Batch& batch, const Routing& own);
@@ -112,7 +123,12 @@ class Selector {
   void admit_by_gates(const Batch& batch, const Routing& own);
   void admit_cover(const Batch& batch, const Routing& own);
   void fill(const Batch& batch, int count, const uint8_t* allowed);
+  void admit_exact_rows(const Batch& batch, const Routing& own);
+  void list_admitted(int num_experts);
   void assign_admitted(const Batch& batch, const Routing& own);
+
+  // selector_resident.cc: every policy with `resident`.
+  void assign_resident(const Batch& batch, const Routing& own);
 
   // selector_assign.cc: policies that choose for each row.
   void assign(const Batch& batch, const Routing& own);
@@ -135,12 +151,13 @@ class Selector {
   std::vector<uint8_t> confident_;      // [T] 1 = one expert alone is in bin 0
   std::vector<int32_t> serves_;         // [E] cover: rows that the expert serves and no admitted one does
   std::vector<uint8_t> served_;         // [T] cover: 1 = an admitted expert serves the row
-  std::vector<uint8_t> admitted_;       // [E] 1 = admitted; sere: primary
+  std::vector<uint8_t> admitted_;       // [E] 1 = admitted; sere: primary; with `resident`: free
   std::vector<int32_t> admitted_list_;  // the admitted experts, ascending
   std::vector<float> voted_;            // [E] lynx_literal: scores with votes, by which a row chooses
   std::vector<int32_t> target_;         // [E] sere, alias: the expert that a choice becomes
   std::vector<int32_t> load_;           // [E] capacity: rows that an expert has
   std::vector<int32_t> assigned_;       // [T, k] like Routing::ids
+  std::vector<int32_t> free_;           // [k] a row's best free experts
   std::vector<uint8_t> used_;           // [E] 1 = some row has the expert; written by count_used()
 
   // The rows of one isolation group, and its routing.

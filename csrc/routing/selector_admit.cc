@@ -67,7 +67,10 @@ void Selector::admit(const Batch& batch, const Routing& own) {
     case Policy::kCover: admit_cover(batch, own); break;
     default: admit_by_gates(batch, own);
   }
-  // Exact rows come after the filling, so that they only add experts.
+  admit_exact_rows(batch, own);  // after the filling, so that they only add experts
+}
+
+void Selector::admit_exact_rows(const Batch& batch, const Routing& own) {
   for (int64_t t = 0; t < batch.num_rows; ++t)
     if (batch.is_exact(t))
       for (int j = 0; j < batch.top_k; ++j) admitted_[size_t(own.ids[t * batch.top_k + j])] = 1;
@@ -162,13 +165,17 @@ void Selector::fill(const Batch& batch, int count, const uint8_t* allowed) {
   }
 }
 
+void Selector::list_admitted(int num_experts) {
+  admitted_list_.clear();
+  for (int e = 0; e < num_experts; ++e)
+    if (admitted_[size_t(e)]) admitted_list_.push_back(e);
+}
+
 // Assigns its best admitted experts to each row. Exact rows need no special case, since all their choices are admitted.
 void Selector::assign_admitted(const Batch& batch, const Routing& own) {
   const int k = batch.top_k;
   const double limit = -std::log(batch.selection.refill);
-  admitted_list_.clear();
-  for (int e = 0; e < batch.num_experts; ++e)
-    if (admitted_[size_t(e)]) admitted_list_.push_back(e);
+  list_admitted(batch.num_experts);
   for (int64_t t = 0; t < batch.num_rows; ++t) {
     const int32_t* wanted = own.ids + t * k;
     int32_t* ids = assigned_.data() + t * k;

@@ -15,6 +15,7 @@ struct Selector::Batch {
   int num_experts;       // E
   int top_k;             // k
   const uint8_t* exact;  // [T] or null
+  const uint8_t* cost;   // [E] or null
   const RouterRule& rule;
   const Selection& selection;
 

@@ -71,7 +71,8 @@ ExpertStore::~ExpertStore() {
   release_pages(absent_, slot_bytes_);
 }
 
-ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> active, bool learn) {
+ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> active, std::span<const int32_t> wanted,
+                                        bool learn) {
   if (leased_ >= 0) fail(ErrorCode::kInternal, "", "experts of layer ", index, ": those of layer ", leased_, " are in use");
   Layer& layer = layers_[size_t(index)];
   leased_ = index;
@@ -85,7 +86,7 @@ ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> 
     counters_.decode_misses += int64_t(misses_.size());
     const auto cost = residency_.cost(index);
     before_.assign(cost.begin(), cost.end());
-    residency_.update(index, active);
+    residency_.update(index, active, wanted);
     // Experts that leave and are used now keep their slots until they have been computed.
     for (int32_t e = 0; e < int32_t(layer.slot.size()); ++e)
       if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(layer, e);

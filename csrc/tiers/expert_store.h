@@ -71,8 +71,9 @@ class ExpertStore {
   // Returns all experts of the layer. Shapes and formats are always valid; the values of an expert between the next() that returns it
   // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
   std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
-  // Begins to read what is missing. `active`: the experts that the step uses, rising. `learn`: they count as used, and may stay.
-  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, bool learn);
+  // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, by which uses
+  // are counted (Residency::update()); both rising. `learn`: uses count, and what is read may stay.
+  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn);
   // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
   // failed.

@@ -119,7 +119,7 @@ double Residency::key(const Layer& layer, size_t index, int32_t expert) const {
   }
 }
 
-void Residency::update(int64_t index, std::span<const int32_t> used) {
+void Residency::update(int64_t index, std::span<const int32_t> used, std::span<const int32_t> wanted) {
   Layer& layer = layers_[size_t(index)];
   if (rule_.policy == ResidencyPolicy::kBelady) {
     const auto& recorded = lists_[size_t(index)];
@@ -132,8 +132,8 @@ void Residency::update(int64_t index, std::span<const int32_t> used) {
   Counts& counts = layer.counts;
   counts.used += int64_t(used.size());
   int64_t hits = 0;
-  for (const int32_t e : used) {
-    hits += layer.cost[size_t(e)] == 0;
+  for (const int32_t e : used) hits += layer.cost[size_t(e)] == 0;
+  for (const int32_t e : wanted) {
     layer.uses[size_t(e)] += 1;
     layer.last[size_t(e)] = layer.step;
   }
@@ -145,7 +145,7 @@ void Residency::update(int64_t index, std::span<const int32_t> used) {
     kept_.clear();
     keys_.resize(layer.cost.size());
     for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
-      if (layer.cost[size_t(e)] == 0 || layer.last[size_t(e)] == layer.step) {
+      if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) {
         kept_.push_back(e);
         keys_[size_t(e)] = key(layer, size_t(index), e);
       }

@@ -90,6 +90,29 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
+def add_virtual_cache_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --virtual-residents --virtual-residency; virtual_cache_options() reads them."""
+    parser.add_argument(
+        "--virtual-residents",
+        type=number,
+        default=0.0,
+        metavar="C",
+        help="count what a cache of C experts of each layer (below 1 a share) would read; policies with resident=NATS see it",
+    )
+    parser.add_argument(
+        "--virtual-residency",
+        default="lfu",
+        metavar="POLICY",
+        help="what that cache keeps: lfu, lfu:decay=0.9, lru, ...",
+    )
+
+
+def virtual_cache_options(args: argparse.Namespace) -> dict[str, Any]:
+    if not args.virtual_residents:
+        return {}
+    return {"virtual_residents": args.virtual_residents, "virtual_residency": args.virtual_residency}
+
+
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "device": args.device,

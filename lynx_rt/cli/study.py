@@ -24,12 +24,14 @@ from lynx_rt.cli.files import check_output_folder
 from lynx_rt.cli.options import (
     add_engine_options,
     add_model,
+    add_virtual_cache_options,
     engine_options,
     integer,
     model_folder,
     positive_int,
     positive_ints,
     selections,
+    virtual_cache_options,
 )
 
 _SELECTIONS = ["topk", "lynx", "oea:k0=1", "oea:k0=2"]
@@ -66,6 +68,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--text", type=Path, metavar="FILE", help="also measure the perplexity of this text")
     parser.add_argument("--no-perplexity", action="store_true", help="do not measure that of the expected answers")
     add_engine_options(parser)
+    add_virtual_cache_options(parser)
     parser.add_argument("--no-plots", action="store_true", help="write no plots, which need matplotlib")
     parser.add_argument(
         "--report-only",
@@ -113,7 +116,7 @@ def _run_missing(args: argparse.Namespace) -> None:
         max_tokens=args.max_tokens,
         text=args.text,
         perplexity=not args.no_perplexity,
-        engine=engine_options(args),
+        engine={**engine_options(args), **virtual_cache_options(args)},
     )
     with RunLog(args.out / "runs.jsonl") as log:
         try:

@@ -64,6 +64,9 @@ class Engine(EngineState):
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
+    virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share of them) would read, while
+    all stay in memory, and lets selections with the key `resident` see it; 0 = none. CPU only.
+    virtual_residency: how that cache chooses what stays: "lfu", "lfu:decay=0.9", "lru", "lfru", "random", "none".
     num_threads: None = one per core, within affinity and CPU quota (`lynx-rt env` says why).
     isa: None = the best; "scalar", "avx2", "avx512", ...
     on_load_progress: called with (bytes done, bytes in all) as weights are copied or quantised; None = a bar on a terminal.
@@ -102,6 +105,8 @@ class Engine(EngineState):
         enable_mixed_chunk: bool = True,
         kv_cache_memory_bytes: int | None = None,
         expert_selection: str | None = None,
+        virtual_residents: float = 0,
+        virtual_residency: str = "lfu",
         num_threads: int | None = None,
         seed: int = 0,
         isa: str | None = None,

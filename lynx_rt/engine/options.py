@@ -17,6 +17,7 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
     "bool": ((bool,), "True or False"),
     "int": ((numbers.Integral,), "an integer"),
     "int | None": ((numbers.Integral, _NONE), "an integer or None"),
+    "float": ((numbers.Real,), "a number"),
     "str": ((str,), "a string"),
     "str | None": ((str, _NONE), "a string or None"),
     "int | float | str | None": ((numbers.Real, str, _NONE), "bytes, a share or a text"),

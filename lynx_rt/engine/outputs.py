@@ -205,6 +205,10 @@ class LayerStats:
     remapped_pairs: int  # (row, slot) pairs that got another expert
     guard_hits: int  # steps that kept the model's own routing, because selection would not have saved anything
     retained_mass: float  # gate mass kept, summed over rows
+    changed_rows: int = 0  # rows that did not get the experts of the model's own routing
+    # Experts that were not resident: of the model's own routing, and of those that were read. 0 where all experts are in memory.
+    misses_before: int = 0
+    misses: int = 0
 
 
 @dataclass(slots=True)

@@ -53,7 +53,7 @@ class StudyOptions:
     max_tokens: int = 64
     text: Path | None = None  # held-out text, besides the expected answers
     perplexity: bool = True
-    engine: Mapping[str, Any] = field(default_factory=dict)  # device, dtype, quantization, num_threads, ...
+    engine: Mapping[str, Any] = field(default_factory=dict)  # device, dtype, quantization, virtual_residents, ...
 
     def __post_init__(self) -> None:
         pool = load_tasks(self.tasks)
@@ -82,7 +82,9 @@ class StudyOptions:
         """Settings that two runs must share to be compared."""
         content = json.dumps([[task, item.prompt, item.answer] for task, items in self.pool.items() for item in items])
         engine = self.engine
+        cache = {name: engine[name] for name in ("virtual_residents", "virtual_residency") if name in engine}
         return {
+            **cache,
             "model": self.model_name,
             "quantization": engine.get("quantization") or "none",
             "dtype": engine.get("dtype", "auto"),
@@ -313,6 +315,9 @@ def _measured(engine: Engine, meter: StepMeter) -> dict[str, Any]:
         "retained_mass": experts.retained_mass,
         "remapped_share": layer_mean(stats.layers, "remapped_pairs", "rows") / max(experts.num_experts_per_tok, 1),
         "guard_share": layer_mean(stats.layers, "guard_hits", "steps"),
+        "changed_share": layer_mean(stats.layers, "changed_rows", "rows"),
+        "misses_before": layer_mean(stats.layers, "misses_before", "steps"),
+        "misses": layer_mean(stats.layers, "misses", "steps"),
         "layers": [asdict(layer) for layer in stats.layers],
         "rows_per_step": experts.rows_per_step,
         "decode_steps": stats.decode_steps,

@@ -14,6 +14,7 @@ _HEADER = [
     "policy", "accuracy %", "difference", "over items", "over seeds", "perplexity", "experts before", "after", "saved %", "mass %",
     "remapped %", "guard %", "MB/step", "of experts", "ms/step", "median", "tok/s", "rows/step", "decode-only %",
 ]  # fmt: skip
+_MISSES = ["misses before", "misses", "x fewer", "changed rows %"]
 _OTHERS = "the others"  # name of a column
 _LEGEND = """\
 - accuracy: exact match, mean over tasks; difference: to topk on the same items under the same seeds, in points, with its standard
@@ -23,6 +24,8 @@ _LEGEND = """\
   pairs that got another expert; guard: steps that fell back to the model's own routing.
 - MB: 10^6 bytes of weights and KV per decode-only step, and those of experts alone; ms: mean and median decode-only step; tok/s: of
   decode-only steps; decode-only: generated tokens that came from such steps, where a policy acts.
+- with a cache: misses per layer and decode-only step, of the model's own routing on the cache as the policy leaves it, and of what was
+  read; x fewer: than topk on a cache of its own; changed rows: (row, layer) pairs that did not get their own choice.
 """
 
 
@@ -105,6 +108,9 @@ def _batch_lines(setup: Setup, groups: list[Group], heading: str) -> list[str]:
     has_text = any(not math.isnan(group.mean("text_perplexity")) for group in groups)
     header = [*_HEADER, *(["text perplexity"] if has_text else [])]
     rows = [_cells(setup, group, place in front, has_text) for place, group in enumerate(groups)]
+    if setup.settings.get("virtual_residents"):
+        header += _MISSES
+        rows = [[*cells, *_miss_cells(setup, group)] for cells, group in zip(rows, groups, strict=True)]
     seeds = len(groups[0].runs)
     lines = [f"#### {heading}", "", f"{seeds} seeds", "", *_markdown(header, rows), ""]
     tasks = groups[0].tasks
@@ -146,6 +152,13 @@ def _cells(setup: Setup, group: Group, on_front: bool, has_text: bool) -> list[s
         f"{100 * group.mean('decode_only_share'):.1f}",
     ]
     return [*cells, *([_number(group.mean("text_perplexity"), 4)] if has_text else [])]
+
+
+def _miss_cells(setup: Setup, group: Group) -> list[str]:
+    reference, misses = setup.reference(group), group.mean("misses")
+    fewer = math.nan if reference is None or misses == 0 else reference.mean("misses") / misses
+    changed = f"{100 * group.mean('changed_share'):.1f}"
+    return [f"{group.mean('misses_before'):.2f}", f"{misses:.2f}", _number(fewer, 2), changed]
 
 
 def _difference_cells(change: Estimate | None) -> list[str]:

@@ -128,7 +128,10 @@ class Setup:
     def title(self) -> str:
         """Name of the model and of its weights' format."""
         quantization = self.settings["quantization"]
-        return str(self.settings["model"]) + ("" if quantization == "none" else f", {quantization}")
+        title = str(self.settings["model"]) + ("" if quantization == "none" else f", {quantization}")
+        if residents := self.settings.get("virtual_residents"):
+            title += f", {residents:g} of each layer's experts resident, {self.settings['virtual_residency']}"
+        return title
 
     def find(self, policy: str, batch: int, batches: str) -> Group | None:
         wanted = (policy, batch, batches)

@@ -96,8 +96,9 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
       if (!hit) bytes += file->layout(kLayers[layer], e).bytes();
     }
     if (hints && random() % 2) store.hint(random() % 4 ? layer : int64_t(random() % 3), random_experts(random, kExperts));
-    const auto lease = store.acquire(layer, active, learn);
-    if (learn) expected.update(layer, active);
+    const auto wanted = random() % 2 ? active : random_experts(random, 3);  // before selection
+    const auto lease = store.acquire(layer, active, wanted, learn);
+    if (learn) expected.update(layer, active, wanted);
     if (hints && random() % 2) store.hint((layer + 1) % 3, random_experts(random, kExperts));
     if (complete || random() % 8 != 0) take_all(f, store, layer, active);
     for (int64_t l = 0; l < 3; ++l) CHECK(std::equal(store.cost(l).begin(), store.cost(l).end(), expected.cost(l).begin()));
@@ -117,12 +118,13 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
 void test_walks() {
   for (const char* policy : {"lfu", "random", "none"})
     for (const int64_t slots : {2, 3, 9, 20})
-      for (const int64_t spare : {0, 2, 100}) for (const bool hints : {false, true}) walk(policy, slots, spare, (slots + spare) % 2 == 0, hints);
+      for (const int64_t spare : {0, 2, 100})
+        for (const bool hints : {false, true}) walk(policy, slots, spare, (slots + spare) % 2 == 0, hints);
 }
 
 // Returns the text of the error with which next() ends, "" for none.
 std::string error_of_next(Fixture& f, ExpertStore& store, const std::vector<int32_t>& active) {
-  const auto lease = store.acquire(1, active, true);
+  const auto lease = store.acquire(1, active, active, true);
   try {
     take_all(f, store, 1, active);
   } catch (const StepError& e) {
@@ -183,13 +185,14 @@ void test_lease_that_ends_early() {
   f.calls.hang_at = file->record(0, 0).offset;
   std::thread later;
   {
-    const auto lease = store.acquire(0, std::vector<int32_t>{0, 1, 2}, true);
+    const std::vector<int32_t> active{0, 1, 2};
+    const auto lease = store.acquire(0, active, active, true);
     f.calls.wait_until_hanging();
     later = std::thread([&] { f.calls.release(); });
   }
   later.join();
   const std::vector<int32_t> active{0, 1, 2, 3};
-  const auto lease = store.acquire(0, active, true);
+  const auto lease = store.acquire(0, active, active, true);
   take_all(f, store, 0, active);
 }
 

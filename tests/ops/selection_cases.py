@@ -3,7 +3,7 @@
 import numpy as np
 import reference_select as ref
 from hypothesis import strategies as st
-from reference_policies import POLICIES, lynx_sets
+from reference_policies import POLICIES, RESIDENT, lynx_sets
 
 from lynx_rt import _C_testing
 
@@ -99,6 +99,7 @@ class Case:
         self.exact = (self.rng.random(num_rows) < 0.25).astype(np.uint8) if self.rng.random() < 0.5 else None
         self.tables = draw_tables(self.rng, num_rows, num_experts, k)
         self.rule = {}  # members of reference_select.Rule
+        self.cost = None  # [E] 0 = resident
 
     def __repr__(self):
         rule = f"norm={self.norm_topk}, {self.rule}"
@@ -123,7 +124,15 @@ class Case:
             )
         text = ref.text(self.policy, **{**self.params, **params})
         return select(
-            scores, self.k, self.norm_topk, text, phase, exact, **tables_for(self.policy, tables), **self.rule
+            scores,
+            self.k,
+            self.norm_topk,
+            text,
+            phase,
+            exact,
+            cost=self.cost,
+            **tables_for(self.policy, tables),
+            **self.rule,
         )
 
     def kept_mass(self, ids):
@@ -133,7 +142,8 @@ class Case:
         return kept / np.take_along_axis(gates, self.own()["ids"], 1).sum(1)
 
     def own(self, scores=None):
-        return _C_testing.select(self.scores if scores is None else scores, self.k, self.norm_topk, **self.rule)
+        scores = self.scores if scores is None else scores
+        return _C_testing.select(scores, self.k, self.norm_topk, cost=self.cost, **self.rule)
 
     def oracle(self, **params):
         return ref.select(
@@ -144,6 +154,7 @@ class Case:
             exact=self.exact,
             tables=self.tables,
             rule=self.rule,
+            cost=self.cost,
             **{**self.params, **params},
         )
 
@@ -171,6 +182,17 @@ def rule_cases(draw, policies=POLICIES, min_rows=1):
     """Cases of any kind of router."""
     case = draw(cases(policies, min_rows))
     case.rule = draw_rule(lambda options: draw(st.sampled_from(options)), case.num_experts, case.k, case.rng)
+    return case
+
+
+@st.composite
+def resident_cases(draw, min_rows=1, policies=RESIDENT):
+    """Cases of any kind of router with `resident`, where some experts are resident."""
+    case = draw(rule_cases(policies, min_rows))
+    case.params["resident"] = draw(st.sampled_from([0.0009765625, 0.125, 0.5, 1.0, 1.7, 4.0, 1000.0]))
+    if case.policy != "topk":
+        case.params.setdefault("refill", draw(st.sampled_from([0.0, 0.0, 0.25])))
+    case.cost = (case.rng.random(case.num_experts) >= draw(st.sampled_from([0.0, 0.25, 0.5, 1.0]))).astype(np.uint8)
     return case
 
 

@@ -33,8 +33,9 @@ def test_own_routing_by_hand():
     np.testing.assert_allclose(got["weights"], [softmax(3, 1)], atol=1e-7)
     assert got["active"].tolist() == [0, 2]
     assert got["stats"] == dict(
-        rows=1, union_before=2, active=2, remapped_pairs=0, retained_mass=1.0, acted=False, guard_hit=False
-    )
+        rows=1, union_before=2, active=2, remapped_pairs=0, retained_mass=1.0, acted=False, guard_hit=False,
+        changed_rows=0, misses_before=0, misses=0,
+    )  # fmt: skip
 
 
 def test_weights_that_are_not_normalised_are_softmax_over_all_experts():
@@ -218,8 +219,9 @@ def test_no_rows_and_one_row(selection):
     empty = _C_testing.select(np.zeros((0, 4), np.float32), 2, selection=selection, exact=np.zeros(0, np.uint8))
     assert empty["ids"].shape == (0, 2) and empty["active"].size == 0
     assert empty["stats"] == dict(
-        rows=0, union_before=0, active=0, remapped_pairs=0, retained_mass=0.0, acted=False, guard_hit=False
-    )
+        rows=0, union_before=0, active=0, remapped_pairs=0, retained_mass=0.0, acted=False, guard_hit=False,
+        changed_rows=0, misses_before=0, misses=0,
+    )  # fmt: skip
     one = _C_testing.select(SHARED[:1], 2, selection=selection)
     ref.assert_same_bits(one, _C_testing.select(SHARED[:1], 2))
     assert not one["stats"]["acted"]

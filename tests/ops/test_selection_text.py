@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference_policies import POLICIES
+from reference_policies import POLICIES, RESIDENT
 
 import lynx_rt
 from lynx_rt import _C, _C_testing
@@ -18,6 +18,11 @@ SCORES = np.zeros((2, 4), np.float32)
         ("", "topk"),
         ("off", "topk"),
         ("topk", "topk"),
+        ("topk:resident=0,damp=1,phase=all", "topk"),
+        ("topk:resident=0.5", "topk:resident=0.5,refill=0,damp=0.5"),
+        ("topk:damp=0,resident=1,phase=all", "topk:resident=1,refill=0,damp=0,phase=all"),
+        ("oea:resident=2", "oea:k0=1,resident=2"),
+        ("cover:resident=1", "cover:delta=0.1,m=1,refill=1,damp=0.7,resident=1"),
         ("lynx", "lynx:alpha=6,beta=4,theta=1,refill=0.25,damp=0.5"),
         ("lynx:theta=1.5", "lynx:alpha=6,beta=4,theta=1.5,refill=0.25,damp=0.5"),
         ("lynx:beta=16,alpha=0.1,theta=0", "lynx:alpha=0.1,beta=16,theta=0,refill=0.25,damp=0.5"),
@@ -68,15 +73,15 @@ def test_selection_text(given, canonical):
         ),
         ("LYNX", 'unknown policy "LYNX"'),
         (" lynx", 'unknown policy " lynx"'),
-        ("topk:k0=1", "topk has no keys"),
+        ("topk:k0=1", 'topk has no key "k0"; its keys are resident, refill, damp, phase'),
         ("off:", "off has no keys"),
         (":alpha=1", 'unknown policy ""'),
         ("lynks:alpha", 'unknown policy "lynks"'),
         ("lynx:", 'expected key=value, got ""'),
         ("lynx:alpha", 'expected key=value, got "alpha"'),
         ("lynx:alpha=1,", 'expected key=value, got ""'),
-        ("lynx:gamma=1", 'lynx has no key "gamma"; its keys are alpha, beta, theta, refill, damp, phase'),
-        ("oea:k=1", 'oea has no key "k"; its keys are k0, refill, damp, phase'),
+        ("lynx:gamma=1", 'lynx has no key "gamma"; its keys are alpha, beta, theta, refill, damp, resident, phase'),
+        ("oea:k=1", 'oea has no key "k"; its keys are k0, refill, damp, resident, phase'),
         ("lynx:alpha=1,alpha=2", 'key "alpha" is given twice'),
         ("lynx:alpha=", "alpha: expected a finite number > 0"),
         ("lynx:alpha=0", "alpha: expected a finite number > 0"),
@@ -93,10 +98,9 @@ def test_selection_text(given, canonical):
         ("oea:k0=99999999999", "k0: expected an integer >= 1"),
         ("top1:j=2", "top1 has no keys"),
         ("top10", 'unknown policy "top10"'),
-        ("topk:phase=all", "topk has no keys"),
         ("oea:phase=both", 'phase: expected decode or all, got "both"'),
         ("oea:phase=", 'phase: expected decode or all, got ""'),
-        ("oea:file=x", 'oea has no key "file"; its keys are k0, refill, damp, phase'),
+        ("oea:file=x", 'oea has no key "file"; its keys are k0, refill, damp, resident, phase'),
         ("alias:s=1", 'alias has no key "s"; its keys are file, phase'),
         ("sere:k=1", 'sere has no key "k"; its keys are s, rho, file, phase'),
         ("sere:file=a,file=b", 'key "file" is given twice'),
@@ -109,7 +113,7 @@ def test_selection_text(given, canonical):
         ),
         ("xshare:m=0", "m: expected a finite number > 0"),
         ("xshare:m=1.5", "m: expected a share of the experts below 1, or a whole number, got 1.5"),
-        ("des_vote:k0=1", 'des_vote has no key "k0"; its keys are m, refill, damp, phase'),
+        ("des_vote:k0=1", 'des_vote has no key "k0"; its keys are m, refill, damp, resident, phase'),
         ("xshare:k0=-1", "k0: expected an integer >= 0"),
         ("skip:ratio=1.01", "ratio: expected a finite number from 0 to 1"),
         ("skip:ratio=-0.01", "ratio: expected a finite number from 0 to 1"),
@@ -188,8 +192,11 @@ def policy_texts(draw):
     strategies = KEYS[policy] | ({"file": FILES} if policy in READS_FILE else {})
     if policy in WEIGHS:
         strategies = strategies | dict(refill=SHARES, damp=SHARES)
-    if policy != "topk":
-        strategies = strategies | {"phase": st.sampled_from(["all", "decode"])}
+    if policy == "topk":
+        strategies = strategies | dict(refill=SHARES, damp=SHARES)
+    if policy in RESIDENT:
+        strategies = strategies | dict(resident=st.floats(0, 1000))
+    strategies = strategies | {"phase": st.sampled_from(["all", "decode"])}
     keys = draw(st.permutations(list(strategies)))[: draw(st.integers(0, len(strategies)))]
     return policy, {key: draw(strategies[key]) for key in keys}
 
@@ -212,6 +219,12 @@ def expected(policy, settings):
     settings = {key: float(value) if not isinstance(value, str) else value for key, value in settings.items()}
     if settings.get("phase") == "decode":
         del settings["phase"]
+    if not settings.get("resident"):
+        settings.pop("resident", None)
+        if policy == "topk":
+            return policy, {}
+    elif policy == "topk":
+        defaults = dict(refill=0.0, damp=0.5)
     if policy in WEIGHS:
         settings = {key: value for key, value in settings.items() if key not in ("refill", "damp") or value != 0}
     return policy, defaults | settings

@@ -325,6 +325,22 @@ def test_report(study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (study / "table.md").read_text() == table
 
 
+def test_a_virtual_cache(tasks: Path, tmp_path: Path) -> None:
+    """Runs with caches of different sizes lie in one folder; the table says what each read."""
+    more = ["--batch", "2", "--selection", "topk:resident=1", "--seeds", "0", "--no-plots", "--no-perplexity"]
+    for residents in ("0.25", "16"):
+        cache = ["--virtual-residents", residents, "--virtual-residency", "lru"]
+        assert main(argv(tasks, tmp_path, *more, *cache)) == 0
+    runs = lines(tmp_path)
+    assert [run["settings"]["virtual_residents"] for run in runs] == [0.25, 0.25, 16, 16]
+    misses = [run["results"]["misses"] for run in runs]
+    assert misses[1] < misses[0] and misses[3] < misses[2] < misses[0]
+    assert runs[0]["results"]["misses_before"] == misses[0] and runs[1]["results"]["changed_share"] > 0
+    table = (tmp_path / "table.md").read_text()
+    assert "0.25 of each layer's experts resident, lru" in table and "16 of each layer's experts resident" in table
+    assert f"| {misses[1]:.2f} | {misses[0] / misses[1]:.2f} |" in table
+
+
 def test_without_matplotlib(
     tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

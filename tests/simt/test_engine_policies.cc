@@ -130,6 +130,14 @@ void test_policies() {
        exact = Engine::create(model, options("cpu", "float32"));
   const ModelInfo info = cuda->model_info();
   if (info.num_experts == 0) return;
+  // Nobody puts costs into device memory yet.
+  CHECK_THROWS(cuda->set_expert_selection("topk:resident=1"), ErrorCode::kInvalidArgument, "expert_selection",
+               {"resident: expected none", "does not know what experts cost"});
+  CHECK_THROWS(cuda->set_expert_selection("lynx@0=cover:resident=0.5"), ErrorCode::kInvalidArgument, "expert_selection",
+               {"resident", "got 0.5"});
+  EngineOptions counting = options("cuda");
+  counting.virtual_residents = 0.5;
+  CHECK_THROWS(Engine::create(model, counting), ErrorCode::kUnsupported, "virtual_residents", {"does not know what experts cost"});
   std::vector<Ask> asks;
   for (int i = 0; i < 7; ++i) {
     asks.push_back({prompt(i, info.vocab_size, 1 + 2 * i), greedy(std::max(1, std::min(num_tokens, 8) - 2 * (i % 4)))});

@@ -174,7 +174,7 @@ void test_refill_and_damp(int every) {
 void test_rows_alone() {
   std::mt19937 random(33);
   for (const Policy policy : kPolicies) {
-    if (!is_per_row(policy)) continue;
+    if (!is_per_row({.policy = policy})) continue;
     Case c = make_case(policy, 9, 9, 70, random);
     c.phase = Phase::kDecodeOnly;
     c.exact.clear();
@@ -212,7 +212,7 @@ void test_groups(int every) {
     if (random() % unsigned(every)) continue;
     Device device(c);
     const Output together = compare(c, num_rows, device, selector);
-    if (has_guard(c.selection.policy)) ++(together.stats.guard_hit ? fell_back : kept);
+    if (has_guard(c.selection)) ++(together.stats.guard_hit ? fell_back : kept);
     const int32_t group = num_rows ? c.groups[0] : 0;
     Case one = c;
     one.groups.clear();
@@ -299,7 +299,7 @@ int main(int argc, char** argv) {
     for (const Policy policy : kPolicies) {
       CHECK(coverage[int(policy)].acted > 300);
       CHECK(coverage[int(policy)].changed > 150);
-      CHECK(!has_guard(policy) || coverage[int(policy)].guard_hits > 20);
+      CHECK(!has_guard({.policy = policy}) || coverage[int(policy)].guard_hits > 20);
     }
   return check::result("test_route_policies");
 }

@@ -71,6 +71,29 @@ def test_most_used_experts_stay(nano_path, packed) -> None:
         assert tier.decode_hits > 0.8 * (tier.decode_hits + tier.decode_misses)
 
 
+@pytest.mark.parametrize("selection", ["topk:resident=1", "cover:resident=1", "lynx:resident=0.5"])
+@pytest.mark.parametrize("policy", ["lfu", "lru"])
+def test_selection_sees_residents(nano_path, packed, selection, policy) -> None:
+    """A cache that is only counted, of as many experts as the store keeps, gives the same tokens and misses."""
+    options = {"expert_selection": selection, "max_num_seqs": 4}
+    with Engine(nano_path, expert_file=packed("none"), expert_memory=0.25) as engine:
+        record = engine.stats().tier.slot_bytes
+    counted = {"virtual_residents": 8, "virtual_residency": policy, "enable_mixed_chunk": False}
+    stored = {"expert_file": packed("none"), "expert_memory": (LAYERS * 8 + 4) * record, "expert_policy": policy}
+    results = []
+    for more in (counted, stored, stored | {"expert_prefetch": "next_router"}):
+        # With prefetch, as many experts more pass through.
+        more |= {"expert_memory": more["expert_memory"] + 4 * record} if "expert_prefetch" in more else {}
+        with Engine(nano_path, **options, **more) as engine:
+            results.append((answers(engine), [layer.misses for layer in engine.stats().layers]))
+            if engine.stats().tier is not None:
+                assert sum(results[-1][1]) == engine.stats().tier.decode_misses
+    assert results[0] == results[1] == results[2]
+    with Engine(nano_path, max_num_seqs=4, **counted) as engine:  # own routing misses more
+        answers(engine)
+        assert sum(layer.misses for layer in engine.stats().layers) > 1.5 * sum(results[0][1])
+
+
 @pytest.mark.parametrize(
     ("options", "field", "words"),
     [
@@ -85,6 +108,7 @@ def test_most_used_experts_stay(nano_path, packed) -> None:
             "expert_file",
             "expected experts of the quantization int4, found none",
         ),
+        ({"expert_file": True, "expert_memory": 0.5, "virtual_residents": 4}, "virtual_residents", "expert_memory"),
         ({"expert_file": True, "load_format": "dummy"}, "expert_file", "dummy"),
     ],
 )

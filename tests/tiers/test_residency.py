@@ -31,16 +31,22 @@ def routing(seed: int, layers: int, steps: int, experts: int, most: int) -> Hist
     return out
 
 
-def simulate(policy: str, quota: int, experts: int, used: History, lists: History | None = None) -> dict[str, Any]:
-    return _C_testing.simulate_residency(policy, [quota] * len(used), experts, used, lists or [])
+def simulate(
+    policy: str, quota: int, experts: int, used: History, lists: History | None = None, wanted: History | None = None
+) -> dict[str, Any]:
+    return _C_testing.simulate_residency(policy, [quota] * len(used), experts, used, lists or [], wanted or [])
 
 
 def hits(policy: str, quota: int, experts: int, used: History, lists: History | None = None) -> int:
     return sum(counts[1] for counts in simulate(policy, quota, experts, used, lists)["counts"])
 
 
-def reference(policy: str, quota: int, experts: int, used: Sequence[Sequence[int]]) -> list[list[int]]:
-    """The residents before each step of one layer: of the residents and the used, those with the largest key stay."""
+def reference(
+    policy: str, quota: int, experts: int, used: Sequence[Sequence[int]], wanted: Sequence[Sequence[int]] | None = None
+) -> list[list[int]]:
+    """The residents before each step of one layer: of the residents and the used, those with the largest key stay. Keys go by the
+    wanted."""
+    wanted = used if wanted is None else wanted
     decay = float(policy.partition("=")[2] or 0.99) if policy.startswith("lfu") else 1.0
     residents: set[int] = set()
     uses, last = [0.0] * experts, [-1] * experts
@@ -48,8 +54,8 @@ def reference(policy: str, quota: int, experts: int, used: Sequence[Sequence[int
     for step, now in enumerate(used):
         out.append(sorted(residents))
         for e in range(experts):
-            uses[e] = uses[e] * decay + (e in now)
-            last[e] = step if e in now else last[e]
+            uses[e] = uses[e] * decay + (e in wanted[step])
+            last[e] = step if e in wanted[step] else last[e]
 
         def key(e: int, step: int = step) -> tuple[float, ...]:
             if policy == "lru":
@@ -61,7 +67,8 @@ def reference(policy: str, quota: int, experts: int, used: Sequence[Sequence[int
                 return -following[0] if following else -1e18, last[e], -e
             return uses[e], last[e], -e
 
-        residents = set(sorted(residents | set(now), key=key, reverse=True)[:quota])
+        if not set(now) <= residents:
+            residents = set(sorted(residents | set(now), key=key, reverse=True)[:quota])
     return out
 
 
@@ -85,6 +92,20 @@ def test_policies_are_their_reference(seed: int, experts: int, most: int, data: 
             hit = sum(len(set(now) & set(there)) for now, there in zip(layer, residents, strict=True))
             assert counts[:3] == (total, hit, total - hit)
             assert 0 <= counts[3] - counts[4] <= quota  # inserted less evicted: what is there at the end
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 12), st.data())
+def test_uses_may_be_counted_by_what_rows_wanted(seed: int, experts: int, data: st.DataObject) -> None:
+    used, wanted = routing(seed, 2, 40, experts, experts), routing(seed + 1, 2, 40, experts, experts)
+    quota = data.draw(st.integers(0, experts))
+    for policy in POLICIES:
+        found = simulate(policy, quota, experts, used, wanted=wanted)
+        expected = [reference(policy, quota, experts, u, w) for u, w in zip(used, wanted, strict=True)]
+        assert found["residents"] == expected, policy
+        for layer, residents, counts in zip(used, expected, found["counts"], strict=True):
+            hit = sum(len(set(now) & set(there)) for now, there in zip(layer, residents, strict=True))
+            assert counts[1:3] == (hit, sum(len(now) for now in layer) - hit)
 
 
 @settings(max_examples=40, deadline=None)

@@ -95,8 +95,8 @@ BatchView CpuBackend::do_begin_step(const BatchView& batch) {
 }
 
 void CpuBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
-                          Routing& routing, DispatchPlan& plan) {
-  stats_.push_back(selector_.run(scores, batch.num_rows, rule, selection, batch.phase, batch.exact, routing, batch.groups));
+                          Routing& routing, DispatchPlan& plan, const uint8_t* cost) {
+  stats_.push_back(selector_.run(scores, batch.num_rows, rule, selection, batch.phase, batch.exact, routing, batch.groups, cost));
   dispatch_pairs(routing, batch.num_rows, rule, plan);
 }
 

@@ -46,9 +46,10 @@ class CpuBackend : public Backend {
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
-  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
+  bool takes_cost() const override { return true; }
+  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
+                const uint8_t* cost) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;
-  bool takes_expert_store() const override { return true; }
   ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*) override;
   void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;

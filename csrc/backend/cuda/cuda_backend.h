@@ -59,7 +59,8 @@ class CudaBackend final : public Backend {
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) override;
-  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&) override;
+  void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
+                const uint8_t* cost) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;
   ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*) override;

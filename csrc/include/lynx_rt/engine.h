@@ -70,6 +70,10 @@ struct EngineOptions {
   // "topk", "lynx", "oea:k0=2", ...: the README lists the policies, their keys, and parts for single layers. "slo:tpot_ms=20"
   // strengthens a policy while steps take longer than that.
   std::string expert_selection = "topk";
+  // For research: counts what a cache of so many experts of each layer would read (below 1 a share of them), while all stay in memory;
+  // selections with the key `resident` see it. 0 = none. CPU only. virtual_residency is the policy by which it keeps experts.
+  double virtual_residents = 0;
+  std::string virtual_residency = "lfu";
   int num_threads = 0;  // 0 = one per core, within the affinity and the CPU quota of the process
   std::string isa;      // "" = best; "scalar", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amxbf16"
   uint64_t seed = 0;    // for requests without a seed
@@ -145,6 +149,9 @@ struct EngineStats {
   struct Layer {                                                            // decode-only steps, one entry per MoE layer in order
     int64_t layer = 0, steps = 0, rows = 0, union_before = 0, active = 0, remapped_pairs = 0, guard_hits = 0;
     double retained_mass = 0;  // summed over rows; divide by rows
+    int64_t changed_rows = 0;  // rows that did not get the experts of the model's own routing
+    // Experts that were not resident: of the model's own routing, and of those that were read. 0 where all experts are in memory.
+    int64_t misses_before = 0, misses = 0;
   };
   std::vector<Layer> layers;
   struct Op {

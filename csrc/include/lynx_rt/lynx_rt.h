@@ -222,7 +222,10 @@ typedef struct lynx_rt_layer_stats {
   int64_t active;         /* experts that rows did read, summed over steps */
   int64_t remapped_pairs; /* (row, expert) pairs that selection changed */
   int64_t guard_hits;
-  double retained_mass; /* share of the own choice's gate mass that is kept, summed over rows */
+  double retained_mass;  /* share of the own choice's gate mass that is kept, summed over rows */
+  int64_t changed_rows;  /* rows that did not get the experts of their own routing */
+  int64_t misses_before; /* experts of rows' own routing that were not resident; 0 where all experts are in memory */
+  int64_t misses;        /* the same of the experts that rows did read */
 } lynx_rt_layer_stats;
 
 typedef struct lynx_rt_op_stats {

@@ -110,9 +110,9 @@ void route(const RouteArgs& args, Stream stream) {
   while (params.least_rows < 3 && !acts(selection, args.phase, params.least_rows)) ++params.least_rows;
   if (params.least_rows == 3) params.least_rows = INT_MAX;
   params.least_experts = std::max(budget_experts(selection, num_experts), k);
-  params.guard = has_guard(selection.policy);
+  params.guard = has_guard(selection);
   // One group costs nothing: the kernel looks at groups only where one may be selected for otherwise than all rows.
-  if (is_per_row(selection.policy) || !acts(selection, args.phase, 2)) params.args.groups = nullptr;
+  if (is_per_row(selection) || !acts(selection, args.phase, 2)) params.args.groups = nullptr;
   params.votes = selection.policy == Policy::kLynx || selection.policy == Policy::kLynxLiteral;
   params.skip_limit = -std::log(selection.ratio);
   params.refill_limit = -std::log(selection.refill);
