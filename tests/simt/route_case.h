@@ -30,6 +30,7 @@ struct Case {
   std::vector<uint8_t> exact;  // [T] or empty
 
   std::vector<int32_t> groups{};  // [T] or empty
+  std::vector<uint8_t> cost{};    // [E] or empty
 
   // Tables; empty where the policy reads none.
   std::vector<float> similarity{};  // [E, E]
@@ -51,8 +52,8 @@ struct Case {
   std::string text() const {
     return "T=" + std::to_string(max_rows) + " E=" + std::to_string(num_experts) + " k=" + std::to_string(top_k) + " " +
            to_string(selection) + " norm " + std::to_string(norm_topk) + " exact " + std::to_string(exact.size()) + " groups " +
-           std::to_string(groups.size()) + " phase " + std::to_string(int(phase)) + " router " +
-           std::to_string(int(router.kind)) + " bias " + std::to_string(bias.size()) + " groups " +
+           std::to_string(groups.size()) + " costs " + std::to_string(cost.size()) + " phase " + std::to_string(int(phase)) +
+           " router " + std::to_string(int(router.kind)) + " bias " + std::to_string(bias.size()) + " groups " +
            std::to_string(router.num_groups) + " of them " + std::to_string(router.top_groups);
   }
 };
@@ -84,6 +85,7 @@ class Device {
         scores_(c.scores),
         exact_(c.exact),
         groups_(c.groups),
+        cost_(c.cost),
         ids_(untouched_.ids),
         active_(untouched_.active),
         offsets_(untouched_.offsets),
@@ -108,6 +110,7 @@ class Device {
     args.num_rows = counts_.get();
     args.exact = c.exact.empty() ? nullptr : exact_.get();
     args.groups = c.groups.empty() ? nullptr : groups_.get();
+    args.cost = c.cost.empty() ? nullptr : cost_.get();
     args.ids = ids_.get();
     args.weights = weights_.get();
     args.active = active_.get();
@@ -149,7 +152,9 @@ class Device {
   Output untouched_;
   DeviceVector<float> scores_;
   DeviceVector<uint8_t> exact_;
-  DeviceVector<int32_t> groups_, ids_, active_, offsets_, sorted_of_pair_, pair_of_sorted_, tiles_, counts_;
+  DeviceVector<int32_t> groups_;
+  DeviceVector<uint8_t> cost_;
+  DeviceVector<int32_t> ids_, active_, offsets_, sorted_of_pair_, pair_of_sorted_, tiles_, counts_;
   DeviceVector<float> weights_, similarity_;
   DeviceVector<int32_t> alias_, replay_;
   DeviceVector<float> bias_, scratch_;
@@ -170,7 +175,7 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   selection.replay = c.replay.data();
   const uint8_t* exact = c.exact.empty() ? nullptr : c.exact.data();
   out.stats = selector.run(c.scores.data(), num_rows, rule, selection, c.phase, exact, routing,
-                           c.groups.empty() ? nullptr : c.groups.data());
+                           c.groups.empty() ? nullptr : c.groups.data(), c.cost.empty() ? nullptr : c.cost.data());
   out.num_active = routing.num_active;
   DispatchPlan plan{out.offsets.data(), out.sorted_of_pair.data(), out.pair_of_sorted.data()};
   dispatch_pairs(routing, c.max_rows, rule, plan);
@@ -236,6 +241,9 @@ inline Output compare(const Case& c, int num_rows, Device& device, Selector& sel
   CHECK_EQ(g.union_before, w.union_before);
   CHECK_EQ(g.active, w.active);
   CHECK_EQ(g.remapped_pairs, w.remapped_pairs);
+  CHECK_EQ(g.changed_rows, w.changed_rows);
+  CHECK_EQ(g.misses_before, w.misses_before);
+  CHECK_EQ(g.misses, w.misses);
   CHECK(std::abs(g.retained_mass - w.retained_mass) <= (w.acted && !w.guard_hit ? 1e-6 * w.retained_mass + 1e-9 : 0));
   CHECK_EQ(g.acted, w.acted);
   CHECK_EQ(g.guard_hit, w.guard_hit);

@@ -238,6 +238,37 @@ void test_groups(int every) {
   if (every == 1) CHECK(kept > 400 && fell_back > 200);
 }
 
+// Costs of experts, and policies with `resident`; steps of more rows than a policy may act on count their misses too.
+void test_resident(int every) {
+  std::mt19937 random(41);
+  Selector selector;
+  constexpr Policy kKnow[] = {Policy::kTopk, Policy::kLynx, Policy::kOea, Policy::kXshare, Policy::kDesVote, Policy::kCover};
+  int kept = 0, fell_back = 0, missed = 0, single = 0;
+  for (int number = 0; number < 4000; ++number) {
+    const int max_rows = 1 + int(random() % (random() % 16 ? 24 : 80)),
+              num_experts = 1 + int(random() % (random() % 2 ? 24 : 160));
+    const int num_rows = random() % 2 ? max_rows : int(random() % unsigned(max_rows + 1));
+    Case c = make_case(kKnow[size_t(number) % std::size(kKnow)], max_rows, num_rows, num_experts, random);
+    if (c.selection.policy == Policy::kOea) c.selection.k0 = std::max(1, c.selection.k0);
+    c.selection.resident = any(random, {0.0, 0.125, 0.3, 1.0, 1.0, 2.5, 1000.0});
+    const unsigned of = 1 + random() % 5;
+    for (int e = 0; e < num_experts; ++e) c.cost.push_back(random() % 4 < of - 1);
+    if (random() % 3 == 0) draw_groups(c, num_rows, random);
+    if (random() % unsigned(every)) continue;
+    Device device(c);
+    const Output out = compare(c, num_rows, device, selector);
+    if (c.selection.resident > 0 && out.stats.acted) ++(out.stats.guard_hit ? fell_back : kept);
+    missed += out.stats.misses > 0;
+    single += num_rows == 1 && out.stats.misses < out.stats.misses_before;
+  }
+  if (every == 1) CHECK(kept > 400 && fell_back > 400 && missed > 1000 && single > 20);
+
+  Case large = make_case(Policy::kTopk, 300, 290, 40, random);
+  for (int e = 0; e < 40; ++e) large.cost.push_back(e % 3 == 0);
+  Device device(large);
+  CHECK(compare(large, 290, device, selector).stats.misses > 0);
+}
+
 // A non-finite score is reported, and the lists stay in range under every policy.
 void test_bad_scores() {
   std::mt19937 random(34);
@@ -293,6 +324,7 @@ int main(int argc, char** argv) {
   test_refill_and_damp(every);
   test_rows_alone();
   test_groups(every);
+  test_resident(every);
   test_bad_scores();
   test_arguments();
   if (every == 1)

@@ -211,7 +211,7 @@ void CudaBackend::do_router(const float* x, const WeightView& weight, const Weig
 }
 
 void CudaBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
-                           Routing& routing, DispatchPlan& plan, const uint8_t* /*cost*/) {
+                           Routing& routing, DispatchPlan& plan, const uint8_t* cost) {
   if (route_calls_ >= limits_.num_moe_layers) fail(ErrorCode::kInternal, "route", "route: more calls in a step than layers");
   int32_t* counts = static_cast<int32_t*>(counts_.get());
   RouteArgs args = {};
@@ -219,6 +219,7 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   args.num_rows = step_.num_rows;
   args.exact = batch.exact;
   args.groups = batch.groups;
+  args.cost = cost;
   args.ids = routing.ids;
   args.weights = routing.weights;
   args.active = routing.active;

@@ -94,8 +94,9 @@ void route(const RouteArgs& args, Stream stream) {
   if (k < 1 || k > kMaxRouteTopK || k > num_experts)
     invalid("route", "experts per token: expected 1..", std::min(kMaxRouteTopK, num_experts), ", got ", k);
   check_rule(args.rule);
-  const Selection& selection = args.selection;
-  check_selection(selection, num_experts, k);
+  check_selection(args.selection, num_experts, k);
+  Selection selection = args.selection;
+  if (!args.cost) selection.resident = 0;
   if (args.max_rows > kMaxRouteRows) {
     if (acts(selection, args.phase, args.max_rows))
       invalid("route", "rows of a step in which a policy acts: expected 0..", kMaxRouteRows, ", got ", args.max_rows);
@@ -105,6 +106,7 @@ void route(const RouteArgs& args, Stream stream) {
 
   RouteParams params = {};
   params.args = make_keys(args, stream);
+  params.args.selection = selection;
   params.theta_fraction = uint64_t(std::ldexp(std::frexp(selection.theta, &params.theta_exponent), 53));
   params.tile_rows = tile_rows(args.max_rows);
   while (params.least_rows < 3 && !acts(selection, args.phase, params.least_rows)) ++params.least_rows;

@@ -26,6 +26,7 @@ struct RouteArgs {
   const int32_t* num_rows;  // [1] in, 0..T
   const uint8_t* exact;     // [T] in, or null
   const int32_t* groups;    // [T] in: numbers of isolation groups from 0 on without a gap; null = one group
+  const uint8_t* cost;      // [E] in: 0 = resident, else a read; null = nothing is known
   int32_t* ids;             // [T, k] out; this and the outputs below: see Routing and DispatchPlan
   float* weights;           // [T, k]
   int32_t* active;          // [E]

@@ -27,14 +27,76 @@ namespace lynx_rt::cuda::route_state {
 
 // --- for rules
 
-// Admits all choices of exact rows. It comes after the filling, so that they take no other expert's place. By the whole block, with a
-// barrier.
+// Admits all choices of exact rows. It comes after the filling, so that they take no other expert's place. With `resident`, residents
+// follow. By the whole block, with a barrier.
 __device__ inline void admit_exact_rows(const RouteParams& p, int num_rows) {
   const RouteArgs& a = p.args;
   const int16_t* chosen = shared_array<int16_t>(p.layout.chosen);
   for (int pair = int(threadIdx.x); a.exact && pair < num_rows * a.rule.top_k; pair += int(blockDim.x))
     if (is_current(p, pair / a.rule.top_k) && a.exact[pair / a.rule.top_k]) set_bit(shared_state().admitted, chosen[pair]);
+  for (int e = int(threadIdx.x); a.selection.resident > 0 && e < a.rule.num_experts; e += int(blockDim.x))
+    if (a.cost[e] == 0) set_bit(shared_state().admitted, e);
   sync_block();  // admitted
+}
+
+// An expert that a row may take, in a lane; `value` is its score with the nats that it is worth more.
+struct Candidate {
+  int expert;  // -1 = none
+  float score;
+  double value;
+
+  // Whether `other` ranks before this one: by value, or by score alone.
+  __device__ bool is_behind(const Candidate& other, bool by_value) const {
+    if (other.expert < 0) return false;
+    if (by_value && other.value != value) return other.value > value;
+    return other.score != score ? other.score > score : other.expert < expert;
+  }
+};
+__device__ inline Candidate of_lane(const Candidate& c, int lane) {
+  return {shuffle(kFullWarp, c.expert, lane), shuffle(kFullWarp, c.score, lane), shuffle(kFullWarp, c.value, lane)};
+}
+
+// choose() with `resident`: as Selector::assign_resident(). Lane j passes the row's own choice j and its j-th best free expert. An
+// expert that is not free can only be an own choice, since k others rank before any other one. By one warp.
+__device__ inline int choose_resident(const RouteParams& p, int t, int own, int free_expert, uint32_t free_key) {
+  Shared& s = shared_state();
+  const int k = p.args.rule.top_k, lane = lane_id();
+  const double bonus = p.args.selection.resident;
+  Candidate free = {-1, 0, 0}, paid = {-1, 0, 0};
+  if (lane < k && free_key) free = {free_expert, from_key(free_key), from_key(free_key) + bonus};
+  if (lane < k && !has_bit(s.admitted, own)) {
+    const float score = p.args.keys[t * p.args.rule.num_experts + own];
+    paid = {own, score, score + (lane == 0 ? bonus : 0.0)};
+  }
+  int before_free = 0, before_paid = 0;
+  for (int j = 0; j < k; ++j) {
+    const Candidate other_free = of_lane(free, j), other_paid = of_lane(paid, j);
+    before_free += free.is_behind(other_free, true) + free.is_behind(other_paid, true);
+    before_paid += paid.is_behind(other_free, true) + paid.is_behind(other_paid, true);
+  }
+  if (before_free >= k) free.expert = -1;
+  if (before_paid >= k) paid.expert = -1;
+
+  int expert = -1;  // that of rank `lane` by score
+  float score = 0;
+  for (int j = 0; j < k; ++j) {
+    const Candidate a = of_lane(free, j), b = of_lane(paid, j);
+    // Every lane asks how many of the chosen ones rank before a and before b.
+    const int rank_a =
+        count_bits(ballot(kFullWarp, a.is_behind(free, false))) + count_bits(ballot(kFullWarp, a.is_behind(paid, false)));
+    const int rank_b =
+        count_bits(ballot(kFullWarp, b.is_behind(free, false))) + count_bits(ballot(kFullWarp, b.is_behind(paid, false)));
+    if (a.expert >= 0 && rank_a == lane) expert = a.expert, score = a.score;
+    if (b.expert >= 0 && rank_b == lane) expert = b.expert, score = b.score;
+  }
+  bool is_own = false, kept = false;
+  for (int j = 0; j < k; ++j) is_own |= shuffle(kFullWarp, own, j) == expert;
+  const double gap = double(shuffle(kFullWarp, score, 0)) - score;
+  if (!is_own && gap > p.refill_limit) expert = -1;
+  for (int j = 0; j < k; ++j) kept |= shuffle(kFullWarp, expert, j) == own;
+  const uint32_t lost = ballot(kFullWarp, lane < k && !kept);
+  if (lane == 0 && lost) atomic_add(&s.remapped, uint32_t(count_bits(lost)));
+  return expert;
 }
 
 // choose() of policies that admit experts: takes the best admitted experts of row t, without those that are not worth running. Exact
@@ -53,6 +115,7 @@ __device__ int choose_admitted(const RouteParams& p, int t, int own) {
       key[i] = e < num_experts && has_bit(s.admitted, e) ? open_key(p.args.keys[t * num_experts + e]) : 0;
     }
     pick_best(key, k, expert, expert_key);
+    if (p.args.selection.resident > 0) return choose_resident(p, t, own, expert, expert_key);
     const bool none = shuffle(kFullWarp, expert_key, 0) == 0;  // none is admitted in the row's groups: it keeps its first choice
     if (expert_key == 0) expert = lane == 0 ? own : -1;
     if (p.refill_limit < INFINITY) {
@@ -72,11 +135,16 @@ __device__ inline void initialise(const RouteParams& p) {
   const int threads = int(blockDim.x), t = int(threadIdx.x);
   for (int i = t; i < kMaxRouteTopK * kWords; i += threads) s.wanted[i / kWords][i % kWords] = 0;
   if (t < kWords) s.admitted[t] = s.used[t] = s.own[t] = 0;
+  for (int w = warp_id(); w < kWords; w += threads / 32) {
+    const int e = w * 32 + lane_id();
+    const uint32_t word = ballot(kFullWarp, p.args.cost && e < p.args.rule.num_experts && p.args.cost[e] != 0);
+    if (lane_id() == 0) s.paid[w] = word;
+  }
   uint16_t* histogram = shared_array<uint16_t>(p.layout.histogram);
   for (int i = t; i < threads / 32 * p.args.rule.num_experts; i += threads) histogram[i] = 0;
   if (t == 0) {
     s.first_bad = kNoneBad;
-    s.remapped = s.num_exact = s.lost = 0;
+    s.remapped = s.num_exact = s.lost = s.changed_rows = 0;
     s.acted = s.changed = false;
     s.group = p.args.groups ? -1 : 0;
   }
@@ -136,7 +204,8 @@ __device__ void weigh(const RouteParams& p, int t) {
   const int own = lane < k ? chosen[pair] : -1;
   const int expert = lane < k ? shared_array<int16_t>(p.layout.assigned)[pair] : -1;
   double retained = 1;
-  if (ballot(kFullWarp, own != expert)) {
+  const bool changed = ballot(kFullWarp, own != expert) != 0;
+  if (changed) {
     const float* gates = a.gates + t * a.rule.num_experts;
     const float own_score = lane < k ? gates[own] : 0, score = expert >= 0 ? gates[expert] : 0;
     const float own_best = from_key(reduce_max(kFullWarp, lane < k ? to_key(own_score) : 0));
@@ -162,6 +231,7 @@ __device__ void weigh(const RouteParams& p, int t) {
     }
   }
   if (lane == 0) shared_array<double>(p.layout.retained)[t] = retained;
+  if (lane == 0 && changed) atomic_add(&shared_state().changed_rows, 1);
 }
 
 // Sets the number of groups, and that of the rows if there is one group only. By one warp.
@@ -211,7 +281,8 @@ __device__ inline void count_wanted(const RouteParams& p) {
   for (int j = 0; j < p.args.rule.top_k; ++j) word |= lane_id() < kWords ? s.wanted[j][lane_id()] : 0;
   if (lane_id() < kWords) s.own[lane_id()] |= word;
   const int n = int(reduce_add(kFullWarp, uint32_t(count_bits(word))));
-  if (lane_id() == 0) s.num_wanted = n;
+  const int paid = int(reduce_add(kFullWarp, uint32_t(count_bits(lane_id() < kWords ? word & s.paid[lane_id()] : 0))));
+  if (lane_id() == 0) s.num_wanted = n, s.paid_wanted = paid;
 }
 
 // Writes the pairs ordered by expert, the active experts and the tiles. By the whole block. Returns the number of active experts to the
@@ -272,7 +343,11 @@ __global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(co
     if (kGroups) begin_group<Rule>(p, num_rows);
     if (warp_id() == warps - 1) count_wanted(p);
     if (int(s.num_in_group) >= p.least_rows && (!a.exact || s.num_exact < s.num_in_group)) {
-      Rule::template prepare<kPerLane>(p, num_rows);
+      // With `resident`, topk admits nothing, and no policy admits anything for a single row.
+      if (a.selection.resident > 0 && (a.selection.policy == Policy::kTopk || s.num_in_group < 2))
+        admit_exact_rows(p, num_rows);
+      else
+        Rule::template prepare<kPerLane>(p, num_rows);
       for (int t = warp_id(); t < num_rows; t += warps) {
         if (!is_current(p, t)) continue;
         const int own = lane < k ? shared_array<int16_t>(p.layout.chosen)[t * k + lane] : 0;
@@ -282,7 +357,9 @@ __global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(co
         if (expert >= 0) set_bit(s.used, expert);
       }
       sync_block();  // assigned, used, num_wanted, remapped
-      const bool guard_hit = p.guard && count_set(s.used) >= s.num_wanted;
+      const bool fewer =
+          a.selection.resident > 0 ? count_common(s.used, s.paid) < s.paid_wanted : count_set(s.used) < s.num_wanted;
+      const bool guard_hit = p.guard && !fewer;
       if (threadIdx.x == 0) {
         s.acted = true;
         if (!guard_hit) s.changed = true, s.lost += s.remapped;
@@ -293,8 +370,8 @@ __global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(co
     sync_block();  // the final choice, retained, own; all have read what the next group changes
   } while (kGroups && s.group + 1 < s.num_groups);
   if (warp_id() == warps - 1) {
-    const int n = count_set(s.own);
-    if (lane == 0) s.num_wanted = n;
+    const int n = count_set(s.own), paid = count_common(s.own, s.paid);
+    if (lane == 0) s.num_wanted = n, s.paid_wanted = paid;
   }
   const int active = list_pairs<kPerLane>(p);
 
@@ -302,12 +379,16 @@ __global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(co
   double retained = 0;
   for (int t = lane; t < num_rows; t += 32) retained += s.changed ? shared_array<double>(p.layout.retained)[t] : 1;
   retained = warp_sum(retained);
+  const int misses = count_misses(a, shared_array<uint32_t>(p.layout.count));
   if (lane == 0) {
     SelectionStats stats;
     stats.rows = num_rows;
     stats.union_before = s.num_wanted;
     stats.active = active;
     stats.remapped_pairs = int(s.lost);
+    stats.changed_rows = int(s.changed_rows);
+    stats.misses_before = s.paid_wanted;
+    stats.misses = misses;
     stats.retained_mass = retained;
     stats.acted = s.acted;
     stats.guard_hit = s.acted && !s.changed;

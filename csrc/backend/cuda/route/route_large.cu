@@ -124,11 +124,14 @@ __global__ void __launch_bounds__(kListThreads) lists_kernel(const __grid_consta
 
   if (warp_id() == 0) {
     const int active = list_experts<kPerLane>(a, p.tile_rows, count, tile);
+    sync_warp();  // count
+    const int misses = count_misses(a, count);
     if (lane_id() == 0) {
       SelectionStats stats;
       stats.rows = real_rows(a);
       stats.union_before = stats.active = active;
       stats.retained_mass = stats.rows;
+      stats.misses_before = stats.misses = misses;
       write_stats(a, stats, *first_bad);
     }
   }

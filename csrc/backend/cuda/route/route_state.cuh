@@ -48,14 +48,16 @@ struct Shared {
   uint64_t value[kMaxBins];                // value of a vote in each bin; [0] is the top vote
   uint64_t needed;                         // sum of votes that admits an expert
   uint32_t wanted[kMaxRouteTopK][kWords];  // own choices by rank
-  uint32_t admitted[kWords];               // admitted experts; sere: primary experts
+  uint32_t admitted[kWords];               // admitted experts; sere: primary experts; with `resident`: free experts
+  uint32_t paid[kWords];                   // experts that are not resident
   uint32_t open[kWords];                   // xshare, des_vote, cover: experts that are not admitted yet, but may be
   uint32_t used[kWords];                   // experts of the assignment
   uint32_t first_bad;
   uint32_t remapped;
   uint32_t num_exact;
   int num_bins;
-  int num_wanted;  // distinct own choices, of a group and at the end of the step
+  int num_wanted;   // distinct own choices, of a group and at the end of the step
+  int paid_wanted;  // those of them that are not resident
 
   // The isolation group that is selected for; without groups, group 0 has all rows.
   int group, num_groups;
@@ -64,6 +66,7 @@ struct Shared {
   // The next members count all groups so far.
   uint32_t own[kWords];  // own choices
   uint32_t lost;         // own choices that rows lost
+  uint32_t changed_rows;
   bool acted, changed;
 };
 
@@ -103,6 +106,9 @@ __device__ inline bool has_bit(const uint32_t* words, int e) { return words[e / 
 __device__ inline void set_bit(uint32_t* words, int e) { atomic_or(&words[e / 32], 1u << (e % 32)); }
 __device__ inline int count_set(const uint32_t* words) {  // by a whole warp
   return int(reduce_add(kFullWarp, lane_id() < kWords ? uint32_t(count_bits(words[lane_id()])) : 0));
+}
+__device__ inline int count_common(const uint32_t* a, const uint32_t* b) {  // by a whole warp
+  return int(reduce_add(kFullWarp, lane_id() < kWords ? uint32_t(count_bits(a[lane_id()] & b[lane_id()])) : 0));
 }
 
 }  // namespace lynx_rt::cuda::route_state
