@@ -1,4 +1,5 @@
 // Binds the attention ops on NumPy arrays, for tests and benches: a paged KV cache of one layer, and the ops that work on it.
+#include <algorithm>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

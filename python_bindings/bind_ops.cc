@@ -1,4 +1,5 @@
 // Binds single backend ops on NumPy arrays, for tests and benches. The attention ops are in bind_attention.cc.
+#include <algorithm>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

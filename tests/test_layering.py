@@ -1,6 +1,7 @@
 """Rules for includes, imports and the length of files."""
 
 import ast
+import functools
 import graphlib
 import re
 from pathlib import Path
@@ -35,6 +36,20 @@ MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt
 INCLUDE = re.compile(r'^\s*#\s*include\s*(["<])([^">]+)[">]', re.MULTILINE)
 CODE = {".h", ".cc", ".cu", ".cuh"}
+# The precompiled headers of CMakeLists.txt, with which a file compiles that does not include what it uses -> names from them.
+PRECOMPILED = {
+    "algorithm": r"std::(?:stable_|partial_)?sort\(|std::(?:min|max|clamp|(?:min|max)_element|nth_element|find(?:_if)?|any_of|all_of"
+    r"|none_of|copy(?:_n|_if)?|fill(?:_n)?|count(?:_if)?|(?:low|upp)er_bound|transform|reverse|rotate|remove_if|unique|equal)\(",
+    "cmath": r"std::(?:exp2?|expm1|log2?|log1p|sqrt|pow|isfinite|isnan|isinf|l?l?round|l?rint|nearbyint|floor|ceil|ldexp|frexp|tanh"
+    r"|fma|cos|sin|signbit)\(|\b(?:INFINITY|NAN)\b",
+    "cstdint": r"\bu?int(?:8|16|32|64|ptr)_t\b",
+    "map": r"std::(?:multi)?map\b",
+    "memory": r"std::(?:(?:unique|shared|weak)_ptr|make_unique|make_shared)\b",
+    "optional": r"std::(?:optional|nullopt)\b",
+    "span": r"std::span\b",
+    "string": r"std::(?:string|to_string)\b",
+    "vector": r"std::vector\b",
+}
 
 
 def sources() -> list[Path]:
@@ -74,6 +89,29 @@ def test_includes_point_upwards(file: Path) -> None:
             assert top == own or top in ABOVE[own], f"{own} must not include {target}"
         else:
             assert (file.parent / target).is_file(), f"{target} does not exist"
+
+
+@functools.cache
+def system_headers(file: Path) -> frozenset[str]:
+    """Returns the headers in angle brackets that a file includes, itself and through ours."""
+    found = set()
+    for quote, target in includes(file):
+        places = [folder / target for folder in (CSRC, CSRC / "include", file.parent)]
+        own = next((place for place in places if quote == '"' and place.is_file()), None)
+        found |= system_headers(own) if own else {target}
+    return frozenset(found)
+
+
+def test_precompiled_headers_are_included() -> None:
+    listed = re.search(r"set\(common_headers (.*)\)", (ROOT / "CMakeLists.txt").read_text())
+    assert listed and set(re.findall(r"<(\w+)>", listed[1])) == set(PRECOMPILED)
+    missing = []
+    for file in sources():
+        code = re.sub(r'//.*|"(?:\\.|[^"\\\n])*"', "", file.read_text())
+        for header, names in PRECOMPILED.items():
+            if header not in system_headers(file) and (used := re.search(names, code)):
+                missing.append(f"{name(file)} uses {used[0]} without <{header}>")
+    assert not missing, "\n".join(missing)
 
 
 def test_includes_have_no_circle() -> None:

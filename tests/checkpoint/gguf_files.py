@@ -242,11 +242,13 @@ def convert(
     old_latent: bool = False,
     seed: int | None = None,
     parts: int = 0,
+    quantize: Callable[[np.ndarray, Type], np.ndarray] = gguf.quants.quantize,
 ) -> Tensors:
     """Writes the checkpoint as GGUF; returns its tensors under the file's names, with the values that the file has.
 
     kind: type of the matrices, for all or by name; vectors and routers stay F32.  metadata: further keys, or None to leave one out.
     seed: random blocks instead of quantised values, for types that the package does not quantise.  parts: tensors of a split file.
+    quantize: float32 [..., K] -> the bytes of blocks.
     """
     config, tensors = read(folder)
     architecture = ARCHITECTURES[config["model_type"]]
@@ -281,7 +283,7 @@ def convert(
         if seed is not None and of not in (Type.F32, Type.F16, Type.BF16):
             blocks = random_blocks(of, values.shape, rng)
         else:
-            blocks = gguf.quants.quantize(np.ascontiguousarray(values, np.float32), of)
+            blocks = quantize(np.ascontiguousarray(values, np.float32), of)
         writer.add_tensor(name, blocks, raw_dtype=None if of in (Type.F32, Type.F16) else of)
         stored[name] = gguf.quants.dequantize(blocks, of)
     writer.write_header_to_file()

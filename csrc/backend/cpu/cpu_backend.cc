@@ -1,6 +1,8 @@
 // Construction and memory of the CPU backend, and the ops that are a loop over rows.
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
+
 #include "base/memory.h"
 #include "routing/dispatch.h"
 

@@ -3,6 +3,8 @@
 // Bytes: the weights. Limit: memory bandwidth for few rows, the dot-product rate for many.
 #include "backend/cpu/cpu_backend.h"
 
+#include <algorithm>
+
 namespace lynx_rt {
 
 namespace {

@@ -1,6 +1,7 @@
 // Quantises weights when they are placed. A task is a few panels of one matrix. Layout and rounding: kernels/quant.h.
 #include "backend/cpu/quantize.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "backend/cpu/cpu_backend.h"
