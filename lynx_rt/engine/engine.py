@@ -48,14 +48,11 @@ class Engine(EngineState):
     activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
     which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
-    expert_file: the file of the model's experts that `lynx-rt pack` makes, from which they are read instead of the model's files, on
-    the CPU. Made with the same quantization.
-    expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results, and prompts
-    get steps of their own: bytes as a number or text ("8GB"), a share of all experts (0.25, "25%"), "auto" = half of the free
-    memory; None, or enough for all = all stay in memory.
+    expert_file: the model's experts in a file that `lynx-rt pack` made with the same quantization. This and the next are for the CPU.
+    expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
+    (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory. See docs/tiers.md.
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
-    expert_prefetch: "none", or "next_router:n=N" = the N experts that the next layer's router ranks first on this layer's rows are
-    read ahead, in steps of at most 8 rows.
+    expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
@@ -64,12 +61,10 @@ class Engine(EngineState):
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
-    virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share of them) would read, while
-    all stay in memory, and lets selections with the key `resident` see it; 0 = none. CPU only.
-    virtual_residency: how that cache chooses what stays: "lfu", "lfu:decay=0.9", "lru", "lfru", "random", "none".
-    num_threads: None = one per core, within affinity and CPU quota (`lynx-rt env` says why).
-    isa: None = the best; "scalar", "avx2", "avx512", ...
-    on_load_progress: called with (bytes done, bytes in all) as weights are copied or quantised; None = a bar on a terminal.
+    virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share) would read, and lets
+    selections with the key `resident` see it; 0 = none.  virtual_residency: its policy, as expert_policy.
+    num_threads: None = one per core, within affinity and CPU quota.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    on_load_progress: called with (bytes done, bytes in all) as weights are loaded; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
     Raises ModelNotFoundError, CheckpointError, UnsupportedModelError, OutOfMemoryError, ValidationError.
