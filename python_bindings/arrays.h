@@ -1,9 +1,9 @@
 // Converts between NumPy arrays and the types that ops take. Arrays of weights are float32, float16, or uint16 that holds bf16
 // bits.
 #pragma once
-#include <algorithm>
 #include <pybind11/numpy.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "backend/device_array.h"

@@ -1,8 +1,8 @@
 // Binds the attention ops on NumPy arrays, for tests and benches: a paged KV cache of one layer, and the ops that work on it.
-#include <algorithm>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>

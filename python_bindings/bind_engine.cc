@@ -1,9 +1,9 @@
 // Binds the public C++ headers one to one: Engine, SamplingParams, StepOutput.
-#include <algorithm>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "backend/sampling.h"

@@ -1,7 +1,8 @@
 // Binds single backend ops on NumPy arrays, for tests and benches. The attention ops are in bind_attention.cc.
-#include <algorithm>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+
+#include <algorithm>
 
 #include "arrays.h"
 #include "backend/cpu/quantize.h"

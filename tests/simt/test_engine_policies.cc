@@ -137,7 +137,8 @@ void test_policies() {
                {"resident", "got 0.5"});
   EngineOptions counting = options("cuda");
   counting.virtual_residents = 0.5;
-  CHECK_THROWS(Engine::create(model, counting), ErrorCode::kUnsupported, "virtual_residents", {"does not know what experts cost"});
+  CHECK_THROWS(Engine::create(model, counting), ErrorCode::kUnsupported, "virtual_residents",
+               {"does not know what experts cost"});
   std::vector<Ask> asks;
   for (int i = 0; i < 7; ++i) {
     asks.push_back({prompt(i, info.vocab_size, 1 + 2 * i), greedy(std::max(1, std::min(num_tokens, 8) - 2 * (i % 4)))});

@@ -23,7 +23,6 @@
  * except lynx_rt_step() (an error) and lynx_rt_destroy() (refused). An exception that a callback throws ends the call that led to it
  * with LYNX_RT_INTERNAL, and loses no output: see lynx_rt_step(). */
 #pragma once
-#include <cstdint>
 #include <stddef.h>
 #include <stdint.h>
 
