@@ -98,7 +98,9 @@ def system_headers(file: Path) -> frozenset[str]:
     for quote, target in includes(file):
         places = [folder / target for folder in (CSRC, CSRC / "include", file.parent)]
         own = next((place for place in places if quote == '"' and place.is_file()), None)
-        found |= system_headers(own) if own else {"cstdint" if target == "stdint.h" else target}  # <stdint.h>: the header for C
+        found |= (
+            system_headers(own) if own else {"cstdint" if target == "stdint.h" else target}
+        )  # <stdint.h>: the header for C
     return frozenset(found)
 
 
