@@ -164,6 +164,8 @@ class EngineMetrics:
         if stats.slo is not None:
             values["lynx:slo_level"] = [({}, stats.slo.level)]
             values["lynx:slo_target_seconds"] = [({}, stats.slo.target_seconds)]
+        if stats.tier is not None:
+            values["lynx:tier_resident_experts"] = [({}, stats.tier.resident)]
         if (memory := anonymous_memory()) is not None:
             values["lynx:anonymous_memory_bytes"] = [({}, memory)]
         return values
@@ -192,6 +194,14 @@ class EngineMetrics:
         }
         if stats.slo is not None:
             values[_SLO_KEY] = stats.slo.steps_over_target
+        if stats.tier is not None:
+            values |= {
+                ("lynx:tier_experts_total", "hit"): stats.tier.hits,
+                ("lynx:tier_experts_total", "miss"): stats.tier.misses,
+                ("lynx:tier_bytes_read_total", ""): stats.tier.bytes_read,
+                ("lynx:tier_failed_reads_total", ""): stats.tier.failed_reads,
+                ("lynx:tier_wait_seconds_total", ""): stats.tier.wait_seconds,
+            }
         seconds = dict.fromkeys(STEP_PHASES, 0.0)
         for op in stats.ops:
             if phase := _PHASE_OF_OP.get(op.name):

@@ -129,6 +129,17 @@ ENGINE = (
         "lynx:slo_target_seconds", "Decode-only step time that the slo policy aims at. Absent under other policies."
     ),
     _counter("lynx:slo_steps_over_target_total", "Decode-only steps above the slo policy's target."),
+    _counter(
+        "lynx:tier_experts_total",
+        "Experts of a layer and step where not all are in memory: hit, miss (read from the expert file). Prompts included.",
+        "result",
+    ),
+    _counter("lynx:tier_bytes_read_total", "Bytes of experts that steps read from the expert file."),
+    _counter(
+        "lynx:tier_failed_reads_total", "Reads of experts that failed, each of which ended the requests of its step."
+    ),
+    _counter("lynx:tier_wait_seconds_total", "Time in which a step had nothing to compute before an expert was read."),
+    _gauge("lynx:tier_resident_experts", "Experts that stay in memory. Absent where all do."),
     _gauge("lynx:num_waiting_tokens", "Prompt tokens of the completions that wait."),
     _gauge(
         "lynx:engine_stalled_seconds",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from metered import Served, samples, serve_all
 
-from lynx_rt import Engine, SamplingParams
+from lynx_rt import Engine, SamplingParams, _C
 from lynx_rt.server import metric_names as names
 from lynx_rt.server.metrics import Metrics
 
@@ -25,9 +25,12 @@ WORDS = {"and", "or", "unless", "offset", "bool"}
 
 
 @pytest.fixture(scope="module")
-def exposed(nano_path: str) -> set[str]:
+def exposed(nano_path: str, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """Names of the samples of a server that has seen everything."""
-    with Engine(nano_path, expert_selection="slo:tpot_ms=20", max_num_seqs=8) as engine:
+    experts = str(tmp_path_factory.mktemp("experts") / "experts")
+    _C.pack_experts(nano_path, experts)
+    options = {"expert_file": experts, "expert_memory": 0.5, "expert_selection": "slo:tpot_ms=20"}
+    with Engine(nano_path, max_num_seqs=8, **options) as engine:
         metrics = Metrics(engine, "nano")
         params = SamplingParams(temperature=0, max_tokens=8)
         serve_all(engine, metrics, [Served("Q: 12 times 22 = ?\nA:", params) for _ in range(2)])

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from metered import Served, families, samples, serve_all, total
 
-from lynx_rt import Engine, SamplingParams
+from lynx_rt import Engine, SamplingParams, _C
 from lynx_rt.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from lynx_rt.server import metric_names
 from lynx_rt.server.engine_metrics import anonymous_memory
@@ -271,6 +271,21 @@ def test_governor_is_shown_only_while_it_is_in_force(engine: Engine) -> None:
     values = samples(metrics)
     assert total(values, "lynx:slo_target_seconds") == pytest.approx(0.02)
     assert total(values, "lynx:slo_level") >= 0
+
+
+def test_experts_on_the_disk(nano_path: str, tmp_path: Path) -> None:
+    assert _C.pack_experts(nano_path, str(tmp_path / "experts"))["num_records"] == 256
+    with Engine(nano_path, expert_file=tmp_path / "experts", expert_memory=0.25) as engine:
+        metrics = Metrics(engine, "nano")
+        serve_all(engine, metrics, [Served(PROMPT, LONG)])
+        values, tier = samples(metrics), engine.stats().tier
+    assert tier is not None and tier.misses > 0
+    assert values["lynx:tier_experts_total", frozenset({("result", "miss")})] == tier.misses
+    assert values["lynx:tier_experts_total", frozenset({("result", "hit")})] == tier.hits
+    assert total(values, "lynx:tier_bytes_read_total") == tier.bytes_read
+    assert total(values, "lynx:tier_wait_seconds_total") == pytest.approx(tier.wait_seconds)
+    assert total(values, "lynx:tier_resident_experts") == tier.resident
+    assert total(values, "lynx:tier_failed_reads_total") == 0
 
 
 class StuckEngine:
