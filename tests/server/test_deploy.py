@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from metered import Served, samples, serve_all
 
-from lynx_rt import Engine, SamplingParams, _C
+from lynx_rt import _C, Engine, SamplingParams
 from lynx_rt.server import metric_names as names
 from lynx_rt.server.metrics import Metrics
 

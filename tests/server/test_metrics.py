@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from metered import Served, families, samples, serve_all, total
 
-from lynx_rt import Engine, SamplingParams, _C
+from lynx_rt import _C, Engine, SamplingParams
 from lynx_rt.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from lynx_rt.server import metric_names
 from lynx_rt.server.engine_metrics import anonymous_memory
