@@ -59,15 +59,13 @@ bool is_dummy(const EngineOptions& o) {
 std::string quantization_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
   if (o.quantization_cache.empty()) return "";
   const bool repacked = !config.quantization.empty() && o.quantization != kDequantize;
-  if (parse_quantization(o.quantization) == QuantFormat::kPlain && !repacked)
+  if (parse_quantization(o.quantization) == QuantFormat::kPlain && !repacked) {
+    if (makes_expert_file(o)) return "";
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
+  }
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
-  // The weights before quantisation also depend on config.json: on how they are decoded, and on the dtype that others are
-  // converted to.
-  std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
-  std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
-  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
-                 ".v4.bin");
+  const bool experts = o.expert_file.empty() && o.expert_memory.empty();  // are among the file's weights
+  return cached_file(o, config, checkpoint, experts ? ".v4.bin" : "-without-experts.v4.bin");
 }
 
 BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint) {
@@ -90,7 +88,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       config_(read_model_config(path)),
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
-      expert_file_(open_expert_file(o)),
+      expert_file_(open_expert_file(path, o, config_, checkpoint_)),
       weights_(load_weights()),
       store_(make_store()),
       prefetch_(make_prefetch()),
@@ -152,7 +150,8 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     checkpoint_.drop_pages();
   }
   if (expert_memory_ > 0) {
-    copied_weight_bytes_ += copy_to_memory(weights, [this](const void* data) { return checkpoint_.contains(data); });
+    copied_weight_bytes_ +=
+        copy_to_memory(weights, [this](const void* data) { return checkpoint_.contains(data) || backend_->is_mapped(data); });
     checkpoint_ = Checkpoint();
     weight_bytes_ += expert_memory_;
   } else if (mapped_experts_) {

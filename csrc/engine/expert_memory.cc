@@ -1,9 +1,14 @@
 #include "engine/expert_memory.h"
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
+#include "model/pack_experts.h"
 
 namespace lynx_rt {
 
@@ -34,17 +39,38 @@ int64_t bytes_of_all(const ExpertFile& file) {
   return experts * file.max_record_bytes();
 }
 
-std::shared_ptr<const ExpertFile> open_expert_file(const EngineOptions& o) {
+std::string cached_file(const EngineOptions& o, const ModelConfig& config, const Checkpoint& checkpoint, const char* ending) {
+  // The weights before quantisation also depend on config.json: on how they are decoded, and on the dtype that others are
+  // converted to.
+  std::string before = str_cat("-", config.quantization.empty() ? "" : config.quantization.key() + "-", dtype_name(config.dtype));
+  std::replace_if(before.begin(), before.end(), [](unsigned char c) { return !std::isalnum(c); }, '-');
+  return str_cat(o.quantization_cache, "/", config.model_type, "-", o.quantization, "-", checkpoint.fingerprint(), before,
+                 ending);
+}
+
+bool makes_expert_file(const EngineOptions& o) {
+  return o.expert_file.empty() && !o.expert_memory.empty() && !o.quantization_cache.empty();
+}
+
+std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& o, const ModelConfig& config,
+                                                   const Checkpoint& checkpoint) {
+  if (o.expert_file.empty() && o.expert_memory.empty()) return nullptr;
   if (!o.expert_memory.empty()) parse_expert_memory(o.expert_memory, 0, 0);
-  if (o.expert_file.empty()) {
-    if (!o.expert_memory.empty())
-      invalid("expert_file",
-              "expected the file that `lynx-rt pack` makes of the model, from which experts are read with expert_memory=\"",
-              o.expert_memory, "\", got none");
-    return nullptr;
+  if (o.load_format == "dummy")
+    invalid(o.expert_file.empty() ? "expert_memory" : "expert_file", "expected none with load_format=\"dummy\"");
+  if (!o.expert_file.empty()) return std::make_shared<const ExpertFile>(o.expert_file);
+  if (!makes_expert_file(o))
+    invalid("expert_file",
+            "expected the file that `lynx-rt pack` makes of the model, from which experts are read with expert_memory=\"",
+            o.expert_memory, "\", or the folder quantization_cache to make it in; got none");
+  const std::string file = cached_file(o, config, checkpoint, ".experts");
+  if (!std::filesystem::exists(file)) {
+    std::error_code error;
+    std::filesystem::create_directories(o.quantization_cache, error);
+    if (error) invalid("quantization_cache", "cannot make ", o.quantization_cache, ": ", error.message());
+    pack_experts(path, file, {o.quantization, o.num_threads, o.on_load_progress});
   }
-  if (o.load_format == "dummy") invalid("expert_file", "expected none with load_format=\"dummy\", got \"", o.expert_file, "\"");
-  return std::make_shared<const ExpertFile>(o.expert_file);
+  return std::make_shared<const ExpertFile>(file);
 }
 
 }  // namespace lynx_rt

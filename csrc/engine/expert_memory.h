@@ -4,7 +4,9 @@
 #include <memory>
 #include <string>
 
+#include "checkpoint/safetensors.h"
 #include "lynx_rt/engine.h"
+#include "model/model_config.h"
 #include "tiers/expert_file.h"
 
 namespace lynx_rt {
@@ -16,8 +18,17 @@ int64_t parse_expert_memory(const std::string& text, int64_t all, int64_t chosen
 // Returns the memory of all experts of a file, each in a slot of the same size.
 int64_t bytes_of_all(const ExpertFile& file);
 
-// Opens EngineOptions::expert_file; null where there is none. Throws kInvalidArgument (field expert_file, expert_memory) where one option
-// lacks the other, or another one contradicts them; the errors of ExpertFile.
-std::shared_ptr<const ExpertFile> open_expert_file(const EngineOptions& options);
+// Returns a file of EngineOptions::quantization_cache, which must not be empty: its name says which weights it is made of, and how.
+std::string cached_file(const EngineOptions& options, const ModelConfig& config, const Checkpoint& checkpoint,
+                        const char* ending);
+
+// Whether the expert file is one of quantization_cache's, made when it is not there.
+bool makes_expert_file(const EngineOptions& options);
+
+// Opens EngineOptions::expert_file, or makes it in quantization_cache of the model at `path`; null where experts come from the checkpoint.
+// Throws kInvalidArgument (field expert_file, expert_memory) where one option lacks the other, or another one contradicts them; the
+// errors of ExpertFile and pack_experts().
+std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& options,
+                                                   const ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace lynx_rt

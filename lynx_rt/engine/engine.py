@@ -48,9 +48,9 @@ class Engine(EngineState):
     activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
     which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
-    expert_file: the model's experts in a file that `lynx-rt pack` made with the same quantization. This and the next are for the CPU.
+    expert_file: made by `lynx-rt pack` with the same quantization, or, where it is None, in quantization_cache. CPU only.
     expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
-    (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory. See docs/tiers.md.
+    (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
     expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.

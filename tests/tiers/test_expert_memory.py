@@ -120,6 +120,26 @@ def test_refused(nano_path, packed, options, field, words) -> None:
     assert caught.value.field == field and not isinstance(caught.value, OutOfMemoryError)
 
 
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_file_is_made_in_the_cache(nano_path, packed, expected, tmp_path, quantization) -> None:
+    """Once, with progress, beside the cache of an engine that has all experts in memory, which is another file."""
+    steps: list[int] = []
+    options = {"quantization": quantization, "quantization_cache": tmp_path / "cache"}
+    if quantization != "none":
+        with Engine(nano_path, **options) as engine:
+            assert answers(engine) == expected(quantization=quantization)
+    for memory in (0.25, 0.5, 1.0):
+        steps.clear()
+        with Engine(
+            nano_path, expert_memory=memory, on_load_progress=lambda done, _: steps.append(done), **options
+        ) as engine:
+            assert answers(engine) == expected(quantization=quantization)
+        assert (len(steps) >= EXPERTS * LAYERS) == (memory == 0.25)
+    [file] = (tmp_path / "cache").glob("*.experts")
+    assert file.read_bytes() == packed(quantization).read_bytes()
+    assert len(list((tmp_path / "cache").iterdir())) == (1 if quantization == "none" else 3)
+
+
 def test_other_files(nano_path, packed, tmp_path) -> None:
     with pytest.raises(ModelNotFoundError, match="nothing"):
         Engine(nano_path, expert_file=tmp_path / "nothing")

@@ -43,7 +43,7 @@ struct EngineOptions {
   // of quantization="dequantize". CPU only.
   std::string activations = "int8";
   // A file of the model's experts that `lynx-rt pack` has made of the same checkpoint with the same `quantization`; "" = experts come from
-  // the checkpoint. CPU only.
+  // the checkpoint; with expert_memory and quantization_cache the file is made in that folder, unless it is there. CPU only.
   std::string expert_file;
   // Memory for experts, of which the others are read from expert_file when a step needs them: bytes ("8GB", "512MiB", "1000000"), a share
   // of all ("25%"), "auto" = half of the free memory; "" or enough for all = all stay in memory. Prompts then get steps of their own.
