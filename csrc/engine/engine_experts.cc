@@ -17,7 +17,7 @@ void EngineCore::bind_expert_file(ModelWeights& weights) {
   const int64_t all = bytes_of_all(*expert_file_);
   if (!options_.expert_memory.empty()) {
     const int64_t bytes = parse_expert_memory(options_.expert_memory, all, backend_->memory_budget().chosen);
-    if (bytes < all) expert_memory_ = bytes;
+    if (bytes < all) expert_memory_ = std::max<int64_t>(1, bytes);  // 0 would mean all
   }
   if (expert_memory_ == 0) mapped_experts_.emplace(expert_file_->file()->path());
   use_expert_file(*expert_file_, mapped_experts_ ? mapped_experts_->data() : nullptr, weights);

@@ -36,6 +36,13 @@ std::vector<int64_t> quota(const ExpertFile& file, int64_t num_slots, int64_t sp
   return uniform_quota(num_slots - spare, int64_t(layers_with_experts(file).size()), max_experts(file));
 }
 
+const ResidencyRule& checked(const ResidencyRule& rule) {
+  if (rule.policy == ResidencyPolicy::kStatic || rule.policy == ResidencyPolicy::kBelady || rule.policy == ResidencyPolicy::kRing)
+    fail(ErrorCode::kUnsupported, "expert_policy",
+         "expert_policy: expected lfu, lru, lfru, random or none; static, belady and ring are for simulations");
+  return rule;
+}
+
 }  // namespace
 
 ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
@@ -43,7 +50,7 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
     : file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
       arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
-      residency_(rule, quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_)),
+      residency_(checked(rule), quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_)),
       reader_(reader) {
   arena_ = static_cast<uint8_t*>(allocate_pages(arena_bytes_, "expert_memory"));
   absent_ = static_cast<uint8_t*>(allocate_pages(slot_bytes_, "expert_memory"));
@@ -60,9 +67,6 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
     layer.verified.assign(size_t(experts), 0);
     for (int64_t e = 0; e < experts; ++e) layer.experts.push_back(file_->layout(l, e).view(absent_));
   }
-  if (rule.policy == ResidencyPolicy::kStatic || rule.policy == ResidencyPolicy::kBelady || rule.policy == ResidencyPolicy::kRing)
-    fail(ErrorCode::kUnsupported, "expert_policy",
-         "expert_policy: static, belady and ring are for simulation, expected lfu, lru, ", "lfru, random or none");
 }
 
 ExpertStore::~ExpertStore() {

@@ -21,12 +21,12 @@ struct ExpertStoreStats {
   int64_t decode_hits = 0, decode_misses = 0;  // those of them in steps that learn
   int64_t bytes_read = 0;                      // of records that arrived
   int64_t num_failed = 0;                      // reads
-  int64_t prefetched = 0,
-          prefetch_used = 0;  // experts that hints had read, begun reads included; those of them that the step used
-  double wait_seconds = 0;    // time in which a step had nothing to compute before an expert arrived
-  double read_seconds = 0;    // time in which something was being read
-  double read_rate = 0;       // bytes per second of that time, lately; 0 = nothing was read yet
-  int64_t read_depth = 0;     // pieces of 1 MiB that are read at a time
+  int64_t prefetched = 0;                      // experts whose reads hints began
+  int64_t prefetch_used = 0;                   // those of them that the step used
+  double wait_seconds = 0;                     // time in which a step had nothing to compute before an expert arrived
+  double read_seconds = 0;                     // time in which something was being read
+  double read_rate = 0;                        // bytes per second of that time, lately; 0 = nothing was read yet
+  int64_t read_depth = 0;                      // pieces of 1 MiB that are read at a time
 };
 
 // Which experts stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
@@ -37,7 +37,7 @@ class ExpertStore {
  public:
   // Takes `budget` bytes, of which slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
   // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
-  // for fewer than two experts; kOutOfMemory.
+  // for fewer than two experts; kUnsupported (field expert_policy) for a policy of simulations; kOutOfMemory.
   ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
               const ReaderOptions& reader = {});
   ~ExpertStore();

@@ -101,6 +101,7 @@ def test_selection_sees_residents(nano_path, packed, selection, policy) -> None:
         ({"expert_memory": 2.0}, "expert_memory", '"200.0%"'),
         ({"expert_memory": "12 parsecs"}, "expert_memory", "parsecs"),
         ({"expert_file": True, "expert_memory": 1000}, "expert_memory", "two experts"),
+        ({"expert_file": True, "expert_memory": 0}, "expert_memory", "two experts"),
         ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "fifo"}, "expert_policy", "fifo"),
         ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "ring"}, "expert_policy", "simulation"),
         (
