@@ -101,6 +101,7 @@ __device__ inline void write_tiles(const RouteArgs& a, int rows_per_tile, const 
 // Returns the number of active experts that are not resident, from the result of list_experts(). By one warp.
 __device__ inline int count_misses(const RouteArgs& a, const uint32_t* count) {
   uint32_t misses = 0;
+  LYNX_ROLLED
   for (int e = lane_id(); a.cost && e < a.rule.num_experts; e += 32) misses += count[e + 1] > count[e] && a.cost[e] != 0;
   return int(reduce_add(kFullWarp, misses));
 }

@@ -8,7 +8,8 @@
 #pragma once
 #include <cstdint>
 
-#define LYNX_UNROLL _Pragma("unroll")  // unrolls the next loop, so that the arrays that it indexes stay in registers
+#define LYNX_UNROLL _Pragma("unroll")    // unrolls the next loop, so that the arrays that it indexes stay in registers
+#define LYNX_ROLLED _Pragma("unroll 1")  // keeps the next loop as it is, where registers are short
 
 namespace lynx_rt::cuda {
 

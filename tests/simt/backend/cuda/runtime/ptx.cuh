@@ -8,6 +8,7 @@
 #include "simt.h"
 
 #define LYNX_UNROLL
+#define LYNX_ROLLED
 #define __global__
 #define __device__
 #define __host__
