@@ -243,7 +243,7 @@ class Backend {
   // Returns the table of a layer's experts, which place_experts() has placed; it is valid as long as the backend. Throws
   // kInvalidArgument (field experts) where an expert's shapes do not fit the first one's; kUnsupported for a format without a kernel.
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
-  // The same of a layer of a store, which outlives the table. Throws kUnsupported where the backend takes no store.
+  // Returns the table of a layer of a store, which outlives the table. Throws kUnsupported where the backend takes no store.
   ExpertTable expert_table(ExpertStore& store, int64_t layer);
   // Whether a weight of this use may be in blocks (QuantFormat::kBlocks), of the code and the type of scales of `rows`.
   virtual bool takes_blocks(WeightUse, const BlockRows& /*rows*/) const { return false; }

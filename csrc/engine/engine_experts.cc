@@ -29,17 +29,17 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
   if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
     fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
          " bytes of memory are free; pass no more than that, or \"auto\"");
-  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts), used = config_.num_experts_per_tok;
-  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + (guesses < 0 ? used : guesses));
+  const int64_t used = config_.num_experts_per_tok;
+  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, used);
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses);
   store->measure_depth();
   return store;
 }
 
 std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
-  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts);
+  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, config_.num_experts_per_tok);
   if (!store_ || guesses == 0) return nullptr;
-  return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, *store_,
-                                          guesses < 0 ? config_.num_experts_per_tok : guesses);
+  return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, *store_, guesses);
 }
 
 // Slots are memory that is taken but not touched yet, so the system counts it as free.

@@ -8,9 +8,9 @@
 
 namespace lynx_rt {
 
-int64_t parse_prefetch(const std::string& text, int64_t num_experts) {
+int64_t parse_prefetch(const std::string& text, int64_t num_experts, int64_t top_k) {
   if (text == "none") return 0;
-  if (text == "next_router") return -1;
+  if (text == "next_router") return top_k;
   const std::string start = "next_router:n=";
   double n = 0;
   if (!text.starts_with(start) || !read_number(text.substr(start.size()), n) || n != double(int64_t(n)) || n < 1 ||

@@ -9,9 +9,9 @@
 
 namespace lynx_rt {
 
-// Parses EngineOptions::expert_prefetch: "none", "next_router", "next_router:n=6". Returns the experts that are guessed for each row, -1 = as
-// many as a row uses; 0 = none. Throws kInvalidArgument (field expert_prefetch).
-int64_t parse_prefetch(const std::string& text, int64_t num_experts);
+// Parses EngineOptions::expert_prefetch: "none", "next_router", "next_router:n=6". Returns the experts that are guessed for each row,
+// top_k where the text does not say; 0 = none. Throws kInvalidArgument (field expert_prefetch).
+int64_t parse_prefetch(const std::string& text, int64_t num_experts, int64_t top_k);
 
 // The guess of the next layer's router, given the residual stream after this layer's attention. Needs no training, and finds about as much
 // as trained predictors do. Source: arXiv 2312.17238 (speculative loading). Works in host memory. Test: tests/tiers/test_prefetch.py.

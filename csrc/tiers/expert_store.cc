@@ -189,7 +189,7 @@ std::span<const int32_t> ExpertStore::next() {
   if (loading_.empty()) return {};
   const auto is_done = [&](int32_t s) { return slots_[size_t(s)].request.done(); };
   if (std::none_of(loading_.begin(), loading_.end(), is_done)) wait(loading_);
-  // What is done is taken from the list before anything is thrown.
+  // Requests that are done leave the list before anything is thrown.
   const auto done = std::stable_partition(loading_.begin(), loading_.end(), [&](int32_t s) { return !is_done(s); });
   const std::vector<int32_t> arrived(done, loading_.end());
   loading_.erase(done, loading_.end());
@@ -231,7 +231,7 @@ void ExpertStore::give_back() {
   given_.clear();
 }
 
-// Where the step has failed, reads are still on their way, whose slots must not be used before they have ended.
+// Reads are still on their way where the step has failed, and their slots must not be used before they have ended.
 void ExpertStore::release() {
   for (const int32_t s : loading_) reader_.cancel(slots_[size_t(s)].request);
   for (const int32_t s : loading_) {

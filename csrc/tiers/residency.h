@@ -53,7 +53,7 @@ class Residency {
   // Takes the experts that a step has used, rising, and chooses those that stay. Experts that came and went can be read from cost().
   // Throws kInvalidArgument where they are not what belady's recording has.
   void update(int64_t layer, std::span<const int32_t> used) { update(layer, used, used); }
-  // The same where selection changed the choice: `wanted`, rising, are the experts of the model's own routing. Uses are counted and dated
+  // Takes a step whose choice selection changed: `wanted`, rising, are the experts of the model's own routing. Uses are counted and dated
   // by them, so that residents do not stay because selection prefers them.
   void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted);
   const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
