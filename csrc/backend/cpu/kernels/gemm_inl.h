@@ -70,10 +70,24 @@ template <DType W, int NR, int MR, bool kHalf>
   }
 }
 
-// NR weight rows against MR rows of x. kLines: lines of 64 bytes that a block prefetches.
-template <DType W, int NR, int MR, int kLines>
-void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead, float* out,
-               int64_t out_stride, bool accumulate) {
+// The tile of the plain products. A tile class of gemm() has
+//   kColumns    columns of a block; a weight row has the bytes of kBlockBytes in it
+//   kMostRows   rows of x of a tile
+//   run()       multiplies NR weight rows with MR rows of x. kLines: lines of 64 bytes that a block prefetches.
+template <DType W>
+struct PlainTile {
+  static constexpr int64_t kColumns = kBlockColumns, kBlockBytes = kBlockColumns * kSize<W>;
+  static constexpr int kMostRows = kTileRows;
+
+  template <int NR, int MR, int kLines>
+  static void run(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead, float* out,
+                  int64_t out_stride, bool accumulate);
+};
+
+template <DType W>
+template <int NR, int MR, int kLines>
+void PlainTile<W>::run(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t k, Ahead ahead, float* out,
+                       int64_t out_stride, bool accumulate) {
   Vec acc[MR][NR];
   for (int j = 0; j < MR; ++j)
     for (int i = 0; i < NR; ++i) acc[j][i] = zero_vec();
@@ -105,29 +119,30 @@ void gemm_tile(const char* w, int64_t w_stride, const char* x, int64_t x_stride,
 }
 
 // NR weight rows against m rows of x. `next` is where the weights go on.
-template <DType W, int NR>
+template <class Tile, int NR>
 inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, const char* next,
                        float* out, int64_t out_stride, bool accumulate) {
-  constexpr int kLines = int((NR * kBlockColumns * kSize<W> + 63) / 64);  // of a block of the group
-  const int64_t passes = (m + kTileRows - 1) / kTileRows;
-  Ahead ahead{next, NR * kBlockColumns * kSize<W> / passes};
-  in_passes<kTileRows>(m, [&](auto rows, int64_t j) {
+  constexpr int64_t kBytes = NR * Tile::kBlockBytes;  // of a block of the group
+  constexpr int kLines = int((kBytes + 63) / 64);
+  const int64_t passes = (m + Tile::kMostRows - 1) / Tile::kMostRows;
+  Ahead ahead{next, kBytes / passes};
+  in_passes<Tile::kMostRows>(m, [&](auto rows, int64_t j) {
     const char* const xj = x + j * x_stride;
     float* const to = out + j * out_stride;
     if (passes == 1)
-      gemm_tile<W, NR, rows.number, kLines>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
+      Tile::template run<NR, rows.number, kLines>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
     else
-      gemm_tile<W, NR, rows.number, (kLines + 1) / 2>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
-    ahead.at += ahead.bytes * (k / kBlockColumns);
+      Tile::template run<NR, rows.number, (kLines + 1) / 2>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
+    ahead.at += ahead.bytes * (k / Tile::kColumns);
   });
 }
 
-template <DType W>
+template <class Tile>
 void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, int64_t x_stride, int64_t m, int64_t k, float* out,
           int64_t out_stride, bool accumulate, const void* next) {
   const char* w = static_cast<const char*>(weights);
-  int64_t at_once = kRowsBytes / (x_stride + 1) / kTileRows * kTileRows;
-  at_once = at_once < kTileRows ? kTileRows : at_once;
+  int64_t at_once = kRowsBytes / (x_stride + 1) / Tile::kMostRows * Tile::kMostRows;
+  at_once = at_once < Tile::kMostRows ? Tile::kMostRows : at_once;
   for (int64_t j = 0; j < m; j += at_once) {
     const char* x = static_cast<const char*>(rows) + j * x_stride;
     const int64_t count = m - j < at_once ? m - j : at_once;
@@ -138,10 +153,10 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
       // A group that knows of nothing to fetch fetches itself, which costs nothing.
       const char* then = i + kGroupRows < n && j == 0 ? from + kGroupRows * w_stride : from;
       if (i + 2 * kGroupRows > n && j + at_once >= m && next) then = static_cast<const char*>(next);
-      gemm_group<W, kGroupRows>(from, w_stride, x, x_stride, count, k, then, to + i, out_stride, accumulate);
+      gemm_group<Tile, kGroupRows>(from, w_stride, x, x_stride, count, k, then, to + i, out_stride, accumulate);
     }
     for (; i < n; ++i)
-      gemm_group<W, 1>(w + i * w_stride, w_stride, x, x_stride, count, k, w + i * w_stride, to + i, out_stride, accumulate);
+      gemm_group<Tile, 1>(w + i * w_stride, w_stride, x, x_stride, count, k, w + i * w_stride, to + i, out_stride, accumulate);
   }
 }
 

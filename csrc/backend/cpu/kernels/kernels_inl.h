@@ -333,7 +333,7 @@ double read_sum(const void* p, int64_t bytes) {
 
 constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
   return {isa,
-          {gemm<DType::kF32>, gemm<DType::kBF16>, gemm<DType::kF16>},
+          {gemm<PlainTile<DType::kF32>>, gemm<PlainTile<DType::kBF16>>, gemm<PlainTile<DType::kF16>>},
           kBlockColumns,
           split_pairs,
           join_pairs,
