@@ -21,10 +21,22 @@ std::vector<std::string> levels_of(std::string_view policy, int top_k) {
     for (const char* alpha : {"1", "2", "3", "4", "6", "8", "16"}) levels.push_back(str_cat("lynx:alpha=", alpha));
   } else if (policy == "oea") {
     for (int k0 = top_k - 1; k0 >= 1; --k0) levels.push_back(str_cat("oea:k0=", k0));
+  } else if (policy == "topk" || policy == "cover") {
+    for (const char* nats : {"0.25", "0.5", "0.75", "1", "1.5", "2", "3"}) levels.push_back(str_cat(policy, ":resident=", nats));
   } else {
-    invalid(kField, "slo: policy: expected lynx or oea, got \"", policy, "\"");
+    invalid(kField, "slo: policy: expected lynx, oea, topk or cover, got \"", policy, "\"");
   }
   return levels;
+}
+
+// Fills the shares of levels that have not been used. Such a level is assumed to take as little as the next stronger one that has been;
+// so it is tried once, at the price of a slow step. Beyond the strongest level used, the share is assumed to fall by a tenth per level.
+void guess(std::vector<double>& shares, const std::vector<bool>& measured) {
+  for (size_t i = 1; i < shares.size(); ++i)
+    if (!measured[i]) shares[i] = 0.9 * shares[i - 1];
+  for (size_t i = shares.size() - 1; i > 0; --i)
+    if (!measured[i - 1] && std::find(measured.begin() + int64_t(i), measured.end(), true) != measured.end())
+      shares[i - 1] = shares[i];
 }
 
 }  // namespace
@@ -58,9 +70,10 @@ SloPlan parse_slo(const std::string& text, int top_k) {
 }
 
 Governor::Governor(double target_seconds, int num_levels)
-    : target_(target_seconds), share_(size_t(num_levels), 1), measured_(size_t(num_levels)) {
+    : target_(target_seconds), share_(size_t(num_levels), 1), miss_share_(share_), measured_(size_t(num_levels)) {
   measured_[0] = true;
-  guess_shares();
+  guess(share_, measured_);
+  guess(miss_share_, measured_);
   reset_report();
 }
 
@@ -75,16 +88,20 @@ Governor::Report Governor::report() const {
   r.level = level_;
   r.fixed_seconds = c0_;
   r.seconds_per_expert = b_;
+  r.seconds_per_miss = misses_ > 0 ? waited_ / misses_ : 0;
   return r;
 }
 
 void Governor::fit(const Step& s) {
+  const double computing = std::max(0.0, s.seconds - s.wait_seconds);
   weight_ = kKeep * weight_ + 1;
   n_ = kKeep * n_ + s.active;
-  t_ = kKeep * t_ + s.seconds;
+  t_ = kKeep * t_ + computing;
   nn_ = kKeep * nn_ + s.active * s.active;
-  nt_ = kKeep * nt_ + s.active * s.seconds;
-  prior_ += (s.seconds * s.expert_share / std::max(s.active, 1.0) - prior_) / weight_;
+  nt_ = kKeep * nt_ + s.active * computing;
+  misses_ = kKeep * misses_ + s.misses;
+  waited_ = kKeep * waited_ + s.wait_seconds;
+  prior_ += (computing * s.expert_share / std::max(s.active, 1.0) - prior_) / weight_;
   const double n = n_ / weight_, t = t_ / weight_;
   const double variance = std::max(0.0, nn_ / weight_ - n * n), covariance = nt_ / weight_ - n * t;
   // The pull weighs as much as a spread of a tenth in n: with a smaller spread, the slope is mostly noise.
@@ -93,17 +110,17 @@ void Governor::fit(const Step& s) {
   c0_ = t - b_ * n;
 }
 
-// A level that has not been used is assumed to read as little as the next stronger one that has; so it is tried once, at the
-// price of a slow step. Beyond the strongest level used, the share is assumed to fall by a tenth per level.
-void Governor::guess_shares() {
-  for (size_t i = 1; i < share_.size(); ++i)
-    if (!measured_[i]) share_[i] = 0.9 * share_[i - 1];
-  for (size_t i = share_.size() - 1; i > 0; --i)
-    if (!measured_[i - 1] && std::find(measured_.begin() + int64_t(i), measured_.end(), true) != measured_.end())
-      share_[i - 1] = share_[i];
+// Moves the current level's share towards that of a step.
+void Governor::learn_share(std::vector<double>& shares, double part, double whole) {
+  if (whole <= 0) return;
+  double& share = shares[size_t(level_)];
+  share = measured_[size_t(level_)] ? kKeep * share + (1 - kKeep) * part / whole : part / whole;
 }
 
-double Governor::expected_seconds(int level) const { return c0_ + b_ * share_[size_t(level)] * union_; }
+double Governor::expected_seconds(int level) const {
+  const double per_miss = misses_ > 0 ? waited_ / misses_ : 0;
+  return c0_ + b_ * share_[size_t(level)] * union_ + per_miss * miss_share_[size_t(level)] * union_misses_;
+}
 
 void Governor::observe(const Step& s) {
   ++report_.steps_at_level[size_t(level_)];
@@ -111,12 +128,13 @@ void Governor::observe(const Step& s) {
   if (s.union_before <= 0) return;
   fit(s);
   union_ += (s.union_before - union_) / weight_;
+  union_misses_ += (s.misses_before - union_misses_) / weight_;
   if (level_ > 0) {
-    double& share = share_[size_t(level_)];
-    const double found = s.active / s.union_before;
-    share = measured_[size_t(level_)] ? kKeep * share + (1 - kKeep) * found : found;
+    learn_share(share_, s.active, s.union_before);
+    learn_share(miss_share_, s.misses, s.misses_before);
     measured_[size_t(level_)] = true;
-    guess_shares();
+    guess(share_, measured_);
+    guess(miss_share_, measured_);
   }
   const int last = int(share_.size()) - 1;
   int next = 0;

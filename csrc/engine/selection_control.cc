@@ -53,13 +53,17 @@ void SelectionControl::prepare(BatchView& batch) {
   batch.replayed = tables_.next_replayed(current(), batch.phase, batch.num_rows);
 }
 
-void SelectionControl::observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes) {
+void SelectionControl::observe(double seconds, double wait_seconds, const std::vector<SelectionStats>& layers, int64_t bytes,
+                               int64_t expert_bytes) {
   if (!governor_) return;
   Governor::Step step;
   step.seconds = seconds;
+  step.wait_seconds = wait_seconds;
   for (const SelectionStats& s : layers) {
     step.union_before += s.union_before;
     step.active += s.active;
+    step.misses_before += s.misses_before;
+    step.misses += s.misses;
   }
   if (bytes > 0) step.expert_share = double(expert_bytes) / double(bytes);
   governor_->observe(step);
@@ -71,6 +75,7 @@ void SelectionControl::report(EngineStats& stats) const {
   stats.slo.target_seconds = r.target_seconds;
   stats.slo.fixed_seconds = r.fixed_seconds;
   stats.slo.seconds_per_expert = r.seconds_per_expert;
+  stats.slo.seconds_per_miss = r.seconds_per_miss;
   stats.slo.steps_over_target = r.steps_over_target;
   stats.slo.level = r.level;
   for (size_t i = 0; i < levels_.size(); ++i) stats.slo.levels.push_back({levels_[i].text, r.steps_at_level[i]});

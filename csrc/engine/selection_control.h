@@ -25,8 +25,10 @@ class SelectionControl {
   const LayerSelections& current() const { return levels_[governor_ ? size_t(governor_->level()) : 0]; }
   // Sets batch.replayed where a layer replays.
   void prepare(BatchView& batch);
-  // Call after a decode-only step that read `bytes` bytes, `expert_bytes` of them for experts.
-  void observe(double seconds, const std::vector<SelectionStats>& layers, int64_t bytes, int64_t expert_bytes);
+  // Call after a decode-only step that read `bytes` bytes of memory, `expert_bytes` of them for experts, and waited `wait_seconds` of its
+  // time for experts from the disk.
+  void observe(double seconds, double wait_seconds, const std::vector<SelectionStats>& layers, int64_t bytes,
+               int64_t expert_bytes);
 
   void report(EngineStats& stats) const;
   void reset_report() {

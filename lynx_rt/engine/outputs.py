@@ -226,12 +226,14 @@ class SloStats:
     """Report of a governor ("slo:tpot_ms=20"). LayerStats.retained_mass is what it cost."""
 
     target_seconds: float  # target for a decode-only step
-    # The measured cost model: a step takes fixed_seconds + seconds_per_expert * experts of all layers.
+    # The measured cost model: a step takes fixed_seconds + seconds_per_expert * experts + seconds_per_miss * experts from the disk, both of
+    # all layers.
     fixed_seconds: float
     seconds_per_expert: float
     steps_over_target: int
     level: int  # current level, index into levels
     levels: list[tuple[str, int]]  # the selection of each level, weakest first, and the decode-only steps under it
+    seconds_per_miss: float = 0.0  # waited, with expert_memory
 
 
 @dataclass(slots=True)

@@ -1,6 +1,7 @@
 // Tests the governor on steps whose cost is known.
 #include "engine/governor.h"
 
+#include <cmath>
 #include <random>
 
 #include "base/error.h"
@@ -77,6 +78,21 @@ void test_cost_model() {
   CHECK(governor.report().seconds_per_expert > 0);  // its estimates stay
 }
 
+// Every level computes all experts; a stronger one reads fewer of them from a disk.
+void test_misses() {
+  constexpr double kPerMiss = 0.001, kAll = kFixed + kPerExpert * 200;
+  for (int want = 0; want < kLevels; ++want) {
+    Governor governor((kAll + kPerMiss * 50 * kShare[want]) * 1.035, kLevels);
+    for (int i = 0; i < 200; ++i) {
+      const double misses = 50 * kShare[governor.level()];
+      governor.observe({kAll + kPerMiss * misses, 200, 200, kPerExpert * 200 / kAll, 50, misses, kPerMiss * misses});
+    }
+    CHECK_EQ(governor.level(), want);
+    CHECK(std::abs(governor.report().seconds_per_miss - kPerMiss) < 1e-9);
+    CHECK(governor.report().steps_over_target <= 6);
+  }
+}
+
 void test_no_experts() {
   Governor governor(0.001, kLevels);
   for (int i = 0; i < 10; ++i) governor.observe({0.01, 0, 0, 0});
@@ -91,13 +107,14 @@ void test_text() {
   CHECK(plan.levels ==
         std::vector<std::string>({"topk@0-1=topk", "oea:k0=3@0-1=topk", "oea:k0=2@0-1=topk", "oea:k0=1@0-1=topk"}));
   CHECK_EQ(parse_slo("slo:tpot_ms=1", 8).levels.front(), std::string("topk"));
+  CHECK_EQ(parse_slo("slo:tpot_ms=1,policy=cover", 8).levels[4], std::string("cover:resident=1"));
   for (const auto& [text, says] : {std::pair{"slo", "expected tpot_ms"},
                                    {"slo:", "expected tpot_ms"},
                                    {"slo:tpot_ms=0", "milliseconds > 0"},
                                    {"slo:tpot_ms=x", "\"x\""},
                                    {"slo:tpot_ms=inf", "milliseconds > 0"},
                                    {"slo:tpot=3", "no key \"tpot\""},
-                                   {"slo:tpot_ms=3,policy=topk", "expected lynx"}}) {
+                                   {"slo:tpot_ms=3,policy=oaeu", "expected lynx, oea, topk or cover"}}) {
     std::string message = "none";
     try {
       parse_slo(text, 4);
@@ -115,6 +132,7 @@ int main() {
   test_impossible_target_takes_the_strongest_level();
   test_load_that_comes_and_goes();
   test_cost_model();
+  test_misses();
   test_no_experts();
   test_text();
   return check::result("test_governor");

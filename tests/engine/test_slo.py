@@ -56,6 +56,22 @@ def test_target_that_no_step_meets_takes_the_strongest_level(engine, policy):
     assert sum(layer.active for layer in others) < 0.9 * sum(layer.union_before for layer in others)
 
 
+def test_misses_of_experts_on_a_disk_are_turned_down(tmp_path):
+    with lynx_rt.Engine(
+        lynx_rt.shipped_model(),
+        max_num_seqs=8,
+        quantization_cache=tmp_path,
+        expert_memory=0.25,
+        enable_prefix_caching=False,
+    ) as tiered:
+        _, own = run(tiered, "topk")
+        _, stats = run(tiered, "slo:tpot_ms=0.000001,policy=topk")
+    strongest, steps = stats.slo.levels[-1]
+    assert strongest.startswith("topk:resident=3") and steps == stats.decode_steps - 1
+    assert stats.slo.seconds_per_miss > 0
+    assert stats.tier.decode_misses < 0.5 * own.tier.decode_misses
+
+
 def test_text(engine):
     engine.set_expert_selection("slo:policy=oea,tpot_ms=12.50@7=topk")
     assert engine.expert_selection == "slo:tpot_ms=12.5,policy=oea@7=topk"
@@ -63,7 +79,7 @@ def test_text(engine):
         "slo": "expected tpot_ms",
         "slo:tpot_ms=0": 'milliseconds > 0, got "0"',
         "slo:target=3": 'no key "target"; its keys are tpot_ms, policy',
-        "slo:tpot_ms=3,policy=skip": 'expected lynx or oea, got "skip"',
+        "slo:tpot_ms=3,policy=skip": 'expected lynx, oea, topk or cover, got "skip"',
         "slo:": "expected tpot_ms",
         "slo:tpot_ms=1,tpot_ms=2": 'key "tpot_ms" is given twice',
         "slo:tpot_ms=1,policy=lynx,policy=oea": 'key "policy" is given twice',

@@ -163,7 +163,8 @@ struct EngineStats {
   std::vector<Op> ops;
   struct Slo {                                         // expert selection "slo:..."; no levels otherwise
     double target_seconds = 0;                         // target time of a decode-only step
-    double fixed_seconds = 0, seconds_per_expert = 0;  // the measured cost model of a step, experts summed over layers
+    // The measured cost model of a step, experts, and those that came from the disk, summed over layers.
+    double fixed_seconds = 0, seconds_per_expert = 0, seconds_per_miss = 0;
     int64_t steps_over_target = 0;
     int64_t level = 0;                                    // the current one
     std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it

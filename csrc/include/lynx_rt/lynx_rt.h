@@ -293,6 +293,7 @@ typedef struct lynx_rt_stats {
   double tier_read_seconds; /* reads were under way */
   double tier_read_rate;    /* bytes per second of that time, lately; 0 = nothing was read yet */
   int64_t tier_read_depth;  /* pieces of 1 MiB that are read at a time */
+  double slo_seconds_per_miss;
 } lynx_rt_stats;
 
 /* "0.2.0" */
