@@ -40,6 +40,7 @@ const EngineOptions& checked(const EngineOptions& o) {
   at_least("kv_cache_memory_bytes", o.kv_cache_memory_bytes, 0);
   at_least("block_size", o.block_size, 1);
   at_least("num_threads", o.num_threads, 0);
+  if (!(o.io_timeout_s >= 0)) invalid("io_timeout_s", "expected seconds, or 0 for no limit, got ", shortest(o.io_timeout_s));
   if (o.max_num_seqs > 65536) invalid("max_num_seqs", "expected at most 65536, got ", o.max_num_seqs);
   if (o.block_size > 4096) invalid("block_size", "expected at most 4096, got ", o.block_size);
   if (o.max_num_batched_tokens > (1 << 20))

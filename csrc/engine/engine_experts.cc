@@ -31,7 +31,10 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
          " bytes of memory are free; pass no more than that, or \"auto\"");
   const int64_t used = config_.num_experts_per_tok;
   const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, used);
-  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses);
+  ExpertStoreOptions store_options;
+  store_options.io_timeout_s = options_.io_timeout_s;
+  if (options_.on_log) store_options.on_report = [this](const std::string& text) { options_.on_log(LogLevel::kWarning, text); };
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses, std::move(store_options));
   store->measure_depth();
   return store;
 }

@@ -8,8 +8,9 @@
 // Fields of EngineOptions that lynx_rt_options has under the same names; its 0 means the default of EngineOptions.
 #define LYNX_RT_OPTION_FIELDS(F) \
   F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(activations) F(expert_file) \
-  F(expert_memory) F(expert_policy) F(expert_prefetch) F(max_model_len) F(max_num_seqs) F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) F(expert_selection) \
-  F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
+  F(expert_memory) F(expert_policy) F(expert_prefetch) F(io_timeout_s) F(max_model_len) F(max_num_seqs) \
+  F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) \
+  F(expert_selection) F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits) \
   F(virtual_residents) F(virtual_residency)
@@ -36,8 +37,8 @@
 #define LYNX_RT_SLO_STATS_FIELDS(F) F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level) F(seconds_per_miss)
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)
 #define LYNX_RT_TIER_STATS_FIELDS(F) \
-  F(slots) F(slot_bytes) F(resident) F(hits) F(misses) F(decode_hits) F(decode_misses) F(prefetched) F(prefetch_used) F(bytes_read) F(failed_reads) \
-  F(wait_seconds) F(read_seconds) F(read_rate) F(read_depth)
+  F(slots) F(slot_bytes) F(resident) F(hits) F(misses) F(decode_hits) F(decode_misses) F(prefetched) F(prefetch_used) \
+  F(bytes_read) F(failed_reads) F(wait_seconds) F(read_seconds) F(read_rate) F(read_depth)
 
 // Numbers in ModelInfo that ModelConfig has under the same names.
 #define LYNX_RT_MODEL_SHAPE_FIELDS(F) \

@@ -62,7 +62,8 @@ struct DirectReader::Queue {
     char* to;
   };
 
-  explicit Queue(const ReaderOptions& o) : options(o), begun(size_t(o.num_threads)), reading(size_t(o.num_threads)) {}
+  explicit Queue(const ReaderOptions& o)
+      : options(o), begun(size_t(o.num_threads)), reading(size_t(o.num_threads)), given_up(size_t(o.num_threads)) {}
 
   const ReaderOptions options;
   const ForkGuard fork_guard;
@@ -75,6 +76,7 @@ struct DirectReader::Queue {
   bool stopped = false, abandoned = false;
   std::vector<double> begun;          // when the threads began the pieces that they read; 0 = none
   std::vector<ReadRequest*> reading;  // and of which requests they are
+  std::vector<bool> given_up;         // whether that piece no longer counts to in_flight
   Durations demand_times;
   double busy_since = 0, rate_since = 0, rate_bytes = 0, rate_seconds = 0;
   ReaderStats counts;
@@ -100,13 +102,21 @@ struct DirectReader::Queue {
     const double time = now();
     counts.num_retries += result.retries;
     counts.num_short_reads += result.num_short_reads;
+    begun[thread] = 0;
+    if (given_up[thread]) {
+      given_up[thread] = false;
+      return;
+    }
     if (result.ok()) {
       const double keep = std::exp(-double(piece.bytes) / kRateBytes);
       rate_bytes = rate_bytes * keep + double(piece.bytes);
       rate_seconds = rate_seconds * keep + time - rate_since;
       rate_since = time;
     }
-    begun[thread] = 0;
+    leave_flight(time);
+  }
+
+  void leave_flight(double time) {
     if (--in_flight == 0) counts.busy_s += time - busy_since;
   }
 
@@ -287,6 +297,18 @@ bool DirectReader::close(double timeout_s) {
   }
   for (std::thread& t : threads) ended ? t.join() : t.detach();
   return ended;
+}
+
+void DirectReader::give_up(double age_s) {
+  Queue& q = *queue_;
+  std::lock_guard lock(q.mutex);
+  const double time = now();
+  for (size_t i = 0; i < q.begun.size(); ++i)
+    if (q.begun[i] > 0 && time - q.begun[i] > age_s && !q.given_up[i]) {
+      q.given_up[i] = true;
+      q.leave_flight(time);
+    }
+  q.work.notify_all();
 }
 
 int DirectReader::max_depth() const { return queue_->options.num_threads; }

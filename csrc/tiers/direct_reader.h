@@ -90,6 +90,10 @@ class DirectReader {
   // memory may still be written to and must never be freed.
   bool close(double timeout_s);
 
+  // Stops counting the pieces to the depth that have been read for longer than age_s, so that others are read in other threads. They may
+  // still end.
+  void give_up(double age_s);
+
   int max_depth() const;
   void set_depth(int depth);  // 1..max_depth()
   ReaderStats stats() const;

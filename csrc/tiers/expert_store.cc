@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "base/clock.h"
 #include "base/error.h"
@@ -46,12 +47,13 @@ const ResidencyRule& checked(const ResidencyRule& rule) {
 }  // namespace
 
 ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
-                         const ReaderOptions& reader)
-    : file_(std::move(file)),
+                         ExpertStoreOptions options)
+    : options_(std::move(options)),
+      file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
       arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
       residency_(checked(rule), quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_)),
-      reader_(reader) {
+      reader_(options_.reader) {
   arena_ = static_cast<uint8_t*>(allocate_pages(arena_bytes_, "expert_memory"));
   absent_ = static_cast<uint8_t*>(allocate_pages(slot_bytes_, "expert_memory"));
   ::mprotect(absent_, size_t(slot_bytes_), PROT_NONE);
@@ -71,7 +73,9 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
 
 ExpertStore::~ExpertStore() {
   // A read that hangs may still write to its slot, whose memory is then never freed.
-  if (reader_.close(10)) release_pages(arena_, arena_bytes_);
+  const double timeout = options_.reader.close_timeout_s;
+  if (reader_.close(options_.io_timeout_s > 0 ? std::min(timeout, options_.io_timeout_s) : timeout))
+    release_pages(arena_, arena_bytes_);
   release_pages(absent_, slot_bytes_);
 }
 
@@ -113,6 +117,7 @@ void ExpertStore::begin_read(int64_t index, int32_t e, ReadPriority priority) {
   const ExpertRecord& record = file_->record(layer.in_file, e);
   Slot& slot = slots_[size_t(free_.back())];
   slot.expert = e;
+  slot.reported = false;
   ReadRequest& r = slot.request;
   r.reset();
   r.file = file_->file();
@@ -167,8 +172,26 @@ void ExpertStore::free_dropped() {
 void ExpertStore::wait(std::span<const int32_t> slots) {
   waited_.clear();
   for (const int32_t s : slots) waited_.push_back(&slots_[size_t(s)].request);
-  const double start = now();
-  while (!reader_.wait_any(waited_, 3600)) continue;
+  const auto said = [&](double seconds) {
+    const ReadRequest& r = *waited_[0];
+    return str_cat(r.file->path(), ": the read of ", r.bytes, " bytes at byte ", r.offset, " has not ended after ",
+                   shortest(seconds), " seconds");
+  };
+  const double start = now(), limit = options_.io_timeout_s > 0 ? options_.io_timeout_s : std::numeric_limits<double>::infinity();
+  bool& reported = slots_[size_t(slots[0])].reported;
+  double waited = 0;
+  while (!reader_.wait_any(waited_, std::min(reported ? limit : options_.report_after_s, limit) - waited)) {
+    waited = now() - start;
+    if (waited >= limit) {
+      counters_.wait_seconds += waited;
+      ++counters_.num_failed;
+      reader_.give_up(limit / 2);  // whatever began before this wait, or soon after
+      throw StepError(ErrorCode::kDevice, "expert_file", str_cat(said(limit), " (io_timeout_s)"));
+    }
+    if (reported || waited < options_.report_after_s) continue;
+    reported = true;
+    if (options_.on_report) options_.on_report(str_cat(said(options_.report_after_s), "; a step waits for it"));
+  }
   counters_.wait_seconds += now() - start;
 }
 
@@ -233,10 +256,9 @@ void ExpertStore::give_back() {
 
 // Reads are still on their way where the step has failed, and their slots must not be used before they have ended.
 void ExpertStore::release() {
-  for (const int32_t s : loading_) reader_.cancel(slots_[size_t(s)].request);
   for (const int32_t s : loading_) {
-    while (!slots_[size_t(s)].request.done()) wait({&s, 1});
-    free_.push_back(s);
+    reader_.cancel(slots_[size_t(s)].request);
+    dropped_.push_back(s);
   }
   loading_.clear();
   given_.insert(given_.end(), hits_.begin(), hits_.end());

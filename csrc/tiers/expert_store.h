@@ -2,8 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <span>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -29,6 +31,15 @@ struct ExpertStoreStats {
   int64_t read_depth = 0;                      // pieces of 1 MiB that are read at a time
 };
 
+struct ExpertStoreOptions {
+  ReaderOptions reader;
+  // How long next() waits without a read that ends before it throws, and the longest time for which the destructor waits for reads that
+  // hang; 0 = next() waits without end, the destructor for reader.close_timeout_s.
+  double io_timeout_s = 0;
+  double report_after_s = 10;                              // a read that next() has waited for so long is reported, once
+  std::function<void(const std::string&)> on_report = {};  // may be empty
+};
+
 // The choice of experts that stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
 // that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it does not.
 //
@@ -39,7 +50,7 @@ class ExpertStore {
   // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
   // for fewer than two experts; kUnsupported (field expert_policy) for a policy of simulations; kOutOfMemory.
   ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
-              const ReaderOptions& reader = {});
+              ExpertStoreOptions options = {});
   ~ExpertStore();
   ExpertStore(const ExpertStore&) = delete;
 
@@ -76,7 +87,7 @@ class ExpertStore {
   [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn);
   // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
-  // failed.
+  // failed, or none ended for io_timeout_s; slots of reads that hang are used again once these have ended.
   std::span<const int32_t> next();
   // Whether hint() would begin a read: a slot is free that the lease does not need.
   bool takes_hints() const { return next_miss_ == misses_.size() && !free_.empty(); }
@@ -98,7 +109,8 @@ class ExpertStore {
   struct Slot {
     uint8_t* memory = nullptr;
     ReadRequest request;
-    int32_t expert = -1;  // that is being read
+    int32_t expert = -1;    // that is being read
+    bool reported = false;  // that the read takes long
   };
 
   void release();
@@ -106,11 +118,12 @@ class ExpertStore {
   void begin_read(int64_t layer, int32_t expert, ReadPriority priority);  // to the last free slot
   void take_prefetched(std::span<const int32_t> active);
   void free_dropped();
-  void wait(std::span<const int32_t> slots);  // until one of their reads is done
+  void wait(std::span<const int32_t> slots);  // until one of their reads is done; throws StepError after io_timeout_s
   void give_back();                           // frees the slots of the experts that next() returned last and that do not stay
   void vacate(Layer& layer, int32_t expert);
   void install(Layer& layer, int32_t expert, int32_t slot);
 
+  const ExpertStoreOptions options_;
   std::shared_ptr<const ExpertFile> file_;
   int64_t slot_bytes_, arena_bytes_;
   uint8_t *arena_ = nullptr, *absent_ = nullptr;
@@ -124,10 +137,10 @@ class ExpertStore {
   std::vector<int32_t> hits_, misses_, given_;
   size_t next_miss_ = 0;
   std::vector<int32_t> loading_;  // slots
+  std::vector<int32_t> dropped_;  // slots of cancelled reads, which are perhaps still being written to
   // Slots of hints.
   int64_t hinted_ = -1;               // layer of prefetching_
   std::vector<int32_t> prefetching_;  // for the lease to come
-  std::vector<int32_t> dropped_;      // cancelled, perhaps still being written to
   std::vector<ReadRequest*> waited_;  // scratch of wait()
   std::vector<uint8_t> before_;       // [E] costs
   ExpertStoreStats counters_;

@@ -51,7 +51,7 @@ def quantizations(text: str) -> list[str]:
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
     """Adds --device --dtype --quantization --quantization-cache --activations --expert-file --expert-memory
-    --expert-policy --expert-prefetch --num-threads; engine_options() reads them."""
+    --expert-policy --expert-prefetch --io-timeout --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -86,6 +86,12 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         "--expert-prefetch",
         default="none",
         help="experts read ahead: none, next_router, next_router:n=6 (default: none)",
+    )
+    parser.add_argument(
+        "--io-timeout",
+        type=number,
+        metavar="SECONDS",
+        help="end the requests of a step that waits longer for a read of experts (default: it waits)",
     )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
@@ -124,6 +130,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "expert_memory": args.expert_memory,
         "expert_policy": args.expert_policy,
         "expert_prefetch": args.expert_prefetch,
+        "io_timeout_s": args.io_timeout,
         "num_threads": args.num_threads,
     }
 

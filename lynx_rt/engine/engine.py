@@ -15,7 +15,7 @@ from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
-from lynx_rt.engine.options import check_options, native_options
+from lynx_rt.engine.options import check_bool, check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.engine.request import Request
@@ -53,6 +53,7 @@ class Engine(EngineState):
     (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
     expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
+    io_timeout_s: seconds of waiting for a read of experts after which a step ends its requests with an error; None = it waits.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
@@ -90,6 +91,7 @@ class Engine(EngineState):
         expert_memory: int | float | str | None = None,
         expert_policy: str = "lfu",
         expert_prefetch: str = "none",
+        io_timeout_s: float | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 128,
         max_num_batched_tokens: int = 2048,
@@ -327,12 +329,12 @@ class Engine(EngineState):
         """Returns the token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
         if not isinstance(text, str):
             raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
-        _check_bool("add_special_tokens", add_special_tokens)
+        check_bool("add_special_tokens", add_special_tokens)
         return self.get_tokenizer().encode(text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids; ids outside the vocabulary add nothing."""
-        _check_bool("skip_special_tokens", skip_special_tokens)
+        check_bool("skip_special_tokens", skip_special_tokens)
         return self.get_tokenizer().decode(ids, skip_special_tokens)
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -443,8 +445,3 @@ class Engine(EngineState):
         self._outbox[request.request_id] = request
         if request.finished:
             self._unfinished.discard(request)
-
-
-def _check_bool(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise ValidationError(f"{name} must be True or False, got {shown(value)}", name)

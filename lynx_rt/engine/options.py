@@ -18,6 +18,7 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((numbers.Integral,), "an integer"),
     "int | None": ((numbers.Integral, _NONE), "an integer or None"),
     "float": ((numbers.Real,), "a number"),
+    "float | None": ((numbers.Real, _NONE), "a number or None"),
     "str": ((str,), "a string"),
     "str | None": ((str, _NONE), "a string or None"),
     "int | float | str | None": ((numbers.Real, str, _NONE), "bytes, a share or a text"),
@@ -45,6 +46,11 @@ def check_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> N
         fits = isinstance(value, types) and (bool in types or not isinstance(value, bool))
         if not fits or (isinstance(value, str) and encoding_fault(value)):
             raise ValidationError(f"{name} must be {_EXPECTED.get(name, expected)}, got {shown(value)}", name)
+
+
+def check_bool(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValidationError(f"{name} must be True or False, got {shown(value)}", name)
 
 
 def memory_text(value: int | float | str | None) -> str | None:

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/clock.h"
 #include "check.h"
 #include "faulty_calls.h"
 #include "same_weights.h"
@@ -81,7 +82,8 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
   f.calls.most_delay_us = 30;
   const auto file = f.open();
   const int64_t slot = file->max_record_bytes(), kept_back = std::clamp<int64_t>(spare, 1, std::max<int64_t>(1, slots / 4));
-  ExpertStore store(file, parse_residency(policy), slots * slot + slot - 1, spare, {.num_threads = 3, .piece_bytes = kPage});
+  ExpertStore store(file, parse_residency(policy), slots * slot + slot - 1, spare,
+                    {.reader = {.num_threads = 3, .piece_bytes = kPage}});
   Residency expected(parse_residency(policy), uniform_quota(slots - kept_back, 3, kExperts), kExperts);
   CHECK_EQ(store.num_layers(), 3);
   std::mt19937_64 random(uint64_t(slots * 10 + spare));
@@ -139,7 +141,8 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 void test_failing_reads() {
   Fixture f;
   const auto file = f.open();
-  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2, {.num_threads = 1, .piece_bytes = kPage});
+  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2,
+                    {.reader = {.num_threads = 1, .piece_bytes = kPage}});
   const std::vector<int32_t> active{1, 4, 5, 8};
   f.calls.fail_from = f.calls.num_reads + 3, f.calls.num_fails = 2;  // one retry fails as well
   const std::string text = error_of_next(f, store, active);
@@ -169,7 +172,8 @@ void test_damaged_record() {
 void test_failing_prefetch() {
   Fixture f;
   const auto file = f.open();
-  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2, {.num_threads = 1, .piece_bytes = kPage});
+  ExpertStore store(file, parse_residency("lfu"), 9 * file->max_record_bytes(), 2,
+                    {.reader = {.num_threads = 1, .piece_bytes = kPage}});
   f.calls.fail_from = f.calls.num_reads, f.calls.num_fails = 2;
   store.hint(1, std::vector<int32_t>{4, 7});
   while (f.calls.num_reads < f.calls.fail_from + 4) std::this_thread::yield();
@@ -181,7 +185,8 @@ void test_failing_prefetch() {
 void test_lease_that_ends_early() {
   Fixture f;
   const auto file = f.open();
-  ExpertStore store(file, parse_residency("lfu"), 2 * file->max_record_bytes(), 1, {.num_threads = 2, .piece_bytes = kPage});
+  ExpertStore store(file, parse_residency("lfu"), 2 * file->max_record_bytes(), 1,
+                    {.reader = {.num_threads = 2, .piece_bytes = kPage}});
   f.calls.hang_at = file->record(0, 0).offset;
   std::thread later;
   {
@@ -194,6 +199,58 @@ void test_lease_that_ends_early() {
   const std::vector<int32_t> active{0, 1, 2, 3};
   const auto lease = store.acquire(0, active, active, true);
   take_all(f, store, 0, active);
+}
+
+// A read that hangs ends the steps that wait for it, and no others, although it fills the reader's depth.
+void test_hanging_reads() {
+  Fixture f;
+  auto file = f.open();
+  const std::weak_ptr<const DirectFile> used = file->file();
+  std::vector<std::string> reports;
+  auto store =
+      std::make_unique<ExpertStore>(file, parse_residency("lfu"), 6 * file->max_record_bytes(), 2,
+                                    ExpertStoreOptions{.reader = {.num_threads = 3, .depth = 1, .piece_bytes = kPage},
+                                                       .io_timeout_s = 0.2,
+                                                       .report_after_s = 0.05,
+                                                       .on_report = [&](const std::string& s) { reports.push_back(s); }});
+  const int64_t offset = file->record(2, 3).offset;
+  f.calls.hang_at = offset;
+  const std::string said =
+      str_cat(f.path, ": the read of ", file->layout(2, 3).bytes(), " bytes at byte ", offset, " has not ended after ");
+  for (int hung = 1; hung <= 2; ++hung) {  // twice: a step that needs it again begins another read
+    const double start = now();
+    CHECK_EQ(error_of_next(f, *store, {3, 5}), str_cat(int(ErrorCode::kDevice), " ", said, "0.2 seconds (io_timeout_s)"));
+    CHECK(now() - start < 10);
+    CHECK_EQ(error_of_next(f, *store, {0, 1, 2, 4, 5, 6, 7, 8}), "");  // in slots that are left
+    CHECK_EQ(reports.size(), size_t(hung));
+    CHECK_EQ(reports.back(), said + "0.05 seconds; a step waits for it");
+    CHECK_EQ(store->stats().num_failed, hung);
+  }
+  f.calls.hang_at = -1;
+  CHECK_EQ(error_of_next(f, *store, {3}), "");  // the disk works again; two threads still hang
+  const double start = now();
+  store.reset();
+  CHECK(now() - start < 10);
+  f.calls.release();
+  file.reset();
+  while (f.calls.num_reading > 0 || !used.expired()) std::this_thread::yield();
+}
+
+// Without a time limit, a step waits for a read that hangs, reports it once, and goes on.
+void test_a_read_that_takes_long() {
+  Fixture f;
+  const auto file = f.open();
+  int reports = 0;
+  ExpertStoreOptions options;
+  options.report_after_s = 0.01;
+  options.on_report = [&](const std::string&) {
+    if (++reports == 1) f.calls.release();
+  };
+  ExpertStore store(file, parse_residency("lfu"), 4 * file->max_record_bytes(), 2, std::move(options));
+  f.calls.hang_at = file->record(2, 3).offset;
+  CHECK_EQ(error_of_next(f, store, {3, 5}), "");
+  CHECK_EQ(reports, 1);
+  CHECK(store.stats().wait_seconds >= 0.01);
 }
 
 void test_limits() {
@@ -214,6 +271,8 @@ int main() {
   test_failing_prefetch();
   test_damaged_record();
   test_lease_that_ends_early();
+  test_hanging_reads();
+  test_a_read_that_takes_long();
   test_limits();
   return check::result("test_expert_store");
 }

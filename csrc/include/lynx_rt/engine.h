@@ -53,6 +53,9 @@ struct EngineOptions {
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
   // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
   std::string expert_prefetch = "none";
+  // Seconds without an expert that arrives, after which a step ends its requests with an error and close() gives up reads that hang;
+  // 0 = steps wait. Reads that take longer than 10 s are reported to on_log in any case.
+  double io_timeout_s = 0;
   int64_t max_model_len = 0;              // tokens of prompt + output; 0 = the model's limit, cut to what the KV cache holds
   int64_t max_num_seqs = 128;             // running requests
   int64_t max_num_batched_tokens = 2048;  // rows of one step
@@ -84,7 +87,8 @@ struct EngineOptions {
   // them in place. An exception from it ends create().
   std::function<void(int64_t done, int64_t total)> on_load_progress;
   // Receives one line about what was loaded, and warnings: a context cut to the cache, preemption, requests that end with an
-  // error. Called without a lock held, in the thread whose call leads to it; see step() for what it may call.
+  // error. Called without a lock held, in the thread whose call leads to it; see step() for what it may call. Only the warning of a read of
+  // experts that hangs comes in the middle of a step, so that it must not call the engine then.
   std::function<void(LogLevel level, const std::string& text)> on_log;
 };
 

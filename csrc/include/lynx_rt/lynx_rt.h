@@ -64,7 +64,8 @@ typedef struct lynx_rt_engine lynx_rt_engine;
  * called where the CPU reads weights in place, which takes no time. */
 typedef int (*lynx_rt_load_progress)(int64_t done, int64_t total, void* user);
 
-/* Receives one line, without a newline, valid during the call. */
+/* Receives one line, without a newline, valid during the call. The warning of a read that hangs comes in the middle of a step: calls of
+ * the engine would wait for themselves then. */
 typedef void (*lynx_rt_log)(lynx_rt_log_level level, const char* text, void* user);
 
 /* EngineOptions of engine.h; NULL and 0 = its default */
@@ -99,6 +100,7 @@ typedef struct lynx_rt_options {
   const char* expert_memory;
   const char* expert_policy;
   const char* expert_prefetch;
+  double io_timeout_s; /* 0 = steps wait for reads of experts without end */
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
