@@ -1,9 +1,11 @@
 // EngineCore's experts where they come from a file of their own.
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/engine_core.h"
 #include "engine/expert_memory.h"
+#include "model/expert_lists.h"
 #include "model/tiered_weights.h"
 
 namespace lynx_rt {
@@ -31,7 +33,10 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
          " bytes of memory are free; pass no more than that, or \"auto\"");
   const int64_t used = config_.num_experts_per_tok;
   const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, used);
-  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses);
+  ExpertHistory lists;
+  if (rule.policy == ResidencyPolicy::kStatic) lists = read_expert_lists(rule.file, config_.num_moe_layers());
+  auto store =
+      std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses, ReaderOptions{}, std::move(lists));
   store->measure_depth();
   return store;
 }

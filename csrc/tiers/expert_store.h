@@ -38,8 +38,9 @@ class ExpertStore {
   // Takes `budget` bytes, of which slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
   // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
   // for fewer than two experts; kUnsupported (field expert_policy) for a policy of simulations; kOutOfMemory.
+  // lists: those of static, see Residency.
   ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
-              const ReaderOptions& reader = {});
+              const ReaderOptions& reader = {}, ExpertHistory lists = {});
   ~ExpertStore();
   ExpertStore(const ExpertStore&) = delete;
 
@@ -71,9 +72,10 @@ class ExpertStore {
   // Returns all experts of the layer. Shapes and formats are always valid; the values of an expert between the next() that returns it
   // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
   std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
-  // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, by which uses
-  // are counted (Residency::update()); both rising. `learn`: uses count, and what is read may stay.
-  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn);
+  // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, both rising;
+  // mass: see Residency::update(). `learn`: uses count, and what is read may stay.
+  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn,
+                              std::span<const float> mass = {});
   // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
   // failed.
