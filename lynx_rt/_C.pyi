@@ -1,6 +1,6 @@
 """The compiled module: the classes of csrc/include/lynx_rt under their names there. Errors are the classes of lynx_rt.errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -122,6 +122,22 @@ def pack_experts(
 def simulate(
     recorded: dict[str, Any], selection: str, order: NDArray[np.int64], offsets: NDArray[np.int64]
 ) -> dict[str, Any]: ...
+def simulate_tier(
+    recorded: dict[str, Any],
+    selection: str,
+    order: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    *,
+    policy: str,
+    residents: float,
+    lists: Sequence[Sequence[Sequence[int]]] = [],
+    layer_seconds: float = 0.0,
+    expert_seconds: float = 0.0,
+    read_seconds: float = 0.0,
+    guesses: NDArray[np.float32] | None = None,
+    num_guesses: int = 0,
+    distance: int = 1,
+) -> dict[str, NDArray[Any]]: ...
 def parse_selection(text: str) -> str: ...
 def build_info() -> dict[str, Any]: ...
 def cpu_threads(num_threads: int = 0) -> dict[str, Any]: ...

@@ -13,6 +13,7 @@
 #include "gil.h"
 #include "lynx_rt/engine.h"
 #include "research/simulation.h"
+#include "research/tier_simulation.h"
 #include "routing/selection_text.h"
 #include "to_python.h"
 
@@ -106,32 +107,46 @@ class MaskBuffer {
   std::shared_ptr<std::vector<int32_t>> words_;
 };
 
+// Rows of a dict as of Engine.take_router_logits(), whose arrays it keeps.
+struct HeldRows {
+  explicit HeldRows(const py::dict& recorded)
+      : layers(array_of<int32_t>(recorded, "layers", {-1})),
+        scores(array_of<float>(recorded, "scores", {-1, layers.size(), -1})),
+        exact(array_of<uint8_t>(recorded, "exact", {scores.shape(0)})),
+        bias(array_of<float>(recorded, "choice_bias", {layers.size(), -1})) {
+    rows.scores = scores.data();
+    rows.exact = exact.data();
+    rows.num_rows = scores.shape(0);
+    rows.num_model_layers = py::cast<int64_t>(recorded["num_model_layers"]);
+    rows.layers = {layers.data(), size_t(layers.size())};
+    rows.num_experts = scores.shape(2);
+    rows.num_experts_per_tok = py::cast<int64_t>(recorded["num_experts_per_tok"]);
+    rows.norm_topk_prob = py::cast<bool>(recorded["norm_topk_prob"]);
+    const py::dict router = recorded["router"];
+    rows.router.kind = parse_router_kind(py::cast<std::string>(router["kind"]));
+    rows.router.num_groups = py::cast<int>(router["num_groups"]);
+    rows.router.top_groups = py::cast<int>(router["top_groups"]);
+    rows.router.group_top2 = py::cast<bool>(router["group_top2"]);
+    if (bias.shape(1) != 0 && bias.shape(1) != rows.num_experts)
+      invalid("choice_bias", "expected ", rows.num_experts, " experts or none, got ", bias.shape(1));
+    if (bias.size() > 0) rows.choice_bias = bias.data();
+  }
+
+  const Array<int32_t> layers;
+  const Array<float> scores;
+  const Array<uint8_t> exact;
+  const Array<float> bias;
+  RecordedRows rows{};
+};
+
+std::span<const int64_t> span_of(const Array<int64_t>& array) { return {array.data(), size_t(array.size())}; }
+
 py::dict simulate_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
                            const Array<int64_t>& offsets) {
-  const auto layers = array_of<int32_t>(recorded, "layers", {-1});
-  const auto scores = array_of<float>(recorded, "scores", {-1, layers.size(), -1});
-  const auto exact = array_of<uint8_t>(recorded, "exact", {scores.shape(0)});
-  RecordedRows rows{};
-  rows.scores = scores.data();
-  rows.exact = exact.data();
-  rows.num_rows = scores.shape(0);
-  rows.num_model_layers = py::cast<int64_t>(recorded["num_model_layers"]);
-  rows.layers = {layers.data(), size_t(layers.size())};
-  rows.num_experts = scores.shape(2);
-  rows.num_experts_per_tok = py::cast<int64_t>(recorded["num_experts_per_tok"]);
-  rows.norm_topk_prob = py::cast<bool>(recorded["norm_topk_prob"]);
-  const py::dict router = recorded["router"];
-  rows.router.kind = parse_router_kind(py::cast<std::string>(router["kind"]));
-  rows.router.num_groups = py::cast<int>(router["num_groups"]);
-  rows.router.top_groups = py::cast<int>(router["top_groups"]);
-  rows.router.group_top2 = py::cast<bool>(router["group_top2"]);
-  const auto bias = array_of<float>(recorded, "choice_bias", {layers.size(), -1});
-  if (bias.shape(1) != 0 && bias.shape(1) != rows.num_experts)
-    invalid("choice_bias", "expected ", rows.num_experts, " experts or none, got ", bias.shape(1));
-  if (bias.size() > 0) rows.choice_bias = bias.data();
-  Array<int16_t> ids({int64_t(order.size()), int64_t(layers.size()), rows.num_experts_per_tok});
-  const std::span<const int64_t> order_span(order.data(), size_t(order.size())),
-      offsets_span(offsets.data(), size_t(offsets.size()));
+  const HeldRows held(recorded);
+  const RecordedRows& rows = held.rows;
+  Array<int16_t> ids({int64_t(order.size()), int64_t(rows.layers.size()), rows.num_experts_per_tok});
+  const std::span<const int64_t> order_span = span_of(order), offsets_span = span_of(offsets);
   int16_t* const to = ids.mutable_data();
   std::vector<EngineStats::Layer> sums;
   {
@@ -144,6 +159,45 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
   d["layers"] = list;
   d["routed_experts"] = ids;
   return d;
+}
+
+py::dict simulate_tier_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
+                                const Array<int64_t>& offsets, const std::string& policy, double residents,
+                                const ExpertHistory& lists, double layer_seconds, double expert_seconds, double read_seconds,
+                                const py::object& guesses, int64_t num_guesses, int64_t distance) {
+  const HeldRows held(recorded);
+  TierSetup setup;
+  setup.rule = parse_residency(policy);
+  setup.residents = residents;
+  setup.lists = lists;
+  setup.times = {layer_seconds, expert_seconds, read_seconds};
+  const int64_t layers = held.layers.size();
+  Array<float> scores;
+  if (!guesses.is_none()) {
+    py::dict d;
+    d["guesses"] = guesses;
+    scores = array_of<float>(d, "guesses", {held.rows.num_rows, layers, held.rows.num_experts});
+    setup.guesses = scores.data();
+  }
+  setup.num_guesses = num_guesses;
+  setup.distance = distance;
+  const std::span<const int64_t> order_span = span_of(order), offsets_span = span_of(offsets);
+  TierSimulation found;
+  {
+    ReleaseGil nogil;
+    found = simulate_tier(held.rows, selection, order_span, offsets_span, setup);
+  }
+  const int64_t steps = int64_t(found.seconds.size());
+  py::dict d;
+#define LYNX_RT_COUNTS(name) d[#name] = to_array(std::move(found.name), {steps, layers});
+  LYNX_RT_COUNTS(used)
+  LYNX_RT_COUNTS(misses) LYNX_RT_COUNTS(reads) LYNX_RT_COUNTS(guessed) LYNX_RT_COUNTS(guessed_used) LYNX_RT_COUNTS(ahead)
+      LYNX_RT_COUNTS(needed) LYNX_RT_COUNTS(in_time)
+#undef LYNX_RT_COUNTS
+#define LYNX_RT_SUMS(name) d[#name] = to_array(std::move(found.name), {steps});
+          LYNX_RT_SUMS(seconds) LYNX_RT_SUMS(wait) LYNX_RT_SUMS(wasted) LYNX_RT_SUMS(retained_mass)
+#undef LYNX_RT_SUMS
+              return d;
 }
 
 }  // namespace
@@ -298,6 +352,13 @@ void register_engine(py::module_& m) {
         "of "
         "Engine.take_router_logits(); step s has rows order[offsets[s]:offsets[s + 1]] of it. See csrc/research/simulation.h.",
         py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert());
+  m.def("simulate_tier", &simulate_tier_recorded,
+        "The same steps with only some experts in memory: dict of counts [steps, L] and sums [steps]. See "
+        "csrc/research/tier_simulation.h.",
+        py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert(), py::kw_only(),
+        py::arg("policy"), py::arg("residents"), py::arg("lists") = ExpertHistory(), py::arg("layer_seconds") = 0.0,
+        py::arg("expert_seconds") = 0.0, py::arg("read_seconds") = 0.0, py::arg("guesses") = py::none(),
+        py::arg("num_guesses") = 0, py::arg("distance") = 1);
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
       "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));

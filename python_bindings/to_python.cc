@@ -48,10 +48,13 @@ py::dict to_dict(RouterLogits&& r) {
   d["choice_bias"] = to_array(std::move(r.choice_bias), {layers, biases});
   d["layers"] = to_array(std::move(r.layers), {layers});
   d["scores"] = to_array(std::move(r.scores), {rows, layers, r.num_experts});
+  const int64_t next_layers = r.next_scores.empty() ? 0 : layers - 1;
+  d["next_scores"] = to_array(std::move(r.next_scores), {rows, next_layers, r.num_experts});
   d["routed_experts"] = to_array(std::move(r.routed_experts), {rows, layers, r.num_experts_per_tok});
   d["step"] = to_array(std::move(r.step), {rows});
   d["request"] = to_array(std::move(r.request), {rows});
   d["position"] = to_array(std::move(r.position), {rows});
+  d["token"] = to_array(std::move(r.token), {rows});
   d["exact"] = to_array(std::move(r.exact), {rows});
   return d;
 }

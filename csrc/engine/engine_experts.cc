@@ -1,9 +1,11 @@
 // EngineCore's experts where they come from a file of their own.
 #include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/engine_core.h"
 #include "engine/expert_memory.h"
+#include "model/expert_lists.h"
 #include "model/tiered_weights.h"
 
 namespace lynx_rt {
@@ -34,6 +36,7 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
   ExpertStoreOptions store_options;
   store_options.io_timeout_s = options_.io_timeout_s;
   if (options_.on_log) store_options.on_report = [this](const std::string& text) { options_.on_log(LogLevel::kWarning, text); };
+  if (rule.policy == ResidencyPolicy::kStatic) store_options.lists = read_expert_lists(rule.file, config_.num_moe_layers());
   auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses, std::move(store_options));
   store->measure_depth();
   return store;

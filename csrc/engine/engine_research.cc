@@ -20,6 +20,8 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   std::vector<float> scores;
   decoder_.read_router_logits(scores);
   r.scores.insert(r.scores.end(), scores.begin(), scores.end());
+  decoder_.read_next_logits(scores);
+  r.next_scores.insert(r.next_scores.end(), scores.begin(), scores.end());
   r.routed_experts.insert(r.routed_experts.end(), routed_ids_.begin(), routed_ids_.end());
   size_t row = 0;
   for (const ScheduledRequest& s : step.requests)
@@ -27,6 +29,7 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
       r.step.push_back(recorded_steps_);
       r.request.push_back(s.request->id);
       r.position.push_back(batch.positions[row]);
+      r.token.push_back(batch.token_ids[row]);
       r.exact.push_back(batch.exact[row]);
     }
   ++recorded_steps_;

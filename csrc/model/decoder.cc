@@ -30,6 +30,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
     if (config.layers[size_t(l)].moe)
       experts_.push_back(store ? backend.expert_table(*store, int64_t(experts_.size()))
                                : backend.expert_table(weights.layers[size_t(l)].experts));
+  if (recording.router_logits && backend.host_memory() && num_moe_layers_ > 1)
+    next_router_ = std::make_unique<NextRouter>(backend, config, weights, max_rows);
   const int64_t half = config.rope.dim / 2;
   rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
   rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
@@ -162,6 +164,16 @@ void Decoder::read_routed_experts(std::vector<int32_t>& out) {
 void Decoder::read_router_logits(std::vector<float>& out) {
   if (!recording_.router_logits) fail(ErrorCode::kInternal, "", "router logits are not recorded");
   read_layers(workspace_.scores.get(), config_.num_experts, out);
+}
+
+void Decoder::read_next_logits(std::vector<float>& out) {
+  const int64_t width = config_.num_experts, layers = num_moe_layers_ - 1;
+  out.clear();
+  if (!next_router_ || layers < 1) return;
+  out.resize(size_t(num_rows_ * layers * width));
+  for (int64_t l = 0; l < layers; ++l)
+    for (int64_t t = 0; t < num_rows_; ++t)
+      std::copy_n(next_logits_.data() + (l * num_rows_ + t) * width, width, out.data() + (t * layers + l) * width);
 }
 
 void Decoder::read_choice_bias(std::vector<float>& out) {

@@ -11,6 +11,7 @@
 #include "model/expert_prefetch.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
+#include "model/next_router.h"
 #include "model/workspace.h"
 #include "tiers/virtual_cache.h"
 
@@ -62,6 +63,9 @@ class Decoder {
   void read_routed_experts(std::vector<int32_t>& out);
   void read_router_logits(std::vector<float>& out);
   void read_choice_bias(std::vector<float>& out);  // from the weights: [MoE layers, E]
+  // Copies what NextRouter said of the rows of a decode-only step: [rows, MoE layers - 1, E] router logits of the layers from the second on;
+  // nothing where the backend does not work in host memory. Where router logits are recorded.
+  void read_next_logits(std::vector<float>& out);
 
   const ModelConfig& config() const { return config_; }
   int64_t num_moe_layers() const { return num_moe_layers_; }
@@ -93,7 +97,10 @@ class Decoder {
   Workspace workspace_;
   std::vector<ExpertTable> experts_;  // [MoE layers]
   VirtualCache* cache_ = nullptr;
-  std::vector<int32_t> wanted_;             // [E] experts of a layer's own routing, where there is a cache or a store
+  std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing, where there is a cache or a store
+  std::vector<float> wanted_mass_;  // [E] their gate mass
+  std::unique_ptr<NextRouter> next_router_;
+  std::vector<float> next_logits_;          // [MoE layers - 1, rows, E]
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
   RopeAngles rope_angles_;
   std::vector<float> new_cos_, new_sin_;  // rows before they are copied to the backend's memory

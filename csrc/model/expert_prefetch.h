@@ -2,10 +2,9 @@
 #pragma once
 #include <cstdint>
 #include <string>
-#include <vector>
 
-#include "backend/device_array.h"
-#include "model/model_weights.h"
+#include "model/next_router.h"
+#include "tiers/guesses.h"
 
 namespace lynx_rt {
 
@@ -13,8 +12,7 @@ namespace lynx_rt {
 // top_k where the text does not say; 0 = none. Throws kInvalidArgument (field expert_prefetch).
 int64_t parse_prefetch(const std::string& text, int64_t num_experts, int64_t top_k);
 
-// The guess of the next layer's router, given the residual stream after this layer's attention. Needs no training, and finds about as much
-// as trained predictors do. Source: arXiv 2312.17238 (speculative loading). Works in host memory. Test: tests/tiers/test_prefetch.py.
+// The guess of NextRouter. Test: tests/tiers/test_prefetch.py.
 class ExpertPrefetch {
  public:
   // Above so many rows the experts of a step are nearly all, whoever guesses.
@@ -27,15 +25,10 @@ class ExpertPrefetch {
   void hint(int64_t moe_layer, const float* x, int64_t num_rows);
 
  private:
-  Backend& backend_;
-  const ModelConfig& config_;
   ExpertStore& store_;
-  int64_t num_guesses_;
-  std::vector<const LayerWeights*> layers_;  // MoE layers
-  Activations normed_;
-  DeviceArray<float> scores_;  // [kMaxRows, E]
-  std::vector<float> best_;    // [E] best score of any row, as a distance to the row's best
-  std::vector<int32_t> guesses_;
+  int64_t num_experts_, num_guesses_;
+  NextRouter router_;
+  Guesses guesses_;
 };
 
 }  // namespace lynx_rt

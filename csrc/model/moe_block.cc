@@ -1,4 +1,6 @@
 // norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual.
+#include <algorithm>
+
 #include "model/decoder.h"
 
 namespace lynx_rt {
@@ -14,8 +16,13 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   rule.scale = m.router.scale * m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
-  wanted_.resize(cache_ || store_ ? size_t(m.num_experts) : 0);
-  Routing routing{ids, ws.weights.get(), ws.active.get(), 0, wanted_.empty() ? nullptr : wanted_.data()};
+  Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
+  if (cache_ || store_) {
+    wanted_.resize(size_t(m.num_experts));
+    wanted_mass_.resize(size_t(m.num_experts));
+    routing.wanted = wanted_.data();
+    routing.wanted_mass = wanted_mass_.data();
+  }
   const ExpertTable& experts = experts_[size_t(moe_layer)];
   DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
@@ -27,12 +34,18 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
                  : cache_ ? cache_->cost(moe_layer)
                           : no_cost);
   const std::span active(routing.active, size_t(routing.num_active)), wanted(routing.wanted, size_t(routing.num_wanted));
-  if (cache_ && decodes) cache_->note(moe_layer, active, wanted);
+  const std::span<const float> mass(routing.wanted_mass, wanted.size());
+  if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
   // Experts are read while the shared expert is computed.
   ExpertStore::Lease lease;
   if (store_ && batch.num_rows > 0) {
-    lease = store_->acquire(moe_layer, active, wanted, decodes);
+    lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
     if (prefetch_ && decodes) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
+  }
+  if (next_router_ && decodes && moe_layer + 1 < num_moe_layers_) {
+    const int64_t size = batch.num_rows * m.num_experts;
+    next_logits_.resize(size_t((num_moe_layers_ - 1) * size));
+    std::copy_n(next_router_->score(moe_layer, ws.x.get(), batch.num_rows), size, next_logits_.data() + moe_layer * size);
   }
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
   if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());

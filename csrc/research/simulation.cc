@@ -3,9 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "model/selection_tables.h"
 #include "research/recording.h"
-#include "routing/selector.h"
 
 namespace lynx_rt {
 
@@ -42,51 +40,75 @@ int64_t check_steps(int64_t num_rows, std::span<const int64_t> order, std::span<
   return largest;
 }
 
-}  // namespace
-
-std::vector<EngineStats::Layer> simulate(const RecordedRows& r, const std::string& selection, std::span<const int64_t> order,
-                                         std::span<const int64_t> offsets, int16_t* routed_experts) {
-  const int64_t largest = check_steps(r.num_rows, order, offsets);
-  const int64_t num_layers = int64_t(r.layers.size()), num_experts = r.num_experts, k = r.num_experts_per_tok;
-  const ModelConfig config = config_of(r);
+std::unique_ptr<Backend> make_host_backend() {
   BackendOptions options;
   options.device = "cpu";
   options.num_threads = 1;
-  const std::unique_ptr<Backend> backend = make_backend(options);  // keeps the tables
-  SelectionTables tables(*backend, config);
-  tables.begin();
-  const LayerSelections selections = tables.resolve(selection);
-  tables.commit();
-  RouterRule rule = r.router;
-  rule.num_experts = int(num_experts);
-  rule.top_k = int(k);
-  rule.norm_topk = r.norm_topk_prob;
-  check_rule(rule);
+  return make_backend(options);
+}
 
-  std::vector<float> scores(size_t(largest * num_experts));
-  std::vector<uint8_t> exact(static_cast<size_t>(largest));
-  std::vector<int32_t> ids(size_t(largest * k)), active(static_cast<size_t>(num_experts));
-  std::vector<float> weights(size_t(largest * k));
+}  // namespace
+
+RecordedRouter::RecordedRouter(const RecordedRows& r, const std::string& selection, std::span<const int64_t> order,
+                               std::span<const int64_t> offsets)
+    : rows_(r),
+      order_(order),
+      offsets_(offsets),
+      config_(config_of(r)),
+      backend_(make_host_backend()),
+      tables_(*backend_, config_),
+      rule_(r.router) {
+  const int64_t largest = check_steps(r.num_rows, order, offsets);
+  const int64_t num_experts = r.num_experts, k = r.num_experts_per_tok;
+  tables_.begin();
+  selections_ = tables_.resolve(selection);
+  tables_.commit();
+  rule_.num_experts = int(num_experts);
+  rule_.top_k = int(k);
+  rule_.norm_topk = r.norm_topk_prob;
+  check_rule(rule_);
+  scores_.resize(size_t(largest * num_experts));
+  exact_.resize(size_t(largest));
+  ids_.resize(size_t(largest * k));
+  weights_.resize(size_t(largest * k));
+  for (auto* experts : {&active_, &wanted_}) experts->resize(size_t(num_experts));
+  wanted_mass_.resize(size_t(num_experts));
+  routing_ = {ids_.data(), weights_.data(), active_.data(), 0, wanted_.data(), 0, wanted_mass_.data()};
+}
+
+std::span<const int64_t> RecordedRouter::begin_step() {
+  const int64_t begin = offsets_[size_t(next_step_)], end = offsets_[size_t(next_step_ + 1)];
+  ++next_step_;
+  step_ = order_.subspan(size_t(begin), size_t(end - begin));
+  for (size_t t = 0; t < step_.size(); ++t) exact_[t] = rows_.exact[step_[t]];
+  replayed_ = tables_.next_replayed(selections_, Phase::kDecodeOnly, int64_t(step_.size()));
+  return step_;
+}
+
+SelectionStats RecordedRouter::route(int64_t l, const uint8_t* cost) {
+  const int64_t count = int64_t(step_.size()), num_experts = rows_.num_experts;
+  for (int64_t t = 0; t < count; ++t)
+    std::copy_n(rows_.scores + (step_[size_t(t)] * num_layers() + l) * num_experts, num_experts,
+                scores_.data() + t * num_experts);
+  if (rows_.choice_bias) rule_.bias = rows_.choice_bias + l * num_experts;
+  Selection layer = selections_.layers[size_t(l)];
+  if (replayed_) layer.replay = replayed_ + l * count * rows_.num_experts_per_tok;
+  return selector_.run(scores_.data(), count, rule_, layer, Phase::kDecodeOnly, exact_.data(), routing_, nullptr, cost);
+}
+
+std::vector<EngineStats::Layer> simulate(const RecordedRows& r, const std::string& selection, std::span<const int64_t> order,
+                                         std::span<const int64_t> offsets, int16_t* routed_experts) {
+  RecordedRouter router(r, selection, order, offsets);
+  const int64_t k = r.num_experts_per_tok;
   std::vector<EngineStats::Layer> sums;
   for (const int32_t l : r.layers) sums.emplace_back().layer = l;
-
-  Selector selector;
-  for (size_t s = 1; s < offsets.size(); ++s) {
-    const std::span<const int64_t> rows = order.subspan(size_t(offsets[s - 1]), size_t(offsets[s] - offsets[s - 1]));
-    const int64_t count = int64_t(rows.size());
-    for (int64_t t = 0; t < count; ++t) exact[size_t(t)] = r.exact[rows[size_t(t)]];
-    const int32_t* replayed = tables.next_replayed(selections, Phase::kDecodeOnly, count);
-    for (int64_t l = 0; l < num_layers; ++l) {
-      for (int64_t t = 0; t < count; ++t)
-        std::copy_n(r.scores + (rows[size_t(t)] * num_layers + l) * num_experts, num_experts, scores.data() + t * num_experts);
-      if (r.choice_bias) rule.bias = r.choice_bias + l * num_experts;
-      Selection layer = selections.layers[size_t(l)];
-      if (replayed) layer.replay = replayed + l * count * k;
-      Routing routing{ids.data(), weights.data(), active.data(), 0};
-      add_step(sums[size_t(l)], selector.run(scores.data(), count, rule, layer, Phase::kDecodeOnly, exact.data(), routing));
+  for (int64_t s = 0; s < router.num_steps(); ++s) {
+    const int64_t count = int64_t(router.begin_step().size());
+    for (int64_t l = 0; l < router.num_layers(); ++l) {
+      add_step(sums[size_t(l)], router.route(l));
       if (!routed_experts) continue;
       for (int64_t t = 0; t < count; ++t)
-        std::copy_n(ids.data() + t * k, k, routed_experts + ((offsets[s - 1] + t) * num_layers + l) * k);
+        std::copy_n(router.ids().data() + t * k, k, routed_experts + ((offsets[size_t(s)] + t) * router.num_layers() + l) * k);
     }
   }
   return sums;

@@ -13,6 +13,8 @@ struct Routing {
   int32_t num_active;         // set by host backends; a device backend keeps the count in its own memory and leaves this alone
   int32_t* wanted = nullptr;  // [E] or null; host backends: the first num_wanted are the experts of own choices, ascending
   int32_t num_wanted = 0;
+  float* wanted_mass =
+      nullptr;  // [E] or null; host backends: for each of `wanted`, the own weights that rows give it, summed in order
 };
 
 // Counters of one route() call.

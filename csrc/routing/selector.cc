@@ -77,7 +77,7 @@ SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const 
   stats.retained_mass = double(num_rows);
   stats.misses_before = stats.misses = count_misses(cost, batch.num_experts);
   routing.num_active = list_used(batch.num_experts, routing.active);
-  if (routing.wanted) routing.num_wanted = list_used(batch.num_experts, routing.wanted);
+  if (routing.wanted) list_wanted(batch, routing);
 
   const bool all_exact = exact && std::all_of(exact, exact + num_rows, [](uint8_t flag) { return flag != 0; });
   stats.acted = acts(selection, phase, num_rows) && !all_exact;
@@ -102,6 +102,16 @@ SelectionStats Selector::run_group(const float* scores, int64_t num_rows, const 
   stats.active = active;
   stats.misses = misses;
   return stats;
+}
+
+void Selector::list_wanted(const Batch& batch, Routing& own) {
+  own.num_wanted = list_used(batch.num_experts, own.wanted);
+  if (!own.wanted_mass) return;
+  grow(wanted_place_, batch.num_experts);
+  for (int32_t i = 0; i < own.num_wanted; ++i) wanted_place_[size_t(own.wanted[i])] = i;
+  std::fill_n(own.wanted_mass, own.num_wanted, 0.f);
+  for (int64_t p = 0; p < batch.num_pairs(); ++p)
+    if (own.ids[p] >= 0) own.wanted_mass[wanted_place_[size_t(own.ids[p])]] += own.weights[p];
 }
 
 void Selector::reserve(int64_t num_rows, const RouterRule& rule) {

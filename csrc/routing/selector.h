@@ -113,6 +113,7 @@ class Selector {
   int count_used(const int32_t* ids, int64_t num_pairs, int num_experts);
   int32_t count_misses(const uint8_t* cost, int num_experts) const;
   int32_t list_used(int num_experts, int32_t* experts) const;
+  void list_wanted(const Batch& batch, Routing& own);
 
   // selector_admit.cc: policies that admit experts.
   void admit(const Batch& batch, const Routing& own);
@@ -159,6 +160,7 @@ class Selector {
   std::vector<int32_t> assigned_;       // [T, k] like Routing::ids
   std::vector<int32_t> free_;           // [k] a row's best free experts
   std::vector<uint8_t> used_;           // [E] 1 = some row has the expert; written by count_used()
+  std::vector<int32_t> wanted_place_;   // [E] place in Routing::wanted
 
   // The rows of one isolation group, and its routing.
   std::vector<int64_t> group_order_;   // [T] rows ordered by group, those of a group in their order

@@ -38,9 +38,9 @@ std::vector<int64_t> quota(const ExpertFile& file, int64_t num_slots, int64_t sp
 }
 
 const ResidencyRule& checked(const ResidencyRule& rule) {
-  if (rule.policy == ResidencyPolicy::kStatic || rule.policy == ResidencyPolicy::kBelady || rule.policy == ResidencyPolicy::kRing)
+  if (rule.policy == ResidencyPolicy::kBelady || rule.policy == ResidencyPolicy::kRing)
     fail(ErrorCode::kUnsupported, "expert_policy",
-         "expert_policy: expected lfu, lru, lfru, random or none; static, belady and ring are for simulations");
+         "expert_policy: expected lfu, lru, lfru, score, random, static or none; belady and ring are for simulations");
   return rule;
 }
 
@@ -52,7 +52,7 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
       file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
       arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
-      residency_(checked(rule), quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_)),
+      residency_(checked(rule), quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_), options_.lists),
       reader_(options_.reader) {
   arena_ = static_cast<uint8_t*>(allocate_pages(arena_bytes_, "expert_memory"));
   absent_ = static_cast<uint8_t*>(allocate_pages(slot_bytes_, "expert_memory"));
@@ -80,7 +80,7 @@ ExpertStore::~ExpertStore() {
 }
 
 ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> active, std::span<const int32_t> wanted,
-                                        bool learn) {
+                                        bool learn, std::span<const float> mass) {
   if (leased_ >= 0) fail(ErrorCode::kInternal, "", "experts of layer ", index, ": those of layer ", leased_, " are in use");
   Layer& layer = layers_[size_t(index)];
   leased_ = index;
@@ -94,7 +94,7 @@ ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> 
     counters_.decode_misses += int64_t(misses_.size());
     const auto cost = residency_.cost(index);
     before_.assign(cost.begin(), cost.end());
-    residency_.update(index, active, wanted);
+    residency_.update(index, active, wanted, mass);
     // Experts that leave and are used now keep their slots until they have been computed.
     for (int32_t e = 0; e < int32_t(layer.slot.size()); ++e)
       if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(layer, e);

@@ -33,6 +33,7 @@ struct ExpertStoreStats {
 
 struct ExpertStoreOptions {
   ReaderOptions reader;
+  ExpertHistory lists;  // of the policy static, see Residency
   // How long next() waits without a read that ends before it throws, and the longest time for which the destructor waits for reads that
   // hang; 0 = next() waits without end, the destructor for reader.close_timeout_s.
   double io_timeout_s = 0;
@@ -82,9 +83,10 @@ class ExpertStore {
   // Returns all experts of the layer. Shapes and formats are always valid; the values of an expert between the next() that returns it
   // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
   std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
-  // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, by which uses
-  // are counted (Residency::update()); both rising. `learn`: uses count, and what is read may stay.
-  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn);
+  // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, both rising;
+  // mass: see Residency::update(). `learn`: uses count, and what is read may stay.
+  [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn,
+                              std::span<const float> mass = {});
   // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
   // failed, or none ended for io_timeout_s; slots of reads that hang are used again once these have ended.

@@ -1,7 +1,7 @@
 #include "tiers/residency.h"
 
 #include <algorithm>
-#include <cstdlib>
+#include <cmath>
 
 #include "base/error.h"
 
@@ -14,9 +14,10 @@ struct Name {
   ResidencyPolicy policy;
 };
 constexpr Name kNames[] = {{"lfu", "decay", ResidencyPolicy::kLfu},      {"lru", "", ResidencyPolicy::kLru},
-                           {"lfru", "", ResidencyPolicy::kLfru},         {"random", "seed", ResidencyPolicy::kRandom},
-                           {"static", "file", ResidencyPolicy::kStatic}, {"none", "", ResidencyPolicy::kNone},
-                           {"ring", "", ResidencyPolicy::kRing},         {"belady", "file", ResidencyPolicy::kBelady}};
+                           {"lfru", "", ResidencyPolicy::kLfru},         {"score", "decay", ResidencyPolicy::kScore},
+                           {"random", "seed", ResidencyPolicy::kRandom}, {"static", "file", ResidencyPolicy::kStatic},
+                           {"none", "", ResidencyPolicy::kNone},         {"ring", "", ResidencyPolicy::kRing},
+                           {"belady", "", ResidencyPolicy::kBelady}};
 
 // Mixes the bits of a number. Source: SplitMix64, Steele, Lea, Flood 2014.
 uint64_t mix(uint64_t x) {
@@ -46,17 +47,16 @@ ResidencyRule parse_residency(const std::string& text) {
     if (name != known.name) continue;
     ResidencyRule rule;
     rule.policy = known.policy;
-    const bool needs_file = known.key == std::string_view("file");
-    if (colon == std::string::npos && !needs_file) return rule;
+    if (colon == std::string::npos) return rule;
     const size_t equals = rest.find('=');
     const std::string key = rest.substr(0, equals), value = equals == std::string::npos ? "" : rest.substr(equals + 1);
     if (key != known.key || key.empty() || value.empty())
       invalid("expert_policy", "expected ", name, *known.key ? str_cat(" with ", known.key, "=VALUE") : " alone", ", got \"",
               text, "\"");
     double number = 0;
-    if (needs_file) {
+    if (known.policy == ResidencyPolicy::kStatic) {
       rule.file = value;
-    } else if (known.policy == ResidencyPolicy::kLfu) {
+    } else if (known.key == std::string_view("decay")) {
       if (!read_number(value, rule.decay) || !(rule.decay > 0 && rule.decay <= 1))
         invalid("expert_policy", "decay: expected a number above 0, at most 1, got \"", value, "\"");
     } else if (!read_number(value, number) || number < 0 || number > 1e15 || number != double(int64_t(number))) {
@@ -74,6 +74,14 @@ std::vector<int64_t> uniform_quota(int64_t slots, int64_t num_layers, int64_t nu
   for (int64_t l = 0; l < num_layers; ++l)
     quota.push_back(std::min(num_experts, slots / num_layers + (l < slots % num_layers ? 1 : 0)));
   return quota;
+}
+
+std::vector<int64_t> quota_of(double residents, int64_t num_layers, int64_t num_experts, const char* field) {
+  const bool whole = residents >= 1 && residents <= double(num_experts) && residents == std::floor(residents);
+  if (!(residents > 0 && residents < 1) && !whole)
+    invalid(field, "expected a share of the experts above 0 and below 1, or a number of them from 1 to ", num_experts, ", got ",
+            shortest(residents));
+  return std::vector<int64_t>(size_t(num_layers), int64_t(residents < 1 ? residents * double(num_experts) : residents));
 }
 
 Residency::Residency(const ResidencyRule& rule, std::vector<int64_t> quota, int64_t num_experts, ExpertHistory lists)
@@ -105,7 +113,8 @@ Residency::Residency(const ResidencyRule& rule, std::vector<int64_t> quota, int6
 double Residency::key(const Layer& layer, size_t index, int32_t expert) const {
   const size_t e = size_t(expert);
   switch (rule_.policy) {
-    case ResidencyPolicy::kLfu: return layer.uses[e];
+    case ResidencyPolicy::kLfu:
+    case ResidencyPolicy::kScore: return layer.uses[e];
     case ResidencyPolicy::kLru: return double(layer.last[e]);
     case ResidencyPolicy::kLfru: return layer.uses[e] / double(layer.step - layer.last[e] + 1);
     case ResidencyPolicy::kRandom:
@@ -119,23 +128,28 @@ double Residency::key(const Layer& layer, size_t index, int32_t expert) const {
   }
 }
 
-void Residency::update(int64_t index, std::span<const int32_t> used, std::span<const int32_t> wanted) {
+void Residency::update(int64_t index, std::span<const int32_t> used, std::span<const int32_t> wanted,
+                       std::span<const float> mass) {
   Layer& layer = layers_[size_t(index)];
   if (rule_.policy == ResidencyPolicy::kBelady) {
     const auto& recorded = lists_[size_t(index)];
     if (layer.step >= int64_t(recorded.size()) ||
-        !std::equal(used.begin(), used.end(), recorded[size_t(layer.step)].begin(), recorded[size_t(layer.step)].end()))
+        !std::equal(wanted.begin(), wanted.end(), recorded[size_t(layer.step)].begin(), recorded[size_t(layer.step)].end()))
       invalid("expert_policy", "belady: step ", layer.step, " of layer ", index, " used other experts than the recording");
   }
-  const double decay = rule_.policy == ResidencyPolicy::kLfu ? rule_.decay : 1;
+  const bool by_mass = rule_.policy == ResidencyPolicy::kScore;
+  if (by_mass && mass.size() != wanted.size())
+    fail(ErrorCode::kInternal, "", "layer ", index, ": score needs the gate mass of experts");
+  const double decay = by_mass || rule_.policy == ResidencyPolicy::kLfu ? rule_.decay : 1;
   for (double& uses : layer.uses) uses *= decay;
   Counts& counts = layer.counts;
   counts.used += int64_t(used.size());
   int64_t hits = 0;
   for (const int32_t e : used) hits += layer.cost[size_t(e)] == 0;
-  for (const int32_t e : wanted) {
-    layer.uses[size_t(e)] += 1;
-    layer.last[size_t(e)] = layer.step;
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const size_t e = size_t(wanted[i]);
+    layer.uses[e] += by_mass ? double(mass[i]) : 1;
+    layer.last[e] = layer.step;
   }
   counts.hits += hits;
   const bool ring = rule_.policy == ResidencyPolicy::kRing;

@@ -12,27 +12,33 @@ enum class ResidencyPolicy : uint8_t {
   kLfu,     // keeps the experts with the most uses; a use counts decay^n after n steps, absent experts' uses too
   kLru,     // the last used ones; ties by number of uses
   kLfru,    // the most uses (without decay) per step since the last one
+  kScore,   // as kLfu, where a use counts as much as the gate mass that rows give the expert. Source: arXiv 2511.15015 (DynaExq)
   kRandom,  // any
   kStatic,  // those of a list
   kNone,    // none: the floor of what caching can do
   kRing,    // none, and every expert of a layer is read, used or not. Source: arXiv 2205.10034 (SE-MoE)
-  kBelady,  // those whose next use is nearest, by a recording: the ceiling
+  kBelady,  // those whose next use is nearest, which only a simulation knows: the ceiling
 };
 
 struct ResidencyRule {
   ResidencyPolicy policy = ResidencyPolicy::kLfu;
-  double decay = 0.99;  // lfu: per step, in (0, 1]
+  double decay = 0.99;  // lfu, score: per step, in (0, 1]
   uint64_t seed = 0;    // random
-  std::string file;     // static, belady: who has the lists
+  std::string file;     // static: who has the lists
 };
 
-// Parses "lfu:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F", "none", "ring", "belady:file=F". Throws kInvalidArgument
+// Parses "lfu:decay=0.99", "score:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F" (or "static", whose lists come from elsewhere),
+// "none", "ring", "belady". Throws kInvalidArgument
 // (field expert_policy).
 ResidencyRule parse_residency(const std::string& text);
 
 // Returns how many experts of each layer may be resident when `slots` are divided evenly: the first layers get the rest, none gets more
 // than it has experts. One pool for all layers would not do: a pass through the layers evicts what the next pass needs first.
 std::vector<int64_t> uniform_quota(int64_t slots, int64_t num_layers, int64_t num_experts);
+
+// Returns the quota of each layer for `residents`: below 1 the share of its experts that is resident (rounded down), else their number.
+// Throws kInvalidArgument (the given field).
+std::vector<int64_t> quota_of(double residents, int64_t num_layers, int64_t num_experts, const char* field);
 
 // Experts by layer and step: [layers][steps][any number of them, rising].
 using ExpertHistory = std::vector<std::vector<std::vector<int32_t>>>;
@@ -51,11 +57,11 @@ class Residency {
   // Returns for each expert of a layer what choosing it costs: 0 resident, 1 a read. Changes with update() alone.
   std::span<const uint8_t> cost(int64_t layer) const { return layers_[size_t(layer)].cost; }
   // Takes the experts that a step has used, rising, and chooses those that stay. Experts that came and went can be read from cost().
-  // Throws kInvalidArgument where they are not what belady's recording has.
   void update(int64_t layer, std::span<const int32_t> used) { update(layer, used, used); }
   // Takes a step whose choice selection changed: `wanted`, rising, are the experts of the model's own routing. Uses are counted and dated
-  // by them, so that residents do not stay because selection prefers them.
-  void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted);
+  // by them, so that residents do not stay because selection prefers them. mass: the gate mass that rows give each of `wanted`; only
+  // score needs it. Throws kInvalidArgument where `wanted` is not what belady's recording has.
+  void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted, std::span<const float> mass = {});
   const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
 
  private:

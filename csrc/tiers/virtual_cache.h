@@ -18,14 +18,15 @@ class VirtualCache {
 
   // Returns what choosing an expert costs in this step: 0 resident, 1 a read. It changes with end_step() alone.
   std::span<const uint8_t> cost(int64_t layer) const { return residency_.cost(layer); }
-  // Takes what a layer of the step used, and the experts of the model's own routing; both rising. The last call of a layer counts, so
-  // that a step that failed can be run again.
-  void note(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted);
+  // Takes what a layer of the step used, and the experts of the model's own routing, both rising, with the gate mass of these. The last
+  // call of a layer counts, so that a step that failed can be run again.
+  void note(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted, std::span<const float> mass);
   void end_step();
 
  private:
   struct Noted {
     std::vector<int32_t> used, wanted;
+    std::vector<float> mass;  // of wanted
   };
   Residency residency_;
   std::vector<Noted> noted_;  // [layers]

@@ -2,17 +2,23 @@
 
 Batches are formed anew from the recorded requests, by continuous batching, for every --batch; "steps" takes the steps as
 they were recorded.
+
+With --residents, only so many experts of each layer are in memory (docs/tiers.md): what each policy of residents, each predictor and each
+selection reads from the disk, and how long steps take by a virtual clock.
+
+example:
+  lynx-rt simulate r.npz --selection topk,topk:resident=1 --batch 1,16 --residents 0.25,0.5 --expert-policy lfu,lru,belady
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.files import check_output
 from lynx_rt.cli.options import format_table, integer, positive_int, selections
+from lynx_rt.cli.simulate_tier import add_tier_options, run_tier, write_json
 from lynx_rt.engine.outputs import layer_mean
 
 if TYPE_CHECKING:
@@ -27,13 +33,14 @@ def add_command(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recording", type=Path, metavar="FILE.npz", help="what `lynx-rt record` wrote")
-    parser.add_argument("--selection", type=selections, default=["topk", "lynx"], help="policies (default: topk,lynx)")
+    parser.add_argument("--selection", type=selections, help="policies (default: topk,lynx; with --residents topk)")
     parser.add_argument(
         "--batch", type=_batches, default=[None], help='batch sizes, or "steps" (default), as in "steps,1,4,16"'
     )
     parser.add_argument("--seed", type=integer, help="of the order of requests (default: as recorded)")
     parser.add_argument("--layers", action="store_true", help="also show the experts read in each layer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
+    add_tier_options(parser)
     parser.set_defaults(run=run)
 
 
@@ -43,24 +50,17 @@ def run(args: argparse.Namespace) -> int:
 
     check_output(args.json, "json")
     recording = Recording.load(args.recording)
+    if args.residents:
+        return run_tier(args, recording)
     results = [
         simulate(recording, selection, batch=batch, seed=args.seed)
         for batch in args.batch
-        for selection in args.selection
+        for selection in args.selection or ["topk", "lynx"]
     ]
     print(_format(results))
     if args.layers:
         print(f"\nexperts read per step, by layer\n{_format_layers(results)}")
-    if args.json:
-        report = {
-            "command": args.command_line,
-            "recording": str(args.recording),
-            "model": recording.model,
-            "recorded_under": recording.selection,
-            "rows": len(recording),
-            "results": [result.to_dict() for result in results],
-        }
-        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(args, recording, results)
     return 0
 
 

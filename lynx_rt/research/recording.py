@@ -34,7 +34,10 @@ _ARRAYS = {  # name -> dtype, dimensions
     "position": (np.int32, 1),
     "exact": (np.uint8, 1),
     "choice_bias": (np.float32, 2),
+    "token": (np.int32, 1),
+    "next_scores": (np.float32, 3),
 }
+_ADDED = ("choice_bias", "token", "next_scores")  # which files of older versions lack
 _FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob", "router")
 _PLAIN_ROUTER = {"kind": "softmax", "num_groups": 1, "top_groups": 1, "group_top2": False}
 
@@ -58,10 +61,18 @@ class Recording:
     # The rule by which logits rank experts: members of RouterRule (csrc/routing/rule.h), and the bias of each layer.
     router: dict[str, Any] = field(default_factory=_PLAIN_ROUTER.copy)
     choice_bias: NDArray[np.float32] = None  # type: ignore[assignment]  # [L, E], or [L, 0] = none
+    token: NDArray[np.int32] = None  # type: ignore[assignment]  # [N] id of the token at `position`, or [0] = not recorded
+    # [N, L - 1, E]: what the routers from the second MoE layer on say of the hidden state after the attention of the MoE layer
+    # before; or [N, 0, E] = not recorded.
+    next_scores: NDArray[np.float32] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.choice_bias is None:
             self.choice_bias = np.zeros((len(self.layers), 0), np.float32)
+        if self.token is None:
+            self.token = np.zeros(0, np.int32)
+        if self.next_scores is None:
+            self.next_scores = np.zeros((len(self.step), 0, *self.scores.shape[2:]), np.float32)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -88,7 +99,7 @@ class Recording:
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(str(file["facts"]))
                 facts.setdefault("router", _PLAIN_ROUTER.copy())  # files from before routers other than softmax
-                arrays = {name: file[name] for name in _ARRAYS if name in file.files or name != "choice_bias"}
+                arrays = {name: file[name] for name in _ARRAYS if name in file.files or name not in _ADDED}
                 recording = cls(**{name: facts[name] for name in _FACTS}, **arrays)
         except OSError:
             raise
@@ -118,6 +129,10 @@ class Recording:
             lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
             if name == "choice_bias":
                 lengths = (layers, self.scores.shape[2] if array.size else 0)
+            if name == "next_scores":
+                lengths = (rows, layers - 1, *self.scores.shape[2:3])
+            if name in ("token", "next_scores") and array.size == 0:
+                lengths = array.shape
             if array.dtype != dtype or array.ndim != dimensions or array.shape != lengths:
                 raise ValidationError(f"{path}: {name}: unexpected {array.dtype} {array.shape}", "recording")
 

@@ -29,12 +29,12 @@ _STYLES = {
     "alias": (_PINK, "p"),
     "replay": ("#777777", "8"),
 }
-_OTHERS = [
+OTHER_STYLES = [
     (colour, marker) for marker in ("H", "s", "^", "o") for colour in (_PINK, _SKY, _GREEN, _ORANGE, _RED, _BLUE)
 ]
 _BELOW = 8.0  # points under topk that an accuracy axis shows; lower values are marked at its lower edge
-_DPI = 150
-_RC: dict[Any, Any] = {
+DPI = 150
+RC: dict[Any, Any] = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -62,13 +62,13 @@ def draw(setups: Sequence[Setup], folder: Path) -> list[Path]:
     import matplotlib
 
     files = []
-    with matplotlib.rc_context(_RC):
+    with matplotlib.rc_context(RC):
         for place, setup in enumerate(setups):
             styles = _styles(setup.policies)
             for name, figure in _figures(setup, styles):
                 prefix = f"{place + 1}-{_slug(setup.title)}-" if len(setups) > 1 else ""
                 files.append(folder / f"{prefix}{_slug(name)}.png")
-                figure.savefig(files[-1], dpi=_DPI)
+                figure.savefig(files[-1], dpi=DPI)
     return files
 
 
@@ -97,7 +97,9 @@ def family(policy: str) -> str:
 def _styles(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Returns colour and marker of each family that occurs: topk first, then in the order of _STYLES."""
     names = {family(policy) for policy in policies}
-    unknown = dict(zip(sorted(names - set(_STYLES)), _OTHERS * (1 + len(names) // len(_OTHERS)), strict=False))
+    unknown = dict(
+        zip(sorted(names - set(_STYLES)), OTHER_STYLES * (1 + len(names) // len(OTHER_STYLES)), strict=False)
+    )
     return {name: style for name, style in {**_STYLES, **unknown}.items() if name in names}
 
 
@@ -112,7 +114,7 @@ def _accuracy(
     """Draws one panel per batch size: accuracy against x, with the front through the policies that no other one beats."""
     sizes = setup.batch_sizes(batches)
     columns = min(len(sizes), 3)
-    figure, panels = _panels(len(sizes), columns, (6.4, 4.8) if len(sizes) == 1 else (3.9, 3.4), sharey=True)
+    figure, panels = make_panels(len(sizes), columns, (6.4, 4.8) if len(sizes) == 1 else (3.9, 3.4), sharey=True)
     references = [r for batch in sizes if (r := setup.reference(setup.at(batches, batch)[0])) is not None]
     floor = min((100 * r.accuracy().value - _BELOW for r in references), default=-math.inf)
     has_low = False
@@ -162,7 +164,7 @@ def _bar_of(change: Estimate | None) -> float | None:
 
 
 def _experts_by_batch(setup: Setup, batches: str, styles: dict[str, tuple[str, str]]) -> Any:
-    figure, (panel,) = _panels(1, 1, (6.6, 4.6))
+    figure, (panel,) = make_panels(1, 1, (6.6, 4.6))
     ends = []
     for policy in setup.policies:
         groups = sorted([group for group in setup.at(batches) if group.policy == policy], key=lambda group: group.batch)
@@ -195,7 +197,7 @@ def _layers(setup: Setup, batches: str) -> Any:
     )
     ratios = [[100 * ratio for ratio in group.layer_ratio()] for group in groups]
     width, height = 2.6 + 0.5 * len(ratios[0]), 1.3 + 0.32 * len(groups)
-    figure, (panel,) = _panels(1, 1, (min(max(width, 5), 16), max(height, 2.4)))
+    figure, (panel,) = make_panels(1, 1, (min(max(width, 5), 16), max(height, 2.4)))
     image = panel.imshow(ratios, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     layers = [layer["layer"] for layer in groups[0].runs[0]["results"]["layers"]]
     panel.set_xticks(range(len(layers)), layers)
@@ -219,7 +221,7 @@ def _minority(setup: Setup, styles: dict[str, tuple[str, str]]) -> Any:
     policies = [
         policy for policy in setup.policies if any(group.policy == policy for b, s in cases for group in setup.at(b, s))
     ]
-    figure, panels = _panels(
+    figure, panels = make_panels(
         len(cases), min(len(cases), 3), (4.4, 1.4 + 0.3 * len(policies)), sharex="row", sharey=True
     )
     for panel, (batches, size) in zip(panels, cases, strict=True):
@@ -263,7 +265,7 @@ def _minority(setup: Setup, styles: dict[str, tuple[str, str]]) -> Any:
     return figure
 
 
-def _panels(count: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Any, list[Any]]:
+def make_panels(count: int, columns: int, size: tuple[float, float], **shared: Any) -> tuple[Any, list[Any]]:
     rows = -(-count // columns)
     figure = require_matplotlib().Figure(figsize=(size[0] * columns, size[1] * rows))
     panels = figure.subplots(rows, columns, squeeze=False, **shared).flatten().tolist()

@@ -139,7 +139,8 @@ def test_the_selection_can_be_changed_and_the_cache_stays() -> None:
         ({"virtual_residents": 33}, "virtual_residents", "got 33"),
         ({"virtual_residents": "all"}, "virtual_residents", "must be a number"),
         ({"virtual_residents": 1, "virtual_residency": "lfo"}, "expert_policy", "expected one of lfu"),
-        ({"virtual_residents": 1, "virtual_residency": "static:file=x"}, "virtual_residency", "without a file"),
+        ({"virtual_residents": 1, "virtual_residency": "static:file=x"}, "virtual_residency", "without lists"),
+        ({"virtual_residents": 1, "virtual_residency": "belady"}, "virtual_residency", "without lists"),
     ],
 )
 def test_mistakes(options: dict[str, Any], field: str, said: str) -> None:

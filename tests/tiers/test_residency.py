@@ -79,7 +79,7 @@ def test_policies_are_their_reference(seed: int, experts: int, most: int, data: 
     quota = data.draw(st.integers(0, experts))
     for policy in [*POLICIES, "belady"]:
         found = simulate(
-            policy if policy != "belady" else "belady:file=r",
+            policy if policy != "belady" else "belady",
             quota,
             experts,
             used,
@@ -115,13 +115,13 @@ def test_laws(seed: int, experts: int, data: st.DataObject) -> None:
     are residents of a larger one."""
     used = routing(seed, 1, 60, experts, data.draw(st.integers(1, experts)))
     quota = data.draw(st.integers(1, experts - 1))
-    best = hits("belady:file=r", quota, experts, used, used)
+    best = hits("belady", quota, experts, used, used)
     hot = [[list(range(experts))]]
     for policy in [*POLICIES, "random", "random:seed=7"]:
         assert hits(policy, quota, experts, used) <= best
     assert hits("static:file=h", quota, experts, used, hot) <= best + quota  # which it has before the first step
     assert best <= sum(min(quota, len(now)) for now in used[0])
-    assert hits("belady:file=r", quota + 1, experts, used, used) >= best
+    assert hits("belady", quota + 1, experts, used, used) >= best
     small, large = (simulate("lru", c, experts, used)["residents"][0] for c in (quota, quota + 1))
     assert all(set(a) <= set(b) for a, b in zip(small, large, strict=True))
 
@@ -152,7 +152,7 @@ def test_hand_trace() -> None:
     used = [[[0, 1], [2], [0], [3], [0]]]
     assert simulate("lru", 2, 4, used)["residents"] == [[[], [0, 1], [0, 2], [0, 2], [0, 3]]]
     assert simulate("lfu:decay=1", 2, 4, used)["residents"] == [[[], [0, 1], [0, 2], [0, 2], [0, 3]]]
-    assert simulate("belady:file=r", 1, 4, used, used)["residents"] == [[[], [0], [0], [0], [0]]]
+    assert simulate("belady", 1, 4, used, used)["residents"] == [[[], [0], [0], [0], [0]]]
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,16 @@ def test_uniform_quota(slots: int, layers: int, experts: int, quota: list[int]) 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ("lfo", 'expected one of lfu, lru, lfru, random, static, none, ring, belady; got "lfo"'),
+        ("lfo", 'expected one of lfu, lru, lfru, score, random, static, none, ring, belady; got "lfo"'),
         ("lfu:decay=0", 'decay: expected a number above 0, at most 1, got "0"'),
         ("lfu:decay=nan", "decay: expected a number"),
         ("lfu:", 'expected lfu with decay=VALUE, got "lfu:"'),
         ("lfu:k=1", "expected lfu with decay=VALUE"),
         ("lru:decay=1", "expected lru alone"),
-        ("static", "expected static with file=VALUE"),
+        ("static:list=x", "expected static with file=VALUE"),
+        ("static", "expected lists of 1 layers, got 0"),
+        ("score:decay=2", 'decay: expected a number above 0, at most 1, got "2"'),
+        ("belady:file=x", "expected belady alone"),
         ("random:seed=1.5", "seed: expected a whole number"),
         ("static:file=x", "expected lists of 1 layers, got 0"),
     ],
@@ -191,7 +194,7 @@ def test_mistakes_of_lists() -> None:
         ([[[0], [1]]], "step 1 of layer 0 used other experts"),
     ):
         with pytest.raises(ValidationError, match="expert_policy") as error:
-            simulate("belady:file=r", 1, 4, used, lists)
+            simulate("belady", 1, 4, used, lists)
         assert said in str(error.value)
     for quota in (-1, 5):
         with pytest.raises(ValidationError, match=r"quota of layer 0: expected 0\.\.4"):

@@ -193,13 +193,17 @@ struct RouterLogits {
   std::string router_kind = "softmax";  // or "sigmoid", "sparsemixer"; it and the next fields say how logits rank experts
   int32_t num_groups = 1, top_groups = 1;
   bool group_top2 = false;
-  std::vector<float> choice_bias;       // [L, E] or empty: added to gates when experts are chosen
-  std::vector<int32_t> layers;          // [L] numbers of the MoE layers among all layers
-  std::vector<float> scores;            // [N, L, E]
+  std::vector<float> choice_bias;  // [L, E] or empty: added to gates when experts are chosen
+  std::vector<int32_t> layers;     // [L] numbers of the MoE layers among all layers
+  std::vector<float> scores;       // [N, L, E]
+  // [N, L - 1, E]: what the routers from the second MoE layer on say of the residual stream after the attention of the MoE layer before,
+  // the guess by which expert_prefetch=next_router reads ahead. Empty on devices.
+  std::vector<float> next_scores;
   std::vector<int16_t> routed_experts;  // [N, L, k] like RoutedExperts::ids
   std::vector<int64_t> step;            // [N] rising, counted from the engine's first decode-only step
   std::vector<uint64_t> request;        // [N] number of the request
   std::vector<int32_t> position;        // [N] position in the sequence
+  std::vector<int32_t> token;           // [N] id of the token there
   std::vector<uint8_t> exact;           // [N] SamplingParams::exact
 };
 

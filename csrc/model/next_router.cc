@@ -1,0 +1,24 @@
+#include "model/next_router.h"
+
+namespace lynx_rt {
+
+NextRouter::NextRouter(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows)
+    : backend_(backend),
+      config_(config),
+      normed_(backend, max_rows, config.hidden_size, "next_router"),
+      scores_(backend, checked_mul(max_rows, config.num_experts, "next_router"), "next_router") {
+  for (int64_t l = 0; l < config.num_layers; ++l)
+    if (config.layers[size_t(l)].moe) layers_.push_back(&weights.layers[size_t(l)]);
+}
+
+float* NextRouter::score(int64_t moe_layer, const float* x, int64_t num_rows) {
+  const LayerWeights& w = *layers_[size_t(moe_layer + 1)];
+  if (config_.norm == NormKind::kLayer)
+    backend_.layernorm(x, w.post_attention_norm, w.post_attention_norm_bias, config_.rms_norm_eps, num_rows, normed_);
+  else
+    backend_.rmsnorm(x, w.post_attention_norm, config_.rms_norm_eps, num_rows, normed_);
+  backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get());
+  return scores_.get();
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,184 @@
+"""Guesses of the experts that a step will use, made on recorded routing, for `lynx_rt.research.tier_simulation`.
+
+| name | knows | known | source |
+|---|---|---|---|
+| popularity | how often each expert was used in the training half | always | |
+| token_table | the experts that the row's token had in the training half | when the step begins | arXiv 2410.17954 uses a network for it |
+| ewma | the request's own experts, a use counting `decay` a token later | when the step begins | arXiv 2508.17467 calls it recency |
+| transition | the experts of the layer before | a layer ahead | |
+| linear | the router logits of the layer before, by ridge regression | a layer ahead | |
+| next_router | the next router's logits on this layer's hidden state | a layer ahead | arXiv 2312.17238 |
+| external | scores of a .npy file [N, L, E] for the recording's rows | when the step begins | |
+
+Keys: n = experts per row (default: as many as a token uses); d = how many layers ahead reads begin (default 1; more only where the guess
+is known when the step begins); ewma: decay (0.9); external: file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lynx_rt.errors import ValidationError
+from lynx_rt.research.recording import Recording
+
+Scores = NDArray[np.float32]
+_AHEAD = ("popularity", "token_table", "ewma", "external")  # known when a step begins
+NAMES = ("none", *_AHEAD, "transition", "linear", "next_router")
+_PRIOR = 0.5  # weight of popularity beside the counts of a token
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A parsed text, as "token_table:n=6,d=2"."""
+
+    text: str
+    name: str
+    n: int | None = None
+    d: int = 1
+    decay: float = 0.9
+    file: str = ""
+    known_at_start: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known_at_start", self.name in _AHEAD)
+
+
+def parse_predictor(text: str) -> Predictor:
+    """Parses "none", "token_table", "ewma:n=6,decay=0.8". Raises ValidationError (field prefetch)."""
+    name, _, rest = text.partition(":")
+    if name not in NAMES:
+        raise ValidationError(f"prefetch: expected one of {', '.join(NAMES)}, got {name!r}", "prefetch")
+    values: dict[str, int | float | str] = {}
+    for piece in filter(None, rest.split(",")):
+        key, _, value = piece.partition("=")
+        try:
+            if key in ("n", "d") and name != "none" and int(value) >= 1:
+                values[key] = int(value)
+            elif key == "decay" and name == "ewma" and 0 < float(value) < 1:
+                values[key] = float(value)
+            elif key == "file" and name == "external" and value:
+                values[key] = value
+            else:
+                raise ValueError
+        except ValueError:
+            raise ValidationError(
+                f"prefetch: {text}: unexpected {piece!r}; see lynx_rt.research.predictors", "prefetch"
+            ) from None
+    found = Predictor(text, name, **values)  # type: ignore[arg-type]
+    if name == "external" and not found.file:
+        raise ValidationError("prefetch: external needs file=SCORES.npy", "prefetch")
+    if found.d > 1 and not found.known_at_start:
+        raise ValidationError(f"prefetch: {text}: {name} knows one layer ahead: d must be 1", "prefetch")
+    return found
+
+
+def predict(recording: Recording, predictor: Predictor, train: NDArray[np.bool_]) -> Scores | None:
+    """Returns scores [N, L, E] of all rows, -inf = not guessed, or None for "none".
+
+    train: [N] rows that the predictor may learn from. Raises ValidationError where the recording lacks what the predictor needs.
+    """
+    if predictor.name == "none":
+        return None
+    if predictor.name == "external":
+        return _external(recording, predictor.file)
+    if predictor.name == "next_router":
+        return _next_router(recording)
+    functions: dict[str, Callable[[], Scores]] = {
+        "popularity": lambda: np.broadcast_to(uses(recording)[train].mean(0), recording.scores.shape),
+        "token_table": lambda: _token_table(recording, train),
+        "ewma": lambda: _ewma(recording, train, predictor.decay),
+        "transition": lambda: _transition(recording, train),
+        "linear": lambda: _linear(recording, train),
+    }
+    if not train.any():
+        raise ValidationError(f"prefetch: {predictor.name} has nothing to learn from; lower --measured", "prefetch")
+    return np.ascontiguousarray(functions[predictor.name](), dtype=np.float32)
+
+
+def uses(recording: Recording) -> Scores:
+    """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
+    from lynx_rt.research.simulate import own_experts
+
+    out = np.zeros(recording.scores.shape, np.float32)
+    np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
+    return out
+
+
+def _external(recording: Recording, file: str) -> Scores:
+    try:
+        scores = np.load(Path(file), allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValidationError(f"prefetch: {file}: {error}", "prefetch") from None
+    if scores.shape != recording.scores.shape or scores.dtype.kind != "f":
+        raise ValidationError(
+            f"prefetch: {file}: expected floats {recording.scores.shape}, got {scores.dtype} {scores.shape}", "prefetch"
+        )
+    return np.ascontiguousarray(scores, dtype=np.float32)
+
+
+def _next_router(recording: Recording) -> Scores:
+    if recording.next_scores.shape[1] != len(recording.layers) - 1:
+        raise ValidationError(
+            "prefetch: next_router needs what the next layer's router says of this layer's hidden states, which the recording lacks; "
+            "record it again on the CPU with this version",
+            "prefetch",
+        )
+    out = np.full(recording.scores.shape, -np.inf, np.float32)
+    out[:, 1:] = recording.next_scores
+    if recording.choice_bias.size:
+        out[:, 1:] += recording.choice_bias[1:]
+    return out
+
+
+def _token_table(recording: Recording, train: NDArray[np.bool_]) -> Scores:
+    if len(recording.token) != len(recording):
+        raise ValidationError(
+            "prefetch: token_table needs the rows' tokens, which the recording lacks; record it again with this version",
+            "prefetch",
+        )
+    used = uses(recording)
+    tokens, row_token = np.unique(recording.token, return_inverse=True)
+    table = np.tile(_PRIOR * used[train].mean(0), (len(tokens), 1, 1))
+    np.add.at(table, row_token[train], used[train])
+    return table[row_token]
+
+
+def _ewma(recording: Recording, train: NDArray[np.bool_], decay: float) -> Scores:
+    used = uses(recording)
+    out = np.empty_like(used)
+    _, number = np.unique(recording.request, return_inverse=True)
+    state = np.tile(0.1 * used[train].mean(0), (int(number.max()) + 1, 1, 1))
+    # A row sees what its request's earlier rows used: rows of one step are of different requests.
+    for begin, end in zip(recording.step_offsets[:-1], recording.step_offsets[1:], strict=True):
+        requests = number[begin:end]
+        out[begin:end] = state[requests]
+        state[requests] = decay * state[requests] + (1 - decay) * used[begin:end]
+    return out
+
+
+def _transition(recording: Recording, train: NDArray[np.bool_]) -> Scores:
+    used = uses(recording)
+    out = np.full(used.shape, -np.inf, np.float32)
+    for layer in range(1, used.shape[1]):
+        before, here = used[train, layer - 1], used[train, layer]
+        counts = before.T @ here / np.maximum(before.sum(0)[:, None], 1)
+        out[:, layer] = used[:, layer - 1] @ counts
+    return out
+
+
+def _linear(recording: Recording, train: NDArray[np.bool_], ridge: float = 1.0) -> Scores:
+    logits = recording.scores.astype(np.float64)
+    out = np.full(logits.shape, -np.inf, np.float32)
+    for layer in range(1, logits.shape[1]):
+        given = np.concatenate([logits[:, layer - 1], np.ones((len(logits), 1))], axis=1)
+        learned = given[train]
+        square = learned.T @ learned + ridge * np.eye(learned.shape[1])
+        out[:, layer] = given @ np.linalg.solve(square, learned.T @ logits[train, layer])
+    if recording.choice_bias.size:
+        out[:, 1:] += recording.choice_bias[1:]
+    return out

@@ -1,0 +1,461 @@
+"""Simulation of experts on the disk: counts against the engine and a plain reference, the clock against one and against hand traces,
+predictors, the command."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lynx_rt import _C, Engine, SamplingParams, ValidationError, _C_testing, shipped_model
+from lynx_rt.cli.main import main
+from lynx_rt.research.predictors import parse_predictor, predict, uses
+from lynx_rt.research.recording import Recording, take_recording
+from lynx_rt.research.simulate import batched_steps, simulate
+from lynx_rt.research.tier_simulation import Tier, TierSimulator, save_static, simulate_tier
+
+LAYERS, EXPERTS, TOP_K = 3, 12, 3
+TIER = Tier(
+    expert_bytes=1000, disk_rate=1e6, expert_seconds=4e-4, layer_seconds=5e-4, measured=1.0
+)  # a read takes 1 ms
+POLICIES = ["lfu", "lfu:decay=0.5", "lru", "lfru", "score:decay=0.9", "random", "none"]
+
+
+def made_up(lengths: list[int], seed: int = 0, spread: float = 1.0) -> Recording:
+    """Makes requests of these lengths whose tokens prefer some experts."""
+    rng = np.random.default_rng(seed)
+    order, offsets = batched_steps(np.repeat(np.arange(len(lengths)), lengths), 4)
+    rows = len(order)
+    taste = rng.normal(size=(7, LAYERS, EXPERTS))
+    token = rng.integers(0, 7, rows).astype(np.int32)
+    scores = taste[token] * 2 + rng.normal(size=(rows, LAYERS, EXPERTS)) * spread
+    return Recording(
+        model="made up",
+        selection="topk",
+        num_model_layers=LAYERS,
+        num_experts_per_tok=TOP_K,
+        norm_topk_prob=True,
+        layers=np.arange(LAYERS, dtype=np.int32),
+        scores=scores.astype(np.float32),
+        routed_experts=np.zeros((rows, LAYERS, TOP_K), np.int16),
+        step=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
+        request=np.repeat(np.arange(len(lengths)), lengths)[order].astype(np.uint64),
+        position=np.arange(rows, dtype=np.int32),
+        exact=np.zeros(rows, np.uint8),
+        token=token,
+        next_scores=(scores[:, 1:] + rng.normal(size=(rows, LAYERS - 1, EXPERTS))).astype(np.float32),
+    )
+
+
+def unions(ids: Any, offsets: Any) -> list[list[list[int]]]:
+    """Experts of each step [layers][steps], rising, from ids [N, L, k]."""
+    steps = list(itertools.pairwise(offsets))
+    return [
+        [sorted({int(e) for e in ids[a:b, layer].ravel() if e >= 0}) for a, b in steps] for layer in range(ids.shape[1])
+    ]
+
+
+# Counts
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("batch", [None, 1, 3])
+def test_counts_are_those_of_the_residency(policy: str, batch: int | None) -> None:
+    recording = made_up([5, 9, 2, 7, 4, 8])
+    own = simulate(recording, "topk", batch=batch)
+    used = unions(own.routed_experts, own.offsets)
+    found = simulate_tier(recording, TIER, policy=policy, residents=4, batch=batch)
+    assert found.used.T.tolist() == [[len(step) for step in layer] for layer in used]
+    if policy.startswith("score"):
+        return  # test_score_counts_gate_mass
+    counts = _C_testing.simulate_residency(policy, [4] * LAYERS, EXPERTS, used)["counts"]
+    assert found.misses.sum(0).tolist() == [c[2] for c in counts]
+    assert found.hit_rate == pytest.approx(sum(c[1] for c in counts) / sum(c[0] for c in counts))
+
+
+def test_score_counts_gate_mass() -> None:
+    """A plain reference: the experts with the largest decayed sums of the rows' own probabilities stay."""
+    recording, quota, decay = made_up([6, 9, 3, 7]), 4, 0.9
+    found = simulate_tier(recording, TIER, policy=f"score:decay={decay}", residents=quota)
+    scores = np.exp(recording.scores.astype(np.float64))
+    for layer in range(LAYERS):
+        mass, last, residents, misses = np.zeros(EXPERTS), np.full(EXPERTS, -1), set(), []
+        for step, (a, b) in enumerate(itertools.pairwise(recording.step_offsets)):
+            mass *= decay
+            now = set()
+            for row in range(a, b):
+                best = np.argsort(-recording.scores[row, layer], kind="stable")[:TOP_K]
+                mass[best] += scores[row, layer, best] / scores[row, layer, best].sum()
+                now |= set(best.tolist())
+            last[sorted(now)] = step
+            misses.append(len(now - residents))
+            if not now <= residents:
+                residents = set(sorted(residents | now, key=lambda e: (mass[e], last[e], -e), reverse=True)[:quota])
+        assert found.misses[:, layer].tolist() == misses
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 5), st.integers(1, EXPERTS), st.integers(0, 99)
+)
+def test_laws(lengths: list[int], batch: int, residents: int, seed: int) -> None:
+    """No policy hits more than belady, a larger LRU cache hits no less, and misses do not depend on the clock."""
+    simulator = TierSimulator(made_up(lengths, seed), TIER, batch=batch)
+    best = simulator.run("topk", "belady", residents).misses.sum(0)
+    for policy in POLICIES:
+        assert (simulator.run("topk", policy, residents).misses.sum(0) >= best).all(), policy
+    if residents > 1:
+        smaller, larger = (simulator.run("topk", "lru", c).misses for c in (residents - 1, residents))
+        assert (smaller >= larger).all()
+    slow = Tier(expert_bytes=1, disk_rate=1.0, expert_seconds=0.0, layer_seconds=0.0, measured=1.0)
+    again = TierSimulator(made_up(lengths, seed), slow, batch=batch).run("topk", "lru", residents, "next_router")
+    assert (again.misses == simulator.run("topk", "lru", residents).misses).all()
+
+
+def test_belady_of_selections() -> None:
+    """It knows what a selection uses; where that depends on residents, it goes by own choices and is no bound any more."""
+    simulator = TierSimulator(made_up([9, 7, 8, 6, 5, 9]), TIER, batch=4)
+    assert simulator.run("cover", "belady", 4).misses.sum() <= simulator.run("cover", "lfu", 4).misses.sum()
+    own, aware = (simulator.run(s, "belady", 4) for s in ("topk", "topk:resident=1"))
+    assert aware.misses.sum() < own.misses.sum() and 0 < aware.retained_mass < own.retained_mass == pytest.approx(1)
+
+
+def test_static_and_its_file(tmp_path: Path) -> None:
+    recording = made_up([9, 7, 8, 6, 5, 9, 9, 9])
+    simulator = TierSimulator(recording, Tier(expert_bytes=1, measured=0.5), batch=2)
+    lists = simulator.static_lists()
+    first = simulator._order[: simulator._offsets[simulator._first]]
+    counted = uses(recording)[[row for row in first if simulator._train[row]]].sum(0)
+    assert [layer[0] for layer in lists] == np.argsort(-counted, kind="stable").tolist()
+    file = tmp_path / "static.safetensors"
+    save_static(file, lists)
+    plain, read = (simulator.run("topk", policy, 5).misses for policy in ("static", f"static:file={file}"))
+    assert (plain == read).all()
+    used = unions(simulate(recording, "topk", batch=2).routed_experts, simulator._offsets)
+    expected = [[len(set(step) - set(lists[i][0][:5])) for step in used[i]] for i in range(LAYERS)]
+    assert plain.T.tolist() == [layer[simulator._first :] for layer in expected]
+
+
+@pytest.mark.parametrize("selection", ["topk", "cover", "topk:resident=1", "cover:resident=1"])
+@pytest.mark.parametrize("policy", ["lfu", "lru", "score"])
+def test_counts_are_those_of_the_engine(selection: str, policy: str) -> None:
+    """The virtual cache of an engine, step by step of what it decoded; with the trained model's routing."""
+    prompts = [f"Q: {a} + {a * 7 % 23} = ? A:" for a in range(3, 15)]
+    with Engine(
+        shipped_model(), expert_selection=selection, virtual_residents=0.25, virtual_residency=policy, record_router_logits=True,
+        max_num_seqs=4, enable_prefix_caching=False, enable_mixed_chunk=False, num_threads=1,
+    ) as engine:  # fmt: skip
+        engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=8, ignore_eos=True), use_tqdm=False)
+        recording, layers = take_recording(engine), engine.stats().layers
+    found = simulate_tier(recording, TIER, selection=selection, policy=policy, residents=0.25)
+    assert found.misses.sum(0).tolist() == [layer.misses for layer in layers]
+    assert found.used.sum(0).tolist() == [layer.active for layer in layers]
+    assert found.retained_mass == pytest.approx(
+        np.mean([layer.retained_mass / layer.rows for layer in layers]), rel=1e-9
+    )
+    # What a recording says of tokens and of the next router is what happened.
+    assert len(recording.token) == len(recording) and recording.next_scores.shape == (len(recording), 7, 32)
+    guessed = predict(recording, parse_predictor("next_router"), np.ones(len(recording), bool))
+    assert guessed is not None
+    best = np.argsort(-guessed[:, 1:], -1)[..., :4]
+    assert np.take_along_axis(uses(recording)[:, 1:], best, -1).mean() > 0.6  # chance: 1/8
+
+
+# The clock
+
+
+def clock(
+    recording: Recording, used: Any, misses: Any, guesses: Any, n: int, d: int, tier: Tier
+) -> tuple[list[float], list[float]]:
+    """The clock in small pieces of time: at each moment the disk works on the first demand, or else on the first hint."""
+    read = tier.expert_bytes / tier.disk_rate
+    now, disk, hints = 0.0, 0.0, []  # hints: [layer, expert, seconds left]
+    times, waits = [], []
+
+    def hint(step: int, layer: int) -> None:
+        if guesses is None:
+            return
+        a, b = recording.step_offsets[step : step + 2]
+        best: dict[int, float] = {}
+        for row in range(a, b):
+            scores = guesses[row, layer]
+            for e in np.argsort(-scores, kind="stable")[:n].tolist():
+                if scores[e] > -np.inf:
+                    best[e] = max(best.get(e, -np.inf), float(scores[e] - scores.max()))
+        for e in sorted(best, key=lambda e: (-best[e], e)):
+            if e in misses.absent[layer][step]:
+                hints.append([layer, e, read])
+
+    for step in range(len(recording.step_offsets) - 1):
+        start, wait = now, 0.0
+        disk = _work(hints, disk, now)
+        for layer in range(min(d, LAYERS)):
+            hint(step, layer)
+        for layer in range(LAYERS):
+            now += tier.layer_seconds
+            disk = _work(hints, disk, now)
+            needed = sorted(set(used[layer][step]) & set(misses.absent[layer][step]))
+            mine = [h for h in hints if h[0] == layer]
+            hints = [h for h in hints if h[0] != layer]
+            ahead = {h[1]: h[2] for h in mine if h[1] in needed}
+            queue = [left for left in ahead.values() if left > 0] + [read for e in needed if e not in ahead]
+            there = len(used[layer][step]) - len(needed) + sum(left == 0 for left in ahead.values())
+            now += there * tier.expert_seconds
+            for left in queue:
+                disk += left
+                wait += max(0.0, disk - now)
+                now = max(now, disk) + tier.expert_seconds
+            if layer + d < LAYERS:
+                hint(step, layer + d)
+        times.append(now - start)
+        waits.append(wait)
+    return times, waits
+
+
+def _work(hints: list[list[Any]], disk: float, now: float) -> float:
+    for h in hints:
+        took = min(h[2], max(0.0, now - disk))
+        h[2] = 0.0 if h[2] - took < 1e-12 else h[2] - took
+        disk += took
+    return max(disk, now)
+
+
+class Absent:
+    """Experts that are not resident before each step, by the reference of the residency."""
+
+    def __init__(self, policy: str, quota: int, used: list[list[list[int]]]) -> None:
+        residents = _C_testing.simulate_residency(policy, [quota] * LAYERS, EXPERTS, used)["residents"]
+        self.absent = [[set(range(EXPERTS)) - set(step) for step in layer] for layer in residents]
+
+
+@pytest.mark.parametrize(
+    "prefetch", ["none", "next_router", "next_router:n=6", "token_table:d=2", "token_table:n=5,d=3", "ewma", "linear"]
+)
+@pytest.mark.parametrize("milliseconds", [0.2, 1.0, 5.0])
+def test_the_clock_is_its_reference(prefetch: str, milliseconds: float) -> None:
+    recording = made_up([5, 9, 2, 7, 4])
+    tier = Tier(
+        expert_bytes=round(1000 * milliseconds), disk_rate=1e6, expert_seconds=4e-4, layer_seconds=5e-4, measured=1.0
+    )
+    simulator = TierSimulator(recording, tier)
+    simulator._train = np.ones(len(recording), bool)
+    found = simulator.run("topk", "lru", 4, prefetch)
+    used = unions(simulate(recording, "topk").routed_experts, recording.step_offsets)
+    predictor = parse_predictor(prefetch)
+    guesses = predict(recording, predictor, simulator._train)
+    times, waits = clock(recording, used, Absent("lru", 4, used), guesses, predictor.n or TOP_K, predictor.d, tier)
+    assert found.seconds.tolist() == pytest.approx(times, rel=1e-9)
+    assert found.wait.tolist() == pytest.approx(waits, rel=1e-9, abs=1e-12)
+    assert (
+        (found.needed <= found.misses).all()
+        and (found.in_time <= found.needed).all()
+        and (found.needed <= found.ahead).all()
+    )
+    plain = simulator.run("topk", "lru", 4)
+    if prefetch != "none":
+        assert found.ahead.sum() > 0 and found.wait.sum() < plain.wait.sum()
+        assert found.bytes_per_step == pytest.approx(plain.bytes_per_step + found.wasted.mean() * 1e6)
+
+
+def one_row(experts: list[list[int]]) -> Recording:
+    """Makes one request whose steps use these experts [steps][layers]; one expert per row and layer."""
+    scores = np.zeros((len(experts), len(experts[0]), 4), np.float32)
+    for step, layers in enumerate(experts):
+        for layer, e in enumerate(layers):
+            scores[step, layer, e] = 9
+    rows = len(experts)
+    return Recording(
+        "made up", "topk", len(experts[0]), 1, True, np.arange(len(experts[0]), dtype=np.int32), scores,
+        np.zeros((rows, len(experts[0]), 1), np.int16), np.arange(rows), np.zeros(rows, np.uint64), np.arange(rows, dtype=np.int32),
+        np.zeros(rows, np.uint8), token=np.zeros(rows, np.int32), next_scores=np.ascontiguousarray(scores[:, 1:]),
+    )  # fmt: skip
+
+
+def test_hand_traces(tmp_path: Path) -> None:
+    recording = one_row([[0, 1], [0, 2], [3, 1]])
+    tier = Tier(
+        expert_bytes=10, disk_rate=1.0, expert_seconds=1.0, layer_seconds=2.0, measured=1.0
+    )  # a read takes 10 s
+    plain = simulate_tier(recording, tier, residents=1, policy="lru")
+    assert plain.misses.tolist() == [[1, 1], [0, 1], [1, 1]]
+    assert plain.seconds.tolist() == [26, 16, 26] and plain.wait.tolist() == [20, 10, 20]
+    assert plain.bytes_per_step == pytest.approx(50 / 3) and plain.tokens_per_s == pytest.approx(3 / 68)
+    # The next layer's expert is read from when the first knows its own: after that one's read, or at once; 3 s are left over.
+    ahead = simulate_tier(recording, tier, residents=1, policy="lru", prefetch="next_router")
+    assert ahead.seconds.tolist() == [2 + 10 + 1 + 2 + 7 + 1, 2 + 1 + 2 + 7 + 1, 23] and ahead.wait.tolist() == [
+        17,
+        7,
+        17,
+    ]
+    assert ahead.needed.tolist() == [[0, 1], [0, 1], [0, 1]] and ahead.in_time.sum() == 0 and ahead.wasted.sum() == 0
+    # A wrong guess is dropped when its layer is known.
+    wrong = np.full(recording.scores.shape, -np.inf, np.float32)
+    wrong[:, 1, 3] = 1
+    np.save(tmp_path / "wrong.npy", wrong)
+    found = simulate_tier(
+        recording, tier, residents=1, policy="lru", prefetch=f"external:file={tmp_path / 'wrong.npy'},n=1"
+    )
+    assert found.seconds.tolist() == [26, 16, 26] and found.wasted.tolist() == [3, 3, 3] and found.precision == 0
+    # A ring reads all 4 experts of the next layer while it computes this one: here it is always at reading.
+    ring = simulate_tier(recording, tier, residents=1, policy="ring")
+    assert ring.reads.tolist() == [[4, 4]] * 3 and ring.misses.tolist() == [[1, 1]] * 3
+    assert ring.seconds[0] == 2 + 6 * 10 + 1  # expert 1 of layer 1 comes sixth
+
+
+# Predictors
+
+
+def test_predictors_do_not_see_what_they_predict() -> None:
+    """What is guessed for a row does not change with the row's own routing of that layer, nor with later rows."""
+    recording = made_up([6, 8, 7, 9, 5, 8])
+    train = recording.request < 3
+    last = np.flatnonzero(~train)[-1]
+    for text in ("popularity", "token_table", "ewma", "transition", "linear", "next_router"):
+        before = predict(recording, parse_predictor(text), train)
+        changed = made_up([6, 8, 7, 9, 5, 8])
+        changed.scores[last, LAYERS - 1] = -changed.scores[last, LAYERS - 1]
+        after = predict(changed, parse_predictor(text), train)
+        assert before is not None and after is not None
+        assert np.array_equal(before, after), text
+        assert before.shape == recording.scores.shape
+        one_layer_ahead = np.isinf(before[:, 0]).all()
+        assert one_layer_ahead != parse_predictor(text).known_at_start
+
+
+def test_predictors_learn() -> None:
+    recording = made_up([9] * 40, spread=0.7)
+    simulator = TierSimulator(recording, Tier(expert_bytes=1), batch=1)
+    recall = {
+        text: simulator.run("topk", "none", 1, text).recall for text in ("popularity", "token_table", "next_router")
+    }
+    assert recall["token_table"] > recall["popularity"] + 0.2 and recall["next_router"] > 0.6
+    everything = simulator.run("topk", "none", 1, f"popularity:n={EXPERTS}")
+    assert everything.recall == 1 and everything.precision == pytest.approx(TOP_K / EXPERTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("guess", "expected one of none, popularity"),
+        ("ewma:n=0", "unexpected 'n=0'"),
+        ("ewma:decay=1", "unexpected 'decay=1'"),
+        ("linear:decay=0.5", "unexpected 'decay=0.5'"),
+        ("none:n=1", "unexpected 'n=1'"),
+        ("transition:d=2", "d must be 1"),
+        ("external", "file=SCORES.npy"),
+        ("external:file=/no/such.npy", "/no/such.npy"),
+        ("ewma:n=13", r"n: expected 1\.\.12, got 13"),
+    ],
+)
+def test_bad_predictors(text: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        TierSimulator(made_up([4, 4, 4, 4]), Tier(expert_bytes=1), batch=1).run("topk", "lfu", 4, text)
+
+
+def test_recordings_that_lack_what_predictors_need(tmp_path: Path) -> None:
+    recording = made_up([4, 4, 4, 4])
+    recording.token, recording.next_scores = recording.token[:0], recording.next_scores[:, :0]
+    recording.save(tmp_path / "r.npz")
+    simulator = TierSimulator(Recording.load(tmp_path / "r.npz"), Tier(expert_bytes=1), batch=1)
+    for text in ("token_table", "next_router"):
+        with pytest.raises(ValidationError, match=f"{text} needs .* which the recording lacks"):
+            simulator.run("topk", "lfu", 4, text)
+    np.save(tmp_path / "s.npy", np.zeros((2, 2)))
+    with pytest.raises(ValidationError, match="expected floats"):
+        simulator.run("topk", "lfu", 4, f"external:file={tmp_path / 's.npy'}")
+    for text, policy in (("popularity", "lfu"), ("none", "static")):
+        with pytest.raises(ValidationError, match="nothing to learn from"):
+            TierSimulator(recording, TIER, batch=1).run("topk", policy, 4, text)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"expert_bytes": 0}, "expert_bytes"), ({"disk_rate": 0}, "disk_rate"), ({"expert_seconds": -1}, "expert_seconds"),
+     ({"layer_seconds": float("inf")}, "layer_seconds"), ({"measured": 0}, "measured"), ({"measured": 1.1}, "measured")],
+)  # fmt: skip
+def test_bad_machines(values: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        Tier(**{"expert_bytes": 1, **values})
+    assert error.value.field == field
+
+
+def test_bad_variants() -> None:
+    recording = made_up([3, 3])
+    for arguments, said in (
+        ({"policy": "lfo"}, "expected one of lfu"),
+        ({"residents": 13}, "residents: expected a share"),
+        ({"residents": 0}, "residents"),
+        ({"selection": "nonsense"}, "nonsense"),
+        ({"policy": "static:file=/no/such"}, "/no/such"),
+    ):
+        with pytest.raises((ValidationError, OSError), match=said):
+            simulate_tier(recording, TIER, **{"residents": 4, **arguments})
+    assert simulate_tier(made_up([]), TIER, residents=4, batch=2).tokens_per_s == 0
+    with pytest.raises(ValidationError, match="d: expected at least 1"):
+        _C.simulate_tier(
+            recording.native(), "topk", np.arange(6), recording.step_offsets, policy="lfu", residents=4.0, distance=0
+        )
+
+
+# The command
+
+
+def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    npz, report, static = tmp_path / "r.npz", tmp_path / "r.json", tmp_path / "s.safetensors"
+    tasks = Path(__file__).parents[2] / "bench" / "tasks"
+    assert (
+        main(["record", "--tasks", str(tasks), "--batch", "4", "--items", "24", "--max-tokens", "6", "--out", str(npz)])
+        == 0
+    )
+    capsys.readouterr()
+    argv = ["simulate", str(npz), "--residents", "0.25,0.5", "--batch", "1,4", "--selection", "topk,topk:resident=1"]
+    argv += ["--expert-policy", "lfu:decay=0.9,lru,static,belady", "--prefetch", "none,next_router:n=6", "--layers"]
+    assert main([*argv, "--json", str(report), "--save-static", str(static)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    count = 2 * 2 * 2 * 4 * 2
+    assert len(lines) == 2 + count + 2 + 2 + count and lines[2].split()[:5] == [
+        "topk",
+        "1",
+        "0.25",
+        "lfu:decay=0.9",
+        "none",
+    ]
+    results = json.loads(report.read_text())["results"]
+    assert len(results) == count
+    recording = Recording.load(npz)
+    tier = Tier(expert_bytes=147456, measured=0.5)
+    again = simulate_tier(
+        recording,
+        tier,
+        selection="topk:resident=1",
+        policy="static",
+        residents=0.5,
+        batch=4,
+        prefetch="next_router:n=6",
+    )
+    assert again.to_dict() in results
+    by_file = [
+        "simulate",
+        str(npz),
+        "--residents",
+        "0.5",
+        "--batch",
+        "4",
+        "--expert-policy",
+        f"static,static:file={static}",
+    ]
+    assert main([*by_file, "--expert-bytes", "2MB", "--disk", "2", "--compute-ms", "0.5", "--layer-ms", "0"]) == 0
+    first, second = (line.split()[5:] for line in capsys.readouterr().out.splitlines()[2:])
+    assert first == second
+    recording.model = "made up"
+    recording.save(npz)
+    assert main(["simulate", str(npz), "--residents", "0.5"]) == 1
+    assert "--expert-bytes is needed" in capsys.readouterr().err
+    assert main(["simulate", str(npz), "--residents", "0.5", "--expert-bytes", "x"]) == 1
+    assert main(["simulate", str(npz), "--residents", "0", "--expert-bytes", "1MB"]) == 1
