@@ -39,7 +39,7 @@ def nest(config_or_tensors: dict[str, Any]) -> None:
         vision = {"model_type": "gemma4_vision", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 8,
                   "num_attention_heads": 1, "num_key_value_heads": 1, "position_embedding_size": 16}  # fmt: skip
         config_or_tensors.update({"model_type": "gemma4", "dtype": old["dtype"], "text_config": old, "vision_config": vision,
-                                  "audio_config": None, "image_token_id": 95, "tie_word_embeddings": True})  # fmt: skip
+                                  "audio_config": None, "tie_word_embeddings": True})  # fmt: skip
     else:
         config_or_tensors.update({name.replace("model.", "model.language_model.", 1): t for name, t in old.items()})
         config_or_tensors["model.vision_tower.patch_embedder.input_proj.weight"] = torch.ones(8, 768)
@@ -64,7 +64,7 @@ GEMMA4 = [
     # num_global_key_value_heads has no effect where keys are not values.
     Row("gemma4_text", "kv_heads", gemma4(7, 2, 9, num_global_key_value_heads=1, final_logit_softcapping=30.0, head_dim=16,
         global_head_dim=16, hidden_size=40, sliding_window=3)),
-    Row("gemma4_text", "vision", gemma4(6, 2, 20, attention_k_eq_v=True, num_global_key_value_heads=1, final_logit_softcapping=9.0),
+    Row("gemma4_text", "vision", gemma4(6, 2, 20, attention_k_eq_v=True, pad_token_id=0, num_global_key_value_heads=1, final_logit_softcapping=9.0),
         dtype="bfloat16", edit=nest, edit_tensors=nest),
 ]
 # fmt: on

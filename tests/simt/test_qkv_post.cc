@@ -298,7 +298,10 @@ int main() {
                         {4, 1, 128, 16, QkNorm::kUnitAfterRope, 128, true},  // Llama 4
                         {2, 1, 10, 1, QkNorm::kUnitAfterRope, 4},
                         {2, 1, 64, 16, QkNorm::kNone, 0, false, 0, 2.0f},  // Llama 4 without rope
-                        {3, 1, 12, 2, QkNorm::kHead, 6, true, 1.0f, 3.0f}};
+                        {3, 1, 12, 2, QkNorm::kHead, 6, true, 1.0f, 3.0f},
+                        {4, 2, 256, 16, QkNorm::kHead, 256, false, 0, 0, true},  // Gemma 4
+                        {4, 1, 512, 16, QkNorm::kHead, 512, false, 0, 0, true, true},
+                        {3, 3, 10, 3, QkNorm::kNone, 4, true, 0, 0, false, true}};
   for (const Post& post : posts) test_qkv_post(post);
   const MlaPost mla_posts[] = {{1, 1, 1, 2, 1, false},      {3, 16, 32, 8, 16, false}, {5, 24, 17, 6, 3, true},
                                {2, 128, 512, 64, 16, true}, {4, 0, 70, 66, 5, false},  {2, 8, 33, 0, 4, false}};
