@@ -67,7 +67,7 @@ class PagedCache {
                 const std::optional<py::array>& k_norm, float eps, const Floats& cos, const Floats& sin, const Ints& positions,
                 const Ints& query_start, const Ints& block_tables, const std::optional<std::string>& norm, bool interleaved,
                 float clip, std::pair<float, float> temperature, int64_t window, int64_t chunk,
-                const std::optional<py::array>& sinks, std::optional<float> scale) {
+                const std::optional<py::array>& sinks, std::optional<float> scale, bool v_norm, bool v_from_k) {
     const int64_t d = view_.head_dim;
     require_columns(qkv, (num_heads + 2 * view_.num_kv_heads) * d);
     Floats work({qkv.shape(0), qkv.shape(1)});
@@ -81,6 +81,8 @@ class PagedCache {
     post.k_norm = weight(k_norm);
     post.eps = eps;
     post.rope = {cos.data(), sin.data(), 2 * cos.shape(1), interleaved};
+    post.v_norm = v_norm;
+    post.v_from_k = v_from_k;
     post.clip = clip;
     std::tie(post.temperature_floor, post.temperature_scale) = temperature;
     const BatchView b = backend_.begin_step(rows.batch);
@@ -136,7 +138,7 @@ void register_attention(py::module_& m) {
            py::arg("eps"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("query_start"), py::arg("block_tables"),
            py::arg("norm") = py::none(), py::arg("interleaved") = false, py::arg("clip") = 0.0f,
            py::arg("temperature") = std::pair<float, float>(0, 0), py::arg("window") = 0, py::arg("chunk") = 0,
-           py::arg("sinks") = py::none(), py::arg("scale") = py::none())
+           py::arg("sinks") = py::none(), py::arg("scale") = py::none(), py::arg("v_norm") = false, py::arg("v_from_k") = false)
       .def("attend_latent", &PagedCache::attend_latent, py::arg("q"), py::arg("latent_q"), py::arg("kv"), py::arg("num_heads"),
            py::arg("kv_norm"), py::arg("eps"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("query_start"),
            py::arg("block_tables"), py::arg("interleaved") = false, py::arg("scale") = 1.0f);

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "arrays.h"
 #include "backend/cpu/quantize.h"
@@ -22,6 +23,19 @@ struct PlacedWeight {
 WeightView any_weight(const py::object& w) {
   if (py::isinstance<PlacedWeight>(w)) return w.cast<PlacedWeight&>().view;
   return weight(w.cast<py::array>());
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  invalid("activation", "expected silu or gelu_tanh, got \"", name, "\"");
+}
+
+// Returns where an op writes its rows: zeros that it adds to, or NaN that it replaces.
+Floats output(int64_t rows, int64_t columns, bool accumulate) {
+  Floats out({rows, columns});
+  std::fill_n(out.mutable_data(), out.size(), accumulate ? 0.0f : std::numeric_limits<float>::quiet_NaN());
+  return out;
 }
 
 // Returns the integers [N, K] and the scales [N, groups of K] of a quantised weight.
@@ -75,6 +89,27 @@ void register_ops(py::module_& m) {
              b.rmsnorm(x.data(), weight(w), eps, x.shape(0), out);
              return to_array(out);
            })
+      // Returns what x, or NaN where it is none, becomes.
+      .def(
+          "add_rmsnorm",
+          [](Backend& b, const Floats& y, const py::array& w, float eps, const std::optional<Floats>& x,
+             const std::optional<py::array>& scale) {
+            require_columns(y, weight(w).cols);
+            Floats out = output(y.shape(0), y.shape(1), false);
+            if (x) std::copy(x->data(), x->data() + x->size(), out.mutable_data());
+            b.add_rmsnorm(y.data(), weight(w), eps, y.shape(0), x.has_value(), out.mutable_data(), weight(scale));
+            return out;
+          },
+          py::arg("y"), py::arg("weight"), py::arg("eps"), py::arg("x") = py::none(), py::arg("scale") = py::none())
+      .def(
+          "logits",
+          [](Backend& b, const Floats& x, const py::array& w, float scale, float soft_cap) {
+            require_columns(x, weight(w).cols);
+            Floats out({x.shape(0), weight(w).rows});
+            b.logits(activations(x), weight(w), {}, scale, out.mutable_data(), soft_cap);
+            return out;
+          },
+          py::arg("x"), py::arg("weight"), py::arg("scale") = 1.0f, py::arg("soft_cap") = 0.0f)
       .def(
           "linear",
           [](Backend& b, const Floats& x, const py::object& w, const std::optional<py::array>& bias, std::optional<Floats> add_to,
@@ -110,21 +145,22 @@ void register_ops(py::module_& m) {
           py::arg("fill") = 0.0f)
       .def(
           "router",
-          [](Backend& b, const Floats& x, const py::array& w, const std::optional<py::array>& bias) {
+          [](Backend& b, const Floats& x, const py::array& w, const std::optional<py::array>& bias, float scale) {
             require_columns(x, weight(w).cols);
             Floats out({x.shape(0), weight(w).rows});
-            b.router(x.data(), weight(w), weight(bias), x.shape(0), out.mutable_data());
+            b.router(x.data(), weight(w), weight(bias), x.shape(0), out.mutable_data(), scale);
             return out;
           },
-          py::arg("x"), py::arg("weight"), py::arg("bias") = py::none())
+          py::arg("x"), py::arg("weight"), py::arg("bias") = py::none(), py::arg("scale") = 1.0f)
       .def(
           "expert_ffn",
           [](Backend& b, const Floats& x, const std::vector<py::object>& gate, const std::vector<py::object>& up,
              const std::vector<py::object>& down, const Ints& ids, const Floats& weights,
              const std::optional<std::vector<std::vector<py::array>>>& biases,
-             std::optional<std::pair<float, float>> clamped_swiglu, bool scale_input) {
+             std::optional<std::pair<float, float>> clamped_swiglu, bool scale_input, const std::string& activation,
+             const std::optional<Floats>& expert_scale, bool accumulate) {
             // ids [T, k] with -1 = none, weights [T, k]; biases: gate, up, down of each expert; clamped_swiglu: alpha, limit;
-            // returns [T, H].
+            // expert_scale [E]; returns [T, H].
             std::vector<ExpertWeights> experts;
             for (size_t e = 0; e < gate.size(); ++e) {
               ExpertWeights& w = experts.emplace_back();
@@ -138,6 +174,8 @@ void register_ops(py::module_& m) {
             }
             FfnRule ffn;
             ffn.scale_input = scale_input;
+            ffn.activation = activation_of(activation);
+            if (expert_scale) ffn.expert_scale = expert_scale->data();
             if (clamped_swiglu) {
               ffn.activation = Activation::kClampedSwiglu;
               std::tie(ffn.alpha, ffn.limit) = *clamped_swiglu;
@@ -153,17 +191,19 @@ void register_ops(py::module_& m) {
             Routing routing{const_cast<int32_t*>(ids.data()), const_cast<float*>(weights.data()), active.data(), num_active};
             DispatchPlan plan{offsets.data(), sorted_of_pair.data(), pair_of_sorted.data()};
             dispatch_pairs(routing, x.shape(0), rule, plan);
-            Floats out({x.shape(0), x.shape(1)});
-            std::fill_n(out.mutable_data(), out.size(), 0.0f);
-            b.combine(b.expert_ffn(activations(x), b.expert_table(experts), rule, ffn, routing, plan, out.mutable_data()));
+            Floats out = output(x.shape(0), x.shape(1), accumulate);
+            b.combine(
+                b.expert_ffn(activations(x), b.expert_table(experts), rule, ffn, routing, plan, out.mutable_data(), accumulate));
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("ids"), py::arg("weights"),
-          py::arg("biases") = py::none(), py::arg("clamped_swiglu") = py::none(), py::arg("scale_input") = false)
+          py::arg("biases") = py::none(), py::arg("clamped_swiglu") = py::none(), py::arg("scale_input") = false,
+          py::arg("activation") = "silu", py::arg("expert_scale") = py::none(), py::arg("accumulate") = true)
       .def(
           "mlp",
           [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down,
-             const std::optional<std::vector<py::array>>& biases, const std::optional<py::array>& row_gate) {
+             const std::optional<std::vector<py::array>>& biases, const std::optional<py::array>& row_gate,
+             const std::string& activation, bool accumulate) {
             ExpertWeights w;
             w.gate = any_weight(gate);
             w.up = any_weight(up);
@@ -174,13 +214,12 @@ void register_ops(py::module_& m) {
               w.down_bias = weight(biases->at(2));
             }
             require_columns(x, w.gate.cols);
-            Floats out({x.shape(0), x.shape(1)});
-            std::fill_n(out.mutable_data(), out.size(), 0.0f);
-            b.mlp(activations(x), w, weight(row_gate), out.mutable_data());
+            Floats out = output(x.shape(0), x.shape(1), accumulate);
+            b.mlp(activations(x), w, weight(row_gate), out.mutable_data(), activation_of(activation), accumulate);
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("biases") = py::none(),
-          py::arg("row_gate") = py::none());
+          py::arg("row_gate") = py::none(), py::arg("activation") = "silu", py::arg("accumulate") = true);
 
   py::class_<PlacedWeight>(m, "PlacedWeight")
       .def_property_readonly("bytes", [](const PlacedWeight& w) { return w.view.bytes(); })

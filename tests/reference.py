@@ -71,9 +71,13 @@ def linear(x, w, dtype, bias=None, add_to=None, scale=1.0):
     return y, error
 
 
-def router(x, w, bias=None):
-    """Product of unrounded rows, whatever the compute dtype: backend.h, router()."""
-    return linear(x, w, "float32", bias)
+def router(x, w, bias=None, scale=1.0):
+    """scale * (product of unrounded rows, whatever the compute dtype) + bias: backend.h, router()."""
+    y, error = linear(x, w, "float32", scale=scale)
+    if bias is not None:
+        y = y + value(bias)
+        error = error + tol.U32 * (np.abs(y) + error)
+    return y, error
 
 
 def layernorm(x, w, bias, eps):
@@ -105,9 +109,44 @@ def silu(x):
     return x / (1 + np.exp(-np.clip(x, -700, 700)))
 
 
-def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None):
-    """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; rows and hidden
-    values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
+def add_rmsnorm(y, w, eps, x=None, scale=None):
+    """(x + rmsnorm(y)) * scale: backend.h, add_rmsnorm(); x None = 0."""
+    out, error = rmsnorm(y, w, eps)
+    if x is not None:
+        out = out + x
+        error = error + tol.U32 * (np.abs(out) + error)
+    if scale is not None:
+        out, error = out * value(scale), error * np.abs(value(scale))
+        error = error + tol.U32 * np.abs(out)
+    return out, error
+
+
+def logits(x, w, dtype, scale=1.0, soft_cap=0.0):
+    """soft_cap * tanh(linear(x) / soft_cap). Below 0.16 the kernel takes a Taylor series, whose relative error is some roundings. Above
+    it computes 1 - 2 / (e^2r + 1), where the exponential's own error and that of its argument are halved at least."""
+    y, error = linear(x, w, dtype, scale=scale)
+    if soft_cap == 0:
+        return y, error
+    cap = float(np.float32(soft_cap))
+    ratio, out = y / cap, cap * np.tanh(y / cap)
+    far = cap * (2.0**-23 + 6 * tol.U32)
+    return out, error + np.where(np.abs(ratio) < 0.15, 10 * tol.U32 * np.abs(out), far)  # the slope is 1 at most
+
+
+def gelu_tanh(x):
+    """x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) = x / (1 + e^-2u), and its relative error in float32: 2u has 7 roundings, of
+    which the exponential makes 2u times as much; the exponential is within 2^-22; then sum and quotient."""
+    twice = 2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
+    y = x / (1 + np.exp(np.clip(-twice, -700, 700)))
+    return y, np.abs(y) * (2.0**-22 + (4 + 7 * np.abs(twice)) * tol.U32) + tol.SILU_TINY
+
+
+GELU_SLOPE = 1.13  # max |gelu'| = 1.129 (at x = 1.41)
+
+
+def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None, activation="silu"):
+    """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; "gelu_tanh": GEGLU, eq.
+    5; rows and hidden values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
 
     def product(w, bias):
         y, error = linear(x, w, dtype)
@@ -120,7 +159,10 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
 
     g, g_error = product(gate, biases[0])
     u, u_error = product(up, biases[1])
-    if clamped is None:
+    if activation == "gelu_tanh":
+        s, s_error = gelu_tanh(g)
+        s_error = s_error + GELU_SLOPE * g_error
+    elif clamped is None:
         s = silu(g)
         s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY
     else:
@@ -141,8 +183,8 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
     return y, error
 
 
-def expert_ffn(x, gates, ups, downs, ids, weights, dtype, biases=None, clamped=None, scale_input=False):
-    """sum_j weights[t, j] * expert ids[t, j] of row t, over the j whose id is not -1."""
+def expert_ffn(x, gates, ups, downs, ids, weights, dtype, biases=None, clamped=None, scale_input=False, activation="silu", expert_scale=None):
+    """sum_j weights[t, j] * expert_scale[e] * expert e = ids[t, j] of row t, over the j whose id is not -1."""
     y, error = np.zeros(x.shape), np.zeros(x.shape)
     total = np.zeros(x.shape)
     for e in range(len(gates)):
@@ -150,13 +192,16 @@ def expert_ffn(x, gates, ups, downs, ids, weights, dtype, biases=None, clamped=N
         scale = weights[rows, slots].astype(F64)[:, None]
         of_expert = (None, None, None) if biases is None else tuple(b[e] for b in biases)
         part, part_error = mlp(
-            x[rows], gates[e], ups[e], downs[e], dtype, of_expert, clamped, scale if scale_input else None
+            x[rows], gates[e], ups[e], downs[e], dtype, of_expert, clamped, scale if scale_input else None, activation
         )
         if scale_input:
             scale = np.ones_like(scale)
+        if expert_scale is not None:
+            scale = scale * float(expert_scale[e])
+            part_error = part_error + tol.U32 * np.abs(part)  # the product of the two factors is rounded
         np.add.at(y, rows, scale * part)
-        np.add.at(error, rows, scale * part_error)
-        np.add.at(total, rows, scale * np.abs(part))
+        np.add.at(error, rows, np.abs(scale) * part_error)
+        np.add.at(total, rows, np.abs(scale * part))
     return y, error + tol.dot(ids.shape[1] + 1, total)
 
 

@@ -27,6 +27,8 @@ class Variant:
     chunk: int = 0
     sinks: Any = None
     scale: float | None = None
+    v_norm: bool = False
+    v_from_k: bool = False
 
     def first_key(self, position):
         """Returns the first key that a query at `position` sees."""
@@ -91,6 +93,11 @@ def attend_row(q, k, values, dq, dk, dv, scale, sink=None):
     return y, relative * size + tol.dot(n, size) + p @ dv
 
 
+def normed_values(values, eps, dtype):
+    y, error = norm(values, np.zeros_like(values), None, eps)
+    return ref.rounded(y, dtype, error)
+
+
 def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
     """Computes every position of every sequence, from its whole qkv [n, (A + 2 G) D] -> list of ([n, A * D], error)."""
     out = []
@@ -99,8 +106,12 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
         heads = qkv.reshape(n, num_heads + 2 * num_kv_heads, -1)
         q, dq = head_rows(heads[:, :num_heads], v.q_norm, v, cos[:n], sin[:n], dtype, True)
         k, dk = head_rows(heads[:, num_heads:-num_kv_heads], v.k_norm, v, cos[:n], sin[:n], dtype, False)
-        values = heads[:, -num_kv_heads:].astype(F64)
-        values = ref.entering(np.clip(values, -v.clip, v.clip) if v.clip else values, dtype)
+        values = heads[:, num_heads:-num_kv_heads] if v.v_from_k else heads[:, -num_kv_heads:]
+        values = values.astype(F64)
+        if v.clip:
+            values = np.clip(values, -v.clip, v.clip)
+        none = np.zeros_like(values)
+        values, dv = normed_values(values, v.eps, dtype) if v.v_norm else (ref.entering(values, dtype), none)
         scale = 1 / np.sqrt(heads.shape[2]) if v.scale is None else float(np.float32(v.scale))
         y, error = np.empty(q.shape), np.empty(q.shape)
         for t in range(n):
@@ -108,9 +119,8 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
             for a in range(num_heads):
                 g = a // (num_heads // num_kv_heads)
                 sink = None if v.sinks is None else float(ref.value(v.sinks)[a])
-                none = np.zeros_like(values[seen, g])
                 y[t, a], error[t, a] = attend_row(
-                    q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], none, scale, sink
+                    q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], dv[seen, g], scale, sink
                 )
         out.append((y.reshape(n, -1), error.reshape(n, -1)))
     return out

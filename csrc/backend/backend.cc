@@ -146,6 +146,16 @@ void Backend::rmsnorm(const float* x, const WeightView& weight, float eps, int64
   do_rmsnorm(x, weight, eps, num_rows, rows, sum);
 }
 
+void Backend::add_rmsnorm(const float* y, const WeightView& weight, float eps, int64_t num_rows, bool accumulate, float* x,
+                          const WeightView& scale, PendingSum pending) {
+  require_shape(weight, "add_rmsnorm", "weight", 1, weight.cols);
+  require_vector(scale, "add_rmsnorm", "scale", 1);
+  const ExpertSum sum = take(pending, "add_rmsnorm", y, num_rows);
+  if (num_rows == 0) return;
+  Scope of_op(this, kRmsNorm, weight.bytes() + scale.bytes());
+  do_add_rmsnorm(y, weight, eps, num_rows, accumulate, x, scale, sum);
+}
+
 void Backend::layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
                         Activations& out, PendingSum pending) {
   require_shape(weight, "layernorm", "weight", 1, weight.cols);
@@ -180,14 +190,17 @@ void Backend::linear(const Activations& x, std::span<const LinearPart> parts, bo
   do_linear(rows, x.num_rows(), parts, accumulate, out, out_stride, scale);
 }
 
-void Backend::logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out) {
+void Backend::logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out,
+                     float soft_cap) {
   require_shape(weight, "logits", "weight", weight.rows, weight.cols);
   require_vector(bias, "logits", "bias", weight.rows);
+  require(soft_cap >= 0, "logits", "soft_cap must not be negative");
   const RowsIn rows = rows_in(x, "logits", weight.cols);
   if (x.num_rows() == 0) return;
   Scope scope(this, kLogits, weight.bytes() + bias.bytes());
   LinearPart part{weight, bias, 0};
   do_linear(rows, x.num_rows(), {&part, 1}, false, out, weight.rows, scale);
+  if (soft_cap > 0) do_soft_cap(out, x.num_rows() * weight.rows, soft_cap);
 }
 
 void Backend::head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride,
@@ -217,6 +230,7 @@ void Backend::qkv_post(const QkvPostArgs& args, const BatchView& batch, const Kv
     require_shape(args.q_norm, "qkv_post", "q_norm", 1, width ? args.num_heads * d : d);
     require_shape(args.k_norm, "qkv_post", "k_norm", 1, width ? cache.num_kv_heads * d : d);
   }
+  require(!args.v_norm || args.clip == 0, "qkv_post", "v is normed or clamped, not both");
   if (batch.num_rows == 0) return;
   Scope scope(this, kQkvPost, args.q_norm.bytes() + args.k_norm.bytes());
   do_qkv_post(args, batch, cache);
@@ -246,12 +260,13 @@ void Backend::attention(const AttentionArgs& args, const BatchView& batch, const
   do_attention(args, batch, cache, rows);
 }
 
-void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
+void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,
+                     float scale) {
   require_shape(weight, "router", "weight", weight.rows, weight.cols);
   require_vector(bias, "router", "bias", weight.rows);
   if (num_rows == 0) return;
-  Scope scope(this, kRouter, weight.bytes() + bias.bytes());
-  do_router(x, weight, bias, num_rows, scores);
+  Scope of_op(this, kRouter, weight.bytes() + bias.bytes());
+  do_router(x, weight, bias, num_rows, scores, scale);
 }
 
 void Backend::route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
@@ -285,24 +300,26 @@ ExpertTable Backend::expert_table(ExpertStore& store, int64_t layer) {
 }
 
 PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
-                               const Routing& routing, const DispatchPlan& plan, float* out) {
+                               const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate) {
   check_rule(rule);
   require(experts.size() == rule.num_experts, "expert_ffn", "the table must have one entry per expert");
   const RowsIn rows = rows_in(x, "expert_ffn", experts.hidden_size());
   if (x.num_rows() == 0) return {};
   Scope scope(this, kExpertFfn);  // the bytes depend on the routing: the decoder adds them by charge()
-  const ExpertSum sum = do_expert_ffn(rows, x.num_rows(), experts, rule, ffn, routing, plan, out);
+  const ExpertSum sum = do_expert_ffn(rows, x.num_rows(), experts, rule, ffn, routing, plan, out, accumulate);
   pending_ = true;
   return {out, x.num_rows(), sum};
 }
 
-void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
+void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
+                  Activation activation, bool accumulate) {
   require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols);
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
+  require(activation != Activation::kClampedSwiglu, "mlp", "the activation must not have parameters");
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;
   Scope scope(this, kMlp, weights.bytes() + row_gate.bytes());
-  do_mlp(rows, x.num_rows(), weights, row_gate, out);
+  do_mlp(rows, x.num_rows(), weights, row_gate, out, activation, accumulate);
 }
 
 void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {

@@ -24,6 +24,7 @@
 #include <span>
 #include <string>
 
+#include "backend/attention_args.h"
 #include "backend/expert_table.h"
 #include "backend/ffn_rule.h"
 #include "backend/pending_sum.h"
@@ -78,58 +79,6 @@ struct LinearPart {
   int64_t out_column = 0;
 };
 
-struct RopeTable {
-  const float* cos;  // [max positions, dim / 2]
-  const float* sin;
-  int64_t dim = 0;           // rotated columns of a head; 0 = none, even
-  bool interleaved = false;  // pairs are columns (2 i, 2 i + 1), not (i, i + dim / 2)
-};
-
-// RMSNorm of q and k.
-enum class QkNorm : uint8_t {
-  kNone,
-  kHead,           // over each head, before rope; weights [D]
-  kWidth,          // over all heads together, before rope; weights [A * D] and [G * D]
-  kHeadAfterRope,  // over each head; weights [D]
-  kUnitAfterRope,  // over each head, without weights (Llama 4)
-};
-
-// Arguments of qkv_post(): q/k norm, clamping, rotary embedding, KV write.
-struct QkvPostArgs {
-  float* qkv;         // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
-  int64_t num_heads;  // A
-  QkNorm norm = QkNorm::kNone;
-  WeightView q_norm, k_norm;  // shapes: see QkNorm
-  float eps = 0;
-  RopeTable rope;  // rotates the first rope.dim columns of every head of q and k
-  float clip = 0;  // q, k and v are clamped to +-clip, after the norm before rope; 0 = no clamping
-  // Last, q is multiplied by 1 + temperature_scale * log1p(floor((position + 1) / temperature_floor)); 0 = no scaling (Llama 4).
-  float temperature_floor = 0, temperature_scale = 0;
-};
-
-// Arguments of mla_post(), the counterpart of qkv_post() in multi-head latent attention.
-struct MlaPostArgs {
-  const float* q;      // [T, A, nope + R]
-  float* kv;           // [T, L + R] latent and key columns to rotate; consumed
-  int64_t num_heads;   // A
-  int64_t nope;        // columns of a query head that are not rotated
-  WeightView kv_norm;  // [L]
-  float eps;
-  RopeTable rope;   // dim = R
-  float* latent_q;  // [T, A, L + R] out: the rotated columns of q in the last R of each head; the others are left alone
-};
-
-// Arguments of attention(). The query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p.
-struct AttentionArgs {
-  const float* q;  // rows of stride q_stride, [A, D]
-  int64_t q_stride;
-  int64_t num_heads;  // A
-  float scale;
-  int64_t window = 0;  // 0 = all
-  int64_t chunk = 0;   // 0 = none
-  WeightView sinks;    // [A] or empty: a logit per head, not scaled, that only enters the softmax's denominator
-};
-
 // Matrices of the same shape [N, K], one per head.
 using HeadWeights = std::span<const WeightView>;
 
@@ -139,7 +88,7 @@ struct StepLimits {
   int64_t max_logit_rows = 0;  // rows of one logits() or sample() call
   int64_t hidden_size = 0;     // H
   int64_t num_heads = 0;       // A
-  int64_t num_kv_heads = 0;    // G
+  int64_t num_kv_heads = 0;    // G, the fewest of any layer
   int64_t head_dim = 0;        // D of the KV cache
   int64_t v_head_dim = 0;      // Dv
   int64_t max_columns = 0;     // columns of a row that enters linear() or head_linear(), all heads together
@@ -278,6 +227,12 @@ class Backend {
   // Test: tests/ops/test_elementwise.py.
   void rmsnorm(const float* x, const WeightView& weight, float eps, int64_t num_rows, Activations& out, PendingSum pending = {});
 
+  // Adds the pending sum, if any, to y; then x = (x + y / sqrt(mean(y^2) + eps) * weight) * scale per row of H, without the x in the
+  // brackets unless `accumulate`. scale: one value, empty = 1. y [T, H] and x [T, H] do not overlap. It is rmsnorm() of what a block
+  // adds to the residual stream (Gemma), under rmsnorm()'s profile label. Test: tests/ops/test_elementwise.py.
+  void add_rmsnorm(const float* y, const WeightView& weight, float eps, int64_t num_rows, bool accumulate, float* x,
+                   const WeightView& scale = {}, PendingSum pending = {});
+
   // Does what rmsnorm() does, with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias.
   // Source: arXiv 1607.06450 eq. 4. Test: tests/ops/test_elementwise.py.
   void layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows, Activations& out,
@@ -311,9 +266,9 @@ class Backend {
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
   void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
 
-  // scores[t, e] = dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
+  // scores[t, e] = scale * dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
   // Test: tests/ops/test_select.py.
-  void router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores);
+  void router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores, float scale = 1);
 
   // Chooses each row's experts and their weights, and orders the (row, expert) pairs by expert. It is the only op in which a row's
   // result may depend on other rows. Stages: demand, admit, assign, weigh, dispatch.
@@ -337,19 +292,22 @@ class Backend {
   virtual bool takes_cost() const { return false; }
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
-  // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). x, out [T, H]. routing and plan are those of the
-  // last route(). A backend may leave the sum undone: give the result to the norm of out that follows, or to combine().
+  // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). Without `accumulate`, out[t] is the sum alone. x, out
+  // [T, H]. routing and plan are those of the last route(). A backend may leave the sum undone: give the result to the norm of out that follows, or to combine().
   // Each active expert's weights are read once, each in its own format. Test: tests/ops/test_expert_ffn.py.
   PendingSum expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
-                        const Routing& routing, const DispatchPlan& plan, float* out);
+                        const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate = true);
 
-  // The dense MLP, or a shared expert: out[t] += s * down(silu(gate(x[t])) * up(x[t])), with biases. s = sigmoid(dot(x[t],
-  // row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. Test: tests/ops/test_expert_ffn.py.
-  void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out);
+  // The dense MLP, or a shared expert: out[t] (+)= s * down(activation(gate(x[t]), up(x[t]))), with biases. s = sigmoid(dot(x[t],
+  // row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. The activation has no parameters.
+  // Test: tests/ops/test_expert_ffn.py.
+  void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
+           Activation activation = Activation::kSilu, bool accumulate = true);
 
-  // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. It is linear() with a profile label of its own.
-  // Test: tests/ops/test_linear.py.
-  void logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out);
+  // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. Then, for soft_cap > 0, soft_cap * tanh(logit / soft_cap).
+  // It is linear() with a profile label of its own. Test: tests/ops/test_linear.py.
+  void logits(const Activations& x, const WeightView& weight, const WeightView& bias, float scale, float* out,
+              float soft_cap = 0);
 
   // out[i] = x[rows[i]], rows of H floats; `rows` is in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
@@ -375,6 +333,8 @@ class Backend {
  private:
   virtual void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) = 0;
   virtual void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) = 0;
+  virtual void do_add_rmsnorm(const float* y, const WeightView&, float, int64_t, bool accumulate, float* x,
+                              const WeightView& scale, const ExpertSum&) = 0;
   virtual void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, const RowsOut&,
                             const ExpertSum&) = 0;
   virtual void do_combine(float*, int64_t num_rows, const ExpertSum&) = 0;
@@ -384,15 +344,17 @@ class Backend {
   virtual void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
-  virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) = 0;
+  virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*, float scale) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                         const uint8_t* cost) = 0;
   // Checks formats; returns ExpertTable::entries().
   virtual const void* do_expert_table(std::span<const ExpertWeights>) = 0;
   // Returns the sum that is left to add; an empty one where everything has been added.
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
-                                  const Routing&, const DispatchPlan&, float*) = 0;
-  virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) = 0;
+                                  const Routing&, const DispatchPlan&, float*, bool accumulate) = 0;
+  virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
+                      bool accumulate) = 0;
+  virtual void do_soft_cap(float* values, int64_t count, float cap) = 0;  // in place
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }

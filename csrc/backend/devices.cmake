@@ -26,6 +26,7 @@ set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/rows/gather.cu
   csrc/backend/cuda/rows/norm.cu
   csrc/backend/cuda/rows/round.cu
+  csrc/backend/cuda/rows/soft_cap.cu
   csrc/backend/cuda/sample/sample.cu)
 set(runtime csrc/backend/cuda/runtime/runtime.cu)  # tests/simt runs the kernels with a runtime of its own
 

@@ -8,11 +8,13 @@ namespace lynx_rt {
 enum class Activation : uint8_t {
   kSilu,           // silu(gate) * up (arXiv 2002.05202 eq. 6)
   kClampedSwiglu,  // g = min(gate, limit), u = clamp(up, -limit, limit): g * sigmoid(alpha * g) * (u + 1) (gpt-oss)
+  kGeluTanh,       // gelu(gate) * up, gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Gemma; arXiv 1606.08415)
 };
 struct FfnRule {
   Activation activation = Activation::kSilu;
-  float alpha = 1.702f, limit = 7;  // for kClampedSwiglu
-  bool scale_input = false;         // the weight of a pair multiplies the expert's input, not its output (Llama 4)
+  float alpha = 1.702f, limit = 7;      // for kClampedSwiglu
+  bool scale_input = false;             // the weight of a pair multiplies the expert's input, not its output (Llama 4)
+  const float* expert_scale = nullptr;  // [E] in the backend's memory: factor of each expert's output; null = 1 (Gemma 4)
 };
 
 }  // namespace lynx_rt

@@ -71,9 +71,10 @@ ExpertComparison EngineCore::compare_experts(const std::vector<int32_t>& tokens,
   out.num_layers = decoder_.num_moe_layers();
   out.num_experts = config_.num_experts;
   if (out.num_layers == 0) fail(ErrorCode::kUnsupported, "model", "model: there are no experts to compare");
-  if (config_.ffn.activation != Activation::kSilu || config_.ffn.scale_input)
+  if (config_.ffn.activation == Activation::kClampedSwiglu || config_.ffn.scale_input)
     fail(ErrorCode::kUnsupported, "model_type", "model_type: experts of ", config_.model_type,
-         " are not compared; supported: models whose experts are down(silu(gate) * up), weighed at their output");
+         " are not compared; supported: models whose experts are down(silu(gate) * up) or down(gelu(gate) * up), weighed at "
+         "their output");
   out.num_tokens = int64_t(tokens.size());
   out.sums.resize(size_t(out.num_layers * out.num_experts * out.num_experts));
   out.usage.resize(size_t(out.num_layers * out.num_experts));

@@ -1,16 +1,9 @@
 #include "model/decoder.h"
 
 #include <algorithm>
-#include <cmath>
 #include <functional>
 
 namespace lynx_rt {
-
-namespace {
-
-constexpr int64_t kRopeRows = 64;  // rows of the rope table that are added at a time
-
-}  // namespace
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
                  int64_t max_logit_rows, int64_t max_positions, StepRecording recording, ExpertStore* store,
@@ -24,7 +17,9 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       store_(store),
       prefetch_(prefetch),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
+      rope_(backend, config.rope, max_positions),
       max_positions_(max_positions) {
+  if (config.window_rope) window_rope_.emplace(backend, *config.window_rope, max_positions);
   num_moe_layers_ = config.num_moe_layers();
   for (int64_t l = 0; l < config.num_layers; ++l)
     if (config.layers[size_t(l)].moe)
@@ -32,13 +27,6 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
                                : backend.expert_table(weights.layers[size_t(l)].experts));
   if (recording.router_logits && backend.host_memory() && num_moe_layers_ > 1)
     next_router_ = std::make_unique<NextRouter>(backend, config, weights, max_rows);
-  const int64_t half = config.rope.dim / 2;
-  rope_cos_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
-  rope_sin_ = DeviceArray<float>(backend, checked_mul(max_positions, half, "rope"), "rope");
-  rope_angles_ = rope_angles(config.rope, max_positions);
-  new_cos_.resize(size_t(kRopeRows * half));
-  new_sin_.resize(size_t(kRopeRows * half));
-
   StepLimits limits;
   limits.max_rows = max_rows;
   limits.max_logit_rows = max_logit_rows;
@@ -47,8 +35,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.max_columns =
       std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
   for (const LayerConfig& layer : config.layers) {
-    const KvShape kv = kv_shape(config, layer.mixer);
-    limits.num_kv_heads = std::max(limits.num_kv_heads, kv.num_heads);
+    const KvShape kv = kv_shape(config, layer);
+    limits.num_kv_heads = limits.num_kv_heads ? std::min(limits.num_kv_heads, kv.num_heads) : kv.num_heads;
     limits.head_dim = std::max(limits.head_dim, kv.head_dim);
     limits.v_head_dim = std::max(limits.v_head_dim, kv.v_head_dim);
     limits.max_columns = std::max(limits.max_columns, config.num_heads * kv.v_head_dim);
@@ -62,33 +50,14 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   backend.reserve(limits);
 }
 
-// Rows are computed when a position is first reached, so a long context that nobody uses costs no time, and no memory on the CPU,
-// whose pages stay untouched. Angles are float32, as in transformers: at large positions the rounding of an angle exceeds any
-// tolerance, so equal results need equal rounding.
-void Decoder::extend_rope(int64_t num_positions) {
-  const int64_t half = int64_t(rope_angles_.inverse.size());
-  while (rope_positions_ < num_positions) {
-    int64_t count = std::min(kRopeRows, max_positions_ - rope_positions_);
-    for (int64_t p = 0; p < count; ++p) {
-      for (int64_t i = 0; i < half; ++i) {
-        double angle = double(float(rope_positions_ + p) * rope_angles_.inverse[size_t(i)]);
-        new_cos_[size_t(p * half + i)] = float(std::cos(angle)) * rope_angles_.factor;
-        new_sin_[size_t(p * half + i)] = float(std::sin(angle)) * rope_angles_.factor;
-      }
-    }
-    backend_.write(rope_cos_.get() + rope_positions_ * half, new_cos_.data(), count * half * int64_t(sizeof(float)));
-    backend_.write(rope_sin_.get() + rope_positions_ * half, new_sin_.data(), count * half * int64_t(sizeof(float)));
-    rope_positions_ += count;
-  }
-}
-
 void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections,
                       const MoeObserver& observe) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
     if (last >= max_positions_) invalid("positions", "expected less than ", max_positions_, ", got ", last);
-    extend_rope(last + 1);
+    rope_.extend(last + 1);
+    if (window_rope_) window_rope_->extend(last + 1);
   }
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
@@ -99,13 +68,16 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
       const LayerConfig& layer = config_.layers[size_t(l)];
       mixer_block(w, layer, rows, cache.layer(l), std::move(pending));
       if (!layer.moe) {
-        mlp_block(w, rows);
+        config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows);
         continue;
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
       if (rows.isolated) selection.resident = 0;
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
-      pending = moe_block(w, rows, selection, int64_t(moe), observe);
+      if (config_.sandwich_norms)
+        sandwich_moe_block(w, rows, selection, int64_t(moe), observe);
+      else
+        pending = moe_block(w, rows, selection, int64_t(moe), observe);
       ++moe;
     }
     backend_.combine(std::move(pending));
@@ -126,9 +98,13 @@ void Decoder::norm(const float* x, const WeightView& weight, const WeightView& b
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                           PendingSum pending) {
   norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
-  const RopeTable rope{rope_cos_.get(), rope_sin_.get(), config_.rope.dim, config_.rope.interleaved};
-  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache};
+  const RopeTable rope = layer.window > 0 && window_rope_ ? window_rope_->table() : rope_.table();
+  const bool sandwich = config_.sandwich_norms;
+  float* out = sandwich ? workspace_.branch.get() : workspace_.x.get();
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, out, !sandwich};
   std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
+  if (sandwich)
+    backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, batch.num_rows, true, workspace_.x.get());
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {
@@ -136,7 +112,7 @@ void Decoder::logits(std::span<const int32_t> rows, float* out) {
   float* gathered = workspace_.logit_rows.get();
   backend_.gather_rows(workspace_.x.get(), rows, config_.hidden_size, gathered);
   norm(gathered, weights_.final_norm, weights_.final_norm_bias, int64_t(rows.size()));
-  backend_.logits(workspace_.normed, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, out);
+  backend_.logits(workspace_.normed, weights_.lm_head, weights_.lm_head_bias, config_.logits_multiplier, out, config_.soft_cap);
 }
 
 void Decoder::end_step(std::span<SelectionStats> stats) {

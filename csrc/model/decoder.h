@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
 #include "model/next_router.h"
+#include "model/rope_rows.h"
 #include "model/workspace.h"
 #include "tiers/virtual_cache.h"
 
@@ -78,13 +80,28 @@ class Decoder {
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
   void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                    PendingSum pending);
+  // Blocks of experts or an MLP: moe_block.cc.
   PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                       const MoeObserver& observe);               // moe_block.cc
-  void mlp_block(const LayerWeights& w, const BatchView& batch);  // moe_block.cc
+                       const MoeObserver& observe);
+  void mlp_block(const LayerWeights& w, const BatchView& batch);
+  void sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                          const MoeObserver& observe);
+  void sandwich_mlp_block(const LayerWeights& w, const BatchView& batch);
+  // The experts of a step's rows in one layer.
+  struct Routed {
+    int64_t moe_layer;
+    const ExpertTable& experts;
+    RouterRule rule;
+    FfnRule ffn;
+    Routing routing;
+    DispatchPlan plan;
+    ExpertStore::Lease lease;
+  };
+  // Scores the normed rows and chooses their experts, which are then being read where they are not in memory.
+  Routed route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer);
 
   template <class T>
   void read_layers(const T* from, int64_t width, std::vector<T>& out);
-  void extend_rope(int64_t num_positions);
 
   Backend& backend_;
   const ModelConfig& config_;
@@ -100,11 +117,10 @@ class Decoder {
   std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing, where there is a cache or a store
   std::vector<float> wanted_mass_;  // [E] their gate mass
   std::unique_ptr<NextRouter> next_router_;
-  std::vector<float> next_logits_;          // [MoE layers - 1, rows, E]
-  DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
-  RopeAngles rope_angles_;
-  std::vector<float> new_cos_, new_sin_;  // rows before they are copied to the backend's memory
-  int64_t rope_positions_ = 0, max_positions_;
+  std::vector<float> next_logits_;  // [MoE layers - 1, rows, E]
+  RopeRows rope_;
+  std::optional<RopeRows> window_rope_;  // of ModelConfig::window_rope
+  int64_t max_positions_;
 };
 
 }  // namespace lynx_rt

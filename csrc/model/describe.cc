@@ -49,6 +49,7 @@ const char* kind_text(RopeKind kind) {
     case RopeKind::kYarn: return "yarn";
     case RopeKind::kLongrope: return "longrope";
     case RopeKind::kLlama3: return "llama3";
+    case RopeKind::kProportional: return "proportional";
   }
   return "";
 }
@@ -88,7 +89,9 @@ std::string describe_router(const ModelConfig& m) {
   if (r.kind != RouterKind::kSparsemixer) text += r.norm_topk ? ", normalised" : ", not normalised";
   if (r.scale != 1) text += str_cat(", times ", r.scale);
   if (m.ffn.scale_input) text += ", weights on the experts' inputs";
-  if (m.shared_expert_width > 0)
+  if (m.shared_expert_width > 0 && m.sandwich_norms)
+    text += str_cat(", a dense MLP of width ", m.shared_expert_width, " beside them");
+  else if (m.shared_expert_width > 0)
     text += str_cat(", shared expert of width ", m.shared_expert_width, m.shared_expert_gate ? " with a gate" : "");
   return text;
 }
@@ -101,8 +104,13 @@ std::string describe_attention(const ModelConfig& m) {
     if (m.q_lora_rank > 0) text += str_cat(", of queries ", m.q_lora_rank);
   } else {
     text = str_cat(m.num_heads, " query heads and ", m.num_kv_heads, " key/value heads of ", m.head_dim);
+    const auto differs = [&](const LayerConfig& l) { return l.num_kv_heads > 0 || l.head_dim > 0; };
+    if (const auto other = std::find_if(m.layers.begin(), m.layers.end(), differs); other != m.layers.end())
+      text += in_layers(m, str_cat(m.kv_heads_of(*other), " of ", m.head_dim_of(*other)), differs);
+    text += in_layers(m, "values that are the keys", [](const LayerConfig& l) { return l.v_from_k; });
   }
   text += norm_text(m.qk_norm);
+  if (m.v_norm) text += ", norm of values";
   if (m.attention_bias) text += ", biases";
   if (m.sinks) text += ", sinks";
   for (const LayerConfig& l : m.layers)  // one window size and one chunk size serve all layers that have them
@@ -114,11 +122,19 @@ std::string describe_attention(const ModelConfig& m) {
   return text + in_layers(m, "no rope", [](const LayerConfig& x) { return !x.rope; });
 }
 
-std::string describe_rope(const ModelConfig& m) {
-  const RopeConfig& r = m.rope;
+namespace {
+std::string describe_rope(const RopeConfig& r, int64_t head_dim) {
   std::string text = kind_text(r.kind);
   if (r.kind != RopeKind::kDefault && r.kind != RopeKind::kLongrope) text += str_cat(", factor ", r.factor);
-  return text + str_cat(", theta ", r.theta, ", ", r.dim, " of ", m.head_dim, " columns", r.interleaved ? " in pairs" : "");
+  const int64_t turning = r.kind == RopeKind::kProportional ? 2 * r.rotated_pairs : r.dim;
+  return text + str_cat(", theta ", r.theta, ", ", turning, " of ", head_dim, " columns", r.interleaved ? " in pairs" : "");
+}
+}  // namespace
+
+std::string describe_rope(const ModelConfig& m) {
+  if (!m.window_rope) return describe_rope(m.rope, m.head_dim);
+  return str_cat(describe_rope(m.rope, m.rope.dim), "; in layers with a window ",
+                 describe_rope(*m.window_rope, m.window_rope->dim));
 }
 
 std::vector<std::string> keys_that_matter(std::vector<std::string> keys) {

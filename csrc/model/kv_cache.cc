@@ -21,7 +21,7 @@ KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int
   for (int64_t l = 0; l < m.num_layers; ++l) {
     KvCacheView& view = views_.emplace_back();
     if (sequence_memory(m, l, dtype).kind != SequenceMemory::kPages) continue;
-    const KvShape shape = kv_shape(m, m.layers[size_t(l)].mixer);
+    const KvShape shape = kv_shape(m, m.layers[size_t(l)]);
     void* k = pages(shape.num_heads * shape.head_dim);
     void* v = shape.v_in_k ? nullptr : pages(shape.num_heads * shape.v_head_dim);
     view = {k, v, dtype, num_blocks, block_size, shape.num_heads, shape.head_dim, shape.v_head_dim};

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,10 +20,13 @@ enum class MixerKind : uint8_t { kGqa, kMla };
 
 struct LayerConfig {
   MixerKind mixer = MixerKind::kGqa;
-  bool moe = false;    // experts instead of a dense MLP
-  int64_t window = 0;  // tokens that a query sees, itself included; 0 = all
-  int64_t chunk = 0;   // positions of a chunk; a query sees no other chunk than its own; 0 = no chunks (Llama 4)
-  bool rope = true;    // false: no position embedding in this layer (Llama 4, no_rope_layers)
+  bool moe = false;          // experts instead of a dense MLP
+  int64_t window = 0;        // tokens that a query sees, itself included; 0 = all
+  int64_t chunk = 0;         // positions of a chunk; a query sees no other chunk than its own; 0 = no chunks (Llama 4)
+  int64_t num_kv_heads = 0;  // G of this layer; 0 = the model's; num_global_key_value_heads (Gemma 4)
+  int64_t head_dim = 0;      // D of this layer; 0 = the model's; global_head_dim (Gemma 4)
+  bool v_from_k = false;     // no v_proj: V is K before its norm and rope; attention_k_eq_v (Gemma 4)
+  bool rope = true;          // false: no position embedding in this layer (Llama 4, no_rope_layers)
 };
 
 struct ModelConfig {
@@ -33,13 +37,17 @@ struct ModelConfig {
   int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
   int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
   NormKind norm = NormKind::kRms;
-  float rms_norm_eps = 1e-6f;          // also LayerNorm's; rms_norm_eps
-  bool tie_word_embeddings = false;    // tie_word_embeddings
-  bool lm_head_bias = false;           // lm_head_bias
-  bool mlp_bias = false;               // biases of the dense MLP; mlp_bias
-  float embedding_multiplier = 1;      // embedding_multiplier (Granite)
-  float residual_multiplier = 1;       // on what a block adds to the residual stream; residual_multiplier (Granite)
-  float logits_multiplier = 1;         // 1 / logits_scaling (Granite)
+  float rms_norm_eps = 1e-6f;        // also LayerNorm's; rms_norm_eps
+  bool tie_word_embeddings = false;  // tie_word_embeddings
+  bool lm_head_bias = false;         // lm_head_bias
+  bool mlp_bias = false;             // biases of the dense MLP; mlp_bias
+  float embedding_multiplier = 1;    // embedding_multiplier (Granite)
+  float residual_multiplier = 1;     // on what a block adds to the residual stream; residual_multiplier (Granite)
+  float logits_multiplier = 1;       // 1 / logits_scaling (Granite)
+  float soft_cap = 0;                // bound of the logits; 0 = none; final_logit_softcapping (Gemma)
+  // What attention, the MLP and the experts add to the residual stream is normed first (LayerWeights), and experts have the dense MLP
+  // beside them, as a shared expert with norms of its own (Gemma 4).
+  bool sandwich_norms = false;
   DType dtype = DType::kF32;           // dtype, or torch_dtype
   bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's
   QuantizationConfig quantization;     // quantization_config, compression_config: how the file's weights are to be decoded
@@ -55,8 +63,10 @@ struct ModelConfig {
   bool output_bias = false;     // bias on the o projection
   bool sinks = false;           // one more logit per head in the softmax's denominator (gpt-oss)
   QkNorm qk_norm = QkNorm::kNone;
-  float clip_qkv = 0;  // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
+  bool v_norm = false;  // each head of v is divided by its root mean square (Gemma 4)
+  float clip_qkv = 0;   // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
   RopeConfig rope;
+  std::optional<RopeConfig> window_rope;  // of the layers with a window, where theirs differs; rope_parameters.sliding_attention
   float temperature_floor = 0, temperature_scale = 0;  // in layers without rope (Llama 4): QkvPostArgs
 
   // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1).
@@ -67,17 +77,21 @@ struct ModelConfig {
   int64_t v_head_dim = 0;         // Dv, columns of a value head; D without MLA; v_head_dim
 
   // Mixture of experts; num_experts = 0 means a dense model.
-  int64_t num_experts = 0;            // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts
-  int64_t num_experts_per_tok = 0;    // k; num_experts_per_tok, moe_k, moe_topk
-  int64_t moe_intermediate_size = 0;  // I; moe_intermediate_size, or intermediate_size
-  RouterRule router;                  // num_experts and top_k are set by read_model_config(), bias by the decoder
-  bool router_bias = false;           // bias of the router's logits (gpt-oss)
-  bool choice_bias = false;           // e_score_correction_bias: RouterRule::bias
-  FfnRule ffn;                        // what an expert computes
-  bool expert_bias = false;           // biases of the experts (gpt-oss)
-  int64_t shared_expert_width = 0;    // intermediate width of the expert that every token goes to; 0 = none
-  bool shared_expert_gate = false;    // the shared expert is scaled by a sigmoid (Qwen2-MoE)
+  int64_t num_experts = 0;                        // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts
+  int64_t num_experts_per_tok = 0;                // k; num_experts_per_tok, moe_k, moe_topk
+  int64_t moe_intermediate_size = 0;              // I; moe_intermediate_size, or intermediate_size
+  RouterRule router;                              // num_experts and top_k are set by read_model_config(), bias by the decoder
+  float router_multiplier = 1;                    // on the router's logits (Gemma 4: 1 / sqrt(H))
+  bool router_bias = false;                       // bias of the router's logits (gpt-oss)
+  bool choice_bias = false;                       // e_score_correction_bias: RouterRule::bias
+  FfnRule ffn;                                    // what an expert computes; its expert_scale is set by the decoder
+  Activation mlp_activation = Activation::kSilu;  // of the dense MLP and the shared expert; hidden_act, hidden_activation
+  bool expert_bias = false;                       // biases of the experts (gpt-oss)
+  int64_t shared_expert_width = 0;                // intermediate width of the expert that every token goes to; 0 = none
+  bool shared_expert_gate = false;                // the shared expert is scaled by a sigmoid (Qwen2-MoE)
 
+  int64_t kv_heads_of(const LayerConfig& l) const { return l.num_kv_heads ? l.num_kv_heads : num_kv_heads; }
+  int64_t head_dim_of(const LayerConfig& l) const { return l.head_dim ? l.head_dim : head_dim; }
   bool has_mixer(MixerKind kind) const {
     return std::any_of(layers.begin(), layers.end(), [&](const LayerConfig& l) { return l.mixer == kind; });
   }

@@ -14,11 +14,22 @@ namespace lynx_rt {
 
 using MixerWeights = std::variant<GqaWeights, MlaWeights>;  // by LayerConfig::mixer
 
+// Weights of a layer with sandwich norms (Gemma 4); those from mlp_out on are of MoE layers alone.
+struct SandwichWeights {
+  WeightView attention_out;          // [H] of what attention adds
+  WeightView block_out;              // [H] of what the MLP and the experts add together
+  WeightView layer_scalar;           // [1] factor of the layer's output
+  WeightView mlp_out, experts_out;   // [H] of what each of them adds
+  WeightView experts_in, router_in;  // [H] of the rows that enter them
+  WeightView expert_scale;           // [E] float32: FfnRule::expert_scale
+};
+
 // Weights of one decoder layer; those that a model lacks are empty. H hidden size, E experts.
 struct LayerWeights {
   WeightView input_norm, input_norm_bias;  // [H]
   MixerWeights mixer;
-  WeightView post_attention_norm, post_attention_norm_bias;  // [H]
+  WeightView post_attention_norm, post_attention_norm_bias;  // [H] of the rows that enter the experts or the MLP
+  SandwichWeights sandwich;                                  // where ModelConfig::sandwich_norms
   WeightView router, router_bias;                            // [E, H], [E]
   WeightView choice_bias;                                    // [E] float32: RouterRule::bias
   std::vector<ExpertWeights> experts;                        // E

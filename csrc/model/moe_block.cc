@@ -1,45 +1,47 @@
-// norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual.
+// norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual. With sandwich
+// norms, what they add is normed before it is added.
 #include <algorithm>
 
 #include "model/decoder.h"
 
 namespace lynx_rt {
 
-PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                              const MoeObserver& observe) {
+Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+                                    int64_t moe_layer) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
-  RouterRule rule = m.router;
-  rule.bias = static_cast<const float*>(w.choice_bias.data);
-  // The residual multiplier is applied to the experts through the weights of the pairs, since expert_ffn() takes no factor of its
-  // own.
-  rule.scale = m.router.scale * m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
-  Routing routing{ids, ws.weights.get(), ws.active.get(), 0};
+  Routed r{moe_layer,
+           experts_[size_t(moe_layer)],
+           m.router,
+           m.ffn,
+           {ids, ws.weights.get(), ws.active.get(), 0},
+           {ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()},
+           {}};
   if (cache_ || store_) {
     wanted_.resize(size_t(m.num_experts));
     wanted_mass_.resize(size_t(m.num_experts));
-    routing.wanted = wanted_.data();
-    routing.wanted_mass = wanted_mass_.data();
+    r.routing.wanted = wanted_.data();
+    r.routing.wanted_mass = wanted_mass_.data();
   }
-  const ExpertTable& experts = experts_[size_t(moe_layer)];
-  DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
-  backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
+  r.rule.bias = static_cast<const float*>(w.choice_bias.data);
+  // The residual multiplier is applied to the experts through the weights of the pairs, since expert_ffn() takes no factor of its
+  // own.
+  r.rule.scale = m.router.scale * m.residual_multiplier;
+  r.ffn.expert_scale = static_cast<const float*>(w.sandwich.expert_scale.data);
+  backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   const bool decodes = batch.phase == Phase::kDecodeOnly;
   const std::span<const uint8_t> no_cost;
-  backend_.route(scores, batch, rule, selection, routing, plan,
+  backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  store_   ? store_->cost(moe_layer)
                  : cache_ ? cache_->cost(moe_layer)
                           : no_cost);
-  const std::span active(routing.active, size_t(routing.num_active)), wanted(routing.wanted, size_t(routing.num_wanted));
-  const std::span<const float> mass(routing.wanted_mass, wanted.size());
+  const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
+  const std::span<const float> mass(r.routing.wanted_mass, wanted.size());
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
-  // Experts are read while the shared expert is computed.
-  ExpertStore::Lease lease;
   if (store_ && batch.num_rows > 0) {
-    lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
+    r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
     if (prefetch_ && decodes) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
   }
   if (next_router_ && decodes && moe_layer + 1 < num_moe_layers_) {
@@ -47,15 +49,52 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
     next_logits_.resize(size_t((num_moe_layers_ - 1) * size));
     std::copy_n(next_router_->score(moe_layer, ws.x.get(), batch.num_rows), size, next_logits_.data() + moe_layer * size);
   }
-  if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), ids, experts});
-  if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get());
-  return backend_.expert_ffn(ws.normed, experts, rule, m.ffn, routing, plan, ws.x.get());
+  return r;
+}
+
+PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                              const MoeObserver& observe) {
+  const ModelConfig& m = config_;
+  Workspace& ws = workspace_;
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  const Routed r = route_rows(w, batch, selection, moe_layer);
+  if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), r.routing.ids, r.experts});
+  // Experts are read while the shared expert is computed.
+  if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get(), m.mlp_activation);
+  return backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, ws.x.get());
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
   Workspace& ws = workspace_;
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
-  backend_.mlp(ws.normed, w.mlp, {}, ws.x.get());
+  backend_.mlp(ws.normed, w.mlp, {}, ws.x.get(), config_.mlp_activation);
+}
+
+void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                                 const MoeObserver& observe) {
+  const ModelConfig& m = config_;
+  const SandwichWeights& s = w.sandwich;
+  Workspace& ws = workspace_;
+  float *x = ws.x.get(), *branch = ws.branch.get(), *both = ws.both_branches.get();
+  const int64_t rows = batch.num_rows;
+  norm(x, s.router_in, {}, rows);
+  const Routed r = route_rows(w, batch, selection, moe_layer);
+  norm(x, w.post_attention_norm, {}, rows);
+  backend_.mlp(ws.normed, w.shared_expert, {}, branch, m.mlp_activation, false);
+  backend_.add_rmsnorm(branch, s.mlp_out, m.rms_norm_eps, rows, false, both);
+  norm(x, s.experts_in, {}, rows);
+  if (observe) observe({moe_layer, rows, ws.normed.f32(), r.routing.ids, r.experts});
+  PendingSum sum = backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, branch, false);
+  backend_.add_rmsnorm(branch, s.experts_out, m.rms_norm_eps, rows, true, both, {}, std::move(sum));
+  backend_.add_rmsnorm(both, s.block_out, m.rms_norm_eps, rows, true, x, s.layer_scalar);
+}
+
+void Decoder::sandwich_mlp_block(const LayerWeights& w, const BatchView& batch) {
+  Workspace& ws = workspace_;
+  norm(ws.x.get(), w.post_attention_norm, {}, batch.num_rows);
+  backend_.mlp(ws.normed, w.mlp, {}, ws.branch.get(), config_.mlp_activation, false);
+  backend_.add_rmsnorm(ws.branch.get(), w.sandwich.block_out, config_.rms_norm_eps, batch.num_rows, true, ws.x.get(),
+                       w.sandwich.layer_scalar);
 }
 
 }  // namespace lynx_rt

@@ -16,8 +16,9 @@ float* NextRouter::score(int64_t moe_layer, const float* x, int64_t num_rows) {
   if (config_.norm == NormKind::kLayer)
     backend_.layernorm(x, w.post_attention_norm, w.post_attention_norm_bias, config_.rms_norm_eps, num_rows, normed_);
   else
-    backend_.rmsnorm(x, w.post_attention_norm, config_.rms_norm_eps, num_rows, normed_);
-  backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get());
+    backend_.rmsnorm(x, config_.sandwich_norms ? w.sandwich.router_in : w.post_attention_norm, config_.rms_norm_eps, num_rows,
+                     normed_);
+  backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get(), config_.router_multiplier);
   return scores_.get();
 }
 

@@ -68,6 +68,10 @@ RopeAngles rope_angles(const RopeConfig& c, int64_t max_positions) {
     case RopeKind::kLinear:
       for (float& f : out.inverse) f /= float(c.factor);
       break;
+    case RopeKind::kProportional:
+      for (float& f : out.inverse) f /= float(c.factor);
+      std::fill(out.inverse.begin() + c.rotated_pairs, out.inverse.end(), 0.0f);
+      break;
     case RopeKind::kYarn:
       scale_yarn(c, out.inverse);
       out.factor = float(c.attention_factor.value_or(yarn_factor(c)));

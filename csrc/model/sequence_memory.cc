@@ -4,20 +4,21 @@
 
 namespace lynx_rt {
 
-KvShape kv_shape(const ModelConfig& m, MixerKind kind) {
-  switch (kind) {
-    case MixerKind::kGqa: return {m.num_kv_heads, m.head_dim, m.head_dim, false};
+KvShape kv_shape(const ModelConfig& m, const LayerConfig& layer) {
+  switch (layer.mixer) {
+    case MixerKind::kGqa: return {m.kv_heads_of(layer), m.head_dim_of(layer), m.head_dim_of(layer), false};
     // One head for all: the latent and the rotated columns are K, of which the latent is V.
     case MixerKind::kMla: return {1, m.kv_lora_rank + m.rope.dim, m.kv_lora_rank, true};
   }
-  fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind ", int(kind));
+  fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind ", int(layer.mixer));
 }
 
 SequenceMemory sequence_memory(const ModelConfig& m, int64_t layer, DType dtype) {
-  switch (const MixerKind kind = m.layers[size_t(layer)].mixer) {
+  const LayerConfig& of_layer = m.layers[size_t(layer)];
+  switch (of_layer.mixer) {
     case MixerKind::kGqa:
     case MixerKind::kMla:
-      return {SequenceMemory::kPages, checked_mul(kv_shape(m, kind).columns(), dtype_size(dtype), "kv_cache")};
+      return {SequenceMemory::kPages, checked_mul(kv_shape(m, of_layer).columns(), dtype_size(dtype), "kv_cache")};
   }
   fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind");
 }

@@ -29,7 +29,6 @@ struct KvShape {
   bool v_in_k;         // V is the first Dv columns of K and has no pages
   int64_t columns() const { return num_heads * (head_dim + (v_in_k ? 0 : v_head_dim)); }
 };
-// Returns the shape for a layer with that mixer.
-KvShape kv_shape(const ModelConfig& config, MixerKind kind);
+KvShape kv_shape(const ModelConfig& config, const LayerConfig& layer);
 
 }  // namespace lynx_rt

@@ -2,13 +2,28 @@
 
 #include <algorithm>
 
+#include "model/sequence_memory.h"
+
 namespace lynx_rt {
 
 namespace {
 
 int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std::max<int64_t>(m.num_moe_layers(), 1) : 1; }
 
-int64_t qkv_heads(const ModelConfig& m) { return m.num_heads + (m.has_mixer(MixerKind::kGqa) ? 2 * m.num_kv_heads : 0); }
+// Returns the most columns of q, k and v of a layer.
+int64_t qkv_columns(const ModelConfig& m) {
+  int64_t columns = m.num_heads * m.head_dim;
+  for (const LayerConfig& l : m.layers)
+    if (l.mixer == MixerKind::kGqa) columns = std::max(columns, (m.num_heads + 2 * m.kv_heads_of(l)) * m.head_dim_of(l));
+  return columns;
+}
+
+// Returns the most columns of what a layer's attention gives.
+int64_t attended_columns(const ModelConfig& m) {
+  int64_t columns = 0;
+  for (const LayerConfig& l : m.layers) columns = std::max(columns, m.num_heads * kv_shape(m, l).v_head_dim);
+  return columns;
+}
 
 // Returns kv_lora_rank + rope.dim; 0 without MLA.
 int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla) ? m.kv_lora_rank + m.rope.dim : 0; }
@@ -18,8 +33,10 @@ int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla)
 Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
-      qkv(b, checked_mul(t, qkv_heads(m) * m.head_dim, "workspace"), "workspace"),
-      attended(b, t, m.num_heads * (latent_width(m) ? m.kv_lora_rank : m.v_head_dim), "workspace"),
+      qkv(b, checked_mul(t, qkv_columns(m), "workspace"), "workspace"),
+      attended(b, t, attended_columns(m), "workspace"),
+      branch(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
+      both_branches(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
       q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
       kv_a(b, checked_mul(t, latent_width(m), "workspace"), "workspace"),
       latent_q(b, checked_mul(t, m.num_heads * latent_width(m), "workspace"), "workspace"),
@@ -34,9 +51,9 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
       logit_rows(b, checked_mul(l, m.hidden_size, "workspace"), "workspace") {}
 
 int64_t Workspace::bytes() const {
-  return x.bytes() + normed.bytes() + qkv.bytes() + attended.bytes() + q_a.bytes() + kv_a.bytes() + latent_q.bytes() +
-         head_values.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() + offsets.bytes() +
-         sorted_of_pair.bytes() + pair_of_sorted.bytes() + logit_rows.bytes();
+  return x.bytes() + normed.bytes() + branch.bytes() + both_branches.bytes() + qkv.bytes() + attended.bytes() + q_a.bytes() +
+         kv_a.bytes() + latent_q.bytes() + head_values.bytes() + scores.bytes() + ids.bytes() + weights.bytes() + active.bytes() +
+         offsets.bytes() + sorted_of_pair.bytes() + pair_of_sorted.bytes() + logit_rows.bytes();
 }
 
 }  // namespace lynx_rt

@@ -37,6 +37,7 @@ ExpertComparer::ExpertComparer(Backend& backend, const ModelConfig& config, Expe
                                int64_t max_rows, ExpertComparison& sums)
     : backend_(backend),
       metric_(metric),
+      activation_(config.ffn.activation),
       num_experts_(config.num_experts),
       hidden_(config.hidden_size),
       top_k_(config.num_experts_per_tok),
@@ -51,7 +52,8 @@ void ExpertComparer::operator()(const MoeInput& in) {
     const int64_t rows = std::min(kRows, in.num_rows - begin);
     std::fill(outputs_.begin(), outputs_.end(), 0.f);
     for (int64_t e = 0; e < num_experts_; ++e)
-      backend_.mlp(Activations(in.x + begin * hidden_, rows, hidden_), in.experts[e], {}, outputs_.data() + e * rows * hidden_);
+      backend_.mlp(Activations(in.x + begin * hidden_, rows, hidden_), in.experts[e], {}, outputs_.data() + e * rows * hidden_,
+                   activation_);
     pool_.parallel_for(rows, [&](int64_t t, int) { compare_row(t, rows); });
     // Rows are added one after the other, so that the sums do not depend on the threads.
     double* sums = sums_.sums.data() + in.layer * num_experts_ * num_experts_;

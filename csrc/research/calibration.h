@@ -21,6 +21,7 @@ class ExpertComparer {
 
   Backend& backend_;
   ExpertMetric metric_;
+  Activation activation_;
   int64_t num_experts_, hidden_, top_k_;
   ThreadPool pool_;
   std::vector<float> outputs_;  // [E, rows, H]

@@ -70,7 +70,10 @@ def _fill(model: torch.nn.Module, row: Row) -> None:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{row.id}{row.seed}".encode()))
     for name, p in model.state_dict().items():
         noise = torch.randn(p.shape, generator=generator)
-        p.data.copy_(1 + 0.2 * noise if "norm" in name and not name.endswith("bias") else row.spread * noise)
+        factor = ("norm" in name or "scal" in name) and not name.endswith("bias")
+        p.data.copy_(1 + 0.2 * noise if factor else row.spread * noise)
+        if name.endswith("router.proj.weight"):  # Gemma 4's logits are divided by the root of H: routers are as decided as others
+            p.data.mul_(p.shape[1] ** 0.5)
 
 
 def write(row: Row, folder: Path) -> str:

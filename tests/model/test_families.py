@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import family_models_gemma
 import family_models_plain
 import family_models_special
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors import safe_open
 
 from lynx_rt import _C
 
-ROWS = family_models_plain.ROWS + family_models_special.ROWS
+ROWS = family_models_plain.ROWS + family_models_special.ROWS + family_models_gemma.ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
@@ -79,6 +80,6 @@ def test_layouts_on_disk(name, tmp_path):
 def test_every_family_has_six_checkpoints():
     assert len({row.id for row in ROWS}) == len(ROWS)
     for model_type in _C.supported_model_types():
-        # test_transformers_parity.py; a llama4_text row; test_odd_checkpoints.py
-        if model_type not in ("qwen3", "qwen3_moe", "llama4", "kimi_k2"):
+        # test_transformers_parity.py; rows of their text models; test_odd_checkpoints.py
+        if model_type not in ("qwen3", "qwen3_moe", "llama4", "gemma4", "kimi_k2"):
             assert sum(row.model_type == model_type for row in ROWS) >= 6, model_type

@@ -40,6 +40,7 @@ class Layer:
         return self.cache.attend(
             self.qkv[begin:end], self.a, v.q_norm, v.k_norm, v.eps, self.cos, self.sin, positions, start, self.table, norm=v.norm,
             interleaved=v.interleaved, clip=v.clip, temperature=v.temperature, window=v.window, chunk=v.chunk, sinks=v.sinks, scale=v.scale,
+            v_norm=v.v_norm, v_from_k=v.v_from_k,
         )  # fmt: skip
 
     def expected(self):
@@ -69,6 +70,9 @@ VARIANTS = {
     "no rope, odd head": ((2, 2, 7), 9, 0, dict(norm="head")),
     "clip": ((4, 2, 16), 15, None, dict(norm="width", clip=0.9)),
     "temperature": ((4, 1, 8), 30, 0, dict(temperature=(4.0, 0.1))),
+    "normed values": ((4, 2, 16), 15, None, dict(norm="head", v_norm=True, scale=1.0)),
+    "values are keys": ((3, 1, 26), 40, None, dict(norm="head", v_from_k=True, v_norm=True, eps=1e-3, window=9)),
+    "values are keys, clip": ((4, 2, 16), 15, 6, dict(v_from_k=True, clip=0.9)),
     "all": (
         (6, 3, 12),
         50,

@@ -51,6 +51,22 @@ def test_rmsnorm(float_backend, weight_dtype, rows, width):
         assert_within(float_backend.rmsnorm(x, w, eps), ref.rmsnorm(x, w, eps), f"eps {eps}")
 
 
+@pytest.mark.parametrize("rows, width", [(0, 16), (1, 1), (3, 15), (17, 33), (33, 48), (2, 600)])
+def test_add_rmsnorm(float_backend, weight_dtype, rows, width):
+    """What a block adds, normed: to the residual stream or in its place, scaled or not. A row has the bits that it has alone."""
+    rng = np.random.default_rng(width)
+    y, x = (rng.standard_normal((rows, width)).astype(np.float32) for _ in range(2))
+    w, by = ref.weight(rng.standard_normal(width), weight_dtype), ref.weight(np.array([0.7]), weight_dtype)
+    for add_to, scale in ((None, None), (x, None), (x, by), (None, by)):
+        got = float_backend.add_rmsnorm(y, w, 1e-3, add_to, scale)
+        assert_within(got, ref.add_rmsnorm(y, w, 1e-3, add_to, scale))
+        if rows:
+            alone = float_backend.add_rmsnorm(y[-1:], w, 1e-3, None if add_to is None else add_to[-1:], scale)
+            np.testing.assert_array_equal(alone.view(np.uint32), got[-1:].view(np.uint32))
+    with pytest.raises(ValidationError, match="scale"):
+        float_backend.add_rmsnorm(y, w, 1e-3, x, np.ones(2, np.float32))
+
+
 @pytest.mark.parametrize(
     "rows, width", [(0, 16), (1, 1), (2, 2), (3, 15), (5, 16), (17, 33), (33, 48), (2, 255), (2, 256), (2, 600)]
 )

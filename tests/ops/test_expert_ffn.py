@@ -93,6 +93,9 @@ VARIANTS = {
     "clamped, biases": dict(biases=True, clamped_swiglu=(1.3, 7.0)),
     "scaled input": dict(scale_input=True),
     "scaled input, biases": dict(biases=True, scale_input=True),
+    "gelu": dict(activation="gelu_tanh"),
+    "gelu, biases, scaled experts": dict(activation="gelu_tanh", biases=True, scaled_experts=True),
+    "scaled experts, scaled input": dict(scale_input=True, scaled_experts=True),
 }
 
 
@@ -110,12 +113,34 @@ def test_biases_and_activations(backend, dtype, name, shape):
     options = dict(VARIANTS[name])
     if options.get("biases"):
         options["biases"] = biases_of(experts, hidden, width, "bfloat16")
+    if options.pop("scaled_experts", False):
+        options["expert_scale"] = rng.standard_normal(experts).astype(np.float32)
     got = backend.expert_ffn(x, *w, ids, weights, **options)
+    replaced = backend.expert_ffn(x, *w, ids, weights, **options, accumulate=False)
+    np.testing.assert_array_equal(replaced, got)
     expected = {"clamped" if key == "clamped_swiglu" else key: v for key, v in options.items()}
     assert_within(got, ref.expert_ffn(x, *w, ids, weights, dtype, **expected), f"{shape} {name}")
     for t in range(0, rows, 9):
         alone = backend.expert_ffn(x[t : t + 1], *w, ids[t : t + 1], weights[t : t + 1], **options)
         np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
+
+
+def test_no_expert_at_all(backend):
+    """Rows without an expert add nothing; where the result replaces what was there, it is 0."""
+    w, x = make_experts(2, 16, 8, "float32"), np.ones((3, 16), np.float32)
+    ids, weights = np.full((3, 2), -1, np.int32), np.zeros((3, 2), np.float32)
+    for accumulate in (True, False):
+        np.testing.assert_array_equal(backend.expert_ffn(x, *w, ids, weights, accumulate=accumulate), 0 * x)
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (7, 33, 31), (40, 64, 300)], ids=str)
+def test_mlp_with_gelu(backend, dtype, weight_dtype, shape):
+    rows, hidden, width = shape
+    gate, up, down = (w[0] for w in make_experts(1, hidden, width, weight_dtype, seed=1))
+    x = np.random.default_rng(rows).standard_normal((rows, hidden)).astype(np.float32)
+    got = backend.mlp(x, gate, up, down, activation="gelu_tanh")
+    assert_within(got, ref.mlp(x, gate, up, down, dtype, activation="gelu_tanh"), str(shape))
+    np.testing.assert_array_equal(backend.mlp(x, gate, up, down, activation="gelu_tanh", accumulate=False), got)
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (7, 33, 31), (40, 64, 300)], ids=str)

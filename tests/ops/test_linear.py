@@ -155,5 +155,22 @@ def test_router_bias(float_backend, weight_dtype):
     x, w, rng = make((5, 33, 17), weight_dtype)
     bias = ref.weight(rng.standard_normal(17), weight_dtype)
     assert_within(float_backend.router(x, w, bias), ref.router(x, w, bias))
+    assert_within(float_backend.router(x, w, bias, scale=0.3), ref.router(x, w, bias, scale=0.3))
     with pytest.raises(ValidationError, match="bias"):
         float_backend.router(x, w, bias[:16])
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 4), (1, 1, 1), (5, 33, 17), (9, 48, 1300)])
+def test_soft_cap(backend, dtype, weight_dtype, shape):
+    """Bounded logits, also where they are far below the bound, near it, and infinite."""
+    x, w, _ = make(shape, weight_dtype)
+    for scale, cap in ((1.0, 30.0), (40.0, 2.5), (1e-3, 1.0)):
+        got = backend.logits(x, w, scale=scale, soft_cap=cap)
+        assert_within(got, ref.logits(x, w, dtype, scale, cap), f"{scale} {cap}")
+        for t in range(0, shape[0], 4):
+            alone = backend.logits(x[t : t + 1], w, scale=scale, soft_cap=cap)
+            np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
+    big = np.full((1, 1), 6e4, np.float32)
+    np.testing.assert_array_equal(backend.logits(big, np.float32([[1], [-1], [10], [0]]), soft_cap=7.0), [[7, -7, 7, 0]])
+    with pytest.raises(ValidationError, match="soft_cap"):
+        backend.logits(x, w, soft_cap=-1.0)

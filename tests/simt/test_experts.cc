@@ -25,7 +25,7 @@ Dot adjusted(Dot d, double scale, double bias) {
 // The error that silu(g) * u may have: |silu'| <= 1.1 and silu is below |g| carry the errors of the sums; fast_exp is off by 2
 // ulp + 1e-7 |g|, which counts at most once in silu; 3 roundings of float32, one of bf16 (2^-8: 8 bits of significand), and what
 // underflows is below 2^-126. The clamped form has alpha g in the exponent, one more rounding of it, and one of u + 1; no slope
-// of it is steeper, either.
+// of it is steeper, either. That of gelu is at most 1.13, and its exponent has 7 roundings.
 Dot swiglu(const FfnRule& ffn, Dot gate, Dot up) {
   double alpha = 1;
   if (ffn.activation == Activation::kClampedSwiglu) {
@@ -34,9 +34,12 @@ Dot swiglu(const FfnRule& ffn, Dot gate, Dot up) {
     up.value = std::clamp(up.value, -double(ffn.limit), double(ffn.limit)) + 1;
     up.error += std::ldexp(std::abs(up.value) + up.error, -24);
   }
+  const bool gelu = ffn.activation == Activation::kGeluTanh;
+  if (gelu) alpha = std::sqrt(8 / std::numbers::pi) * (1 + 0.044715 * gate.value * gate.value);
   const double silu = gate.value / (1 + std::exp(-alpha * gate.value));
-  const double silu_error =
-      1.1 * gate.error + std::abs(silu) * (std::ldexp(5, -23) + 2e-7 * std::abs(alpha * gate.value)) + std::ldexp(1, -126);
+  const double silu_error = (gelu ? std::abs(silu) * std::ldexp(7 * std::abs(alpha * gate.value), -24) : 0) +
+                            (gelu ? 1.13 : 1.1) * gate.error +
+                            std::abs(silu) * (std::ldexp(5, -23) + 2e-7 * std::abs(alpha * gate.value)) + std::ldexp(1, -126);
   Dot d;
   d.value = silu * up.value;
   d.error = silu_error * (std::abs(up.value) + up.error) + std::abs(silu) * up.error;
@@ -132,6 +135,15 @@ void test_experts() {
     const std::vector<int32_t> ids = random_ids(num_rows, top_k, num_experts, which % 4);
     compare(experts, x, ids, top_k, run_experts(experts, x, ids, top_k, sms[which % 3]));
     if (!ffn.scale_input) compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 2));
+  }
+  for (const int which : {2, 5}) {
+    const FfnRule ffn{.activation = Activation::kGeluTanh};
+    const auto& [num_experts, hidden, width] = shapes[which];
+    const Experts experts(num_experts, hidden, width, {which == 5, ffn});
+    const std::vector<float> x = random_values(size_t(rows[which]) * hidden);
+    const std::vector<int32_t> ids = random_ids(rows[which], 1, num_experts, 0);
+    compare(experts, x, ids, 1, run_experts(experts, x, ids, 1, 3));
+    compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 2));
   }
   const Experts experts(2, 33, 20);
   for (const int num_rows : {0, 129, 140, 513, 600}) {

@@ -77,6 +77,7 @@ struct Post {
   int rope_dim;
   bool interleaved = false;
   float clip = 0, temperature_floor = 0;
+  bool v_norm = false, v_from_k = false;
 };
 
 const std::vector<int32_t> kPositions = {8, -1, 0, 3, 3};
@@ -91,8 +92,9 @@ std::vector<std::vector<T>> reference(const Post& c, const float* row, const flo
   const auto columns = [&](int from, int count) { return std::vector<T>(row + from, row + from + count); };
   std::vector<std::vector<T>> heads;
   for (int h = 0; h < a + 2 * g; ++h) {
-    std::vector<T> x = columns(h * d, d);
     const bool is_q = h < a, is_v = h >= a + g;
+    std::vector<T> x = columns((is_v && c.v_from_k ? h - g : h) * d, d);
+    if (is_v && c.v_norm) x = scaled(x, inverse_rms(x, kEps), nullptr);
     const float* weights = is_q ? q_norm : k_norm;
     if (!is_v && c.norm == QkNorm::kHead) x = scaled(x, inverse_rms(x, kEps), weights);
     if (!is_v && c.norm == QkNorm::kWidth)
@@ -135,6 +137,7 @@ void test_qkv_post(const Post& c) {
   if (c.norm != QkNorm::kNone && c.norm != QkNorm::kUnitAfterRope)
     args.q_norm = {qn.get(), DType::kF32, 1, d}, args.k_norm = {kn.get(), DType::kF32, 1, d};
   args.rope = {table_cos.get(), table_sin.get(), c.rope_dim, c.interleaved};
+  args.v_norm = c.v_norm, args.v_from_k = c.v_from_k;
   args.temperature_floor = c.temperature_floor, args.temperature_scale = kTemperatureScale;
   cuda::qkv_post(args, rows, device_positions.get(), device_slots.get(), cache, scales.get(), {});
 
@@ -295,7 +298,10 @@ int main() {
                         {4, 1, 128, 16, QkNorm::kUnitAfterRope, 128, true},  // Llama 4
                         {2, 1, 10, 1, QkNorm::kUnitAfterRope, 4},
                         {2, 1, 64, 16, QkNorm::kNone, 0, false, 0, 2.0f},  // Llama 4 without rope
-                        {3, 1, 12, 2, QkNorm::kHead, 6, true, 1.0f, 3.0f}};
+                        {3, 1, 12, 2, QkNorm::kHead, 6, true, 1.0f, 3.0f},
+                        {4, 2, 256, 16, QkNorm::kHead, 256, false, 0, 0, true},  // Gemma 4
+                        {4, 1, 512, 16, QkNorm::kHead, 512, false, 0, 0, true, true},
+                        {3, 3, 10, 3, QkNorm::kNone, 4, true, 0, 0, false, true}};
   for (const Post& post : posts) test_qkv_post(post);
   const MlaPost mla_posts[] = {{1, 1, 1, 2, 1, false},      {3, 16, 32, 8, 16, false}, {5, 24, 17, 6, 3, true},
                                {2, 128, 512, 64, 16, true}, {4, 0, 70, 66, 5, false},  {2, 8, 33, 0, 4, false}};

@@ -13,6 +13,7 @@
 #include "backend/cuda/rows/gather.h"
 #include "backend/cuda/rows/norm.h"
 #include "backend/cuda/rows/round.h"
+#include "backend/cuda/rows/soft_cap.h"
 #include "base/types.h"
 #include "check.h"
 #include "device_array.h"
@@ -127,6 +128,8 @@ void test_gather_and_round(int num_rows, int hidden) {
 }
 
 // Rows with experts to combine. The partial results of choices without an expert are NaN.
+constexpr int kNumExperts = 3;
+
 struct Experts {
   int top_k;
   std::vector<float> partial, weights;
@@ -137,7 +140,7 @@ struct Experts {
   Experts(int num_rows, int hidden, int k)
       : top_k(k), partial(random_floats(size_t(num_rows) * k * hidden)), weights(random_floats(num_rows * k)), ids(num_rows * k) {
     for (int pair = 0; pair < num_rows * k; ++pair) {
-      ids[pair] = int32_t(generator() % 4) - 1;
+      ids[pair] = int32_t(generator() % (kNumExperts + 1)) - 1;
       if (ids[pair] < 0) std::fill_n(partial.begin() + int64_t(pair) * hidden, hidden, std::nanf(""));
       if (ids[pair] < 0) weights[pair] = std::nanf("");
     }
@@ -172,6 +175,28 @@ void test_combine(int num_rows, int hidden, int top_k) {
       wrong += !(std::abs(got[at] - (before[at] + sum)) <= 1.01 * (top_k + 1) * kUnit * size);
     }
   CHECK_EQ(wrong, 0);
+}
+
+// expert_scale multiplies the weights; a sum that replaces x is the one that is added to zeros.
+void test_scaled_experts(int num_rows, int hidden, int top_k) {
+  Experts experts(num_rows, hidden, top_k);
+  const std::vector<float> scales = random_floats(kNumExperts);
+  const DeviceVector<float> expert_scale(scales), weighted(size_t(num_rows) * hidden), scaled(size_t(num_rows) * hidden),
+      replaced(std::vector<float>(size_t(num_rows) * hidden, std::nanf("")));
+  ExpertSum sum = experts.arguments();
+  sum.expert_scale = expert_scale.get();
+  cuda::combine(sum, num_rows, hidden, scaled.get(), {});
+  sum.accumulate = false;
+  cuda::combine(sum, num_rows, hidden, replaced.get(), {});
+  CHECK(same_bits(scaled.read(), replaced.read()));
+  std::vector<float> weights = experts.weights;
+  for (size_t pair = 0; pair < weights.size(); ++pair)
+    if (experts.ids[pair] >= 0) weights[pair] *= scales[size_t(experts.ids[pair])];
+  const DeviceVector<float> device_weights(weights);
+  sum = experts.arguments();
+  sum.weights = device_weights.get();
+  cuda::combine(sum, num_rows, hidden, weighted.get(), {});
+  CHECK(same_bits(scaled.read(), weighted.read()));
 }
 
 struct Norm {
@@ -266,6 +291,41 @@ void test_norm(int num_rows, int hidden, const Bias& bias) {
   CHECK(same_bits(fused.x, separate.x) && same_bits(fused.out, separate.out) && same_bits(fused.rounded, separate.rounded));
 }
 
+// add_rmsnorm() has the bits of rmsnorm() and an addition, with and without a sum that is added first.
+void test_add_norm(int num_rows, int hidden) {
+  const std::vector<float> weight = random_floats(hidden), before = random_floats(size_t(num_rows) * hidden),
+                           y = random_floats(size_t(num_rows) * hidden, 3);
+  const DeviceVector<float> device_weight(weight), scale(std::vector<float>{0.7f});
+  const Experts experts(num_rows, hidden, 3);
+  ExpertSum replaces = experts.arguments();
+  replaces.accumulate = false;
+  for (const ExpertSum& sum : {ExpertSum{}, experts.arguments(), replaces}) {
+    const std::vector<float> normed = run_norm(y, weight, 1e-2f, num_rows, hidden, sum).out;
+    for (const bool accumulate : {true, false}) {
+      for (const float* by : {static_cast<const float*>(nullptr), static_cast<const float*>(scale.get())}) {
+        const DeviceVector<float> device_y(y), x(before);
+        cuda::add_rmsnorm(device_y.get(), sum, device_weight.get(), 1e-2f, num_rows, hidden, accumulate, by, x.get(), {});
+        std::vector<float> want = normed;
+        for (size_t i = 0; i < want.size(); ++i) want[i] = ((accumulate ? before[i] : 0.0f) + normed[i]) * (by ? 0.7f : 1.0f);
+        CHECK(same_bits(x.read(), want));
+      }
+    }
+  }
+}
+
+void test_soft_cap() {
+  std::vector<float> values = random_floats(1000, 90);
+  values.push_back(std::numeric_limits<float>::infinity());
+  const DeviceVector<float> x(values);
+  cuda::soft_cap(x.get(), int64_t(values.size()), 30.0f, {});
+  const std::vector<float> got = x.read();
+  for (size_t i = 0; i < values.size(); ++i) {
+    const double want = 30 * std::tanh(double(values[i]) / 30);
+    CHECK(std::abs(got[i] - want) <= 4 * kUnit * std::abs(want) + 1e-30);  // tanhf() within 2 units
+  }
+  cuda::soft_cap(x.get(), 0, 1.0f, {});
+}
+
 std::vector<float> run_router(const std::vector<float>& x, const void* weight, DType dtype, int num_rows, int num_experts,
                               int hidden, int shift = 0, const float* bias = nullptr) {
   std::vector<float> shifted(shift, 0.0f);
@@ -350,6 +410,8 @@ int main(int argc, char** argv) {
       if (!skipped()) test_gather_and_round(num_rows, hidden);
       for (const int top_k : {1, 8, 11})
         if (!skipped()) test_combine(num_rows, hidden, top_k);
+      if (!skipped()) test_scaled_experts(num_rows, hidden, 5);
+      if (!skipped()) test_add_norm(num_rows, hidden);
       if (!skipped()) test_norm(num_rows, hidden, {});
       if (!skipped()) test_norm(num_rows, hidden, {true, random_floats(hidden)});
       if (!skipped()) test_norm(num_rows, hidden, {true, {}});
@@ -357,6 +419,7 @@ int main(int argc, char** argv) {
         for (const DType dtype : {DType::kF32, DType::kBF16})
           if (hidden < 2100 && !skipped()) test_router(num_rows, num_experts, hidden, dtype);
     }
+  test_soft_cap();
   test_router_arguments();
   return check::result("test_rows");
 }

@@ -49,6 +49,8 @@ void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, co
   pool_.parallel_for(batch.num_rows, [&](int64_t t, int) {
     float *row = args.qkv + t * (a + 2 * g) * d, *k = row + a * d, *v = k + g * d;
     const auto norm_row = [&](float* x, const WeightView& w, int64_t n) { kernels_.rmsnorm(x, w.data, w.dtype, n, args.eps, x); };
+    if (args.v_from_k) std::copy_n(k, g * d, v);
+    for (int64_t h = 0; args.v_norm && h < g; ++h) norm_row(v + h * d, {}, d);
     if (norm == QkNorm::kWidth) {
       norm_row(row, args.q_norm, a * d);
       norm_row(k, args.k_norm, g * d);

@@ -10,7 +10,8 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kNormRows = 16;  // rows of a task
+constexpr int64_t kNormRows = 16;     // rows of a task
+constexpr int64_t kCapValues = 4096;  // logits of a task
 
 }  // namespace
 
@@ -82,6 +83,22 @@ void CpuBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps,
   });
 }
 
+void CpuBackend::do_add_rmsnorm(const float* y, const WeightView& weight, float eps, int64_t num_rows, bool accumulate, float* x,
+                                const WeightView& scale, const ExpertSum&) {
+  const int64_t n = weight.cols;
+  float by = 1;
+  if (!scale.empty()) kernels_.to_f32(scale.data, scale.dtype, 1, &by);
+  pool_.parallel_for(ceil_div(num_rows, kNormRows), [&](int64_t task, int thread) {
+    for (int64_t t = task * kNormRows; t < std::min(num_rows, (task + 1) * kNormRows); ++t) {
+      float *row = x + t * n, *normed = accumulate ? tile_[size_t(thread)].get(n) : row;
+      kernels_.rmsnorm(y + t * n, weight.data, weight.dtype, n, eps, normed);
+      if (accumulate) kernels_.axpy(1, normed, n, row);
+      if (by != 1)
+        for (int64_t i = 0; i < n; ++i) row[i] *= by;
+    }
+  });
+}
+
 void CpuBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
                               const RowsOut& out, const ExpertSum&) {
   const int64_t n = weight.cols;
@@ -103,6 +120,13 @@ void CpuBackend::do_route(const float* scores, const BatchView& batch, const Rou
 }
 
 void CpuBackend::do_end_step(std::span<SelectionStats> stats) { std::copy_n(stats_.begin(), stats.size(), stats.begin()); }
+
+void CpuBackend::do_soft_cap(float* values, int64_t count, float cap) {
+  pool_.parallel_for(ceil_div(count, kCapValues), [&](int64_t task, int) {
+    const int64_t begin = task * kCapValues;
+    kernels_.soft_cap(values + begin, std::min(kCapValues, count - begin), cap);
+  });
+}
 
 void CpuBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
   for (size_t i = 0; i < rows.size(); ++i) std::copy_n(x + rows[i] * hidden_size, hidden_size, out + int64_t(i) * hidden_size);

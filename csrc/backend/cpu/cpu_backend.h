@@ -37,6 +37,8 @@ class CpuBackend : public Backend {
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float) override;
   void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_add_rmsnorm(const float*, const WeightView&, float, int64_t, bool, float*, const WeightView&,
+                      const ExpertSum&) override;
   void do_layernorm(const float*, const WeightView&, const WeightView&, float, int64_t, const RowsOut&,
                     const ExpertSum&) override;
   void do_combine(float*, int64_t, const ExpertSum&) override {}  // do_expert_ffn() adds everything
@@ -45,14 +47,15 @@ class CpuBackend : public Backend {
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
-  void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*) override;
+  void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*, float) override;
   bool takes_cost() const override { return true; }
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                 const uint8_t* cost) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;
   ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
-                          const DispatchPlan&, float*) override;
-  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*) override;
+                          const DispatchPlan&, float*, bool accumulate) override;
+  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*, Activation, bool accumulate) override;
+  void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
@@ -67,7 +70,7 @@ class CpuBackend : public Backend {
   struct ExpertCall;
   // The common part of expert_ffn() and mlp(). Experts may have different formats. `store`: has leased them; null: all are there.
   void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
-                   const DispatchPlan&, float* out, ExpertStore* store = nullptr);
+                   const DispatchPlan&, float* out, bool accumulate, ExpertStore* store = nullptr);
   void gate_up(const ExpertCall&, std::span<const int32_t> list);
   void down(const ExpertCall&, std::span<const int32_t> list);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;

@@ -37,8 +37,9 @@ const void* CpuBackend::do_expert_table(std::span<const ExpertWeights> experts) 
 }
 
 ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
-                                    const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out) {
-  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out, experts.store());
+                                    const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out,
+                                    bool accumulate) {
+  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out, accumulate, experts.store());
   return {};
 }
 
@@ -66,10 +67,13 @@ struct CpuBackend::ExpertCall {
 };
 
 void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts, int64_t k,
-                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out,
+                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate,
                              ExpertStore* store) {
   const int64_t pairs = plan.offsets[experts.size()];
-  if (pairs == 0) return;
+  if (pairs == 0) {
+    if (!accumulate) std::fill_n(out, num_rows * experts[0].gate.cols, 0.0f);
+    return;
+  }
   const std::span<const int32_t> active(routing.active, size_t(routing.num_active));
   ExpertCall call{*this, experts, ffn, routing, plan, experts[0].gate.cols, experts[0].gate.rows};
   const int64_t hidden = call.hidden;
@@ -110,9 +114,15 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
     std::memset(sum, 0, size_t(hidden) * 4);
     for (int64_t j = 0; j < k; ++j) {
       int32_t r = plan.sorted_of_pair[t * k + j];
-      if (r >= 0) kernels_.axpy(ffn.scale_input ? 1.0f : routing.weights[t * k + j], call.out + r * hidden, hidden, sum);
+      if (r < 0) continue;
+      float weight = ffn.scale_input ? 1.0f : routing.weights[t * k + j];
+      if (ffn.expert_scale) weight *= ffn.expert_scale[routing.ids[t * k + j]];
+      kernels_.axpy(weight, call.out + r * hidden, hidden, sum);
     }
-    kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
+    if (accumulate)
+      kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
+    else
+      std::copy_n(sum, hidden, out + t * hidden);
   });
 }
 
@@ -163,10 +173,11 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
           kernels_.axpy(1.0f, gate_bias, count, g);
           kernels_.axpy(1.0f, up_bias, count, u);
         }
-        if (call.ffn.activation == Activation::kSilu)
-          kernels_.silu_mul(g, u, count, g);
-        else
-          kernels_.clamped_swiglu(g, u, count, call.ffn.alpha, call.ffn.limit, g);
+        switch (call.ffn.activation) {
+          case Activation::kSilu: kernels_.silu_mul(g, u, count, g); break;
+          case Activation::kGeluTanh: kernels_.gelu_tanh_mul(g, u, count, g); break;
+          case Activation::kClampedSwiglu: kernels_.clamped_swiglu(g, u, count, call.ffn.alpha, call.ffn.limit, g); break;
+        }
         rows[j] = g;
       }
       down.pack(rows, m, begin, count, to.from(r));
@@ -201,10 +212,11 @@ void CpuBackend::down(const ExpertCall& call, std::span<const int32_t> list) {
 }
 
 // A dense MLP is run as one expert that takes every row, with weight 1 or by the row's gate.
-void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out) {
+void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
+                        Activation activation, bool accumulate) {
   int32_t* rows = mlp_rows_.get(num_rows);
   float* row_weights = mlp_weights_.get(num_rows);
-  if (!row_gate.empty()) do_router(x.f32, row_gate, {}, num_rows, row_weights);
+  if (!row_gate.empty()) do_router(x.f32, row_gate, {}, num_rows, row_weights, 1);
   for (int64_t t = 0; t < num_rows; ++t) {
     rows[t] = int32_t(t);
     row_weights[t] = row_gate.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-row_weights[t]));
@@ -212,7 +224,7 @@ void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& 
   int32_t active = 0, offsets[2] = {0, int32_t(num_rows)};
   Routing routing{nullptr, row_weights, &active, 1};
   DispatchPlan plan{offsets, rows, rows};
-  run_experts(x, num_rows, {&weights, 1}, 1, {}, routing, plan, out);
+  run_experts(x, num_rows, {&weights, 1}, 1, {.activation = activation}, routing, plan, out, accumulate);
 }
 
 }  // namespace lynx_rt

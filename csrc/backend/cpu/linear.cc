@@ -83,7 +83,8 @@ void CpuBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_hea
   });
 }
 
-void CpuBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
+void CpuBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,
+                           float scale) {
   // Rows are not rounded to the compute dtype: a small error in a score can change a row's experts.
   const Product exact(kernels_, DType::kF32, weight.dtype);
   const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[WeightKind::kF32]);
@@ -91,6 +92,8 @@ void CpuBackend::do_router(const float* x, const WeightView& weight, const Weigh
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {
     int64_t begin = task * block, count = std::min(block, weight.rows - begin);
     exact.run(weight, begin, count, rows, num_rows, scores + begin, weight.rows, false, nullptr);
+    for (int64_t t = 0; scale != 1 && t < num_rows; ++t)
+      for (int64_t e = begin; e < begin + count; ++e) scores[t * weight.rows + e] *= scale;
     add_bias(kernels_, bias, begin, count, num_rows, scores + begin, weight.rows);
   });
 }

@@ -13,6 +13,7 @@
 #include "backend/cuda/rows/gather.h"
 #include "backend/cuda/rows/norm.h"
 #include "backend/cuda/rows/round.h"
+#include "backend/cuda/rows/soft_cap.h"
 #include "backend/cuda/sample/sample.h"
 #include "base/cpu_topology.h"
 
@@ -123,6 +124,12 @@ void CudaBackend::do_rmsnorm(const float* x, const WeightView& weight, float eps
                 static_cast<uint16_t*>(out.rounded), stream_);
 }
 
+void CudaBackend::do_add_rmsnorm(const float* y, const WeightView& weight, float eps, int64_t num_rows, bool accumulate, float* x,
+                                 const WeightView& scale, const ExpertSum& sum) {
+  cuda::add_rmsnorm(const_cast<float*>(y), sum, floats(weight), eps, int(num_rows), int(weight.cols), accumulate, floats(scale),
+                    x, stream_);
+}
+
 void CudaBackend::do_layernorm(const float* x, const WeightView& weight, const WeightView& bias, float eps, int64_t num_rows,
                                const RowsOut& out, const ExpertSum& sum) {
   cuda::layernorm(const_cast<float*>(x), sum, floats(weight), floats(bias), eps, int(num_rows), int(weight.cols), out.f32,
@@ -206,8 +213,9 @@ void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, c
   cuda::attention(args, stream_);
 }
 
-void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores) {
-  cuda::router(x, weight, floats(bias), int(num_rows), scores, stream_);
+void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,
+                            float scale) {
+  cuda::router(x, weight, floats(bias), int(num_rows), scores, stream_, scale);
 }
 
 void CudaBackend::do_route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection,
@@ -260,7 +268,8 @@ const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts)
 }
 
 ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
-                                     const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float*) {
+                                     const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float*,
+                                     bool accumulate) {
   const int32_t* counts = static_cast<const int32_t*>(counts_.get());
   GateUpArgs up = {};
   up.x = rounded(x, num_rows, experts.hidden_size());
@@ -285,12 +294,13 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   args.bits = bits.down;
   down(args, properties_.num_sms, stream_);
 
-  return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k};
+  return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k, ffn.expert_scale, accumulate};
 }
 
-void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate,
-                         float* out) {
+void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
+                         Activation activation, bool accumulate) {
   GateUpArgs up = {};
+  up.ffn.activation = activation;
   up.x = rounded(x, num_rows, weights.gate.cols);
   up.dense = entry_of(weights);
   up.bits = up.dense.gate_up_form.bits;
@@ -310,7 +320,7 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   args.num_parts = 1;
   args.out = out;
   args.out_stride = up.hidden_size;
-  args.accumulate = true;
+  args.accumulate = accumulate;
   if (!row_gate.empty()) {
     float* gates = static_cast<float*>(row_scales_.get());
     cuda::router(x.f32, row_gate, nullptr, up.num_rows, gates, stream_);
@@ -318,6 +328,8 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   }
   cuda::linear(args, properties_.num_sms, stream_);
 }
+
+void CudaBackend::do_soft_cap(float* values, int64_t count, float cap) { cuda::soft_cap(values, count, cap, stream_); }
 
 void CudaBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
   copy_async(rows_.get(), stage_copy(rows), rows.size_bytes(), stream_);

@@ -49,6 +49,8 @@ class CudaBackend final : public Backend {
  private:
   void do_embed(const WeightView&, const int32_t*, int64_t, float*, float scale) override;
   void do_rmsnorm(const float*, const WeightView&, float, int64_t, const RowsOut&, const ExpertSum&) override;
+  void do_add_rmsnorm(const float*, const WeightView&, float, int64_t, bool accumulate, float*, const WeightView& scale,
+                      const ExpertSum&) override;
   void do_layernorm(const float*, const WeightView& weight, const WeightView& bias, float, int64_t, const RowsOut&,
                     const ExpertSum&) override;
   void do_combine(float*, int64_t num_rows, const ExpertSum&) override;
@@ -58,13 +60,15 @@ class CudaBackend final : public Backend {
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
-  void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*) override;
+  void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*, float scale) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                 const uint8_t* cost) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;
   ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
-                          const DispatchPlan&, float*) override;
-  void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*) override;
+                          const DispatchPlan&, float*, bool accumulate) override;
+  void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
+              bool accumulate) override;
+  void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;

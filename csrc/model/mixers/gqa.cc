@@ -1,14 +1,17 @@
 #include "model/mixers/gqa.h"
 
+#include <span>
+
 namespace lynx_rt {
 
 void mix(const GqaWeights& w, const MixerStep& s) {
   const ModelConfig& m = s.config;
   const LayerConfig& layer = s.layer;
   Workspace& ws = s.workspace;
-  const int64_t q_size = m.num_heads * m.head_dim, kv_size = m.num_kv_heads * m.head_dim, stride = q_size + 2 * kv_size;
+  const int64_t d = m.head_dim_of(layer), q_size = m.num_heads * d, kv_size = m.kv_heads_of(layer) * d,
+                stride = q_size + 2 * kv_size;
   const LinearPart parts[] = {{w.q_proj, w.q_bias, 0}, {w.k_proj, w.k_bias, q_size}, {w.v_proj, w.v_bias, q_size + kv_size}};
-  s.backend.linear(ws.normed, parts, false, ws.qkv.get(), stride);
+  s.backend.linear(ws.normed, std::span(parts).first(layer.v_from_k ? 2 : 3), false, ws.qkv.get(), stride);
 
   QkvPostArgs post{};
   post.qkv = ws.qkv.get();
@@ -19,6 +22,8 @@ void mix(const GqaWeights& w, const MixerStep& s) {
   post.k_norm = w.k_norm;
   post.eps = m.rms_norm_eps;
   post.rope = s.rope;
+  post.v_norm = m.v_norm;
+  post.v_from_k = layer.v_from_k;
   post.clip = m.clip_qkv;
   if (!layer.rope) {
     post.rope.dim = 0;

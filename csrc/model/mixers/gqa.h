@@ -8,7 +8,7 @@ namespace lynx_rt {
 struct GqaWeights {
   WeightView q_proj, q_bias;  // [A * D, H], [A * D]
   WeightView k_proj, k_bias;  // [G * D, H], [G * D]
-  WeightView v_proj, v_bias;  // [G * D, H], [G * D]
+  WeightView v_proj, v_bias;  // [G * D, H], [G * D]; empty where LayerConfig::v_from_k
   WeightView o_proj, o_bias;  // [H, A * D], [H]
   WeightView q_norm, k_norm;  // as ModelConfig::qk_norm says
   WeightView sinks;           // [A]

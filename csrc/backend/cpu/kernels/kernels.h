@@ -48,11 +48,13 @@ struct Kernels {
   void (*rmsnorm)(const float* x, const void* weight, DType dtype, int64_t n, float eps, float* out);  // weight null: all 1
   void (*layernorm)(const float* x, const void* weight, DType dtype, const void* bias, DType bias_dtype, int64_t n, float eps,
                     float* out);
-  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = silu(gate) * up
+  void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);       // out = silu(gate) * up
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, by tanh
   // out = g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit)
   void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out);
   // x = exp(scale * (x - max)) in place; state = {max, sum of the exponentials}; n > 0.
   void (*exponentials)(float* x, int64_t n, float scale, float* state);
+  void (*soft_cap)(float* x, int64_t n, float cap);  // x = cap * tanh(x / cap) in place
   // Adds `part`, the weighted sums over other keys, to `state`; both are {sums [d], max, sum of the exponentials}.
   void (*merge)(const float* part, int64_t d, float scale, float* state);
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);              // rotates (x[i], x[i + half])

@@ -254,6 +254,37 @@ void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
   }
 }
 
+// x / 2 * (1 + tanh(u)) = x / (1 + e^-2u).
+void gelu_tanh_mul(const float* gate, const float* up, int64_t n, float* out) {
+  constexpr float kTwiceRoot = 1.5957691216f;  // 2 * sqrt(2 / pi)
+  for (int64_t b = 0; b < n; b += kLanes) {
+    const int64_t count = n - b < kLanes ? n - b : kLanes;
+    float power[kLanes];
+    for (int64_t i = 0; i < count; ++i) {
+      const float x = gate[b + i];
+      power[i] = exp_f32(-kTwiceRoot * (x + 0.044715f * (x * x * x)));
+    }
+    for (int64_t i = 0; i < count; ++i) out[b + i] = gate[b + i] / (1.0f + power[i]) * up[b + i];
+  }
+}
+
+// tanh(x) = 1 - 2 / (e^2x + 1), which cancels near 0: there it is the Taylor series up to x^7, whose next term is below 2^-25 of x.
+void soft_cap(float* x, int64_t n, float cap) {
+  for (int64_t b = 0; b < n; b += kLanes) {
+    const int64_t count = n - b < kLanes ? n - b : kLanes;
+    float ratio[kLanes], power[kLanes];
+    for (int64_t i = 0; i < count; ++i) {
+      ratio[i] = x[b + i] / cap;
+      power[i] = exp_f32(2.0f * ratio[i]);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const float r = ratio[i], s = r * r, far = 1.0f - 2.0f / (power[i] + 1.0f);
+      const float near = r + r * s * (-1.0f / 3 + s * (2.0f / 15 - s * (17.0f / 315)));
+      x[b + i] = cap * (s < 0.0256f ? near : far);
+    }
+  }
+}
+
 void clamped_swiglu(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out) {
   for (int64_t b = 0; b < n; b += kLanes) {
     const int64_t count = n - b < kLanes ? n - b : kLanes;
@@ -345,8 +376,10 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           rmsnorm,
           layernorm,
           silu_mul,
+          gelu_tanh_mul,
           clamped_swiglu,
           exponentials,
+          soft_cap,
           merge,
           rope,
           rope_interleaved,

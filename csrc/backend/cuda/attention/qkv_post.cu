@@ -38,6 +38,7 @@ struct QkvPostParams {
   int64_t num_jobs;  // rows * heads
   int num_q_heads, num_kv_heads, head_dim;
   float eps, clip, temperature_floor, temperature_scale;
+  bool v_norm, v_from_k;
 };
 
 // Returns 1 / sqrt(mean(x^2) + eps), in every lane.
@@ -74,7 +75,8 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
   const int64_t slot = p.slots[t];
   if (!is_q && slot < 0) return;
 
-  float* x = p.qkv + job * d;
+  // The columns of k are only read here, so v may take them too.
+  float* x = p.qkv + (is_v && p.v_from_k ? job - p.num_kv_heads : job) * d;
   float low[kPairs], high[kPairs];
   LYNX_UNROLL
   for (int j = 0; j < kPairs; ++j) {
@@ -85,6 +87,11 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
   }
   const int position = p.positions[t] < 0 ? 0 : p.positions[t];
   const int kv_head = is_v ? head - p.num_q_heads - p.num_kv_heads : head - p.num_q_heads;
+  if (is_v && p.v_norm) {
+    const float scale = inverse_rms(x, d, p.eps);
+    LYNX_UNROLL
+    for (int j = 0; j < kPairs; ++j) low[j] *= scale, high[j] *= scale;
+  }
   if (!is_v) {
     const float* norm = is_q ? p.q_norm : p.k_norm;
     const bool width = p.norm == QkNorm::kWidth, before = norm && (width || p.norm == QkNorm::kHead);
@@ -244,6 +251,8 @@ void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, c
   p.clip = args.clip;
   p.temperature_floor = args.temperature_floor;
   p.temperature_scale = args.temperature_scale;
+  p.v_norm = args.v_norm;
+  p.v_from_k = args.v_from_k;
   if (args.norm == QkNorm::kWidth)
     launch(width_kernel, Dim3(unsigned(num_rows), 2), kWidthThreads, kWidthThreads / kWarpSize * 4, stream, p, scales);
   launch(d <= 256 ? qkv_post_kernel<4> : qkv_post_kernel<kMaxPairs>, unsigned(ceil_div(p.num_jobs, kWarps)), kWarps * kWarpSize,

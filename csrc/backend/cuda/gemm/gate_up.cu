@@ -25,6 +25,10 @@ using GateUpGemm = PackedGemm<kBits, 2, kTokenBlocks, kWarps, pipeline_depth(kBi
 
 __device__ float activate(const FfnRule& ffn, float gate, float up) {
   if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // where exp is infinite the result is -0
+  if (ffn.activation == Activation::kGeluTanh) {
+    constexpr float kTwiceRoot = 1.5957691216f;  // 2 * sqrt(2 / pi); gelu(x) = x / (1 + e^-2u)
+    return gate / (1.0f + fast_exp(-kTwiceRoot * (gate + 0.044715f * (gate * gate * gate)))) * up;
+  }
   // A NaN passes these comparisons unchanged.
   const float g = gate > ffn.limit ? ffn.limit : gate, u = up > ffn.limit ? ffn.limit : up < -ffn.limit ? -ffn.limit : up;
   return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);

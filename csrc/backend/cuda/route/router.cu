@@ -1,4 +1,4 @@
-// router(): scores[t, e] = dot(x[t], weight[e]) + bias[e] in float32.
+// router(): scores[t, e] = scale * dot(x[t], weight[e]) + bias[e] in float32.
 //
 // Work split. A block computes a tile of rows and experts. The columns are split in quads among its lanes: lane l of warp w
 // has quads 32 w + l, then every 128th. A lane sums its quads in order, lanes are summed by a butterfly, warps in order. So the order
@@ -27,6 +27,7 @@ struct RouterParams {
   const void* weight;
   const float* bias;
   float* scores;
+  float scale;
   int num_rows, num_columns, num_experts;
 };
 
@@ -123,6 +124,7 @@ __global__ void __launch_bounds__(kWarps * 32) router_kernel(const __grid_consta
     for (int warp = 0; warp < kWarps; ++warp) total += of_warp[warp * kValues + i];
     const int t = first_row + i / kExperts, e = first_expert + i % kExperts;
     if (t >= p.num_rows || e >= p.num_experts) continue;
+    total *= p.scale;
     p.scores[int64_t(t) * p.num_experts + e] = p.bias ? total + p.bias[e] : total;
   }
 }
@@ -149,10 +151,11 @@ void launch_router(const RouterParams& params, Stream stream) {
 
 }  // namespace
 
-void router(const float* x, const WeightView& weight, const float* bias, int num_rows, float* scores, Stream stream) {
+void router(const float* x, const WeightView& weight, const float* bias, int num_rows, float* scores, Stream stream,
+            float scale) {
   if (weight.rows < 0 || weight.rows > INT32_MAX || weight.cols < 1 || weight.cols > INT32_MAX)
     invalid("router", "expected a weight [E, H], got [", weight.rows, ", ", weight.cols, "]");
-  const RouterParams params{x, weight.data, bias, scores, num_rows, int(weight.cols), int(weight.rows)};
+  const RouterParams params{x, weight.data, bias, scores, scale, num_rows, int(weight.cols), int(weight.rows)};
   const bool empty = num_rows == 0 || weight.rows == 0;
   if (weight.dtype == DType::kBF16) {
     if (!empty) launch_router<uint16_t>(params, stream);

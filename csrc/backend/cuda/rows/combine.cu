@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kQuadThreads) combine_kernel(const __grid_cons
   const QuadOfRow at = quad_of_row(p.num_rows, p.num_columns, p.quads);
   if (at.count == 0) return;
   float* x = p.x + at.row * p.num_columns + at.column;
-  const Quad old = load_quad(x, at.count, p.aligned);
+  const Quad old = load_quad(x, p.sum.accumulate ? at.count : 0, p.aligned);
   store_quad(x, add_experts(p.sum, at.row, p.num_columns, at.column, at.count, p.aligned, old), at.count, p.aligned);
 }
 

@@ -1,4 +1,4 @@
-// rmsnorm() and layernorm().
+// rmsnorm(), add_rmsnorm() and layernorm().
 //
 // Work split: a block per row. For H <= 8192 the block keeps the row in registers between the sums and the scaling, else it reads the
 // row again. The number of threads, and so the order of the sums, depends on H only: quads of a thread in order, lanes by a
@@ -21,15 +21,18 @@ constexpr int kMaxThreads = 512;  // threads of a row
 constexpr int kMaxQuads = 4;      // quads of a row that a thread keeps
 
 struct NormParams {
-  ExpertSum sum;
-  float* x;
-  const float* weight;
-  const float* bias;  // layernorm's bias, or null
-  float* out;
-  uint16_t* rounded;
-  float eps;
-  int num_columns, quads;  // quads of a row, with the zeros after it
-  bool aligned;
+  ExpertSum sum = {};
+  float* x = nullptr;
+  const float* weight = nullptr;
+  const float* bias = nullptr;  // layernorm's bias, or null
+  float* out = nullptr;
+  uint16_t* rounded = nullptr;
+  float eps = 0;
+  float* residual = nullptr;       // add_rmsnorm's x, or null
+  const float* scale = nullptr;    // add_rmsnorm's factor, or null
+  bool accumulate = false;         // add_rmsnorm adds to x
+  int num_columns = 0, quads = 0;  // quads of a row, with the zeros after it
+  bool aligned = false;
 };
 
 // Returns the sum of all threads' values, in every thread. `of_warp` is shared memory for this call alone.
@@ -61,7 +64,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
   float* x = p.x + t * n;
   const auto load = [&](int column) {
     const int count = count_at(column);
-    Quad quad = load_quad(x + column, count, p.aligned);
+    Quad quad = load_quad(x + column, p.sum.partial && !p.sum.accumulate ? 0 : count, p.aligned);
     if (p.sum.partial && count > 0) {
       quad = add_experts(p.sum, t, n, column, count, p.aligned, quad);
       store_quad(x + column, quad, count, p.aligned);
@@ -109,6 +112,14 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
       LYNX_UNROLL
       for (int j = 0; j < 4; ++j) result.v[j] += bias.v[j];
     }
+    if (!kCentered && p.residual && count > 0) {
+      float* to = p.residual + t * n + column;
+      const Quad old = load_quad(to, p.accumulate ? count : 0, p.aligned);
+      const float by = p.scale ? *p.scale : 1;
+      LYNX_UNROLL
+      for (int j = 0; j < 4; ++j) result.v[j] = (old.v[j] + result.v[j]) * by;
+      store_quad(to, result, count, p.aligned);
+    }
     if (p.out && count > 0) store_quad(p.out + t * n + column, result, count, p.aligned);
     if (p.rounded && column < p.quads * 4) store_rounded(p.rounded + t * p.quads * 4 + column, result, count);
   };
@@ -121,14 +132,13 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
 }
 
 template <bool kCentered>
-void norm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
-          float* out, uint16_t* rounded, Stream stream) {
+void norm(NormParams params, int num_rows, Stream stream) {
+  const int hidden_size = params.num_columns;
   if (num_rows == 0 || hidden_size == 0) return;
-  const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(sum.partial) && aligned_16(weight) &&
-                       aligned_16(bias) && aligned_16(out);
-  const int quads = int(padded_columns(hidden_size) / 4);
+  params.aligned = hidden_size % 4 == 0 && aligned_16(params.x) && aligned_16(params.sum.partial) && aligned_16(params.weight) &&
+                   aligned_16(params.bias) && aligned_16(params.out) && aligned_16(params.residual);
+  const int quads = params.quads = int(padded_columns(hidden_size) / 4);
   const int threads = std::min(kMaxThreads, int(round_up(quads, 32)));
-  const NormParams params{sum, x, weight, bias, out, rounded, eps, hidden_size, quads, aligned};
   const int64_t kept = ceil_div(quads, threads);
   auto* kernel = kept == 1           ? norm_kernel<1, kCentered>
                  : kept == 2         ? norm_kernel<2, kCentered>
@@ -141,12 +151,34 @@ void norm(float* x, const ExpertSum& sum, const float* weight, const float* bias
 
 void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,
              uint16_t* rounded, Stream stream) {
-  norm<false>(x, sum, weight, nullptr, eps, num_rows, hidden_size, out, rounded, stream);
+  norm<false>({.sum = sum, .x = x, .weight = weight, .out = out, .rounded = rounded, .eps = eps, .num_columns = hidden_size},
+              num_rows, stream);
+}
+
+void add_rmsnorm(float* y, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, bool accumulate,
+                 const float* scale, float* x, Stream stream) {
+  norm<false>({.sum = sum,
+               .x = y,
+               .weight = weight,
+               .eps = eps,
+               .residual = x,
+               .scale = scale,
+               .accumulate = accumulate,
+               .num_columns = hidden_size},
+              num_rows, stream);
 }
 
 void layernorm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
                float* out, uint16_t* rounded, Stream stream) {
-  norm<true>(x, sum, weight, bias, eps, num_rows, hidden_size, out, rounded, stream);
+  norm<true>({.sum = sum,
+              .x = x,
+              .weight = weight,
+              .bias = bias,
+              .out = out,
+              .rounded = rounded,
+              .eps = eps,
+              .num_columns = hidden_size},
+             num_rows, stream);
 }
 
 }  // namespace lynx_rt::cuda

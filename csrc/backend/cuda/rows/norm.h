@@ -16,6 +16,11 @@ void combine(const ExpertSum& sum, int num_rows, int hidden_size, float* x, Stre
 void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,
              uint16_t* rounded, Stream stream);
 
+// Adds the sum to y where there is one; then x = (x + y / sqrt(mean(y^2) + eps) * weight) * scale[0] per row of H, without the x in the
+// brackets unless `accumulate`. y, x [T, H] do not overlap; scale may be null: 1.
+void add_rmsnorm(float* y, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, bool accumulate,
+                 const float* scale, float* x, Stream stream);
+
 // Does what rmsnorm() does, with out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias; bias may be null.
 void layernorm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
                float* out, uint16_t* rounded, Stream stream);

@@ -44,9 +44,12 @@ ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   // Ids outside the vocabulary, such as -1, are never sampled, so they can be left out.
   for (int64_t id : c.integer_or_list("eos_token_id", INT64_MIN, INT64_MAX))
     if (id >= 0 && id < m.vocab_size) m.eos_token_ids.push_back(int32_t(id));
-  read_rope(c, m.head_dim, m, keys);
-  const std::string act = c.string_or("hidden_act", "silu");
-  if (act != "silu" && act != "swish") unsupported(c, "hidden_act", quote(act), "silu");
+  if (!keys.rope_by_layer_type) read_rope(c, m.head_dim, m, keys);
+  const std::string act = c.string_or(keys.hidden_act, keys.gelu ? "gelu_pytorch_tanh" : "silu");
+  if (keys.gelu && act == "gelu_pytorch_tanh")
+    m.ffn.activation = m.mlp_activation = Activation::kGeluTanh;
+  else if (act != "silu" && act != "swish")
+    unsupported(c, keys.hidden_act, quote(act), keys.gelu ? "gelu_pytorch_tanh, silu" : "silu");
   m.quantization = read_quantization_config(c);
   return m;
 }

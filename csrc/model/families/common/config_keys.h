@@ -20,7 +20,10 @@ struct CommonKeys {
   double rope_theta = 10000;
   bool partial_rotary = false;  // whether the family rotates a part of a head; partial_rotary_factor must be 1 where it does not
   double partial_rotary_factor = 1;
-  const char* head_dim = "head_dim";  // the key's name
+  const char* head_dim = "head_dim";      // the key's name
+  bool rope_by_layer_type = false;        // the family reads its ropes itself, by read_layer_rope()
+  const char* hidden_act = "hidden_act";  // the key's name
+  bool gelu = false;                      // whether the family's activation may be gelu_pytorch_tanh, which it is without the key
 };
 
 // Reads the keys that all families have: sizes, heads, norm, tying, dtype, eos_token_id; the rope by read_rope(). In the result
@@ -34,6 +37,11 @@ void read_dtype(const ConfigReader& config, ModelConfig& m);
 // configs have it. `head_dim`: the number of columns of a head that the factor refers to. read_common() calls this with the head
 // size.
 void read_rope(const ConfigReader& config, int64_t head_dim, ModelConfig& m, const CommonKeys& keys = {});
+
+// Reads rope_parameters.<layer_type>, the rope of the layers of that type, whose heads have head_dim columns. `absent`: the rope where
+// the config has no rope_parameters, with its partial_rotary_factor; its dim and rotated_pairs are set here.
+RopeConfig read_layer_rope(const ConfigReader& config, const std::string& layer_type, int64_t head_dim, RopeConfig absent,
+                           double partial_rotary_factor);
 
 // The keys of a family's experts. Of several spellings, the first that is present is read.
 struct ExpertKeys {

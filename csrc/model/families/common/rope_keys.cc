@@ -14,11 +14,12 @@ std::optional<double> number_if(const ConfigReader& r, const std::string& key, d
   return r.has(key) ? std::optional(r.number(key, min, max)) : std::nullopt;
 }
 
-RopeKind read_kind(const ConfigReader& r) {
+RopeKind read_kind(const ConfigReader& r, bool proportional = false) {
   const std::string type = r.string_or("rope_type", r.string_or("type", "default"));
   const std::pair<const char*, RopeKind> kinds[] = {{"default", RopeKind::kDefault},   {"linear", RopeKind::kLinear},
                                                     {"dynamic", RopeKind::kDynamic},   {"yarn", RopeKind::kYarn},
                                                     {"longrope", RopeKind::kLongrope}, {"llama3", RopeKind::kLlama3}};
+  if (proportional && type == "proportional") return RopeKind::kProportional;
   for (const auto& [name, kind] : kinds)
     if (type == name) return kind;
   unsupported(r, "rope_type", quote(type), joined(kinds, [](const auto& k) { return k.first; }));
@@ -47,6 +48,7 @@ void read_kind_keys(const ConfigReader& c, const ConfigReader& r, RopeConfig& ro
                                              : r.number("factor", 1, kMaxFactor);
   switch (rope.kind) {
     case RopeKind::kDefault:
+    case RopeKind::kProportional:
     case RopeKind::kLinear: break;
     case RopeKind::kDynamic:
       rope.alpha = r.number_or("alpha", 0, 0, 1e9);
@@ -103,6 +105,29 @@ void read_rope(const ConfigReader& c, int64_t head_dim, ModelConfig& m, const Co
   // length.
   if (rope.kind == RopeKind::kYarn)
     m.max_position_embeddings = std::max(m.max_position_embeddings, int64_t(double(rope.original_max_positions) * rope.factor));
+}
+
+RopeConfig read_layer_rope(const ConfigReader& c, const std::string& layer_type, int64_t head_dim, RopeConfig rope,
+                           double partial_rotary_factor) {
+  const std::optional<ConfigReader> all = c.object("rope_parameters");
+  const std::optional<ConfigReader> found = all ? all->object(layer_type) : std::nullopt;
+  if (all && !found) all->fail_key(layer_type, "missing, expected the rope of layers of that type");
+  if (found) {
+    rope = {};
+    rope.kind = read_kind(*found, true);
+    rope.theta = found->number("rope_theta", 1.0, 1e12);
+    partial_rotary_factor = found->number_or("partial_rotary_factor", 1, 0.0, 1.0);
+  }
+  rope.dim = head_dim;
+  if (rope.kind == RopeKind::kProportional) {
+    rope.rotated_pairs = int64_t(partial_rotary_factor * double(head_dim) / 2);
+    if (found) rope.factor = found->number_or("factor", 1, 1e-6, kMaxFactor);
+  } else if (partial_rotary_factor != 1) {
+    unsupported(*found, "partial_rotary_factor", str_cat(partial_rotary_factor), "1 where rope_type is not proportional");
+  } else if (found && rope.kind != RopeKind::kDefault) {
+    read_kind_keys(c, *found, rope);
+  }
+  return rope;
 }
 
 }  // namespace lynx_rt

@@ -41,6 +41,7 @@ bool same_values(const Checkpoint& checkpoint, const std::string& first, const s
 ModelNames::ModelNames(const Checkpoint& checkpoint) {
   if (checkpoint.has("language_model.model.norm.weight")) root = "language_model.";
   base = checkpoint.has("norm.weight") ? "" : root + "model.";
+  if (checkpoint.has("model.language_model.norm.weight")) base = "model.language_model.";
 }
 
 bool WeightTable::can_hold(const std::vector<int64_t>& shape) const {
@@ -99,31 +100,51 @@ void WeightTable::add_norms(int64_t l) {
   const std::string name = layer_name(l);
   LayerWeights& w = layer(l);
   add(name + "input_layernorm.weight", {m.hidden_size}, &w.input_norm, WeightUse::kVector);
+  if (m.sandwich_norms) return add_sandwich(l);
   add(name + "post_attention_layernorm.weight", {m.hidden_size}, &w.post_attention_norm, WeightUse::kVector);
   if (m.norm == NormKind::kRms) return;
   add(name + "input_layernorm.bias", {m.hidden_size}, &w.input_norm_bias, WeightUse::kVector);
   add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias, WeightUse::kVector);
 }
 
+void WeightTable::add_sandwich(int64_t l) {
+  const std::string name = layer_name(l);
+  SandwichWeights& w = layer(l).sandwich;
+  const auto add_norm = [&](const char* norm, WeightView& target) {
+    add(name + norm, {m.hidden_size}, &target, WeightUse::kVector);
+  };
+  add_norm("post_attention_layernorm.weight", w.attention_out);
+  add_norm("pre_feedforward_layernorm.weight", layer(l).post_attention_norm);
+  add_norm("post_feedforward_layernorm.weight", w.block_out);
+  add(name + "layer_scalar", {1}, &w.layer_scalar, WeightUse::kVector);
+  if (!m.layers[size_t(l)].moe) return;
+  add_norm("post_feedforward_layernorm_1.weight", w.mlp_out);
+  add_norm("pre_feedforward_layernorm_2.weight", w.experts_in);
+  add_norm("post_feedforward_layernorm_2.weight", w.experts_out);
+  add_norm("router.scale", w.router_in);
+  add_float32(name + "router.per_expert_scale", {m.num_experts}, &w.expert_scale);
+}
+
 void WeightTable::add_attention(int64_t l) {
-  const int64_t h = m.hidden_size, q = m.num_heads * m.head_dim, kv = m.num_kv_heads * m.head_dim;
+  const LayerConfig& of_layer = m.layers[size_t(l)];
+  const int64_t d = m.head_dim_of(of_layer), h = m.hidden_size, q = m.num_heads * d, kv = m.kv_heads_of(of_layer) * d;
   const std::string name = layer_name(l) + "self_attn.";
   GqaWeights& w = layer(l).mixer.emplace<GqaWeights>();
   add(name + "q_proj.weight", {q, h}, &w.q_proj, WeightUse::kMatrix);
   add(name + "k_proj.weight", {kv, h}, &w.k_proj, WeightUse::kMatrix);
-  add(name + "v_proj.weight", {kv, h}, &w.v_proj, WeightUse::kMatrix);
+  if (!of_layer.v_from_k) add(name + "v_proj.weight", {kv, h}, &w.v_proj, WeightUse::kMatrix);
   add(name + "o_proj.weight", {h, q}, &w.o_proj, WeightUse::kMatrix);
   if (m.attention_bias) {
     add(name + "q_proj.bias", {q}, &w.q_bias, WeightUse::kVector);
     add(name + "k_proj.bias", {kv}, &w.k_bias, WeightUse::kVector);
-    add(name + "v_proj.bias", {kv}, &w.v_bias, WeightUse::kVector);
+    if (!of_layer.v_from_k) add(name + "v_proj.bias", {kv}, &w.v_bias, WeightUse::kVector);
   }
   if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
   if (m.sinks) add(name + "sinks", {m.num_heads}, &w.sinks, WeightUse::kVector);
   if (m.qk_norm == QkNorm::kNone || m.qk_norm == QkNorm::kUnitAfterRope) return;
   const bool width = m.qk_norm == QkNorm::kWidth;
-  add(name + q_norm + ".weight", {width ? q : m.head_dim}, &w.q_norm, WeightUse::kVector);
-  add(name + k_norm + ".weight", {width ? kv : m.head_dim}, &w.k_norm, WeightUse::kVector);
+  add(name + q_norm + ".weight", {width ? q : d}, &w.q_norm, WeightUse::kVector);
+  add(name + k_norm + ".weight", {width ? kv : d}, &w.k_norm, WeightUse::kVector);
 }
 
 void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, std::span<ExpertWeights> placed_with,

@@ -12,7 +12,7 @@ namespace lynx_rt {
 struct ModelNames {
   explicit ModelNames(const Checkpoint& checkpoint);
   std::string root;  // before lm_head: "", or "language_model." where the model is a part of another
-  std::string base;  // before all others: root + "model.", or "" in a checkpoint of the base model
+  std::string base;  // before all others: root + "model.", "model.language_model.", or "" in a checkpoint of the base model
   std::string head() const { return root + "lm_head.weight"; }
 };
 
@@ -66,7 +66,7 @@ class WeightTable {
   // Adds model.embed_tokens, model.norm and lm_head. Where the config ties lm_head to the embedding, but the file has both and
   // they differ, both are used, as in transformers; where the file has one of them, it serves as both.
   void add_model();
-  // Adds input_layernorm and post_attention_layernorm.
+  // Adds input_layernorm and post_attention_layernorm, or all that SandwichWeights holds.
   void add_norms(int64_t l);
   // Names of q's and k's norms within self_attn.
   const char *q_norm = "q_norm", *k_norm = "k_norm";
@@ -90,6 +90,7 @@ class WeightTable {
   const ModelConfig& m;
 
  private:
+  void add_sandwich(int64_t l);
   void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, std::span<ExpertWeights> placed_with, bool bias,
                const MlpNames& names);
 
