@@ -40,8 +40,9 @@ struct ExpertStoreOptions {
   std::function<void(const std::string&)> on_report = {};  // may be empty
 };
 
-// The choice of experts that stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
-// that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it does not.
+// The choice of experts that stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result.
+// An expert that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it
+// does not.
 //
 // Thread-safety: calls come from one thread at a time. Test: tests/cpp/test_expert_store.cc.
 class ExpertStore {
