@@ -4,6 +4,8 @@
 #include <cmath>
 #include <functional>
 
+#include "model/norm.h"
+
 namespace lynx_rt {
 
 namespace {
@@ -24,6 +26,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       store_(store),
       prefetch_(prefetch),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
+      costs_(store),
       max_positions_(max_positions) {
   num_moe_layers_ = config.num_moe_layers();
   for (int64_t l = 0; l < config.num_layers; ++l)
@@ -115,10 +118,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
 }
 
 void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {
-  if (config_.norm == NormKind::kLayer)
-    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
-  else
-    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+  lynx_rt::norm(backend_, config_, x, weight, bias, num_rows, workspace_.normed, std::move(pending));
 }
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,

@@ -48,7 +48,10 @@ class Decoder {
 
   // Routing sees what experts cost in `cache`, and in decode-only steps tells it what it used; null = no cache. The owner ends the
   // cache's steps.
-  void set_cache(VirtualCache* cache) { cache_ = cache; }
+  void set_cache(VirtualCache* cache) {
+    cache_ = cache;
+    if (cache) costs_ = cache;
+  }
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
   void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
@@ -93,7 +96,8 @@ class Decoder {
   Workspace workspace_;
   std::vector<ExpertTable> experts_;  // [MoE layers]
   VirtualCache* cache_ = nullptr;
-  std::vector<int32_t> wanted_;             // [E] experts of a layer's own routing, where there is a cache or a store
+  const RoutingCosts* costs_;               // the store or the cache; null: all experts cost the same
+  std::vector<int32_t> wanted_;             // [E] experts of a layer's own routing, where there are costs
   DeviceArray<float> rope_cos_, rope_sin_;  // [max_positions, rope.dim / 2], filled up to rope_positions_
   RopeAngles rope_angles_;
   std::vector<float> new_cos_, new_sin_;  // rows before they are copied to the backend's memory

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "base/error.h"
+#include "model/norm.h"
 
 namespace lynx_rt {
 
@@ -36,10 +37,7 @@ ExpertPrefetch::ExpertPrefetch(Backend& backend, const ModelConfig& config, cons
 void ExpertPrefetch::hint(int64_t moe_layer, const float* x, int64_t num_rows) {
   if (num_rows > kMaxRows || moe_layer + 1 == int64_t(layers_.size()) || !store_.takes_hints()) return;
   const LayerWeights& w = *layers_[size_t(moe_layer + 1)];
-  if (config_.norm == NormKind::kLayer)
-    backend_.layernorm(x, w.post_attention_norm, w.post_attention_norm_bias, config_.rms_norm_eps, num_rows, normed_);
-  else
-    backend_.rmsnorm(x, w.post_attention_norm, config_.rms_norm_eps, num_rows, normed_);
+  norm(backend_, config_, x, w.post_attention_norm, w.post_attention_norm_bias, num_rows, normed_);
   backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get());
 
   const int64_t experts = config_.num_experts;

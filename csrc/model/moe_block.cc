@@ -14,18 +14,14 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   rule.scale = m.router.scale * m.residual_multiplier;
   float* scores = ws.scores.get() + (recording_.router_logits ? moe_layer * batch.num_rows * m.num_experts : 0);
   int32_t* ids = ws.ids.get() + (recording_.routed_experts ? moe_layer * batch.num_rows * m.num_experts_per_tok : 0);
-  wanted_.resize(cache_ || store_ ? size_t(m.num_experts) : 0);
+  wanted_.resize(costs_ ? size_t(m.num_experts) : 0);
   Routing routing{ids, ws.weights.get(), ws.active.get(), 0, wanted_.empty() ? nullptr : wanted_.data()};
   const ExpertTable& experts = experts_[size_t(moe_layer)];
   DispatchPlan plan{ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()};
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
   backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores);
   const bool decodes = batch.phase == Phase::kDecodeOnly;
-  const std::span<const uint8_t> no_cost;
-  backend_.route(scores, batch, rule, selection, routing, plan,
-                 store_   ? store_->cost(moe_layer)
-                 : cache_ ? cache_->cost(moe_layer)
-                          : no_cost);
+  backend_.route(scores, batch, rule, selection, routing, plan, costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
   const std::span active(routing.active, size_t(routing.num_active)), wanted(routing.wanted, size_t(routing.num_wanted));
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted);
   // Experts are read while the shared expert is computed.
