@@ -41,6 +41,7 @@ class EngineCore {
   void check_integrity() const {
     pool_.check_integrity(scheduler_.held_blocks());
     states_.check_integrity(scheduler_.held_states());
+    if (store_) store_->check_integrity();
   }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
   RouterLogits take_router_logits();                                                             // engine_research.cc

@@ -98,6 +98,9 @@ class ExpertStore : public RoutingCosts {
   void hint(int64_t layer, std::span<const int32_t> experts);
   // Throws kCorruptFile where the file was written to since it was opened.
   void check_unchanged() const { file_->file()->check_unchanged(); }
+  // Verifies that every slot has one owner, that none is free while something is read to it, that an expert's views point to its slot, and
+  // that no layer has more residents than its share. Throws kInternal saying what is inconsistent.
+  void check_integrity() const;
   ExpertStoreStats stats() const;
   void reset_stats();
 
@@ -132,6 +135,7 @@ class ExpertStore : public RoutingCosts {
   std::vector<Layer> layers_;
   std::deque<Slot> slots_;  // requests do not move
   std::vector<int32_t> free_;
+  std::vector<int64_t> quota_;  // [layers] residents at most
   Residency residency_;
   DirectReader reader_;
   // The lease's.

@@ -283,7 +283,8 @@ class LYNX_RT_API Engine {
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
-  // Verifies page reference counts, the free list and the prefix cache; throws kInternal saying what is inconsistent.
+  // Verifies page reference counts, the free list, the prefix cache and who owns memory for experts; throws kInternal saying what is
+  // inconsistent.
   void check_integrity() const;
 
   // Returns the logits [tokens, vocabulary] of every position of one sequence, computed outside of scheduling, for tests and
