@@ -6,8 +6,10 @@
 #include <memory>
 #include <string>
 
+#include "base/memory.h"
 #include "bindings.h"
 #include "checkpoint/gguf.h"
+#include "engine/memory_shares.h"
 #include "engine/public_fields.h"
 #include "gil.h"
 #include "model/describe.h"
@@ -112,6 +114,33 @@ py::dict pack(const std::string& path, const std::string& output, const std::str
   return d;
 }
 
+py::list foretell(const std::string& path, int64_t memory, int64_t max_num_seqs, int64_t max_model_len) {
+  EngineOptions options;
+  options.max_num_seqs = max_num_seqs;
+  options.max_model_len = max_model_len;
+  options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, max_num_seqs);
+  std::vector<ForetoldMemory> foretold;
+  {
+    const ReleaseGil nogil;
+    foretold = foretell_memory(path, memory, options);
+  }
+  py::list list;
+  for (const ForetoldMemory& f : foretold) {
+    py::dict d;
+    d["quantization"] = f.quantization;
+    d["error"] = f.error.empty() ? py::object(py::none()) : py::str(f.error);
+    d["weights"] = f.demand.weights;
+    d["steps"] = f.demand.steps;
+    d["kv"] = f.kv_bytes;
+    d["max_model_len"] = f.max_model_len;
+    d["experts"] = f.shares.experts;
+    d["slots"] = f.demand.slot ? f.shares.experts / f.demand.slot : 0;
+    d["num_experts"] = f.demand.num_experts;
+    list.append(d);
+  }
+  return list;
+}
+
 // Returns the bytes per second of reads of 1 MiB at random places of a file, past the page cache; 0 for a file of less than 64 MiB.
 double disk_rate(const std::string& path) {
   DirectReader reader;
@@ -128,6 +157,13 @@ void register_inspect(py::module_& m) {
         "What a model folder or a GGUF file holds, by config.json and the headers of its tensors' files: a dict of what `lynx-rt "
         "inspect --json` "
         "prints. Raises what making an Engine of the folder would.");
+  m.def("foretell_memory", &foretell, py::arg("path"), py::arg("memory"), py::arg("max_num_seqs"), py::arg("max_model_len"),
+        "How an Engine would divide `memory`, for each `quantization`: bytes, and the numbers of experts that there is memory "
+        "for and in "
+        "all. Raises what inspect() raises.");
+  m.def(
+      "total_memory", [](const std::string& text) { return parse_total(text, free_memory_bytes()); }, py::arg("text"),
+      "Bytes that Engine(memory=text) asks for. Raises ValidationError (field memory).");
   m.def("disk_rate", &disk_rate, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("pack_experts", &pack, py::arg("path"), py::arg("output"), py::arg("quantization") = "none", py::arg("num_threads") = 0,
         py::arg("on_progress") = py::none(),

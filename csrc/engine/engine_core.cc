@@ -47,6 +47,7 @@ const EngineOptions& checked(const EngineOptions& o) {
     invalid("max_num_batched_tokens", "expected at most 1048576, got ", o.max_num_batched_tokens);
   if (o.max_num_batched_tokens < o.max_num_seqs)
     invalid("max_num_batched_tokens", "expected at least max_num_seqs (", o.max_num_seqs, "), got ", o.max_num_batched_tokens);
+  if (!o.memory.empty()) parse_total(o.memory, 0);
   return o;
 }
 
@@ -61,11 +62,11 @@ std::string quantization_file(const EngineOptions& o, const ModelConfig& config,
   if (o.quantization_cache.empty()) return "";
   const bool repacked = !config.quantization.empty() && o.quantization != kDequantize;
   if (parse_quantization(o.quantization) == QuantFormat::kPlain && !repacked) {
-    if (makes_expert_file(o)) return "";
+    if (makes_expert_file(o, config)) return "";
     invalid("quantization_cache", "expected none without quantization, got \"", o.quantization_cache, "\"");
   }
   if (is_dummy(o)) invalid("quantization_cache", "expected none with load_format=\"dummy\", got \"", o.quantization_cache, "\"");
-  const bool experts = o.expert_file.empty() && o.expert_memory.empty();  // are among the file's weights
+  const bool experts = o.expert_file.empty() && !makes_expert_file(o, config);  // are among the file's weights
   return cached_file(o, config, checkpoint, experts ? ".v4.bin" : "-without-experts.v4.bin");
 }
 
@@ -93,9 +94,9 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       weights_(load_weights()),
       store_(make_store()),
       prefetch_(make_prefetch()),
-      decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, std::min<int64_t>(o.max_num_seqs, 256),
+      decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, max_logit_rows(o),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
-               {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits}, store_.get(), prefetch_.get()),
+               step_recording(o), store_.get(), prefetch_.get()),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
@@ -132,6 +133,7 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, takes);
   }
   if (expert_file_) bind_expert_file(weights);
+  if (!options_.memory.empty() && !expert_file_) divide_memory(weights);
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
     const int64_t free = backend_->memory_budget().free;

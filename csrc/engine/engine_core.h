@@ -8,6 +8,7 @@
 #include "base/mapped_file.h"
 #include "engine/batch.h"
 #include "engine/memory_plan.h"
+#include "engine/memory_shares.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/selection_control.h"
@@ -40,6 +41,7 @@ class EngineCore {
   void check_integrity() const {
     pool_.check_integrity(scheduler_.held_blocks());
     states_.check_integrity(scheduler_.held_states());
+    if (store_) store_->check_integrity();
   }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
   RouterLogits take_router_logits();                                                             // engine_research.cc
@@ -47,9 +49,11 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  void bind_expert_file(ModelWeights& weights);  // this and the next four: engine_experts.cc
-  Backend::MemoryBudget memory_budget() const;   // for everything but weights
-  std::unique_ptr<ExpertStore> make_store();     // null where all experts are in memory
+  void bind_expert_file(ModelWeights& weights);  // this and the next five: engine_experts.cc
+  // Divides EngineOptions::memory, which is not empty. `weights`: those that are always in memory.
+  void divide_memory(const ModelWeights& weights);
+  Backend::MemoryBudget memory_budget() const;  // for everything but weights
+  std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
   std::unique_ptr<ExpertPrefetch> make_prefetch();
   std::unique_ptr<VirtualCache> make_virtual_cache();
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
@@ -96,6 +100,7 @@ class EngineCore {
   int64_t weight_bytes_ = 0, copied_weight_bytes_ = 0;
   std::unique_ptr<Backend> backend_;
   std::shared_ptr<const ExpertFile> expert_file_;  // null: experts come from the checkpoint
+  std::optional<MemoryShares> shares_;             // of EngineOptions::memory
   int64_t expert_memory_ = 0;                      // bytes for experts, where the others are read when they are needed
   std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
   std::unique_ptr<const ModelWeights> weights_;

@@ -6,6 +6,8 @@
 #include "engine/engine_core.h"
 #include "engine/expert_memory.h"
 #include "model/expert_lists.h"
+#include "model/load_weights.h"
+#include "model/sequence_memory.h"
 #include "model/tiered_weights.h"
 
 namespace lynx_rt {
@@ -16,13 +18,40 @@ void EngineCore::bind_expert_file(ModelWeights& weights) {
     fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
          backend_->description(), "; use device=\"cpu\"");
   expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
+  use_expert_file(*expert_file_, nullptr, weights);
   const int64_t all = bytes_of_all(*expert_file_);
-  if (!options_.expert_memory.empty()) {
-    const int64_t bytes = parse_expert_memory(options_.expert_memory, all, backend_->memory_budget().chosen);
-    if (bytes < all) expert_memory_ = std::max<int64_t>(1, bytes);  // 0 would mean all
+  int64_t bytes = all;
+  if (!options_.memory.empty()) {
+    divide_memory(weights);
+    bytes = shares_->experts;
+  } else if (!options_.expert_memory.empty()) {
+    bytes = parse_memory("expert_memory", options_.expert_memory, all, backend_->memory_budget().chosen);
   }
-  if (expert_memory_ == 0) mapped_experts_.emplace(expert_file_->file()->path());
-  use_expert_file(*expert_file_, mapped_experts_ ? mapped_experts_->data() : nullptr, weights);
+  if (bytes < all) {
+    expert_memory_ = std::max<int64_t>(1, bytes);  // 0 would mean all
+    return;
+  }
+  mapped_experts_.emplace(expert_file_->file()->path());
+  use_expert_file(*expert_file_, mapped_experts_->data(), weights);
+}
+
+void EngineCore::divide_memory(const ModelWeights& weights) {
+  if (!backend_->host_memory())
+    fail(ErrorCode::kUnsupported, "memory", "memory: is divided on the CPU only, got ", backend_->description(),
+         "; use kv_cache_memory_bytes");
+  MemoryDemand demand;
+  demand.weights = weight_bytes_on_cpu(weights, parse_quantization(options_.quantization));
+  demand.steps = step_bytes(*backend_, config_, options_);
+  demand.state_slot = StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype()));
+  if (expert_file_) {
+    demand.slot = expert_file_->max_record_bytes();
+    demand.num_experts = bytes_of_all(*expert_file_) / demand.slot;
+  }
+  const int64_t free = backend_->memory_budget().free, total = parse_total(options_.memory, free);
+  if (total > free)
+    fail(ErrorCode::kOutOfMemory, "memory", "memory: ", total, " bytes were asked for, but ", free,
+         " bytes of memory are free; pass no more than that, or \"auto\"");
+  shares_ = lynx_rt::divide_memory(total, config_, backend_->compute_dtype(), options_, demand);
 }
 
 std::unique_ptr<ExpertStore> EngineCore::make_store() {
@@ -52,7 +81,7 @@ std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
 Backend::MemoryBudget EngineCore::memory_budget() const {
   Backend::MemoryBudget memory = backend_->memory_budget();
   memory.free = std::max<int64_t>(0, memory.free - expert_memory_);
-  memory.chosen = std::min(memory.chosen, memory.free);
+  memory.chosen = std::min(shares_ ? shares_->kv : memory.chosen, memory.free);
   return memory;
 }
 

@@ -2,36 +2,14 @@
 
 #include <algorithm>
 #include <cctype>
-#include <cmath>
 #include <filesystem>
 #include <system_error>
-#include <utility>
 
 #include "base/error.h"
+#include "engine/memory_shares.h"
 #include "model/pack_experts.h"
 
 namespace lynx_rt {
-
-int64_t parse_expert_memory(const std::string& text, int64_t all, int64_t chosen) {
-  if (text == "auto") return chosen;
-  static constexpr std::pair<std::string_view, double> kUnits[] = {
-      {"%", 0},    {"KiB", 1024}, {"MiB", 1048576}, {"GiB", 1073741824}, {"TiB", 1099511627776},
-      {"KB", 1e3}, {"MB", 1e6},   {"GB", 1e9},      {"TB", 1e12},        {"B", 1}};
-  double unit = 1, value = 0;
-  std::string_view number = text;
-  for (const auto& [suffix, factor] : kUnits)
-    if (number.ends_with(suffix)) {
-      unit = factor;
-      number.remove_suffix(suffix.size());
-      break;
-    }
-  const bool share = unit == 0;
-  if (!read_number(number, value) || !(value >= 0) || value > (share ? 100.0 : 9e18 / unit))
-    invalid("expert_memory",
-            "expected \"auto\", bytes (\"8GB\", \"512MiB\", \"1000000\") or a share of all experts (\"25%\"), got \"", text,
-            "\"");
-  return int64_t(share ? std::ceil(value / 100 * double(all)) : value * unit);
-}
 
 int64_t bytes_of_all(const ExpertFile& file) {
   int64_t experts = 0;
@@ -48,18 +26,22 @@ std::string cached_file(const EngineOptions& o, const ModelConfig& config, const
                  ending);
 }
 
-bool makes_expert_file(const EngineOptions& o) {
-  return o.expert_file.empty() && !o.expert_memory.empty() && !o.quantization_cache.empty();
+bool makes_expert_file(const EngineOptions& o, const ModelConfig& config) {
+  const bool wanted = !o.expert_memory.empty() || (!o.memory.empty() && config.num_moe_layers() > 0);
+  return o.expert_file.empty() && wanted && !o.quantization_cache.empty();
 }
 
 std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& o, const ModelConfig& config,
                                                    const Checkpoint& checkpoint) {
-  if (o.expert_file.empty() && o.expert_memory.empty()) return nullptr;
-  if (!o.expert_memory.empty()) parse_expert_memory(o.expert_memory, 0, 0);
+  if (o.expert_file.empty() && o.expert_memory.empty() && !makes_expert_file(o, config)) return nullptr;
+  if (!o.expert_memory.empty()) parse_memory("expert_memory", o.expert_memory, 0, 0);
   if (o.load_format == "dummy")
-    invalid(o.expert_file.empty() ? "expert_memory" : "expert_file", "expected none with load_format=\"dummy\"");
+    invalid(!o.expert_file.empty()     ? "expert_file"
+            : !o.expert_memory.empty() ? "expert_memory"
+                                       : "memory",
+            "expected none with load_format=\"dummy\"");
   if (!o.expert_file.empty()) return std::make_shared<const ExpertFile>(o.expert_file);
-  if (!makes_expert_file(o))
+  if (!makes_expert_file(o, config))
     invalid("expert_file",
             "expected the file that `lynx-rt pack` makes of the model, from which experts are read with expert_memory=\"",
             o.expert_memory, "\", or the folder quantization_cache to make it in; got none");

@@ -11,10 +11,6 @@
 
 namespace lynx_rt {
 
-// Returns the bytes that EngineOptions::expert_memory asks for. `all`: bytes of all experts; `chosen`: for "auto". Throws
-// kInvalidArgument (field expert_memory).
-int64_t parse_expert_memory(const std::string& text, int64_t all, int64_t chosen);
-
 // Returns the memory of all experts of a file, each in a slot of the same size.
 int64_t bytes_of_all(const ExpertFile& file);
 
@@ -23,10 +19,10 @@ std::string cached_file(const EngineOptions& options, const ModelConfig& config,
                         const char* ending);
 
 // Whether the expert file is one of quantization_cache's, made when it is not there.
-bool makes_expert_file(const EngineOptions& options);
+bool makes_expert_file(const EngineOptions& options, const ModelConfig& config);
 
 // Opens EngineOptions::expert_file, or makes it in quantization_cache of the model at `path`; null where experts come from the checkpoint.
-// Throws kInvalidArgument (field expert_file, expert_memory) where one option lacks the other, or another one contradicts them; the
+// Throws kInvalidArgument (fields expert_file, expert_memory) where one option lacks the other, or another one contradicts them; the
 // errors of ExpertFile and pack_experts().
 std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& options,
                                                    const ModelConfig& config, const Checkpoint& checkpoint);

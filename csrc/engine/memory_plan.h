@@ -1,12 +1,20 @@
 // Decides how much memory the KV cache gets, and checks that it is enough.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 
 #include "backend/backend.h"
 #include "lynx_rt/engine.h"
 #include "model/model_config.h"
+#include "model/workspace.h"
 
 namespace lynx_rt {
+
+// What a decoder keeps of steps, and the most rows of one logits() call.
+inline StepRecording step_recording(const EngineOptions& o) {
+  return {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits};
+}
+inline int64_t max_logit_rows(const EngineOptions& o) { return std::min<int64_t>(o.max_num_seqs, 256); }
 
 struct MemoryPlan {
   int64_t num_blocks;           // KV pages

@@ -8,7 +8,7 @@
 // Fields of EngineOptions that lynx_rt_options has under the same names; its 0 means the default of EngineOptions.
 #define LYNX_RT_OPTION_FIELDS(F) \
   F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(activations) F(expert_file) \
-  F(expert_memory) F(expert_policy) F(expert_prefetch) F(io_timeout_s) F(max_model_len) F(max_num_seqs) \
+  F(expert_memory) F(memory) F(expert_policy) F(expert_prefetch) F(io_timeout_s) F(max_model_len) F(max_num_seqs) \
   F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(kv_cache_memory_bytes) F(block_size) \
   F(expert_selection) F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.

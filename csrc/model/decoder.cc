@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "model/norm.h"
+
 namespace lynx_rt {
 
 Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows,
@@ -17,6 +19,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       store_(store),
       prefetch_(prefetch),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
+      costs_(store),
       rope_(backend, config.rope, max_positions),
       max_positions_(max_positions) {
   if (config.window_rope) window_rope_.emplace(backend, *config.window_rope, max_positions);
@@ -89,10 +92,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
 }
 
 void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {
-  if (config_.norm == NormKind::kLayer)
-    backend_.layernorm(x, weight, bias, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
-  else
-    backend_.rmsnorm(x, weight, config_.rms_norm_eps, num_rows, workspace_.normed, std::move(pending));
+  lynx_rt::norm(backend_, config_, x, weight, bias, num_rows, workspace_.normed, std::move(pending));
 }
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,

@@ -51,7 +51,10 @@ class Decoder {
 
   // Routing sees what experts cost in `cache`, and in decode-only steps tells it what it used; null = no cache. The owner ends the
   // cache's steps.
-  void set_cache(VirtualCache* cache) { cache_ = cache; }
+  void set_cache(VirtualCache* cache) {
+    cache_ = cache;
+    if (cache) costs_ = cache;
+  }
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
   void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
@@ -114,7 +117,8 @@ class Decoder {
   Workspace workspace_;
   std::vector<ExpertTable> experts_;  // [MoE layers]
   VirtualCache* cache_ = nullptr;
-  std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing, where there is a cache or a store
+  const RoutingCosts* costs_;       // the store or the cache; null: all experts cost the same
+  std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing, where there are costs
   std::vector<float> wanted_mass_;  // [E] their gate mass
   std::unique_ptr<NextRouter> next_router_;
   std::vector<float> next_logits_;  // [MoE layers - 1, rows, E]

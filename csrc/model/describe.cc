@@ -8,6 +8,7 @@
 #include "model/decoder.h"
 #include "model/family.h"
 #include "model/load_weights.h"
+#include "model/pack_experts.h"
 
 namespace lynx_rt {
 
@@ -68,6 +69,7 @@ WeightOption describe_option(std::string_view name, const ModelConfig& c, const 
   for (const Placing& placing : weights.placing) visit_weights(placing, add);
   for (const LayerWeights& layer : weights.layers) {
     if (layer.experts.empty()) continue;
+    for (const ExpertWeights& e : layer.experts) o.slot_bytes = std::max(o.slot_bytes, record_bytes(e, quantization));
     int64_t bytes = 0;
     ExpertWeights first = layer.experts[0];
     visit_weights(std::span(&first, 1),

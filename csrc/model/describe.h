@@ -17,6 +17,7 @@ struct WeightOption {
   // The weights that a decode step of one row reads: all but the experts that are not chosen and other rows of the embedding.
   int64_t bytes_per_token = 0;
   int64_t expert_bytes = 0;  // all experts
+  int64_t slot_bytes = 0;    // the largest record of an expert in a file of experts (tiers/expert_file.h)
 };
 
 struct ModelDescription {

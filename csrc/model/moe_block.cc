@@ -19,7 +19,7 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
            {ids, ws.weights.get(), ws.active.get(), 0},
            {ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()},
            {}};
-  if (cache_ || store_) {
+  if (costs_) {
     wanted_.resize(size_t(m.num_experts));
     wanted_mass_.resize(size_t(m.num_experts));
     r.routing.wanted = wanted_.data();
@@ -32,11 +32,8 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
   r.ffn.expert_scale = static_cast<const float*>(w.sandwich.expert_scale.data);
   backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   const bool decodes = batch.phase == Phase::kDecodeOnly;
-  const std::span<const uint8_t> no_cost;
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
-                 store_   ? store_->cost(moe_layer)
-                 : cache_ ? cache_->cost(moe_layer)
-                          : no_cost);
+                 costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
   const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
   const std::span<const float> mass(r.routing.wanted_mass, wanted.size());
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);

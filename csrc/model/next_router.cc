@@ -1,5 +1,7 @@
 #include "model/next_router.h"
 
+#include "model/norm.h"
+
 namespace lynx_rt {
 
 NextRouter::NextRouter(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows)
@@ -13,11 +15,8 @@ NextRouter::NextRouter(Backend& backend, const ModelConfig& config, const ModelW
 
 float* NextRouter::score(int64_t moe_layer, const float* x, int64_t num_rows) {
   const LayerWeights& w = *layers_[size_t(moe_layer + 1)];
-  if (config_.norm == NormKind::kLayer)
-    backend_.layernorm(x, w.post_attention_norm, w.post_attention_norm_bias, config_.rms_norm_eps, num_rows, normed_);
-  else
-    backend_.rmsnorm(x, config_.sandwich_norms ? w.sandwich.router_in : w.post_attention_norm, config_.rms_norm_eps, num_rows,
-                     normed_);
+  norm(backend_, config_, x, config_.sandwich_norms ? w.sandwich.router_in : w.post_attention_norm, w.post_attention_norm_bias,
+       num_rows, normed_);
   backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get(), config_.router_multiplier);
   return scores_.get();
 }

@@ -19,6 +19,10 @@ ExpertWeights packed_shape(ExpertWeights e, QuantFormat quantization) {
 
 }  // namespace
 
+int64_t record_bytes(const ExpertWeights& e, QuantFormat quantization) {
+  return RecordLayout(packed_shape(e, quantization)).bytes();
+}
+
 PackedExperts pack_experts(const std::string& path, const std::string& output, const PackOptions& options) {
   const QuantFormat quantization = parse_quantization(options.quantization);
   const ModelConfig config = read_model_config(path);
@@ -33,7 +37,7 @@ PackedExperts pack_experts(const std::string& path, const std::string& output, c
     result.num_layers += !layer.experts.empty();
     result.num_records += int64_t(layer.experts.size());
     for (const ExpertWeights& e : layer.experts) {
-      const int64_t bytes = RecordLayout(packed_shape(e, quantization)).bytes();
+      const int64_t bytes = record_bytes(e, quantization);
       result.record_bytes = std::max(result.record_bytes, bytes);
       total += bytes;
     }

@@ -20,6 +20,9 @@ struct PackedExperts {
   int64_t file_bytes = 0;
 };
 
+// Returns the bytes that an expert takes in a file.
+int64_t record_bytes(const ExpertWeights& expert, QuantFormat quantization);
+
 // Reads one expert after the other, in the memory of one layer's at most: a fused tensor that has to be decoded is decoded as a whole.
 // Throws the errors of opening and loading the model; kUnsupported for a model without experts; kInvalidArgument (field output) where the
 // file cannot be written. Test: tests/cpp/test_pack_experts.cc, tests/python/test_cli_pack.py.

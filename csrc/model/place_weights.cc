@@ -57,6 +57,16 @@ int64_t weight_bytes(const ModelWeights& weights) {
   return sum_bytes(weights, [](const WeightView&) { return true; });
 }
 
+int64_t weight_bytes_on_cpu(const ModelWeights& weights, QuantFormat quantization) {
+  int64_t total = 0;
+  for (const Placing& placing : weights.placing)
+    visit_weights(placing, [&](const WeightView& from, WeightUse use) {
+      const WeightView view = view_on_cpu(from, use, quantization);
+      if (use != WeightUse::kHead || view.data != weights.embed.data) total += view.bytes();
+    });
+  return total;
+}
+
 int64_t mapped_weight_bytes(const ModelWeights& weights, const std::function<bool(const void*)>& is_mapped) {
   return sum_bytes(weights, [&](const WeightView& v) { return !v.empty() && is_mapped(v.data); });
 }

@@ -52,7 +52,8 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
       file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
       arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
-      residency_(checked(rule), quota(*file_, arena_bytes_ / slot_bytes_, spare), max_experts(*file_), options_.lists),
+      quota_(quota(*file_, arena_bytes_ / slot_bytes_, spare)),
+      residency_(checked(rule), quota_, max_experts(*file_), options_.lists),
       reader_(options_.reader) {
   arena_ = static_cast<uint8_t*>(allocate_pages(arena_bytes_, "expert_memory"));
   absent_ = static_cast<uint8_t*>(allocate_pages(slot_bytes_, "expert_memory"));
@@ -147,7 +148,9 @@ void ExpertStore::hint(int64_t index, std::span<const int32_t> experts) {
 void ExpertStore::take_prefetched(std::span<const int32_t> active) {
   for (const int32_t s : prefetching_) {
     Slot& slot = slots_[size_t(s)];
-    const bool needed = leased_ == hinted_ && std::binary_search(active.begin(), active.end(), slot.expert);
+    // An expert that was hinted while it was being read for a lease has arrived since.
+    const bool absent = layers_[size_t(hinted_)].slot[size_t(slot.expert)] < 0;
+    const bool needed = absent && leased_ == hinted_ && std::binary_search(active.begin(), active.end(), slot.expert);
     if (needed && slot.request.state() != ReadState::kFailed) {
       reader_.promote(slot.request);
       std::erase(misses_, slot.expert);
@@ -264,6 +267,40 @@ void ExpertStore::release() {
   given_.insert(given_.end(), hits_.begin(), hits_.end());
   give_back();
   leased_ = -1;
+}
+
+void ExpertStore::check_integrity() const {
+  const auto expect = [](bool holds, const auto&... what) {
+    if (!holds) fail(ErrorCode::kInternal, "", "experts in memory: ", what...);
+  };
+  std::vector<const char*> owners(slots_.size(), nullptr);
+  const auto own = [&](int32_t s, const char* owner) {
+    expect(s >= 0 && size_t(s) < slots_.size(), "there is no slot ", s);
+    expect(!owners[size_t(s)], "slot ", s, " is ", owner, " and ", owners[size_t(s)] ? owners[size_t(s)] : "");
+    owners[size_t(s)] = owner;
+  };
+  for (const int32_t s : free_) {
+    own(s, "free");
+    expect(slots_[size_t(s)].request.state() != ReadState::kReading, "slot ", s, " is free and being read to");
+  }
+  for (const int32_t s : loading_) own(s, "loading");
+  for (const int32_t s : prefetching_) own(s, "prefetching");
+  for (const int32_t s : dropped_) own(s, "dropped");
+  for (size_t l = 0; l < layers_.size(); ++l) {
+    const Layer& layer = layers_[l];
+    for (size_t e = 0; e < layer.slot.size(); ++e) {
+      const int32_t s = layer.slot[e];
+      if (s >= 0) own(s, "an expert's");
+      const uint8_t* memory = s >= 0 ? slots_[size_t(s)].memory : absent_;
+      const auto* data = static_cast<const uint8_t*>(layer.experts[e].gate.data);
+      expect(data >= memory && data < memory + slot_bytes_, "expert ", int64_t(e), " of layer ", int64_t(l),
+             " is not in its slot");
+    }
+    const auto cost = residency_.cost(int64_t(l));
+    expect(std::count(cost.begin(), cost.end(), 0) <= quota_[l], "layer ", int64_t(l), " has too many residents");
+  }
+  for (size_t s = 0; s < owners.size(); ++s) expect(owners[s], "slot ", int64_t(s), " is lost");
+  for (const int32_t e : given_) expect(layers_[size_t(leased_)].slot[size_t(e)] >= 0, "expert ", e, " was evicted while in use");
 }
 
 ExpertStoreStats ExpertStore::stats() const {

@@ -12,6 +12,7 @@
 #include "tiers/direct_reader.h"
 #include "tiers/expert_file.h"
 #include "tiers/residency.h"
+#include "tiers/routing_costs.h"
 
 namespace lynx_rt {
 
@@ -41,18 +42,19 @@ struct ExpertStoreOptions {
   std::function<void(const std::string&)> on_report = {};  // may be empty
 };
 
-// The choice of experts that stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result. An expert
-// that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it does not.
+// The choice of experts that stay is a function of the routing of steps alone (Residency), so that the speed of the disk changes no result.
+// An expert that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it
+// does not.
 //
 // Thread-safety: calls come from one thread at a time. Test: tests/cpp/test_expert_store.cc.
-class ExpertStore {
+class ExpertStore : public RoutingCosts {
  public:
   // Takes `budget` bytes, of which slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
   // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
   // for fewer than two experts; kUnsupported (field expert_policy) for a policy of simulations; kOutOfMemory.
   ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
               ExpertStoreOptions options = {});
-  ~ExpertStore();
+  ~ExpertStore() override;
   ExpertStore(const ExpertStore&) = delete;
 
   // The experts that a layer's step uses. next() and the destructor belong to it; there is one lease at a time.
@@ -78,8 +80,8 @@ class ExpertStore {
   void measure_depth() { lynx_rt::measure_depth(reader_, file_->file()); }
 
   int64_t num_layers() const { return int64_t(layers_.size()); }
-  // Returns what choosing an expert costs, [E]: 0 = it is in memory, 1 = a read. Constant until acquire().
-  std::span<const uint8_t> cost(int64_t layer) const { return residency_.cost(layer); }
+  // Constant until acquire().
+  std::span<const uint8_t> cost(int64_t layer) const override { return residency_.cost(layer); }
   // Returns all experts of the layer. Shapes and formats are always valid; the values of an expert between the next() that returns it
   // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
   std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
@@ -98,6 +100,9 @@ class ExpertStore {
   void hint(int64_t layer, std::span<const int32_t> experts);
   // Throws kCorruptFile where the file was written to since it was opened.
   void check_unchanged() const { file_->file()->check_unchanged(); }
+  // Verifies that every slot has one owner, that none is free while something is read to it, that an expert's views point to its slot, and
+  // that no layer has more residents than its share. Throws kInternal saying what is inconsistent.
+  void check_integrity() const;
   ExpertStoreStats stats() const;
   void reset_stats();
 
@@ -132,6 +137,7 @@ class ExpertStore {
   std::vector<Layer> layers_;
   std::deque<Slot> slots_;  // requests do not move
   std::vector<int32_t> free_;
+  std::vector<int64_t> quota_;  // [layers] residents at most
   Residency residency_;
   DirectReader reader_;
   // The lease's.

@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         quantization=args.quantization,
         quantization_cache=args.quantization_cache or "",
         activations=args.activations,
+        memory=args.memory or "",
         expert_file=args.expert_file or "",
         expert_memory=args.expert_memory or "",
         expert_policy=args.expert_policy,

@@ -50,7 +50,7 @@ def quantizations(text: str) -> list[str]:
 
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
-    """Adds --device --dtype --quantization --quantization-cache --activations --expert-file --expert-memory
+    """Adds --device --dtype --quantization --quantization-cache --activations --memory --expert-file --expert-memory
     --expert-policy --expert-prefetch --io-timeout --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
@@ -69,6 +69,11 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         choices=("int8", "bfloat16"),
         default="int8",
         help="activations in products with weights that stay quantised, on the CPU; bfloat16: --dtype (default: int8)",
+    )
+    parser.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="memory for weights, KV cache, experts and all else: 8GB, 50%%, auto = 80%% of what is free (default: what is needed)",
     )
     parser.add_argument("--expert-file", metavar="FILE", help="file of the model's experts, made by lynx-rt pack")
     parser.add_argument(
@@ -126,6 +131,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "quantization": args.quantization,
         "quantization_cache": args.quantization_cache,
         "activations": args.activations,
+        "memory": args.memory,
         "expert_file": args.expert_file,
         "expert_memory": args.expert_memory,
         "expert_policy": args.expert_policy,

@@ -51,6 +51,7 @@ class Engine(EngineState):
     expert_file: made by `lynx-rt pack` with the same quantization, or, where it is None, in quantization_cache. CPU only.
     expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
     (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
+    memory: one number for weights, KV cache, experts and all else, in the same forms: a share is one of the free memory, "auto" 80 % of it.
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "lru", "lfru", "random", "none".
     expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
     io_timeout_s: seconds of waiting for a read of experts after which a step ends its requests with an error; None = it waits.
@@ -89,6 +90,7 @@ class Engine(EngineState):
         activations: str = "int8",
         expert_file: str | os.PathLike[str] | None = None,
         expert_memory: int | float | str | None = None,
+        memory: int | float | str | None = None,
         expert_policy: str = "lfu",
         expert_prefetch: str = "none",
         io_timeout_s: float | None = None,

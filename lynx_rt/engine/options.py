@@ -64,5 +64,6 @@ def native_options(annotations: Mapping[str, str], given: Mapping[str, Any]) -> 
     """Returns the keyword arguments of the compiled Engine, without None and "": EngineOptions has the defaults."""
     names = [name for name in annotations if name not in (*_NOT_NATIVE, "return")]
     values = {name: os.fspath(v) if isinstance(v := given[name], os.PathLike) else v for name in names}
-    values["expert_memory"] = memory_text(values["expert_memory"])
+    for name in ("memory", "expert_memory"):
+        values[name] = memory_text(values[name])
     return {name: value for name, value in values.items() if value is not None and value != ""}

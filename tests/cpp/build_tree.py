@@ -90,7 +90,14 @@ def program(name: str, kind: str = "plain") -> Path:
 
 
 # ThreadSanitizer finds nothing in programs of one thread, and does not support a fork() of a program of several.
-TSAN_TESTS = ["test_c_api", "test_c_api_calls", "test_direct_reader", "test_engine_threads", "test_thread_pool"]
+TSAN_TESTS = [
+    "test_c_api",
+    "test_c_api_calls",
+    "test_direct_reader",
+    "test_engine_threads",
+    "test_expert_store",
+    "test_thread_pool",
+]
 
 
 @functools.cache

@@ -124,6 +124,48 @@ void test_walks() {
         for (const bool hints : {false, true}) walk(policy, slots, spare, (slots + spare) % 2 == 0, hints);
 }
 
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+constexpr int kEvents = 10'000;
+#else
+constexpr int kEvents = 100'000;
+#endif
+
+// Every slot has one owner after every event: hint, acquire, next, release, in random order; some steps end early.
+void test_accounting_of_a_long_walk() {
+  Fixture f;
+  f.calls.interrupt_every = 7;
+  f.calls.most_bytes = 3000;
+  const auto file = f.open();
+  const int64_t slots = 14, budget = slots * file->max_record_bytes() + 5;
+  ExpertStore store(file, parse_residency("lfu:decay=0.9"), budget, 3, {.reader = {.num_threads = 3, .piece_bytes = kPage}});
+  std::mt19937_64 random(11);
+  ExpertStore::Lease lease;
+  bool leased = false, more = false;
+  int64_t layer = 0;
+  for (int event = 0; event < kEvents; ++event) {
+    if (random() % 4 == 0) {
+      store.hint(int64_t(random() % 3), random_experts(random, kExperts));
+    } else if (!leased) {
+      layer = int64_t(random() % 3);
+      const auto active = random_experts(random, random() % 8 ? 4 : kExperts);
+      lease = store.acquire(layer, active, active, random() % 8 != 0);
+      leased = more = true;
+    } else if (more && random() % 16 != 0) {
+      const auto given = store.next();
+      more = !given.empty();
+      for (const int32_t e : given) CHECK(same_expert(store.experts(layer)[size_t(e)], f.expert(layer, e)));
+    } else {
+      lease = {};
+      leased = false;
+    }
+    store.check_integrity();
+  }
+  const ExpertStoreStats stats = store.stats();
+  CHECK_EQ(stats.num_slots, slots);
+  CHECK(stats.num_slots * stats.slot_bytes <= budget);
+  CHECK(stats.misses > kEvents / 20 && stats.hits > kEvents / 20 && stats.prefetch_used > 0);
+}
+
 // Returns the text of the error with which next() ends, "" for none.
 std::string error_of_next(Fixture& f, ExpertStore& store, const std::vector<int32_t>& active) {
   const auto lease = store.acquire(1, active, active, true);
@@ -267,6 +309,7 @@ void test_limits() {
 
 int main() {
   test_walks();
+  test_accounting_of_a_long_walk();
   test_failing_reads();
   test_failing_prefetch();
   test_damaged_record();

@@ -206,6 +206,8 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("expert_memory", []),
         ("expert_memory", "much"),
         ("expert_memory", -1),
+        ("memory", []),
+        ("memory", "much"),
         ("expert_policy", "best"),
         ("expert_prefetch", "next_router:n=0"),
         ("io_timeout_s", -1),

@@ -45,7 +45,12 @@ def test_steps_end_and_the_engine_goes_on(nano_path, packed, tmp_path) -> None:
     here = Path(__file__).parent
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, here / "hang_reads.c"], check=True)
     experts = os.path.realpath(packed("none"))
-    hang = {"HANG_WHILE": str(tmp_path / "hangs"), "HANG_FILE": experts, "HANG_OFFSET": "4096", "LD_PRELOAD": str(library)}
+    hang = {
+        "HANG_WHILE": str(tmp_path / "hangs"),
+        "HANG_FILE": experts,
+        "HANG_OFFSET": "4096",
+        "LD_PRELOAD": str(library),
+    }
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, nano_path, experts, str(here)],
         env=os.environ | hang,

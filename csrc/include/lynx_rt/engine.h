@@ -48,7 +48,11 @@ struct EngineOptions {
   // Memory for experts, of which the others are read from expert_file when a step needs them: bytes ("8GB", "512MiB", "1000000"), a share
   // of all ("25%"), "auto" = half of the free memory; "" or enough for all = all stay in memory. Prompts then get steps of their own.
   std::string expert_memory;
-  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "lru", "lfru", "random", "none". Results do not depend on it.
+  // Memory for everything together: weights, the memory of a step, KV cache, experts; docs/tiers.md says how it is divided. Forms as
+  // expert_memory has them, where a share is one of the free memory, and "auto" 80 % of it. "" = no such number. CPU only.
+  std::string memory;
+  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "lru", "lfru", "random", "none". Results do not depend
+  // on it.
   std::string expert_policy = "lfu";
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
   // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
@@ -173,7 +177,8 @@ struct EngineStats {
     int64_t level = 0;                                    // the current one
     std::vector<std::pair<std::string, int64_t>> levels;  // selection of each level, and decode-only steps under it
   } slo;
-  // Counters of reads where not all experts are in memory (EngineOptions::expert_memory): slots is the number of those that there is memory for; 0 = all.
+  // Counters of reads where not all experts are in memory (EngineOptions::expert_memory): slots is the number of those that there is
+  // memory for; 0 = all.
   struct Tier {
     int64_t slots = 0, slot_bytes = 0, resident = 0;                   // gauges
     int64_t hits = 0, misses = 0, decode_hits = 0, decode_misses = 0;  // experts of a layer and step: in memory, read
@@ -283,7 +288,8 @@ class LYNX_RT_API Engine {
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
-  // Verifies page reference counts, the free list and the prefix cache; throws kInternal saying what is inconsistent.
+  // Verifies page reference counts, the free list, the prefix cache and who owns memory for experts; throws kInternal saying what is
+  // inconsistent.
   void check_integrity() const;
 
   // Returns the logits [tokens, vocabulary] of every position of one sequence, computed outside of scheduling, for tests and

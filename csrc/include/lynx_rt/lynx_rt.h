@@ -101,6 +101,7 @@ typedef struct lynx_rt_options {
   const char* expert_policy;
   const char* expert_prefetch;
   double io_timeout_s; /* 0 = steps wait for reads of experts without end */
+  const char* memory;
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
