@@ -164,11 +164,13 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
 py::dict simulate_tier_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
                                 const Array<int64_t>& offsets, const std::string& policy, double residents,
                                 const ExpertHistory& lists, double layer_seconds, double expert_seconds, double read_seconds,
-                                const py::object& guesses, int64_t num_guesses, int64_t distance) {
+                                const py::object& guesses, int64_t num_guesses, int64_t distance,
+                                const std::vector<int64_t>& quota) {
   const HeldRows held(recorded);
   TierSetup setup;
   setup.rule = parse_residency(policy);
   setup.residents = residents;
+  setup.quota = quota;
   setup.lists = lists;
   setup.times = {layer_seconds, expert_seconds, read_seconds};
   const int64_t layers = held.layers.size();
@@ -189,15 +191,23 @@ py::dict simulate_tier_recorded(const py::dict& recorded, const std::string& sel
   }
   const int64_t steps = int64_t(found.seconds.size());
   py::dict d;
-#define LYNX_RT_COUNTS(name) d[#name] = to_array(std::move(found.name), {steps, layers});
-  LYNX_RT_COUNTS(used)
-  LYNX_RT_COUNTS(misses) LYNX_RT_COUNTS(reads) LYNX_RT_COUNTS(guessed) LYNX_RT_COUNTS(guessed_used) LYNX_RT_COUNTS(ahead)
-      LYNX_RT_COUNTS(needed) LYNX_RT_COUNTS(in_time)
-#undef LYNX_RT_COUNTS
-#define LYNX_RT_SUMS(name) d[#name] = to_array(std::move(found.name), {steps});
-          LYNX_RT_SUMS(seconds) LYNX_RT_SUMS(wait) LYNX_RT_SUMS(wasted) LYNX_RT_SUMS(retained_mass)
-#undef LYNX_RT_SUMS
-              return d;
+  const auto add_counts = [&](const char* name, std::vector<int32_t>& counts) {
+    d[name] = to_array(std::move(counts), {steps, layers});
+  };
+  const auto add_sums = [&](const char* name, std::vector<double>& sums) { d[name] = to_array(std::move(sums), {steps}); };
+  add_counts("used", found.used);
+  add_counts("misses", found.misses);
+  add_counts("reads", found.reads);
+  add_counts("guessed", found.guessed);
+  add_counts("guessed_used", found.guessed_used);
+  add_counts("ahead", found.ahead);
+  add_counts("needed", found.needed);
+  add_counts("in_time", found.in_time);
+  add_sums("seconds", found.seconds);
+  add_sums("wait", found.wait);
+  add_sums("wasted", found.wasted);
+  add_sums("retained_mass", found.retained_mass);
+  return d;
 }
 
 }  // namespace
@@ -358,7 +368,7 @@ void register_engine(py::module_& m) {
         py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert(), py::kw_only(),
         py::arg("policy"), py::arg("residents"), py::arg("lists") = ExpertHistory(), py::arg("layer_seconds") = 0.0,
         py::arg("expert_seconds") = 0.0, py::arg("read_seconds") = 0.0, py::arg("guesses") = py::none(),
-        py::arg("num_guesses") = 0, py::arg("distance") = 1);
+        py::arg("num_guesses") = 0, py::arg("distance") = 1, py::arg("quota") = std::vector<int64_t>());
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
       "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));

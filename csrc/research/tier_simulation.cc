@@ -31,8 +31,10 @@ class Run {
   Run(RecordedRouter& router, const TierSetup& setup, ExpertHistory lists)
       : router_(router),
         setup_(setup),
-        residency_(setup.rule, quota_of(setup.residents, router.num_layers(), router.num_experts(), "residents"),
-                   router.num_experts(), std::move(lists)),
+        residency_(
+            setup.rule,
+            setup.quota.empty() ? quota_of(setup.residents, router.num_layers(), router.num_experts(), "residents") : setup.quota,
+            router.num_experts(), std::move(lists)),
         clock_(setup.times),
         guesses_(router.num_experts()),
         guessed_(size_t(router.num_layers())),
@@ -124,6 +126,8 @@ TierSimulation simulate_tier(const RecordedRows& rows, const std::string& select
     invalid("prefetch", "n: expected 1..", rows.num_experts, ", got ", setup.num_guesses);
   if (setup.distance < 1) invalid("prefetch", "d: expected at least 1, got ", setup.distance);
   RecordedRouter router(rows, selection, order, offsets);
+  if (!setup.quota.empty() && int64_t(setup.quota.size()) != router.num_layers())
+    invalid("quota", "expected ", router.num_layers(), " layers, got ", int64_t(setup.quota.size()));
   ExpertHistory lists = setup.lists;
   if (setup.rule.policy == ResidencyPolicy::kStatic && lists.empty())
     lists = read_expert_lists(setup.rule.file, router.num_layers());

@@ -12,9 +12,10 @@
 namespace lynx_rt {
 
 struct TierSetup {
-  ResidencyRule rule;    // any policy, also those that an engine has not
-  double residents = 0;  // as quota_of() takes it
-  ExpertHistory lists;   // static: see Residency
+  ResidencyRule rule;          // any policy, also those that an engine has not
+  double residents = 0;        // as quota_of() takes it
+  std::vector<int64_t> quota;  // [L] in its place; empty = by `residents`
+  ExpertHistory lists;         // static: see Residency
   TierTimes times;
   // What is guessed to be used: scores [N, L, E] of the recorded rows, each of whose `num_guesses` best experts are read ahead as
   // ExpertPrefetch does it, when the layer `distance` before knows its experts (the first layers: when the step begins). -inf: not

@@ -85,7 +85,7 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
     parser.add_argument(
         "--expert-policy",
         default="lfu",
-        help="which experts stay: lfu:decay=0.99, lru, lfru, random, none (default: lfu)",
+        help="which experts stay: lfu:decay=0.99, score:decay=0.99, lru, lfru, random, static:file=F, none (default: lfu)",
     )
     parser.add_argument(
         "--expert-prefetch",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
         type=selections,
         default=["lfu"],
         help="which experts stay: lfu:decay=0.99, score:decay=0.99, lru, lfru, random, static (by the uses before the measured steps), "
-        "static:file=F, ring, belady, none, or several (default: lfu)",
+        "static:file=F, plec, ring, belady, none, or several (default: lfu)",
     )
     group.add_argument(
         "--prefetch",
@@ -36,6 +37,13 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
         default=["none"],
         help="what is read ahead: none, popularity, token_table, ewma, transition, linear, next_router, external:file=SCORES.npy, each "
         "with n= experts per row and d= layers ahead, or several (default: none)",
+    )
+    group.add_argument(
+        "--admission",
+        type=selections,
+        default=["fifo"],
+        help="which waiting request takes a free place: fifo, predicted:window=64,age=64 (by the token table), own (by what it will use), or "
+        "several; with --batch (default: fifo)",
     )
     group.add_argument("--disk", type=number, default=1.0, metavar="GB/S", help="rate of the disk (default: 1)")
     group.add_argument(
@@ -81,16 +89,13 @@ def run_tier(args: argparse.Namespace, recording: Recording) -> int:
         measured=args.measured,
     )
     results = []
-    for batch in args.batch:
-        simulator = TierSimulator(recording, tier, batch=batch, seed=args.seed)
+    for batch, admission in itertools.product(args.batch, args.admission):
+        simulator = TierSimulator(recording, tier, batch=batch, seed=args.seed, admission=admission)
         if args.save_static:
             save_static(args.save_static, simulator.static_lists())
+        variants = itertools.product(args.selection or ["topk"], args.residents, args.expert_policy, args.prefetch)
         results += [
-            simulator.run(selection, policy, residents, prefetch)
-            for selection in args.selection or ["topk"]
-            for residents in args.residents
-            for policy in args.expert_policy
-            for prefetch in args.prefetch
+            simulator.run(selection, policy, share, prefetch) for selection, share, policy, prefetch in variants
         ]
     print(_format(results))
     if args.layers:
@@ -144,25 +149,14 @@ def _name(result: TierSimulation) -> str:
 
 
 def _format(results: list[TierSimulation]) -> str:
-    header = [
-        "selection",
-        "batch",
-        "residents",
-        "policy",
-        "prefetch",
-        "used",
-        "hits %",
-        "misses",
-        "MB/step",
-        "wait ms",
-        "step ms",
-    ]
-    header += ["tok/s", "mass"]
     guesses = any(result.prefetch != "none" for result in results)
+    admissions = any(result.admission != "fifo" for result in results)
+    header = ["selection", "batch", *(["admission"] if admissions else []), "residents", "policy", "prefetch", "used"]
+    header += ["hits %", "misses", "MB/step", "wait ms", "step ms", "tok/s", "mass"]
     header += ["recall %", "needed %", "found %", "in time %", "wasted MB"] if guesses else []
     rows = []
     for r in results:
-        row = [r.selection, _name(r), f"{r.residents:g}", r.policy, r.prefetch]
+        row = [r.selection, _name(r), *([r.admission] if admissions else []), f"{r.residents:g}", r.policy, r.prefetch]
         figures = r.to_dict()
         row += [f"{figures['used_per_layer']:.2f}", f"{100 * r.hit_rate:.1f}", f"{r.misses_per_layer:.2f}"]
         row += [f"{r.bytes_per_step / 1e6:.1f}", f"{figures['wait_ms']:.2f}", f"{figures['seconds_ms']:.2f}"]
@@ -179,13 +173,7 @@ def _format(results: list[TierSimulation]) -> str:
 def _format_layers(results: list[TierSimulation], recording: Recording) -> str:
     header = ["selection", "batch", "residents", "policy", *map(str, recording.layers.tolist())]
     rows = [
-        [
-            r.selection,
-            _name(r),
-            f"{r.residents:g}",
-            r.policy,
-            *[f"{layer['misses']:.2f}" for layer in r.to_dict()["layers"]],
-        ]
+        [r.selection, _name(r), f"{r.residents:g}", r.policy, *[f"{misses:.2f}" for misses in r.misses.mean(0)]]
         for r in results
     ]
     return format_table(header, rows)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
+from lynx_rt.research.admission import admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import Predictor, parse_predictor, predict, uses
 from lynx_rt.research.recording import Recording
 from lynx_rt.research.simulate import batched_steps
@@ -55,6 +56,7 @@ class TierSimulation:
     residents: float
     policy: str
     prefetch: str
+    admission: str
     tier: Tier
     used: NDArray[np.int32]  # experts of a layer and step
     misses: NDArray[np.int32]  # of these not resident
@@ -124,7 +126,10 @@ class TierSimulation:
             "in_time_share",
         )
         return {
-            **{name: getattr(self, name) for name in ("selection", "batch", "residents", "policy", "prefetch")},
+            **{
+                name: getattr(self, name)
+                for name in ("selection", "batch", "residents", "policy", "prefetch", "admission")
+            },
             "steps": len(self.seconds),
             "used_per_layer": float(self.used.mean()) if self.used.size else 0.0,
             **{name: getattr(self, name) for name in names},
@@ -141,11 +146,22 @@ class TierSimulation:
 class TierSimulator:
     """Runs variants on the same steps of one recording; what predictors and static lists learn is kept between runs."""
 
-    def __init__(self, recording: Recording, tier: Tier, *, batch: int | None = None, seed: int | None = None) -> None:
-        """batch, seed: as simulate() takes them."""
-        self._recording, self._tier, self._batch = recording, tier, batch
+    def __init__(
+        self,
+        recording: Recording,
+        tier: Tier,
+        *,
+        batch: int | None = None,
+        seed: int | None = None,
+        admission: str = "fifo",
+    ) -> None:
+        """batch, seed: as simulate() takes them. admission: see lynx_rt.research.admission; it needs a batch, and is used without seed."""
+        order = parse_admission(admission)
+        self._recording, self._tier, self._batch, self._admission = recording, tier, batch, admission
         if batch is None:
             self._order, self._offsets = np.arange(len(recording), dtype=np.int64), recording.step_offsets
+        elif order.kind != "fifo":
+            self._order, self._offsets = admitted_steps(recording, batch, order, routes(recording, order))
         else:
             self._order, self._offsets = batched_steps(recording.request, batch, seed)
         steps = len(self._offsets) - 1
@@ -158,7 +174,8 @@ class TierSimulator:
 
     def run(self, selection: str, policy: str, residents: float, prefetch: str = "none") -> TierSimulation:
         """policy: as expert_policy of an Engine; also "static" without a file, from the uses in the steps before the measured
-        ones, "belady" and "ring". prefetch: see lynx_rt.research.predictors. Raises ValidationError."""
+        ones, "belady", "ring", and "plec": lfu, but layers have more residents the more experts are predicted for them
+        (arXiv 2410.17954; by the mean of the steps before the measured ones, with the token table). prefetch: see lynx_rt.research.predictors. Raises ValidationError."""
         from lynx_rt import _C
 
         recording, tier, predictor = self._recording, self._tier, parse_predictor(prefetch)
@@ -169,8 +186,9 @@ class TierSimulator:
             selection,
             self._order,
             self._offsets,
-            policy=policy,
+            policy="lfu" if policy == "plec" else policy,
             residents=residents,
+            quota=self.predicted_quota(residents) if policy == "plec" else [],
             lists=self.static_lists() if policy == "static" else [],
             layer_seconds=tier.layer_seconds,
             expert_seconds=tier.expert_seconds,
@@ -187,6 +205,7 @@ class TierSimulator:
             residents=residents,
             policy=policy,
             prefetch=prefetch,
+            admission=self._admission,
             tier=tier,
             **{name: values[self._first :] for name, values in found.items()},
             retained_mass=float(mass) / max(rows * len(recording.layers), 1),
@@ -203,6 +222,27 @@ class TierSimulator:
             counts = uses(self._recording)[self._train].sum(0)
             self._static = [[np.argsort(-layer, kind="stable").tolist()] for layer in counts]
         return self._static
+
+    def predicted_quota(self, residents: float) -> list[int]:
+        """Returns [L]: residents of each layer, in proportion to the unique experts that the token table predicts for a step; as many in
+        all as if layers had the same number."""
+        recording = self._recording
+        scores = self._guesses(parse_predictor("token_table"))
+        assert scores is not None
+        best = np.argpartition(-scores, recording.num_experts_per_tok - 1, axis=-1)[
+            ..., : recording.num_experts_per_tok
+        ]
+        named = np.zeros(scores.shape, np.bool_)
+        np.put_along_axis(named, best, True, -1)
+        steps = np.logical_or.reduceat(named[self._order], self._offsets[:-1], axis=0)[: max(self._first, 1)]
+        share = steps.sum(-1).mean(0)  # [L]
+        experts = recording.scores.shape[2]
+        total = int(residents * experts if residents < 1 else residents) * len(share)
+        quota = np.minimum(np.floor(share / share.sum() * total), experts).astype(np.int64)
+        while quota.sum() < total:  # the rest goes where most is missing
+            missing = np.where(quota < experts, share / share.sum() * total - quota, -np.inf)
+            quota[int(missing.argmax())] += 1
+        return [int(count) for count in quota]
 
     def _guesses(self, predictor: Predictor) -> NDArray[np.float32] | None:
         key = f"{predictor.name} {predictor.decay} {predictor.file}"

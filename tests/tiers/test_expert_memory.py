@@ -9,6 +9,7 @@ import pytest
 from tiered import EXPERTS, GREEDY, LAYERS, PROMPTS, answers
 
 from lynx_rt import CheckpointError, Engine, ModelNotFoundError, OutOfMemoryError, ValidationError
+from lynx_rt.research.tier_simulation import save_static
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
@@ -20,7 +21,7 @@ def test_same_results(nano_path, packed, expected, quantization, memory) -> None
         assert answers(engine, PROMPTS[::-1]) == expected(quantization=quantization)[::-1]  # with residents of before
 
 
-@pytest.mark.parametrize("policy", ["lfu:decay=0.5", "lru", "lfru", "random:seed=3", "none"])
+@pytest.mark.parametrize("policy", ["lfu:decay=0.5", "score:decay=0.9", "lru", "lfru", "random:seed=3", "none"])
 @pytest.mark.parametrize("selection", ["topk", "lynx", "oea:k0=2"])
 def test_policies_and_selections(nano_path, packed, expected, policy, selection) -> None:
     options = {"expert_selection": selection}
@@ -72,7 +73,7 @@ def test_most_used_experts_stay(nano_path, packed) -> None:
 
 
 @pytest.mark.parametrize("selection", ["topk:resident=1", "cover:resident=1", "lynx:resident=0.5"])
-@pytest.mark.parametrize("policy", ["lfu", "lru"])
+@pytest.mark.parametrize("policy", ["lfu", "lru", "score"])
 def test_selection_sees_residents(nano_path, packed, selection, policy) -> None:
     """A cache that is only counted, of as many experts as the store keeps, gives the same tokens and misses."""
     options = {"expert_selection": selection, "max_num_seqs": 4}
@@ -94,6 +95,32 @@ def test_selection_sees_residents(nano_path, packed, selection, policy) -> None:
         assert sum(layer.misses for layer in engine.stats().layers) > 1.5 * sum(results[0][1])
 
 
+def test_a_list_of_experts_stays(nano_path, packed, expected, tmp_path) -> None:
+    """Experts of the list are read once, all others each time that they are used."""
+    file = tmp_path / "static.safetensors"
+    save_static(file, [[list(range(EXPERTS))]] * LAYERS)
+    with Engine(nano_path, expert_file=packed("none"), expert_memory=0.25) as engine:
+        record = engine.stats().tier.slot_bytes
+    options = {"expert_memory": (LAYERS * 8 + 4) * record, "expert_policy": f"static:file={file}"}
+    with Engine(nano_path, expert_file=packed("none"), **options) as engine:
+        assert answers(engine) == expected()
+        engine.reset_stats()
+        answers(engine)
+        used = [layer.active for layer in engine.stats().layers]
+        tier = engine.stats().tier
+        assert tier.resident == LAYERS * 8 and 0 < tier.decode_hits < sum(used)
+        again = engine.stats().tier.decode_hits
+        engine.reset_stats()
+        answers(engine)
+        assert engine.stats().tier.decode_hits == again  # nothing came or went
+    save_static(file, [[list(range(EXPERTS))]] * (LAYERS - 1))
+    with pytest.raises(ValidationError, match=r"experts: expected I32 \[8, any\], got I32 \[7, 32\]"):
+        Engine(nano_path, expert_file=packed("none"), **options)
+    save_static(file, [[[0, 0]]] * LAYERS)
+    with pytest.raises(ValidationError, match="each once; got 0"):
+        Engine(nano_path, expert_file=packed("none"), **options)
+
+
 @pytest.mark.parametrize(
     ("options", "field", "words"),
     [
@@ -104,6 +131,7 @@ def test_selection_sees_residents(nano_path, packed, selection, policy) -> None:
         ({"expert_file": True, "expert_memory": 0}, "expert_memory", "two experts"),
         ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "fifo"}, "expert_policy", "fifo"),
         ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "ring"}, "expert_policy", "simulation"),
+        ({"expert_file": True, "expert_memory": 0.5, "expert_policy": "static"}, "expert_policy", "static:file=PATH"),
         (
             {"expert_file": True, "quantization": "int4"},
             "expert_file",
