@@ -1,4 +1,4 @@
-"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2 and Hunyuan 3: families on the ops of others."""
+"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2, Hunyuan 3 and Granite with a shared expert: families on the ops of others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def exaone(count: int, k: int, width: int, shared: int = 1, **keys: Any) -> dict
 
 
 def mellum(count: int, k: int, width: int, **keys: Any) -> dict[str, Any]:
-    return {"num_experts": count, "num_experts_per_tok": k, "moe_intermediate_size": width, "head_dim": 12, "sliding_window": 7} | keys
+    return {
+        "num_experts": count,
+        "num_experts_per_tok": k,
+        "moe_intermediate_size": width,
+        "head_dim": 12,
+        "sliding_window": 7,
+    } | keys
 
 
 def hy_v3(count: int, k: int, width: int, shared: int = 1, **keys: Any) -> dict[str, Any]:
@@ -102,5 +108,18 @@ HY_V3 = [
     Row("hy_v3", "f16", hy_v3(10, 1, 24, head_dim=18, num_key_value_heads=4, enable_moe_fp32_combine=False), dtype="float16", sharded=True),
     Row("hy_v3", "tied", hy_v3(8, 8, 16, tie_word_embeddings=True, num_key_value_heads=1, rms_norm_eps=0.01, num_hidden_layers=3)),
 ]
+GRANITE = {"num_local_experts": 8, "num_experts_per_tok": 3, "embedding_multiplier": 6.0, "logits_scaling": 4.0, "residual_multiplier": 0.6,
+           "attention_multiplier": 0.2, "shared_intermediate_size": 28}
+GRANITEMOESHARED = [
+    Row("granitemoeshared", "plain", GRANITE),
+    Row("granitemoeshared", "renamed", GRANITE | {"shared_intermediate_size": 17, "num_hidden_layers": 3}, fused=True),
+    Row("granitemoeshared", "none", GRANITE | {"shared_intermediate_size": 0, "attention_bias": True, "num_local_experts": 5}),
+    Row("granitemoeshared", "hub", GRANITE | {"num_attention_heads": 6, "num_key_value_heads": 3, "residual_multiplier": 0.22},
+        dtype="bfloat16", edit=drop("num_experts_per_tok", "rope_parameters", "rms_norm_eps", "attention_bias", num_experts_per_tok=2)),
+    Row("granitemoeshared", "no_multipliers", GRANITE | {"residual_multiplier": 1.0, "embedding_multiplier": 1.0, "logits_scaling": 1.0,
+        "tie_word_embeddings": True, "num_key_value_heads": 1}),
+    Row("granitemoeshared", "f16", GRANITE | {"num_experts_per_tok": 1, "num_key_value_heads": 4, "rms_norm_eps": 0.01}, dtype="float16",
+        sharded=True),
+]
 # fmt: on
-ROWS = DOTS1 + SOLAR_OPEN + EXAONE_MOE + MELLUM + HY_V3
+ROWS = GRANITEMOESHARED + DOTS1 + SOLAR_OPEN + EXAONE_MOE + MELLUM + HY_V3
