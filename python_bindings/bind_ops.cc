@@ -203,7 +203,7 @@ void register_ops(py::module_& m) {
           "mlp",
           [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down,
              const std::optional<std::vector<py::array>>& biases, const std::optional<py::array>& row_gate,
-             const std::string& activation, bool accumulate) {
+             const std::string& activation, bool accumulate, float scale) {
             ExpertWeights w;
             w.gate = any_weight(gate);
             w.up = any_weight(up);
@@ -215,11 +215,12 @@ void register_ops(py::module_& m) {
             }
             require_columns(x, w.gate.cols);
             Floats out = output(x.shape(0), x.shape(1), accumulate);
-            b.mlp(activations(x), w, weight(row_gate), out.mutable_data(), activation_of(activation), accumulate);
+            b.mlp(activations(x), w, weight(row_gate), out.mutable_data(), activation_of(activation), accumulate, scale);
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("biases") = py::none(),
-          py::arg("row_gate") = py::none(), py::arg("activation") = "silu", py::arg("accumulate") = true);
+          py::arg("row_gate") = py::none(), py::arg("activation") = "silu", py::arg("accumulate") = true,
+          py::arg("scale") = 1.0f);
 
   py::class_<PlacedWeight>(m, "PlacedWeight")
       .def_property_readonly("bytes", [](const PlacedWeight& w) { return w.view.bytes(); })

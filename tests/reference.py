@@ -183,7 +183,20 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
     return y, error
 
 
-def expert_ffn(x, gates, ups, downs, ids, weights, dtype, biases=None, clamped=None, scale_input=False, activation="silu", expert_scale=None):
+def expert_ffn(
+    x,
+    gates,
+    ups,
+    downs,
+    ids,
+    weights,
+    dtype,
+    biases=None,
+    clamped=None,
+    scale_input=False,
+    activation="silu",
+    expert_scale=None,
+):
     """sum_j weights[t, j] * expert_scale[e] * expert e = ids[t, j] of row t, over the j whose id is not -1."""
     y, error = np.zeros(x.shape), np.zeros(x.shape)
     total = np.zeros(x.shape)

@@ -128,6 +128,8 @@ void bench_rows(Context& context) {
       Line(context, "rows").add("name", name).add("rows", rows).add("dependent_launch", stream.dependent_launch).add(times);
     };
     print("rmsnorm", [&](int) { rmsnorm(x.get(), {}, weight.get(), 1e-6f, rows, kHidden, out.get(), rounded.get(), stream); });
+    print("add_rmsnorm",
+          [&](int) { add_rmsnorm(x.get(), {}, weight.get(), 1e-6f, rows, kHidden, true, nullptr, out.get(), stream); });
     print("layernorm", [&](int) {
       layernorm(x.get(), {}, weight.get(), weight.get(), 1e-5f, rows, kHidden, out.get(), rounded.get(), stream);
     });

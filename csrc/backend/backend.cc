@@ -312,14 +312,14 @@ PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts,
 }
 
 void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                  Activation activation, bool accumulate) {
+                  Activation activation, bool accumulate, float scale) {
   require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols);
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   require(activation != Activation::kClampedSwiglu, "mlp", "the activation must not have parameters");
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;
-  Scope scope(this, kMlp, weights.bytes() + row_gate.bytes());
-  do_mlp(rows, x.num_rows(), weights, row_gate, out, activation, accumulate);
+  Scope of_op(this, kMlp, weights.bytes() + row_gate.bytes());
+  do_mlp(rows, x.num_rows(), weights, row_gate, out, activation, accumulate, scale);
 }
 
 void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {

@@ -293,16 +293,17 @@ class Backend {
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
   // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). Without `accumulate`, out[t] is the sum alone. x, out
-  // [T, H]. routing and plan are those of the last route(). A backend may leave the sum undone: give the result to the norm of out that follows, or to combine().
-  // Each active expert's weights are read once, each in its own format. Test: tests/ops/test_expert_ffn.py.
+  // [T, H]. routing and plan are those of the last route(). A backend may leave the sum undone: give the result to the norm of out
+  // that follows, or to combine(). Each active expert's weights are read once, each in its own format.
+  // Test: tests/ops/test_expert_ffn.py.
   PendingSum expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,
                         const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate = true);
 
-  // The dense MLP, or a shared expert: out[t] (+)= s * down(activation(gate(x[t]), up(x[t]))), with biases. s = sigmoid(dot(x[t],
-  // row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. The activation has no parameters.
+  // The dense MLP, or a shared expert: out[t] (+)= scale * s * down(activation(gate(x[t]), up(x[t]))), with biases. s =
+  // sigmoid(dot(x[t], row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. The activation has no parameters.
   // Test: tests/ops/test_expert_ffn.py.
   void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-           Activation activation = Activation::kSilu, bool accumulate = true);
+           Activation activation = Activation::kSilu, bool accumulate = true, float scale = 1);
 
   // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. Then, for soft_cap > 0, soft_cap * tanh(logit / soft_cap).
   // It is linear() with a profile label of its own. Test: tests/ops/test_linear.py.
@@ -353,7 +354,7 @@ class Backend {
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
                                   const Routing&, const DispatchPlan&, float*, bool accumulate) = 0;
   virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
-                      bool accumulate) = 0;
+                      bool accumulate, float scale) = 0;
   virtual void do_soft_cap(float* values, int64_t count, float cap) = 0;  // in place
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;

@@ -5,15 +5,14 @@
 
 namespace lynx_rt {
 
-// x[t] (+)= sum over a row's choices j of weights[t, j] * expert_scale[id] * partial[t * k + j], in order of j, choices with id -1
-// skipped. The sum starts at 0 and is added to x at the end. All arrays are in the backend's memory.
+// x[t] (+)= sum over a row's choices j of weights[t, j] * partial[t * k + j], in order of j, choices with id -1 skipped. The sum starts
+// at 0 and is added to x at the end. All arrays are in the backend's memory.
 struct ExpertSum {
   const float* partial = nullptr;  // [T * k, H]; null = nothing is left to add
   const int32_t* ids = nullptr;    // [T, k]
   const float* weights = nullptr;  // [T, k]; null = all 1
   int top_k = 0;
-  const float* expert_scale = nullptr;  // [E]; null = all 1
-  bool accumulate = true;               // false: x[t] is the sum alone
+  bool accumulate = true;  // false: x[t] is the sum alone
 };
 
 // The sum that a call of expert_ffn() left, for the norm that reads the same rows, or for combine(). It is used once; until then

@@ -87,10 +87,6 @@ ModelConfig read_model_config(const std::string& path, std::vector<std::string>*
   } catch (const Error& e) {
     fail(ErrorCode::kCorruptFile, e.field(), reader.name(), ": ", e.what());
   }
-  // The multiplier is applied to experts through the weights of their pairs; mlp() has no such factor.
-  if (config.residual_multiplier != 1 && (config.shared_expert_width > 0 || config.num_moe_layers() < config.num_layers))
-    fail(ErrorCode::kUnsupported, "residual_multiplier", reader.name(),
-         ": residual_multiplier is supported where every layer has experts and none is shared");
   if (unread) *unread = reader.unread_keys();
   return config;
 }

@@ -57,14 +57,15 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   const Routed r = route_rows(w, batch, selection, moe_layer);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), r.routing.ids, r.experts});
   // Experts are read while the shared expert is computed.
-  if (m.shared_expert_width > 0) backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get(), m.mlp_activation);
+  if (m.shared_expert_width > 0)
+    backend_.mlp(ws.normed, w.shared_expert, w.shared_expert_gate, ws.x.get(), m.mlp_activation, true, m.residual_multiplier);
   return backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, ws.x.get());
 }
 
 void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
   Workspace& ws = workspace_;
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
-  backend_.mlp(ws.normed, w.mlp, {}, ws.x.get(), config_.mlp_activation);
+  backend_.mlp(ws.normed, w.mlp, {}, ws.x.get(), config_.mlp_activation, true, config_.residual_multiplier);
 }
 
 void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,

@@ -92,6 +92,14 @@ void test_a_sum_goes_to_its_own_rows_once() {
   l.backend->combine({});
 
   sum = l.expert_ffn();
+  CHECK_THROWS(l.backend->add_rmsnorm(l.out.data(), l.norm, 0, kRows, true, l.x.data(), {}, std::move(sum)), ErrorCode::kInternal,
+               "add_rmsnorm", {"other rows"});
+  l.backend->begin_step({});
+  sum = l.expert_ffn();
+  l.backend->add_rmsnorm(l.x.data(), l.norm, 0, kRows, true, l.out.data(), {}, std::move(sum));
+  l.backend->combine({});
+
+  sum = l.expert_ffn();
   l.backend->begin_step({});
   CHECK_THROWS(l.backend->combine(std::move(sum)), ErrorCode::kInternal, "combine", {"earlier step"});
 }
@@ -121,6 +129,19 @@ void test_activations_have_the_shape_of_the_last_write() {
                {"at most [0, 0]"});
 }
 
+void test_arguments_of_gemma() {
+  Layer l;
+  const WeightView two{l.ones.data(), DType::kF32, 1, 2};
+  CHECK_THROWS(l.backend->add_rmsnorm(l.x.data(), l.norm, 0, kRows, true, l.out.data(), two), ErrorCode::kInvalidArgument,
+               "add_rmsnorm", {"scale", "[1, 1]", "[1, 2]"});
+  l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows);
+  const WeightView matrix{l.matrix.data(), DType::kF32, kHidden, kHidden};
+  CHECK_THROWS(
+      l.backend->mlp(l.rows, {.gate = matrix, .up = matrix, .down = matrix}, {}, l.out.data(), Activation::kClampedSwiglu),
+      ErrorCode::kInvalidArgument, "mlp", {"activation"});
+  CHECK_THROWS(l.backend->logits(l.rows, matrix, {}, 1, l.out.data(), -1), ErrorCode::kInvalidArgument, "logits", {"soft_cap"});
+}
+
 void test_a_table_is_checked_once() {
   Layer l;
   l.experts[1].gate.format = l.experts[1].up.format = QuantFormat::kPacked;
@@ -141,6 +162,7 @@ int main() {
   test_a_sum_goes_to_its_own_rows_once();
   test_a_step_ends_without_a_sum();
   test_activations_have_the_shape_of_the_last_write();
+  test_arguments_of_gemma();
   test_a_table_is_checked_once();
   return check::result("test_op_contract");
 }

@@ -27,7 +27,14 @@ def hub(config: dict[str, Any]) -> None:
     full = next(iter(config.pop("per_layer_config").values()))
     config["global_head_dim"] = full["head_dim"]
     config["num_global_key_value_heads"] = full.get("num_key_value_heads")
-    for key in ("layer_types", "rope_parameters", "rms_norm_eps", "final_logit_softcapping", "tie_word_embeddings", "attention_bias"):
+    for key in (
+        "layer_types",
+        "rope_parameters",
+        "rms_norm_eps",
+        "final_logit_softcapping",
+        "tie_word_embeddings",
+        "attention_bias",
+    ):
         config.pop(key)
 
 

@@ -72,7 +72,8 @@ def _fill(model: torch.nn.Module, row: Row) -> None:
         noise = torch.randn(p.shape, generator=generator)
         factor = ("norm" in name or "scal" in name) and not name.endswith("bias")
         p.data.copy_(1 + 0.2 * noise if factor else row.spread * noise)
-        if name.endswith("router.proj.weight"):  # Gemma 4's logits are divided by the root of H: routers are as decided as others
+        # Gemma 4 divides the router's logits by the root of H: its routers are to be as decided as others.
+        if name.endswith("router.proj.weight"):
             p.data.mul_(p.shape[1] ** 0.5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import family_models_gemma
+import family_models_more
 import family_models_plain
 import family_models_special
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors import safe_open
 
 from lynx_rt import _C
 
-ROWS = family_models_plain.ROWS + family_models_special.ROWS + family_models_gemma.ROWS
+ROWS = family_models_plain.ROWS + family_models_special.ROWS + family_models_gemma.ROWS + family_models_more.ROWS
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)

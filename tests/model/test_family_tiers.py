@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import family_models_gemma
+import family_models_more
 import family_models_plain
 import family_models_special
 import numpy as np
@@ -10,7 +12,7 @@ from family_parity import engine, greedy, prompts_for, write
 
 from lynx_rt import _C, UnsupportedModelError
 
-ROWS = family_models_plain.ROWS + family_models_special.ROWS
+ROWS = family_models_plain.ROWS + family_models_special.ROWS + family_models_gemma.ROWS + family_models_more.ROWS
 FIRST = list({row.model_type: row for row in reversed(ROWS)}.values())
 
 

@@ -45,7 +45,7 @@ def changed(checkpoint, tmp_path):
 
 # Beyond a page and beyond the windows of all rows.
 PROMPTS = [np.random.default_rng(n).integers(0, 95, n).tolist() for n in (1, 19, 40, 63)]
-PROMPTS += [PROMPTS[3][:50] + [4, 5], PROMPTS[3][:33]]
+PROMPTS += [[*PROMPTS[3][:50], 4, 5], PROMPTS[3][:33]]
 
 
 @pytest.mark.parametrize("name", ["k_eq_v", "dense", "f16"])
@@ -68,7 +68,9 @@ def test_bits_do_not_depend_on_pages(checkpoint, name, options):
 @pytest.mark.parametrize("name", ["k_eq_v", "dense"])
 def test_quantised_weights_are_near(checkpoint, name):
     """int8 has steps 18 times as fine as int4: its logits are nearer to the plain ones by far, and both are nearer than 0 is."""
-    plain, *quantised = (engine(checkpoint(name), dtype="float32", quantization=q).forward(PROMPTS[1]) for q in ("none", "int8", "int4"))
+    plain, *quantised = (
+        engine(checkpoint(name), dtype="float32", quantization=q).forward(PROMPTS[1]) for q in ("none", "int8", "int4")
+    )
     off8, off4 = (np.median(np.abs(q - plain).max(1)) for q in quantised)
     assert 0 < 4 * off8 < off4 < np.median(np.abs(plain).max(1))
 

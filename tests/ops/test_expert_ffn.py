@@ -161,6 +161,10 @@ def test_mlp_with_gate_and_biases(backend, dtype, weight_dtype, shape):
         backend.mlp(x, gate, up, down, row_gate=row_gate),
         (by * value, by * error + by_error * (np.abs(value) + error) + 2 * tol.U32 * np.abs(by * value)),
     )
+    assert_within(
+        backend.mlp(x, gate, up, down, row_gate=row_gate, scale=0.3),
+        (0.3 * by * value, 0.3 * (by * error + by_error * (np.abs(value) + error) + 4 * tol.U32 * np.abs(by * value))),
+    )
     biases = [b[0] for b in biases_of(1, hidden, width, weight_dtype)]
     assert_within(backend.mlp(x, gate, up, down, biases), ref.mlp(x, gate, up, down, dtype, biases))
 

@@ -171,6 +171,8 @@ def test_soft_cap(backend, dtype, weight_dtype, shape):
             alone = backend.logits(x[t : t + 1], w, scale=scale, soft_cap=cap)
             np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
     big = np.full((1, 1), 6e4, np.float32)
-    np.testing.assert_array_equal(backend.logits(big, np.float32([[1], [-1], [10], [0]]), soft_cap=7.0), [[7, -7, 7, 0]])
+    np.testing.assert_array_equal(
+        backend.logits(big, np.float32([[1], [-1], [10], [0]]), soft_cap=7.0), [[7, -7, 7, 0]]
+    )
     with pytest.raises(ValidationError, match="soft_cap"):
         backend.logits(x, w, soft_cap=-1.0)

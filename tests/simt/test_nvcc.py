@@ -28,6 +28,7 @@ CEILINGS: dict[str, dict[str, int]] = {
         "merge_kernel": 116,
     },
     "combine": {
+        "scale_kernel": 26,
         "combine_kernel": 64,
     },
     "down": {
@@ -168,6 +169,9 @@ CEILINGS: dict[str, dict[str, int]] = {
     },
     "sample": {
         "sample_kernel": 88,
+    },
+    "soft_cap": {
+        "soft_cap_kernel": 34,
     },
 }
 STACK: dict[str, int] = {}  # kernel -> bytes of stack frame that it may have; all others: 0

@@ -177,14 +177,16 @@ void test_combine(int num_rows, int hidden, int top_k) {
   CHECK_EQ(wrong, 0);
 }
 
-// expert_scale multiplies the weights; a sum that replaces x is the one that is added to zeros.
+// Scales multiply the weights of their experts; a sum that replaces x is the one that is added to zeros.
 void test_scaled_experts(int num_rows, int hidden, int top_k) {
   Experts experts(num_rows, hidden, top_k);
   const std::vector<float> scales = random_floats(kNumExperts);
   const DeviceVector<float> expert_scale(scales), weighted(size_t(num_rows) * hidden), scaled(size_t(num_rows) * hidden),
       replaced(std::vector<float>(size_t(num_rows) * hidden, std::nanf("")));
   ExpertSum sum = experts.arguments();
-  sum.expert_scale = expert_scale.get();
+  const DeviceVector<float> scaled_weights(experts.weights.size());
+  cuda::scale_weights(sum.weights, sum.ids, expert_scale.get(), int64_t(experts.weights.size()), scaled_weights.get(), {});
+  sum.weights = scaled_weights.get();
   cuda::combine(sum, num_rows, hidden, scaled.get(), {});
   sum.accumulate = false;
   cuda::combine(sum, num_rows, hidden, replaced.get(), {});

@@ -54,7 +54,8 @@ class CpuBackend : public Backend {
   const void* do_expert_table(std::span<const ExpertWeights>) override;
   ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*, bool accumulate) override;
-  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*, Activation, bool accumulate) override;
+  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*, Activation, bool accumulate,
+              float scale) override;
   void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;

@@ -211,15 +211,15 @@ void CpuBackend::down(const ExpertCall& call, std::span<const int32_t> list) {
   });
 }
 
-// A dense MLP is run as one expert that takes every row, with weight 1 or by the row's gate.
+// A dense MLP is run as one expert that takes every row, with the weight `scale`, times the row's gate where there is one.
 void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                        Activation activation, bool accumulate) {
+                        Activation activation, bool accumulate, float scale) {
   int32_t* rows = mlp_rows_.get(num_rows);
   float* row_weights = mlp_weights_.get(num_rows);
   if (!row_gate.empty()) do_router(x.f32, row_gate, {}, num_rows, row_weights, 1);
   for (int64_t t = 0; t < num_rows; ++t) {
     rows[t] = int32_t(t);
-    row_weights[t] = row_gate.empty() ? 1.0f : 1.0f / (1.0f + std::exp(-row_weights[t]));
+    row_weights[t] = row_gate.empty() ? scale : scale / (1.0f + std::exp(-row_weights[t]));
   }
   int32_t active = 0, offsets[2] = {0, int32_t(num_rows)};
   Routing routing{nullptr, row_weights, &active, 1};

@@ -294,11 +294,17 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   args.bits = bits.down;
   down(args, properties_.num_sms, stream_);
 
-  return {args.partial, routing.ids, ffn.scale_input ? nullptr : routing.weights, rule.top_k, ffn.expert_scale, accumulate};
+  const float* weights = ffn.scale_input ? nullptr : routing.weights;
+  if (ffn.expert_scale) {
+    float* scaled = static_cast<float*>(pair_weights_.get());
+    scale_weights(weights, routing.ids, ffn.expert_scale, num_rows * rule.top_k, scaled, stream_);
+    weights = scaled;
+  }
+  return {args.partial, routing.ids, weights, rule.top_k, accumulate};
 }
 
 void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                         Activation activation, bool accumulate) {
+                         Activation activation, bool accumulate, float scale) {
   GateUpArgs up = {};
   up.ffn.activation = activation;
   up.x = rounded(x, num_rows, weights.gate.cols);
@@ -321,6 +327,7 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   args.out = out;
   args.out_stride = up.hidden_size;
   args.accumulate = accumulate;
+  args.scale = scale;
   if (!row_gate.empty()) {
     float* gates = static_cast<float*>(row_scales_.get());
     cuda::router(x.f32, row_gate, nullptr, up.num_rows, gates, stream_);

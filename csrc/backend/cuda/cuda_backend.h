@@ -67,7 +67,7 @@ class CudaBackend final : public Backend {
   ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*, bool accumulate) override;
   void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
-              bool accumulate) override;
+              bool accumulate, float scale) override;
   void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
@@ -137,7 +137,7 @@ class CudaBackend final : public Backend {
   std::map<std::string, RecordedStep> recorded_;
 
   // Scratch, sized by reserve()
-  cuda::DeviceMemory rounded_, hidden_, partial_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
+  cuda::DeviceMemory rounded_, hidden_, partial_, pair_weights_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
       token_masks_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
   int route_calls_ = 0;

@@ -68,6 +68,7 @@ void CudaBackend::reserve(const StepLimits& l) {
   hidden_ =
       allocate_step_memory(std::max(pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width)) * 2, "workspace");
   partial_ = allocate_step_memory(checked_mul(pairs, l.hidden_size, "workspace") * 4, "workspace");
+  pair_weights_ = allocate_step_memory(std::max<int64_t>(1, pairs) * int64_t(sizeof(float)), "workspace");
   const int64_t partial_bytes = l.num_heads * (v_head_dim + 2) * 4;
   max_partials_ = int(std::min<int64_t>(kMaxPartials, std::max<int64_t>(1, kMaxPartialBytes / partial_bytes)));
   attention_partial_ = allocate_step_memory(max_partials_ * partial_bytes, "workspace");

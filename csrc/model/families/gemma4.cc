@@ -16,8 +16,9 @@ ModelConfig read_config(const ConfigReader& c) {
   m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", true);
   if (!m.dtype_stated) read_dtype(c, m);
   if (m.quantization.empty()) m.quantization = read_quantization_config(c);
-  for (const char* other : {"dtype", "vision_config", "audio_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id",
-                            "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id", "vision_soft_tokens_per_image"})
+  for (const char* other :
+       {"dtype", "vision_config", "audio_config", "boi_token_id", "eoi_token_id", "image_token_id", "video_token_id",
+        "boa_token_id", "eoa_token_id", "eoa_token_index", "audio_token_id", "vision_soft_tokens_per_image"})
     c.has(other);
   return m;
 }

@@ -1,5 +1,5 @@
 // Granite 3 MoE. Keys and names: transformers' granitemoe configuration and the hub's checkpoints.
-// Experts are fused in every layout; the hub calls them input_linear and output_linear.
+// Experts are fused in every layout; the hub calls them input_linear and output_linear. granitemoeshared has a shared expert beside.
 #include "model/families/common/config_keys.h"
 #include "model/families/common/weight_table.h"
 
@@ -20,8 +20,19 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
+void add_shared_expert(WeightTable& table, int64_t l) {
+  const int64_t hidden = table.m.hidden_size, width = table.m.shared_expert_width;
+  const std::string name = table.layer_name(l) + "shared_mlp.";
+  ExpertWeights& w = table.layer(l).shared_expert;
+  const std::span<ExpertWeights> placed(&w, 1);
+  table.add({name + "input_linear.weight", {2 * width, hidden}, {{&w.gate, 0, width}, {&w.up, width, width}}}, {placed});
+  table.add(whole_tensor(name + "output_linear.weight", {hidden, width}, &w.down), {placed});
+}
+
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  MoeNames released{.block = "block_sparse_moe.", .router = "router.layer.weight", .experts = ""}, renamed = released;
+  MoeNames released{
+      .block = "block_sparse_moe.", .router = "router.layer.weight", .experts = "", .add_shared_expert = add_shared_expert},
+      renamed = released;
   released.add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
     table.add_fused_experts(prefix + "input_linear.weight", prefix + "output_linear.weight", l);
   };

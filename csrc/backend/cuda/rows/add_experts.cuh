@@ -8,7 +8,8 @@
 
 namespace lynx_rt::cuda {
 
-// Returns x (0 where it is not added to) plus the sum of row t's experts, in four columns. The loads of four choices are in flight together.
+// Returns x (0 where it is not added to) plus the sum of row t's experts, in four columns. The loads of four choices are in flight
+// together.
 __device__ inline Quad add_experts(const ExpertSum& c, int64_t t, int num_columns, int column, int count, bool aligned,
                                    const Quad& x) {
   Quad sum = {};
@@ -21,7 +22,6 @@ __device__ inline Quad add_experts(const ExpertSum& c, int64_t t, int num_column
       const int64_t pair = t * c.top_k + first + i;
       used[i] = first + i < c.top_k && c.ids[pair] >= 0;
       weight[i] = !used[i] ? 0 : c.weights ? c.weights[pair] : 1;
-      if (used[i] && c.expert_scale) weight[i] *= c.expert_scale[c.ids[pair]];
       part[i] = load_quad(c.partial + pair * num_columns + column, used[i] ? count : 0, aligned);
     }
     LYNX_UNROLL

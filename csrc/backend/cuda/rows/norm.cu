@@ -45,10 +45,13 @@ __device__ float sum_of_block(float sum, float* of_warp) {
   return sum;
 }
 
-// kQuads: quads that a thread keeps; 0 = it reads its quads again. kCentered: layernorm.
-template <int kQuads, bool kCentered>
+enum class Kind { kRms, kAddRms, kLayer };
+
+// kQuads: quads that a thread keeps; 0 = it reads its quads again.
+template <int kQuads, Kind kKind>
 __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant__ NormParams p) {
   constexpr int kKept = kQuads ? kQuads : 1;
+  constexpr bool kCentered = kKind == Kind::kLayer;
   const int threads = int(blockDim.x), thread = int(threadIdx.x), n = p.num_columns;
   const int64_t t = blockIdx.x;
   const auto count_at = [n](int column) { return n - column < 0 ? 0 : n - column < 4 ? n - column : 4; };
@@ -112,13 +115,14 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
       LYNX_UNROLL
       for (int j = 0; j < 4; ++j) result.v[j] += bias.v[j];
     }
-    if (!kCentered && p.residual && count > 0) {
+    if constexpr (kKind == Kind::kAddRms) {
       float* to = p.residual + t * n + column;
       const Quad old = load_quad(to, p.accumulate ? count : 0, p.aligned);
       const float by = p.scale ? *p.scale : 1;
       LYNX_UNROLL
       for (int j = 0; j < 4; ++j) result.v[j] = (old.v[j] + result.v[j]) * by;
-      store_quad(to, result, count, p.aligned);
+      if (count > 0) store_quad(to, result, count, p.aligned);
+      return;
     }
     if (p.out && count > 0) store_quad(p.out + t * n + column, result, count, p.aligned);
     if (p.rounded && column < p.quads * 4) store_rounded(p.rounded + t * p.quads * 4 + column, result, count);
@@ -131,7 +135,7 @@ __global__ void __launch_bounds__(kMaxThreads) norm_kernel(const __grid_constant
   }
 }
 
-template <bool kCentered>
+template <Kind kKind>
 void norm(NormParams params, int num_rows, Stream stream) {
   const int hidden_size = params.num_columns;
   if (num_rows == 0 || hidden_size == 0) return;
@@ -140,10 +144,11 @@ void norm(NormParams params, int num_rows, Stream stream) {
   const int quads = params.quads = int(padded_columns(hidden_size) / 4);
   const int threads = std::min(kMaxThreads, int(round_up(quads, 32)));
   const int64_t kept = ceil_div(quads, threads);
-  auto* kernel = kept == 1           ? norm_kernel<1, kCentered>
-                 : kept == 2         ? norm_kernel<2, kCentered>
-                 : kept <= kMaxQuads ? norm_kernel<kMaxQuads, kCentered>
-                                     : norm_kernel<0, kCentered>;
+  constexpr int kTwo = kKind == Kind::kAddRms ? kMaxQuads : 2;  // ptxas spills where a thread of that kernel keeps two
+  auto* kernel = kept == 1           ? norm_kernel<1, kKind>
+                 : kept == 2         ? norm_kernel<kTwo, kKind>
+                 : kept <= kMaxQuads ? norm_kernel<kMaxQuads, kKind>
+                                     : norm_kernel<0, kKind>;
   launch(kernel, num_rows, threads, size_t(kMaxThreads / 32 * 4 * 2), stream, params);
 }
 
@@ -151,34 +156,34 @@ void norm(NormParams params, int num_rows, Stream stream) {
 
 void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,
              uint16_t* rounded, Stream stream) {
-  norm<false>({.sum = sum, .x = x, .weight = weight, .out = out, .rounded = rounded, .eps = eps, .num_columns = hidden_size},
-              num_rows, stream);
+  norm<Kind::kRms>({.sum = sum, .x = x, .weight = weight, .out = out, .rounded = rounded, .eps = eps, .num_columns = hidden_size},
+                   num_rows, stream);
 }
 
 void add_rmsnorm(float* y, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, bool accumulate,
                  const float* scale, float* x, Stream stream) {
-  norm<false>({.sum = sum,
-               .x = y,
-               .weight = weight,
-               .eps = eps,
-               .residual = x,
-               .scale = scale,
-               .accumulate = accumulate,
-               .num_columns = hidden_size},
-              num_rows, stream);
+  norm<Kind::kAddRms>({.sum = sum,
+                       .x = y,
+                       .weight = weight,
+                       .eps = eps,
+                       .residual = x,
+                       .scale = scale,
+                       .accumulate = accumulate,
+                       .num_columns = hidden_size},
+                      num_rows, stream);
 }
 
 void layernorm(float* x, const ExpertSum& sum, const float* weight, const float* bias, float eps, int num_rows, int hidden_size,
                float* out, uint16_t* rounded, Stream stream) {
-  norm<true>({.sum = sum,
-              .x = x,
-              .weight = weight,
-              .bias = bias,
-              .out = out,
-              .rounded = rounded,
-              .eps = eps,
-              .num_columns = hidden_size},
-             num_rows, stream);
+  norm<Kind::kLayer>({.sum = sum,
+                      .x = x,
+                      .weight = weight,
+                      .bias = bias,
+                      .out = out,
+                      .rounded = rounded,
+                      .eps = eps,
+                      .num_columns = hidden_size},
+                     num_rows, stream);
 }
 
 }  // namespace lynx_rt::cuda

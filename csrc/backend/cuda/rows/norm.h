@@ -11,6 +11,9 @@ namespace lynx_rt::cuda {
 // x += the sum over a row's experts, of which gemm/expert_ffn.h's down() computed the terms.
 void combine(const ExpertSum& sum, int num_rows, int hidden_size, float* x, Stream stream);
 
+// out[i] = weights[i] * expert_scale[ids[i]] for `count` pairs, 0 where the id is -1; weights may be null: 1.
+void scale_weights(const float* weights, const int32_t* ids, const float* expert_scale, int64_t count, float* out, Stream stream);
+
 // Adds the sum to x where there is one (partial is not null); then out = x / sqrt(mean(x^2) + eps) * weight per row of H, and rounded
 // = bf16 of it. x, out [T, H]; out may be null, or x where there is no sum.
 void rmsnorm(float* x, const ExpertSum& sum, const float* weight, float eps, int num_rows, int hidden_size, float* out,

@@ -83,6 +83,19 @@ void read_sparse_layers(const ConfigReader& c, ModelConfig& m) {
   require_mlp_width(c, m);
 }
 
+bool read_mlp_layer_types(const ConfigReader& c, ModelConfig& m) {
+  const std::vector<std::string> types = c.strings_or("mlp_layer_types", {});
+  if (types.empty()) return false;
+  if (int64_t(types.size()) != m.num_layers)
+    c.fail_key("mlp_layer_types", str_cat("expected one for each of ", m.num_layers, " layers, got ", types.size()));
+  for (size_t l = 0; l < types.size(); ++l) {
+    if (types[l] != "dense" && types[l] != "sparse") unsupported(c, "mlp_layer_types", quote(types[l]), "dense, sparse");
+    m.layers[l].moe = types[l] == "sparse";
+  }
+  require_mlp_width(c, m);
+  return true;
+}
+
 namespace {
 
 constexpr int64_t kMaxWindow = 1 << 28;
@@ -110,8 +123,8 @@ std::vector<bool> sliding_layers(const ConfigReader& c, const ModelConfig& m, in
 
 }  // namespace
 
-void read_window(const ConfigReader& c, ModelConfig& m) {
-  const int64_t window = window_of(c, 0);
+void read_window(const ConfigReader& c, ModelConfig& m, int64_t absent) {
+  const int64_t window = window_of(c, absent);
   const std::vector<bool> sliding = sliding_layers(c, m, window);
   for (size_t l = 0; l < m.layers.size(); ++l) m.layers[l].window = sliding.empty() || sliding[l] ? window : 0;
 }

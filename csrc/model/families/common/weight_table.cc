@@ -250,7 +250,10 @@ std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNa
     } else {
       table.add_experts(block + n.experts, l, n.expert);
     }
-    if (m.shared_expert_width > 0) table.add_mlp(block + n.shared_expert, m.shared_expert_width, w.shared_expert, m.mlp_bias);
+    if (m.shared_expert_width > 0 && n.add_shared_expert)
+      n.add_shared_expert(table, l);
+    else if (m.shared_expert_width > 0)
+      table.add_mlp(block + n.shared_expert, m.shared_expert_width, w.shared_expert, m.mlp_bias);
     if (m.shared_expert_gate)
       table.add(block + n.shared_expert_gate, {1, m.hidden_size}, &w.shared_expert_gate, WeightUse::kRouter);
   }

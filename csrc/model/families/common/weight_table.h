@@ -35,6 +35,8 @@ struct MoeNames {
   std::string shared_expert_gate = "shared_expert_gate.weight";
   // Adds the experts of layer `l`, whose tensor names begin with `prefix`; null means WeightTable::add_experts().
   void (*add_experts)(WeightTable& table, const std::string& prefix, int64_t l) = nullptr;
+  // Adds the shared expert of layer `l`; null means WeightTable::add_mlp() under the names above.
+  void (*add_shared_expert)(WeightTable& table, int64_t l) = nullptr;
 };
 
 class WeightTable {
