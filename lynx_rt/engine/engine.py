@@ -51,8 +51,7 @@ class Engine(EngineState):
     expert_file: made by `lynx-rt pack` with the same quantization, or, where it is None, in quantization_cache. CPU only.
     expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
     (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
-    expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "score:decay=0.99" = those with the most gate mass;
-        "lru", "lfru", "random", "none"; "static:file=PATH" = a list, see `lynx-rt simulate --save-static`.
+    expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "score", "static:file=PATH", ...: docs/tiers.md.
     expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.

@@ -460,6 +460,29 @@ def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--expert-bytes is needed" in capsys.readouterr().err
     assert main(["simulate", str(npz), "--residents", "0.5", "--expert-bytes", "x"]) == 1
     assert main(["simulate", str(npz), "--residents", "0", "--expert-bytes", "1MB"]) == 1
+    capsys.readouterr()
+    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--admission", "own"), ("--plots", "x")):
+        assert main(["simulate", str(npz), option, value]) == 1
+        assert f"{option} needs --residents" in capsys.readouterr().err
+    for more in (["--batch", "steps"], ["--batch", "2", "--seed", "1"]):
+        assert (
+            main(["simulate", str(npz), "--residents", "4", "--expert-bytes", "1MB", "--admission", "own", *more]) == 1
+        )
+        assert "own needs a batch size, and no seed" in capsys.readouterr().err
+
+
+def test_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made_up([4, 5, 6, 7, 8, 9]).save(tmp_path / "r.npz")
+    argv = ["simulate", str(tmp_path / "r.npz"), "--residents", "0.25,6", "--batch", "steps,2", "--expert-bytes", "1MB"]
+    assert (
+        main([*argv, "--expert-policy", "lfu,belady", "--prefetch", "none,ewma", "--plots", str(tmp_path / "plots")])
+        == 0
+    )
+    files = sorted((tmp_path / "plots").iterdir())
+    assert [file.name for file in files] == ["misses.png", "speed.png"] and all(
+        file.stat().st_size > 5000 for file in files
+    )
 
 
 # Admission

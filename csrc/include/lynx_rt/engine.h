@@ -48,8 +48,8 @@ struct EngineOptions {
   // Memory for experts, of which the others are read from expert_file when a step needs them: bytes ("8GB", "512MiB", "1000000"), a share
   // of all ("25%"), "auto" = half of the free memory; "" or enough for all = all stay in memory. Prompts then get steps of their own.
   std::string expert_memory;
-  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass), "lru",
-  // "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it.
+  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass),
+  // "lru", "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it.
   std::string expert_policy = "lfu";
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
   // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
