@@ -68,8 +68,8 @@ class Decoder {
   void read_routed_experts(std::vector<int32_t>& out);
   void read_router_logits(std::vector<float>& out);
   void read_choice_bias(std::vector<float>& out);  // from the weights: [MoE layers, E]
-  // Copies what NextRouter said of the rows of a decode-only step: [rows, MoE layers - 1, E] router logits of the layers from the second on;
-  // nothing where the backend does not work in host memory. Where router logits are recorded.
+  // Copies what NextRouter said of the rows of a decode-only step: [rows, MoE layers - 1, E] router logits of the layers from the second
+  // on; nothing where the backend does not work in host memory. Where router logits are recorded.
   void read_next_logits(std::vector<float>& out);
 
   const ModelConfig& config() const { return config_; }

@@ -8,8 +8,8 @@
 
 namespace lynx_rt {
 
-// Scores the experts of the next MoE layer on the residual stream after this layer's attention. Needs no training, and finds about as much as
-// trained predictors do. Source: arXiv 2312.17238 (speculative loading). Works in host memory.
+// Scores the experts of the next MoE layer on the residual stream after this layer's attention. Needs no training, and finds about as
+// much as trained predictors do. Source: arXiv 2312.17238 (speculative loading). Works in host memory.
 class NextRouter {
  public:
   NextRouter(Backend& backend, const ModelConfig& config, const ModelWeights& weights, int64_t max_rows);

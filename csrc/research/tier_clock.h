@@ -13,8 +13,8 @@ struct TierTimes {
   double read = 0;    // of one expert from the disk
 };
 
-// One processor and one disk that serves one read after the other. A layer computes the experts that are there while it reads the others, each of
-// which it computes when it has arrived. Reads ahead use the disk where no layer waits for it; a read that is found not to be needed is
+// One processor, and one disk that serves one read after the other. A layer computes the experts that are there while it reads the
+// others, each of which it computes when it has arrived. Reads ahead use the disk where no layer waits for it; a read that is found not to be needed is
 // dropped at once, and one that is under way when its layer needs it comes first. Test: tests/tiers/test_tier_simulation.py.
 class TierClock {
  public:

@@ -25,16 +25,16 @@ struct TierSetup {
 };
 
 struct TierSimulation {
-  // [steps, L]: experts that were used; of these not resident; read (ring: all); guessed; guessed and used; read ahead; of these needed;
-  // of these there in time.
+  // [steps, L]: experts that were used; of these not resident; read (ring: all); guessed; guessed and used; asked for
+  // ahead; of these needed; of these there before the layer knew its experts.
   std::vector<int32_t> used, misses, reads, guessed, guessed_used, ahead, needed, in_time;
   std::vector<double> seconds, wait, wasted;  // [steps]: see TierClock::LayerResult
   std::vector<double> retained_mass;          // [steps] sum over layers and rows
 };
 
-// Runs steps as simulate() does, with a residency that selection sees. Residents and counts are those of an engine that decodes the same rows,
-// because the code is the same. belady: knows what the selection uses; with the key `resident` it goes by the rows' own choices instead, since
-// what is used then depends on what is resident. Throws as simulate() and Residency do (fields expert_policy, residents).
+// Runs steps as simulate() does, with a residency that selection sees. Residents and counts are those of an engine that decodes the
+// same rows, because the code is the same. belady: knows what the selection uses; with the key `resident` it goes by the rows' own
+// choices instead, since what is used then depends on what is resident. Throws as simulate() and Residency do (fields expert_policy, residents).
 TierSimulation simulate_tier(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,
                              std::span<const int64_t> offsets, const TierSetup& setup);
 

@@ -27,9 +27,8 @@ struct ResidencyRule {
   std::string file;     // static: who has the lists
 };
 
-// Parses "lfu:decay=0.99", "score:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F" (or "static", whose lists come from elsewhere),
-// "none", "ring", "belady". Throws kInvalidArgument
-// (field expert_policy).
+// Parses "lfu:decay=0.99", "score:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F" (or "static", whose lists come from
+// elsewhere), "none", "ring", "belady". Throws kInvalidArgument (field expert_policy).
 ResidencyRule parse_residency(const std::string& text);
 
 // Returns how many experts of each layer may be resident when `slots` are divided evenly: the first layers get the rest, none gets more

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.files import check_output
 from lynx_rt.cli.options import format_table, integer, positive_int, selections
-from lynx_rt.cli.simulate_tier import add_tier_options, run_tier, write_json
+from lynx_rt.cli.simulate_tier import add_tier_options, check_without_residents, run_tier, write_json
 from lynx_rt.engine.outputs import layer_mean
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     recording = Recording.load(args.recording)
     if args.residents:
         return run_tier(args, recording)
+    check_without_residents(args)
     results = [
         simulate(recording, selection, batch=batch, seed=args.seed)
         for batch in args.batch

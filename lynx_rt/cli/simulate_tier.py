@@ -42,8 +42,8 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
         "--admission",
         type=selections,
         default=["fifo"],
-        help="which waiting request takes a free place: fifo, predicted:window=64,age=64 (by the token table), own (by what it will use), or "
-        "several; with --batch (default: fifo)",
+        help="which waiting request takes a free place: fifo, predicted:window=64,age=64 (by the token table), own (by what it will use), "
+        "or several; with --batch (default: fifo)",
     )
     group.add_argument("--disk", type=number, default=1.0, metavar="GB/S", help="rate of the disk (default: 1)")
     group.add_argument(
@@ -69,6 +69,21 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--plots", type=Path, metavar="DIR", help="draw misses and tokens/s by residents there; needs matplotlib"
     )
+
+
+def check_without_residents(args: argparse.Namespace) -> None:
+    """Raises ValidationError for an option that does nothing without --residents."""
+    defaults: dict[str, Any] = {
+        "expert_policy": ["lfu"],
+        "prefetch": ["none"],
+        "admission": ["fifo"],
+        "expert_bytes": None,
+    }
+    defaults |= {"save_static": None, "plots": None}
+    for name, value in defaults.items():
+        if getattr(args, name) != value:
+            option = name.replace("_", "-")
+            raise ValidationError(f"--{option} needs --residents", option)
 
 
 def run_tier(args: argparse.Namespace, recording: Recording) -> int:

@@ -4,7 +4,7 @@
 |---|---|---|---|
 | popularity | how often each expert was used in the training half | always | |
 | token_table | the experts that the row's token had in the training half | when the step begins | arXiv 2410.17954 uses a network for it |
-| ewma | the request's own experts, a use counting `decay` a token later | when the step begins | arXiv 2508.17467 calls it recency |
+| ewma | the request's own experts, a use counting `decay` a token later | when the step begins | |
 | transition | the experts of the layer before | a layer ahead | |
 | linear | the router logits of the layer before, by ridge regression | a layer ahead | |
 | next_router | the next router's logits on this layer's hidden state | a layer ahead | arXiv 2312.17238 |

@@ -31,7 +31,7 @@ def _draw(results: Sequence[TierSimulation], label: str, value: Callable[[TierSi
     batches = list(dict.fromkeys(result.batch for result in results))
     variants = list(dict.fromkeys(_variant(result) for result in results))
     styles = dict(zip(variants, OTHER_STYLES * (1 + len(variants) // len(OTHER_STYLES)), strict=False))
-    figure, axes = make_panels(len(batches), min(len(batches), 3), (3.9, 3.4))
+    figure, axes = make_panels(len(batches), min(len(batches), 3), (6.4, 4.8) if len(batches) == 1 else (3.9, 3.4))
     for panel, batch in zip(axes, batches, strict=True):
         for variant in variants:
             points = sorted((r.residents, value(r)) for r in results if r.batch == batch and _variant(r) == variant)
@@ -44,7 +44,7 @@ def _draw(results: Sequence[TierSimulation], label: str, value: Callable[[TierSi
         panel.set_title("steps as recorded" if batch is None else f"batch {batch}")
     figure.supylabel(label, fontsize=9)
     handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=max(1, min(len(names), 3)))
+    figure.legend(handles, names, loc="outside lower center", ncols=max(1, int(figure.get_figwidth() / 3)))
     return figure
 
 

@@ -63,7 +63,7 @@ class TierSimulation:
     reads: NDArray[np.int32]  # experts that were read because the layer needed them; ring: all
     guessed: NDArray[np.int32]  # experts that the predictor named
     guessed_used: NDArray[np.int32]  # of these used
-    ahead: NDArray[np.int32]  # reads that began ahead of their layer
+    ahead: NDArray[np.int32]  # reads that were asked for ahead of their layer, begun or not
     needed: NDArray[np.int32]  # of these needed
     in_time: NDArray[np.int32]  # of these there before the layer knew its experts
     seconds: NDArray[np.float64]  # [steps]
@@ -105,7 +105,7 @@ class TierSimulation:
 
     @property
     def found(self) -> float:
-        """Share of the misses whose reads began ahead."""
+        """Share of the misses whose reads were asked for ahead."""
         return _ratio(self.needed, self.misses)
 
     @property
@@ -155,8 +155,10 @@ class TierSimulator:
         seed: int | None = None,
         admission: str = "fifo",
     ) -> None:
-        """batch, seed: as simulate() takes them. admission: see lynx_rt.research.admission; it needs a batch, and is used without seed."""
+        """batch, seed: as simulate() takes them. admission: see lynx_rt.research.admission; it needs a batch, and no seed."""
         order = parse_admission(admission)
+        if order.kind != "fifo" and (batch is None or seed is not None):
+            raise ValidationError(f"admission: {admission} needs a batch size, and no seed", "admission")
         self._recording, self._tier, self._batch, self._admission = recording, tier, batch, admission
         if batch is None:
             self._order, self._offsets = np.arange(len(recording), dtype=np.int64), recording.step_offsets
@@ -175,7 +177,8 @@ class TierSimulator:
     def run(self, selection: str, policy: str, residents: float, prefetch: str = "none") -> TierSimulation:
         """policy: as expert_policy of an Engine; also "static" without a file, from the uses in the steps before the measured
         ones, "belady", "ring", and "plec": lfu, but layers have more residents the more experts are predicted for them
-        (arXiv 2410.17954; by the mean of the steps before the measured ones, with the token table). prefetch: see lynx_rt.research.predictors. Raises ValidationError."""
+        (arXiv 2410.17954; by the mean of the steps before the measured ones, with the token table). prefetch: see
+        lynx_rt.research.predictors. Raises ValidationError."""
         from lynx_rt import _C
 
         recording, tier, predictor = self._recording, self._tier, parse_predictor(prefetch)

@@ -1,5 +1,5 @@
 """Simulation of experts on the disk: counts against the engine and a plain reference, the clock against one and against hand traces,
-predictors, the command."""
+the command."""
 
 from __future__ import annotations
 
@@ -12,55 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_recordings import EXPERTS, LAYERS, POLICIES, TIER, TOP_K, made_up, unions
 
 from lynx_rt import _C, Engine, SamplingParams, ValidationError, _C_testing, shipped_model
 from lynx_rt.cli.main import main
-from lynx_rt.research.admission import Admission, admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import parse_predictor, predict, uses
 from lynx_rt.research.recording import Recording, take_recording
-from lynx_rt.research.simulate import batched_steps, simulate
+from lynx_rt.research.simulate import simulate
 from lynx_rt.research.tier_simulation import Tier, TierSimulator, save_static, simulate_tier
-
-LAYERS, EXPERTS, TOP_K = 3, 12, 3
-TIER = Tier(
-    expert_bytes=1000, disk_rate=1e6, expert_seconds=4e-4, layer_seconds=5e-4, measured=1.0
-)  # a read takes 1 ms
-POLICIES = ["lfu", "lfu:decay=0.5", "lru", "lfru", "score:decay=0.9", "random", "none"]
-
-
-def made_up(lengths: list[int], seed: int = 0, spread: float = 1.0) -> Recording:
-    """Makes requests of these lengths whose tokens prefer some experts."""
-    rng = np.random.default_rng(seed)
-    order, offsets = batched_steps(np.repeat(np.arange(len(lengths)), lengths), 4)
-    rows = len(order)
-    taste = rng.normal(size=(7, LAYERS, EXPERTS))
-    token = rng.integers(0, 7, rows).astype(np.int32)
-    scores = taste[token] * 2 + rng.normal(size=(rows, LAYERS, EXPERTS)) * spread
-    return Recording(
-        model="made up",
-        selection="topk",
-        num_model_layers=LAYERS,
-        num_experts_per_tok=TOP_K,
-        norm_topk_prob=True,
-        layers=np.arange(LAYERS, dtype=np.int32),
-        scores=scores.astype(np.float32),
-        routed_experts=np.zeros((rows, LAYERS, TOP_K), np.int16),
-        step=np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)),
-        request=np.repeat(np.arange(len(lengths)), lengths)[order].astype(np.uint64),
-        position=np.arange(rows, dtype=np.int32),
-        exact=np.zeros(rows, np.uint8),
-        token=token,
-        next_scores=(scores[:, 1:] + rng.normal(size=(rows, LAYERS - 1, EXPERTS))).astype(np.float32),
-    )
-
-
-def unions(ids: Any, offsets: Any) -> list[list[list[int]]]:
-    """Experts of each step [layers][steps], rising, from ids [N, L, k]."""
-    steps = list(itertools.pairwise(offsets))
-    return [
-        [sorted({int(e) for e in ids[a:b, layer].ravel() if e >= 0}) for a, b in steps] for layer in range(ids.shape[1])
-    ]
-
 
 # Counts
 
@@ -309,72 +268,6 @@ def test_hand_traces(tmp_path: Path) -> None:
     assert ring.seconds[0] == 2 + 6 * 10 + 1  # expert 1 of layer 1 comes sixth
 
 
-# Predictors
-
-
-def test_predictors_do_not_see_what_they_predict() -> None:
-    """What is guessed for a row does not change with the row's own routing of that layer, nor with later rows."""
-    recording = made_up([6, 8, 7, 9, 5, 8])
-    train = recording.request < 3
-    last = np.flatnonzero(~train)[-1]
-    for text in ("popularity", "token_table", "ewma", "transition", "linear", "next_router"):
-        before = predict(recording, parse_predictor(text), train)
-        changed = made_up([6, 8, 7, 9, 5, 8])
-        changed.scores[last, LAYERS - 1] = -changed.scores[last, LAYERS - 1]
-        after = predict(changed, parse_predictor(text), train)
-        assert before is not None and after is not None
-        assert np.array_equal(before, after), text
-        assert before.shape == recording.scores.shape
-        one_layer_ahead = np.isinf(before[:, 0]).all()
-        assert one_layer_ahead != parse_predictor(text).known_at_start
-
-
-def test_predictors_learn() -> None:
-    recording = made_up([9] * 40, spread=0.7)
-    simulator = TierSimulator(recording, Tier(expert_bytes=1), batch=1)
-    recall = {
-        text: simulator.run("topk", "none", 1, text).recall for text in ("popularity", "token_table", "next_router")
-    }
-    assert recall["token_table"] > recall["popularity"] + 0.2 and recall["next_router"] > 0.6
-    everything = simulator.run("topk", "none", 1, f"popularity:n={EXPERTS}")
-    assert everything.recall == 1 and everything.precision == pytest.approx(TOP_K / EXPERTS)
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("guess", "expected one of none, popularity"),
-        ("ewma:n=0", "unexpected 'n=0'"),
-        ("ewma:decay=1", "unexpected 'decay=1'"),
-        ("linear:decay=0.5", "unexpected 'decay=0.5'"),
-        ("none:n=1", "unexpected 'n=1'"),
-        ("transition:d=2", "d must be 1"),
-        ("external", "file=SCORES.npy"),
-        ("external:file=/no/such.npy", "/no/such.npy"),
-        ("ewma:n=13", r"n: expected 1\.\.12, got 13"),
-    ],
-)
-def test_bad_predictors(text: str, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        TierSimulator(made_up([4, 4, 4, 4]), Tier(expert_bytes=1), batch=1).run("topk", "lfu", 4, text)
-
-
-def test_recordings_that_lack_what_predictors_need(tmp_path: Path) -> None:
-    recording = made_up([4, 4, 4, 4])
-    recording.token, recording.next_scores = recording.token[:0], recording.next_scores[:, :0]
-    recording.save(tmp_path / "r.npz")
-    simulator = TierSimulator(Recording.load(tmp_path / "r.npz"), Tier(expert_bytes=1), batch=1)
-    for text in ("token_table", "next_router"):
-        with pytest.raises(ValidationError, match=f"{text} needs .* which the recording lacks"):
-            simulator.run("topk", "lfu", 4, text)
-    np.save(tmp_path / "s.npy", np.zeros((2, 2)))
-    with pytest.raises(ValidationError, match="expected floats"):
-        simulator.run("topk", "lfu", 4, f"external:file={tmp_path / 's.npy'}")
-    for text, policy in (("popularity", "lfu"), ("none", "static")):
-        with pytest.raises(ValidationError, match="nothing to learn from"):
-            TierSimulator(recording, TIER, batch=1).run("topk", policy, 4, text)
-
-
 @pytest.mark.parametrize(
     ("values", "field"),
     [({"expert_bytes": 0}, "expert_bytes"), ({"disk_rate": 0}, "disk_rate"), ({"expert_seconds": -1}, "expert_seconds"),
@@ -460,82 +353,26 @@ def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "--expert-bytes is needed" in capsys.readouterr().err
     assert main(["simulate", str(npz), "--residents", "0.5", "--expert-bytes", "x"]) == 1
     assert main(["simulate", str(npz), "--residents", "0", "--expert-bytes", "1MB"]) == 1
-
-
-# Admission
-
-
-def test_admission() -> None:
-    """Each request once, its rows in order and without a gap, no place free while one waits; alike requests run together."""
-    recording = made_up([5, 9, 2, 7, 4, 8, 3, 3, 6])
-    expected = np.zeros((len(recording), 2), bool)
-    expected[np.arange(len(recording)), recording.request.astype(int) % 2] = True
-    for window, age in ((64, 64), (2, 1), (3, 64)):
-        order, offsets = admitted_steps(recording, 2, Admission("", "own", window, age), expected)
-        assert sorted(order.tolist()) == list(range(len(recording)))
-        steps = [order[a:b] for a, b in itertools.pairwise(offsets)]
-        begin, seen = {}, {}
-        for step, rows in enumerate(steps):
-            for row in rows:
-                request = int(recording.request[row])
-                begin.setdefault(request, step)
-                assert seen.setdefault(request, -1) < row
-                seen[request] = row
-        lengths = np.bincount(recording.request.astype(int))
-        for request, first in begin.items():
-            assert all(request in recording.request[rows] for rows in steps[first : first + lengths[request]])
-        assert all(len(rows) == 2 for rows in steps[: max(begin.values())])
-        pairs = [set((recording.request[rows] % 2).tolist()) for rows in steps if len(rows) == 2]
-        if window == 64:  # request 0 starts alone with 2, which is as it; the odd ones come when no even one waits
-            alike = sum(len(pair) == 1 for pair in pairs)
-            plain = batched_steps(recording.request, 2)
-            fifo = sum(
-                len(set((recording.request[plain[0][a:b]] % 2).tolist())) == 1 and b - a == 2
-                for a, b in itertools.pairwise(plain[1])
-            )
-            assert alike > fifo
-    in_turn = admitted_steps(recording, 2, Admission("", "own", 1), expected)
-    assert all(np.array_equal(a, b) for a, b in zip(in_turn, batched_steps(recording.request, 2), strict=True))
-
-
-def test_admission_makes_unions_smaller() -> None:
-    recording = made_up([4] * 60, spread=0.5)
-    used = {
-        text: TierSimulator(recording, Tier(expert_bytes=1, measured=1.0), batch=4, admission=text)
-        .run("topk", "lfu", 4)
-        .used.mean()
-        for text in ("fifo", "predicted:window=16", "own")
-    }
-    assert used["own"] < used["fifo"] and used["predicted:window=16"] < used["fifo"]
-    assert routes(recording, parse_admission("own")).sum() == len(recording) * LAYERS * TOP_K
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [("lifo", "expected one of fifo"), ("fifo:age=1", "'age=1'"), ("own:age=0", "'age=0'"), ("own:w=1", "'w=1'")],
-)
-def test_bad_admissions(text: str, said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
-        TierSimulator(made_up([3, 3]), TIER, batch=2, admission=text)
-
-
-def test_quota_by_predicted_experts() -> None:
-    """Layers that are predicted to use more experts have more residents, as many in all; alike layers have the same."""
-    recording = made_up([9] * 20, spread=0.5)
-    recording.scores[:, 1] = np.arange(EXPERTS)  # one layer always takes the same experts
-    simulator = TierSimulator(recording, Tier(expert_bytes=1), batch=4)
-    quota = simulator.predicted_quota(4)
-    assert sum(quota) == 12 and quota[1] == min(quota) < max(quota) <= EXPERTS
-    found, even = (simulator.run("topk", policy, 4) for policy in ("plec", "lfu"))
-    used = unions(simulate(recording, "topk", batch=4).routed_experts, simulator._offsets)
-    counts = _C_testing.simulate_residency("lfu", quota, EXPERTS, used)["residents"]
-    missed = [
-        [len(set(now) - set(there)) for now, there in zip(*layer, strict=True)]
-        for layer in zip(used, counts, strict=True)
-    ]
-    assert found.misses.T.tolist() == [layer[simulator._first :] for layer in missed]
-    assert found.misses.sum() != even.misses.sum()
-    with pytest.raises(ValidationError, match="expected 3 layers, got 1"):
-        _C.simulate_tier(
-            recording.native(), "topk", simulator._order, simulator._offsets, policy="lfu", residents=4.0, quota=[4]
+    capsys.readouterr()
+    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--admission", "own"), ("--plots", "x")):
+        assert main(["simulate", str(npz), option, value]) == 1
+        assert f"{option} needs --residents" in capsys.readouterr().err
+    for more in (["--batch", "steps"], ["--batch", "2", "--seed", "1"]):
+        assert (
+            main(["simulate", str(npz), "--residents", "4", "--expert-bytes", "1MB", "--admission", "own", *more]) == 1
         )
+        assert "own needs a batch size, and no seed" in capsys.readouterr().err
+
+
+def test_plots(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    made_up([4, 5, 6, 7, 8, 9]).save(tmp_path / "r.npz")
+    argv = ["simulate", str(tmp_path / "r.npz"), "--residents", "0.25,6", "--batch", "steps,2", "--expert-bytes", "1MB"]
+    assert (
+        main([*argv, "--expert-policy", "lfu,belady", "--prefetch", "none,ewma", "--plots", str(tmp_path / "plots")])
+        == 0
+    )
+    files = sorted((tmp_path / "plots").iterdir())
+    assert [file.name for file in files] == ["misses.png", "speed.png"] and all(
+        file.stat().st_size > 5000 for file in files
+    )

@@ -51,8 +51,8 @@ struct EngineOptions {
   // Memory for everything together: weights, the memory of a step, KV cache, experts; docs/tiers.md says how it is divided. Forms as
   // expert_memory has them, where a share is one of the free memory, and "auto" 80 % of it. "" = no such number. CPU only.
   std::string memory;
-  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass), "lru",
-  // "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it.
+  // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass),
+  // "lru", "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it.
   std::string expert_policy = "lfu";
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
   // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
