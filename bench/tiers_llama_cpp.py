@@ -111,7 +111,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("experts")
     parser.add_argument("--llama-batched-bench", required=True, metavar="PATH")
-    parser.add_argument("--limit", type=_C.total_memory, required=True, help="of the cgroup")
+    parser.add_argument("--limit", type=_C.parse_memory, required=True, help="of the cgroup")
     parser.add_argument("--expert-memory", required=True, help="of lynx_rt: the limit without all other memory")
     parser.add_argument("--batch", type=positive_ints, default=[1])
     parser.add_argument("--selection", type=selections, default=["topk"])

@@ -162,8 +162,13 @@ void register_inspect(py::module_& m) {
         "for and in "
         "all. Raises what inspect() raises.");
   m.def(
-      "total_memory", [](const std::string& text) { return parse_total(text, free_memory_bytes()); }, py::arg("text"),
-      "Bytes that Engine(memory=text) asks for. Raises ValidationError (field memory).");
+      "parse_memory",
+      [](const std::string& text, const std::string& field) {
+        const int64_t free = free_memory_bytes();
+        return field == "memory" ? parse_total(text, free) : parse_memory(field, text, free, free);
+      },
+      py::arg("text"), py::arg("field") = "memory",
+      "Bytes that Engine(memory=text) asks for, or another option in the same form. Raises ValidationError.");
   m.def("disk_rate", &disk_rate, py::arg("path"), py::call_guard<py::gil_scoped_release>());
   m.def("pack_experts", &pack, py::arg("path"), py::arg("output"), py::arg("quantization") = "none", py::arg("num_threads") = 0,
         py::arg("on_progress") = py::none(),

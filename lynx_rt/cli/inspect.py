@@ -41,7 +41,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     from lynx_rt import _C
 
-    memory = _C.total_memory(args.memory) if args.memory else None
+    memory = _C.parse_memory(args.memory) if args.memory else None
     folder = model_folder(args)
     facts = _C.inspect(folder)
     facts["available_memory_bytes"] = available_memory_bytes()

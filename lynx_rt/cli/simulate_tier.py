@@ -141,10 +141,9 @@ def write_json(args: argparse.Namespace, recording: Recording, results: list[Any
 
 def _expert_bytes(text: str | None, recording: Recording) -> int:
     from lynx_rt import _C
-    from lynx_rt.engine.tier_plan import parse_size
 
     if text is not None:
-        return parse_size(text, "expert-bytes")
+        return _C.parse_memory(text, "expert-bytes")
     try:
         size = int(_C.inspect(recording.model)["expert_bytes"])
     except (LynxError, OSError) as error:

@@ -57,13 +57,13 @@ def test_edges() -> None:
 
 @pytest.mark.parametrize(("text", "size"), [("8GB", 8e9), ("1.5KiB", 1536), ("12", 12), ("0MB", 0)])
 def test_sizes(text: str, size: float) -> None:
-    assert _C.total_memory(text) == size
+    assert _C.parse_memory(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "8 parsecs", "-1", "nan", "1e30TB", "GB", "101%"])
 def test_bad_sizes(text: str) -> None:
     with pytest.raises(ValidationError, match="memory"):
-        _C.total_memory(text)
+        _C.parse_memory(text)
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:

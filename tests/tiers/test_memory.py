@@ -106,9 +106,9 @@ def test_file_is_made_in_the_cache(nano_path, expected, least, tmp_path) -> None
 
 
 def test_shares(nano_path) -> None:
-    free = _C.total_memory("100%")
-    assert _C.total_memory("auto") == pytest.approx(0.8 * free, rel=0.1)
-    assert _C.total_memory("1.5KiB") == 1536 and _C.total_memory("8GB") == 8e9
+    free = _C.parse_memory("100%")
+    assert _C.parse_memory("auto") == pytest.approx(0.8 * free, rel=0.1)
+    assert _C.parse_memory("1.5KiB") == 1536 and _C.parse_memory("8GB") == 8e9
     with Engine(nano_path, memory="auto", **SIZES) as engine:
         assert engine.memory["kv"] == 4 * 256 * engine.model_config["kv_bytes_per_token"]
     with Engine(nano_path, memory=0.5, **SIZES) as engine:
