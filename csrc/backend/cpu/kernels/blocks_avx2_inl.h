@@ -165,7 +165,8 @@ struct Avx2Blocks {
 
   // sum[h][j] += products of run r, multiplied by the steps.
   template <BlockCode Code, Scaling kScaling, int R>
-  static void add_run(const Panel& panel, int64_t r, const BlockX& x, int64_t x_run, __m256i (&sums)[2][R]) {
+  [[gnu::always_inline]] static inline void add_run(const Panel& panel, int64_t r, const BlockX& x, int64_t x_run,
+                                                    __m256i (&sums)[2][R]) {
     constexpr int kQuadsSummed = quads<Code>();
     constexpr bool kAbsolute = is_signed(Code) && !Dot::kWide;
     const char* bytes = x.bytes(0, x_run);
