@@ -44,6 +44,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.num_heads = config.num_heads;
   limits.max_columns =
       std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
+  limits.max_columns = std::max(limits.max_columns, config.delta.values());
   for (const LayerConfig& layer : config.layers) {
     const KvShape kv = kv_shape(config, layer.mixer);
     limits.num_kv_heads = std::max(limits.num_kv_heads, kv.num_heads);
@@ -80,8 +81,8 @@ void Decoder::extend_rope(int64_t num_positions) {
   }
 }
 
-void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections,
-                      const MoeObserver& observe) {
+void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe,
+                      std::span<const StateView> states) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
@@ -95,7 +96,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      mixer_block(w, layer, rows, cache.layer(l), std::move(pending));
+      mixer_block(w, layer, rows, cache.layer(l), states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
       if (!layer.moe) {
         mlp_block(w, rows);
         continue;
@@ -122,10 +123,10 @@ void Decoder::norm(const float* x, const WeightView& weight, const WeightView& b
 }
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
-                          PendingSum pending) {
+                          const StateView& states, PendingSum pending) {
   norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
   const RopeTable rope{rope_cos_.get(), rope_sin_.get(), config_.rope.dim, config_.rope.interleaved};
-  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache};
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, states};
   std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
 }
 

@@ -8,7 +8,11 @@ namespace {
 
 int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std::max<int64_t>(m.num_moe_layers(), 1) : 1; }
 
-int64_t qkv_heads(const ModelConfig& m) { return m.num_heads + (m.has_mixer(MixerKind::kGqa) ? 2 * m.num_kv_heads : 0); }
+// Returns the columns of the projections that a mixer's rows are made of.
+int64_t qkv_columns(const ModelConfig& m) {
+  const int64_t heads = m.num_heads * (m.attention_gate ? 2 : 1) + (m.has_mixer(MixerKind::kGqa) ? 2 * m.num_kv_heads : 0);
+  return std::max(heads * m.head_dim, m.has_mixer(MixerKind::kGatedDelta) ? m.delta.projected_columns() : 0);
+}
 
 // Returns kv_lora_rank + rope.dim; 0 without MLA.
 int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla) ? m.kv_lora_rank + m.rope.dim : 0; }
@@ -18,8 +22,8 @@ int64_t latent_width(const ModelConfig& m) { return m.has_mixer(MixerKind::kMla)
 Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, StepRecording recording)
     : x(b, checked_mul(t, m.hidden_size, "workspace"), "workspace"),
       normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
-      qkv(b, checked_mul(t, qkv_heads(m) * m.head_dim, "workspace"), "workspace"),
-      attended(b, t, m.num_heads * (latent_width(m) ? m.kv_lora_rank : m.v_head_dim), "workspace"),
+      qkv(b, checked_mul(t, qkv_columns(m), "workspace"), "workspace"),
+      attended(b, t, std::max(m.num_heads * (latent_width(m) ? m.kv_lora_rank : m.v_head_dim), m.delta.values()), "workspace"),
       q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
       kv_a(b, checked_mul(t, latent_width(m), "workspace"), "workspace"),
       latent_q(b, checked_mul(t, m.num_heads * latent_width(m), "workspace"), "workspace"),

@@ -21,8 +21,8 @@ struct Workspace {
 
   DeviceArray<float> x;                 // [T, H] residual stream
   Activations normed;                   // [T, H]; MLA: [T, q_lora_rank] too
-  DeviceArray<float> qkv;               // [T, (A + 2 G) * D]; MLA: q [T, A * D]
-  Activations attended;                 // [T, A * Dv]; MLA: [T, A * L]
+  DeviceArray<float> qkv;               // [T, (A + 2 G) * D]; MLA: q [T, A * D]; DeltaNet: [T, DeltaShape::projected_columns()]
+  Activations attended;                 // [T, A * Dv]; MLA: [T, A * L]; DeltaNet: [T, vh * dv]
   DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]
   DeviceArray<float> latent_q;          // MLA: [T, A * (L + R)]
   DeviceArray<float> head_values;       // MLA: [T, A * Dv]

@@ -6,7 +6,8 @@ void mix(const GqaWeights& w, const MixerStep& s) {
   const ModelConfig& m = s.config;
   const LayerConfig& layer = s.layer;
   Workspace& ws = s.workspace;
-  const int64_t q_size = m.num_heads * m.head_dim, kv_size = m.num_kv_heads * m.head_dim, stride = q_size + 2 * kv_size;
+  const int64_t q_size = m.num_heads * m.head_dim * (m.attention_gate ? 2 : 1), kv_size = m.num_kv_heads * m.head_dim,
+                stride = q_size + 2 * kv_size;
   const LinearPart parts[] = {{w.q_proj, w.q_bias, 0}, {w.k_proj, w.k_bias, q_size}, {w.v_proj, w.v_bias, q_size + kv_size}};
   s.backend.linear(ws.normed, parts, false, ws.qkv.get(), stride);
 
@@ -20,6 +21,7 @@ void mix(const GqaWeights& w, const MixerStep& s) {
   post.eps = m.rms_norm_eps;
   post.rope = s.rope;
   post.clip = m.clip_qkv;
+  post.gated = m.attention_gate;
   if (!layer.rope) {
     post.rope.dim = 0;
     post.temperature_floor = m.temperature_floor;
@@ -27,7 +29,8 @@ void mix(const GqaWeights& w, const MixerStep& s) {
   }
   s.backend.qkv_post(post, s.batch, s.cache);
 
-  const AttentionArgs args{ws.qkv.get(), stride, m.num_heads, m.attention_scale, layer.window, layer.chunk, w.sinks};
+  const AttentionArgs args{ws.qkv.get(), stride,      m.num_heads, m.attention_scale,
+                           layer.window, layer.chunk, w.sinks,     m.attention_gate};
   s.backend.attention(args, s.batch, s.cache, ws.attended);
   add_attended(s, ws.attended, w.o_proj, w.o_bias);
 }

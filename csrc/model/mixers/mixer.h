@@ -17,6 +17,7 @@ struct MixerStep {
   const RopeTable& rope;  // for config.rope.dim columns
   const BatchView& batch;
   const KvCacheView& cache;  // the layer's pages
+  const StateView& states;   // the layer's states
 };
 
 // workspace.x += residual_multiplier * (o_proj(attended) + o_bias): the end of every kind of attention.
