@@ -15,6 +15,7 @@ void register_inspect(pybind11::module_& m);
 
 void register_attention(pybind11::module_& m);
 void register_checkpoint(pybind11::module_& m);
+void register_gated_delta(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_select(pybind11::module_& m);
 void register_tiers(pybind11::module_& m);

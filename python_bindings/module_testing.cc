@@ -8,6 +8,7 @@ PYBIND11_MODULE(_C_testing, m) {
   lynx_rt::register_errors(m);
   lynx_rt::register_ops(m);
   lynx_rt::register_attention(m);
+  lynx_rt::register_gated_delta(m);
   lynx_rt::register_checkpoint(m);
   lynx_rt::register_select(m);
   lynx_rt::register_tiers(m);

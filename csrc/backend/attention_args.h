@@ -24,7 +24,9 @@ enum class QkNorm : uint8_t {
 
 // Arguments of qkv_post(): q/k norm, clamping, rotary embedding, KV write.
 struct QkvPostArgs {
-  float* qkv;         // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed
+  // [T, (A + 2 G) * D] in/out: q is normed and rotated in place; k and v are consumed. `gated`: [T, (2 A + 2 G) * D], where the D columns
+  // of a query head are followed by D others, which are left alone; then there is no clamping, scaling or QkNorm::kWidth.
+  float* qkv;
   int64_t num_heads;  // A
   QkNorm norm = QkNorm::kNone;
   WeightView q_norm, k_norm;  // shapes: see QkNorm
@@ -35,6 +37,7 @@ struct QkvPostArgs {
   float clip = 0;         // q, k and v are clamped to +-clip, after the norm before rope; 0 = no clamping
   // Last, q is multiplied by 1 + temperature_scale * log1p(floor((position + 1) / temperature_floor)); 0 = no scaling (Llama 4).
   float temperature_floor = 0, temperature_scale = 0;
+  bool gated = false;
 };
 
 // Arguments of mla_post(), the counterpart of qkv_post() in multi-head latent attention.
@@ -58,6 +61,7 @@ struct AttentionArgs {
   int64_t window = 0;  // 0 = all
   int64_t chunk = 0;   // 0 = none
   WeightView sinks;    // [A] or empty: a logit per head, not scaled, that only enters the softmax's denominator
+  bool gated = false;  // q is [A, 2 D], where D = Dv others follow the D columns of a head: out is multiplied by their sigmoid
 };
 
 }  // namespace lynx_rt

@@ -9,9 +9,9 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr const char* kOpNames[Backend::kNumOps] = {"embed",      "rmsnorm",  "layernorm", "linear", "head_linear",
-                                                    "qkv_post",   "mla_post", "attention", "router", "route",
-                                                    "expert_ffn", "mlp",      "logits",    "sample"};
+constexpr const char* kOpNames[Backend::kNumOps] = {"embed",    "rmsnorm",    "layernorm", "linear",      "head_linear",
+                                                    "qkv_post", "mla_post",   "attention", "gated_delta", "router",
+                                                    "route",    "expert_ffn", "mlp",       "logits",      "sample"};
 
 void require(bool ok, const char* op, const char* text) {
   if (!ok) invalid(op, text);
@@ -224,6 +224,8 @@ void Backend::qkv_post(const QkvPostArgs& args, const BatchView& batch, const Kv
   const int64_t d = cache.head_dim;
   require_heads(args.num_heads, cache, "qkv_post");
   require(cache.v && cache.v_columns() == d, "qkv_post", "expected V of the same head size as K");
+  require(!args.gated || (args.norm != QkNorm::kWidth && args.clip == 0 && args.temperature_floor == 0), "qkv_post",
+          "queries with gates are neither clamped nor scaled, nor normed over all heads");
   require_rope(args.rope, "qkv_post", d);
   if (args.norm == QkNorm::kHead || args.norm == QkNorm::kWidth || args.norm == QkNorm::kHeadAfterRope) {
     const bool width = args.norm == QkNorm::kWidth;
@@ -249,7 +251,9 @@ void Backend::mla_post(const MlaPostArgs& args, const BatchView& batch, const Kv
 
 void Backend::attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out) {
   require_heads(args.num_heads, cache, "attention");
-  require(args.q_stride >= args.num_heads * cache.head_dim, "attention", "q_stride is shorter than num_heads * head_dim");
+  require(args.q_stride >= args.num_heads * cache.head_dim * (args.gated ? 2 : 1), "attention",
+          "q_stride is shorter than num_heads * head_dim, or twice that with gates");
+  require(!args.gated || cache.v_columns() == cache.head_dim, "attention", "gates need V of the same head size as K");
   require(cache.v || cache.v_columns() <= cache.head_dim, "attention", "V is the first columns of K, but has more");
   require(args.window >= 0 && args.chunk >= 0, "attention", "window and chunk must not be negative");
   require_vector(args.sinks, "attention", "sinks", args.num_heads);
@@ -258,6 +262,34 @@ void Backend::attention(const AttentionArgs& args, const BatchView& batch, const
   const int64_t columns = cache.head_dim + (cache.v ? cache.v_columns() : 0);
   Scope scope(this, kAttention, attended_tokens_ * cache.num_kv_heads * columns * dtype_size(cache.dtype) + args.sinks.bytes());
   do_attention(args, batch, cache, rows);
+}
+
+void Backend::gated_delta_rule(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, Activations& out) {
+  const DeltaShape& s = args.shape;
+  require(s.key_heads > 0 && s.value_heads > 0 && s.value_heads % s.key_heads == 0 && s.key_dim > 0 && s.value_dim > 0,
+          "gated_delta_rule", "expected heads, whose values are a multiple of the keys");
+  require(s.conv_width >= 2 && s.conv_width <= DeltaShape::kMaxConvWidth, "gated_delta_rule",
+          "expected a convolution over 2 to 16 inputs");
+  const auto require_columns = [&](const HeadColumns& c, int64_t count) {
+    require(c.first >= 0 && c.stride >= 0 && c.first + (s.key_heads - 1) * c.stride + count <= args.x_stride, "gated_delta_rule",
+            "columns reach past x_stride");
+  };
+  for (const HeadColumns* c : {&args.q, &args.k}) require_columns(*c, s.key_dim);
+  for (const HeadColumns* c : {&args.v, &args.z}) require_columns(*c, s.values_per_key() * s.value_dim);
+  for (const HeadColumns* c : {&args.b, &args.a}) require_columns(*c, s.values_per_key());
+  require_shape(args.conv, "gated_delta_rule", "conv", s.conv_width, s.channels());
+  require_shape(args.a_log, "gated_delta_rule", "a_log", 1, s.value_heads);
+  require_shape(args.dt_bias, "gated_delta_rule", "dt_bias", 1, s.value_heads);
+  require_shape(args.norm, "gated_delta_rule", "norm", 1, s.value_dim);
+  for (const WeightView* w : {&args.conv, &args.a_log, &args.dt_bias})
+    require(w->dtype == DType::kF32, "gated_delta_rule", "conv, a_log and dt_bias must be float32");
+  const int64_t state_bytes = s.state_size() * int64_t(sizeof(float));
+  require(states.data && states.stride >= state_bytes, "gated_delta_rule", "expected states of the shape's size");
+  const RowsOut rows = rows_out(out, "gated_delta_rule", batch.num_rows, s.values());
+  if (batch.num_rows == 0) return;
+  require(batch.state_slots && batch.query_start, "gated_delta_rule", "expected the sequences' rows and slots");
+  Scope scope(this, kGatedDelta, args.conv.bytes() + batch.num_seqs * state_bytes);
+  do_gated_delta(args, batch, states, rows);
 }
 
 void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,

@@ -25,8 +25,10 @@
 #include <string>
 
 #include "backend/attention_args.h"
+#include "backend/backend_options.h"
 #include "backend/expert_table.h"
 #include "backend/ffn_rule.h"
+#include "backend/gated_delta.h"
 #include "backend/pending_sum.h"
 #include "backend/sampling.h"
 #include "base/tensor.h"
@@ -62,7 +64,8 @@ struct BatchView {
   const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
   const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
   int64_t max_blocks = 0;
-  const uint8_t* exact = nullptr;  // [T] 1 = the row always gets the model's own routing; null = no such row
+  const int32_t* state_slots = nullptr;  // [S] slot of the sequence's states (StateView); null where no layer has a state
+  const uint8_t* exact = nullptr;        // [T] 1 = the row always gets the model's own routing; null = no such row
   // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
   // rows were alone in the batch.
   const int32_t* groups = nullptr;
@@ -146,6 +149,7 @@ class Backend {
     kQkvPost,
     kMlaPost,
     kAttention,
+    kGatedDelta,
     kRouter,
     kRoute,
     kExpertFfn,
@@ -266,6 +270,15 @@ class Backend {
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
   void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
 
+  // Gated DeltaNet: convolution, gates, delta rule and gated norm; out [T, vh * dv]. The rows of each sequence go on from its state, the
+  // matrices S [vh, dk, dv] and then the last inputs [W - 1, C] of the convolution, oldest first, and leave it after the last row.
+  //   q, k, v   silu(sum_j conv[j] * input[t - W + 1 + j]); q and k are then divided by sqrt(sum of squares + 1e-6) per head, q by sqrt(dk)
+  //   S         decay * S, decay = exp(-exp(a_log) * softplus(a + dt_bias)); then S += k u^T, u = sigmoid(b) * (v - S^T k)
+  //   out       rmsnorm(S^T q) * norm * silu(z), per value head
+  // The rule is computed row by row, so that a row has the same bits however a sequence is cut into steps. Source: arXiv 2412.06464.
+  // Cost: reads and writes the states once per call, 7 dk dv vh operations per row. Test: tests/ops/test_gated_delta.py.
+  void gated_delta_rule(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, Activations& out);
+
   // scores[t, e] = scale * dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
   // Test: tests/ops/test_select.py.
   void router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores, float scale = 1);
@@ -345,6 +358,7 @@ class Backend {
   virtual void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
+  virtual void do_gated_delta(const GatedDeltaArgs&, const BatchView&, const StateView&, const RowsOut&) = 0;
   virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*, float scale) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                         const uint8_t* cost) = 0;
@@ -374,40 +388,5 @@ class Backend {
 
   bool pending_ = false;  // a PendingSum has not been taken yet
 };
-
-// The value of `quantization` with which a checkpoint's quantised weights are decoded to 16 bit, although products take their form.
-inline constexpr std::string_view kDequantize = "dequantize";
-// "none", kDequantize, "int8" or "int4"; throws kInvalidArgument (field quantization).
-QuantFormat parse_quantization(const std::string& text);
-// Whether weights that a file has in these blocks stay so with that quantisation: FP8 is quantised further, as weights of 16 bit are.
-bool stays_in_blocks(const BlockRows& rows, const std::string& quantization);
-// Whether `activations` is "int8"; not for "bfloat16". Throws kInvalidArgument (field activations) for another value.
-bool parse_activations(const std::string& text);
-
-// The view that the CPU backend's place functions return for a weight with that quantisation; where they quantise it, without its
-// data. For sizes that are reported before anything is loaded.
-WeightView view_on_cpu(const WeightView& weight, WeightUse use, QuantFormat quantization);
-
-struct BackendOptions {
-  std::string device = "auto";  // "auto" (cuda where this build and machine have it, else cpu), "cpu", "cuda", "cuda:N"
-  DType compute_dtype = DType::kF32;
-  int num_threads = 0;           // 0 = cpu: plan_computing(), cuda: usable_cores()
-  std::string isa;               // see resolve_isa()
-  bool dependent_launch = true;  // cuda: see cuda::Stream
-  // cpu: format of the weights of the experts and of mlp(), which are quantised when they are placed; where it is not kPlain, those
-  // of linear() and logits() are int8. quantization_cache: the file that keeps the quantised weights ("" = none); the caller makes
-  // sure that it belongs to the same weights.
-  QuantFormat quantization = QuantFormat::kPlain;
-  std::string quantization_cache = "";
-  // cpu: products with weights in blocks (QuantFormat::kBlocks) take activations in int8, except for FP8; else in the compute dtype, and
-  // decode the weights to the checkpoint's dtype.
-  bool int8_activations = true;
-};
-
-// Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.
-std::unique_ptr<Backend> make_backend(const BackendOptions& options);
-
-// Text for people: the CUDA devices of this machine, or why there are none.
-std::string describe_cuda();
 
 }  // namespace lynx_rt

@@ -29,6 +29,7 @@ struct WeightPiece {
   int64_t col_step = 1;
   bool transposed = false;          // the target is the transpose of the part
   std::optional<DType> dtype = {};  // of the target; absent: the tensor's
+  float offset = 0;                 // added to every value, in float32, before it is rounded to the dtype
 };
 
 struct TensorSpec {

@@ -10,6 +10,7 @@ void Batch::clear(int64_t max_blocks) {
   token_ids_.clear();
   positions_.clear();
   block_tables_.clear();
+  state_slots_.clear();
   slots_.clear();
   exact_.clear();
   query_start_.assign(1, 0);
@@ -18,7 +19,7 @@ void Batch::clear(int64_t max_blocks) {
 }
 
 void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
-                         bool exact) {
+                         bool exact, int32_t state_slot) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     int64_t p = position + int64_t(i);
     token_ids_.push_back(tokens[i]);
@@ -27,6 +28,7 @@ void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std:
     exact_.push_back(exact);
   }
   query_start_.push_back(int32_t(token_ids_.size()));
+  state_slots_.push_back(state_slot);
   block_tables_.insert(block_tables_.end(), blocks.begin(), blocks.end());
   block_tables_.resize((query_start_.size() - 1) * size_t(view_.max_blocks), 0);
 }
@@ -60,6 +62,7 @@ void Batch::finish(Phase phase) {
   view_.slots = slots_.data();
   view_.query_start = query_start_.data();
   view_.block_tables = block_tables_.data();
+  view_.state_slots = state_slots_.data();
   view_.exact = exact_.data();
   view_.phase = phase;
 }
@@ -71,7 +74,7 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
   for (const ScheduledRequest& s : step.requests) {
     const Request& r = *s.request;
     add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size,
-                 r.params.exact);
+                 r.params.exact, r.state);
   }
   finish(step.phase);
   number_groups(step);
@@ -81,7 +84,7 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
 const BatchView& Batch::build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
                                      int64_t block_size) {
   clear(int64_t(blocks.size()));
-  add_sequence(tokens, position, blocks, block_size, true);
+  add_sequence(tokens, position, blocks, block_size, true, 0);
   finish(Phase::kPrefill);
   return view_;
 }

@@ -13,7 +13,7 @@ class Batch {
  public:
   // Writes a step's arrays. The view is valid until the next call.
   const BatchView& build(const ScheduledStep& step, int64_t block_size);
-  // Writes the arrays of a single sequence: consecutive tokens from `position` on, in the pages `blocks`.
+  // Writes the arrays of a single sequence: consecutive tokens from `position` on, in the pages `blocks`, with the states of slot 0.
   const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
                                 int64_t block_size);
   int64_t first_row(size_t request) const { return query_start_[request]; }
@@ -23,11 +23,11 @@ class Batch {
  private:
   void clear(int64_t max_blocks);
   void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
-                    bool exact);
+                    bool exact, int32_t state_slot);
   void number_groups(const ScheduledStep& step);
   void finish(Phase phase);
 
-  std::vector<int32_t> token_ids_, positions_, query_start_, block_tables_;
+  std::vector<int32_t> token_ids_, positions_, query_start_, block_tables_, state_slots_;
   std::vector<int64_t> slots_;
   std::vector<uint8_t> exact_;
   std::vector<int32_t> group_of_request_, groups_;  // groups_: of each row

@@ -103,7 +103,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       cache_(*backend_, config_, plan_.num_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, states_, o.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
+      scheduler_(pool_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
       selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
@@ -114,6 +114,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
          " experts, got ", config_.num_experts);
   check_files();
   decoder_.set_cache(virtual_cache_.get());
+  options_.max_num_seqs = plan_.max_num_seqs;
   options_.on_load_progress = nullptr;  // it may refer to objects that the caller need not keep any longer
   reset_stats();
 }
@@ -207,6 +208,7 @@ void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, c
   if (chunk == 0) chunk = total;
   chunk = std::min(chunk, decoder_.max_rows());
   KvCache cache(*backend_, config_, ceil_div(total, size), size);
+  const StateCache states(*backend_, state_bytes(config_, backend_->compute_dtype()), 1);
   std::vector<int32_t> blocks(size_t(cache.num_blocks()));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
   Batch batch;
@@ -214,7 +216,7 @@ void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, c
     check_files();
     int64_t count = std::min(chunk, total - begin);
     decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
-                     observe);
+                     observe, states.views());
     done(begin, count);
     decoder_.end_step(layer_stats_);
   }
@@ -274,7 +276,7 @@ std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   double start = now();
   BatchView batch = batch_.build(step, pool_.block_size());
   selection_.prepare(batch);
-  decoder_.forward(batch, cache_, selection_.current());
+  decoder_.forward(batch, cache_, selection_.current(), {}, states_.views());
   counters_.model_seconds += now() - start;
   std::vector<Drawn> drawn = use_logits(step);
   decoder_.end_step(layer_stats_);
@@ -353,6 +355,13 @@ StepOutput EngineCore::postprocess(Drawn drawn) {
   return out;
 }
 
+// Makes the requests of a step that failed compute their states anew, since some layers may have taken its tokens, others not.
+void EngineCore::forget_states(const ScheduledStep& step) {
+  if (states_.empty()) return;
+  backend_->begin_step({});  // drops what the failed step has left
+  scheduler_.forget_step(step);
+}
+
 std::vector<StepOutput> EngineCore::step() {
   double start = now();
   // These outputs must not be lost to a failure of the model, so they are all that this step does.
@@ -367,8 +376,8 @@ std::vector<StepOutput> EngineCore::step() {
   for (ScheduledRequest& s : scheduled.requests)
     if (s.request->first_scheduled_time == 0) s.request->first_scheduled_time = start;
 
-  // Before advance(), only fields of a request change that a second try of the step sets again, so a failure in the model leaves
-  // all requests as they were.
+  // Before advance(), only fields of a request change that a second try of the step sets again, and states, so a failure in the model
+  // leaves all requests as they were, or without their states.
   std::vector<Drawn> drawn;
   try {
     drawn = run(scheduled);
@@ -377,12 +386,16 @@ std::vector<StepOutput> EngineCore::step() {
     size_t i = 0;
     while (batch_.first_row(i + 1) <= e.row()) ++i;
     Request* request = scheduled.requests[i].request;
+    forget_states(scheduled);
     return {postprocess({request, {}, str_cat("request ", request->id, ": ", e.what())})};
   } catch (const StepError& e) {
     std::vector<StepOutput> outputs;
     for (const ScheduledRequest& s : scheduled.requests)
       outputs.push_back(postprocess({s.request, {}, str_cat("request ", s.request->id, ": ", e.what())}));
     return outputs;
+  } catch (...) {
+    forget_states(scheduled);
+    throw;
   }
 
   for (size_t i = 0; i < scheduled.requests.size(); ++i) {

@@ -87,6 +87,7 @@ class EngineCore {
   StepOutput make_output(Request& request);  // what every output says
   void finish(const Request& request, FinishReason reason, StepOutput& output);
   std::vector<StepOutput> end_expired(double now);
+  void forget_states(const ScheduledStep& step);
   void count_selection(const ScheduledStep& step);  // engine_report.cc
   struct BytesRead {
     int64_t all = 0, experts = 0, kv = 0;

@@ -20,15 +20,23 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
   if (budget > memory.free)
     fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ",
          memory.free, " bytes of memory are free; pass no more than that, or 0 to have it chosen");
-  const int64_t num_slots = slot_bytes > 0 ? 2 * o.max_num_seqs : 0;
-  const int64_t state_bytes = checked_mul(num_slots, slot_bytes, "max_num_seqs");
-  if (state_bytes > budget)
-    fail(ErrorCode::kOutOfMemory, "max_num_seqs", "max_num_seqs: ", num_slots, " states and snapshots of ", o.max_num_seqs,
-         " sequences need ", state_bytes, " bytes, but ", budget,
-         " are there for states and KV cache; pass max_num_seqs=", std::max<int64_t>(1, budget / (2 * slot_bytes)), " or less");
-  budget -= state_bytes;
+  MemoryPlan plan;
+  plan.max_num_seqs = o.max_num_seqs;
+  if (slot_bytes > 0) {
+    if (slot_bytes > budget)
+      fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: the state of one sequence needs ",
+           slot_bytes, " bytes, but ", budget, " are there for states and KV cache; pass kv_cache_memory_bytes=", 2 * slot_bytes,
+           " or more");
+    plan.max_num_seqs = plan.num_state_slots = std::clamp<int64_t>(budget / 2 / slot_bytes, 1, o.max_num_seqs);
+    if (plan.max_num_seqs < o.max_num_seqs)
+      plan.warning =
+          str_cat("max_num_seqs: ", plan.max_num_seqs, " instead of ", o.max_num_seqs, ", since the state of a sequence takes ",
+                  slot_bytes, " bytes, and states get half of the ", budget, " bytes for states and KV cache; pass ",
+                  "kv_cache_memory_bytes for more, or max_num_seqs=", plan.max_num_seqs);
+    budget -= plan.num_state_slots * slot_bytes;
+  }
   int64_t blocks = budget / block_bytes;
-  int64_t wanted_blocks = checked_mul(blocks_per_seq, o.max_num_seqs, "max_num_seqs");
+  int64_t wanted_blocks = checked_mul(blocks_per_seq, plan.max_num_seqs, "max_num_seqs");
   // More pages than max_num_seqs requests can use are taken only where the caller gave a size.
   if (!o.kv_cache_memory_bytes) blocks = std::min(blocks, wanted_blocks);
   blocks = std::min<int64_t>(blocks, INT32_MAX);
@@ -41,8 +49,9 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
          "; pass kv_cache_memory_bytes=", needed, " or more",
          blocks > 0 ? str_cat(", or max_model_len=", blocks * o.block_size, " or less") : "");
   }
-  int64_t len = std::min(wanted_len, blocks * o.block_size);
-  return {blocks, len, num_slots};
+  plan.num_blocks = blocks;
+  plan.max_model_len = std::min(wanted_len, blocks * o.block_size);
+  return plan;
 }
 
 }  // namespace lynx_rt

@@ -55,9 +55,11 @@ MemoryShares divide_memory(int64_t total, const ModelConfig& m, DType kv_dtype, 
   const int64_t block = KvCache::bytes_per_block(m, kv_dtype, o.block_size);
   const int64_t len = std::min(o.max_model_len ? o.max_model_len : INT64_MAX, m.max_position_embeddings);
   const int64_t blocks = ceil_div(len, o.block_size);
-  const int64_t states = checked_mul(d.state_slot, 2 * o.max_num_seqs, "max_num_seqs");
-  int64_t kv_least = states + (o.max_model_len ? blocks : 1) * block;
-  int64_t kv_most = states + checked_mul(checked_mul(blocks, o.max_num_seqs, "max_num_seqs"), block, "max_num_seqs");
+  // States get half of what the KV cache gets at most, see plan_memory().
+  const int64_t states = checked_mul(d.state_slot, o.max_num_seqs, "max_num_seqs");
+  int64_t kv_least = d.state_slot + (o.max_model_len ? blocks : 1) * block;
+  int64_t kv_most =
+      states + std::max(states, checked_mul(checked_mul(blocks, o.max_num_seqs, "max_num_seqs"), block, "max_num_seqs"));
   if (o.kv_cache_memory_bytes) kv_least = kv_most = o.kv_cache_memory_bytes;
   int64_t experts_most = d.slot * d.num_experts, experts_least = std::min(experts_most, 2 * d.slot);
   if (!o.expert_memory.empty() && o.expert_memory != "auto")

@@ -233,6 +233,14 @@ void Scheduler::rollback(Request& r, int64_t num_tokens) {
   r.num_routed_returned = std::min(r.num_routed_returned, r.num_computed);
 }
 
+void Scheduler::forget_step(const ScheduledStep& step) {
+  if (states_.empty()) return;
+  for (const ScheduledRequest& s : step.requests) {
+    states_.clear(s.request->state);
+    rollback(*s.request, s.request->num_computed);
+  }
+}
+
 bool Scheduler::take_snapshot(Request& r) {
   if (states_.empty()) return true;
   if (r.snapshot.slot < 0) r.snapshot.slot = states_.allocate();

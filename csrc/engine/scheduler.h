@@ -50,6 +50,9 @@ class Scheduler {
   // in part, it is released, and its first tokens are computed again. A state goes back to the last snapshot before those tokens,
   // or to the beginning, and is computed again from there. The caller changes request.tokens.
   void rollback(Request& request, int64_t num_tokens);
+  // Forgets the states of a step's requests, of which only some layers may have taken its tokens; the tokens before are computed again.
+  // Does nothing where layers have no state: pages are written again by the next try.
+  void forget_step(const ScheduledStep& step);
   // Copies a running request's state to its snapshot, replacing the last one. Does nothing where layers have no state. Returns
   // false where no slot is free.
   bool take_snapshot(Request& request);

@@ -20,6 +20,7 @@ StateCache::StateCache(Backend& backend, std::span<const int64_t> layer_bytes, i
     Layer& layer = layers_.emplace_back();
     layer.bytes = bytes;
     if (bytes > 0) layer.states = DeviceArray<char>(backend, checked_mul(num_slots, padded(bytes), "states"), "states");
+    views_.push_back({layer.states.get(), padded(bytes)});
   }
   zeros_.resize(size_t(padded(*std::max_element(layer_bytes.begin(), layer_bytes.end()))));
   is_held_.resize(size_t(num_slots));

@@ -31,6 +31,7 @@ class StateCache {
   // state lies stride(layer) bytes further.
   void* state(int64_t layer, int32_t slot) const;
   int64_t stride(int64_t layer) const;
+  std::span<const StateView> views() const { return views_; }  // of each layer; empty where no layer has a state
 
   // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every slot that requests hold.
   void check_integrity(std::span<const int32_t> held) const;
@@ -43,6 +44,7 @@ class StateCache {
 
   Backend& backend_;
   std::vector<Layer> layers_;
+  std::vector<StateView> views_;
   int64_t slot_bytes_;
   std::vector<char> zeros_;
   std::vector<int32_t> free_;  // the last entry is taken next

@@ -37,9 +37,10 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.num_heads = config.num_heads;
   limits.max_columns =
       std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
+  limits.max_columns = std::max(limits.max_columns, config.delta.values());
   for (const LayerConfig& layer : config.layers) {
     const KvShape kv = kv_shape(config, layer);
-    limits.num_kv_heads = limits.num_kv_heads ? std::min(limits.num_kv_heads, kv.num_heads) : kv.num_heads;
+    if (kv.num_heads > 0) limits.num_kv_heads = limits.num_kv_heads ? std::min(limits.num_kv_heads, kv.num_heads) : kv.num_heads;
     limits.head_dim = std::max(limits.head_dim, kv.head_dim);
     limits.v_head_dim = std::max(limits.v_head_dim, kv.v_head_dim);
     limits.max_columns = std::max(limits.max_columns, config.num_heads * kv.v_head_dim);
@@ -53,8 +54,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   backend.reserve(limits);
 }
 
-void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections,
-                      const MoeObserver& observe) {
+void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe,
+                      std::span<const StateView> states) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
@@ -69,7 +70,7 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      mixer_block(w, layer, rows, cache.layer(l), std::move(pending));
+      mixer_block(w, layer, rows, cache.layer(l), states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
       if (!layer.moe) {
         config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows);
         continue;
@@ -96,12 +97,12 @@ void Decoder::norm(const float* x, const WeightView& weight, const WeightView& b
 }
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
-                          PendingSum pending) {
+                          const StateView& states, PendingSum pending) {
   norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
   const RopeTable rope = layer.window > 0 && window_rope_ ? window_rope_->table() : rope_.table();
   const bool sandwich = config_.sandwich_norms;
   float* out = sandwich ? workspace_.branch.get() : workspace_.x.get();
-  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, out, !sandwich};
+  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, states, out, !sandwich};
   std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
   if (sandwich)
     backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, batch.num_rows, true, workspace_.x.get());

@@ -57,7 +57,9 @@ class Decoder {
   }
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
-  void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {});
+  // `states`: of each layer; empty where no layer has any.
+  void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {},
+               std::span<const StateView> states = {});
   // Computes the final norm and the output projection of rows of the last forward(): out [rows.size(), V] in the backend's
   // memory.
   void logits(std::span<const int32_t> rows, float* out);
@@ -82,7 +84,7 @@ class Decoder {
   // Adds `pending` to x, then writes the normed rows to the workspace.
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
   void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
-                   PendingSum pending);
+                   const StateView& states, PendingSum pending);
   // Blocks of experts or an MLP: moe_block.cc.
   PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                        const MoeObserver& observe);

@@ -113,6 +113,7 @@ std::string describe_attention(const ModelConfig& m) {
   }
   text += norm_text(m.qk_norm);
   if (m.v_norm) text += ", norm of values";
+  if (m.attention_gate) text += ", gated";
   if (m.attention_bias) text += ", biases";
   if (m.sinks) text += ", sinks";
   for (const LayerConfig& l : m.layers)  // one window size and one chunk size serve all layers that have them
@@ -121,6 +122,11 @@ std::string describe_attention(const ModelConfig& m) {
       text += in_layers(m, str_cat("chunks of ", l.chunk), [](const LayerConfig& x) { return x.chunk > 0; });
       break;
     }
+  if (m.has_mixer(MixerKind::kGatedDelta))
+    text += in_layers(m,
+                      str_cat("gated DeltaNet of ", m.delta.key_heads, " key heads of ", m.delta.key_dim, " and ",
+                              m.delta.value_heads, " value heads of ", m.delta.value_dim, " instead"),
+                      [](const LayerConfig& x) { return x.mixer == MixerKind::kGatedDelta; });
   return text + in_layers(m, "no rope", [](const LayerConfig& x) { return !x.rope; });
 }
 
@@ -198,6 +204,7 @@ ModelDescription describe_model(const std::string& path) {
   d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
   d.active_bytes_per_token = d.options[0].bytes_per_token;
   d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);
+  for (const int64_t bytes : state_bytes(c, c.dtype)) d.state_bytes_per_sequence += bytes;
   d.copied_weight_bytes = weights.copies.bytes();
   d.warnings = weights.warnings;
   d.not_used = weights.not_used;

@@ -16,7 +16,7 @@ namespace lynx_rt {
 enum class NormKind : uint8_t { kRms, kLayer };  // kLayer: LayerNorm with a bias
 
 // The part of a layer in which the rows of a sequence see each other; each kind has a file in model/mixers/.
-enum class MixerKind : uint8_t { kGqa, kMla };
+enum class MixerKind : uint8_t { kGqa, kMla, kGatedDelta };
 
 struct LayerConfig {
   MixerKind mixer = MixerKind::kGqa;
@@ -37,6 +37,7 @@ struct ModelConfig {
   int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
   int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
   NormKind norm = NormKind::kRms;
+  bool norm_offset = false;          // RMSNorm multiplies by 1 + weight (Qwen3-Next), that of DeltaNet's output excepted
   float rms_norm_eps = 1e-6f;        // also LayerNorm's; rms_norm_eps
   bool tie_word_embeddings = false;  // tie_word_embeddings
   bool lm_head_bias = false;         // lm_head_bias
@@ -61,7 +62,9 @@ struct ModelConfig {
   float attention_scale = 0;    // factor of the scores; 1 / sqrt(D) where the config states no other
   bool attention_bias = false;  // biases on the q, k, v projections; attention_bias
   bool output_bias = false;     // bias on the o projection
-  bool sinks = false;           // one more logit per head in the softmax's denominator (gpt-oss)
+  bool attention_gate =
+      false;  // q_proj has a gate for each column of q, by whose sigmoid the attended values are multiplied; attn_output_gate
+  bool sinks = false;  // one more logit per head in the softmax's denominator (gpt-oss)
   QkNorm qk_norm = QkNorm::kNone;
   bool v_norm = false;  // each head of v is divided by its root mean square (Gemma 4)
   float clip_qkv = 0;   // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
@@ -75,6 +78,9 @@ struct ModelConfig {
   float latent_norm_eps = 1e-6f;  // of the norms of q's and kv's latent vectors; transformers leaves it at its default
   int64_t qk_nope_head_dim = 0;   // qk_nope_head_dim
   int64_t v_head_dim = 0;         // Dv, columns of a value head; D without MLA; v_head_dim
+
+  DeltaShape delta;  // of layers with gated DeltaNet; linear_num_key_heads, linear_num_value_heads, linear_key_head_dim, ..
+  bool delta_by_head = false;  // its projections lie by key head: in_proj_qkvz, in_proj_ba (Qwen3-Next)
 
   // Mixture of experts; num_experts = 0 means a dense model.
   int64_t num_experts = 0;                        // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts

@@ -7,12 +7,13 @@
 
 #include "backend/backend.h"
 #include "checkpoint/weights.h"
+#include "model/mixers/gated_delta.h"
 #include "model/mixers/gqa.h"
 #include "model/mixers/mla.h"
 
 namespace lynx_rt {
 
-using MixerWeights = std::variant<GqaWeights, MlaWeights>;  // by LayerConfig::mixer
+using MixerWeights = std::variant<GqaWeights, MlaWeights, GatedDeltaWeights>;  // by LayerConfig::mixer
 
 // Weights of a layer with sandwich norms (Gemma 4); those from mlp_out on are of MoE layers alone.
 struct SandwichWeights {

@@ -9,6 +9,7 @@ KvShape kv_shape(const ModelConfig& m, const LayerConfig& layer) {
     case MixerKind::kGqa: return {m.kv_heads_of(layer), m.head_dim_of(layer), m.head_dim_of(layer), false};
     // One head for all: the latent and the rotated columns are K, of which the latent is V.
     case MixerKind::kMla: return {1, m.kv_lora_rank + m.rope.dim, m.kv_lora_rank, true};
+    case MixerKind::kGatedDelta: return {0, 0, 0, false};
   }
   fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind ", int(layer.mixer));
 }
@@ -19,6 +20,8 @@ SequenceMemory sequence_memory(const ModelConfig& m, int64_t layer, DType dtype)
     case MixerKind::kGqa:
     case MixerKind::kMla:
       return {SequenceMemory::kPages, checked_mul(kv_shape(m, of_layer).columns(), dtype_size(dtype), "kv_cache")};
+    case MixerKind::kGatedDelta:
+      return {SequenceMemory::kState, checked_mul(m.delta.state_size(), int64_t(sizeof(float)), "states")};
   }
   fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind");
 }

@@ -16,7 +16,7 @@ struct SequenceMemory {
   Kind kind;
   int64_t bytes;  // kPages: of one token; kState: of one sequence
 };
-// `dtype` is that of the values: the backend's compute dtype.
+// `dtype` is that of the values in pages: the backend's compute dtype. States are float32.
 SequenceMemory sequence_memory(const ModelConfig& config, int64_t layer, DType dtype);
 // Returns the bytes of each layer's state of one sequence, [num_layers]; 0 where the layer has pages.
 std::vector<int64_t> state_bytes(const ModelConfig& config, DType dtype);
@@ -29,6 +29,7 @@ struct KvShape {
   bool v_in_k;         // V is the first Dv columns of K and has no pages
   int64_t columns() const { return num_heads * (head_dim + (v_in_k ? 0 : v_head_dim)); }
 };
+// Returns the shape for a layer; empty for one without pages.
 KvShape kv_shape(const ModelConfig& config, const LayerConfig& layer);
 
 }  // namespace lynx_rt

@@ -10,17 +10,18 @@ namespace {
 
 int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std::max<int64_t>(m.num_moe_layers(), 1) : 1; }
 
-// Returns the most columns of q, k and v of a layer.
+// Returns the most columns of the projections that a layer's mixer works on.
 int64_t qkv_columns(const ModelConfig& m) {
-  int64_t columns = m.num_heads * m.head_dim;
+  const int64_t heads = m.num_heads * (m.attention_gate ? 2 : 1);
+  int64_t columns = std::max(heads * m.head_dim, m.has_mixer(MixerKind::kGatedDelta) ? m.delta.projected_columns() : 0);
   for (const LayerConfig& l : m.layers)
-    if (l.mixer == MixerKind::kGqa) columns = std::max(columns, (m.num_heads + 2 * m.kv_heads_of(l)) * m.head_dim_of(l));
+    if (l.mixer == MixerKind::kGqa) columns = std::max(columns, (heads + 2 * m.kv_heads_of(l)) * m.head_dim_of(l));
   return columns;
 }
 
-// Returns the most columns of what a layer's attention gives.
+// Returns the most columns of what a layer's mixer gives.
 int64_t attended_columns(const ModelConfig& m) {
-  int64_t columns = 0;
+  int64_t columns = m.delta.values();
   for (const LayerConfig& l : m.layers) columns = std::max(columns, m.num_heads * kv_shape(m, l).v_head_dim);
   return columns;
 }

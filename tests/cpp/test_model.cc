@@ -86,14 +86,16 @@ void test_a_forgotten_weight_is_refused(const std::string& folder) {
   CHECK_EQ(weights.placing.size(), 1);  // both experts in one call
 }
 
-void test_layers_keep_pages(const std::string& folder) {
+void test_layers_keep_pages_or_states(const std::string& folder) {
   const ModelConfig config = read_model_config(folder);
   int64_t bytes = 0;
   for (int64_t l = 0; l < config.num_layers; ++l) {
     const SequenceMemory memory = sequence_memory(config, l, DType::kBF16);
-    CHECK(memory.kind == SequenceMemory::kPages);
+    const bool is_state = config.layers[size_t(l)].mixer == MixerKind::kGatedDelta;
+    CHECK(memory.kind == (is_state ? SequenceMemory::kState : SequenceMemory::kPages));
     CHECK(memory.bytes > 0);
-    bytes += memory.bytes;
+    CHECK_EQ(state_bytes(config, DType::kBF16)[size_t(l)], is_state ? memory.bytes : 0);
+    if (!is_state) bytes += memory.bytes;
   }
   CHECK_EQ(KvCache::bytes_per_block(config, DType::kBF16, 16), 16 * bytes);
   NotingBackend backend;
@@ -110,7 +112,7 @@ int main(int argc, char** argv) {
   CHECK(folders.size() > 5);
   for (const std::string& folder : folders) {
     test_every_weight_is_placed_once(folder);
-    test_layers_keep_pages(folder);
+    test_layers_keep_pages_or_states(folder);
   }
   test_a_forgotten_weight_is_refused(argv[1]);
   return check::result("test_model");

@@ -92,12 +92,18 @@ void test_memory_plan() {
   const Backend::MemoryBudget memory{int64_t(1) << 30, int64_t(1) << 30};
   const MemoryPlan without = plan_memory(config, DType::kF32, options, memory, 0);
   CHECK_EQ(without.num_state_slots, 0);
+  CHECK_EQ(without.max_num_seqs, 4);
   const int64_t block_bytes = (1 << 20) / without.num_blocks;
   const MemoryPlan with = plan_memory(config, DType::kF32, options, memory, 10 * block_bytes);
-  CHECK_EQ(with.num_state_slots, 8);
-  CHECK_EQ(with.num_blocks, without.num_blocks - 80);
-  CHECK_THROWS(plan_memory(config, DType::kF32, options, memory, 1 << 18), ErrorCode::kOutOfMemory, "max_num_seqs",
-               {"8 states and snapshots of 4 sequences need 2097152 bytes, but 1048576 are there", "max_num_seqs=2 or less"});
+  CHECK_EQ(with.num_state_slots, 4);
+  CHECK_EQ(with.num_blocks, without.num_blocks - 40);
+  CHECK(with.warning.empty());
+  const MemoryPlan cut = plan_memory(config, DType::kF32, options, memory, 1 << 18);
+  CHECK_EQ(cut.num_state_slots, 2);
+  CHECK_EQ(cut.max_num_seqs, 2);
+  CHECK(cut.warning.find("2 instead of 4, since the state of a sequence takes 262144 bytes") != std::string::npos);
+  CHECK_THROWS(plan_memory(config, DType::kF32, options, memory, 1 << 21), ErrorCode::kOutOfMemory, "kv_cache_memory_bytes",
+               {"the state of one sequence needs 2097152 bytes, but 1048576 are there", "kv_cache_memory_bytes=4194304 or more"});
 }
 
 }  // namespace

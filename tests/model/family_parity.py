@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import tiny_models as tm
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from lynx_rt import _C
 
@@ -39,6 +39,8 @@ class Row:
     edit_tensors: Callable[[dict[str, torch.Tensor]], None] | None = None
     # Corrects what transformers computes otherwise than the model's authors; each use says what.
     edit_reference: Callable[[torch.nn.Module], None] | None = None
+    # The config of the vision tower beside the text model, whose config then is an inner one.
+    vision: dict[str, Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)  # options of the engine
     prompts: tuple[int, ...] = (1, 13, 30)  # lengths of prompts
     spread: float = 0.3  # standard deviation of the weights: large, so that logits have real margins
@@ -71,7 +73,10 @@ def _fill(model: torch.nn.Module, row: Row) -> None:
     for name, p in model.state_dict().items():
         noise = torch.randn(p.shape, generator=generator)
         factor = ("norm" in name or "scal" in name) and not name.endswith("bias")
-        p.data.copy_(1 + 0.2 * noise if factor else row.spread * noise)
+        if name.endswith("A_log"):  # decays of states as trained models have them: a state lasts for some tokens
+            p.data.copy_(noise - 2)
+        else:
+            p.data.copy_(1 + 0.2 * noise if factor else row.spread * noise)
         # Gemma 4 divides the router's logits by the root of H: its routers are to be as decided as others.
         if name.endswith("router.proj.weight"):
             p.data.mul_(p.shape[1] ** 0.5)
@@ -79,8 +84,12 @@ def _fill(model: torch.nn.Module, row: Row) -> None:
 
 def write(row: Row, folder: Path) -> str:
     """Writes the checkpoint and returns its folder."""
-    config = AutoConfig.for_model(row.model_type, **SIZES | row.keys)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    keys = SIZES | row.keys
+    if row.vision:
+        config = AutoConfig.for_model(row.model_type, text_config=keys, vision_config=row.vision)
+        model = AutoModelForImageTextToText.from_config(config).eval()
+    else:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(row.model_type, **keys)).eval()
     _fill(model, row)
     model.to(getattr(torch, row.dtype)).save_pretrained(
         folder, save_original_format=not row.fused, max_shard_size="30kB" if row.sharded else "1GB"
@@ -101,7 +110,7 @@ def write(row: Row, folder: Path) -> str:
 
 def reference(row: Row, path: str) -> torch.nn.Module:
     """Loads the checkpoint in transformers, float32, eager attention: an exact conversion of a 16-bit checkpoint."""
-    model = tm.reference(path, "float32")
+    model = tm.reference(path, "float32", AutoModelForImageTextToText if row.vision else AutoModelForCausalLM)
     if row.edit_reference:
         row.edit_reference(model)
     return model

@@ -120,9 +120,9 @@ def write(t: Tiny, folder: Path) -> str:
     return str(folder)
 
 
-def reference(path: str, dtype: str) -> torch.nn.Module:
+def reference(path: str, dtype: str, cls: Any = AutoModelForCausalLM) -> torch.nn.Module:
     """The checkpoint in transformers, eager attention. A 16-bit checkpoint in float32 is an exact conversion."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="eager")
+    model = cls.from_pretrained(path, dtype=getattr(torch, dtype), attn_implementation="eager")
     model.set_experts_implementation("eager")
     return model.eval()
 

@@ -214,3 +214,52 @@ def test_refused():
     layer.variant.sinks = layer.variant.sinks[:1]
     with pytest.raises(ValidationError, match="sinks"):
         layer.feed(0, 4)
+
+
+@pytest.mark.parametrize("norm", ["none", "head"])
+@pytest.mark.parametrize(
+    "heads, length", [((1, 1, 2), 1), ((4, 2, 26), 33), ((6, 2, 10), 600), ((17, 1, 8), 20)], ids=str
+)
+def test_gates(backend, dtype, heads, length, norm):
+    """A gate beside each head of q: the result is that without gates times sigmoid(gate), which takes an exponential, a sum and a quotient;
+    and the same bits in pieces."""
+    a, _, d = heads
+    layer = Layer(backend, dtype, heads, length, norm=norm)
+    plain, gates = (
+        layer.feed(0, length),
+        np.random.default_rng(1).standard_normal((length, a, d)).astype(np.float32) * 3,
+    )
+    q = layer.qkv[:, : a * d].reshape(length, a, d)
+    qkv = np.concatenate([np.stack([q, gates], 2).reshape(length, -1), layer.qkv[:, a * d :]], 1)
+
+    def feed(begin, end):
+        v = layer.variant
+        positions, start = np.arange(begin, end, dtype=np.int32), np.array([0, end - begin], np.int32)
+        return layer.cache.attend(
+            qkv[begin:end],
+            a,
+            v.q_norm,
+            v.k_norm,
+            v.eps,
+            layer.cos,
+            layer.sin,
+            positions,
+            start,
+            layer.table,
+            norm=v.norm,
+            gated=True,
+        )
+
+    whole = feed(0, length)
+    expected = plain.astype(np.float64) / (1 + np.exp(-gates.reshape(length, -1).astype(np.float64)))
+    assert_within(whole, (expected, (2.0**-22 + 4 * 2.0**-24) * np.abs(expected)))
+    np.testing.assert_array_equal(np.concatenate([feed(0, length // 2), feed(length // 2, length)]), whole)
+
+
+@pytest.mark.parametrize("keys", [{"norm": "width"}, {"clip": 1.0}, {"temperature": (4.0, 0.1)}])
+def test_gates_are_refused(backend, keys):
+    cache, one = _C_testing.PagedCache(backend, 2, 4, 1, 4), np.ones(4, np.float32)
+    zeros = np.zeros((1, 1), np.int32)
+    with pytest.raises(ValidationError, match="gates"):
+        cache.attend(np.ones((1, 16), np.float32), 1, one, one, 1e-6, np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), zeros[0],
+                     np.array([0, 1], np.int32), zeros, gated=True, **keys)  # fmt: skip

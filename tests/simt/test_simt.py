@@ -27,6 +27,7 @@ KERNELS = {
     "test_gemm": {"plain": 2, "asan": 4, "tsan": 12},
     "test_experts": {"plain": 2, "asan": 4, "tsan": 12},
     "test_attention": {"plain": 4, "asan": 8, "tsan": 12},
+    "test_gated_delta": {"plain": 1, "asan": 1, "tsan": 1},
     "test_qkv_post": {"plain": 1, "asan": 1, "tsan": 1},
     "test_sample": {"plain": 3, "asan": 4, "tsan": 16},
 }

@@ -44,10 +44,11 @@ void CpuBackend::store(const float* row, int64_t columns, void* base, const KvCa
 }
 
 void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  const int64_t d = cache.head_dim, a = args.num_heads, g = cache.num_kv_heads;
+  const int64_t d = cache.head_dim, a = args.num_heads, g = cache.num_kv_heads, q_head = args.gated ? 2 * d : d;
   const QkNorm norm = args.norm;
   pool_.parallel_for(batch.num_rows, [&](int64_t t, int) {
-    float *row = args.qkv + t * (a + 2 * g) * d, *k = row + a * d, *v = k + g * d;
+    float *row = args.qkv + t * (a * q_head + 2 * g * d), *k = row + a * q_head, *v = k + g * d;
+    const auto head = [&](int64_t h) { return h < a ? row + h * q_head : k + (h - a) * d; };
     const auto norm_row = [&](float* x, const WeightView& w, int64_t n) { kernels_.rmsnorm(x, w.data, w.dtype, n, args.eps, x); };
     if (args.v_from_k) std::copy_n(k, g * d, v);
     for (int64_t h = 0; args.v_norm && h < g; ++h) norm_row(v + h * d, {}, d);
@@ -56,12 +57,12 @@ void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, co
       norm_row(k, args.k_norm, g * d);
     }
     if (norm == QkNorm::kHead)
-      for (int64_t h = 0; h < a + g; ++h) norm_row(row + h * d, h < a ? args.q_norm : args.k_norm, d);
+      for (int64_t h = 0; h < a + g; ++h) norm_row(head(h), h < a ? args.q_norm : args.k_norm, d);
     if (args.clip > 0)
       for (int64_t i = 0; i < (a + 2 * g) * d; ++i) row[i] = std::clamp(row[i], -args.clip, args.clip);
-    for (int64_t h = 0; h < a + g; ++h) rotate(row + h * d, args.rope, batch.positions[t]);
+    for (int64_t h = 0; h < a + g; ++h) rotate(head(h), args.rope, batch.positions[t]);
     if (norm == QkNorm::kHeadAfterRope || norm == QkNorm::kUnitAfterRope)
-      for (int64_t h = 0; h < a + g; ++h) norm_row(row + h * d, h < a ? args.q_norm : args.k_norm, d);
+      for (int64_t h = 0; h < a + g; ++h) norm_row(head(h), h < a ? args.q_norm : args.k_norm, d);
     if (args.temperature_floor > 0) {
       const float grown = std::log1p(std::floor((float(batch.positions[t]) + 1.0f) / args.temperature_floor));
       const float by = grown * args.temperature_scale + 1.0f;
@@ -150,7 +151,7 @@ void CpuBackend::attend_span(const AttentionCall& c, const AttentionTile& tile, 
     int64_t from[kSlice], to[kSlice];  // keys of each row
     for (int64_t j = 0; j < n; ++j) {
       const int64_t row = tile.first + (j0 + j) / group, h = head * group + (j0 + j) % group;
-      p[j] = c.args.q + row * c.args.q_stride + h * d;
+      p[j] = c.args.q + row * c.args.q_stride + h * (c.args.gated ? 2 * d : d);
       sums[j] = states + (j0 + j) * state_size(cache);
       from[j] = std::max(first, c.begin_of(row));
       to[j] = std::min(end, c.end_of(row));
@@ -232,7 +233,9 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
       }
       const float inverse = 1.0f / state[columns + 1];
       if (cache.dtype == DType::kBF16) kernels_.join_pairs(state, columns);
-      for (int64_t i = 0; i < dv; ++i) out.f32[(row * args.num_heads + h) * dv + i] = state[i] * inverse;
+      float* to = out.f32 + (row * args.num_heads + h) * dv;
+      for (int64_t i = 0; i < dv; ++i) to[i] = state[i] * inverse;
+      if (args.gated) kernels_.sigmoid_mul(args.q + row * args.q_stride + (2 * h + 1) * dv, dv, to);
     }
   };
 

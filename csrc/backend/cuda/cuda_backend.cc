@@ -6,6 +6,7 @@
 #include <charconv>
 #include <utility>
 
+#include "backend/cuda/attention/gated_delta.h"
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed.h"
@@ -199,6 +200,7 @@ void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, c
   args.window = int(std::min<int64_t>(a.window, INT32_MAX));  // positions are 32 bits
   args.chunk = int(std::min<int64_t>(a.chunk, INT32_MAX));
   args.sinks = floats(a.sinks);
+  args.gated = a.gated;
   args.positions = batch.positions;
   args.block_tables = batch.block_tables;
   args.max_blocks = batch.max_blocks;
@@ -211,6 +213,13 @@ void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, c
   args.out = out.f32;
   args.rounded = static_cast<uint16_t*>(out.rounded);
   cuda::attention(args, stream_);
+}
+
+void CudaBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states,
+                                 const RowsOut& out) {
+  cuda::gated_delta_rule({args, states, batch.query_start, batch.state_slots, int(batch.num_rows), int(batch.num_seqs), out.f32,
+                          static_cast<uint16_t*>(out.rounded)},
+                         stream_);
 }
 
 void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,

@@ -60,6 +60,7 @@ class CudaBackend final : public Backend {
   void do_qkv_post(const QkvPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
+  void do_gated_delta(const GatedDeltaArgs&, const BatchView&, const StateView&, const RowsOut&) override;
   void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*, float scale) override;
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                 const uint8_t* cost) override;
@@ -137,8 +138,8 @@ class CudaBackend final : public Backend {
   std::map<std::string, RecordedStep> recorded_;
 
   // Scratch, sized by reserve()
-  cuda::DeviceMemory rounded_, hidden_, partial_, pair_weights_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_, stats_,
-      token_masks_, params_, tokens_, rows_;
+  cuda::DeviceMemory rounded_, hidden_, partial_, pair_weights_, attention_partial_, row_scales_, tiles_, counts_, route_scratch_,
+      stats_, token_masks_, params_, tokens_, rows_;
   cuda::PinnedMemory host_stats_, host_tokens_;
   int route_calls_ = 0;
   bool in_step_ = false;

@@ -163,7 +163,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   const int64_t num_rows_at = layout.take<int32_t>(1), ids_at = layout.take<int32_t>(s.rows),
                 positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(s.rows),
                 tables_at = layout.take<int32_t>(s.sequences * s.table_stride), exact_at = layout.take<uint8_t>(s.rows),
-                groups_at = layout.take<int32_t>(s.rows), tiles_at = layout.take<AttentionTile>(s.tiles),
+                groups_at = layout.take<int32_t>(s.rows), starts_at = layout.take<int32_t>(s.sequences + 1),
+                states_at = layout.take<int32_t>(s.sequences), tiles_at = layout.take<AttentionTile>(s.tiles),
                 partials_at = layout.take<int32_t>(s.rows + 1);
   // Recorded ids come last, so that the other arrays are in the same places with and without them.
   const int64_t replay_layers = b.replayed ? limits_.num_moe_layers : 0, row_ids = s.rows * limits_.top_k,
@@ -194,6 +195,11 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   fill(slots_at, b.slots, b.num_rows, s.rows, int64_t{-1});
   fill(exact_at, b.exact, b.num_rows, s.rows, uint8_t{0});
   fill(groups_at, b.groups, b.num_rows, s.rows, int32_t{0});
+  fill(states_at, b.state_slots, b.num_seqs, s.sequences, int32_t{-1});
+  const int64_t num_starts = b.query_start ? b.num_seqs + 1 : 0;
+  fill(starts_at, b.query_start, num_starts, num_starts, int32_t{0});
+  for (int64_t i = b.num_seqs; b.query_start && i < s.sequences; ++i)  // a padding row is a sequence
+    at<int32_t>(host, starts_at)[i + 1] = at<int32_t>(host, starts_at)[i] + 1;
   for (int64_t i = 0; i < s.sequences; ++i)
     fill(tables_at + i * s.table_stride * int64_t(sizeof(int32_t)), i < b.num_seqs ? b.block_tables + i * b.max_blocks : nullptr,
          b.max_blocks, s.table_stride, int32_t{0});
@@ -218,7 +224,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   view.token_ids = at<int32_t>(device, ids_at);
   view.positions = at<int32_t>(device, positions_at);
   view.slots = at<int64_t>(device, slots_at);
-  view.query_start = nullptr;  // kernels take the rows of a sequence from the attention tiles
+  view.query_start = at<int32_t>(device, starts_at);  // attention takes the rows of a sequence from its tiles instead
+  view.state_slots = at<int32_t>(device, states_at);
   view.block_tables = at<int32_t>(device, tables_at);
   view.max_blocks = s.table_stride;
   view.exact = at<uint8_t>(device, exact_at);

@@ -6,7 +6,7 @@ namespace lynx_rt {
 
 // H hidden size, A/G query/kv heads, D head size; what a model lacks is empty.
 struct GqaWeights {
-  WeightView q_proj, q_bias;  // [A * D, H], [A * D]
+  WeightView q_proj, q_bias;  // [A * D, H], [A * D]; attention_gate: [A * 2 D, H], [A * 2 D], of each head q, then its gate
   WeightView k_proj, k_bias;  // [G * D, H], [G * D]
   WeightView v_proj, v_bias;  // [G * D, H], [G * D]; empty where LayerConfig::v_from_k
   WeightView o_proj, o_bias;  // [H, A * D], [H]

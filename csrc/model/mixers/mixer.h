@@ -16,6 +16,7 @@ struct MixerStep {
   const RopeTable& rope;  // of the layer
   const BatchView& batch;
   const KvCacheView& cache;  // the layer's pages
+  const StateView& states;   // the layer's states
   float* out;                // [T, H] where the output goes; it is added to the residual stream, or replaces what is there
   bool accumulate;
 };

@@ -28,6 +28,28 @@ using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, in
 using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
                               int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 
+// Rows of one sequence and value head in the delta rule. q and k have dk columns, v and out dv; beta and decay are one number of a row.
+struct DeltaRows {
+  const float *q, *k, *v, *beta, *decay;
+  int64_t stride;  // floats between rows of all five
+  float* out;
+  int64_t out_stride;
+};
+
+// The parts of gated_delta_rule().
+struct DeltaKernels {
+  // x[t][c] = silu(sum_j w[j][c] * input[t - width + 1 + j][c]) in place for t < rows, c < n. Inputs before row 0 are the `width` - 1
+  // rows of `past`, oldest first, which become those before the next row.
+  void (*short_conv)(float* x, int64_t stride, int64_t rows, int64_t n, const float* w, int64_t w_stride, int64_t width,
+                     float* past, int64_t past_stride);
+  void (*unit_norm)(float* x, int64_t n, float eps, float scale);  // x *= scale / sqrt(sum of squares + eps)
+  // Runs columns [begin, begin + n) of a state [dk, dv] through the rows: state = decay * state; u = beta * (v - state^T k);
+  // state += k u^T; out = state^T q. Columns do not depend on each other. n <= kDeltaColumns; `scratch` has dk * kDeltaColumns floats.
+  void (*delta_rule)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n, float* state,
+                     float* scratch);
+};
+constexpr int64_t kDeltaColumns = 32;
+
 struct Kernels {
   Isa isa;
   // Products with x of float32, indexed by the weights' DType. A row of x is in blocks of `block_columns`, the last one completed with
@@ -50,6 +72,7 @@ struct Kernels {
                     float* out);
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);       // out = silu(gate) * up
   void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, by tanh
+  void (*sigmoid_mul)(const float* gate, int64_t n, float* x);                       // x *= sigmoid(gate)
   // out = g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit)
   void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out);
   // x = exp(scale * (x - max)) in place; state = {max, sum of the exponentials}; n > 0.
@@ -60,7 +83,8 @@ struct Kernels {
   void (*rope)(float* x, const float* cos, const float* sin, int64_t half);              // rotates (x[i], x[i + half])
   void (*rope_interleaved)(float* x, const float* cos, const float* sin, int64_t half);  // rotates (x[2 i], x[2 i + 1])
   void (*axpy)(float a, const float* x, int64_t n, float* y);                            // y += a * x
-  double (*read_sum)(const void* p, int64_t bytes);                                      // reads all bytes, to measure bandwidth
+  DeltaKernels delta;
+  double (*read_sum)(const void* p, int64_t bytes);  // reads all bytes, to measure bandwidth
   DrawKernels draw;
 
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles

@@ -10,31 +10,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "backend/cpu/kernels/delta_inl.h"
 #include "backend/cpu/kernels/gemm_inl.h"
 #include "backend/cpu/kernels/kernels.h"
+#include "backend/cpu/kernels/lanes_inl.h"
 
 namespace {
-
-constexpr int kLanes = 16;
-
-template <DType D>
-inline F32x16 load(const void* p) {
-  if constexpr (D == DType::kF32)
-    return load_f32(p);
-  else if constexpr (D == DType::kBF16)
-    return load_bf16(p);
-  else
-    return load_f16(p);
-}
-
-template <DType D>
-inline F32x16 load_partial(const void* p, int64_t count) {
-  alignas(64) unsigned char buf[64] = {};
-  std::memcpy(buf, p, size_t(count * kSize<D>));
-  return load<D>(buf);
-}
-
-inline F32x16 zero() { return F32x16{}; }
 
 // One register tile of weighted_sum(): NB blocks of columns of MJ sums.
 template <DType D, int NB, int MJ>
@@ -225,24 +206,6 @@ void layernorm(const float* x, const void* weight, DType dtype, const void* bias
   }
 }
 
-// exp(x) with a relative error below 2^-22: x = n ln 2 + r, |r| <= ln 2 / 2, degree-6 polynomial in r, scaled by 2^n.
-// Coefficients: the Taylor series up to r^7, whose first omitted term is below 2^-24 there. Plain operations only.
-inline float exp_f32(float x) {
-  x = x < -87.0f ? -87.0f : x;
-  x = x > 88.0f ? 88.0f : x;
-  float n = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // adding 1.5 * 2^23 rounds to an integer
-  float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;   // ln 2 in two parts: n * first part is exact
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  return p * std::bit_cast<float>(uint32_t(int32_t(n) + 127) << 23);
-}
-
 // The exponentials are computed in a loop of their own. In one loop with the quotients, a compiler divides every gate by 1 + e^88,
 // where exp_f32 clamps, and selects afterwards; those quotients are denormal, and cost more than the rest of the function.
 void silu_mul(const float* gate, const float* up, int64_t n, float* out) {
@@ -282,6 +245,15 @@ void soft_cap(float* x, int64_t n, float cap) {
       const float near = r + r * s * (-1.0f / 3 + s * (2.0f / 15 - s * (17.0f / 315)));
       x[b + i] = cap * (s < 0.0256f ? near : far);
     }
+  }
+}
+
+void sigmoid_mul(const float* gate, int64_t n, float* x) {
+  for (int64_t b = 0; b < n; b += kLanes) {
+    const int64_t count = n - b < kLanes ? n - b : kLanes;
+    float power[kLanes];
+    for (int64_t i = 0; i < count; ++i) power[i] = exp_f32(-gate[b + i]);
+    for (int64_t i = 0; i < count; ++i) x[b + i] = x[b + i] / (1.0f + power[i]);
   }
 }
 
@@ -377,6 +349,7 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           layernorm,
           silu_mul,
           gelu_tanh_mul,
+          sigmoid_mul,
           clamped_swiglu,
           exponentials,
           soft_cap,
@@ -384,6 +357,7 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           rope,
           rope_interleaved,
           axpy,
+          {short_conv, unit_norm, delta_rule},
           read_sum,
           lynx_rt::kDrawKernels};
 }

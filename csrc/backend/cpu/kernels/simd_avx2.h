@@ -16,6 +16,7 @@ struct F32x16 {
 
 inline F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+inline F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
 inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) {
   return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
@@ -25,6 +26,11 @@ inline F32x16 broadcast(float v) { return {_mm256_set1_ps(v), _mm256_set1_ps(v)}
 inline F32x16 load_f32(const void* p) {
   const float* f = static_cast<const float*>(p);
   return {_mm256_loadu_ps(f), _mm256_loadu_ps(f + 8)};
+}
+
+inline void store_f32(float* p, F32x16 v) {
+  _mm256_storeu_ps(p, v.lo);
+  _mm256_storeu_ps(p + 8, v.hi);
 }
 
 inline F32x16 load_bf16(const void* p) {

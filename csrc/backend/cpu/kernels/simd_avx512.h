@@ -14,6 +14,8 @@ inline F32x16 fmadd(F32x16 a, F32x16 b, F32x16 c) { return _mm512_fmadd_ps(a, b,
 inline F32x16 broadcast(float v) { return _mm512_set1_ps(v); }
 inline F32x16 load_f32(const void* p) { return _mm512_loadu_ps(p); }
 
+inline void store_f32(float* p, F32x16 v) { _mm512_storeu_ps(p, v); }
+
 inline F32x16 load_bf16(const void* p) {
   __m256i h = _mm256_loadu_si256(static_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));

@@ -18,6 +18,9 @@ inline F32x16 operator+(F32x16 v, F32x16 w) {
 inline F32x16 operator-(F32x16 v, F32x16 w) {
   return {vsubq_f32(v.a, w.a), vsubq_f32(v.b, w.b), vsubq_f32(v.c, w.c), vsubq_f32(v.d, w.d)};
 }
+inline F32x16 operator*(F32x16 v, F32x16 w) {
+  return {vmulq_f32(v.a, w.a), vmulq_f32(v.b, w.b), vmulq_f32(v.c, w.c), vmulq_f32(v.d, w.d)};
+}
 inline F32x16 fmadd(F32x16 v, F32x16 w, F32x16 add) {
   return {vfmaq_f32(add.a, v.a, w.a), vfmaq_f32(add.b, v.b, w.b), vfmaq_f32(add.c, v.c, w.c), vfmaq_f32(add.d, v.d, w.d)};
 }
@@ -30,6 +33,13 @@ inline F32x16 broadcast(float v) {
 inline F32x16 load_f32(const void* p) {
   const float* f = static_cast<const float*>(p);
   return {vld1q_f32(f), vld1q_f32(f + 4), vld1q_f32(f + 8), vld1q_f32(f + 12)};
+}
+
+inline void store_f32(float* p, F32x16 v) {
+  vst1q_f32(p, v.a);
+  vst1q_f32(p + 4, v.b);
+  vst1q_f32(p + 8, v.c);
+  vst1q_f32(p + 12, v.d);
 }
 
 inline F32x16 load_bf16(const void* p) {

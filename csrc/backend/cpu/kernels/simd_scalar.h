@@ -26,6 +26,8 @@ inline F32x16 load_f32(const void* p) {
   return v;
 }
 
+inline void store_f32(float* p, F32x16 v) { std::memcpy(p, &v, 64); }
+
 inline F32x16 load_bf16(const void* p) {
   uint16_t in[16];
   std::memcpy(in, p, 32);

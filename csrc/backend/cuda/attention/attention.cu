@@ -122,7 +122,13 @@ __device__ void pad_row(const AttentionParams& p, int64_t row) {
   for (int64_t c = p.columns + threadIdx.x; c < p.padded; c += blockDim.x) p.args.rounded[row * p.padded + c] = 0;
 }
 
+// `column` is of a row of out: head * Dv + the column of the head.
 __device__ void store_result(const AttentionParams& p, int64_t row, int64_t column, Float2 v) {
+  if (p.args.gated) {
+    const int64_t d = p.v.columns;
+    const float* gate = p.args.q + row * p.args.q_stride + (2 * (column / d) + 1) * d + column % d;
+    v = {v.x / (1.0f + accurate_exp(-gate[0])), v.y / (1.0f + accurate_exp(-gate[1]))};
+  }
   if (p.args.out) *reinterpret_cast<Float2*>(p.args.out + row * p.columns + column) = v;
   if (p.args.rounded) *reinterpret_cast<uint32_t*>(p.args.rounded + row * p.padded + column) = to_bf16x2(v.x, v.y);
 }

@@ -59,6 +59,7 @@ struct PagedAttentionArgs {
   KvCacheView cache;             // bfloat16; any block_size
   int window = 0, chunk = 0;     // see lynx_rt::AttentionArgs
   const float* sinks = nullptr;  // [A] or null
+  bool gated = false;            // see lynx_rt::AttentionArgs
   const AttentionTile* tiles;
   int num_tiles;
   const int32_t* first_partial;  // [T + 1]

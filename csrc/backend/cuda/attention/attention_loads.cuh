@@ -150,7 +150,7 @@ __device__ void start_slice(const AttentionParams& p, const Work& work, NextSlic
 __device__ inline uint32_t query_pair(const AttentionParams& p, const Work& work, int query, int column) {
   if (query >= work.num_queries || column >= p.args.cache.head_dim) return 0;
   const int64_t row = work.tile.row + query / work.width, head = work.first_head + query % work.width;
-  const float* q = p.args.q + row * p.args.q_stride + head * p.args.cache.head_dim + column;
+  const float* q = p.args.q + row * p.args.q_stride + head * (p.args.gated ? 2 : 1) * p.args.cache.head_dim + column;
   return to_bf16x2(q[0], q[1]);
 }
 

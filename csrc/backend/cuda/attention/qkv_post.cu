@@ -37,6 +37,7 @@ struct QkvPostParams {
   int64_t block_size;
   int64_t num_jobs;  // rows * heads
   int num_q_heads, num_kv_heads, head_dim;
+  int q_head;  // columns from one head of q to the next
   float eps, clip, temperature_floor, temperature_scale;
   bool v_norm, v_from_k;
 };
@@ -75,8 +76,10 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
   const int64_t slot = p.slots[t];
   if (!is_q && slot < 0) return;
 
+  const int row_columns = p.num_q_heads * p.q_head + 2 * p.num_kv_heads * d;
   // The columns of k are only read here, so v may take them too.
-  float* x = p.qkv + (is_v && p.v_from_k ? job - p.num_kv_heads : job) * d;
+  const int own = is_v && p.v_from_k ? head - p.num_kv_heads : head;
+  float* x = p.qkv + t * row_columns + (is_q ? head * p.q_head : p.num_q_heads * p.q_head + (own - p.num_q_heads) * d);
   float low[kPairs], high[kPairs];
   LYNX_UNROLL
   for (int j = 0; j < kPairs; ++j) {
@@ -247,6 +250,7 @@ void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, c
   p.num_q_heads = int(args.num_heads);
   p.num_kv_heads = int(cache.num_kv_heads);
   p.head_dim = int(d);
+  p.q_head = int(args.gated ? 2 * d : d);
   p.eps = args.eps;
   p.clip = args.clip;
   p.temperature_floor = args.temperature_floor;

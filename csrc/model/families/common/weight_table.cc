@@ -40,8 +40,9 @@ bool same_values(const Checkpoint& checkpoint, const std::string& first, const s
 
 ModelNames::ModelNames(const Checkpoint& checkpoint) {
   if (checkpoint.has("language_model.model.norm.weight")) root = "language_model.";
-  base = checkpoint.has("norm.weight") ? "" : root + "model.";
-  if (checkpoint.has("model.language_model.norm.weight")) base = "model.language_model.";
+  base = checkpoint.has("norm.weight")                        ? ""
+         : checkpoint.has("model.language_model.norm.weight") ? "model.language_model."
+                                                              : root + "model.";
 }
 
 bool WeightTable::can_hold(const std::vector<int64_t>& shape) const {
@@ -85,7 +86,7 @@ void WeightTable::add_model() {
   const bool has_both = stored(checkpoint_, embed) && stored(checkpoint_, head);
   const bool head_alone = m.tie_word_embeddings && !has_both && stored(checkpoint_, head);
   add(head_alone ? head : embed, {m.vocab_size, h}, &weights_.embed, WeightUse::kEmbed);
-  add(names_.base + "norm.weight", {h}, &weights_.final_norm, WeightUse::kVector);
+  add_norm(names_.base + "norm.weight", h, &weights_.final_norm);
   if (m.norm == NormKind::kLayer) add(names_.base + "norm.bias", {h}, &weights_.final_norm_bias, WeightUse::kVector);
   const bool differs = m.tie_word_embeddings && has_both && !same_values(checkpoint_, embed, head);
   if (differs)
@@ -96,12 +97,21 @@ void WeightTable::add_model() {
   if (m.lm_head_bias) add(names_.root + "lm_head.bias", {m.vocab_size}, &weights_.lm_head_bias, WeightUse::kVector);
 }
 
+void WeightTable::add_norm(std::string name, int64_t size, WeightView* target) {
+  TensorSpec spec = whole_tensor(std::move(name), {size}, target);
+  if (m.norm_offset) {
+    spec.pieces[0].dtype = DType::kF32;
+    spec.pieces[0].offset = 1;
+  }
+  add(std::move(spec), {WeightSlot{target, WeightUse::kVector}});
+}
+
 void WeightTable::add_norms(int64_t l) {
   const std::string name = layer_name(l);
   LayerWeights& w = layer(l);
-  add(name + "input_layernorm.weight", {m.hidden_size}, &w.input_norm, WeightUse::kVector);
+  add_norm(name + "input_layernorm.weight", m.hidden_size, &w.input_norm);
   if (m.sandwich_norms) return add_sandwich(l);
-  add(name + "post_attention_layernorm.weight", {m.hidden_size}, &w.post_attention_norm, WeightUse::kVector);
+  add_norm(name + "post_attention_layernorm.weight", m.hidden_size, &w.post_attention_norm);
   if (m.norm == NormKind::kRms) return;
   add(name + "input_layernorm.bias", {m.hidden_size}, &w.input_norm_bias, WeightUse::kVector);
   add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias, WeightUse::kVector);
@@ -128,14 +138,15 @@ void WeightTable::add_sandwich(int64_t l) {
 void WeightTable::add_attention(int64_t l) {
   const LayerConfig& of_layer = m.layers[size_t(l)];
   const int64_t d = m.head_dim_of(of_layer), h = m.hidden_size, q = m.num_heads * d, kv = m.kv_heads_of(of_layer) * d;
+  const int64_t q_rows = m.attention_gate ? 2 * q : q;
   const std::string name = layer_name(l) + "self_attn.";
   GqaWeights& w = layer(l).mixer.emplace<GqaWeights>();
-  add(name + "q_proj.weight", {q, h}, &w.q_proj, WeightUse::kMatrix);
+  add(name + "q_proj.weight", {q_rows, h}, &w.q_proj, WeightUse::kMatrix);
   add(name + "k_proj.weight", {kv, h}, &w.k_proj, WeightUse::kMatrix);
   if (!of_layer.v_from_k) add(name + "v_proj.weight", {kv, h}, &w.v_proj, WeightUse::kMatrix);
   add(name + "o_proj.weight", {h, q}, &w.o_proj, WeightUse::kMatrix);
   if (m.attention_bias) {
-    add(name + "q_proj.bias", {q}, &w.q_bias, WeightUse::kVector);
+    add(name + "q_proj.bias", {q_rows}, &w.q_bias, WeightUse::kVector);
     add(name + "k_proj.bias", {kv}, &w.k_bias, WeightUse::kVector);
     if (!of_layer.v_from_k) add(name + "v_proj.bias", {kv}, &w.v_bias, WeightUse::kVector);
   }
@@ -143,8 +154,31 @@ void WeightTable::add_attention(int64_t l) {
   if (m.sinks) add(name + "sinks", {m.num_heads}, &w.sinks, WeightUse::kVector);
   if (m.qk_norm == QkNorm::kNone || m.qk_norm == QkNorm::kUnitAfterRope) return;
   const bool width = m.qk_norm == QkNorm::kWidth;
-  add(name + q_norm + ".weight", {width ? q : d}, &w.q_norm, WeightUse::kVector);
-  add(name + k_norm + ".weight", {width ? kv : d}, &w.k_norm, WeightUse::kVector);
+  add_norm(name + q_norm + ".weight", width ? q : d, &w.q_norm);
+  add_norm(name + k_norm + ".weight", width ? kv : d, &w.k_norm);
+}
+
+void WeightTable::add_gated_delta(int64_t l) {
+  const DeltaShape& d = m.delta;
+  const int64_t h = m.hidden_size, c = d.channels(), v = d.values();
+  const std::string name = layer_name(l) + "linear_attn.";
+  GatedDeltaWeights& w = layer(l).mixer.emplace<GatedDeltaWeights>();
+  if (m.delta_by_head) {
+    add(name + "in_proj_qkvz.weight", {c + v, h}, &w.in_proj_qkv, WeightUse::kMatrix);
+    add(name + "in_proj_ba.weight", {2 * d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
+  } else {
+    add(name + "in_proj_qkv.weight", {c, h}, &w.in_proj_qkv, WeightUse::kMatrix);
+    add(name + "in_proj_z.weight", {v, h}, &w.in_proj_z, WeightUse::kMatrix);
+    add(name + "in_proj_b.weight", {d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
+    add(name + "in_proj_a.weight", {d.value_heads, h}, &w.in_proj_a, WeightUse::kMatrix);
+  }
+  TensorSpec conv{name + "conv1d.weight", {c, 1, d.conv_width}, {}};
+  conv.pieces.push_back({.target = &w.conv, .row_begin = 0, .rows = c, .transposed = true, .dtype = DType::kF32});
+  add(std::move(conv), {WeightSlot{&w.conv, WeightUse::kVector}});
+  add_float32(name + "A_log", {d.value_heads}, &w.a_log);
+  add_float32(name + "dt_bias", {d.value_heads}, &w.dt_bias);
+  add(name + "norm.weight", {d.value_dim}, &w.norm, WeightUse::kVector);
+  add(name + "out_proj.weight", {h, v}, &w.out_proj, WeightUse::kMatrix);
 }
 
 void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, std::span<ExpertWeights> placed_with,
@@ -233,6 +267,7 @@ std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNa
     switch (layer.mixer) {
       case MixerKind::kGqa: table.add_attention(l); break;
       case MixerKind::kMla: table.add_latent_attention(l); break;
+      case MixerKind::kGatedDelta: table.add_gated_delta(l); break;
     }
     const auto stored = std::find_if(names.begin(), names.end(),
                                      [&](const MoeNames& n) { return table.has(table.layer_name(l) + n.block + n.router); });

@@ -12,7 +12,8 @@ namespace lynx_rt {
 struct ModelNames {
   explicit ModelNames(const Checkpoint& checkpoint);
   std::string root;  // before lm_head: "", or "language_model." where the model is a part of another
-  std::string base;  // before all others: root + "model.", "model.language_model.", or "" in a checkpoint of the base model
+  // Before all others: root + "model.", "model.language_model.", or "" in a checkpoint of the base model.
+  std::string base;
   std::string head() const { return root + "lm_head.weight"; }
 };
 
@@ -68,6 +69,8 @@ class WeightTable {
   // Adds model.embed_tokens, model.norm and lm_head. Where the config ties lm_head to the embedding, but the file has both and
   // they differ, both are used, as in transformers; where the file has one of them, it serves as both.
   void add_model();
+  // Adds the weight of an RMSNorm, to which 1 is added where ModelConfig::norm_offset.
+  void add_norm(std::string name, int64_t size, WeightView* target);
   // Adds input_layernorm and post_attention_layernorm, or all that SandwichWeights holds.
   void add_norms(int64_t l);
   // Names of q's and k's norms within self_attn.
@@ -77,6 +80,8 @@ class WeightTable {
   // Adds self_attn.{q_proj or q_a_proj, q_a_layernorm, q_b_proj}, kv_a_proj_with_mqa, kv_a_layernorm, kv_b_proj (or
   // k_b_proj, v_b_proj), o_proj.
   void add_latent_attention(int64_t l);
+  // Adds linear_attn.{in_proj_qkv, in_proj_z, in_proj_b, in_proj_a (or in_proj_qkvz, in_proj_ba), conv1d, A_log, dt_bias, norm, out_proj}.
+  void add_gated_delta(int64_t l);
   // Adds PREFIX{gate,up,down}.weight, and .bias where `bias` is set.
   void add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, bool bias = false, const MlpNames& names = {}) {
     add_mlp(prefix, width, w, {&w, 1}, bias, names);

@@ -1,0 +1,88 @@
+// gated_delta_rule(). Work split: first a task is a head of one sequence, for which it convolves and norms the columns and computes the
+// gates of all rows; then kDeltaColumns columns of a value head of one sequence; last some rows of the output.
+// Bytes: the states, once read and once written. Limit: memory bandwidth in decode, the first-level cache in prefill.
+#include <algorithm>
+#include <cmath>
+
+#include "backend/cpu/cpu_backend.h"
+
+namespace lynx_rt {
+
+namespace {
+
+constexpr float kUnitEps = 1e-6f;  // of the norm of q and k
+constexpr int64_t kNormRows = 16;  // rows of a task
+
+float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
+
+}  // namespace
+
+void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, const RowsOut& out) {
+  const DeltaShape& s = args.shape;
+  const int64_t kh = s.key_heads, vh = s.value_heads, dk = s.key_dim, dv = s.value_dim, per_key = s.values_per_key();
+  const float *conv = static_cast<const float*>(args.conv.data), *a_log = static_cast<const float*>(args.a_log.data),
+              *dt_bias = static_cast<const float*>(args.dt_bias.data);
+  const auto state_of = [&](int64_t seq) {
+    return reinterpret_cast<float*>(states.data + batch.state_slots[seq] * states.stride);
+  };
+  const auto column = [&](const HeadColumns& c, int64_t value_head, int64_t width) {
+    return c.first + value_head / per_key * c.stride + value_head % per_key * width;
+  };
+  // Convolves `n` columns from `first` on, which are channels of the convolution from `channel` on.
+  const auto convolve = [&](int64_t seq, int64_t first, int64_t channel, int64_t n) {
+    float *x = args.x + batch.query_start[seq] * args.x_stride + first, *past = state_of(seq) + s.matrix_size() + channel;
+    kernels_.delta.short_conv(x, args.x_stride, batch.query_start[seq + 1] - batch.query_start[seq], n, conv + channel,
+                              s.channels(), s.conv_width, past, s.channels());
+  };
+  const int64_t heads = 2 * kh + vh;
+  pool_.parallel_for(batch.num_seqs * heads, [&](int64_t task, int) {
+    const int64_t seq = task / heads, head = task % heads, begin = batch.query_start[seq], end = batch.query_start[seq + 1];
+    if (begin == end) return;
+    if (head < 2 * kh) {
+      const bool is_q = head < kh;
+      const HeadColumns& c = is_q ? args.q : args.k;
+      const int64_t first = c.first + head % kh * c.stride;
+      convolve(seq, first, head * dk, dk);
+      for (int64_t t = begin; t < end; ++t)
+        kernels_.delta.unit_norm(args.x + t * args.x_stride + first, dk, kUnitEps, is_q ? 1.0f / std::sqrt(float(dk)) : 1.0f);
+      return;
+    }
+    const int64_t h = head - 2 * kh;
+    convolve(seq, column(args.v, h, dv), 2 * kh * dk + h * dv, dv);
+    const float rate = -std::exp(a_log[h]);
+    for (int64_t t = begin; t < end; ++t) {  // beta replaces b, and the decay a
+      float *row = args.x + t * args.x_stride, *b = row + column(args.b, h, 1), *a = row + column(args.a, h, 1);
+      *b = 1.0f / (1.0f + std::exp(-*b));
+      *a = std::exp(rate * softplus(*a + dt_bias[h]));
+    }
+  });
+
+  const int64_t blocks = ceil_div(dv, cpu::kDeltaColumns);
+  pool_.parallel_for(batch.num_seqs * vh * blocks, [&](int64_t task, int thread) {
+    const int64_t seq = task / (vh * blocks), h = task / blocks % vh, first = task % blocks * cpu::kDeltaColumns;
+    const int64_t row = batch.query_start[seq], num_rows = batch.query_start[seq + 1] - row;
+    if (num_rows == 0) return;
+    const float* x = args.x + row * args.x_stride;
+    const cpu::DeltaRows rows{x + args.q.first + h / per_key * args.q.stride,
+                              x + args.k.first + h / per_key * args.k.stride,
+                              x + column(args.v, h, dv),
+                              x + column(args.b, h, 1),
+                              x + column(args.a, h, 1),
+                              args.x_stride,
+                              out.f32 + row * vh * dv + h * dv,
+                              vh * dv};
+    kernels_.delta.delta_rule(rows, num_rows, dk, dv, first, std::min(cpu::kDeltaColumns, dv - first),
+                              state_of(seq) + h * dk * dv, tile_[size_t(thread)].get(dk * cpu::kDeltaColumns));
+  });
+
+  pool_.parallel_for(ceil_div(batch.num_rows, kNormRows), [&](int64_t task, int) {
+    for (int64_t t = task * kNormRows; t < std::min(batch.num_rows, (task + 1) * kNormRows); ++t)
+      for (int64_t h = 0; h < vh; ++h) {
+        float* o = out.f32 + (t * vh + h) * dv;
+        kernels_.rmsnorm(o, args.norm.data, args.norm.dtype, dv, args.eps, o);
+        kernels_.silu_mul(args.x + t * args.x_stride + column(args.z, h, dv), o, dv, o);
+      }
+  });
+}
+
+}  // namespace lynx_rt

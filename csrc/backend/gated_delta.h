@@ -1,0 +1,52 @@
+// Arguments of Backend::gated_delta_rule().
+#pragma once
+#include <cstdint>
+
+#include "base/tensor.h"
+
+namespace lynx_rt {
+
+// The states of one layer in the backend's memory: float32, 64-byte aligned. That of a slot begins at data + slot * stride; zeros are
+// the state before a sequence's first token.
+struct StateView {
+  char* data = nullptr;
+  int64_t stride = 0;  // bytes
+};
+
+// The sizes of a gated DeltaNet layer: kh key heads of dk columns, vh value heads of dv columns. Value head h belongs to key head
+// h / (vh / kh).
+struct DeltaShape {
+  int64_t key_heads = 0;    // kh
+  int64_t value_heads = 0;  // vh, a multiple of kh
+  int64_t key_dim = 0;      // dk
+  int64_t value_dim = 0;    // dv
+  int64_t conv_width = 0;   // W: inputs that the convolution sees, 2 .. kMaxConvWidth
+
+  static constexpr int64_t kMaxConvWidth = 16;
+  int64_t values_per_key() const { return value_heads / key_heads; }
+  int64_t values() const { return value_heads * value_dim; }
+  int64_t channels() const { return 2 * key_heads * key_dim + values(); }                // C of the convolution
+  int64_t projected_columns() const { return channels() + values() + 2 * value_heads; }  // q, k, v, z, b and a
+  int64_t matrix_size() const { return value_heads * key_dim * value_dim; }              // elements of S
+  int64_t state_size() const { return matrix_size() + (conv_width - 1) * channels(); }
+};
+
+// Where the columns of one kind are in a row: those that belong to key head i begin at first + i * stride.
+struct HeadColumns {
+  int64_t first, stride;
+};
+
+struct GatedDeltaArgs {
+  float* x;  // [T, x_stride] in; consumed
+  int64_t x_stride;
+  DeltaShape shape;
+  HeadColumns q, k;           // dk columns of each key head
+  HeadColumns v, z;           // dv columns of each of its value heads
+  HeadColumns b, a;           // one column of each of its value heads
+  WeightView conv;            // [W, C] float32, oldest input first; channels: q of all key heads, k of all, v of all value heads
+  WeightView a_log, dt_bias;  // [vh] float32
+  WeightView norm;            // [dv]
+  float eps;                  // of the norm
+};
+
+}  // namespace lynx_rt

@@ -1,0 +1,86 @@
+#include "model/families/common/qwen_hybrid.h"
+
+#include <algorithm>
+
+#include "checkpoint/json.h"
+
+namespace lynx_rt {
+
+namespace {
+
+void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
+  const int64_t interval = c.integer_or("full_attention_interval", 4, 1, kMaxLayers);
+  const std::vector<std::string> types = c.strings_or("layer_types", {});
+  if (!types.empty() && int64_t(types.size()) != m.num_layers)
+    c.fail_key("layer_types", str_cat("expected one for each of ", m.num_layers, " layers, got ", types.size()));
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    const std::string type = !types.empty() ? types[size_t(l)] : (l + 1) % interval == 0 ? "full_attention" : "linear_attention";
+    if (type != "full_attention" && type != "linear_attention")
+      unsupported(c, "layer_types", quote(type), "full_attention, linear_attention");
+    m.layers[size_t(l)].mixer = type == "full_attention" ? MixerKind::kGqa : MixerKind::kGatedDelta;
+  }
+  // The engine's memory of a sequence is counted in pages, which DeltaNet has none of.
+  if (!m.has_mixer(MixerKind::kGqa)) unsupported(c, "layer_types", "without full_attention", "at least one such layer");
+}
+
+}  // namespace
+
+ModelConfig read_hybrid(const ConfigReader& c) {
+  c.integer("head_dim", 1, 1 << 16);  // its default in transformers does not follow from the other sizes
+  ModelConfig m = read_common(c, {.partial_rotary = true, .partial_rotary_factor = 0.25});
+  // With text alone, the three axes of mrope have one position, which makes it the usual rope.
+  for (const char* rope : {"rope_scaling", "rope_parameters"})
+    if (const std::optional<ConfigReader> r = c.object(rope)) {
+      r->integers_or("mrope_section", {}, 0, 1 << 16);
+      r->boolean_or("mrope_interleaved", true);
+    }
+  read_layer_kinds(c, m);
+  m.qk_norm = QkNorm::kHead;
+  m.norm_offset = true;
+  m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
+  m.attention_gate = true;
+  require_flag(c, "attn_output_gate", true);
+  const std::string gate = c.string_or("output_gate_type", "swish");
+  if (gate != "swish" && gate != "silu") unsupported(c, "output_gate_type", quote(gate), "swish");
+  if (m.has_mixer(MixerKind::kGatedDelta)) {
+    m.delta.key_heads = c.integer("linear_num_key_heads", 1, kMaxDim);
+    m.delta.value_heads = c.integer("linear_num_value_heads", 1, kMaxDim);
+    if (m.delta.value_heads % m.delta.key_heads != 0)
+      c.fail_key("linear_num_value_heads",
+                 str_cat("expected a multiple of linear_num_key_heads ", m.delta.key_heads, ", got ", m.delta.value_heads));
+    m.delta.key_dim = c.integer("linear_key_head_dim", 1, 1 << 16);
+    m.delta.value_dim = c.integer("linear_value_head_dim", 1, 1 << 16);
+    m.delta.conv_width = c.integer("linear_conv_kernel_dim", 2, DeltaShape::kMaxConvWidth);
+    for (const int64_t heads : {m.delta.key_heads, m.delta.value_heads})
+      if (heads * std::max(m.delta.key_dim, m.delta.value_dim) > kMaxDim)
+        c.fail_key("linear_num_value_heads", str_cat("expected at most ", kMaxDim, " columns of all heads"));
+  }
+  // Known keys without effect here: the state is float32 whatever the model's own code has, and no further tokens are predicted.
+  for (const char* key : {"mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"}) c.has(key);
+  return m;
+}
+
+ModelConfig read_text_part(const ConfigReader& c, const Family& text) {
+  const std::optional<ConfigReader> part = c.object("text_config");
+  if (!part) c.fail_key("text_config", "missing, expected an object");
+  ModelConfig m = text.read_config(*part);
+  m.model_type = c.string("model_type");
+  if (!m.dtype_stated) read_dtype(c, m);
+  if (m.quantization.empty()) m.quantization = read_quantization_config(c);
+  // transformers writes another value into text_config than counts for the whole model.
+  m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", m.tie_word_embeddings);
+  for (const char* key : {"vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"})
+    c.has(key);
+  return m;
+}
+
+std::vector<TensorSpec> hybrid_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  return decoder_specs({m, checkpoint, weights}, {{.shared_expert = "shared_expert."}});
+}
+
+const std::vector<std::string>& tensors_beside_text() {
+  static const std::vector<std::string> names = {"mtp.*", "model.visual.*"};
+  return names;
+}
+
+}  // namespace lynx_rt

@@ -1,0 +1,19 @@
+// Qwen3.5 without experts, with its vision tower. The text model alone is loaded and run, as qwen3_5_text.
+#include "model/families/common/qwen_hybrid.h"
+
+namespace lynx_rt {
+
+const Family& qwen3_5_text_family();
+
+namespace {
+
+ModelConfig read_config(const ConfigReader& c) { return read_text_part(c, qwen3_5_text_family()); }
+
+}  // namespace
+
+const Family& qwen3_5_family() {
+  static const Family family{"qwen3_5", read_config, hybrid_specs, tensors_beside_text()};
+  return family;
+}
+
+}  // namespace lynx_rt
