@@ -1,4 +1,4 @@
-// What a backend is made with, and the text forms of its options.
+// The options that a backend is made with, and their text forms.
 #pragma once
 #include <cstdint>
 #include <memory>

@@ -31,7 +31,7 @@ struct DeltaShape {
   int64_t state_size() const { return matrix_size() + (conv_width - 1) * channels(); }
 };
 
-// Where the columns of one kind are in a row: those that belong to key head i begin at first + i * stride.
+// The place of one kind of columns in a row: those that belong to key head i begin at first + i * stride.
 struct HeadColumns {
   int64_t first, stride;
 };

@@ -11,7 +11,7 @@
 
 namespace lynx_rt {
 
-// What a decoder keeps of steps, and the most rows of one logits() call.
+// Data of steps that a decoder keeps, and the most rows of one logits() call.
 inline StepRecording step_recording(const EngineOptions& o) {
   return {o.enable_return_routed_experts || o.record_router_logits, o.record_router_logits};
 }

@@ -17,7 +17,7 @@ int64_t parse_memory(const std::string& field, const std::string& text, int64_t 
 // Returns EngineOptions::memory in bytes, where `free` bytes are free.
 int64_t parse_total(const std::string& text, int64_t free);
 
-// What has to share the memory beside the KV cache, in bytes.
+// Demands that share the memory with the KV cache, in bytes.
 struct MemoryDemand {
   int64_t weights = 0;                // all that are always in memory: without experts where these come from a file of their own
   int64_t steps = 0;                  // step_bytes()
@@ -40,7 +40,7 @@ int64_t step_bytes(Backend& backend, const ModelConfig& config, const EngineOpti
 MemoryShares divide_memory(int64_t total, const ModelConfig& config, DType kv_dtype, const EngineOptions& options,
                            const MemoryDemand& demand);
 
-// What an engine on the CPU, with experts in a file of their own, would do with EngineOptions::memory and one value of `quantization`.
+// The division of EngineOptions::memory by an engine on the CPU with experts in a file of their own and one value of `quantization`.
 struct ForetoldMemory {
   std::string quantization;
   std::string error;  // why there would be no engine; empty = the rest holds

@@ -34,7 +34,8 @@
   F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass) \
   F(changed_rows) F(misses_before) F(misses)
 #define LYNX_RT_OP_STATS_FIELDS(F) F(name) F(calls) F(seconds) F(bytes)
-#define LYNX_RT_SLO_STATS_FIELDS(F) F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level) F(seconds_per_miss)
+#define LYNX_RT_SLO_STATS_FIELDS(F) \
+  F(target_seconds) F(fixed_seconds) F(seconds_per_expert) F(steps_over_target) F(level) F(seconds_per_miss)
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)
 #define LYNX_RT_TIER_STATS_FIELDS(F) \
   F(slots) F(slot_bytes) F(resident) F(hits) F(misses) F(decode_hits) F(decode_misses) F(prefetched) F(prefetch_used) \

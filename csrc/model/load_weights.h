@@ -24,7 +24,7 @@ void load_dummy_weights(const ModelConfig& config, bool shared, ModelWeights& we
 
 // Bytes of all weights; an output projection that is the embedding counts once.
 int64_t weight_bytes(const ModelWeights& weights);
-// The same of weights that are not placed yet, on the CPU.
+// Bytes that weights will take on the CPU, for weights that are not placed yet.
 int64_t weight_bytes_on_cpu(const ModelWeights& weights, QuantFormat quantization);
 // Those of them whose data lies in a mapped file.
 int64_t mapped_weight_bytes(const ModelWeights& weights, const std::function<bool(const void* data)>& is_mapped);

@@ -46,8 +46,8 @@ struct ModelConfig {
   float residual_multiplier = 1;     // on what a block adds to the residual stream; residual_multiplier (Granite)
   float logits_multiplier = 1;       // 1 / logits_scaling (Granite)
   float soft_cap = 0;                // bound of the logits; 0 = none; final_logit_softcapping (Gemma)
-  // What attention, the MLP and the experts add to the residual stream is normed first (LayerWeights), and experts have the dense MLP
-  // beside them, as a shared expert with norms of its own (Gemma 4).
+  // The outputs of attention, the MLP and the experts are normed before they are added to the residual stream (LayerWeights), and experts
+  // have the dense MLP beside them, as a shared expert with norms of its own (Gemma 4).
   bool sandwich_norms = false;
   DType dtype = DType::kF32;           // dtype, or torch_dtype
   bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's

@@ -1,4 +1,4 @@
-// What the router of the next MoE layer says of the rows of this one.
+// The next MoE layer's router, asked early about the rows of this layer.
 #pragma once
 #include <cstdint>
 #include <vector>

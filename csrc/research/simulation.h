@@ -71,8 +71,8 @@ class RecordedRouter {
 };
 
 // Runs `selection` (any text that an engine takes) on such steps. Returns the counts of an engine under that policy in such steps,
-// bit for bit, and writes each row's final experts to `routed_experts` [order.size(), L, k], unless that is null. Throws as Engine::set_expert_selection(), and
-// kInvalidArgument for a row or an offset out of range, or a score that is not finite.
+// bit for bit, and writes each row's final experts to `routed_experts` [order.size(), L, k], unless that is null. Throws as
+// Engine::set_expert_selection(), and kInvalidArgument for a row or an offset out of range, or a score that is not finite.
 std::vector<EngineStats::Layer> simulate(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,
                                          std::span<const int64_t> offsets, int16_t* routed_experts);
 

@@ -14,8 +14,8 @@ struct TierTimes {
 };
 
 // One processor, and one disk that serves one read after the other. A layer computes the experts that are there while it reads the
-// others, each of which it computes when it has arrived. Reads ahead use the disk where no layer waits for it; a read that is found not to be needed is
-// dropped at once, and one that is under way when its layer needs it comes first. Test: tests/tiers/test_tier_simulation.py.
+// others, each of which it computes when it has arrived. Reads ahead use the disk where no layer waits for it; a read that is found not
+// to be needed is dropped at once, and one that is under way when its layer needs it comes first. Test: tests/tiers/test_tier_simulation.py.
 class TierClock {
  public:
   explicit TierClock(const TierTimes& times) : times_(times) {}

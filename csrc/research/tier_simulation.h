@@ -17,7 +17,7 @@ struct TierSetup {
   std::vector<int64_t> quota;  // [L] in its place; empty = by `residents`
   ExpertHistory lists;         // static: see Residency
   TierTimes times;
-  // What is guessed to be used: scores [N, L, E] of the recorded rows, each of whose `num_guesses` best experts are read ahead as
+  // Guesses of what is used: scores [N, L, E] of the recorded rows, each of whose `num_guesses` best experts are read ahead as
   // ExpertPrefetch does it, when the layer `distance` before knows its experts (the first layers: when the step begins). -inf: not
   // guessed. Null: nothing is read ahead.
   const float* guesses = nullptr;
@@ -34,7 +34,8 @@ struct TierSimulation {
 
 // Runs steps as simulate() does, with a residency that selection sees. Residents and counts are those of an engine that decodes the
 // same rows, because the code is the same. belady: knows what the selection uses; with the key `resident` it goes by the rows' own
-// choices instead, since what is used then depends on what is resident. Throws as simulate() and Residency do (fields expert_policy, residents).
+// choices instead, since what is used then depends on what is resident. Throws as simulate() and Residency do (fields expert_policy,
+// residents).
 TierSimulation simulate_tier(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,
                              std::span<const int64_t> offsets, const TierSetup& setup);
 

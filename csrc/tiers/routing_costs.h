@@ -1,4 +1,4 @@
-// What choosing an expert costs, which selection may look at.
+// The cost of choosing an expert, which selection may look at.
 #pragma once
 #include <cstdint>
 #include <span>

@@ -2,8 +2,8 @@
 
 Requests that use the same experts share reads. Source: the token scheduler of arXiv 2410.17954 (ExpertFlow), which makes groups of few
 unique experts out of two batches by predicted routes. Here the choice is made whenever a place is free: among the first `window`
-requests that wait, that one is admitted whose first row is expected to add the fewest experts to what the rows that run are expected to use. A
-request that was passed over `age` times comes next.
+requests that wait, that one is admitted whose first row is expected to add the fewest experts to what the rows that run are expected
+to use. A request that was passed over `age` times comes next.
 """
 
 from __future__ import annotations

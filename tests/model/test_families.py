@@ -31,7 +31,7 @@ def test_family(row, tmp_path):
     check_family(row, write(row, tmp_path))
 
 
-# Of each family; those with a vision tower are computed as the text models.
+# The first row of each family; those with a vision tower are computed as the text models.
 FIRST = list({row.model_type: row for row in reversed(ROWS) if not row.edit_reference and not row.vision}.values())
 
 

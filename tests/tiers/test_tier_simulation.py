@@ -119,7 +119,7 @@ def test_counts_are_those_of_the_engine(selection: str, policy: str) -> None:
     assert found.retained_mass == pytest.approx(
         np.mean([layer.retained_mass / layer.rows for layer in layers]), rel=1e-9
     )
-    # What a recording says of tokens and of the next router is what happened.
+    # Tokens and the next router's logits in a recording are those that the engine had.
     assert len(recording.token) == len(recording) and recording.next_scores.shape == (len(recording), 7, 32)
     guessed = predict(recording, parse_predictor("next_router"), np.ones(len(recording), bool))
     assert guessed is not None

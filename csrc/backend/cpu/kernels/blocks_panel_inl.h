@@ -98,8 +98,8 @@ class EightRows {
  private:
   void store(int64_t r, int64_t q, Eight e) const { V::store(panel_.codes[r][q][first_], e); }
 
-  // Eight rows' 16 bytes. As many of the next panel are prefetched in the order of memory, to the second-level cache: two panels and what is
-  // decoded of one are more than a first-level cache holds.
+  // Eight rows' 16 bytes. As many of the next panel are prefetched in the order of memory, to the second-level cache: two panels and
+  // what is decoded of one are more than a first-level cache holds.
   void columns(const uint8_t* p, Eight (&out)[4]) {
     __builtin_prefetch(ahead_, 0, 2);
     __builtin_prefetch(ahead_ + 64, 0, 2);

@@ -1,4 +1,4 @@
-// What the kernels share, over the sixteen-lane type F32x16 of the simd_*.h header that the including file chose.
+// Functions that the kernels share, over the sixteen-lane type F32x16 of the simd_*.h header that the including file chose.
 #pragma once
 #include <bit>
 #include <cstdint>

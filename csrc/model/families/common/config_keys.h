@@ -59,8 +59,8 @@ void read_sparse_layers(const ConfigReader& config, ModelConfig& m);
 // Decides which layers have experts, by mlp_layer_types ("sparse", "dense"); returns false, and decides nothing, where it is absent.
 bool read_mlp_layer_types(const ConfigReader& config, ModelConfig& m);
 
-// Reads sliding_window, `absent` tokens where the key is absent; 0 and null mean none. All layers have the window, or those that layer_types ("sliding_attention",
-// "full_attention") names.
+// Reads sliding_window, `absent` tokens where the key is absent; 0 and null mean none. All layers have the window, or those that
+// layer_types ("sliding_attention", "full_attention") names.
 void read_window(const ConfigReader& config, ModelConfig& m, int64_t absent = 0);
 // Reads sliding_window in a family that has one window for all layers: `absent` tokens where the key is absent; null means none.
 void read_uniform_window(const ConfigReader& config, ModelConfig& m, int64_t absent = 0);

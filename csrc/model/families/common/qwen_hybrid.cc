@@ -28,7 +28,7 @@ void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
 ModelConfig read_hybrid(const ConfigReader& c) {
   c.integer("head_dim", 1, 1 << 16);  // its default in transformers does not follow from the other sizes
   ModelConfig m = read_common(c, {.partial_rotary = true, .partial_rotary_factor = 0.25});
-  // With text alone, the three axes of mrope have one position, which makes it the usual rope.
+  // The three axes of mrope have one position in text, which makes it the usual rope.
   for (const char* rope : {"rope_scaling", "rope_parameters"})
     if (const std::optional<ConfigReader> r = c.object(rope)) {
       r->integers_or("mrope_section", {}, 0, 1 << 16);

@@ -1,4 +1,4 @@
-// What Qwen3-Next and Qwen3.5 share: layers with gated DeltaNet between layers with gated attention.
+// The part that Qwen3-Next and Qwen3.5 share: layers with gated DeltaNet between layers with gated attention.
 #pragma once
 #include <vector>
 
