@@ -4,9 +4,11 @@
 namespace {
 
 struct Dot {
+  using Registers = Ymm;
   static constexpr bool kWide = false;
   static constexpr int kMost = 5;
   static __m256i add(__m256i sum, __m256i u, __m256i q) { return _mm256_add_epi16(sum, _mm256_maddubs_epi16(u, q)); }
+  static __m256i add_signed(__m256i sum, __m256i c, __m256i q) { return add(sum, _mm256_abs_epi8(c), _mm256_sign_epi8(q, c)); }
   template <bool kSteps>
   static __m256i sum(__m256i part, __m256i step) {
     return _mm256_madd_epi16(part, step);

@@ -1,23 +1,10 @@
 // The common part of the products with weights in blocks of AVX2 and of the sets beyond it. A register is 4 bytes of 8 rows of weights.
 //
-// A class Dot multiplies bytes without sign with bytes that have one:
-//   kWide             sums are of 32 bits; else two products are summed in 16 bits, and sum() makes words of them
-//   add(sum, u, q)    adds products of bytes to a sum
+// A class Dot is one of blocks_products_x86_inl.h.
 #pragma once
-#include <immintrin.h>
-
-#include "backend/cpu/kernels/blocks_gemm_inl.h"
+#include "backend/cpu/kernels/blocks_products_x86_inl.h"
 
 namespace {
-
-// The part of a Dot that instructions with sums of 32 bits share.
-struct WideDot {
-  static constexpr bool kWide = true;
-  template <bool kSteps>
-  static __m256i sum(__m256i part, __m256i step) {
-    return kSteps ? _mm256_mullo_epi32(part, _mm256_srai_epi32(step, 16)) : part;
-  }
-};
 
 template <class Dot>
 struct Avx2Blocks {
@@ -139,118 +126,13 @@ struct Avx2Blocks {
     return !_mm256_testz_si256(nan, nan);
   }
 
-  // Quads whose products are summed before sum(): in 16 bits up to 2 * 127 * the largest code each.
-  template <BlockCode Code>
-  static constexpr int quads() {
-    if (Dot::kWide) return Code == BlockCode::kQ6_K ? 4 : 8;
-    return is_signed(Code) ? 1 : Code == BlockCode::kQ6_K ? 2 : Code == BlockCode::kQ5_K || is_mxfp4(Code) ? 4 : 8;
-  }
   template <BlockCode Code>
   static constexpr int most() {
-    return !Dot::kWide && is_signed(Code) ? 4 : Dot::kMost;
+    return BlockProducts<Avx2Blocks, Dot>::template most<Code>();
   }
-
-  // A value that gcc must have before what follows: it would compute products first, and has too few registers for them.
-  static __m256i now(__m256i v) {
-    asm("" : "+x"(v));
-    return v;
-  }
-
-  // Twice the sums of q of both halves of a run, for _mm256_madd_epi16.
-  static __m256i sums_of(const BlockX& x, int64_t j, int64_t r) {
-    int32_t both;
-    std::memcpy(&both, x.sums(j, r), 4);
-    return _mm256_set1_epi32(both);
-  }
-
-  // sum[h][j] += products of run r, multiplied by the steps.
-  template <BlockCode Code, Scaling kScaling, int R>
-  [[gnu::always_inline]] static inline void add_run(const Panel& panel, int64_t r, const BlockX& x, int64_t x_run,
-                                                    __m256i (&sums)[2][R]) {
-    constexpr int kQuadsSummed = quads<Code>();
-    constexpr bool kAbsolute = is_signed(Code) && !Dot::kWide;
-    const char* bytes = x.bytes(0, x_run);
-    for (int first = 0; first < kQuads; first += kQuadsSummed) {
-      __m256i part[2][R];
-      for (int h = 0; h < 2; ++h)
-        for (int j = 0; j < R; ++j) part[h][j] = _mm256_setzero_si256();
-#pragma GCC unroll 8
-      for (int q = first; q < first + kQuadsSummed; ++q) {
-        const __m256i c[2] = {load(panel.codes[r][q][0]), load(panel.codes[r][q][kEight])};
-        for (int j = 0; j < R; ++j) {
-          int32_t quad;
-          std::memcpy(&quad, bytes + j * x.stride + 4 * q, 4);
-          const __m256i four = _mm256_set1_epi32(quad);
-          for (int h = 0; h < 2; ++h)
-            part[h][j] = kAbsolute ? Dot::add(part[h][j], _mm256_abs_epi8(c[h]), _mm256_sign_epi8(four, c[h]))
-                                   : now(Dot::add(part[h][j], c[h], four));
-        }
-      }
-      for (int h = 0; h < 2; ++h) {
-        const __m256i step = kScaling == Scaling::kSteps
-                                 ? load(panel.steps[r][Code == BlockCode::kQ6_K ? first / 4 : 0] + h * kEight)
-                                 : _mm256_set1_epi16(1);
-        for (int j = 0; j < R; ++j)
-          sums[h][j] = now(_mm256_add_epi32(sums[h][j], Dot::template sum<kScaling == Scaling::kSteps>(part[h][j], step)));
-      }
-    }
-  }
-
-  // The part that zeros have in the sums of run r.
-  template <BlockCode Code>
-  static __m256i zeros(const Panel& panel, int64_t r, int h, __m256i sums) {
-    constexpr int kZero = panel_zero<Avx2Blocks>(Code);
-    return _mm256_madd_epi16(kZero < 0 ? load(panel.zeros[r] + h * kEight) : _mm256_set1_epi16(kZero), sums);
-  }
-
   template <BlockCode Code, Scaling kScaling, int R>
   static void add(const Panel& panel, int64_t runs, const BlockX& x, int64_t first, PanelSums* out) {
-    constexpr bool kZero = panel_zero<Avx2Blocks>(Code) != 0;
-    for (int64_t begin = 0; begin < runs; begin += kGroupRuns) {
-      const int64_t end = begin + kGroupRuns < runs ? begin + kGroupRuns : runs, g = begin / kGroupRuns;
-      __m256i sums[2][R];
-      __m256 values[2][R];
-      for (int h = 0; h < 2; ++h)
-        for (int j = 0; j < R; ++j) sums[h][j] = _mm256_setzero_si256(), values[h][j] = _mm256_setzero_ps();
-      for (int64_t r = begin; r < end; ++r) {
-        if constexpr (kScaling == Scaling::kRuns)
-          for (int h = 0; h < 2; ++h)
-            for (int j = 0; j < R; ++j) sums[h][j] = _mm256_setzero_si256();
-        add_run<Code, kScaling, R>(panel, r, x, first + r, sums);
-        if constexpr (kScaling == Scaling::kRuns)
-          for (int h = 0; h < 2; ++h) {
-            const __m256 scale = _mm256_load_ps(panel.scales[r] + h * kEight);
-            for (int j = 0; j < R; ++j) {
-              __m256i sum = sums[h][j];
-              if (kZero) sum = _mm256_sub_epi32(sum, zeros<Code>(panel, r, h, sums_of(x, j, first + r)));
-              values[h][j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, values[h][j]);
-            }
-          }
-      }
-      for (int j = 0; j < R; ++j) {
-        __m256i of_x[kGroupRuns];
-        if constexpr (kScaling != Scaling::kRuns && (kZero || has_minimums(Code)))
-          for (int64_t r = begin; r < end; ++r) of_x[r - begin] = sums_of(x, j, first + r);
-        const __m256 scale = _mm256_set1_ps(x.scale(j, first / kGroupRuns + g));
-        for (int h = 0; h < 2; ++h) {
-          __m256 value = values[h][j];
-          if constexpr (kScaling != Scaling::kRuns) {
-            __m256i sum = sums[h][j];
-            if constexpr (kZero)
-              for (int64_t r = begin; r < end; ++r) sum = _mm256_sub_epi32(sum, zeros<Code>(panel, r, h, of_x[r - begin]));
-            value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_load_ps(panel.group_scales[g] + h * kEight));
-            if constexpr (has_minimums(Code)) {
-              __m256i low = _mm256_setzero_si256();
-              for (int64_t r = begin; r < end; ++r)
-                low = _mm256_add_epi32(low, _mm256_madd_epi16(load(panel.minimums[r] + h * kEight), of_x[r - begin]));
-              value = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(low), _mm256_load_ps(panel.group_minimums[g] + h * kEight), value);
-            }
-          }
-          float* to = out[j] + h * kEight;
-          _mm256_store_ps(to, _mm256_fmadd_ps(value, scale, _mm256_load_ps(to)));
-        }
-      }
-    }
+    BlockProducts<Avx2Blocks, Dot>::template add<Code, kScaling, R>(panel, runs, x, first, out);
   }
 };
 

@@ -3,7 +3,7 @@
 
 namespace {
 
-struct Dot : WideDot {
+struct Dot : WideDot<Ymm> {
   static constexpr int kMost = 5;
   static __m256i add(__m256i sum, __m256i u, __m256i q) { return _mm256_dpbusd_avx_epi32(sum, u, q); }
 };
