@@ -38,8 +38,10 @@ void BlockPool::remove_free(int32_t b) {
 
 void BlockPool::drop_content(Block& block) {
   if (block.content == cache_.end()) return;
+  const ContentId content = block.content->second.id;
   cache_.erase(block.content);
   block.content = cache_.end();
+  if (on_drop_) on_drop_(content);
 }
 
 bool BlockPool::allocate(int64_t count, std::vector<int32_t>& out) {
@@ -90,6 +92,10 @@ ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const
   if (added) {
     ++next_content_;
     blocks_[size_t(b)].content = it;
+  } else if (Block& other = blocks_[size_t(it->second.block)]; other.references == 0) {
+    other.content = cache_.end();
+    it->second.block = b;
+    blocks_[size_t(b)].content = it;
   }
   return it->second.id;
 }
@@ -99,6 +105,12 @@ bool BlockPool::unregister_block(int32_t b) {
   if (block.references > 1) return false;
   drop_content(block);
   return true;
+}
+
+std::vector<ContentId> BlockPool::cached_contents() const {
+  std::vector<ContentId> out;
+  for (const auto& [key, content] : cache_) out.push_back(content.id);
+  return out;
 }
 
 void BlockPool::check_integrity(std::span<const int32_t> held) const {

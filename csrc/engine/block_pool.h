@@ -5,9 +5,11 @@
 // its content until the free list hands it out again.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace lynx_rt {
@@ -20,9 +22,13 @@ class BlockPool {
  public:
   BlockPool(int64_t num_blocks, int64_t block_size, bool enable_prefix_caching);
 
+  bool is_caching() const { return caching_; }
+  // Sets what is called with every content that leaves the cache: no request finds it any more.
+  void set_on_drop(std::function<void(ContentId)> on_drop) { on_drop_ = std::move(on_drop); }
   int64_t block_size() const { return block_size_; }
   int64_t num_blocks() const { return int64_t(blocks_.size()); }
   int64_t num_free() const { return num_free_; }
+  int32_t num_references(int32_t block) const { return blocks_[size_t(block)].references; }
 
   // Takes `count` pages, with one reference each, and appends them to `out`. Returns false, and takes none, where fewer are free.
   bool allocate(int64_t count, std::vector<int32_t>& out);
@@ -35,13 +41,15 @@ class BlockPool {
   };
   // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages, under the same salt.
   Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt = {});
-  // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached.
+  // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached, unless it
+  // has no references, so that it may be reused before this one.
   ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens, std::string_view salt = {});
 
   // Takes a page out of the cache, so that no request finds it. Returns false, and changes nothing, where others have a reference
   // too.
   bool unregister_block(int32_t block);
 
+  std::vector<ContentId> cached_contents() const;  // in no order; for checks
   // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every reference that requests hold.
   void check_integrity(std::span<const int32_t> held) const;
 
@@ -76,6 +84,7 @@ class BlockPool {
   bool caching_;
   std::vector<Block> blocks_;
   ContentMap cache_;
+  std::function<void(ContentId)> on_drop_;
   ContentId next_content_ = 1;
   int32_t free_head_ = -1, free_tail_ = -1;
   int64_t num_free_ = 0;

@@ -39,8 +39,7 @@ class EngineCore {
   void reset_stats();
   ModelInfo model_info() const;
   void check_integrity() const {
-    pool_.check_integrity(scheduler_.held_blocks());
-    states_.check_integrity(scheduler_.held_states());
+    scheduler_.check_integrity();
     if (store_) store_->check_integrity();
   }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);

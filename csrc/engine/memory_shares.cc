@@ -56,7 +56,7 @@ MemoryShares divide_memory(int64_t total, const ModelConfig& m, DType kv_dtype, 
   const int64_t len = std::min(o.max_model_len ? o.max_model_len : INT64_MAX, m.max_position_embeddings);
   const int64_t blocks = ceil_div(len, o.block_size);
   // States get half of what the KV cache gets at most, see plan_memory().
-  const int64_t states = checked_mul(d.state_slot, o.max_num_seqs, "max_num_seqs");
+  const int64_t states = checked_mul(d.state_slot, wanted_state_slots(o), "max_num_seqs");
   int64_t kv_least = d.state_slot + (o.max_model_len ? blocks : 1) * block;
   int64_t kv_most =
       states + std::max(states, checked_mul(checked_mul(blocks, o.max_num_seqs, "max_num_seqs"), block, "max_num_seqs"));

@@ -27,6 +27,11 @@ struct Request {
   std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
   std::vector<ContentId> contents;  // of the leading pages: those found in the prefix cache or offered to it
 
+  // Page boundaries, in tokens, at which the state is offered to the prefix cache; rows of a step end there. `junction` is where the
+  // request was seen to leave a prefix that it shares with others, `last` the last boundary that the same tokens can begin at. 0 = none.
+  struct Boundaries {
+    int64_t junction = 0, last = 0;
+  } boundaries;
   // Slots of the StateCache, where layers have a state beside pages: `state` after num_computed tokens (-1 = none), `snapshot`
   // after fewer.
   int32_t state = -1;

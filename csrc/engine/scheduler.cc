@@ -28,9 +28,12 @@ Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, 
                      bool enable_mixed_chunk)
     : pool_(pool),
       states_(states),
+      snapshots_(states),
       max_num_seqs_(max_num_seqs),
       max_num_batched_tokens_(max_num_batched_tokens),
-      mixed_(enable_mixed_chunk) {}
+      mixed_(enable_mixed_chunk) {
+  pool_.set_on_drop([this](ContentId content) { snapshots_.drop(content); });
+}
 
 void Scheduler::add(std::unique_ptr<Request> r) {
   earliest_deadline_ = std::min(earliest_deadline_, r->deadline);
@@ -69,9 +72,9 @@ bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   return needed <= 0 || pool_.allocate(needed, r.blocks);
 }
 
-// Takes a slot, whose state is that before the first token; returns false where none is free.
+// Takes a slot, whose state is that after num_computed tokens; returns false where none is free.
 bool Scheduler::reserve_state(Request& r) {
-  if (!states_.empty()) r.state = states_.allocate();
+  if (!states_.empty()) r.state = snapshots_.allocate(r.contents.empty() ? kNoContent : r.contents.back());
   return states_.empty() || r.state >= 0;
 }
 
@@ -91,6 +94,13 @@ void Scheduler::preempt_last() {
   ++r->num_preemptions;
   ++num_preemptions_;
   wait(std::move(r));
+}
+
+int64_t Scheduler::rows_to_compute(const ScheduledStep& step, const Request& r) const {
+  const int64_t n = std::min(budget(step), r.num_pending());
+  for (const int64_t boundary : {r.boundaries.junction, r.boundaries.last})
+    if (boundary > r.num_computed) return std::min(n, boundary - r.num_computed);
+  return n;
 }
 
 void Scheduler::take(ScheduledStep& step, Request& r, int64_t num_tokens) {
@@ -123,7 +133,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
-    int64_t n = std::min(budget(step), r->num_pending());
+    const int64_t n = rows_to_compute(step, *r);
     bool ok = reserve(*r, n);
     bool alone =
         step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
@@ -171,18 +181,28 @@ ScheduledStep Scheduler::schedule() {
   return step;
 }
 
+BlockPool::Match Scheduler::match_prefix(Request& r) {
+  // The last known token and the drafts are always computed, for their logits. Prompt logprobs need the logits of every token.
+  const int64_t size = pool_.block_size(), reusable = r.first_sampled() / size;
+  BlockPool::Match match = pool_.match_prefix(r.tokens, r.params.prompt_logprobs >= 0 ? 0 : reusable, r.params.cache_salt);
+  if (states_.empty() || !pool_.is_caching()) return match;
+  r.boundaries = {int64_t(match.blocks.size()) * size, reusable * size};
+  const size_t pages = size_t(snapshots_.longest_prefix(match.contents, reusable));
+  // Pages behind the snapshot may be read by others while these tokens are computed again, so they are not written to.
+  pool_.release(std::span(match.blocks).subspan(pages));
+  match.blocks.resize(pages);
+  match.contents.resize(pages);
+  return match;
+}
+
 bool Scheduler::admit(ScheduledStep& step) {
   Request& r = *waiting_.front();
-  // The last known token and the drafts are always computed, for their logits. Prompt logprobs need the logits of every token.
-  // And cached pages do not restore the state that layers beside them have after these tokens.
-  const bool needs_all = r.params.prompt_logprobs >= 0 || !states_.empty();
-  int64_t reusable = needs_all ? 0 : r.first_sampled() / pool_.block_size();
-  BlockPool::Match match = pool_.match_prefix(r.tokens, reusable, r.params.cache_salt);
+  BlockPool::Match match = match_prefix(r);
   int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
-  int64_t n = std::min(budget(step), int64_t(r.tokens.size()) - matched);
   r.blocks = std::move(match.blocks);
   r.num_computed = r.num_reproducible = matched;
   r.contents = std::move(match.contents);
+  const int64_t n = rows_to_compute(step, r);
   if (!reserve(r, n) || !reserve_state(r)) {
     forget(r);
     return false;
@@ -201,16 +221,25 @@ void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
     auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
     r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens, r.params.cache_salt));
   }
+  const bool is_boundary = r.num_computed == r.boundaries.junction || r.num_computed == r.boundaries.last;
+  if (is_boundary && r.contents.size() * size == size_t(r.num_computed)) snapshots_.keep(r.contents.back(), r.state);
 }
 
 // Takes the state back to `kept` computed tokens or fewer; returns their number.
 int64_t Scheduler::rollback_state(Request& r, int64_t kept) {
   if (states_.empty()) return kept;
-  if (r.snapshot.slot >= 0 && r.snapshot.num_computed <= kept) {
+  // A page that others read is not written to, so a state in its middle is of no use.
+  const int64_t size = pool_.block_size(), at = r.snapshot.num_computed;
+  const bool is_shared = at % size > 0 && pool_.num_references(r.blocks[size_t(at / size)]) > 1;
+  if (r.snapshot.slot >= 0 && at <= kept && !is_shared) {
     states_.copy(r.snapshot.slot, r.state);
-    return r.snapshot.num_computed;
+    return at;
   }
   states_.release(std::exchange(r.snapshot, {}).slot);
+  if (const int64_t pages = snapshots_.longest_prefix(r.contents, kept / size); pages > 0) {
+    snapshots_.restore(r.contents[size_t(pages - 1)], r.state);
+    return pages * size;
+  }
   states_.clear(r.state);
   return 0;
 }
@@ -243,7 +272,7 @@ void Scheduler::forget_step(const ScheduledStep& step) {
 
 bool Scheduler::take_snapshot(Request& r) {
   if (states_.empty()) return true;
-  if (r.snapshot.slot < 0) r.snapshot.slot = states_.allocate();
+  if (r.snapshot.slot < 0) r.snapshot.slot = snapshots_.allocate();
   if (r.snapshot.slot < 0) return false;
   states_.copy(r.state, r.snapshot.slot);
   r.snapshot.num_computed = r.num_computed;
@@ -276,11 +305,17 @@ std::vector<int32_t> Scheduler::held_blocks() const {
 }
 
 std::vector<int32_t> Scheduler::held_states() const {
-  std::vector<int32_t> held;
+  std::vector<int32_t> held = snapshots_.held_states();
   for (const auto& r : running_)
     for (const int32_t slot : {r->state, r->snapshot.slot})
       if (slot >= 0) held.push_back(slot);
   return held;
+}
+
+void Scheduler::check_integrity() const {
+  pool_.check_integrity(held_blocks());
+  states_.check_integrity(held_states());
+  snapshots_.check_integrity(pool_);
 }
 
 }  // namespace lynx_rt

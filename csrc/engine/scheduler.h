@@ -1,6 +1,9 @@
 // Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget. Without
 // mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival). Where pages
 // run out, the last running request in that order is preempted and recomputed later.
+//
+// Layers that have a state beside pages find a prefix where both its pages and a snapshot of the state at its end are there: at the last
+// page boundary of a prompt, and where a request has left a prefix that it shares with others. Tokens behind it are computed again.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -11,6 +14,7 @@
 #include "engine/block_pool.h"
 #include "engine/request.h"
 #include "engine/state_cache.h"
+#include "engine/state_snapshots.h"
 #include "routing/policy.h"
 
 namespace lynx_rt {
@@ -43,11 +47,11 @@ class Scheduler {
   // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows.
   ScheduledStep schedule();
   // Call after the step has run: counts a request's rows as computed and offers full pages to the prefix cache. `reproducible`:
-  // the rows were computed under the model's own routing.
+  // the rows were computed under the model's own routing. At the request's boundaries the state is offered too.
   void advance(Request& request, int64_t num_tokens, bool reproducible);
   // Takes back the last `num_tokens` computed tokens of a running request, between steps. Frees the pages that hold nothing else,
   // and takes a page that is kept in part out of the prefix cache. A shared page must not be written to: where it would be kept
-  // in part, it is released, and its first tokens are computed again. A state goes back to the last snapshot before those tokens,
+  // in part, it is released, and its first tokens are computed again. A state goes back to a snapshot before those tokens,
   // or to the beginning, and is computed again from there. The caller changes request.tokens.
   void rollback(Request& request, int64_t num_tokens);
   // Forgets the states of a step's requests, of which only some layers may have taken its tokens; the tokens before are computed again.
@@ -70,10 +74,13 @@ class Scheduler {
   int64_t num_queued() const { return num_waiting() + num_running() - max_num_seqs_; }
   int64_t num_preemptions() const { return num_preemptions_; }
   std::vector<int32_t> held_blocks() const;
-  std::vector<int32_t> held_states() const;
+  std::vector<int32_t> held_states() const;  // by requests and snapshots
+  // Throws kInternal, saying what, where pages, states or snapshots are inconsistent.
+  void check_integrity() const;
 
  private:
   bool reserve(Request& request, int64_t num_tokens);  // pages for its first num_computed + num_tokens tokens
+  BlockPool::Match match_prefix(Request& request);     // pages whose tokens need not be computed; sets the boundaries
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
   void forget(Request& request);  // frees its pages and states
@@ -86,12 +93,14 @@ class Scheduler {
   // waiting ones.
   void schedule_prefill(ScheduledStep& step, int64_t preemptions);
   bool admit(ScheduledStep& step);
+  int64_t rows_to_compute(const ScheduledStep& step, const Request& request) const;  // within the budget
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
   void choose_rows(ScheduledStep& step);
   int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
 
   BlockPool& pool_;
   StateCache& states_;
+  StateSnapshots snapshots_;
   int64_t max_num_seqs_, max_num_batched_tokens_;
   bool mixed_;
   std::vector<std::unique_ptr<Request>> running_;  // both in the order of (priority, arrival)

@@ -39,12 +39,15 @@ void* StateCache::state(int64_t layer, int32_t slot) const {
   return stride(layer) ? layers_[size_t(layer)].states.get() + slot * stride(layer) : nullptr;
 }
 
-int32_t StateCache::allocate() {
+int32_t StateCache::allocate(int32_t from) {
   if (free_.empty()) return -1;
   const int32_t slot = free_.back();
   free_.pop_back();
   is_held_[size_t(slot)] = 1;
-  clear(slot);
+  if (from < 0)
+    clear(slot);
+  else
+    copy(from, slot);
   return slot;
 }
 

@@ -1,5 +1,5 @@
 // States of constant size per sequence, for layers whose memory of a sequence does not grow with it. A slot holds the states of
-// all layers for one sequence; a snapshot is a slot too.
+// all layers for one sequence; a snapshot is a slot too, see state_snapshots.h.
 #pragma once
 #include <cstdint>
 #include <span>
@@ -23,9 +23,9 @@ class StateCache {
   int64_t num_free() const { return int64_t(free_.size()); }
   int64_t bytes() const { return num_slots() * slot_bytes_; }
 
-  int32_t allocate();          // a slot of zeros; -1 where none is free
-  void release(int32_t slot);  // -1: does nothing
-  void clear(int32_t slot);    // sets the slot's states to zeros
+  int32_t allocate(int32_t from = -1);  // a slot with a copy of another slot, or of zeros; -1 where none is free
+  void release(int32_t slot);           // -1: does nothing
+  void clear(int32_t slot);             // sets the slot's states to zeros
   void copy(int32_t from, int32_t to);
   // Returns the layer's state in a slot, 64-byte aligned, in the backend's memory; null where the layer has none. The next slot's
   // state lies stride(layer) bytes further.
@@ -33,7 +33,7 @@ class StateCache {
   int64_t stride(int64_t layer) const;
   std::span<const StateView> views() const { return views_; }  // of each layer; empty where no layer has a state
 
-  // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every slot that requests hold.
+  // Throws kInternal, saying what, where something is inconsistent. `held` has one entry for every slot of requests and snapshots.
   void check_integrity(std::span<const int32_t> held) const;
 
  private:

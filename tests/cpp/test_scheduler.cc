@@ -1,4 +1,5 @@
-// Tests csrc/engine/scheduler.h: the rows whose logits a step needs, and the effect of rollback() on pages and states.
+// Tests csrc/engine/scheduler.h: the rows whose logits a step needs, the effect of rollback() on pages and states, and prefixes of requests
+// that have states.
 #include "engine/scheduler.h"
 
 #include <cstring>
@@ -123,15 +124,117 @@ void test_rollback_leaves_no_content() {
   pool.check_integrity(scheduler.held_blocks());
 }
 
+// A page that nothing refers to hands its content to one that a request holds, which is not reused before the request ends.
+void test_content_moves_to_a_held_page() {
+  BlockPool pool(3, 4, true);
+  const Ids tokens = {1, 2, 3, 4};
+  Ids first, second, others;
+  CHECK(pool.allocate(1, first) && pool.allocate(1, second));
+  const ContentId content = pool.register_block(first[0], kNoContent, tokens);
+  CHECK_EQ(pool.register_block(second[0], kNoContent, tokens), content);
+  CHECK_EQ(pool.match_prefix(tokens, 1).blocks, first);  // both are held
+  pool.release(std::vector<int32_t>{first[0], first[0]});
+  CHECK_EQ(pool.register_block(second[0], kNoContent, tokens), content);
+  CHECK(pool.allocate(2, others));
+  CHECK_EQ(pool.match_prefix(tokens, 1).blocks, second);
+  pool.check_integrity(std::vector<int32_t>{second[0], second[0], others[0], others[1]});
+}
+
+// Requests with states begin at snapshots: at the last page boundary of a prompt that the same prompt can begin at, and where a request has
+// left the tokens that it shares with others. Rows of a step end there.
+void test_prefixes_of_states() {
+  const auto backend = cpu();
+  BlockPool pool(32, 4, true);
+  StateCache states(*backend, std::vector<int64_t>{8}, 5);
+  Scheduler scheduler(pool, states, 2, 64, true);
+  uint64_t next_id = 1;
+  // Returns the cached tokens of a prompt, then the rows of each of its steps.
+  const auto run = [&](Ids prompt, int prompt_logprobs = -1) {
+    const uint64_t id = next_id++;
+    scheduler.add(make_request(id, std::move(prompt), prompt_logprobs));
+    std::vector<int64_t> rows;
+    ScheduledStep step = scheduler.schedule();
+    const Request& r = *scheduler.find_running(id);
+    rows.push_back(r.num_cached_tokens);
+    while (true) {
+      rows.push_back(step.num_rows);
+      advance_all(scheduler, step);
+      scheduler.check_integrity();
+      if (r.num_pending() == 0) break;
+      step = scheduler.schedule();
+    }
+    scheduler.remove(id);
+    scheduler.check_integrity();
+    return rows;
+  };
+  using Numbers = std::vector<int64_t>;
+  CHECK_EQ(run({0, 1, 2}), (Numbers{0, 3}));
+  CHECK_EQ(run({0, 1, 2, 3}), (Numbers{0, 4}));
+  const Ids prompt = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  CHECK_EQ(run(prompt), (Numbers{0, 4, 8, 2}));  // the first page is that of the prompt before, which kept no state
+  CHECK_EQ(run(prompt), (Numbers{12, 2}));
+  CHECK_EQ(run(prompt, 0), (Numbers{0, 12, 2}));  // every token's logits are needed
+  CHECK_EQ(run({0, 1, 2, 3, 4, 5, 6, 7, 8, 20, 21, 22, 23, 24}), (Numbers{4, 4, 4, 2}));
+  CHECK_EQ(run({0, 1, 2, 3, 4, 5, 6, 7, 30}), (Numbers{8, 1}));
+  CHECK_EQ(states.num_free(), 1);
+  // The snapshot that was used longest ago gives up its slot: here that of four tokens.
+  CHECK_EQ(run(prompt), (Numbers{12, 2}));
+  CHECK_EQ(run({40, 41, 42, 43, 44, 45, 46, 47, 48}), (Numbers{0, 8, 1}));
+  CHECK_EQ(run({0, 1, 2, 3, 50}), (Numbers{0, 4, 1}));
+  // A page that is reused takes its snapshot along.
+  Ids taken;
+  CHECK(pool.allocate(32, taken));
+  CHECK_EQ(states.num_free(), 5);
+  pool.release(taken);
+  CHECK_EQ(run(prompt), (Numbers{0, 12, 2}));
+}
+
+// A draft's snapshot in the middle of a page that another request reads is of no use, since that page must not be written to.
+void test_rollback_into_a_shared_page() {
+  const auto backend = cpu();
+  BlockPool pool(32, 4, true);
+  StateCache states(*backend, std::vector<int64_t>{8}, 8);
+  Scheduler scheduler(pool, states, 4, 6, true);
+  const Ids prompt = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
+  scheduler.add(make_request(1, prompt));
+  advance_all(scheduler, scheduler.schedule());
+  Request& r = *scheduler.find_running(1);
+  char& state = *static_cast<char*>(states.state(0, r.state));
+  state = 6;
+  CHECK(scheduler.take_snapshot(r));
+  advance_all(scheduler, scheduler.schedule());
+  CHECK_EQ(r.num_computed, 12);
+  state = 12;
+  scheduler.rollback(r, 5);  // the pages are the request's alone
+  CHECK_EQ(r.num_computed, 6);
+  CHECK_EQ(int(state), 6);
+  advance_all(scheduler, scheduler.schedule());
+  scheduler.add(make_request(2, prompt));
+  while (!scheduler.find_running(2)) advance_all(scheduler, scheduler.schedule());
+  CHECK_EQ(scheduler.find_running(2)->num_cached_tokens, 12);
+  scheduler.rollback(r, 6);
+  CHECK_EQ(r.num_computed, 0);
+  CHECK_EQ(int(state), 0);
+  scheduler.check_integrity();
+  // The prompt's snapshot is older than that of a draft, whose tokens may be others by the time that it would be used.
+  Request& other = *scheduler.find_running(2);
+  CHECK_EQ(other.num_computed, 14);
+  CHECK(scheduler.take_snapshot(other));
+  scheduler.rollback(other, 1);
+  CHECK_EQ(other.num_computed, 12);
+  CHECK_EQ(other.snapshot.slot, -1);
+  scheduler.check_integrity();
+}
+
 // Runs steps like a model, but with hashes: a place of a page holds a hash of all tokens up to its own, a state holds a hash of all
 // tokens that went into it, and the next token is a function of the hash.
 class World {
  public:
-  World(int64_t num_blocks, int64_t block_size, bool with_states, bool mixed, uint32_t seed)
+  World(int64_t num_blocks, int64_t block_size, int64_t num_states, bool mixed, uint32_t seed)
       : random_(seed),
         backend_(cpu()),
         pool_(num_blocks, block_size, true),
-        states_(*backend_, with_states ? std::span<const int64_t>(kStateBytes) : std::span<const int64_t>(), 8),
+        states_(*backend_, num_states ? std::span<const int64_t>(kStateBytes) : std::span<const int64_t>(), num_states),
         scheduler_(pool_, states_, 6, 24, mixed),
         memory_(size_t(num_blocks * block_size)) {}
 
@@ -146,7 +249,7 @@ class World {
       check_integrity();
     }
     CHECK_EQ(pool_.num_free(), pool_.num_blocks());
-    CHECK_EQ(states_.num_free(), states_.num_slots());
+    CHECK_EQ(states_.num_free() + int64_t(scheduler_.held_states().size()), states_.num_slots());
     CHECK_EQ(num_finished_, count);
   }
 
@@ -267,10 +370,7 @@ class World {
     }
   }
 
-  void check_integrity() {
-    pool_.check_integrity(scheduler_.held_blocks());
-    states_.check_integrity(scheduler_.held_states());
-  }
+  void check_integrity() { scheduler_.check_integrity(); }
 
   std::mt19937 random_;
   std::unique_ptr<Backend> backend_;
@@ -283,21 +383,22 @@ class World {
 };
 
 void test_random_lives() {
-  int64_t rejected = 0, accepted = 0, rollbacks = 0, cached = 0, preemptions = 0;
+  int64_t rejected = 0, accepted = 0, rollbacks = 0, cached = 0, cached_states = 0, preemptions = 0;
   for (uint32_t seed = 0; seed < 60; ++seed) {
-    World world(seed % 3 ? 14 : 60, seed % 2 ? 4 : 8, seed % 4 == 3, seed % 5 > 0, seed);
+    const int64_t num_states = seed % 4 < 2 ? 0 : seed % 7 ? 10 : 6;  // of six running requests, their drafts and snapshots
+    World world(seed % 3 ? 14 : 60, seed % 2 ? 4 : 8, num_states, seed % 5 > 0, seed);
     const int failures = check::failures;
     world.run(40);
     if (check::failures != failures) std::cerr << "  in seed " << seed << "\n";
     rejected += world.num_rejected;
     accepted += world.num_accepted;
     rollbacks += world.num_rollbacks;
-    cached += world.num_cached;
+    (num_states ? cached_states : cached) += world.num_cached;
     preemptions += world.num_preemptions();
   }
   std::cerr << rejected << " drafts rejected, " << accepted << " accepted, " << rollbacks << " rollbacks, " << cached
-            << " tokens from the cache, " << preemptions << " preemptions\n";
-  CHECK(rejected > 500 && accepted > 500 && rollbacks > 500 && cached > 500 && preemptions > 100);
+            << " tokens from the cache, " << cached_states << " beside states, " << preemptions << " preemptions\n";
+  CHECK(rejected > 500 && accepted > 500 && rollbacks > 500 && cached > 500 && cached_states > 500 && preemptions > 100);
 }
 
 }  // namespace
@@ -305,6 +406,9 @@ void test_random_lives() {
 int main() {
   test_logit_rows();
   test_rollback_leaves_no_content();
+  test_content_moves_to_a_held_page();
+  test_prefixes_of_states();
+  test_rollback_into_a_shared_page();
   test_random_lives();
   return check::result("test_scheduler");
 }

@@ -1,4 +1,4 @@
-// Tests csrc/engine/state_cache.h: slots, their contents, and their memory.
+// Tests csrc/engine/state_cache.h, slots, their contents, and their memory; and csrc/engine/state_snapshots.h.
 #include "engine/state_cache.h"
 
 #include <cstring>
@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "engine/memory_plan.h"
+#include "engine/state_snapshots.h"
 
 using namespace lynx_rt;
 
@@ -77,6 +78,51 @@ void test_integrity_finds_wrong_slots() {
   CHECK_THROWS(check({0, 7}), ErrorCode::kInternal, "state_cache", {"slot 7 of 2"});
 }
 
+void test_snapshots() {
+  const auto backend = cpu();
+  StateCache cache(*backend, std::vector<int64_t>{1}, 3);
+  StateSnapshots snapshots(cache);
+  const auto value = [&](int32_t slot) -> char& { return *static_cast<char*>(cache.state(0, slot)); };
+  const int32_t first = snapshots.allocate();
+  for (const ContentId content : {7, 8}) {
+    value(first) = char(content);
+    snapshots.keep(content, first);
+  }
+  value(first) = 9;
+  CHECK_EQ(snapshots.longest_prefix({7, 8, 9}, 3), 2);
+  CHECK_EQ(snapshots.longest_prefix({7, 8, 9}, 1), 1);
+  CHECK_EQ(snapshots.longest_prefix({9}, 3), 0);
+  CHECK_EQ(snapshots.longest_prefix({}, 3), 0);
+  snapshots.keep(7, first);  // changes nothing but the order of use
+  snapshots.keep(9, first);
+  CHECK(snapshots.contains(7) && !snapshots.contains(8) && snapshots.contains(9));
+  // The snapshot that is copied stays, though it was used longest ago.
+  const int32_t second = snapshots.allocate(7);
+  CHECK_EQ(int(value(second)), 7);
+  CHECK(snapshots.contains(7) && !snapshots.contains(9));
+  value(second) = 1;
+  snapshots.restore(7, second);
+  CHECK_EQ(int(value(second)), 7);
+  // The last snapshot's slot goes to the request that asks for it.
+  const int32_t third = snapshots.allocate(7);
+  CHECK_EQ(int(value(third)), 7);
+  CHECK_EQ(snapshots.size(), 0);
+  CHECK_EQ(snapshots.allocate(), -1);
+  snapshots.keep(7, third);  // no slot is left
+  CHECK_EQ(snapshots.size(), 0);
+  cache.check_integrity(std::vector<int32_t>{first, second, third});
+  cache.release(second);
+  snapshots.keep(7, third);
+  CHECK_EQ(snapshots.held_states(), std::vector<int32_t>{second});
+  const BlockPool pool(1, 4, true);
+  CHECK_THROWS(snapshots.check_integrity(pool), ErrorCode::kInternal, "state_snapshots", {"content 7 has no page"});
+  // A request that has no prefix takes the slot of any snapshot, and finds zeros.
+  CHECK_EQ(snapshots.allocate(), second);
+  CHECK_EQ(int(value(second)), 0);
+  snapshots.drop(7);  // there is none any more
+  snapshots.check_integrity(pool);
+}
+
 // States take memory from the budget of the pages, before the pages do.
 void test_memory_plan() {
   ModelConfig config;
@@ -95,9 +141,16 @@ void test_memory_plan() {
   CHECK_EQ(without.max_num_seqs, 4);
   const int64_t block_bytes = (1 << 20) / without.num_blocks;
   const MemoryPlan with = plan_memory(config, DType::kF32, options, memory, 10 * block_bytes);
-  CHECK_EQ(with.num_state_slots, 4);
-  CHECK_EQ(with.num_blocks, without.num_blocks - 40);
+  CHECK_EQ(with.num_state_slots, 8);  // of requests, and as many for snapshots
+  CHECK_EQ(with.max_num_seqs, 4);
+  CHECK_EQ(with.num_blocks, without.num_blocks - 80);
   CHECK(with.warning.empty());
+  const MemoryPlan few = plan_memory(config, DType::kF32, options, memory, (1 << 20) / 12);
+  CHECK_EQ(few.num_state_slots, 6);  // half of the memory has no room for more
+  CHECK_EQ(few.max_num_seqs, 4);
+  CHECK(few.warning.empty());
+  options.enable_prefix_caching = false;
+  CHECK_EQ(plan_memory(config, DType::kF32, options, memory, 10 * block_bytes).num_state_slots, 4);
   const MemoryPlan cut = plan_memory(config, DType::kF32, options, memory, 1 << 18);
   CHECK_EQ(cut.num_state_slots, 2);
   CHECK_EQ(cut.max_num_seqs, 2);
@@ -112,6 +165,7 @@ int main() {
   test_no_states();
   test_slots();
   test_integrity_finds_wrong_slots();
+  test_snapshots();
   test_memory_plan();
   return check::result("test_state_cache");
 }

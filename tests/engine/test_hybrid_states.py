@@ -120,13 +120,6 @@ def test_failed_step(path, tmp_path):
     assert bits(mixed[:2]) == expected
 
 
-def test_prefix_cache_is_exact(path):
-    """Cached pages hold no states, so that a second request with the same prompt computes all of it."""
-    e, job = engine(path, enable_prefix_caching=True), Job(sequence(50), {"logprobs": 1})
-    first, second = run(e, [job])[0], run(e, [job])[0]
-    assert first.bits == second.bits and second.num_cached_tokens == 0
-
-
 def test_selection(path):
     """An exact request keeps its bits beside others that share experts, and recorded experts are those of the pass alone."""
     work = jobs(5, 20)

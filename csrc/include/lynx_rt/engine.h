@@ -70,6 +70,8 @@ struct EngineOptions {
   int64_t max_num_queued_tokens = 0;
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
+  // Whether prompts share the pages of equal prefixes. Models with states of constant size keep snapshots of them, in at most as many
+  // slots again as max_num_seqs, and cut prompts at the page boundaries where they take one.
   bool enable_prefix_caching = true;
   // Whether prefill chunks share steps with decode rows. A shared step reads the weights once for both. But batch-aware selection
   // acts in decode-only steps only; with false, prompts get steps of their own, and selection acts on every decode row.
