@@ -14,15 +14,15 @@ namespace {
 // The states of one layer: `num_slots` of them, zeros at the start.
 class States {
  public:
-  States(Backend& backend, int64_t num_slots, const std::array<int64_t, 5>& shape)
+  States(Backend& backend, int64_t num_slots, const std::array<int64_t, 5>& shape, bool tiled)
       : backend_(backend),
-        shape_{shape[0], shape[1], shape[2], shape[3], shape[4]},
+        shape_{shape[0], shape[1], shape[2], shape[3], shape[4], tiled},
         num_slots_(num_slots),
         stride_(round_up(shape_.state_size() * int64_t(sizeof(float)), 64)),
         memory_(backend, num_slots * stride_, "states") {}
 
   // x [T, columns] with the heads' columns at (first, stride) for each of q, k, v, z, b, a; slots [S]; query_start [S + 1] -> [T, vh dv].
-  Floats run(const Floats& x, const std::array<std::pair<int64_t, int64_t>, 6>& at, const Floats& conv, const Floats& a_log,
+  Floats run(const Floats& x, const std::array<std::pair<int64_t, int64_t>, 6>& at, const Floats& conv, const Floats& rate,
              const Floats& dt_bias, const py::array& norm, float eps, const Ints& slots, const Ints& query_start) {
     Floats work({x.shape(0), x.shape(1)});
     std::copy(x.data(), x.data() + x.size(), work.mutable_data());
@@ -37,7 +37,7 @@ class States {
                               columns(4),
                               columns(5),
                               {conv.data(), DType::kF32, conv.shape(0), conv.shape(1)},
-                              {a_log.data(), DType::kF32, 1, a_log.size()},
+                              {rate.data(), DType::kF32, 1, rate.size()},
                               {dt_bias.data(), DType::kF32, 1, dt_bias.size()},
                               weight(norm),
                               eps};
@@ -71,9 +71,9 @@ class States {
 
 void register_gated_delta(py::module_& m) {
   py::class_<States>(m, "GatedDelta")
-      .def(py::init<Backend&, int64_t, const std::array<int64_t, 5>&>(), py::keep_alive<1, 2>(), py::arg("backend"),
-           py::arg("num_slots"), py::arg("shape"))
-      .def("run", &States::run, py::arg("x"), py::arg("at"), py::arg("conv"), py::arg("a_log"), py::arg("dt_bias"),
+      .def(py::init<Backend&, int64_t, const std::array<int64_t, 5>&, bool>(), py::keep_alive<1, 2>(), py::arg("backend"),
+           py::arg("num_slots"), py::arg("shape"), py::arg("tiled") = false)
+      .def("run", &States::run, py::arg("x"), py::arg("at"), py::arg("conv"), py::arg("rate"), py::arg("dt_bias"),
            py::arg("norm"), py::arg("eps"), py::arg("slots"), py::arg("query_start"))
       .def("state", &States::state, py::arg("slot"));
 }

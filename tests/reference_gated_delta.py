@@ -36,8 +36,9 @@ def gates(b, a, a_log, dt_bias):
     return beta, 8 * U * beta, decay, decay * np.expm1(argument_error) + 4 * U * decay
 
 
-def gated_delta(q, k, v, z, b, a, conv, a_log, dt_bias, norm, eps):
+def gated_delta(q, k, v, z, b, a, conv, a_log, dt_bias, norm, eps, tiled=False):
     """q, k [T, kh, dk], v, z [T, vh, dv], b, a [T, vh], conv [W, C], a_log, dt_bias [vh], norm [dv], as float64.
+    tiled: value head h belongs to key head h % kh, else to h // (vh / kh).
     Returns (rows [T, vh * dv], error), (S [vh, dk, dv] after the last row, error), and the last W - 1 inputs of the convolution."""
     (rows, key_heads, dk), (_, value_heads, dv), width = q.shape, v.shape, len(conv)
     mixed = np.concatenate([x.reshape(rows, -1) for x in (q, k, v)], 1)
@@ -54,7 +55,7 @@ def gated_delta(q, k, v, z, b, a, conv, a_log, dt_bias, norm, eps):
 
     group = value_heads // key_heads
     (q, dq), (k, dk_error) = unit(heads(q), heads(dq), dk**-0.5), unit(heads(k), heads(dk_error), 1.0)
-    q, k, dq, dk_error = (np.repeat(x, group, 1) for x in (q, k, dq, dk_error))
+    q, k, dq, dk_error = (np.concatenate([x] * group, 1) if tiled else np.repeat(x, group, 1) for x in (q, k, dq, dk_error))
     v, dv_error = v.reshape(rows, value_heads, dv), dv_error.reshape(rows, value_heads, dv)
     beta, beta_error, decay, decay_error = (x[..., None] for x in gates(b, a, a_log, dt_bias))
 

@@ -275,14 +275,17 @@ void Backend::gated_delta_rule(const GatedDeltaArgs& args, const BatchView& batc
             "columns reach past x_stride");
   };
   for (const HeadColumns* c : {&args.q, &args.k}) require_columns(*c, s.key_dim);
-  for (const HeadColumns* c : {&args.v, &args.z}) require_columns(*c, s.values_per_key() * s.value_dim);
-  for (const HeadColumns* c : {&args.b, &args.a}) require_columns(*c, s.values_per_key());
+  const auto require_values = [&](const HeadColumns& c, int64_t width) {
+    require_columns(s.tiled ? HeadColumns{c.first, s.values_per_key() * width} : c, s.values_per_key() * width);
+  };
+  for (const HeadColumns* c : {&args.v, &args.z}) require_values(*c, s.value_dim);
+  for (const HeadColumns* c : {&args.b, &args.a}) require_values(*c, 1);
   require_shape(args.conv, "gated_delta_rule", "conv", s.conv_width, s.channels());
-  require_shape(args.a_log, "gated_delta_rule", "a_log", 1, s.value_heads);
+  require_shape(args.rate, "gated_delta_rule", "rate", 1, s.value_heads);
   require_shape(args.dt_bias, "gated_delta_rule", "dt_bias", 1, s.value_heads);
   require_shape(args.norm, "gated_delta_rule", "norm", 1, s.value_dim);
-  for (const WeightView* w : {&args.conv, &args.a_log, &args.dt_bias})
-    require(w->dtype == DType::kF32, "gated_delta_rule", "conv, a_log and dt_bias must be float32");
+  for (const WeightView* w : {&args.conv, &args.rate, &args.dt_bias})
+    require(w->dtype == DType::kF32, "gated_delta_rule", "conv, rate and dt_bias must be float32");
   const int64_t state_bytes = s.state_size() * int64_t(sizeof(float));
   require(states.data && states.stride >= state_bytes, "gated_delta_rule", "expected states of the shape's size");
   const RowsOut rows = rows_out(out, "gated_delta_rule", batch.num_rows, s.values());

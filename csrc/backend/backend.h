@@ -273,7 +273,7 @@ class Backend {
   // Gated DeltaNet: convolution, gates, delta rule and gated norm; out [T, vh * dv]. The rows of each sequence go on from its state, the
   // matrices S [vh, dk, dv] and then the last inputs [W - 1, C] of the convolution, oldest first, and leave it after the last row.
   //   q, k, v   silu(sum_j conv[j] * input[t - W + 1 + j]); q and k are then divided by sqrt(sum of squares + 1e-6) per head, q by sqrt(dk)
-  //   S         decay * S, decay = exp(-exp(a_log) * softplus(a + dt_bias)); then S += k u^T, u = sigmoid(b) * (v - S^T k)
+  //   S         decay * S, decay = exp(rate * softplus(a + dt_bias)); then S += k u^T, u = sigmoid(b) * (v - S^T k)
   //   out       rmsnorm(S^T q) * norm * silu(z), per value head
   // The rule is computed row by row, so that a row has the same bits however a sequence is cut into steps. Source: arXiv 2412.06464.
   // Cost: reads and writes the states once per call, 7 dk dv vh operations per row. Test: tests/ops/test_gated_delta.py.

@@ -13,17 +13,29 @@ struct StateView {
   int64_t stride = 0;  // bytes
 };
 
+// The place of one kind of columns in a row: those that belong to key head i begin at first + i * stride.
+struct HeadColumns {
+  int64_t first, stride;
+};
+
 // The sizes of a gated DeltaNet layer: kh key heads of dk columns, vh value heads of dv columns. Value head h belongs to key head
-// h / (vh / kh).
+// h / (vh / kh), or h % kh where they are tiled.
 struct DeltaShape {
   int64_t key_heads = 0;    // kh
   int64_t value_heads = 0;  // vh, a multiple of kh
   int64_t key_dim = 0;      // dk
   int64_t value_dim = 0;    // dv
   int64_t conv_width = 0;   // W: inputs that the convolution sees, 2 .. kMaxConvWidth
+  bool tiled = false;       // the order of llama.cpp's files; the strides of v, z, b and a are not read then
 
   static constexpr int64_t kMaxConvWidth = 16;
   int64_t values_per_key() const { return value_heads / key_heads; }
+  int64_t key_head_of(int64_t value_head) const { return tiled ? value_head % key_heads : value_head / values_per_key(); }
+  // Returns the first of a value head's columns, `width` wide.
+  int64_t column(const HeadColumns& c, int64_t value_head, int64_t width) const {
+    const int64_t r = values_per_key();
+    return tiled ? c.first + value_head * width : c.first + value_head / r * c.stride + value_head % r * width;
+  }
   int64_t values() const { return value_heads * value_dim; }
   int64_t channels() const { return 2 * key_heads * key_dim + values(); }                // C of the convolution
   int64_t projected_columns() const { return channels() + values() + 2 * value_heads; }  // q, k, v, z, b and a
@@ -31,22 +43,17 @@ struct DeltaShape {
   int64_t state_size() const { return matrix_size() + (conv_width - 1) * channels(); }
 };
 
-// The place of one kind of columns in a row: those that belong to key head i begin at first + i * stride.
-struct HeadColumns {
-  int64_t first, stride;
-};
-
 struct GatedDeltaArgs {
   float* x;  // [T, x_stride] in; consumed
   int64_t x_stride;
   DeltaShape shape;
-  HeadColumns q, k;           // dk columns of each key head
-  HeadColumns v, z;           // dv columns of each of its value heads
-  HeadColumns b, a;           // one column of each of its value heads
-  WeightView conv;            // [W, C] float32, oldest input first; channels: q of all key heads, k of all, v of all value heads
-  WeightView a_log, dt_bias;  // [vh] float32
-  WeightView norm;            // [dv]
-  float eps;                  // of the norm
+  HeadColumns q, k;          // dk columns of each key head
+  HeadColumns v, z;          // dv columns of each of its value heads; tiled: of all value heads from first on, in their order
+  HeadColumns b, a;          // one column of each of its value heads
+  WeightView conv;           // [W, C] float32, oldest input first; channels: q of all key heads, k of all, v of all value heads
+  WeightView rate, dt_bias;  // [vh] float32; rate = -exp(A_log)
+  WeightView norm;           // [dv]
+  float eps;                 // of the norm
 };
 
 }  // namespace lynx_rt

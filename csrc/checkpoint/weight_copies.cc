@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <optional>
 
@@ -53,14 +54,15 @@ class WeightCopies::Block::Copier {
       if (b.copy->repacked) return repacker->repack(p, b.begin, std::min(kRepackRows, p.rows - b.begin), to + b.copy->offset);
       const int64_t count = std::min(kBandRows, p.rows - b.begin);
       const DType dtype = p.dtype.value_or(source.dtype);
-      const bool same = source.plain && !source.decode && !source.is_double() && dtype == source.dtype && p.offset == 0;
+      const bool same =
+          source.plain && !source.decode && !source.is_double() && dtype == source.dtype && p.offset == 0 && !p.negative_exp;
       const int64_t row_bytes = m.cols * dtype_size(dtype);
       const uint8_t* rows[kBandRows];
       for (int64_t i = 0; i < count; ++i) {
         const int64_t row = p.row_begin + (b.begin + i) * p.row_step;
         uint8_t* buffer = scratch_[size_t(thread)].rows.data() + i * row_bytes;
         rows[i] = same ? source.plain->data + row * row_bytes : buffer;
-        if (!same) convert(source, dequantizer, row, m.cols, scratch_[size_t(thread)].floats.data(), dtype, p.offset, buffer);
+        if (!same) convert(source, dequantizer, row, m.cols, scratch_[size_t(thread)].floats.data(), dtype, p, buffer);
       }
       uint8_t* target = to + b.copy->offset;
       if (dtype == DType::kF32) {
@@ -78,7 +80,7 @@ class WeightCopies::Block::Copier {
   };
 
   static void convert(const WeightSource& source, const std::optional<Dequantizer>& dequantizer, int64_t row, int64_t cols,
-                      float* floats, DType dtype, float offset, uint8_t* to) {
+                      float* floats, DType dtype, const WeightPiece& piece, uint8_t* to) {
     if (dequantizer) {
       dequantizer->decode(row, floats);
       if (source.quantized->product_dtype != dtype) round_floats(floats, cols, source.quantized->product_dtype);
@@ -89,8 +91,10 @@ class WeightCopies::Block::Copier {
     } else {
       load_floats(source.plain->data + row * cols * dtype_size(source.dtype), source.dtype, cols, floats);
     }
-    if (offset != 0)
-      for (int64_t i = 0; i < cols; ++i) floats[i] += offset;
+    if (piece.offset != 0)
+      for (int64_t i = 0; i < cols; ++i) floats[i] += piece.offset;
+    if (piece.negative_exp)
+      for (int64_t i = 0; i < cols; ++i) floats[i] = -std::exp(floats[i]);
     store_floats(floats, cols, dtype, to);
   }
 

@@ -28,7 +28,7 @@ bool matches(std::string_view name, std::string_view pattern) {
 
 // Returns the piece's address in the mapped file where its target can use it there, else null.
 const uint8_t* plain_in_place(const WeightPiece& p, const WeightSource& source, const MatrixShape& m) {
-  if (!source.plain || source.decode || source.is_double() || p.transposed || p.offset != 0 ||
+  if (!source.plain || source.decode || source.is_double() || p.transposed || p.offset != 0 || p.negative_exp ||
       p.dtype.value_or(source.dtype) != source.dtype)
     return nullptr;
   const bool one_after_the_other = p.rows <= 1 ? p.col_step == 1 : p.row_step == 1 && p.cols == m.cols;

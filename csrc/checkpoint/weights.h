@@ -30,6 +30,7 @@ struct WeightPiece {
   bool transposed = false;          // the target is the transpose of the part
   std::optional<DType> dtype = {};  // of the target; absent: the tensor's
   float offset = 0;                 // added to every value, in float32, before it is rounded to the dtype
+  bool negative_exp = false;        // -exp(value), in float32, takes the place of every value
 };
 
 struct TensorSpec {

@@ -12,12 +12,13 @@ EPS = 1e-6
 
 
 class Layer:
-    """One layer with random weights. grouped: columns lie by key head, as in Qwen3-Next; else kind by kind, as in Qwen3.5."""
+    """One layer with random weights. order: columns lie by key head, as in Qwen3-Next, or kind by kind, as in Qwen3.5, or so and with
+    tiled value heads, as in llama.cpp's files."""
 
-    def __init__(self, backend, shape, lengths, grouped=False, seed=0, norm_dtype="float32", slots=None):
+    def __init__(self, backend, shape, lengths, order="by kind", seed=0, norm_dtype="float32", slots=None):
         rng = np.random.default_rng(seed)
         self.shape = kh, vh, dk, dv, width = shape
-        r = vh // kh
+        r, grouped, self.tiled = vh // kh, order == "by head", order == "tiled"
         sizes = {"q": dk, "k": dk, "v": r * dv, "z": r * dv, "b": r, "a": r}  # columns of a key head
         first, at, stride = 0, [], sum(sizes.values()) + 3
         for size in sizes.values():
@@ -32,14 +33,14 @@ class Layer:
         )
         self.norm = ref.weight(1 + 0.3 * rng.standard_normal(dv), norm_dtype)
         self.slots = list(rng.permutation(len(lengths) + 2)[: len(lengths)]) if slots is None else slots
-        self.layer = _C_testing.GatedDelta(backend, len(lengths) + 2, shape)
+        self.layer = _C_testing.GatedDelta(backend, len(lengths) + 2, shape, self.tiled)
         self.widths = sizes
 
     def feed(self, spans):
         """Rows [begin, end) of each sequence in one call -> their outputs, per sequence."""
         start = np.cumsum([0] + [e - b for _, b, e in spans]).astype(np.int32)
         out = self.layer.run(
-            np.concatenate([self.x[s][b:e] for s, b, e in spans]), self.at, self.conv, self.a_log, self.dt_bias, self.norm, EPS,
+            np.concatenate([self.x[s][b:e] for s, b, e in spans]), self.at, self.conv, -np.exp(self.a_log), self.dt_bias, self.norm, EPS,
             np.array([self.slots[s] for s, _, _ in spans], np.int32), start,
         )  # fmt: skip
         return [out[start[i] : start[i + 1]] for i in range(len(spans))]
@@ -56,7 +57,7 @@ class Layer:
         n, heads = len(self.x[s]), [(kh, dk), (kh, dk), (vh, dv), (vh, dv), (vh,), (vh,)]
         parts = [part.reshape(n, *shape) for part, shape in zip(parts, heads)]
         arrays = [ref.value(x) for x in (*parts, self.conv, self.a_log, self.dt_bias, self.norm)]
-        return gated_delta(*arrays, EPS)
+        return gated_delta(*arrays, EPS, self.tiled)
 
 
 # (key heads, value heads, dk, dv, width): one to three value heads of a key head, sizes off the vector width and around 32 columns
@@ -72,10 +73,10 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("order", ["by kind", "by head", "tiled"])
 @pytest.mark.parametrize("shape, lengths", CASES, ids=str)
-def test_against_float64(float_backend, shape, lengths, grouped):
-    layer = Layer(float_backend, shape, lengths, grouped)
+def test_against_float64(float_backend, shape, lengths, order):
+    layer = Layer(float_backend, shape, lengths, order)
     for s, got in enumerate(layer.whole()):
         expected, matrix, past = layer.expected(s)
         assert_within(got, expected, f"sequence {s}")
@@ -139,14 +140,14 @@ def test_long_decay(float_backend):
     "change, text",
     [
         (lambda a: a.update(conv=a["conv"][:, 1:].copy()), "conv"),
-        (lambda a: a.update(a_log=a["a_log"][1:].copy()), "a_log"),
+        (lambda a: a.update(rate=a["rate"][1:].copy()), "rate"),
         (lambda a: a.update(norm=a["norm"][1:].copy()), "norm"),
         (lambda a: a.update(x=a["x"][:, :40].copy()), "columns reach past x_stride"),
     ],
 )
 def test_wrong_arguments(float_backend, change, text):
     layer = Layer(float_backend, (2, 4, 8, 12, 4), [3])
-    names = ("x", "at", "conv", "a_log", "dt_bias", "norm", "eps", "slots", "query_start")
+    names = ("x", "at", "conv", "rate", "dt_bias", "norm", "eps", "slots", "query_start")
     values = (
         layer.x[0],
         layer.at,

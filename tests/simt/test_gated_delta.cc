@@ -33,10 +33,11 @@ class Layer {
   explicit Layer(const DeltaShape& s)
       : shape(s),
         conv_(random_floats(s.conv_width * s.channels(), 0.7f)),
-        a_log_(random_floats(s.value_heads, 1)),
+        rate_(random_floats(s.value_heads, 1)),
         dt_bias_(random_floats(s.value_heads)),
         norm_(random_floats(s.value_dim, 0.3f, 1)) {
     for (const int64_t length : {23, 9, 1}) rows.push_back(random_floats(length * s.projected_columns()));
+    for (float& rate : rate_) rate = -std::exp(rate);
   }
 
   int64_t length(int seq) const { return int64_t(rows[size_t(seq)].size()) / shape.projected_columns(); }
@@ -46,7 +47,7 @@ class Layer {
 
   DeltaShape shape;
   std::vector<std::vector<float>> rows;
-  std::vector<float> conv_, a_log_, dt_bias_, norm_;
+  std::vector<float> conv_, rate_, dt_bias_, norm_;
 };
 
 // A layer on a backend, with the states of its sequences in slots 2, 0 and 1.
@@ -59,7 +60,7 @@ class Placed {
     o.num_threads = 1;
     backend_ = make_backend(o);
     conv_ = backend_->place(layer.view(layer.conv_, layer.shape.conv_width), WeightUse::kVector);
-    a_log_ = backend_->place(layer.view(layer.a_log_), WeightUse::kVector);
+    rate_ = backend_->place(layer.view(layer.rate_), WeightUse::kVector);
     dt_bias_ = backend_->place(layer.view(layer.dt_bias_), WeightUse::kVector);
     norm_ = backend_->place(layer.view(layer.norm_), WeightUse::kVector);
     StepLimits limits;
@@ -112,7 +113,7 @@ class Placed {
                               {b, r},
                               {b + s.value_heads, r},
                               conv_,
-                              a_log_,
+                              rate_,
                               dt_bias_,
                               norm_,
                               1e-6f};
@@ -135,7 +136,7 @@ class Placed {
  private:
   const Layer& layer_;
   std::unique_ptr<Backend> backend_;
-  WeightView conv_, a_log_, dt_bias_, norm_;
+  WeightView conv_, rate_, dt_bias_, norm_;
   int64_t stride_ = 0;
   DeviceArray<char> states_;
   DeviceArray<float> x_;
@@ -188,8 +189,9 @@ void test_shape(const DeltaShape& shape) {
 
 int main() {
   // Key heads, value heads, dk, dv, width: sizes off the warp, every kernel, and one to three value heads of a key head.
-  for (const DeltaShape& shape : {DeltaShape{1, 1, 1, 1, 2}, DeltaShape{2, 4, 8, 12, 4}, DeltaShape{2, 6, 33, 40, 3},
-                                  DeltaShape{1, 2, 128, 128, 4}, DeltaShape{1, 1, 130, 7, 16}, DeltaShape{1, 1, 256, 9, 5}})
+  for (const DeltaShape& shape :
+       {DeltaShape{1, 1, 1, 1, 2}, DeltaShape{2, 4, 8, 12, 4}, DeltaShape{2, 6, 33, 40, 3}, DeltaShape{1, 2, 128, 128, 4},
+        DeltaShape{1, 1, 130, 7, 16}, DeltaShape{1, 1, 256, 9, 5}, DeltaShape{2, 6, 33, 40, 3, true}})
     test_shape(shape);
   return check::result("test_gated_delta");
 }

@@ -19,14 +19,11 @@ float softplus(float x) { return x > 20.0f ? x : std::log1p(std::exp(x)); }
 
 void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, const RowsOut& out) {
   const DeltaShape& s = args.shape;
-  const int64_t kh = s.key_heads, vh = s.value_heads, dk = s.key_dim, dv = s.value_dim, per_key = s.values_per_key();
-  const float *conv = static_cast<const float*>(args.conv.data), *a_log = static_cast<const float*>(args.a_log.data),
+  const int64_t kh = s.key_heads, vh = s.value_heads, dk = s.key_dim, dv = s.value_dim;
+  const float *conv = static_cast<const float*>(args.conv.data), *rates = static_cast<const float*>(args.rate.data),
               *dt_bias = static_cast<const float*>(args.dt_bias.data);
   const auto state_of = [&](int64_t seq) {
     return reinterpret_cast<float*>(states.data + batch.state_slots[seq] * states.stride);
-  };
-  const auto column = [&](const HeadColumns& c, int64_t value_head, int64_t width) {
-    return c.first + value_head / per_key * c.stride + value_head % per_key * width;
   };
   // Convolves `n` columns from `first` on, which are channels of the convolution from `channel` on.
   const auto convolve = [&](int64_t seq, int64_t first, int64_t channel, int64_t n) {
@@ -48,12 +45,11 @@ void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& bat
       return;
     }
     const int64_t h = head - 2 * kh;
-    convolve(seq, column(args.v, h, dv), 2 * kh * dk + h * dv, dv);
-    const float rate = -std::exp(a_log[h]);
+    convolve(seq, s.column(args.v, h, dv), 2 * kh * dk + h * dv, dv);
     for (int64_t t = begin; t < end; ++t) {  // beta replaces b, and the decay a
-      float *row = args.x + t * args.x_stride, *b = row + column(args.b, h, 1), *a = row + column(args.a, h, 1);
+      float *row = args.x + t * args.x_stride, *b = row + s.column(args.b, h, 1), *a = row + s.column(args.a, h, 1);
       *b = 1.0f / (1.0f + std::exp(-*b));
-      *a = std::exp(rate * softplus(*a + dt_bias[h]));
+      *a = std::exp(rates[h] * softplus(*a + dt_bias[h]));
     }
   });
 
@@ -63,11 +59,11 @@ void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& bat
     const int64_t row = batch.query_start[seq], num_rows = batch.query_start[seq + 1] - row;
     if (num_rows == 0) return;
     const float* x = args.x + row * args.x_stride;
-    const cpu::DeltaRows rows{x + args.q.first + h / per_key * args.q.stride,
-                              x + args.k.first + h / per_key * args.k.stride,
-                              x + column(args.v, h, dv),
-                              x + column(args.b, h, 1),
-                              x + column(args.a, h, 1),
+    const cpu::DeltaRows rows{x + args.q.first + s.key_head_of(h) * args.q.stride,
+                              x + args.k.first + s.key_head_of(h) * args.k.stride,
+                              x + s.column(args.v, h, dv),
+                              x + s.column(args.b, h, 1),
+                              x + s.column(args.a, h, 1),
                               args.x_stride,
                               out.f32 + row * vh * dv + h * dv,
                               vh * dv};
@@ -80,7 +76,7 @@ void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& bat
       for (int64_t h = 0; h < vh; ++h) {
         float* o = out.f32 + (t * vh + h) * dv;
         kernels_.rmsnorm(o, args.norm.data, args.norm.dtype, dv, args.eps, o);
-        kernels_.silu_mul(args.x + t * args.x_stride + column(args.z, h, dv), o, dv, o);
+        kernels_.silu_mul(args.x + t * args.x_stride + s.column(args.z, h, dv), o, dv, o);
       }
   });
 }

@@ -13,30 +13,35 @@ void mix(const GatedDeltaWeights& w, const MixerStep& s) {
   args.x_stride = stride;
   args.shape = d;
   args.conv = w.conv;
-  args.a_log = w.a_log;
+  args.rate = w.rate;
   args.dt_bias = w.dt_bias;
   args.norm = w.norm;
   args.eps = s.config.rms_norm_eps;
+  LinearPart parts[4] = {{w.in_proj_qkv, {}, 0}};
+  size_t count = 1;
   if (w.in_proj_z.empty()) {
     const int64_t group = 2 * d.key_dim + 2 * of_values;
-    const LinearPart parts[] = {{w.in_proj_qkv, {}, 0}, {w.in_proj_b, {}, b}};
-    s.backend.linear(ws.normed, parts, false, args.x, stride);
     args.q = {0, group};
     args.k = {d.key_dim, group};
     args.v = {2 * d.key_dim, group};
     args.z = {2 * d.key_dim + of_values, group};
-    args.b = {b, 2 * r};
-    args.a = {b + r, 2 * r};
   } else {
-    const LinearPart parts[] = {{w.in_proj_qkv, {}, 0}, {w.in_proj_z, {}, z}, {w.in_proj_b, {}, b}, {w.in_proj_a, {}, a}};
-    s.backend.linear(ws.normed, parts, false, args.x, stride);
+    parts[count++] = {w.in_proj_z, {}, z};
     args.q = {0, d.key_dim};
     args.k = {keys, d.key_dim};
     args.v = {2 * keys, of_values};
     args.z = {z, of_values};
+  }
+  parts[count++] = {w.in_proj_b, {}, b};
+  if (w.in_proj_a.empty()) {
+    args.b = {b, 2 * r};
+    args.a = {b + r, 2 * r};
+  } else {
+    parts[count++] = {w.in_proj_a, {}, a};
     args.b = {b, r};
     args.a = {a, r};
   }
+  s.backend.linear(ws.normed, {parts, count}, false, args.x, stride);
   s.backend.gated_delta_rule(args, s.batch, s.states, ws.attended);
   add_attended(s, ws.attended, w.out_proj, {});
 }

@@ -12,7 +12,7 @@ struct GatedDeltaWeights {
   WeightView in_proj_z;             // [vh * dv, H]; empty
   WeightView in_proj_b, in_proj_a;  // [vh, H] each; [2 vh, H], and empty
   WeightView conv;                  // [W, C] float32
-  WeightView a_log, dt_bias;        // [vh] float32
+  WeightView rate, dt_bias;         // [vh] float32; rate = -exp(A_log)
   WeightView norm;                  // [dv]
   WeightView out_proj;              // [H, vh * dv]
 };

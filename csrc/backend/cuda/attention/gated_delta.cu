@@ -22,8 +22,9 @@ constexpr float kUnitEps = 1e-6f;  // of the norm of q and k
 
 struct DeltaParams {
   GatedDeltaCall call;
-  const float *conv, *a_log, *dt_bias, *norm;
+  const float *conv, *rate, *dt_bias, *norm;
   int key_heads, value_heads, per_key, key_dim, value_dim, width, channels;
+  bool tiled;
   int64_t matrix_size;
 };
 
@@ -33,7 +34,7 @@ __device__ float* state_of(const DeltaParams& p, int slot) {
 
 // Returns the first column of a value head.
 __device__ int64_t column_of(const DeltaParams& p, const HeadColumns& c, int value_head, int width) {
-  return c.first + value_head / p.per_key * c.stride + value_head % p.per_key * width;
+  return p.tiled ? c.first + value_head * width : c.first + value_head / p.per_key * c.stride + value_head % p.per_key * width;
 }
 
 // kWidth: the most inputs of a convolution. Weights of inputs that it does not see are 0.
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ 
     convolve<kWidth>(p, x + i, rows, channel + i, state_of(p, slot) + p.matrix_size + channel + i);
   sync_block();  // the rows of x
   if (is_v) {
-    const float rate = -accurate_exp(p.a_log[value_head]), bias = p.dt_bias[value_head];
+    const float rate = p.rate[value_head], bias = p.dt_bias[value_head];
     for (int64_t t = threadIdx.x; t < rows; t += kThreads) {
       float* row = a.x + (begin + t) * a.x_stride;
       float *b = row + column_of(p, a.b, value_head, 1), *decay = row + column_of(p, a.a, value_head, 1);
@@ -134,7 +135,7 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
     s[i] = is_column && d < p.key_dim ? state[int64_t(d) * p.value_dim] : 0;
   }
   const float* x = a.x + begin * a.x_stride;
-  const int key_head = head / p.per_key;
+  const int key_head = p.tiled ? head % p.key_heads : head / p.per_key;
   const float *q = x + a.q.first + key_head * a.q.stride, *k = x + a.k.first + key_head * a.k.stride;
   const float *v = x + column_of(p, a.v, head, p.value_dim) + column, *beta = x + column_of(p, a.b, head, 1),
               *decay = x + column_of(p, a.a, head, 1);
@@ -196,7 +197,7 @@ void gated_delta_rule(const GatedDeltaCall& call, Stream stream) {
   DeltaParams p = {};
   p.call = call;
   p.conv = static_cast<const float*>(call.args.conv.data);
-  p.a_log = static_cast<const float*>(call.args.a_log.data);
+  p.rate = static_cast<const float*>(call.args.rate.data);
   p.dt_bias = static_cast<const float*>(call.args.dt_bias.data);
   p.norm = static_cast<const float*>(call.args.norm.data);
   p.key_heads = int(s.key_heads);
@@ -206,6 +207,7 @@ void gated_delta_rule(const GatedDeltaCall& call, Stream stream) {
   p.value_dim = int(s.value_dim);
   p.width = int(s.conv_width);
   p.channels = int(s.channels());
+  p.tiled = s.tiled;
   p.matrix_size = s.matrix_size();
   const unsigned sequences = unsigned(call.num_seqs);
   launch(s.conv_width <= 4 ? conv_kernel<4> : conv_kernel<DeltaShape::kMaxConvWidth>,

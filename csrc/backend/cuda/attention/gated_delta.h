@@ -13,7 +13,7 @@ namespace lynx_rt::cuda {
 
 inline constexpr int64_t kMaxDeltaKeyDim = 256;
 
-// All pointers are to device memory; conv, a_log, dt_bias and norm are float32. `rounded`: null, or [T, padded_columns(vh * dv)].
+// All pointers are to device memory; conv, rate, dt_bias and norm are float32. `rounded`: null, or [T, padded_columns(vh * dv)].
 struct GatedDeltaCall {
   GatedDeltaArgs args;
   StateView states;

@@ -36,7 +36,9 @@ ModelConfig read_hybrid(const ConfigReader& c) {
     }
   read_layer_kinds(c, m);
   m.qk_norm = QkNorm::kHead;
-  m.norm_offset = true;
+  // Files of llama.cpp hold 1 + w, and value heads in another order (gguf_config()).
+  m.norm_offset = c.boolean_or("norm_offset", true);
+  m.delta.tiled = c.boolean_or("linear_value_heads_tiled", false);
   m.attention_bias = m.output_bias = c.boolean_or("attention_bias", false);
   m.attention_gate = true;
   require_flag(c, "attn_output_gate", true);

@@ -163,19 +163,30 @@ void WeightTable::add_gated_delta(int64_t l) {
   const int64_t h = m.hidden_size, c = d.channels(), v = d.values();
   const std::string name = layer_name(l) + "linear_attn.";
   GatedDeltaWeights& w = layer(l).mixer.emplace<GatedDeltaWeights>();
-  if (m.delta_by_head) {
+  // GGUF files have Qwen3-Next's qkvz in two, kind by kind.
+  if (m.delta_by_head && !has(name + "in_proj_qkv.weight")) {
     add(name + "in_proj_qkvz.weight", {c + v, h}, &w.in_proj_qkv, WeightUse::kMatrix);
-    add(name + "in_proj_ba.weight", {2 * d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
   } else {
     add(name + "in_proj_qkv.weight", {c, h}, &w.in_proj_qkv, WeightUse::kMatrix);
     add(name + "in_proj_z.weight", {v, h}, &w.in_proj_z, WeightUse::kMatrix);
+  }
+  if (m.delta_by_head) {
+    add(name + "in_proj_ba.weight", {2 * d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
+  } else {
     add(name + "in_proj_b.weight", {d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
     add(name + "in_proj_a.weight", {d.value_heads, h}, &w.in_proj_a, WeightUse::kMatrix);
   }
   TensorSpec conv{name + "conv1d.weight", {c, 1, d.conv_width}, {}};
   conv.pieces.push_back({.target = &w.conv, .row_begin = 0, .rows = c, .transposed = true, .dtype = DType::kF32});
   add(std::move(conv), {WeightSlot{&w.conv, WeightUse::kVector}});
-  add_float32(name + "A_log", {d.value_heads}, &w.a_log);
+  if (has(name + "A")) {  // GGUF files have -exp(A_log)
+    add_float32(name + "A", {d.value_heads}, &w.rate);
+  } else {
+    TensorSpec rate = whole_tensor(name + "A_log", {d.value_heads}, &w.rate);
+    rate.pieces[0].dtype = DType::kF32;
+    rate.pieces[0].negative_exp = true;
+    add(std::move(rate), {WeightSlot{&w.rate, WeightUse::kVector}});
+  }
   add_float32(name + "dt_bias", {d.value_heads}, &w.dt_bias);
   add(name + "norm.weight", {d.value_dim}, &w.norm, WeightUse::kVector);
   add(name + "out_proj.weight", {h, v}, &w.out_proj, WeightUse::kMatrix);
