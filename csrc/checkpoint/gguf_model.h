@@ -3,8 +3,10 @@
 // tensor an architecture has), src/models/ (what llama.cpp assumes where the file says nothing). Test: tests/checkpoint/test_gguf.py.
 #pragma once
 #include <map>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "checkpoint/gguf.h"
 
@@ -17,6 +19,8 @@ struct GgufArchitecture {
   std::string_view router = "gate.";  // after the block
   std::string_view experts[3] = {"gate_proj.", "up_proj.", "down_proj."};
   std::string_view shared_expert = "shared_expert.";
+  // Names of a layer's tensors, after "blk.N.", that only this architecture has, and what they are after "model.layers.N.".
+  std::span<const std::pair<std::string_view, std::string_view>> names = {};
 };
 
 // Throws kUnsupported for an architecture that is not read, and for a file that holds something else than a model.

@@ -9,6 +9,32 @@ namespace lynx_rt {
 
 namespace {
 
+using Renaming = std::pair<std::string_view, std::string_view>;
+
+constexpr Renaming kDeltaNames[] = {
+    {"attn_qkv.", "linear_attn.in_proj_qkv."},
+    {"attn_gate.", "linear_attn.in_proj_z."},
+    {"ssm_alpha.", "linear_attn.in_proj_a."},
+    {"ssm_beta.", "linear_attn.in_proj_b."},
+    {"ssm_ba.", "linear_attn.in_proj_ba."},
+    {"ssm_in.", "linear_attn.in_proj_qkvz."},  // Qwen3-Next's files of 2025
+    {"ssm_conv1d.", "linear_attn.conv1d."},
+    {"ssm_dt.bias", "linear_attn.dt_bias"},
+    {"ssm_a", "linear_attn.A"},  // -exp(A_log)
+    {"ssm_norm.", "linear_attn.norm."},
+    {"ssm_out.", "linear_attn.out_proj."},
+};
+constexpr Renaming kGemmaNames[] = {
+    {"ffn_norm.", "pre_feedforward_layernorm."},
+    {"post_ffw_norm.", "post_feedforward_layernorm."},
+    {"post_ffw_norm_1.", "post_feedforward_layernorm_1."},
+    {"pre_ffw_norm_2.", "pre_feedforward_layernorm_2."},
+    {"post_ffw_norm_2.", "post_feedforward_layernorm_2."},
+    {"layer_output_scale.weight", "layer_scalar"},
+    {"ffn_gate_inp.scale", "router.scale"},
+    {"ffn_down_exps.scale", "router.per_expert_scale"},
+};
+
 constexpr GgufArchitecture kArchitectures[] = {
     {.name = "llama"},
     {.name = "qwen2"},
@@ -20,10 +46,12 @@ constexpr GgufArchitecture kArchitectures[] = {
     {.name = "gpt-oss", .router = "router."},
     {.name = "deepseek2", .shared_expert = "shared_experts."},
     {.name = "glm4moe", .shared_expert = "shared_experts."},
+    {.name = "qwen3next", .names = kDeltaNames},
+    {.name = "qwen35", .names = kDeltaNames},
+    {.name = "qwen35moe", .names = kDeltaNames},
+    {.name = "gemma4", .block = "", .router = "router.proj.", .names = kGemmaNames},
 };
 constexpr GgufArchitecture kMixtral{.name = "llama", .block = "block_sparse_moe.", .experts = {"w1.", "w3.", "w2."}};
-
-using Renaming = std::pair<std::string_view, std::string_view>;
 
 // Names of a layer's tensors, after "blk.N.", and what they are after "model.layers.N.".
 constexpr Renaming kLayerNames[] = {
@@ -58,8 +86,7 @@ constexpr Renaming kModelNames[] = {
 constexpr std::string_view kFactors[] = {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"};
 
 // Returns the name with the part in front replaced, empty where it has none of them.
-template <size_t N>
-std::string renamed(std::string_view name, const Renaming (&table)[N]) {
+std::string renamed(std::string_view name, std::span<const Renaming> table) {
   for (const auto& [from, to] : table)
     if (name.starts_with(from)) return str_cat(to, name.substr(from.size()));
   return "";
@@ -108,11 +135,14 @@ class LayerTensors {
 
   // `rest`: the name after "blk.N.".
   void add(const std::string& name, std::string_view rest, const TensorInfo& info) {
-    if (add_expert_tensor(name, rest, info)) return;
+    const std::string special = renamed(rest, a_.names);
+    if (special.empty() && add_expert_tensor(name, rest, info)) return;
     TensorInfo one = info;
     // The gate of a shared expert is a vector in the file and a matrix of one row in transformers.
     if (rest == "ffn_gate_inp_shexp.weight" && one.shape.size() == 1) one.shape.insert(one.shape.begin(), 1);
-    const std::string own = own_name(rest);
+    // The convolution's one input channel has no dimension in the file.
+    if (rest == "ssm_conv1d.weight" && one.shape.size() == 2) one.shape.insert(one.shape.begin() + 1, 1);
+    const std::string own = special.empty() ? own_name(rest) : special;
     out_.add(name, own.empty() ? name : layer_ + own, one);
   }
 

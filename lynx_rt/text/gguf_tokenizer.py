@@ -63,7 +63,7 @@ class _Reader:
         named = self._named(tokens)
         values: dict[str, Any] = {"chat_template": self._templates()}
         json = self._metadata.get("tokenizer.huggingface.json")
-        add_bos = kind == "llama"
+        add_bos = kind in ("llama", "gemma4")
         if isinstance(json, str) and json:
             raw = tokenizers.Tokenizer.from_str(json)
             add_bos = False  # the post-processor adds it
@@ -73,10 +73,12 @@ class _Reader:
             raw = self._byte_level(tokens, types, words)
         elif kind == "llama":
             raw = self._sentencepiece(tokens, types, named)
+        elif kind == "gemma4":
+            raw = self._gemma(tokens, types, named)
         else:
             raise UnsupportedModelError(
                 f"{self._file}: tokenizer.ggml.model {shown(kind)} is not supported; supported: 'gpt2' (byte-level BPE), 'llama' "
-                f"(SentencePiece BPE){_ADVICE}",
+                f"(SentencePiece BPE), 'gemma4' (BPE of whole texts){_ADVICE}",
                 "tokenizer.ggml.model",
             )
         values["add_bos_token"] = self._flag("add_bos_token", add_bos) and "bos_token" in named
@@ -85,13 +87,17 @@ class _Reader:
         add_tokens(raw, config)
         return raw, config
 
-    def _byte_level(self, tokens: list[str], types: list[int], words: Words) -> tokenizers.Tokenizer:
+    def _vocab(self, tokens: list[str]) -> dict[str, int]:
         vocab = {token: place for place, token in enumerate(tokens)}
         if len(vocab) != len(tokens):
             twice = next(token for place, token in enumerate(tokens) if vocab[token] != place)
             raise CheckpointError(
                 f"{self._file}: tokenizer.ggml.tokens has {shown(twice)} twice", "tokenizer.ggml.tokens"
             )
+        return vocab
+
+    def _byte_level(self, tokens: list[str], types: list[int], words: Words) -> tokenizers.Tokenizer:
+        vocab = self._vocab(tokens)
         merges = [self._pair(merge) for merge in self._list("merges", str, None)]
         raw = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=words.ignore_merges))
         if words.nfc:
@@ -102,6 +108,29 @@ class _Reader:
         )
         raw.pre_tokenizer = pre_tokenizers.Sequence([*splits, to_bytes])
         raw.decoder = decoders.ByteLevel()
+        self._add(raw, tokens, types)
+        return raw
+
+    def _gemma(self, tokens: list[str], types: list[int], named: Mapping[str, AddedToken]) -> tokenizers.Tokenizer:
+        """Merges run over a whole text, whose spaces are "▁", and characters that are no tokens become bytes. Source: transformers'
+        GemmaTokenizer."""
+        merges = [self._pair(merge) for merge in self._list("merges", str, None)]
+        if not merges:
+            raise CheckpointError(
+                f"{self._file}: tokenizer.ggml.merges: expected a list of texts, got none", "tokenizer.ggml.merges"
+            )
+        model = models.BPE(self._vocab(tokens), merges, fuse_unk=True, byte_fallback=True)
+        if "unk_token" in named:
+            model.unk_token = named["unk_token"].content
+        raw = tokenizers.Tokenizer(model)
+        raw.normalizer = normalizers.Replace(" ", "▁")
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+        self._add(raw, tokens, types)
+        return raw
+
+    @staticmethod
+    def _add(raw: tokenizers.Tokenizer, tokens: list[str], types: list[int]) -> None:
+        """Adds the tokens that text is cut at before anything else."""
         kinds = zip(tokens, types, strict=True) if types else ()
         raw.add_tokens(
             [
@@ -110,7 +139,6 @@ class _Reader:
                 if kind in (_CONTROL, _USER_DEFINED) and token
             ]
         )
-        return raw
 
     def _sentencepiece(
         self, tokens: list[str], types: list[int], named: Mapping[str, AddedToken]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_mixed_layers as mixed
 import numpy as np
 from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file
@@ -29,6 +30,8 @@ ARCHITECTURES = {
     "deepseek_v2": "deepseek2",
     "deepseek_v3": "deepseek2",
     "glm4_moe": "glm4moe",
+    **mixed.HYBRID,
+    **mixed.GEMMA,
 }
 
 
@@ -51,19 +54,25 @@ def restored(weights: np.ndarray, heads: int) -> np.ndarray:
     return weights.reshape(heads, rows // heads // 2, 2, -1).swapaxes(1, 2).reshape(weights.shape)
 
 
-def changed(config: dict[str, Any], tensors: Tensors, one_each: bool = False) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors as they are written, under names that the package's table knows.
+def changed(
+    config: dict[str, Any], tensors: Tensors, one_each: bool = False, old_qkvz: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors as they are written, under names that the package's table knows, or under the file's.
 
-    one_each: a tensor for each expert, as Mixtral's first files have.
+    one_each: a tensor for each expert, as Mixtral's first files have.  old_qkvz: as in Qwen3-Next's first files.
     """
     kind, heads = config["model_type"], config["num_attention_heads"]
     kv_heads = config.get("num_key_value_heads", heads)
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for name, values in tensors.items():
-        if ".experts." in name and kind != "gpt_oss" and not one_each:
+        if ".experts." in name and name.split(".experts.")[1][0].isdigit() and "mtp." not in name and not one_each:
             before, after = name.split(".experts.")
             expert, rest = after.split(".", 1)
             stacks.setdefault(f"{before}.experts.{rest}", {})[int(expert)] = values
+        elif kind in mixed.HYBRID:
+            yield from mixed.changed_hybrid(config, name, values, old_qkvz)
+        elif kind in mixed.GEMMA:
+            yield mixed.changed_gemma(name, values)
         elif kind in ("llama", "mixtral") and ".q_proj." in name:
             yield name, permuted(values, heads)
         elif kind in ("llama", "mixtral") and ".k_proj." in name:
@@ -93,6 +102,8 @@ def changed(config: dict[str, Any], tensors: Tensors, one_each: bool = False) ->
 
 
 def gguf_name(table: gguf.TensorNameMap, name: str) -> str:
+    if name.startswith("blk."):
+        return name
     # The converter renames Mixtral's stacks to a name that the table has.
     for own, known in (("w1", "w1"), ("w2", "w2"), ("w3", "w3")):
         if name.endswith(f"block_sparse_moe.experts.{own}.weight"):
@@ -103,10 +114,12 @@ def gguf_name(table: gguf.TensorNameMap, name: str) -> str:
     return found
 
 
-def number_keys(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the metadata under the architecture's name."""
+def number_keys(config: dict[str, Any], mtp: bool = False) -> dict[str, Any]:
+    """Returns the metadata under the architecture's name. mtp: the file has a layer that predicts a further token."""
     c = dict(config)
     kind = c["model_type"]
+    if kind in mixed.GEMMA:
+        return mixed.gemma_keys(c)
     rope = c.get("rope_parameters") or (c.get("rope_scaling") or {}) | {"rope_theta": c.get("rope_theta", 1e4)}
     head = c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"]
     count = c.get("num_experts") or c.get("num_local_experts") or c.get("n_routed_experts") or 0
@@ -114,7 +127,7 @@ def number_keys(config: dict[str, Any]) -> dict[str, Any]:
         "context_length": c["max_position_embeddings"],
         "embedding_length": c["hidden_size"],
         "block_count": c["num_hidden_layers"],
-        "feed_forward_length": c["intermediate_size"],
+        "feed_forward_length": c.get("intermediate_size", 0),
         "attention.head_count": c["num_attention_heads"],
         "attention.head_count_kv": c["num_key_value_heads"],
         "attention.layer_norm_rms_epsilon": float(c["rms_norm_eps"]),
@@ -161,6 +174,8 @@ def number_keys(config: dict[str, Any]) -> dict[str, Any]:
         }
         if c.get("q_lora_rank"):
             keys["attention.q_lora_rank"] = c["q_lora_rank"]
+    if kind in mixed.HYBRID:
+        keys |= mixed.hybrid_keys(c, rope, mtp)
     kind_of_rope = rope.get("rope_type", "default")
     if kind_of_rope in ("linear", "yarn"):
         keys |= {"rope.scaling.type": kind_of_rope, "rope.scaling.factor": float(rope["factor"])}
@@ -180,6 +195,8 @@ def number_keys(config: dict[str, Any]) -> dict[str, Any]:
 def rope_tensors(config: dict[str, Any]) -> Tensors:
     """Returns the factors by which rope frequencies are divided."""
     rope = config.get("rope_parameters") or {}
+    if config["model_type"] in mixed.GEMMA:
+        return {"rope_freqs.weight": mixed.gemma_rope(config)}
     if rope.get("rope_type") == "longrope":
         return {f"rope_factors_{side}.weight": np.float32(rope[f"{side}_factor"]) for side in ("long", "short")}
     if rope.get("rope_type") != "llama3":
@@ -227,8 +244,8 @@ def random_blocks(kind: Type, shape: tuple[int, ...], rng: np.random.Generator) 
 
 
 def is_small(name: str, values: np.ndarray) -> bool:
-    """Returns whether the converter keeps the tensor in F32: vectors and routers."""
-    return values.ndim == 1 or "ffn_gate_inp" in name or name.endswith(".bias")
+    """Returns whether the converter keeps the tensor in F32: vectors, routers and convolutions."""
+    return values.ndim == 1 or "ffn_gate_inp" in name or "ssm_conv1d" in name or name.endswith(".bias")
 
 
 def convert(
@@ -240,6 +257,7 @@ def convert(
     tokenizer: Callable[[gguf.GGUFWriter], None] | None = None,
     one_each: bool = False,
     old_latent: bool = False,
+    old_qkvz: bool = False,
     seed: int | None = None,
     parts: int = 0,
     quantize: Callable[[np.ndarray, Type], np.ndarray] = gguf.quants.quantize,
@@ -253,7 +271,10 @@ def convert(
     config, tensors = read(folder)
     architecture = ARCHITECTURES[config["model_type"]]
     writer = gguf.GGUFWriter(out, architecture, split_max_tensors=parts)
-    keys = {f"{architecture}.{key}": value for key, value in number_keys(config).items()}
+    keys = {
+        f"{architecture}.{key}": value
+        for key, value in number_keys(config, any(n.startswith("mtp.") for n in tensors)).items()
+    }
     for key, value in (keys | (metadata or {})).items():
         if value is not None:
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
@@ -271,7 +292,7 @@ def convert(
         tensors = {n: v for n, v in tensors.items() if not n.endswith("kv_b_proj.weight")}
     else:
         named = {}
-    for name, values in changed(config, tensors, one_each):
+    for name, values in changed(config, tensors, one_each, old_qkvz):
         if one_each and ".experts." in name:
             layer, expert, own = name.split(".")[2], name.split(".")[5], name.split(".")[6]
             part = {"w1": "gate", "w2": "down", "w3": "up"}[own]
@@ -296,7 +317,7 @@ def convert(
 def originals(folder: Path, stored: Tensors) -> Tensors:
     """Returns the checkpoint's tensors with the values that the file has: what convert() returned, with its changes undone.
 
-    For families whose tensors the converter stacks, permutes or leaves alone.
+    For families whose tensors the converter stacks, permutes or leaves alone, and Qwen3.5.
     """
     config, tensors = read(folder)
     architecture = ARCHITECTURES[config["model_type"]]
@@ -304,12 +325,14 @@ def originals(folder: Path, stored: Tensors) -> Tensors:
     table = gguf.get_tensor_name_map(key, config["num_hidden_layers"] + 1)
     out = {}
     for name, values in tensors.items():
-        if ".experts." in name:
+        if ".experts." in name and name.split(".experts.")[1][0].isdigit():
             before, after = name.split(".experts.")
             expert, rest = after.split(".", 1)
             found = stored[gguf_name(table, f"{before}.experts.{rest}")][int(expert)]
         else:
-            found = stored[gguf_name(table, name)]
+            found = stored[gguf_name(table, mixed.changed_name(config, name))]
+        if config["model_type"] in mixed.HYBRID:
+            found = mixed.restored_hybrid(config, name, found)
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             query = ".q_proj." in name
             found = restored(found, config["num_attention_heads" if query else "num_key_value_heads"])

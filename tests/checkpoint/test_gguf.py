@@ -105,7 +105,9 @@ def save_reference(folder: Path, values: gf.Tensors, dtype: torch.dtype) -> None
     """Writes the tensors over those of the folder: matrices of `dtype`, vectors and routers in float32."""
     tensors = {}
     for name, array in values.items():
-        small = array.ndim == 1 or name.endswith("mlp.gate.weight")
+        small = array.ndim == 1 or name.endswith(
+            ("mlp.gate.weight", "shared_expert_gate.weight", "router.proj.weight", "conv1d.weight")
+        )
         tensors[name] = torch.from_numpy(np.ascontiguousarray(array)).to(torch.float32 if small else dtype)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())

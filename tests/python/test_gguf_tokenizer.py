@@ -15,6 +15,7 @@ import tokenizers
 from gguf import TokenType
 from made_texts import texts
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import GemmaTokenizer
 
 import lynx_rt
 from lynx_rt import CheckpointError, UnsupportedModelError
@@ -199,6 +200,34 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert ours.decode(ours.encode("naïve x")) == "naïve x"
     without = Tokenizer(write(tmp_path / "n.gguf", sentencepiece_values(model) | {"add_bos_token": False}))
     assert without.encode("a b") == ours.encode("a b")[1:]
+
+
+def test_gemma(tmp_path: Path) -> None:
+    """Ids of transformers' GemmaTokenizer: no cut at spaces, bytes of characters that are no tokens."""
+    raw = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    raw.normalizer = normalizers.Replace(" ", "▁")
+    specials = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<|turn>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    raw.train_from_iterator(CORPUS, trainers.BpeTrainer(vocab_size=900, special_tokens=specials, limit_alphabet=60))
+    content = json.loads(raw.to_str())["model"]
+    vocab = content["vocab"]
+    types = [
+        TokenType.CONTROL if place < 6 else TokenType.BYTE if place < 262 else TokenType.NORMAL
+        for place in range(len(vocab))
+    ]
+    types[3], types[5] = TokenType.UNKNOWN, TokenType.USER_DEFINED
+    values = {"model": "gemma4", "tokens": list(vocab), "token_type": [int(kind) for kind in types], "scores": [-1000.0] * len(vocab),
+              "merges": [" ".join(pair) for pair in content["merges"]], "bos_token_id": 2, "eos_token_id": 1, "unknown_token_id": 3,
+              "padding_token_id": 0, "add_space_prefix": False, "add_bos_token": True}  # fmt: skip
+    assert [vocab[token] for token in values["tokens"]] == list(range(len(vocab)))
+    ours = Tokenizer(write(tmp_path / "m.gguf", values))
+    theirs = GemmaTokenizer(
+        vocab=vocab, merges=[tuple(pair) for pair in content["merges"]], extra_special_tokens=["<|turn>"]
+    )
+    for text in [*texts(), *CORPUS, "a  b\n\n\n c<|turn>user\nß€"]:
+        assert ours.encode(text) == [2, *theirs.encode(text, add_special_tokens=False)], text
+    assert ours.decode(ours.encode("naïve  x\n€"), skip_special_tokens=True) == "naïve  x\n€"
+    with pytest.raises(CheckpointError, match=r"tokenizer\.ggml\.merges: expected a list of texts, got none"):
+        Tokenizer(write(tmp_path / "n.gguf", {name: value for name, value in values.items() if name != "merges"}))
 
 
 @pytest.mark.parametrize(
