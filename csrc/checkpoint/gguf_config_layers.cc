@@ -37,19 +37,21 @@ void set_delta(ConfigWriter& c) {
   c.set("linear_value_head_dim", {columns / heads});
 }
 
-// Returns the part of a head that proportional rope rotates. The file has a factor of 1 for each pair that is rotated, then one so large
-// that the others stand still.
-double rotated_part(const ConfigWriter& c) {
+// Returns the part of a head of `size` columns that proportional rope rotates. The file has a factor of 1 for each pair that is rotated,
+// then one so large that the others stand still.
+double rotated_part(const ConfigWriter& c, int64_t size) {
   constexpr double kStill = 1e20;
   const char* name = "rope_freqs.weight";
   const Json factors = factors_of(c, name);
   const Json::Array& all = *factors.as<Json::Array>();
+  if (int64_t(all.size()) != size / 2)
+    c.reject_tensor(name, "expected a factor for each of ", size / 2, " pairs of columns, got ", all.size());
   size_t rotated = 0;
   while (rotated < all.size() && *all[rotated].as<double>() == 1) ++rotated;
   for (size_t i = rotated; i < all.size(); ++i)
-    if (*all[i].as<double>() < kStill)
+    if (!(*all[i].as<double>() >= kStill))
       c.reject_tensor(name, "expected factors of 1 and then of at least 1e20, got ", *all[i].as<double>(), " for pair ", i);
-  return all.empty() ? 0 : double(rotated) / double(all.size());
+  return factor_of(2 * int64_t(rotated), size);
 }
 
 // Refuses a scaled rope: the file does not say of which layers.
@@ -144,11 +146,12 @@ void write_gemma4(ConfigWriter& c, int64_t layers) {
     c.unsupported("rope.dimension_count", str_cat(n), str_cat(full, " as attention.key_length"));
   const double theta = c.number("rope.freq_base", 1e6);
   Json::Object ropes;
-  ropes.emplace_back("full_attention", rope_of("proportional", ConfigWriter::shortest(theta), rotated_part(c)));
+  ropes.emplace_back("full_attention", rope_of("proportional", ConfigWriter::shortest(theta), rotated_part(c, full)));
   if (any_sliding || c.has("rope.freq_base_swa")) {
     if (!c.has("rope.freq_base_swa")) c.reject("rope.freq_base_swa", "missing in the file's metadata");
-    const double part = double(c.integer("rope.dimension_count_swa", windowed)) / double(windowed);
-    ropes.emplace_back("sliding_attention", rope_of("default", c.number("rope.freq_base_swa", 0), part));
+    if (const int64_t n = c.integer("rope.dimension_count_swa", windowed); n != windowed)
+      c.unsupported("rope.dimension_count_swa", str_cat(n), str_cat(windowed, " as attention.key_length_swa"));
+    ropes.emplace_back("sliding_attention", rope_of("default", c.number("rope.freq_base_swa", 0), 1));
   }
   c.set("rope_parameters", {std::move(ropes)});
 

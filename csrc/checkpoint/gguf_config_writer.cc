@@ -57,16 +57,20 @@ void set_rope(ConfigWriter& c, Json::Object further) {
   }
   c.require("rope.scaling.attn_factor", 1);
   const Json* original = c.find("rope.scaling.original_context_length");
-  if (kind == "none" || factor == 1) return c.set("rope_scaling", {Json::Object{{"rope_type", {std::string("default")}}}});
-  if (kind != "linear" && kind != "yarn") c.unsupported("rope.scaling.type", quote(kind), "none, linear, yarn");
   Json::Object scaling;
+  const auto add = [&](const char* key, const Json& value) { scaling.emplace_back(key, value); };
+  if (kind == "none" || factor == 1) {
+    add("rope_type", {std::string("default")});
+    return c.set("rope_scaling", {std::move(scaling)});
+  }
+  if (kind != "linear" && kind != "yarn") c.unsupported("rope.scaling.type", quote(kind), "none, linear, yarn");
   if (kind == "yarn") scaling = std::move(further);
-  scaling.emplace_back("rope_type", Json{kind});
-  scaling.emplace_back("factor", Json{factor});
+  add("rope_type", {kind});
+  add("factor", {factor});
   if (kind == "yarn") {
-    if (original) scaling.emplace_back("original_max_position_embeddings", *original);
-    scaling.emplace_back("beta_fast", Json{c.number("rope.scaling.yarn_beta_fast", 32)});
-    scaling.emplace_back("beta_slow", Json{c.number("rope.scaling.yarn_beta_slow", 1)});
+    if (original) add("original_max_position_embeddings", *original);
+    add("beta_fast", {c.number("rope.scaling.yarn_beta_fast", 32)});
+    add("beta_slow", {c.number("rope.scaling.yarn_beta_slow", 1)});
   }
   c.set("rope_scaling", {ConfigWriter::sorted(std::move(scaling))});
 }
@@ -97,6 +101,12 @@ void require_plain_router(ConfigWriter& c, bool normalized) {
     if (c.integer(key, 0) > 1) c.unsupported(key, str_cat(c.integer(key)), "1");
 }
 
+double factor_of(int64_t part, int64_t size) {
+  double factor = double(part) / double(size);
+  while (int64_t(factor * double(size)) < part) factor = std::nextafter(factor, 2 * factor);
+  return factor;
+}
+
 void set_heads(ConfigWriter& c, bool partial) {
   const int64_t heads = c.integer("attention.head_count"), hidden = c.integer("embedding_length");
   const int64_t size = c.integer("attention.key_length", heads > 0 ? hidden / heads : 0);
@@ -106,7 +116,7 @@ void set_heads(ConfigWriter& c, bool partial) {
     c.unsupported("attention.value_length", str_cat(v), str_cat(size, " as attention.key_length"));
   const int64_t rotated = c.integer("rope.dimension_count", size);
   if (partial && size > 0) {
-    c.set("partial_rotary_factor", {double(rotated) / double(size)});
+    c.set("partial_rotary_factor", {factor_of(rotated, size)});
   } else if (rotated != size) {
     c.unsupported("rope.dimension_count", str_cat(rotated), str_cat(size));
   }

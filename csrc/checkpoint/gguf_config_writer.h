@@ -187,6 +187,8 @@ void set_experts(ConfigWriter& c, std::string_view width, Gating gating, std::st
                  std::string_view top_k = "num_experts_per_tok");
 // Refuses keys of routers that the architecture does not have.
 void require_plain_router(ConfigWriter& c, bool normalized);
+// Returns the factor of which families make `part` again: they cut factor * size to an integer.
+double factor_of(int64_t part, int64_t size);
 // Sets what all architectures with usual attention have. `partial`: whether a part of each head may be rotated.
 void set_heads(ConfigWriter& c, bool partial = false);
 

@@ -16,6 +16,8 @@ from gguf import GGMLQuantizationType as Type
 sys.path.insert(0, str(Path(__file__).parent))
 import gguf_bytes as gb
 import gguf_files as gf
+from family_models_gemma import gemma4
+from family_models_hybrid import HALF, linear, moe
 from family_parity import Row, write
 from gguf_bytes import Raw, Tensor
 
@@ -233,6 +235,8 @@ def test_fuzz(tmp_path: Path) -> None:
         Row("qwen3_moe", "fuzz", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "hidden_size": 64}),
         Row("gpt_oss", "fuzz", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 3, "hidden_size": 64, "head_dim": 32}),
         Row("llama", "fuzz", {"hidden_size": 64}),
+        Row("qwen3_5_moe_text", "fuzz", linear(2, 4, 16, 16, hidden_size=64) | moe(4, 2, 32) | HALF),
+        Row("gemma4_text", "fuzz", gemma4(4, 2, 32, hidden_size=64, head_dim=16, global_head_dim=32)),
     ]  # fmt: skip
     for row in rows:
         write(row, tmp_path / row.id)

@@ -170,6 +170,7 @@ HOSTILE: list[tuple[Row, str, Any, str, bool]] = [
     (GEMMA[1], "attention.shared_kv_layers", TWO, "attention.shared_kv_layers 2 is not supported; supported: 0", True),
     (GEMMA[1], "embedding_length_per_layer_input", TWO, "embedding_length_per_layer_input 2 is not supported; supported: 0", True),
     (GEMMA[1], "rope.dimension_count", TWO, "rope.dimension_count 2 is not supported; supported: 26", True),
+    (GEMMA[1], "rope.dimension_count_swa", TWO, "rope.dimension_count_swa 2 is not supported; supported: 12", True),
     (GEMMA[1], "rope.scaling.type", (gb.STRING, "yarn"), 'rope.scaling.type "yarn" is not supported; supported: none', True),
     (GEMMA[1], "rope.scaling.type", TWO, "expected a string, got the number 2", False),
     (GEMMA[1], "final_logit_softcapping", TEXT, "final_logit_softcapping", False),
@@ -227,6 +228,26 @@ def test_missing_tensors(row, tensor, says, converted, tmp_path):
     with pytest.raises(CheckpointError) as caught:
         _C.Engine(str(path))
     assert says in str(caught.value)
+
+
+def test_number_of_factors_of_rope(converted, tmp_path):
+    file = converted(GEMMA[1])
+    next(t for t in file.tensors if t.name == "rope_freqs.weight").dims = [12]
+    path = tmp_path / "model.gguf"
+    path.write_bytes(file.encode())
+    with pytest.raises(CheckpointError, match="expected a factor for each of 13 pairs of columns, got 12"):
+        _C.Engine(str(path))
+
+
+@pytest.mark.parametrize("part", [3, 5, 9, 11])
+def test_rotated_parts(part, tmp_path):
+    """Parts of 98 columns are no floating-point numbers: the number of rotated columns comes through the config as it was."""
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    full = {"rope_type": "proportional", "rope_theta": 1e5, "partial_rotary_factor": (2 * part + 0.5) / 98}
+    row = Row("gemma4_text", f"part{part}", gemma4(0, global_head_dim=98, **ropes(rope, full)))
+    folder = Path(write(row, tmp_path / "hf"))
+    gf.convert(folder, tmp_path / "model.gguf")
+    np.testing.assert_array_equal(logits(tmp_path / "model.gguf"), logits(folder))
 
 
 def test_factors_of_rope_that_are_not_proportional(converted, tmp_path):
