@@ -161,6 +161,24 @@ std::string dtype_of(const GgufFile& file) {
   return kNames[std::max_element(bytes, bytes + 3) - bytes];
 }
 
+// Returns the tokens that end a text. Gemma 4's files lack keys for those that end a turn, which llama.cpp knows by their text.
+Json::Array ends_of(const GgufFile& file, std::string_view architecture, int64_t vocab_size) {
+  Json::Array ends;
+  const auto add = [&](int64_t id) {
+    if (std::any_of(ends.begin(), ends.end(), [&](const Json& e) { return *e.as<int64_t>() == id; })) return;
+    ends.emplace_back().value = id;
+  };
+  for (const char* name : {"eos", "eot", "eom"})
+    if (const Json* id = file.find(str_cat("tokenizer.ggml.", name, "_token_id")); id && id->as<int64_t>())
+      add(*id->as<int64_t>());
+  const Json* tokens = architecture == "gemma4" ? file.find("tokenizer.ggml.tokens") : nullptr;
+  const auto* texts = tokens ? tokens->as<Json::Array>() : nullptr;
+  for (int64_t i = 0; texts && i < std::min(vocab_size, int64_t(texts->size())); ++i)
+    if (const auto* text = (*texts)[size_t(i)].as<std::string>())
+      if (*text == "<eos>" || *text == "<turn|>" || *text == "<|tool_response>") add(i);
+  return ends;
+}
+
 }  // namespace
 
 Json gguf_config(const GgufFile& file) {
@@ -184,11 +202,7 @@ Json gguf_config(const GgufFile& file) {
   c.integer("vocab_size", 0);  // of the tokenizer
   if (!c.boolean("attention.causal", true)) c.unsupported("attention.causal", "false", "true");
   if (c.boolean("use_parallel_residual", false)) c.unsupported("use_parallel_residual", "true", "false");
-  Json::Array ends;
-  for (const char* name : {"eos", "eot", "eom"})
-    if (const Json* id = file.find(str_cat("tokenizer.ggml.", name, "_token_id")); id && id->as<int64_t>())
-      if (std::none_of(ends.begin(), ends.end(), [&](const Json& e) { return *e.as<int64_t>() == *id->as<int64_t>(); }))
-        ends.push_back(*id);
+  Json::Array ends = ends_of(file, architecture_of(file).name, embedding->shape[0]);
   if (!ends.empty()) c.set("eos_token_id", {std::move(ends)});
   write_architecture(c, architecture_of(file).name, layers);
   return c.finish();

@@ -91,6 +91,20 @@ def test_qkvz_in_one_tensor(folder, tmp_path):
     np.testing.assert_array_equal(logits(tmp_path / "old.gguf"), logits(tmp_path / "new.gguf"))
 
 
+def test_ends_of_gemma(folder, tmp_path):
+    """Tokens that end a turn have no key in the file."""
+    tokens = [f"t{i}" for i in range(97)]
+    tokens[1], tokens[50], tokens[61] = "<eos>", "<|tool_response>", "<turn|>"
+
+    def tokenizer(writer: Any) -> None:
+        writer.add_token_list(tokens)
+        writer.add_eos_token_id(1)
+
+    gf.convert(folder(GEMMA[0]), tmp_path / "model.gguf", tokenizer=tokenizer)
+    e = make_engine(str(tmp_path / "model.gguf"))
+    assert sorted(e.model_info()["eos_token_ids"]) == [1, 50, 61]
+
+
 # Sizes that every type's blocks divide.
 WIDE = {
     "qwen3_5_moe_text": linear(2, 4, 64, 64, hidden_size=256) | {"head_dim": 64} | moe(4, 2, 256, 256) | HALF,
