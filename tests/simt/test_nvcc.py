@@ -45,6 +45,14 @@ CEILINGS: dict[str, dict[str, int]] = {
         "down_kernel<8, 4>": 176,
         "down_kernel<8, 8>": 250,
     },
+    "gated_delta": {
+        "conv_kernel<16>": 123,
+        "conv_kernel<4>": 54,
+        "delta_kernel<32>": 159,
+        "delta_kernel<64>": 255,
+        "delta_kernel<8>": 64,
+        "norm_kernel": 47,
+    },
     "gather": {
         "embed_kernel": 30,
         "gather_kernel": 25,

@@ -47,6 +47,7 @@ __device__ void convolve(const DeltaParams& p, float* x, int64_t rows, int chann
     weights[j] = j < missing ? 0 : p.conv[int64_t(j - missing) * p.channels + channel];
     inputs[j] = j < missing || j == kWidth - 1 ? 0 : past[int64_t(j - missing) * p.channels];
   }
+  LYNX_ROLLED
   for (int64_t t = 0; t < rows; ++t) {
     float* at = x + t * p.call.args.x_stride;
     inputs[kWidth - 1] = *at;
