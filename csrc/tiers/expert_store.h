@@ -34,7 +34,7 @@ struct ExpertStoreStats {
 
 struct ExpertStoreOptions {
   ReaderOptions reader;
-  ExpertHistory lists;  // of the policy static, see Residency
+  ExpertHistory lists = {};  // of the policy static, see Residency
   // How long next() waits without a read that ends before it throws, and the longest time for which the destructor waits for reads that
   // hang; 0 = next() waits without end, the destructor for reader.close_timeout_s.
   double io_timeout_s = 0;
