@@ -136,9 +136,10 @@ void test_arguments_of_gemma() {
                "add_rmsnorm", {"scale", "[1, 1]", "[1, 2]"});
   l.backend->rmsnorm(l.x.data(), l.norm, 0, kRows, l.rows);
   const WeightView matrix{l.matrix.data(), DType::kF32, kHidden, kHidden};
-  CHECK_THROWS(
-      l.backend->mlp(l.rows, {.gate = matrix, .up = matrix, .down = matrix}, {}, l.out.data(), Activation::kClampedSwiglu),
-      ErrorCode::kInvalidArgument, "mlp", {"activation"});
+  ExpertWeights weights;
+  weights.gate = weights.up = weights.down = matrix;
+  CHECK_THROWS(l.backend->mlp(l.rows, weights, {}, l.out.data(), Activation::kClampedSwiglu), ErrorCode::kInvalidArgument, "mlp",
+               {"activation"});
   CHECK_THROWS(l.backend->logits(l.rows, matrix, {}, 1, l.out.data(), -1), ErrorCode::kInvalidArgument, "logits", {"soft_cap"});
 }
 
