@@ -55,7 +55,9 @@ def gated_delta(q, k, v, z, b, a, conv, a_log, dt_bias, norm, eps, tiled=False):
 
     group = value_heads // key_heads
     (q, dq), (k, dk_error) = unit(heads(q), heads(dq), dk**-0.5), unit(heads(k), heads(dk_error), 1.0)
-    q, k, dq, dk_error = (np.concatenate([x] * group, 1) if tiled else np.repeat(x, group, 1) for x in (q, k, dq, dk_error))
+    q, k, dq, dk_error = (
+        np.concatenate([x] * group, 1) if tiled else np.repeat(x, group, 1) for x in (q, k, dq, dk_error)
+    )
     v, dv_error = v.reshape(rows, value_heads, dv), dv_error.reshape(rows, value_heads, dv)
     beta, beta_error, decay, decay_error = (x[..., None] for x in gates(b, a, a_log, dt_bias))
 

@@ -7,7 +7,7 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-ssize_t pread(int file, void *to, size_t bytes, off_t offset) {
+ssize_t pread(int file, void* to, size_t bytes, off_t offset) {
   const char *hangs = getenv("HANG_WHILE"), *named = getenv("HANG_FILE");
   if (hangs && named && offset == atoll(getenv("HANG_OFFSET"))) {
     char link[64], name[4096] = "";
@@ -18,4 +18,4 @@ ssize_t pread(int file, void *to, size_t bytes, off_t offset) {
   return syscall(SYS_pread64, (long)file, to, bytes, offset);
 }
 
-ssize_t pread64(int file, void *to, size_t bytes, off_t offset) { return pread(file, to, bytes, offset); }
+ssize_t pread64(int file, void* to, size_t bytes, off_t offset) { return pread(file, to, bytes, offset); }

@@ -171,8 +171,8 @@ struct EngineStats {
     int64_t bytes = 0;
   };
   std::vector<Op> ops;
-  struct Slo {                                         // expert selection "slo:..."; no levels otherwise
-    double target_seconds = 0;                         // target time of a decode-only step
+  struct Slo {                  // expert selection "slo:..."; no levels otherwise
+    double target_seconds = 0;  // target time of a decode-only step
     // The measured cost model of a step, experts, and those that came from the disk, summed over layers.
     double fixed_seconds = 0, seconds_per_expert = 0, seconds_per_miss = 0;
     int64_t steps_over_target = 0;
