@@ -1,5 +1,6 @@
 // Experts that a step may need, by scores of its rows.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
