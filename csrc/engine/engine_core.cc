@@ -367,7 +367,7 @@ std::vector<StepOutput> EngineCore::step() {
   // These outputs must not be lost to a failure of the model, so they are all that this step does.
   if (std::vector<StepOutput> outputs = end_expired(start); !outputs.empty()) return outputs;
   const BytesRead before = bytes_read();
-  const double waited = store_ ? store_->stats().wait_seconds : 0;
+  const double waited = store_ ? store_->wait_seconds() : 0;
   const double before_schedule = now();
   ScheduledStep scheduled = scheduler_.schedule();
   const double schedule_seconds = now() - before_schedule;
@@ -421,7 +421,7 @@ std::vector<StepOutput> EngineCore::step() {
     ++counters_.decode_steps;
     counters_.decode_seconds += seconds;
     const BytesRead after = bytes_read();
-    selection_.observe(seconds, store_ ? store_->stats().wait_seconds - waited : 0, layer_stats_, after.all - before.all,
+    selection_.observe(seconds, store_ ? store_->wait_seconds() - waited : 0, layer_stats_, after.all - before.all,
                        after.experts - before.experts);
   }
   return outputs;

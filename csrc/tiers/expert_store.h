@@ -104,6 +104,7 @@ class ExpertStore : public RoutingCosts {
   // that no layer has more residents than its share. Throws kInternal saying what is inconsistent.
   void check_integrity() const;
   ExpertStoreStats stats() const;
+  double wait_seconds() const { return counters_.wait_seconds; }  // of stats(), which counts residents and asks the reader
   void reset_stats();
 
  private:

@@ -7,7 +7,7 @@
 namespace {
 
 template <class Dot>
-struct Avx2Blocks {
+struct Avx2Blocks : BlockProducts<Avx2Blocks<Dot>, Dot> {
   using Codes = __m256i;
   using Eight = __m256i;
   static constexpr int kSignedZero = Dot::kWide ? 128 : 0;
@@ -124,15 +124,6 @@ struct Avx2Blocks {
     }
     const __m256i nan = _mm256_cmpeq_epi8(largest, _mm256_set1_epi8(127));
     return !_mm256_testz_si256(nan, nan);
-  }
-
-  template <BlockCode Code>
-  static constexpr int most() {
-    return BlockProducts<Avx2Blocks, Dot>::template most<Code>();
-  }
-  template <BlockCode Code, Scaling kScaling, int R>
-  static void add(const Panel& panel, int64_t runs, const BlockX& x, int64_t first, PanelSums* out) {
-    BlockProducts<Avx2Blocks, Dot>::template add<Code, kScaling, R>(panel, runs, x, first, out);
   }
 };
 

@@ -54,6 +54,7 @@ struct WideDot {
   }
 };
 
+// The base of a class V of blocks_gemm_inl.h, which decodes the panels.
 template <class V, class Dot>
 struct BlockProducts {
   using Reg = typename Dot::Registers;
