@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parent))
 import gguf_files as gf
 from family_models_special import experts, mla, with_yarn
-from family_parity import Row, engine, greedy, write
+from family_parity import Row, engine, greedy, write, written_once
 
 import lynx_rt
 from lynx_rt import _C
@@ -54,14 +54,8 @@ ROWS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Returns folder(row) -> the checkpoint in safetensors."""
-    made = {}
-
-    def get(row: Row) -> Path:
-        if row.id not in made:
-            made[row.id] = Path(write(row, tmp_path_factory.mktemp(row.id)))
-        return made[row.id]
-
-    return get
+    written = written_once(tmp_path_factory)
+    return lambda row: Path(written(row))
 
 
 def logits(path: Path, **options) -> np.ndarray:

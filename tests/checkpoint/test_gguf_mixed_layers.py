@@ -18,7 +18,7 @@ from gguf import GGMLQuantizationType as Type
 sys.path.insert(0, str(Path(__file__).parent))
 from family_models_gemma import FULL, SLIDING, gemma4, ropes
 from family_models_hybrid import HALF, add_mtp, by_interval, kinds, linear, moe, mrope
-from family_parity import F32_BOUND, Row, greedy, write
+from family_parity import F32_BOUND, Row, greedy, write, written_once
 from family_parity import engine as make_engine
 from test_gguf import TOKENS, logits, save_reference
 
@@ -56,14 +56,8 @@ ROWS = NEXT + QWEN35 + GEMMA
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Returns folder(row) -> the checkpoint in safetensors."""
-    made: dict[str, Path] = {}
-
-    def get(row: Row) -> Path:
-        if row.id not in made:
-            made[row.id] = Path(write(row, tmp_path_factory.mktemp(row.id)))
-        return made[row.id]
-
-    return get
+    written = written_once(tmp_path_factory)
+    return lambda row: Path(written(row))
 
 
 def assert_close(row: Row, ours: np.ndarray, expected: np.ndarray) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tiny_models as tm
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -106,6 +107,18 @@ def write(row: Row, folder: Path) -> str:
         row.edit_tensors(tensors)
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     return str(folder)
+
+
+def written_once(folders: pytest.TempPathFactory) -> Callable[[Row], str]:
+    """Returns f(row) -> the folder of the row's checkpoint, which is written by the first call. For fixtures."""
+    made: dict[str, str] = {}
+
+    def get(row: Row) -> str:
+        if row.id not in made:
+            made[row.id] = write(row, folders.mktemp(row.id))
+        return made[row.id]
+
+    return get
 
 
 def reference(row: Row, path: str) -> torch.nn.Module:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from family_models_special import MXFP4, ROWS, split_experts, to_mxfp4
-from family_parity import write
+from family_parity import write, written_once
 
 from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
@@ -21,14 +21,8 @@ MISSING = object()
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """checkpoint(name) -> folder of that row, made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = write(NAMES[name], tmp_path_factory.mktemp("rows") / name)
-        return made[name]
-
-    return get
+    written = written_once(tmp_path_factory)
+    return lambda name: written(NAMES[name])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from family_models_gemma import FULL, ROWS, SLIDING
-from family_parity import F32_BOUND, engine, greedy, prompts_for, reference, write
+from family_parity import F32_BOUND, engine, greedy, prompts_for, reference, written_once
 
 from lynx_rt import _C, CheckpointError, UnsupportedModelError
 
@@ -20,14 +20,8 @@ MISSING = "a key that is left out"  # not object(): ids of tests have to be the 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """checkpoint(name) -> folder of that row, made once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = write(NAMES[name], tmp_path_factory.mktemp("rows") / name)
-        return made[name]
-
-    return get
+    written = written_once(tmp_path_factory)
+    return lambda name: written(NAMES[name])
 
 
 @pytest.fixture
