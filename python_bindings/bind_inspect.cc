@@ -115,10 +115,12 @@ py::dict pack(const std::string& path, const std::string& output, const std::str
   return d;
 }
 
-py::list foretell(const std::string& path, int64_t memory, int64_t max_num_seqs, int64_t max_model_len) {
+py::list foretell(const std::string& path, int64_t memory, int64_t max_num_seqs, int64_t max_model_len,
+                  const std::string& expert_policy) {
   EngineOptions options;
   options.max_num_seqs = max_num_seqs;
   options.max_model_len = max_model_len;
+  options.expert_policy = expert_policy;
   options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, max_num_seqs);
   std::vector<ForetoldMemory> foretold;
   {
@@ -135,7 +137,8 @@ py::list foretell(const std::string& path, int64_t memory, int64_t max_num_seqs,
     d["kv"] = f.kv_bytes;
     d["max_model_len"] = f.max_model_len;
     d["experts"] = f.shares.experts;
-    d["slots"] = f.demand.slot ? f.shares.experts / f.demand.slot : 0;
+    d["slots"] = f.num_slots();
+    d["low"] = f.demand.low;
     d["num_experts"] = f.demand.num_experts;
     list.append(d);
   }
@@ -159,6 +162,7 @@ void register_inspect(py::module_& m) {
         "inspect --json` "
         "prints. Raises what making an Engine of the folder would.");
   m.def("foretell_memory", &foretell, py::arg("path"), py::arg("memory"), py::arg("max_num_seqs"), py::arg("max_model_len"),
+        py::arg("expert_policy") = "lfu",
         "How an Engine would divide `memory`, for each `quantization`: bytes, and the numbers of experts that there is memory "
         "for and in "
         "all. Raises what inspect() raises.");

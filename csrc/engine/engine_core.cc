@@ -134,7 +134,7 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
     lynx_rt::load_weights(config_, checkpoint_, weights, ReadCopies::kWhenPlaced, takes);
   }
   if (expert_file_) bind_expert_file(weights);
-  if (!options_.memory.empty() && !expert_file_) divide_memory(weights);
+  if (!options_.memory.empty() && !expert_file_) divide_memory(weights, 0);
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
     const int64_t free = backend_->memory_budget().free;
@@ -244,6 +244,13 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
             " tokens, so that one can be generated, got ", prompt.size());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
+  if (params.exact && low_experts_)
+    invalid("exact",
+            "expected false (expert_selection=None) where experts that are not resident are computed in low precision, with ",
+            "expert_policy=\"", options_.expert_policy, "\"");
+  if (params.exact && prefetch_ && prefetch_->pregated())
+    invalid("exact",
+            "expected false (expert_selection=None) with expert_prefetch=\"pregated\", which is not the model's own routing");
   const int64_t num_forced = int64_t(params.forced_token_ids.size());
   if (int64_t(prompt.size()) + num_forced > plan_.max_model_len)
     invalid("forced_token_ids", "expected at most ", plan_.max_model_len - int64_t(prompt.size()), " tokens after a prompt of ",

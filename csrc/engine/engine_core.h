@@ -50,7 +50,8 @@ class EngineCore {
   std::unique_ptr<const ModelWeights> load_weights();
   void bind_expert_file(ModelWeights& weights);  // this and the next five: engine_experts.cc
   // Divides EngineOptions::memory, which is not empty. `weights`: those that are always in memory.
-  void divide_memory(const ModelWeights& weights);
+  // `low_bytes`: of copies of experts in low precision.
+  void divide_memory(const ModelWeights& weights, int64_t low_bytes);
   Backend::MemoryBudget memory_budget() const;  // for everything but weights
   std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
   std::unique_ptr<ExpertPrefetch> make_prefetch();
@@ -102,6 +103,7 @@ class EngineCore {
   std::shared_ptr<const ExpertFile> expert_file_;  // null: experts come from the checkpoint
   std::optional<MemoryShares> shares_;             // of EngineOptions::memory
   int64_t expert_memory_ = 0;                      // bytes for experts, where the others are read when they are needed
+  std::shared_ptr<const LowExperts> low_experts_;  // of expert_policy; their bytes are part of expert_memory_
   std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
   std::unique_ptr<const ModelWeights> weights_;
   std::unique_ptr<ExpertStore> store_;

@@ -7,6 +7,7 @@
 #include "engine/expert_memory.h"
 #include "model/expert_lists.h"
 #include "model/load_weights.h"
+#include "model/low_experts.h"
 #include "model/sequence_memory.h"
 #include "model/tiered_weights.h"
 
@@ -18,24 +19,42 @@ void EngineCore::bind_expert_file(ModelWeights& weights) {
     fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
          backend_->description(), "; use device=\"cpu\"");
   expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
+  const bool low = parse_residency(options_.expert_policy).low;
+  CheckpointExperts experts;  // for copies in low precision
+  for (const LayerWeights& layer : weights.layers)
+    if (low) experts.push_back(layer.experts);
   use_expert_file(*expert_file_, nullptr, weights);
-  const int64_t all = bytes_of_all(*expert_file_);
+  const int64_t all = bytes_of_all(*expert_file_), copies = low_bytes(experts);
+  if (copies >= all)
+    invalid("expert_policy",
+            "expected no copies in low precision (miss=low, hi_lo) of experts that take no more than these: ", all,
+            " bytes, int4 takes ", copies);
   int64_t bytes = all;
   if (!options_.memory.empty()) {
-    divide_memory(weights);
+    divide_memory(weights, copies);
     bytes = shares_->experts;
   } else if (!options_.expert_memory.empty()) {
     bytes = parse_memory("expert_memory", options_.expert_memory, all, backend_->memory_budget().chosen);
   }
   if (bytes < all) {
     expert_memory_ = std::max<int64_t>(1, bytes);  // 0 would mean all
+    if (low) {
+      const int64_t least = copies + 2 * expert_file_->max_record_bytes(), free = backend_->memory_budget().free;
+      if (bytes < least)
+        invalid("expert_memory", "expected room for two experts and for copies of all in low precision (miss=low, hi_lo), ",
+                least, " bytes, got ", bytes);
+      if (copies > free)
+        fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: copies of all experts in low precision take ", copies,
+             " bytes, but ", free, " bytes of memory are free");
+      low_experts_ = make_low_experts(experts, weights.copies, options_.num_threads);
+    }
     return;
   }
   mapped_experts_.emplace(expert_file_->file()->path());
   use_expert_file(*expert_file_, mapped_experts_->data(), weights);
 }
 
-void EngineCore::divide_memory(const ModelWeights& weights) {
+void EngineCore::divide_memory(const ModelWeights& weights, int64_t low_bytes) {
   if (!backend_->host_memory())
     fail(ErrorCode::kUnsupported, "memory", "memory: is divided on the CPU only, got ", backend_->description(),
          "; use kv_cache_memory_bytes");
@@ -46,6 +65,7 @@ void EngineCore::divide_memory(const ModelWeights& weights) {
   if (expert_file_) {
     demand.slot = expert_file_->max_record_bytes();
     demand.num_experts = bytes_of_all(*expert_file_) / demand.slot;
+    demand.low = low_bytes;
   }
   const int64_t free = backend_->memory_budget().free, total = parse_total(options_.memory, free);
   if (total > free)
@@ -57,30 +77,39 @@ void EngineCore::divide_memory(const ModelWeights& weights) {
 std::unique_ptr<ExpertStore> EngineCore::make_store() {
   const ResidencyRule rule = parse_residency(options_.expert_policy);
   if (expert_memory_ == 0) return nullptr;
-  if (const int64_t free = backend_->memory_budget().free; expert_memory_ > free)
+  const int64_t copies = low_experts_ ? low_experts_->bytes : 0;  // are in memory by now
+  if (const int64_t free = backend_->memory_budget().free; expert_memory_ - copies > free)
     fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", expert_memory_, " bytes were asked for, but ", free,
          " bytes of memory are free; pass no more than that, or \"auto\"");
   const int64_t used = config_.num_experts_per_tok;
-  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, used);
+  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, used).num_guesses;
+  if (rule.low && guesses > 0)
+    invalid("expert_prefetch", "expected none with expert_policy=\"", options_.expert_policy,
+            "\", whose steps read nothing for themselves; got \"", options_.expert_prefetch, "\"");
   ExpertStoreOptions store_options;
+  store_options.low = low_experts_;
   store_options.io_timeout_s = options_.io_timeout_s;
   if (options_.on_log) store_options.on_report = [this](const std::string& text) { options_.on_log(LogLevel::kWarning, text); };
   if (rule.policy == ResidencyPolicy::kStatic) store_options.lists = read_expert_lists(rule.file, config_.num_moe_layers());
-  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, used + guesses, std::move(store_options));
+  auto store =
+      std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, rule.low ? 1 : used + guesses, std::move(store_options));
   store->measure_depth();
   return store;
 }
 
 std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
-  const int64_t guesses = parse_prefetch(options_.expert_prefetch, config_.num_experts, config_.num_experts_per_tok);
-  if (!store_ || guesses == 0) return nullptr;
-  return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, *store_, guesses);
+  const PrefetchRule rule = parse_prefetch(options_.expert_prefetch, config_.num_experts, config_.num_experts_per_tok);
+  if (rule.pregated && !backend_->host_memory())
+    fail(ErrorCode::kUnsupported, "expert_prefetch", "expert_prefetch: pregated is for the CPU, got ", backend_->description(),
+         "; use device=\"cpu\"");
+  if (rule.num_guesses == 0 || !(store_ || rule.pregated) || config_.num_moe_layers() == 0) return nullptr;
+  return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, store_.get(), rule, options_.max_num_batched_tokens);
 }
 
-// Slots are memory that is taken but not touched yet, so the system counts it as free.
+// Slots are memory that is taken but not touched yet, so the system counts it as free. Copies in low precision have been written.
 Backend::MemoryBudget EngineCore::memory_budget() const {
   Backend::MemoryBudget memory = backend_->memory_budget();
-  memory.free = std::max<int64_t>(0, memory.free - expert_memory_);
+  memory.free = std::max<int64_t>(0, memory.free - expert_memory_ + (low_experts_ ? low_experts_->bytes : 0));
   memory.chosen = std::min(shares_ ? shares_->kv : memory.chosen, memory.free);
   return memory;
 }

@@ -32,9 +32,9 @@ EngineStats EngineCore::stats() const {
   selection_.report(s);
   if (store_) {
     const ExpertStoreStats t = store_->stats();
-    s.tier = {t.num_slots,   t.slot_bytes,    t.num_resident, t.hits,          t.misses,
-              t.decode_hits, t.decode_misses, t.prefetched,   t.prefetch_used, t.bytes_read,
-              t.num_failed,  t.wait_seconds,  t.read_seconds, t.read_rate,     t.read_depth};
+    s.tier = {t.num_slots,     t.slot_bytes, t.num_resident,  t.hits,       t.misses,     t.decode_hits,
+              t.decode_misses, t.prefetched, t.prefetch_used, t.bytes_read, t.num_failed, t.wait_seconds,
+              t.read_seconds,  t.read_rate,  t.read_depth,    t.low_bytes,  t.late};
   }
   return s;
 }

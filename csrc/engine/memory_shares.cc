@@ -12,6 +12,7 @@
 #include "model/describe.h"
 #include "model/kv_cache.h"
 #include "model/workspace.h"
+#include "tiers/residency.h"
 
 namespace lynx_rt {
 
@@ -61,7 +62,7 @@ MemoryShares divide_memory(int64_t total, const ModelConfig& m, DType kv_dtype, 
   int64_t kv_most =
       states + std::max(states, checked_mul(checked_mul(blocks, o.max_num_seqs, "max_num_seqs"), block, "max_num_seqs"));
   if (o.kv_cache_memory_bytes) kv_least = kv_most = o.kv_cache_memory_bytes;
-  int64_t experts_most = d.slot * d.num_experts, experts_least = std::min(experts_most, 2 * d.slot);
+  int64_t experts_most = d.slot * d.num_experts, experts_least = std::min(experts_most, d.low + 2 * d.slot);
   if (!o.expert_memory.empty() && o.expert_memory != "auto")
     experts_least = experts_most = std::min(experts_most, parse_memory("expert_memory", o.expert_memory, experts_most, 0));
 
@@ -92,6 +93,7 @@ std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t tot
   on_cpu.compute_dtype = m.dtype;
   on_cpu.num_threads = 1;
   const std::unique_ptr<Backend> backend = make_backend(on_cpu);
+  const bool low = parse_residency(options.expert_policy).low;
   std::vector<ForetoldMemory> foretold;
   for (const WeightOption& weights : model.options) {
     ForetoldMemory& f = foretold.emplace_back();
@@ -101,6 +103,7 @@ std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t tot
     f.demand.state_slot = StateCache::slot_bytes(state_bytes(m, m.dtype));
     f.demand.slot = weights.slot_bytes;
     f.demand.num_experts = m.num_moe_layers() * m.num_experts;
+    f.demand.low = low ? weights.low_bytes : 0;
     try {
       f.shares = divide_memory(total, m, m.dtype, options, f.demand);
       const MemoryPlan plan = plan_memory(m, m.dtype, options, {f.shares.kv, total}, f.demand.state_slot);

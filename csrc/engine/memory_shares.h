@@ -23,6 +23,7 @@ struct MemoryDemand {
   int64_t steps = 0;                  // step_bytes()
   int64_t state_slot = 0;             // as plan_memory() takes it
   int64_t slot = 0, num_experts = 0;  // of a file of experts: memory of one, and how many all layers have; 0 = no such file
+  int64_t low = 0;                    // copies in low precision, which are needed where not all experts are in memory
 };
 
 struct MemoryShares {
@@ -47,9 +48,15 @@ struct ForetoldMemory {
   MemoryDemand demand;
   MemoryShares shares;
   int64_t kv_bytes = 0, max_model_len = 0;
+
+  // Returns how many experts there is memory for, in the precision of the file.
+  int64_t num_slots() const {
+    if (demand.slot == 0) return 0;
+    return (shares.experts < demand.slot * demand.num_experts ? shares.experts - demand.low : shares.experts) / demand.slot;
+  }
 };
-// Reads headers only. `total`: bytes of EngineOptions::memory; `options`: the sizes alone; device, dtype and quantization are not looked
-// at. Throws the errors of describe_model().
+// Reads headers only. `total`: bytes of EngineOptions::memory; `options`: the sizes and expert_policy alone; device, dtype and quantization are
+// not looked at. Throws the errors of describe_model().
 std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t total, const EngineOptions& options);
 
 }  // namespace lynx_rt

@@ -39,7 +39,7 @@
 #define LYNX_RT_SLO_STATS_PARTS(F) F(levels)
 #define LYNX_RT_TIER_STATS_FIELDS(F) \
   F(slots) F(slot_bytes) F(resident) F(hits) F(misses) F(decode_hits) F(decode_misses) F(prefetched) F(prefetch_used) \
-  F(bytes_read) F(failed_reads) F(wait_seconds) F(read_seconds) F(read_rate) F(read_depth)
+  F(bytes_read) F(failed_reads) F(wait_seconds) F(read_seconds) F(read_rate) F(read_depth) F(low_bytes) F(late)
 
 // Numbers in ModelInfo that ModelConfig has under the same names.
 #define LYNX_RT_MODEL_SHAPE_FIELDS(F) \

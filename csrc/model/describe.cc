@@ -69,7 +69,10 @@ WeightOption describe_option(std::string_view name, const ModelConfig& c, const 
   for (const Placing& placing : weights.placing) visit_weights(placing, add);
   for (const LayerWeights& layer : weights.layers) {
     if (layer.experts.empty()) continue;
-    for (const ExpertWeights& e : layer.experts) o.slot_bytes = std::max(o.slot_bytes, record_bytes(e, quantization));
+    for (const ExpertWeights& e : layer.experts) {
+      o.slot_bytes = std::max(o.slot_bytes, record_bytes(e, quantization));
+      o.low_bytes += record_bytes(e, QuantFormat::kInt4);
+    }
     int64_t bytes = 0;
     ExpertWeights first = layer.experts[0];
     visit_weights(std::span(&first, 1),

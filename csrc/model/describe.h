@@ -18,6 +18,7 @@ struct WeightOption {
   int64_t bytes_per_token = 0;
   int64_t expert_bytes = 0;  // all experts
   int64_t slot_bytes = 0;    // the largest record of an expert in a file of experts (tiers/expert_file.h)
+  int64_t low_bytes = 0;     // copies of all experts in low precision (model/low_experts.h)
 };
 
 struct ModelDescription {

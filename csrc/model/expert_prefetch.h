@@ -2,15 +2,23 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "model/next_router.h"
 #include "tiers/guesses.h"
 
 namespace lynx_rt {
 
-// Parses EngineOptions::expert_prefetch: "none", "next_router", "next_router:n=6". Returns the experts that are guessed for each row,
-// top_k where the text does not say; 0 = none. Throws kInvalidArgument (field expert_prefetch).
-int64_t parse_prefetch(const std::string& text, int64_t num_experts, int64_t top_k);
+struct PrefetchRule {
+  int64_t num_guesses = 0;  // experts per row; 0 = none
+  // The guess is the choice: each MoE layer but the first routes by what its router said of the rows one layer before, so that no guess is
+  // wrong. Changes results: for models that were trained so. Source: arXiv 2308.12066 (Pre-gated MoE).
+  bool pregated = false;
+};
+
+// Parses EngineOptions::expert_prefetch: "none", "next_router" (top_k guesses), "next_router:n=6", "pregated". Throws kInvalidArgument
+// (field expert_prefetch).
+PrefetchRule parse_prefetch(const std::string& text, int64_t num_experts, int64_t top_k);
 
 // The guess of NextRouter. Test: tests/tiers/test_prefetch.py.
 class ExpertPrefetch {
@@ -18,17 +26,23 @@ class ExpertPrefetch {
   // Above so many rows the experts of a step are nearly all, whoever guesses.
   static constexpr int64_t kMaxRows = 8;
 
-  // num_guesses: experts per row, >= 1.
-  ExpertPrefetch(Backend& backend, const ModelConfig& config, const ModelWeights& weights, ExpertStore& store,
-                 int64_t num_guesses);
+  // rule: with guesses. `store`: has the experts; may be null if pregated. max_rows: of a step.
+  ExpertPrefetch(Backend& backend, const ModelConfig& config, const ModelWeights& weights, ExpertStore* store,
+                 const PrefetchRule& rule, int64_t max_rows);
+  bool pregated() const { return rule_.pregated; }
   // Has the store read what layer `moe_layer` + 1 may need. x: [T, H] residual stream after the attention of `moe_layer`.
   void hint(int64_t moe_layer, const float* x, int64_t num_rows);
+  // Returns the router logits [T, E] of the layer after that of the last hint(), if pregated.
+  const float* scores() const { return scores_; }
 
  private:
-  ExpertStore& store_;
-  int64_t num_experts_, num_guesses_;
+  ExpertStore* store_;
+  PrefetchRule rule_;
+  int64_t num_experts_;
   NextRouter router_;
   Guesses guesses_;
+  const float* scores_ = nullptr;
+  std::vector<float> row_;  // [E]
 };
 
 }  // namespace lynx_rt

@@ -30,17 +30,18 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
   // own.
   r.rule.scale = m.router.scale * m.residual_multiplier;
   r.ffn.expert_scale = static_cast<const float*>(w.sandwich.expert_scale.data);
-  backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
-  const bool decodes = batch.phase == Phase::kDecodeOnly;
+  const bool decodes = batch.phase == Phase::kDecodeOnly, pregated = prefetch_ && prefetch_->pregated();
+  if (pregated && moe_layer > 0)
+    std::copy_n(prefetch_->scores(), batch.num_rows * m.num_experts, scores);
+  else
+    backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
   const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
   const std::span<const float> mass(r.routing.wanted_mass, wanted.size());
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
-  if (store_ && batch.num_rows > 0) {
-    r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
-    if (prefetch_ && decodes) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
-  }
+  if (store_ && batch.num_rows > 0) r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
+  if (prefetch_ && batch.num_rows > 0 && (decodes || pregated)) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
   if (next_router_ && decodes && moe_layer + 1 < num_moe_layers_) {
     const int64_t size = batch.num_rows * m.num_experts;
     next_logits_.resize(size_t((num_moe_layers_ - 1) * size));

@@ -124,6 +124,10 @@ TierSimulation simulate_tier(const RecordedRows& rows, const std::string& select
                              std::span<const int64_t> offsets, const TierSetup& setup) {
   if (setup.guesses && (setup.num_guesses < 1 || setup.num_guesses > rows.num_experts))
     invalid("prefetch", "n: expected 1..", rows.num_experts, ", got ", setup.num_guesses);
+  if (setup.rule.low)
+    invalid("expert_policy",
+            "expected a policy without copies in low precision (miss=low, hi_lo), whose reads in the background have no "
+            "clock here");
   if (setup.distance < 1) invalid("prefetch", "d: expected at least 1, got ", setup.distance);
   RecordedRouter router(rows, selection, order, offsets);
   if (!setup.quota.empty() && int64_t(setup.quota.size()) != router.num_layers())

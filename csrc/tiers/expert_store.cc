@@ -26,10 +26,12 @@ int64_t max_experts(const ExpertFile& file) {
   return most;
 }
 
-int64_t slots_in(int64_t budget, int64_t slot_bytes) {
-  if (budget < 2 * slot_bytes)
-    invalid("expert_memory", "expected room for two experts at least, ", 2 * slot_bytes, " bytes, got ", budget);
-  return budget / slot_bytes;
+int64_t slots_in(int64_t budget, int64_t slot_bytes, const LowExperts* low) {
+  const int64_t low_bytes = low ? low->bytes : 0, least = low_bytes + 2 * slot_bytes;
+  if (budget < least)
+    invalid("expert_memory", "expected room for two experts at least", low ? " beside their copies" : "", ", ", least,
+            " bytes, got ", budget);
+  return (budget - low_bytes) / slot_bytes;
 }
 
 std::vector<int64_t> quota(const ExpertFile& file, int64_t num_slots, int64_t spare) {
@@ -51,7 +53,7 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
     : options_(std::move(options)),
       file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
-      arena_bytes_(slots_in(budget, slot_bytes_) * slot_bytes_),
+      arena_bytes_(slots_in(budget, slot_bytes_, options_.low.get()) * slot_bytes_),
       quota_(quota(*file_, arena_bytes_ / slot_bytes_, spare)),
       residency_(checked(rule), quota_, max_experts(*file_), options_.lists),
       reader_(options_.reader) {
@@ -68,8 +70,14 @@ ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const Residency
     layer.in_file = l;
     layer.slot.assign(size_t(experts), -1);
     layer.verified.assign(size_t(experts), 0);
-    for (int64_t e = 0; e < experts; ++e) layer.experts.push_back(file_->layout(l, e).view(absent_));
+    for (int32_t e = 0; e < experts; ++e) layer.experts.push_back(absent(num_layers() - 1, e));
   }
+}
+
+// Returns the views of an expert that is not in memory.
+ExpertWeights ExpertStore::absent(int64_t layer, int32_t e) const {
+  if (options_.low) return options_.low->experts[size_t(layer)][size_t(e)];
+  return file_->layout(layers_[size_t(layer)].in_file, e).view(absent_);
 }
 
 ExpertStore::~ExpertStore() {
@@ -87,21 +95,29 @@ ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> 
   leased_ = index;
   hits_.clear(), misses_.clear(), given_.clear(), loading_.clear();
   next_miss_ = 0;
-  for (const int32_t e : active) (layer.slot[size_t(e)] >= 0 ? hits_ : misses_).push_back(e);
-  counters_.hits += int64_t(hits_.size());
-  counters_.misses += int64_t(misses_.size());
+  const auto cost = residency_.cost(index);
+  int64_t hits;
+  if (options_.low) {
+    hits = std::count_if(active.begin(), active.end(), [&](int32_t e) { return cost[size_t(e)] == 0; });
+    divide_active(active);
+  } else {
+    for (const int32_t e : active) (layer.slot[size_t(e)] >= 0 ? hits_ : misses_).push_back(e);
+    hits = int64_t(hits_.size());
+  }
+  counters_.hits += hits;
+  counters_.misses += int64_t(active.size()) - hits;
   if (learn) {
-    counters_.decode_hits += int64_t(hits_.size());
-    counters_.decode_misses += int64_t(misses_.size());
-    const auto cost = residency_.cost(index);
+    counters_.decode_hits += hits;
+    counters_.decode_misses += int64_t(active.size()) - hits;
     before_.assign(cost.begin(), cost.end());
     residency_.update(index, active, wanted, mass);
     // Experts that leave and are used now keep their slots until they have been computed.
     for (int32_t e = 0; e < int32_t(layer.slot.size()); ++e)
-      if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(layer, e);
+      if (before_[size_t(e)] == 0 && cost[size_t(e)] != 0 && !std::binary_search(hits_.begin(), hits_.end(), e)) vacate(index, e);
   }
   take_prefetched(active);
   start_reads();
+  if (learn && options_.low) begin_newcomers();
   return Lease(this);
 }
 
@@ -117,6 +133,7 @@ void ExpertStore::begin_read(int64_t index, int32_t e, ReadPriority priority) {
   const Layer& layer = layers_[size_t(index)];
   const ExpertRecord& record = file_->record(layer.in_file, e);
   Slot& slot = slots_[size_t(free_.back())];
+  slot.layer = index;
   slot.expert = e;
   slot.reported = false;
   ReadRequest& r = slot.request;
@@ -200,7 +217,6 @@ void ExpertStore::wait(std::span<const int32_t> slots) {
 
 std::span<const int32_t> ExpertStore::next() {
   if (leased_ < 0) fail(ErrorCode::kInternal, "", "no experts are in use");
-  Layer& layer = layers_[size_t(leased_)];
   give_back();
   if (!hits_.empty()) {
     given_.swap(hits_);
@@ -223,7 +239,7 @@ std::span<const int32_t> ExpertStore::next() {
   for (const int32_t s : arrived) {
     Slot& slot = slots_[size_t(s)];
     if (slot.request.state() == ReadState::kReady) {
-      install(layer, slot.expert, s);
+      install(s);
       given_.push_back(slot.expert);
     } else {
       free_.push_back(s);
@@ -235,25 +251,28 @@ std::span<const int32_t> ExpertStore::next() {
   return given_;
 }
 
-void ExpertStore::install(Layer& layer, int32_t e, int32_t s) {
-  layer.slot[size_t(e)] = s;
-  layer.verified[size_t(e)] = 1;
-  layer.experts[size_t(e)] = file_->layout(layer.in_file, e).view(slots_[size_t(s)].memory);
-  counters_.bytes_read += slots_[size_t(s)].request.bytes;
+void ExpertStore::install(int32_t s) {
+  const Slot& slot = slots_[size_t(s)];
+  Layer& layer = layers_[size_t(slot.layer)];
+  const size_t e = size_t(slot.expert);
+  layer.slot[e] = s;
+  layer.verified[e] = 1;
+  layer.experts[e] = file_->layout(layer.in_file, slot.expert).view(slot.memory);
+  counters_.bytes_read += slot.request.bytes;
 }
 
-void ExpertStore::vacate(Layer& layer, int32_t e) {
+void ExpertStore::vacate(int64_t index, int32_t e) {
+  Layer& layer = layers_[size_t(index)];
   int32_t& slot = layer.slot[size_t(e)];
   if (slot < 0) return;
   free_.push_back(slot);
   slot = -1;
-  layer.experts[size_t(e)] = file_->layout(layer.in_file, e).view(absent_);
+  layer.experts[size_t(e)] = absent(index, e);
 }
 
 void ExpertStore::give_back() {
-  Layer& layer = layers_[size_t(leased_)];
   for (const int32_t e : given_)
-    if (residency_.cost(leased_)[size_t(e)] != 0) vacate(layer, e);
+    if (residency_.cost(leased_)[size_t(e)] != 0) vacate(leased_, e);
   given_.clear();
 }
 
@@ -266,6 +285,12 @@ void ExpertStore::release() {
   loading_.clear();
   given_.insert(given_.end(), hits_.begin(), hits_.end());
   give_back();
+  Layer& layer = layers_[size_t(leased_)];
+  for (const int32_t e : late_)
+    if (layer.slot[size_t(e)] < 0) layer.experts[size_t(e)] = absent(leased_, e);
+  late_.clear();
+  begin_queued();
+  queued_.clear();
   leased_ = -1;
 }
 
@@ -286,27 +311,34 @@ void ExpertStore::check_integrity() const {
   for (const int32_t s : loading_) own(s, "loading");
   for (const int32_t s : prefetching_) own(s, "prefetching");
   for (const int32_t s : dropped_) own(s, "dropped");
+  for (const int32_t s : arriving_) own(s, "arriving");
   for (size_t l = 0; l < layers_.size(); ++l) {
     const Layer& layer = layers_[l];
     for (size_t e = 0; e < layer.slot.size(); ++e) {
       const int32_t s = layer.slot[e];
       if (s >= 0) own(s, "an expert's");
-      const uint8_t* memory = s >= 0 ? slots_[size_t(s)].memory : absent_;
       const auto* data = static_cast<const uint8_t*>(layer.experts[e].gate.data);
+      if (s < 0 && options_.low && data == options_.low->experts[l][e].gate.data) continue;
+      const bool late = int64_t(l) == leased_ && std::count(late_.begin(), late_.end(), int32_t(e)) > 0;
+      expect(s >= 0 || !options_.low || late, "expert ", int64_t(e), " of layer ", int64_t(l), " is not its copy");
+      const uint8_t* memory = s >= 0 ? slots_[size_t(s)].memory : absent_;
       expect(data >= memory && data < memory + slot_bytes_, "expert ", int64_t(e), " of layer ", int64_t(l),
              " is not in its slot");
     }
     const auto cost = residency_.cost(int64_t(l));
-    expect(std::count(cost.begin(), cost.end(), 0) <= quota_[l], "layer ", int64_t(l), " has too many residents");
+    expect(std::count(cost.begin(), cost.end(), 0) + int64_t(residency_.coming(int64_t(l)).size()) <= quota_[l], "layer ",
+           int64_t(l), " has too many residents");
   }
   for (size_t s = 0; s < owners.size(); ++s) expect(owners[s], "slot ", int64_t(s), " is lost");
-  for (const int32_t e : given_) expect(layers_[size_t(leased_)].slot[size_t(e)] >= 0, "expert ", e, " was evicted while in use");
+  for (const int32_t e : given_)
+    expect(options_.low || layers_[size_t(leased_)].slot[size_t(e)] >= 0, "expert ", e, " was evicted while in use");
 }
 
 ExpertStoreStats ExpertStore::stats() const {
   ExpertStoreStats s = counters_;
   s.num_slots = int64_t(slots_.size());
   s.slot_bytes = slot_bytes_;
+  s.low_bytes = options_.low ? options_.low->bytes : 0;
   const ReaderStats reader = reader_.stats();
   s.read_seconds = reader.busy_s - read_seconds_at_reset_;
   s.read_rate = reader.rate;

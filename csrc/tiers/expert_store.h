@@ -11,6 +11,7 @@
 
 #include "tiers/direct_reader.h"
 #include "tiers/expert_file.h"
+#include "tiers/low_experts.h"
 #include "tiers/residency.h"
 #include "tiers/routing_costs.h"
 
@@ -18,14 +19,17 @@ namespace lynx_rt {
 
 // Counters since construction or reset_stats(), and gauges.
 struct ExpertStoreStats {
-  int64_t num_slots = 0, slot_bytes = 0;       // gauges: experts that there is memory for, and the bytes of one
-  int64_t num_resident = 0;                    // gauge: experts that stay in memory
-  int64_t hits = 0, misses = 0;                // experts that layers used and that were in memory, or had to be read
+  int64_t num_slots = 0, slot_bytes = 0;  // gauges: experts that there is memory for, and the bytes of one
+  int64_t num_resident = 0;               // gauge: experts that stay in memory
+  int64_t low_bytes = 0;                  // gauge: of copies in low precision
+  // Experts that layers used and that were in memory, or had to be read; with low copies: that were resident, or computed from their copies.
+  int64_t hits = 0, misses = 0;
   int64_t decode_hits = 0, decode_misses = 0;  // those of them in steps that learn
   int64_t bytes_read = 0;                      // of records that arrived
   int64_t num_failed = 0;                      // reads
   int64_t prefetched = 0;                      // experts whose reads hints began
   int64_t prefetch_used = 0;                   // those of them that the step used
+  int64_t late = 0;                            // with low copies: hits that had not arrived, so that the step waited
   double wait_seconds = 0;                     // time in which a step had nothing to compute before an expert arrived
   double read_seconds = 0;                     // time in which something was being read
   double read_rate = 0;                        // bytes per second of that time, lately; 0 = nothing was read yet
@@ -34,7 +38,8 @@ struct ExpertStoreStats {
 
 struct ExpertStoreOptions {
   ReaderOptions reader;
-  ExpertHistory lists = {};  // of the policy static, see Residency
+  ExpertHistory lists = {};                    // of the policy static, see Residency
+  std::shared_ptr<const LowExperts> low = {};  // of the same experts; for a rule with `low`, null for others
   // How long next() waits without a read that ends before it throws, and the longest time for which the destructor waits for reads that
   // hang; 0 = next() waits without end, the destructor for reader.close_timeout_s.
   double io_timeout_s = 0;
@@ -46,10 +51,14 @@ struct ExpertStoreOptions {
 // An expert that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it
 // does not.
 //
+// With low copies, a step computes experts that are not resident from their copies, and reads nothing for itself. Experts that become
+// resident are read in the background, from the step on that decides it (hi_lo: one exchange ahead). The next step takes them to be there,
+// and waits where they are not, since another choice would make results depend on the speed of the disk.
+//
 // Thread-safety: calls come from one thread at a time. Test: tests/cpp/test_expert_store.cc.
 class ExpertStore : public RoutingCosts {
  public:
-  // Takes `budget` bytes, of which slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
+  // Takes `budget` bytes, low copies included; slots for `spare` experts (at most a quarter of all) are kept for experts that pass through.
   // Layers of the store are the file's layers that have experts. Throws kInvalidArgument (field expert_memory) where the budget has room
   // for fewer than two experts; kUnsupported (field expert_policy) for a policy of simulations; kOutOfMemory.
   ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
@@ -117,7 +126,8 @@ class ExpertStore : public RoutingCosts {
   struct Slot {
     uint8_t* memory = nullptr;
     ReadRequest request;
-    int32_t expert = -1;    // that is being read
+    int64_t layer = -1;  // of the expert that is being read
+    int32_t expert = -1;
     bool reported = false;  // that the read takes long
   };
 
@@ -125,11 +135,18 @@ class ExpertStore : public RoutingCosts {
   void start_reads();
   void begin_read(int64_t layer, int32_t expert, ReadPriority priority);  // to the last free slot
   void take_prefetched(std::span<const int32_t> active);
+  ExpertWeights absent(int64_t layer, int32_t expert) const;
+  // With low copies: expert_store_low.cc.
+  void divide_active(std::span<const int32_t> active);
+  void install_arrived();
+  std::vector<int32_t>::iterator find_arriving(int64_t layer, int32_t expert);
+  void begin_newcomers();
+  void begin_queued();
   void free_dropped();
   void wait(std::span<const int32_t> slots);  // until one of their reads is done; throws StepError after io_timeout_s
   void give_back();                           // frees the slots of the experts that next() returned last and that do not stay
-  void vacate(Layer& layer, int32_t expert);
-  void install(Layer& layer, int32_t expert, int32_t slot);
+  void vacate(int64_t layer, int32_t expert);
+  void install(int32_t slot);  // whose read has ended
 
   const ExpertStoreOptions options_;
   std::shared_ptr<const ExpertFile> file_;
@@ -147,6 +164,10 @@ class ExpertStore : public RoutingCosts {
   size_t next_miss_ = 0;
   std::vector<int32_t> loading_;  // slots
   std::vector<int32_t> dropped_;  // slots of cancelled reads, which are perhaps still being written to
+  // With low copies.
+  std::vector<int32_t> arriving_;  // slots of residents, or residents to come, that are being read in the background
+  std::vector<int32_t> late_;      // [lease] residents that had not arrived
+  std::vector<int32_t> queued_;    // [lease] experts to be read in the background once slots are free
   // Slots of hints.
   int64_t hinted_ = -1;               // layer of prefetching_
   std::vector<int32_t> prefetching_;  // for the lease to come

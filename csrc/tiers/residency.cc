@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
+#include <limits>
 
 #include "base/error.h"
 
@@ -10,14 +12,15 @@ namespace lynx_rt {
 namespace {
 
 struct Name {
-  const char *name, *key;  // of its parameter
+  const char *name, *key;  // of its parameter, "" = none
   ResidencyPolicy policy;
+  bool takes_low = true;  // the key miss
 };
 constexpr Name kNames[] = {{"lfu", "decay", ResidencyPolicy::kLfu},      {"lru", "", ResidencyPolicy::kLru},
                            {"lfru", "", ResidencyPolicy::kLfru},         {"score", "decay", ResidencyPolicy::kScore},
                            {"random", "seed", ResidencyPolicy::kRandom}, {"static", "file", ResidencyPolicy::kStatic},
-                           {"none", "", ResidencyPolicy::kNone},         {"ring", "", ResidencyPolicy::kRing},
-                           {"belady", "", ResidencyPolicy::kBelady}};
+                           {"none", "", ResidencyPolicy::kNone},         {"hi_lo", "decay", ResidencyPolicy::kHiLo},
+                           {"ring", "", ResidencyPolicy::kRing, false},  {"belady", "", ResidencyPolicy::kBelady, false}};
 
 // Mixes the bits of a number. Source: SplitMix64, Steele, Lea, Flood 2014.
 uint64_t mix(uint64_t x) {
@@ -40,33 +43,73 @@ void expect_experts(const std::vector<int32_t>& experts, int64_t num_experts, bo
 
 }  // namespace
 
+namespace {
+
+double number_of(const std::string& key, const std::string& value, const char* expected, double least, double most) {
+  double number = 0;
+  if (!read_number(value, number) || !(number >= least && number <= most))
+    invalid("expert_policy", key, ": expected ", expected, ", got \"", value, "\"");
+  return number;
+}
+
+int64_t whole_number_of(const std::string& key, const std::string& value, const char* expected, double least) {
+  const double number = number_of(key, value, expected, least, 1e15);
+  if (number != std::floor(number)) invalid("expert_policy", key, ": expected ", expected, ", got \"", value, "\"");
+  return int64_t(number);
+}
+
+// Takes key=value. Returns false for a key that the policy has not.
+bool set(ResidencyRule& rule, const Name& name, const std::string& key, const std::string& value) {
+  const bool hi_lo = rule.policy == ResidencyPolicy::kHiLo;
+  if (key.empty() || value.empty()) return false;
+  if (key == "miss" && name.takes_low) {
+    if (value != "low" && (hi_lo || value != "wait"))
+      invalid("expert_policy", "miss: expected ", hi_lo ? "low" : "wait or low", ", got \"", value, "\"");
+    rule.low = value == "low";
+  } else if (hi_lo && key == "period") {
+    rule.period = whole_number_of(key, value, "a whole number from 1 on", 1);
+  } else if (hi_lo && key == "inflight") {
+    rule.inflight = whole_number_of(key, value, "a whole number from 1 on", 1);
+  } else if (hi_lo && key == "hysteresis") {
+    rule.hysteresis = number_of(key, value, "a number from 1 on", 1, 1e15);
+  } else if (key != name.key) {
+    return false;
+  } else if (key == "file") {
+    rule.file = value;
+  } else if (key == "seed") {
+    rule.seed = uint64_t(whole_number_of(key, value, "a whole number from 0 on", 0));
+  } else {
+    rule.decay = number_of(key, value, "a number above 0, at most 1", std::numeric_limits<double>::min(), 1);
+  }
+  return true;
+}
+
+std::string keys_of(const Name& name) {
+  if (name.policy == ResidencyPolicy::kHiLo) return " with decay=VALUE, period=N, hysteresis=VALUE, inflight=N";
+  if (!*name.key) return name.takes_low ? " alone or with miss=low" : " alone";
+  return str_cat(" with ", name.key, "=VALUE, miss=low");
+}
+
+}  // namespace
+
 ResidencyRule parse_residency(const std::string& text) {
   const size_t colon = text.find(':');
-  const std::string name = text.substr(0, colon), rest = colon == std::string::npos ? "" : text.substr(colon + 1);
-  for (const Name& known : kNames) {
-    if (name != known.name) continue;
-    ResidencyRule rule;
-    rule.policy = known.policy;
-    if (colon == std::string::npos) return rule;
-    const size_t equals = rest.find('=');
-    const std::string key = rest.substr(0, equals), value = equals == std::string::npos ? "" : rest.substr(equals + 1);
-    if (key != known.key || key.empty() || value.empty())
-      invalid("expert_policy", "expected ", name, *known.key ? str_cat(" with ", known.key, "=VALUE") : " alone", ", got \"",
-              text, "\"");
-    double number = 0;
-    if (known.policy == ResidencyPolicy::kStatic) {
-      rule.file = value;
-    } else if (known.key == std::string_view("decay")) {
-      if (!read_number(value, rule.decay) || !(rule.decay > 0 && rule.decay <= 1))
-        invalid("expert_policy", "decay: expected a number above 0, at most 1, got \"", value, "\"");
-    } else if (!read_number(value, number) || number < 0 || number > 1e15 || number != double(int64_t(number))) {
-      invalid("expert_policy", "seed: expected a whole number from 0 on, got \"", value, "\"");
-    } else {
-      rule.seed = uint64_t(number);
-    }
-    return rule;
+  const std::string wanted = text.substr(0, colon);
+  const Name* name = std::find_if(std::begin(kNames), std::end(kNames), [&](const Name& n) { return wanted == n.name; });
+  if (name == std::end(kNames))
+    invalid("expert_policy", "expected one of ", joined(kNames, [](const Name& n) { return n.name; }), "; got \"", wanted, "\"");
+  ResidencyRule rule;
+  rule.policy = name->policy;
+  rule.low = rule.policy == ResidencyPolicy::kHiLo;
+  for (size_t begin = colon; begin != std::string::npos;) {
+    const size_t end = text.find(',', begin + 1);
+    const std::string part = text.substr(begin + 1, end == std::string::npos ? end : end - begin - 1);
+    const size_t equals = part.find('=');
+    if (equals == std::string::npos || !set(rule, *name, part.substr(0, equals), part.substr(equals + 1)))
+      invalid("expert_policy", "expected ", wanted, keys_of(*name), ", got \"", text, "\"");
+    begin = end;
   }
-  invalid("expert_policy", "expected one of ", joined(kNames, [](const Name& n) { return n.name; }), "; got \"", name, "\"");
+  return rule;
 }
 
 std::vector<int64_t> uniform_quota(int64_t slots, int64_t num_layers, int64_t num_experts) {
@@ -114,6 +157,7 @@ double Residency::key(const Layer& layer, size_t index, int32_t expert) const {
   const size_t e = size_t(expert);
   switch (rule_.policy) {
     case ResidencyPolicy::kLfu:
+    case ResidencyPolicy::kHiLo:
     case ResidencyPolicy::kScore: return layer.uses[e];
     case ResidencyPolicy::kLru: return double(layer.last[e]);
     case ResidencyPolicy::kLfru: return layer.uses[e] / double(layer.step - layer.last[e] + 1);
@@ -137,10 +181,10 @@ void Residency::update(int64_t index, std::span<const int32_t> used, std::span<c
         !std::equal(wanted.begin(), wanted.end(), recorded[size_t(layer.step)].begin(), recorded[size_t(layer.step)].end()))
       invalid("expert_policy", "belady: step ", layer.step, " of layer ", index, " used other experts than the recording");
   }
-  const bool by_mass = rule_.policy == ResidencyPolicy::kScore;
+  const bool by_mass = rule_.policy == ResidencyPolicy::kScore, hi_lo = rule_.policy == ResidencyPolicy::kHiLo;
   if (by_mass && mass.size() != wanted.size())
     fail(ErrorCode::kInternal, "", "layer ", index, ": score needs the gate mass of experts");
-  const double decay = by_mass || rule_.policy == ResidencyPolicy::kLfu ? rule_.decay : 1;
+  const double decay = by_mass || hi_lo || rule_.policy == ResidencyPolicy::kLfu ? rule_.decay : 1;
   for (double& uses : layer.uses) uses *= decay;
   Counts& counts = layer.counts;
   counts.used += int64_t(used.size());
@@ -153,36 +197,71 @@ void Residency::update(int64_t index, std::span<const int32_t> used, std::span<c
   }
   counts.hits += hits;
   const bool ring = rule_.policy == ResidencyPolicy::kRing;
-  counts.reads += ring ? int64_t(layer.cost.size()) : int64_t(used.size()) - hits;
-  const bool keeps = !ring && rule_.policy != ResidencyPolicy::kNone && rule_.policy != ResidencyPolicy::kStatic;
-  if (keeps && hits < int64_t(used.size())) {
-    kept_.clear();
-    keys_.resize(layer.cost.size());
-    for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
-      if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) {
-        kept_.push_back(e);
-        keys_[size_t(e)] = key(layer, size_t(index), e);
-      }
-    if (int64_t(kept_.size()) > quota_[size_t(index)]) {
-      const auto& second = [&](int32_t e) {
-        return rule_.policy == ResidencyPolicy::kLru ? layer.uses[size_t(e)] : double(layer.last[size_t(e)]);
-      };
-      std::sort(kept_.begin(), kept_.end(), [&](int32_t a, int32_t b) {
-        if (keys_[size_t(a)] != keys_[size_t(b)]) return keys_[size_t(a)] > keys_[size_t(b)];
-        if (second(a) != second(b)) return second(a) > second(b);
-        return a < b;
-      });
-      kept_.resize(size_t(quota_[size_t(index)]));
-    }
-    const int64_t before = std::count(layer.cost.begin(), layer.cost.end(), 0);
-    int64_t stayed = 0;
-    for (const int32_t e : kept_) stayed += layer.cost[size_t(e)] == 0;
-    std::fill(layer.cost.begin(), layer.cost.end(), uint8_t(1));
-    for (const int32_t e : kept_) layer.cost[size_t(e)] = 0;
-    counts.inserted += int64_t(kept_.size()) - stayed;
-    counts.evicted += before - stayed;
+  const int64_t inserted = counts.inserted;
+  if (hi_lo) {
+    // Layers take turns, so that not all reads are asked for in one step.
+    if ((layer.step + index) % rule_.period == rule_.period - 1) exchange(layer, quota_[size_t(index)]);
+  } else if (!ring && rule_.policy != ResidencyPolicy::kNone && rule_.policy != ResidencyPolicy::kStatic &&
+             hits < int64_t(used.size())) {
+    keep_best(layer, size_t(index), used);
   }
+  counts.reads += rule_.low ? counts.inserted - inserted : ring ? int64_t(layer.cost.size()) : int64_t(used.size()) - hits;
   ++layer.step;
+}
+
+// Keeps the best of the residents and the experts that were used.
+void Residency::keep_best(Layer& layer, size_t index, std::span<const int32_t> used) {
+  kept_.clear();
+  keys_.resize(layer.cost.size());
+  for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
+    if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) {
+      kept_.push_back(e);
+      keys_[size_t(e)] = key(layer, index, e);
+    }
+  if (int64_t(kept_.size()) > quota_[index]) {
+    const auto& second = [&](int32_t e) {
+      return rule_.policy == ResidencyPolicy::kLru ? layer.uses[size_t(e)] : double(layer.last[size_t(e)]);
+    };
+    std::sort(kept_.begin(), kept_.end(), [&](int32_t a, int32_t b) {
+      if (keys_[size_t(a)] != keys_[size_t(b)]) return keys_[size_t(a)] > keys_[size_t(b)];
+      if (second(a) != second(b)) return second(a) > second(b);
+      return a < b;
+    });
+    kept_.resize(size_t(quota_[index]));
+  }
+  const int64_t before = std::count(layer.cost.begin(), layer.cost.end(), 0);
+  int64_t stayed = 0;
+  for (const int32_t e : kept_) stayed += layer.cost[size_t(e)] == 0;
+  std::fill(layer.cost.begin(), layer.cost.end(), uint8_t(1));
+  for (const int32_t e : kept_) layer.cost[size_t(e)] = 0;
+  layer.counts.inserted += int64_t(kept_.size()) - stayed;
+  layer.counts.evicted += before - stayed;
+}
+
+// Ends the last exchange, whose newcomers are resident from now on, and begins one: experts leave at once, those that come for them are
+// being read until the next exchange.
+void Residency::exchange(Layer& layer, int64_t quota) {
+  for (const int32_t e : layer.coming) layer.cost[size_t(e)] = 0;
+  layer.coming.clear();
+  std::vector<int32_t> absent, resident;
+  for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e) (layer.cost[size_t(e)] == 0 ? resident : absent).push_back(e);
+  const auto uses = [&](int32_t e) { return layer.uses[size_t(e)]; };
+  std::stable_sort(absent.begin(), absent.end(), [&](int32_t a, int32_t b) { return uses(a) > uses(b); });
+  std::stable_sort(resident.begin(), resident.end(), [&](int32_t a, int32_t b) { return uses(a) < uses(b); });
+  int64_t places = quota - int64_t(resident.size());
+  auto leaver = resident.begin();
+  for (const int32_t e : absent) {
+    if (int64_t(layer.coming.size()) == rule_.inflight || uses(e) == 0) break;
+    if (places > 0) {
+      --places;
+    } else {
+      if (leaver == resident.end() || !(uses(e) > rule_.hysteresis * uses(*leaver))) break;
+      layer.cost[size_t(*leaver++)] = 1;
+      ++layer.counts.evicted;
+    }
+    layer.coming.push_back(e);
+    ++layer.counts.inserted;
+  }
 }
 
 }  // namespace lynx_rt

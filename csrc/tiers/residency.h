@@ -18,17 +18,25 @@ enum class ResidencyPolicy : uint8_t {
   kNone,    // none: the floor of what caching can do
   kRing,    // none, and every expert of a layer is read, used or not. Source: arXiv 2205.10034 (SE-MoE)
   kBelady,  // those whose next use is nearest, which only a simulation knows: the ceiling
+  kHiLo,    // as kLfu, but experts are exchanged every few steps alone, a few at a time. Source: arXiv 2511.15015 (DynaExq)
 };
 
 struct ResidencyRule {
   ResidencyPolicy policy = ResidencyPolicy::kLfu;
-  double decay = 0.99;  // lfu, score: per step, in (0, 1]
+  double decay = 0.99;  // lfu, score, hi_lo: per step, in (0, 1]
   uint64_t seed = 0;    // random
   std::string file;     // static: who has the lists
+  // Absent experts are computed from copies of low precision, which are always in memory, and none is read for a step: the changes of
+  // residents alone are reads. Source: arXiv 2411.01433 (HOBBIT).
+  bool low = false;
+  int64_t period = 64;       // hi_lo: steps of a layer between exchanges, >= 1
+  double hysteresis = 1.25;  // hi_lo: a newcomer needs more than so many times the uses of the expert that leaves for it, >= 1
+  int64_t inflight = 4;      // hi_lo: newcomers of a layer in an exchange at most, >= 1
 };
 
 // Parses "lfu:decay=0.99", "score:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F" (or "static", whose lists come from
-// elsewhere), "none", "ring", "belady". Throws kInvalidArgument (field expert_policy).
+// elsewhere), "none", each of which takes "miss=low" ("lfu:decay=0.99,miss=low"), "hi_lo:decay=0.99,period=64,hysteresis=1.25,inflight=4",
+// "ring", "belady". Throws kInvalidArgument (field expert_policy).
 ResidencyRule parse_residency(const std::string& text);
 
 // Returns how many experts of each layer may be resident when `slots` are divided evenly: the first layers get the rest, none gets more
@@ -61,6 +69,8 @@ class Residency {
   // by them, so that residents do not stay because selection prefers them. mass: the gate mass that rows give each of `wanted`; only
   // score needs it. Throws kInvalidArgument where `wanted` is not what belady's recording has.
   void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted, std::span<const float> mass = {});
+  // Returns the experts that will be resident from a later step on, which is the time that their reads have. hi_lo alone has any.
+  std::span<const int32_t> coming(int64_t layer) const { return layers_[size_t(layer)].coming; }
   const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
 
  private:
@@ -69,10 +79,13 @@ class Residency {
     std::vector<double> uses;                 // [E] with decay
     std::vector<int64_t> last;                // [E] step of the last use, -1 = never
     std::vector<std::vector<int64_t>> steps;  // belady: [E] of its uses
+    std::vector<int32_t> coming;              // hi_lo
     int64_t step = 0;
     Counts counts;
   };
   double key(const Layer& layer, size_t index, int32_t expert) const;
+  void keep_best(Layer& layer, size_t index, std::span<const int32_t> used);
+  void exchange(Layer& layer, int64_t quota);
 
   ResidencyRule rule_;
   std::vector<int64_t> quota_;

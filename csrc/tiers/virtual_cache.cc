@@ -10,6 +10,9 @@ ResidencyRule rule_of(const std::string& policy) {
   const ResidencyRule rule = parse_residency(policy);
   if (rule.policy == ResidencyPolicy::kStatic || rule.policy == ResidencyPolicy::kBelady)
     invalid("virtual_residency", "expected a policy without lists, got \"", policy, "\"; lynx-rt simulate has static and belady");
+  if (rule.low)
+    invalid("virtual_residency",
+            "expected a policy without copies in low precision, which a cache without weights has not, got \"", policy, "\"");
   return rule;
 }
 

@@ -34,6 +34,12 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--max-num-seqs", type=positive_int, default=128, help="running requests (default: 128)")
     parser.add_argument("--max-model-len", type=positive_int, help="tokens of a request (default: the model's)")
+    parser.add_argument(
+        "--expert-policy",
+        default="lfu",
+        metavar="POLICY",
+        help="as an Engine's: copies in low precision, with miss=low or hi_lo, take a part of the memory (default: lfu)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -75,7 +81,7 @@ def _add_speeds(facts: dict[str, Any]) -> None:
 def _add_plans(facts: dict[str, Any], folder: str, memory: int, args: argparse.Namespace) -> None:
     from lynx_rt import _C
 
-    divisions = _C.foretell_memory(folder, memory, args.max_num_seqs, args.max_model_len or 0)
+    divisions = _C.foretell_memory(folder, memory, args.max_num_seqs, args.max_model_len or 0, args.expert_policy)
     file = largest_file(folder)
     facts["disk_bytes_per_s"] = rate = (_C.disk_rate(str(file)) if file else 0.0) or None
     for option, division in zip(facts["options"], divisions, strict=True):

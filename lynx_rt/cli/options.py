@@ -85,12 +85,13 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
     parser.add_argument(
         "--expert-policy",
         default="lfu",
-        help="which experts stay: lfu:decay=0.99, score:decay=0.99, lru, lfru, random, static:file=F, none (default: lfu)",
+        help="which experts stay: lfu:decay=0.99, score:decay=0.99, lru, lfru, random, static:file=F, none; with copies of all in int4, "
+        "which changes results: lfu:miss=low, .., hi_lo (default: lfu)",
     )
     parser.add_argument(
         "--expert-prefetch",
         default="none",
-        help="experts read ahead: none, next_router, next_router:n=6 (default: none)",
+        help="experts read ahead: none, next_router, next_router:n=6; pregated, which changes results (default: none)",
     )
     parser.add_argument(
         "--io-timeout",

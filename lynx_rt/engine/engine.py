@@ -52,8 +52,9 @@ class Engine(EngineState):
     expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
     (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
     memory: one number for weights, KV cache, experts and all else, in the same forms: a share is one of the free memory, "auto" 80 % of it.
-    expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "score", "static:file=PATH", ...: docs/tiers.md.
-    expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none".
+    expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "score", "static:file=PATH", ...; "lfu:miss=low", ..,
+    "hi_lo" = the others are computed from int4 copies, which changes results and refuses exact requests: docs/tiers.md.
+    expert_prefetch: "next_router:n=N" = the next layer's router says which N per row are read ahead; "none"; "pregated" = and used.
     io_timeout_s: seconds of waiting for a read of experts after which a step ends its requests with an error; None = it waits.
     max_model_len: tokens of prompt and output; None = the model's, cut to what the KV cache holds.
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.

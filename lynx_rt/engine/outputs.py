@@ -244,7 +244,7 @@ class TierStats:
     slot_bytes: int
     resident: int  # gauge: experts that stay in memory
     hits: int  # experts of a layer and step that were in memory
-    misses: int  # those that were read
+    misses: int  # those that were read, or computed from their copies in low precision
     decode_hits: int  # the same of decode-only steps
     decode_misses: int
     prefetched: int  # experts whose reads expert_prefetch began
@@ -255,6 +255,8 @@ class TierStats:
     read_seconds: float  # reads were under way
     read_rate: float  # gauge: bytes per second of that time, lately; 0 = nothing was read yet
     read_depth: int  # gauge: pieces of 1 MiB that are read at a time, by a measurement at the start
+    low_bytes: int = 0  # gauge: copies in low precision (expert_policy with miss=low, hi_lo)
+    late: int = 0  # with these: hits that had not arrived when a step needed them
 
 
 @dataclass(slots=True)

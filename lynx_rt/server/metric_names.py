@@ -131,7 +131,8 @@ ENGINE = (
     _counter("lynx:slo_steps_over_target_total", "Decode-only steps above the slo policy's target."),
     _counter(
         "lynx:tier_experts_total",
-        "Experts of a layer and step where not all are in memory: hit, miss (read from the expert file). Prompts included.",
+        "Experts of a layer and step where not all are in memory: hit, miss (read from the expert file, or computed from its copy in low "
+        "precision). Prompts included.",
         "result",
     ),
     _counter("lynx:tier_bytes_read_total", "Bytes of experts that steps read from the expert file."),

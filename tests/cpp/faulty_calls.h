@@ -22,6 +22,7 @@ class FaultyCalls : public lynx_rt::FileCalls {
   bool refuse_direct_reads = false;  // at the first read
   // Set while nothing is read.
   int64_t fail_from = -1, num_fails = 1;  // reads number fail_from .. + num_fails - 1 (0 is the next one) ..
+  int fail_every = 0;                     // of so many reads, three in a row ..
   int error = EIO;                        // .. fail with this
   int interrupt_every = 0;                // each n-th read ends with EINTR
   int64_t most_bytes = INT64_MAX;         // of one read
@@ -90,6 +91,7 @@ class FaultyCalls : public lynx_rt::FileCalls {
       }
     }
     if (fail_from >= 0 && number >= fail_from && number < fail_from + num_fails) return -error;
+    if (fail_every > 0 && number % fail_every >= fail_every - 3) return -error;
     if (interrupt_every > 0 && number % interrupt_every == 0) return -EINTR;
     bytes = std::min({bytes, most_bytes, std::max<int64_t>(0, size - offset)});
     return bytes == 0 ? 0 : FileCalls::read(descriptor, to, bytes, offset);

@@ -117,6 +117,84 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
   CHECK(stats.decode_misses < misses && stats.decode_hits <= hits);
 }
 
+// Copies that can be told from the experts: those of expert e have the values of the next one.
+std::shared_ptr<const LowExperts> next_ones(const Fixture& f, const ExpertFile& file) {
+  auto low = std::make_shared<LowExperts>(3 * kExperts * file.max_record_bytes());
+  uint8_t* record = low->memory;
+  for (int64_t l = 0; l < 3; ++l)
+    for (int32_t e = 0; e < kExperts; ++e, record += file.max_record_bytes()) {
+      const RecordLayout layout(f.expert(l, e));
+      layout.write(f.expert(l, (e + 1) % int32_t(kExperts)), record);
+      if (e == 0) low->experts.emplace_back();
+      low->experts.back().push_back(layout.view(record));
+    }
+  return low;
+}
+
+// With copies, which experts are computed from them is what the history of routing gives, whatever the delays and failures of reads.
+void walk_with_copies(const std::string& policy, int64_t slots, bool failures) {
+  Fixture f;
+  f.calls.most_delay_us = 300;
+  f.calls.fail_every = failures ? 29 : 0;
+  const auto file = f.open();
+  const int64_t slot = file->max_record_bytes(), spare = 1;
+  ExpertStoreOptions options{.reader = {.num_threads = 3, .piece_bytes = kPage}};
+  options.low = next_ones(f, *file);
+  ExpertStore store(file, parse_residency(policy), options.low->bytes + slots * slot + slot - 1, spare, options);
+  Residency expected(parse_residency(policy), uniform_quota(slots - spare, 3, kExperts), kExperts);
+  std::mt19937_64 random(uint64_t(slots * 10));
+  int64_t hits = 0, misses = 0, failed = 0;
+  for (int step = 0; step < 600; ++step) {
+    const int64_t layer = int64_t(random() % 3);
+    const bool learn = random() % 4 != 0;
+    const auto active = random_experts(random, random() % 2 ? kExperts : 3);
+    const auto wanted = random() % 2 ? active : random_experts(random, 3);
+    const std::vector<uint8_t> cost(expected.cost(layer).begin(), expected.cost(layer).end());
+    for (const int32_t e : active) ++(cost[size_t(e)] == 0 ? hits : misses);
+    {
+      const auto lease = store.acquire(layer, active, wanted, learn);
+      if (learn) expected.update(layer, active, wanted);
+      store.check_integrity();
+      std::vector<int32_t> given;
+      try {
+        for (auto list = store.next(); random() % 32 != 0 && !list.empty(); list = store.next())
+          for (const int32_t e : list) {
+            given.push_back(e);
+            const int32_t values = cost[size_t(e)] == 0 ? e : (e + 1) % int32_t(kExperts);
+            CHECK(same_expert(store.experts(layer)[size_t(e)], f.expert(layer, values)));
+          }
+      } catch (const StepError& e) {
+        CHECK(failures);
+        ++failed;
+      }
+      store.check_integrity();
+    }
+    store.check_integrity();
+    for (int64_t l = 0; l < 3; ++l) CHECK(std::equal(store.cost(l).begin(), store.cost(l).end(), expected.cost(l).begin()));
+  }
+  const ExpertStoreStats stats = store.stats();
+  CHECK_EQ(stats.num_slots, slots);
+  CHECK_EQ(stats.low_bytes, 3 * kExperts * slot);
+  CHECK_EQ(stats.hits, hits);
+  CHECK_EQ(stats.misses, misses);
+  CHECK(stats.num_failed == failed && (failures || failed == 0));
+  CHECK(stats.late <= hits && (policy.starts_with("none") ? stats.bytes_read == 0 : stats.bytes_read > 0));
+}
+
+void test_copies() {
+  for (const char* policy : {"lfu:miss=low", "lru:miss=low", "random:miss=low", "none:miss=low", "hi_lo:period=1",
+                             "hi_lo:decay=0.9,period=7,hysteresis=1,inflight=2"})
+    for (const int64_t slots : {2, 9, 20})
+      for (const bool failures : {false, true}) walk_with_copies(policy, slots, failures);
+  Fixture f;
+  const auto file = f.open();
+  ExpertStoreOptions options;
+  options.low = next_ones(f, *file);
+  const int64_t least = options.low->bytes + 2 * file->max_record_bytes();
+  CHECK_THROWS(ExpertStore(file, parse_residency("hi_lo"), least - 1, 1, options), ErrorCode::kInvalidArgument, "expert_memory",
+               {str_cat(least), "beside their copies"});
+}
+
 void test_walks() {
   for (const char* policy : {"lfu", "random", "none"})
     for (const int64_t slots : {2, 3, 9, 20})
@@ -309,6 +387,7 @@ void test_limits() {
 
 int main() {
   test_walks();
+  test_copies();
   test_accounting_of_a_long_walk();
   test_failing_reads();
   test_failing_prefetch();

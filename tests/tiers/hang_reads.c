@@ -1,4 +1,5 @@
-/* Preloaded: reads at the offset HANG_OFFSET of files named HANG_FILE wait as long as the file HANG_WHILE exists. */
+/* Preloaded: reads of the file HANG_FILE at the offset HANG_OFFSET wait as long as the file HANG_WHILE exists, and all of its reads take up
+   to MOST_DELAY_US longer. */
 #define _GNU_SOURCE
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,12 +9,15 @@
 #include <unistd.h>
 
 ssize_t pread(int file, void* to, size_t bytes, off_t offset) {
-  const char *hangs = getenv("HANG_WHILE"), *named = getenv("HANG_FILE");
-  if (hangs && named && offset == atoll(getenv("HANG_OFFSET"))) {
+  const char *hangs = getenv("HANG_WHILE"), *named = getenv("HANG_FILE"), *delay = getenv("MOST_DELAY_US");
+  const int may_hang = hangs && offset == atoll(getenv("HANG_OFFSET")), may_wait = delay && atoi(delay) > 0;
+  if (named && (may_hang || may_wait)) {
     char link[64], name[4096] = "";
     snprintf(link, sizeof link, "/proc/self/fd/%d", file);
-    if (readlink(link, name, sizeof name - 1) > 0 && strcmp(name, named) == 0)
-      while (access(hangs, F_OK) == 0) usleep(10000);
+    if (readlink(link, name, sizeof name - 1) > 0 && strcmp(name, named) == 0) {
+      while (may_hang && access(hangs, F_OK) == 0) usleep(10000);
+      if (may_wait) usleep(rand() % atoi(delay));
+    }
   }
   return syscall(SYS_pread64, (long)file, to, bytes, offset);
 }

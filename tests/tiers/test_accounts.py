@@ -114,24 +114,25 @@ def anonymous():
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
     return 1024 * int(line.split()[1])
 
-model, experts, memory = sys.argv[1:4]
+model, experts, memory, _, policy = sys.argv[1:]
 with Engine(model) as engine:  # what the first engine of a process leaves behind
     answers(engine)
 before = anonymous()
-with Engine(model, expert_file=experts, memory=memory, max_num_seqs=8, max_model_len=1024, expert_policy="lru") as engine:
+with Engine(model, expert_file=experts, memory=memory, max_num_seqs=8, max_model_len=1024, expert_policy=policy) as engine:
     long = ["1 + 2 = 3. " * 60 + str(i) for i in range(8)]
     for _ in range(3):
         answers(engine, long)
         answers(engine)
     tier = engine.stats().tier
-    print(anonymous() - before, tier.slots * tier.slot_bytes)
+    print(anonymous() - before, tier.slots * tier.slot_bytes + tier.low_bytes)
 """
 
 
 @linux
 @pytest.mark.parametrize("memory", [70_000_000, 90_000_000])
-def test_memory_is_what_was_planned(nano_path, packed, memory) -> None:
-    command = [sys.executable, "-c", FOOTPRINT, nano_path, packed("none"), str(memory), Path(__file__).parent]
+@pytest.mark.parametrize("policy", ["lru", "lru:miss=low"])
+def test_memory_is_what_was_planned(nano_path, packed, memory, policy) -> None:
+    command = [sys.executable, "-c", FOOTPRINT, nano_path, packed("none"), str(memory), Path(__file__).parent, policy]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300).stdout
     taken, experts = map(int, output.split())
     assert 0.98 * experts < taken < 1.02 * memory

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tiered import GREEDY, PROMPTS, answers
 
-from lynx_rt import Engine, ValidationError
+from lynx_rt import Engine, SamplingParams, ValidationError
 
 
 @pytest.mark.parametrize("prefetch", ["next_router", "next_router:n=1", "next_router:n=32"])
@@ -30,7 +30,29 @@ def test_no_guesses_in_large_steps(nano_path, packed) -> None:
         assert engine.stats().tier.prefetched == 0
 
 
-@pytest.mark.parametrize("text", ["best", "next_router:n=", "next_router:n=0", "next_router:n=33", "next_router:n=1.5"])
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_pregated(nano_path, packed, expected, quantization) -> None:
+    """What is read ahead is what is used, and results are the same with whatever memory, but not those of the model's own routing."""
+    options = {"quantization": quantization, "expert_prefetch": "pregated"}
+    pregated = expected(**options)
+    assert pregated != expected(quantization=quantization)
+    for memory in ("1%", 0.3, 1.0):
+        with Engine(nano_path, expert_file=packed(quantization), expert_memory=memory, **options) as engine:
+            assert answers(engine) == pregated
+            engine.reset_stats()
+            alone = answers(engine, PROMPTS[:1])
+            tier = engine.stats().tier
+            assert alone == pregated[:1]
+            # The first layer is not read ahead, nor are prompts.
+            assert memory != 0.3 or tier.prefetched == tier.prefetch_used > 20
+            with pytest.raises(ValidationError, match="pregated") as caught:
+                engine.generate("x", SamplingParams(expert_selection="exact"), use_tqdm=False)
+            assert caught.value.field == "exact"
+
+
+@pytest.mark.parametrize(
+    "text", ["best", "pregated:n=2", "next_router:n=", "next_router:n=0", "next_router:n=33", "next_router:n=1.5"]
+)
 def test_refused(nano_path, packed, text) -> None:
     with pytest.raises(ValidationError, match="expected") as caught:
         Engine(nano_path, expert_file=packed("none"), expert_memory=0.3, expert_prefetch=text)

@@ -166,10 +166,14 @@ def test_uniform_quota(slots: int, layers: int, experts: int, quota: list[int]) 
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
-        ("lfo", 'expected one of lfu, lru, lfru, score, random, static, none, ring, belady; got "lfo"'),
+        ("lfo", 'expected one of lfu, lru, lfru, score, random, static, none, hi_lo, ring, belady; got "lfo"'),
         ("lfu:decay=0", 'decay: expected a number above 0, at most 1, got "0"'),
         ("lfu:decay=nan", "decay: expected a number"),
-        ("lfu:", 'expected lfu with decay=VALUE, got "lfu:"'),
+        ("lfu:", 'expected lfu with decay=VALUE, miss=low, got "lfu:"'),
+        ("lru:miss=never", 'miss: expected wait or low, got "never"'),
+        ("belady:miss=low", "expected belady alone, got"),
+        ("hi_lo:seed=1", "expected hi_lo with decay=VALUE, period=N"),
+        ("hi_lo:inflight=1.5", "inflight: expected a whole number from 1 on"),
         ("lfu:k=1", "expected lfu with decay=VALUE"),
         ("lru:decay=1", "expected lru alone"),
         ("static:list=x", "expected static with file=VALUE"),
@@ -184,6 +188,51 @@ def test_mistakes(policy: str, said: str) -> None:
     with pytest.raises(ValidationError, match="expert_policy") as error:
         simulate(policy, 1, 4, [[[0]]])
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("hysteresis", [1.0, 1.5])
+@pytest.mark.parametrize(("period", "inflight"), [(1, 1), (4, 2), (7, 100)])
+def test_hi_lo(period: int, inflight: int, hysteresis: float) -> None:
+    """Experts are exchanged in every period-th step alone; what comes is resident one exchange later."""
+    experts, quota, layers = 12, 4, 2
+    used = routing(3, layers, 60, experts, 5)
+    policy = f"hi_lo:decay=0.9,period={period},hysteresis={hysteresis},inflight={inflight}"
+    found = simulate(policy, quota, experts, used)
+    for layer in range(layers):
+        residents: set[int] = set()
+        coming: list[int] = []
+        uses = [0.0] * experts
+        inserted = hits = 0
+        for step, now in enumerate(used[layer]):
+            assert found["residents"][layer][step] == sorted(residents)
+            hits += len(residents & set(now))
+            uses = [0.9 * count + (e in now) for e, count in enumerate(uses)]
+            if (step + layer) % period != period - 1:
+                continue
+            residents |= set(coming)
+            leavers = sorted(residents, key=lambda e: (uses[e], e))
+            absent = sorted((e for e in range(experts) if uses[e] and e not in residents), key=lambda e: (-uses[e], e))
+            coming, free = [], quota - len(residents)
+            for e in absent[:inflight]:
+                if free == 0:
+                    if not leavers or uses[e] <= hysteresis * uses[leavers[0]]:
+                        break
+                    residents.remove(leavers.pop(0))
+                else:
+                    free -= 1
+                coming.append(e)
+            inserted += len(coming)
+        assert found["counts"][layer][1] == hits > 0
+        assert found["counts"][layer][2] == found["counts"][layer][3] == inserted > 0
+
+
+def test_copies_do_not_change_who_stays() -> None:
+    used = routing(4, 2, 60, 12, 5)
+    for policy in ("lfu", "lru", "random"):
+        plain, low = simulate(policy, 4, 12, used), simulate(f"{policy}:miss=low", 4, 12, used)
+        assert plain["residents"] == low["residents"]
+        for before, after in zip(plain["counts"], low["counts"], strict=True):
+            assert after[2] == after[3] == before[3] < before[2]  # those that come to stay alone are read
 
 
 def test_mistakes_of_lists() -> None:

@@ -52,10 +52,14 @@ struct EngineOptions {
   // expert_memory has them, where a share is one of the free memory, and "auto" 80 % of it. "" = no such number. CPU only.
   std::string memory;
   // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass),
-  // "lru", "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it.
+  // "lru", "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it,
+  // but with copies in int4 of all experts, from which those that do not stay are computed, so that no step reads any: "lfu:miss=low", and
+  // so on, and "hi_lo:period=64,hysteresis=1.25,inflight=4", which exchanges experts every 64 steps alone. Requests with `exact` are refused
+  // then.
   std::string expert_policy = "lfu";
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
-  // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows.
+  // on this layer's rows, as many as a token uses without N, in steps of at most 8 rows; "pregated" = what it ranks first is what the next
+  // layer uses, which changes results and is for models that were trained so: requests with `exact` are refused. CPU only.
   std::string expert_prefetch = "none";
   // Seconds without an expert that arrives, after which a step ends its requests with an error and close() gives up reads that hang;
   // 0 = steps wait. Reads that take longer than 10 s are reported to on_log in any case.
@@ -189,6 +193,9 @@ struct EngineStats {
     double wait_seconds = 0, read_seconds = 0;  // steps waited for reads and had nothing to compute; reads were under way
     double read_rate = 0;                       // gauge: bytes per second of the time of reads, lately; 0 = nothing was read yet
     int64_t read_depth = 0;                     // gauge: pieces of 1 MiB that are read at a time, by a measurement at the start
+    // With copies in low precision (expert_policy), from which misses are computed: their bytes, a gauge, and hits that had not arrived
+    // when a step needed them.
+    int64_t low_bytes = 0, late = 0;
   } tier;
 };
 

@@ -297,6 +297,8 @@ typedef struct lynx_rt_stats {
   double tier_read_rate;    /* bytes per second of that time, lately; 0 = nothing was read yet */
   int64_t tier_read_depth;  /* pieces of 1 MiB that are read at a time */
   double slo_seconds_per_miss;
+  int64_t tier_low_bytes; /* of copies in low precision, from which misses are computed; 0 = there are none */
+  int64_t tier_late;      /* with these: hits that had not arrived when a step needed them */
 } lynx_rt_stats;
 
 /* "0.2.0" */
