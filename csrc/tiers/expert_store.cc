@@ -190,6 +190,7 @@ void ExpertStore::free_dropped() {
 }
 
 void ExpertStore::wait(std::span<const int32_t> slots) {
+  if (slots.empty()) fail(ErrorCode::kInternal, "", "an expert is missing, but nothing is being read and no slot is free");
   waited_.clear();
   for (const int32_t s : slots) waited_.push_back(&slots_[size_t(s)].request);
   const auto said = [&](double seconds) {

@@ -28,6 +28,7 @@ class FaultyCalls : public lynx_rt::FileCalls {
   int64_t most_bytes = INT64_MAX;         // of one read
   int64_t size = INT64_MAX;               // where the file ends
   int most_delay_us = 0;
+  int slow_every = 0;                 // each n-th read takes 5 ms longer
   std::atomic<int64_t> hang_at = -1;  // reads of this offset wait for release()
 
   std::atomic<int64_t> num_reads = 0, num_direct = 0, dropped_bytes = 0;
@@ -88,6 +89,10 @@ class FaultyCalls : public lynx_rt::FileCalls {
         const auto delay = std::chrono::microseconds(random_() % uint64_t(most_delay_us));
         lock.unlock();
         std::this_thread::sleep_for(delay);
+      }
+      if (slow_every > 0 && number % slow_every == 0) {
+        if (lock.owns_lock()) lock.unlock();
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
       }
     }
     if (fail_from >= 0 && number >= fail_from && number < fail_from + num_fails) return -error;

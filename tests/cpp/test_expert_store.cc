@@ -3,6 +3,7 @@
 #include "tiers/expert_store.h"
 
 #include <algorithm>
+#include <chrono>
 #include <fstream>
 #include <random>
 #include <string>
@@ -117,52 +118,68 @@ void walk(const std::string& policy, int64_t slots, int64_t spare, bool complete
   CHECK(stats.decode_misses < misses && stats.decode_hits <= hits);
 }
 
-// Copies that can be told from the experts: those of expert e have the values of the next one.
-std::shared_ptr<const LowExperts> next_ones(const Fixture& f, const ExpertFile& file) {
+// Returns the copy of an expert, which can be told from it by dtype and values: the begin of the next expert's values as bfloat16.
+ExpertWeights copy_of(const Fixture& f, int64_t layer, int32_t e) {
+  ExpertWeights copy = f.expert(layer, (e + 1) % int32_t(kExperts));
+  for (WeightView* v : {&copy.gate, &copy.up, &copy.down}) v->dtype = DType::kBF16;
+  return copy;
+}
+
+std::shared_ptr<const LowExperts> make_copies(const Fixture& f, const ExpertFile& file) {
   auto low = std::make_shared<LowExperts>(3 * kExperts * file.max_record_bytes());
   uint8_t* record = low->memory;
   for (int64_t l = 0; l < 3; ++l)
     for (int32_t e = 0; e < kExperts; ++e, record += file.max_record_bytes()) {
-      const RecordLayout layout(f.expert(l, e));
-      layout.write(f.expert(l, (e + 1) % int32_t(kExperts)), record);
+      const ExpertWeights copy = copy_of(f, l, e);
+      const RecordLayout layout(copy);
+      layout.write(copy, record);
       if (e == 0) low->experts.emplace_back();
       low->experts.back().push_back(layout.view(record));
     }
   return low;
 }
 
-// With copies, which experts are computed from them is what the history of routing gives, whatever the delays and failures of reads.
-void walk_with_copies(const std::string& policy, int64_t slots, bool failures) {
+// Computation is so much faster than the disk, or slower, that newcomers arrive late, or never do; or either happens by chance.
+enum class Pace { kAny, kFast, kSlow };
+
+// With copies, which experts are computed from them is what the history of routing gives, whatever the delays and failures of reads. An
+// expert has the form that it is computed in from the begin of the lease on, since rows are packed for it then.
+void walk_with_copies(const std::string& policy, int64_t slots, Pace pace, bool failures) {
   Fixture f;
-  f.calls.most_delay_us = 300;
+  f.calls.most_delay_us = pace == Pace::kSlow ? 0 : 300;
+  f.calls.slow_every = pace == Pace::kAny ? 31 : 0;
   f.calls.fail_every = failures ? 29 : 0;
   const auto file = f.open();
   const int64_t slot = file->max_record_bytes(), spare = 1;
   ExpertStoreOptions options{.reader = {.num_threads = 3, .piece_bytes = kPage}};
-  options.low = next_ones(f, *file);
+  options.low = make_copies(f, *file);
   ExpertStore store(file, parse_residency(policy), options.low->bytes + slots * slot + slot - 1, spare, options);
   Residency expected(parse_residency(policy), uniform_quota(slots - spare, 3, kExperts), kExperts);
   std::mt19937_64 random(uint64_t(slots * 10));
   int64_t hits = 0, misses = 0, failed = 0;
-  for (int step = 0; step < 600; ++step) {
+  const auto pause = [&] {
+    if (pace == Pace::kSlow || (pace == Pace::kAny && random() % 16 == 0))
+      std::this_thread::sleep_for(std::chrono::microseconds(500));
+  };
+  for (int step = 0; step < (pace == Pace::kAny ? 400 : 150); ++step) {
     const int64_t layer = int64_t(random() % 3);
     const bool learn = random() % 4 != 0;
     const auto active = random_experts(random, random() % 2 ? kExperts : 3);
     const auto wanted = random() % 2 ? active : random_experts(random, 3);
+    pause();
     const std::vector<uint8_t> cost(expected.cost(layer).begin(), expected.cost(layer).end());
     for (const int32_t e : active) ++(cost[size_t(e)] == 0 ? hits : misses);
     {
       const auto lease = store.acquire(layer, active, wanted, learn);
       if (learn) expected.update(layer, active, wanted);
       store.check_integrity();
-      std::vector<int32_t> given;
+      const auto is_copy = [&](int32_t e) { return store.experts(layer)[size_t(e)].gate.dtype == DType::kBF16; };
+      for (const int32_t e : active) CHECK_EQ(is_copy(e), cost[size_t(e)] != 0);
+      pause();
       try {
         for (auto list = store.next(); random() % 32 != 0 && !list.empty(); list = store.next())
-          for (const int32_t e : list) {
-            given.push_back(e);
-            const int32_t values = cost[size_t(e)] == 0 ? e : (e + 1) % int32_t(kExperts);
-            CHECK(same_expert(store.experts(layer)[size_t(e)], f.expert(layer, values)));
-          }
+          for (const int32_t e : list)
+            CHECK(same_expert(store.experts(layer)[size_t(e)], cost[size_t(e)] == 0 ? f.expert(layer, e) : copy_of(f, layer, e)));
       } catch (const StepError& e) {
         CHECK(failures);
         ++failed;
@@ -178,18 +195,21 @@ void walk_with_copies(const std::string& policy, int64_t slots, bool failures) {
   CHECK_EQ(stats.hits, hits);
   CHECK_EQ(stats.misses, misses);
   CHECK(stats.num_failed == failed && (failures || failed == 0));
-  CHECK(stats.late <= hits && (policy.starts_with("none") ? stats.bytes_read == 0 : stats.bytes_read > 0));
+  CHECK(stats.late <= hits);
+  if (policy.starts_with("none")) CHECK_EQ(stats.bytes_read, 0);
+  if (pace == Pace::kAny && !policy.starts_with("none")) CHECK(stats.bytes_read > 0);
 }
 
 void test_copies() {
   for (const char* policy : {"lfu:miss=low", "lru:miss=low", "random:miss=low", "none:miss=low", "hi_lo:period=1",
                              "hi_lo:decay=0.9,period=7,hysteresis=1,inflight=2"})
     for (const int64_t slots : {2, 9, 20})
-      for (const bool failures : {false, true}) walk_with_copies(policy, slots, failures);
+      for (const Pace pace : {Pace::kAny, Pace::kFast, Pace::kSlow})
+        for (const bool failures : {false, true}) walk_with_copies(policy, slots, pace, failures);
   Fixture f;
   const auto file = f.open();
   ExpertStoreOptions options;
-  options.low = next_ones(f, *file);
+  options.low = make_copies(f, *file);
   const int64_t least = options.low->bytes + 2 * file->max_record_bytes();
   CHECK_THROWS(ExpertStore(file, parse_residency("hi_lo"), least - 1, 1, options), ErrorCode::kInvalidArgument, "expert_memory",
                {str_cat(least), "beside their copies"});

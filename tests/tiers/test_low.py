@@ -3,6 +3,11 @@ precision, the memory that they take, and what is refused. tests/cpp/test_expert
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,42 @@ import pytest
 from tiered import EXPERTS, LAYERS, PROMPTS, answers
 
 from lynx_rt import _C, Engine, OutOfMemoryError, SamplingParams, ValidationError, _C_testing
+
+# Prints the answers under several policies, and how many experts were late.
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[3])
+from tiered import answers
+from lynx_rt import Engine
+
+for policy in sys.argv[4:]:
+    with Engine(sys.argv[1], expert_file=sys.argv[2], expert_memory=0.55, expert_policy=policy) as engine:
+        for _ in range(2):
+            for i, (tokens, logprobs) in enumerate(answers(engine)):
+                for j, entry in enumerate(logprobs):
+                    print(policy, "prompt", i, "token", j, tokens[j], entry)
+        tier = engine.stats().tier
+        print(policy, tier.hits, tier.misses, tier.resident)
+        print(tier.late, file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="needs Linux and a C compiler")
+def test_results_do_not_depend_on_the_speed_of_reads(nano_path, packed, tmp_path) -> None:
+    here, library = Path(__file__).parent, tmp_path / "slow_reads.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, here / "hang_reads.c"], check=True)
+    experts = os.path.realpath(packed("none"))
+    policies = ["lfu:miss=low", "lru:miss=low", "none:miss=low", "hi_lo:period=3,inflight=8"]
+    command = [sys.executable, "-c", SCRIPT, nano_path, experts, str(here), *policies]
+    delays = {"LD_PRELOAD": str(library), "HANG_FILE": experts, "MOST_DELAY_US": "3000"}
+    runs = [
+        subprocess.Popen(command, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for env in ({}, delays)
+    ]
+    (fast, _), (slow, late) = (run.communicate(timeout=300) for run in runs)
+    assert [run.returncode for run in runs] == [0, 0]
+    assert fast.splitlines() == slow.splitlines()  # so that a failure names the policy and the token
+    assert int(late.split()[1]) > 0 and int(late.split()[2]) == 0  # lru waits for a slow disk; none reads nothing
 
 
 def distance(a: list[Any], b: list[Any]) -> float:
