@@ -194,7 +194,7 @@ void walk_with_copies(const std::string& policy, int64_t slots, Pace pace, bool 
   CHECK_EQ(stats.low_bytes, 3 * kExperts * slot);
   CHECK_EQ(stats.hits, hits);
   CHECK_EQ(stats.misses, misses);
-  CHECK(stats.num_failed == failed && (failures || failed == 0));
+  CHECK(stats.num_failed >= failed && (failures || stats.num_failed == 0));  // reads that fail at the same time end one step
   CHECK(stats.late <= hits);
   if (policy.starts_with("none")) CHECK_EQ(stats.bytes_read, 0);
   if (pace == Pace::kAny && !policy.starts_with("none")) CHECK(stats.bytes_read > 0);
