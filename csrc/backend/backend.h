@@ -54,6 +54,10 @@ struct KvCacheView {
   int64_t v_columns() const { return v_head_dim ? v_head_dim : head_dim; }
 };
 
+// The entry of a block table for a page that has been given back, since no row sees its keys any more. Ops do not read such a page: its
+// address would be far outside of the cache, so that a read of it ends the program.
+inline constexpr int32_t kFreedBlock = INT32_MIN;
+
 // The rows of one step, flat. Rows of a sequence are consecutive and in position order.
 struct BatchView {
   int64_t num_rows = 0;                   // T
@@ -62,8 +66,11 @@ struct BatchView {
   const int32_t* positions = nullptr;     // [T] position in the sequence, 0-based
   const int64_t* slots = nullptr;         // [T] block * block_size + offset where the row's K and V go
   const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
-  const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
+  const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence, or kFreedBlock
   int64_t max_blocks = 0;
+  // Layers may keep different pages of a sequence. Then there are as many `slots` and `block_tables`, one behind the other; ops read the
+  // first ones: with_pages() is what a layer of another group gives them.
+  int64_t num_page_groups = 1;
   const int32_t* state_slots = nullptr;  // [S] slot of the sequence's states (StateView); null where no layer has a state
   const uint8_t* exact = nullptr;        // [T] 1 = the row always gets the model's own routing; null = no such row
   // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
@@ -73,6 +80,14 @@ struct BatchView {
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
+
+  BatchView with_pages(int64_t group) const {
+    BatchView view = *this;
+    view.num_page_groups = 1;
+    view.slots += group * num_rows;
+    view.block_tables += group * num_seqs * max_blocks;
+    return view;
+  }
 };
 
 // out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]

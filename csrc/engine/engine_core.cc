@@ -100,10 +100,11 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
-      cache_(*backend_, config_, plan_.num_blocks, o.block_size),
+      cache_(*backend_, config_, plan_.groups, plan_.group_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
+      windows_(plan_.groups, plan_.group_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
+      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
       selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
@@ -207,9 +208,9 @@ void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, c
   int64_t total = int64_t(tokens.size()), size = options_.block_size;
   if (chunk == 0) chunk = total;
   chunk = std::min(chunk, decoder_.max_rows());
-  KvCache cache(*backend_, config_, ceil_div(total, size), size);
+  std::vector<int32_t> blocks(size_t(ceil_div(total, size)));
+  const KvCache cache(*backend_, config_, int64_t(blocks.size()), size);
   const StateCache states(*backend_, state_bytes(config_, backend_->compute_dtype()), 1);
-  std::vector<int32_t> blocks(size_t(cache.num_blocks()));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {

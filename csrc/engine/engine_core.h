@@ -38,6 +38,8 @@ class EngineCore {
   EngineStats stats() const;
   void reset_stats();
   ModelInfo model_info() const;
+  // The tokens for which layers that keep all of a sequence have pages.
+  int64_t num_kv_tokens() const { return plan_.num_blocks * options_.block_size; }
   void check_integrity() const {
     scheduler_.check_integrity();
     if (store_) store_->check_integrity();
@@ -87,6 +89,7 @@ class EngineCore {
   void finish(const Request& request, FinishReason reason, StepOutput& output);
   std::vector<StepOutput> end_expired(double now);
   void forget_states(const ScheduledStep& step);
+  void count_pages(EngineStats& stats) const;       // engine_report.cc
   void count_selection(const ScheduledStep& step);  // engine_report.cc
   struct BytesRead {
     int64_t all = 0, experts = 0, kv = 0;
@@ -111,6 +114,7 @@ class EngineCore {
   MemoryPlan plan_;            // after the members that take memory, before those sized by what is left
   KvCache cache_;
   BlockPool pool_;
+  WindowPages windows_;
   StateCache states_;
   Scheduler scheduler_;
   Batch batch_;

@@ -15,14 +15,27 @@ void EngineCore::reset_stats() {
   if (store_) store_->reset_stats();
 }
 
+// Pages of groups differ in size, so they are counted by their bytes, in pages of all layers.
+void EngineCore::count_pages(EngineStats& s) const {
+  const std::vector<PageGroup>& groups = plan_.groups.groups;
+  int64_t used = (pool_.num_blocks() - pool_.num_free()) * groups[0].bytes_per_token, per_page = groups[0].bytes_per_token;
+  for (int64_t g = 0; g < windows_.num_groups(); ++g) {
+    const int64_t bytes = groups[size_t(g + 1)].bytes_per_token;
+    used += (windows_.pool(g).num_blocks() - windows_.pool(g).num_free()) * bytes;
+    per_page += bytes;
+  }
+  per_page = std::max<int64_t>(per_page, 1);
+  s.kv_blocks_total = plan_.kv_bytes / options_.block_size / per_page;
+  s.kv_blocks_used = std::min(ceil_div(used, per_page), s.kv_blocks_total);
+}
+
 EngineStats EngineCore::stats() const {
   EngineStats s = counters_;
   s.num_running = scheduler_.num_running();
   s.num_waiting = scheduler_.num_waiting();
   s.num_waiting_tokens = scheduler_.num_waiting_tokens();
   s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
-  s.kv_blocks_total = pool_.num_blocks();
-  s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
+  count_pages(s);
   for (const OpProfile& p : backend_->profile()) s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
   const BytesRead read = bytes_read();
   s.bytes_read = read.all;

@@ -24,7 +24,13 @@ struct Request {
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends this run: pages from there
   // on depend on the batch, and no other request may find them.
   int64_t num_reproducible = 0;
-  std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
+  std::vector<int32_t> blocks;  // page i holds tokens [i * block_size, (i + 1) * block_size)
+  // Pages of each group of layers with a window: as many as `blocks`, of which the first num_freed have been given back (kFreedBlock).
+  struct PageTable {
+    std::vector<int32_t> blocks;
+    size_t num_freed = 0;
+  };
+  std::vector<PageTable> windows;
   std::vector<ContentId> contents;  // of the leading pages: those found in the prefix cache or offered to it
 
   // Page boundaries, in tokens, at which the state is offered to the prefix cache; rows of a step end there. `junction` is where the

@@ -4,6 +4,9 @@
 //
 // Layers that have a state beside pages find a prefix where both its pages and a snapshot of the state at its end are there: at the last
 // page boundary of a prompt, and where a request has left a prefix that it shares with others. Tokens behind it are computed again.
+//
+// Layers with a window have tables of their own, whose pages are given back behind the window when the next step is scheduled. They find a
+// prefix whose last window is in the cache.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -15,6 +18,7 @@
 #include "engine/request.h"
 #include "engine/state_cache.h"
 #include "engine/state_snapshots.h"
+#include "engine/window_pages.h"
 #include "routing/policy.h"
 
 namespace lynx_rt {
@@ -41,7 +45,9 @@ struct ScheduledStep {
 // Thread-safety: none; the engine's lock covers it.
 class Scheduler {
  public:
-  Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk);
+  // pool: pages of the layers that keep all of a sequence.
+  Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
+            bool enable_mixed_chunk);
 
   void add(std::unique_ptr<Request> request);
   // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows.
@@ -80,7 +86,9 @@ class Scheduler {
 
  private:
   bool reserve(Request& request, int64_t num_tokens);  // pages for its first num_computed + num_tokens tokens
-  BlockPool::Match match_prefix(Request& request);     // pages whose tokens need not be computed; sets the boundaries
+  // Gives the request the pages of tokens that need not be computed; returns the number of those tokens. Sets the boundaries.
+  int64_t match_prefix(Request& request);
+  bool is_shared(const Request& request, int64_t page) const;  // with other requests
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
   void forget(Request& request);  // frees its pages and states
@@ -99,6 +107,7 @@ class Scheduler {
   int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
 
   BlockPool& pool_;
+  WindowPages& windows_;
   StateCache& states_;
   StateSnapshots snapshots_;
   int64_t max_num_seqs_, max_num_batched_tokens_;

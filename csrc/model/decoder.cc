@@ -57,6 +57,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
 void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe,
                       std::span<const StateView> states) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
+  if (batch.num_page_groups != cache.num_groups())
+    invalid("num_page_groups", "expected ", cache.num_groups(), " as the cache has, got ", batch.num_page_groups);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
     if (last >= max_positions_) invalid("positions", "expected less than ", max_positions_, ", got ", last);
@@ -70,7 +72,8 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      mixer_block(w, layer, rows, cache.layer(l), states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
+      mixer_block(w, layer, cache.num_groups() > 1 ? rows.with_pages(cache.group(l)) : rows, cache.layer(l),
+                  states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
       if (!layer.moe) {
         config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows);
         continue;

@@ -204,6 +204,8 @@ ModelDescription describe_model(const std::string& path) {
   d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
   d.active_bytes_per_token = d.options[0].bytes_per_token;
   d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);
+  for (const PageGroup& group : page_groups(c, c.dtype, c.max_position_embeddings).groups)
+    d.kv_bytes_per_sequence += checked_mul(group.span(c.max_position_embeddings), group.bytes_per_token, "kv_cache");
   for (const int64_t bytes : state_bytes(c, c.dtype)) d.state_bytes_per_sequence += bytes;
   d.copied_weight_bytes = weights.copies.bytes();
   d.warnings = weights.warnings;

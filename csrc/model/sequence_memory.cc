@@ -26,6 +26,22 @@ SequenceMemory sequence_memory(const ModelConfig& m, int64_t layer, DType dtype)
   fail(ErrorCode::kInternal, "mixer", "mixer: unknown kind");
 }
 
+PageGroups page_groups(const ModelConfig& m, DType dtype, int64_t max_len) {
+  PageGroups out{{PageGroup{}}, std::vector<int32_t>(size_t(m.num_layers), 0)};
+  for (int64_t l = 0; l < m.num_layers; ++l) {
+    const SequenceMemory memory = sequence_memory(m, l, dtype);
+    if (memory.kind != SequenceMemory::kPages) continue;
+    const LayerConfig& layer = m.layers[size_t(l)];
+    const int64_t window = layer.window < max_len ? layer.window : 0, chunk = layer.chunk < max_len ? layer.chunk : 0;
+    size_t g = 0;
+    while (g < out.groups.size() && (out.groups[g].window != window || out.groups[g].chunk != chunk)) ++g;
+    if (g == out.groups.size()) out.groups.push_back({window, chunk, 0});
+    out.groups[g].bytes_per_token += memory.bytes;
+    out.of_layer[size_t(l)] = int32_t(g);
+  }
+  return out;
+}
+
 std::vector<int64_t> state_bytes(const ModelConfig& m, DType dtype) {
   std::vector<int64_t> bytes(size_t(m.num_layers), 0);
   for (int64_t l = 0; l < m.num_layers; ++l)

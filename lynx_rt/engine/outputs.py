@@ -264,7 +264,7 @@ class EngineStats:
     num_running: int
     num_waiting: int
     num_waiting_tokens: int  # prompt tokens of the waiting requests
-    kv_blocks_used: int
+    kv_blocks_used: int  # memory of the KV cache, counted in pages of all layers
     kv_blocks_total: int
     steps: int
     decode_steps: int
@@ -304,7 +304,7 @@ class EngineStats:
 
     @property
     def kv_usage(self) -> float:
-        """Share of the KV pages in use, 0..1."""
+        """Share of the KV cache's memory in use, 0..1."""
         return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
 
     @property

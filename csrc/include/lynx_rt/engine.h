@@ -145,7 +145,7 @@ using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<
 
 // Counters since creation or reset_stats(), and gauges.
 struct EngineStats {
-  int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges
+  int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges; in pages of all layers
   int64_t num_waiting_tokens = 0;  // gauge: prompt tokens of the waiting requests
   int64_t steps = 0, decode_steps = 0, prompt_tokens = 0, cached_prompt_tokens = 0, generation_tokens = 0;
   int64_t preemptions = 0, finished = 0, aborted = 0;
