@@ -27,7 +27,8 @@ ABOVE = {
 PYTHON_ABOVE = {
     "": set(),
     "text": set(),
-    "engine": {"text"},
+    "vision": set(),
+    "engine": {"text", "vision"},
     "research": {"text", "engine"},
     "server": {"text", "engine"},
     "cli": {"text", "engine", "research", "server"},
