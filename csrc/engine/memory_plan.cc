@@ -95,7 +95,9 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
       fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: the state of one sequence needs ",
            slot_bytes, " bytes, but ", budget, " are there for states and KV cache; pass kv_cache_memory_bytes=", 2 * slot_bytes,
            " or more");
-    const int64_t most = std::max<int64_t>(budget / 2 / slot_bytes, 1);
+    // States, which may be small, leave the pages that a request needs.
+    const int64_t pages = checked_mul(o.max_model_len ? blocks_per_seq : 1, block_bytes, "kv_cache_memory_bytes");
+    const int64_t most = std::max<int64_t>(std::min(budget / 2, budget - pages) / slot_bytes, 1);
     plan.max_num_seqs = std::min(most, o.max_num_seqs);
     plan.num_state_slots = std::min(most, wanted_state_slots(o));
     if (plan.max_num_seqs < o.max_num_seqs)

@@ -65,9 +65,9 @@ struct MemoryPlan {
 
 // Divides EngineOptions::kv_cache_memory_bytes; 0 means room for max_num_seqs contexts, at most the backend's default share.
 // max_model_len = 0 means the model's limit, cut to what the cache holds. `slot_bytes` is the size of a slot of the StateCache, 0
-// where no layer has a state; slots get at most half of the same memory, requests first, and max_num_seqs is cut to their number. Throws
-// kOutOfMemory where the memory cannot hold one request of the requested max_model_len, saying what is needed, what there is, and
-// which arguments would fit; and where more is requested than is free.
+// where no layer has a state; slots get at most half of the same memory, and leave the pages of one request. Requests come before
+// snapshots, and max_num_seqs is cut to the slots. Throws kOutOfMemory where the memory cannot hold one request of the requested
+// max_model_len, saying what is needed, what there is, and which arguments would fit; and where more is requested than is free.
 MemoryPlan plan_memory(const ModelConfig& config, DType kv_dtype, const EngineOptions& options, Backend::MemoryBudget memory,
                        int64_t slot_bytes);
 

@@ -87,8 +87,8 @@ class Decoder {
                    const StateView& states, PendingSum pending);
   // Blocks of experts or an MLP: moe_block.cc.
   PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                       const MoeObserver& observe);
-  void mlp_block(const LayerWeights& w, const BatchView& batch);
+                       const MoeObserver& observe, PendingSum pending);
+  void mlp_block(const LayerWeights& w, const BatchView& batch, PendingSum pending);
   void sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                           const MoeObserver& observe);
   void sandwich_mlp_block(const LayerWeights& w, const BatchView& batch);

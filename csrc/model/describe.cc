@@ -127,6 +127,14 @@ std::string describe_attention(const ModelConfig& m) {
                       str_cat("gated DeltaNet of ", m.delta.key_heads, " key heads of ", m.delta.key_dim, " and ",
                               m.delta.value_heads, " value heads of ", m.delta.value_dim, " instead"),
                       [](const LayerConfig& x) { return x.mixer == MixerKind::kGatedDelta; });
+  const auto instead = [&](MixerKind kind, const std::string& what) {
+    text += in_layers(m, what + " instead", [&](const LayerConfig& x) { return x.mixer == kind; });
+  };
+  instead(MixerKind::kKda, str_cat("Kimi delta attention of ", m.delta.key_heads, " heads of ", m.delta.key_dim));
+  instead(MixerKind::kMamba2,
+          str_cat("Mamba2 of ", m.mamba.heads, " heads of ", m.mamba.head_dim, " with states of ", m.mamba.state_dim));
+  instead(MixerKind::kShortConv, str_cat("a convolution of ", m.short_conv_width, " tokens"));
+  instead(MixerKind::kNone, "an MLP or experts alone");
   return text + in_layers(m, "no rope", [](const LayerConfig& x) { return !x.rope; });
 }
 

@@ -50,10 +50,10 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
 }
 
 PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                              const MoeObserver& observe) {
+                              const MoeObserver& observe, PendingSum pending) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, std::move(pending));
   const Routed r = route_rows(w, batch, selection, moe_layer);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), r.routing.ids, r.experts});
   // Experts are read while the shared expert is computed.
@@ -62,9 +62,9 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   return backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, ws.x.get());
 }
 
-void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
+void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch, PendingSum pending) {
   Workspace& ws = workspace_;
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, std::move(pending));
   backend_.mlp(ws.normed, w.mlp, {}, ws.x.get(), config_.mlp_activation, true, config_.residual_multiplier);
 }
 

@@ -15,7 +15,7 @@ struct SequenceMemory {
     kState,  // of constant size, however long the sequence is; each sequence has its own
   };
   Kind kind;
-  int64_t bytes;  // kPages: of one token; kState: of one sequence
+  int64_t bytes;  // kPages: of one token; kState: of one sequence, 0 where a layer keeps nothing
 };
 // `dtype` is that of the values in pages: the backend's compute dtype. States are float32.
 SequenceMemory sequence_memory(const ModelConfig& config, int64_t layer, DType dtype);

@@ -9,6 +9,7 @@ import family_models_hybrid
 import family_models_more
 import family_models_plain
 import family_models_special
+import family_models_states
 import numpy as np
 import pytest
 import tiny_models as tm
@@ -23,6 +24,7 @@ ROWS = (
     + family_models_gemma.ROWS
     + family_models_more.ROWS
     + family_models_hybrid.ROWS
+    + family_models_states.ROWS
 )
 
 
@@ -79,6 +81,11 @@ LAYOUTS = {
     "qwen3_next-fused": "mlp.experts.gate_up_proj",
     "qwen3_5_moe_text-plain": "linear_attn.in_proj_qkv.weight",
     "qwen3_5_moe_text-fused": "mlp.experts.gate_up_proj",
+    "lfm2_moe-plain": "feed_forward.experts.0.w1.weight",
+    "lfm2_moe-fused": "self_attn.out_proj.weight",
+    "nemotron_h-fused": "mixer.experts.up_proj",
+    "kimi_linear-plain": "block_sparse_moe.experts.0.w3.weight",
+    "kimi_linear-fused": "self_attn.forget_gate.f_a_proj.weight",
 }
 
 

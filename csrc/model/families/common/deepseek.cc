@@ -40,11 +40,11 @@ void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double sc
   require_mlp_width(c, m);
 }
 
-void read_router_groups(const ConfigReader& c, ModelConfig& m) {
-  const int64_t groups = c.integer_or("n_group", 1, 1, m.num_experts);
+void read_router_groups(const ConfigReader& c, ModelConfig& m, const std::string& n_group) {
+  const int64_t groups = c.integer_or(n_group, 1, 1, m.num_experts);
   const int64_t top = c.integer_or("topk_group", 1, 1, groups), of_group = m.num_experts / groups;
   if (m.num_experts % groups != 0)
-    c.fail_key("n_group", str_cat("expected a divisor of n_routed_experts ", m.num_experts, ", got ", groups));
+    c.fail_key(n_group, str_cat("expected a divisor of the experts' number ", m.num_experts, ", got ", groups));
   if (top * of_group < m.num_experts_per_tok)
     c.fail_key("topk_group", str_cat("expected num_experts_per_tok ", m.num_experts_per_tok, " experts in the ", top,
                                      " best groups, which have ", top * of_group));

@@ -19,8 +19,7 @@ void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
       unsupported(c, "layer_types", quote(type), "full_attention, linear_attention");
     m.layers[size_t(l)].mixer = type == "full_attention" ? MixerKind::kGqa : MixerKind::kGatedDelta;
   }
-  // The engine's memory of a sequence is counted in pages, which DeltaNet has none of.
-  if (!m.has_mixer(MixerKind::kGqa)) unsupported(c, "layer_types", "without full_attention", "at least one such layer");
+  require_pages(c, "layer_types", m);
 }
 
 }  // namespace
