@@ -25,7 +25,14 @@ _FLAGS = (
     "--hide-scrollbars",
     "--mute-audio",
 )
-_FLAGS += ("--no-first-run", "--disable-extensions", "--disable-background-networking", "--remote-debugging-pipe")
+_FLAGS += (
+    "--no-first-run",
+    "--disable-breakpad",
+    "--disable-crash-reporter",
+    "--disable-extensions",
+    "--disable-background-networking",
+    "--remote-debugging-pipe",
+)
 _KEYS = {
     "Enter": 13,
     "Escape": 27,

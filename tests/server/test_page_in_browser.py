@@ -194,7 +194,7 @@ def test_side_by_side_with_a_crowd(page: Browser, live: LiveServer) -> None:
     assert table["Fewer"][0] == "0.0 %" and float(table["Fewer"][1].split()[0]) > 5
     assert table["Gate mass kept"][0] == "100.0 %"
     assert all(float(value) > 8 for value in table["Rows per decode step"]), table
-    assert "264" in page.text("#answer-a") and page.text("#answer-b").strip()
+    assert "#### 86" in page.text("#answer-a") and page.text("#answer-b").strip()
     assert "answers" in page.text("#compare-difference")
     live.wait_idle()
 
@@ -331,6 +331,31 @@ def test_two_policies_of_a_server_with_a_key(unlocked: Browser, keyed: LiveServe
     assert float(browser.value("document.querySelector('#compare-numbers tbody tr').cells[2].textContent")) <= 6
     assert keyed.client.get("/v1/lynx/state").json()["policy"] == "topk"
     assert without_401(browser.all_faults()) == []
+
+
+def test_a_comparison_that_is_left(unlocked: Browser, keyed: LiveServer) -> None:
+    """The server's own policy is back although the page has gone."""
+    browser = unlocked
+    browser.click("#tab-compare")
+    browser.choose("#policy-a", "lynx")
+    browser.fill("#compare-crowd", "4")
+    browser.click("#compare-run")
+    browser.wait("document.querySelector('#policy').textContent === 'lynx'")
+    browser.open("about:blank")
+    end = time.monotonic() + 10
+    while keyed.client.get("/v1/lynx/state").json()["policy"] != "topk":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_comparison_whose_crowd_does_not_fit(unlocked: Browser, keyed: LiveServer) -> None:
+    browser = unlocked
+    browser.click("#tab-compare")
+    browser.fill("#compare-crowd", "31")
+    browser.click("#compare-run")
+    browser.wait("document.querySelector('#compare-progress.error')")
+    assert "the crowd has stopped" in browser.text("#compare-progress")
+    assert "queue is full" in browser.text("#notice")
 
 
 def test_errors_are_shown(unlocked: Browser) -> None:

@@ -10,7 +10,7 @@ const MIN_SECONDS = 3; // of a side with a crowd, so that its means are of many 
 let running = null; // the AbortController of a comparison
 let before = null; // the policy to go back to, while a comparison has another one set
 
-const setPolicy = (policy) => call("v1/lynx/selection", { body: { expert_selection: policy } });
+const setPolicy = (policy) => call("v1/lynx/selection", { body: { expert_selection: policy }, keepalive: true });
 
 // Shows which policies there are to choose from, by live.state.
 export function offerPolicies() {
@@ -48,6 +48,7 @@ async function measure(side, prompt, signal) {
   setCrowd(size, fields);
   for (let seen = 0; seen < size; await sleep(50)) {
     signal.throwIfAborted();
+    if (crowdSize() === 0) throw new Error("the crowd has stopped");
     seen = (await get("v1/lynx/state")).num_sequences;
   }
   say("answering");
@@ -74,7 +75,7 @@ function numbersOf(first, last, seconds, result) {
     ["Rows per decode step", number(grown("decode_rows") / grown("decode_steps"))],
     ["Memory read, GB per second of steps", number(grown("bytes_read") / grown("step_seconds") / 1e9)],
     ["Tokens per second, all requests", number(grown("generation_tokens") / seconds, 0)],
-    ["Tokens per second, this answer", number(result.lynx?.tokens_per_second ?? NaN)],
+    ["Tokens per second, this answer (of 16 tokens and more)", number(result.usage?.completion_tokens >= 16 ? result.lynx?.tokens_per_second : NaN)],
     ["Decode steps that these are of", String(grown("decode_steps"))],
   ];
 }
@@ -87,7 +88,7 @@ function showDifference(a, b) {
     $(`answer-${side}`).replaceChildren(text.slice(0, same), ...(a === b ? [] : [make("mark", { textContent: text.slice(same) })]));
   $("compare-difference").textContent = a === b
     ? "Both answers are the same, to the last character."
-    : `The answers differ from character ${same + 1} on (marked). Both are greedy: the policy alone makes the difference.`;
+    : `The answers differ from character ${same + 1} on (marked). Both are greedy; under a policy the requests beside them count too.`;
 }
 
 function showNumbers(a, b) {

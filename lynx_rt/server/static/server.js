@@ -25,13 +25,13 @@ export function askForKey(message = "") {
   return asking;
 }
 
-// Returns the answer to a GET, or to a POST of `body`. Throws an Error whose message is for people.
-export async function call(path, { body, signal } = {}) {
+// Returns the answer to a GET, or to a POST of `body`. keepalive: also where the page is left meanwhile. Throws an Error whose message is for people.
+export async function call(path, { body, signal, keepalive } = {}) {
   for (;;) {
     const used = key;
     const headers = used ? { Authorization: `Bearer ${used}` } : {};
     if (body) headers["Content-Type"] = "application/json";
-    const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, cache: "no-store" };
+    const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), signal, keepalive, cache: "no-store" };
     const answer = await fetch(path, options).catch((error) => {
       throw error.name === "AbortError" ? error : new Error("The server does not answer.");
     });
