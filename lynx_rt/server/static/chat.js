@@ -34,7 +34,8 @@ let answering = null; // the AbortController of the answer in progress
 
 function samplingFields() {
   const fields = {};
-  for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"]) if ($(name).value !== "") fields[name] = Number($(name).value);
+  for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"])
+    if ($(name).value !== "") fields[name] = Number($(name).value);
   if ($("exact").checked) fields.expert_selection = "exact";
   return fields;
 }
@@ -52,7 +53,8 @@ function addMessage(role, text) {
   const log = $("messages");
   log.querySelector(".empty")?.remove();
   const body = make("div", { className: "text" });
-  const item = make("li", { className: role }, make("span", { className: "hidden", textContent: role === "user" ? "You: " : "Model: " }), body);
+  const who = make("span", { className: "hidden", textContent: role === "user" ? "You: " : "Model: " });
+  const item = make("li", { className: role }, who, body);
   if (text) body.append(text);
   log.append(item);
   log.scrollTop = log.scrollHeight;

@@ -24,17 +24,17 @@ export function offerPolicies() {
   $("policies").replaceChildren(...KNOWN.map((name) => new Option(name)));
   const others = KNOWN.filter((name) => name !== policyName(policy));
   const choices = canSet
-    ? [[`${policyName(policy)}, as now`, policy], ...others.map((name) => [name === "topk" ? "topk, the model’s own routing" : name, name])]
+    ? [[`${policyName(policy)}, as now`, policy], ...others.map((name) => [name, name])]
     : [["the model’s own routing (exact)", "exact"], [`the server’s policy: ${policyName(policy)}`, "server"]];
   const right = !canSet ? "server" : policy === "topk" ? "lynx" : policy;
   for (const [id, first] of [["policy-a", canSet ? "topk" : "exact"], ["policy-b", right]]) {
     const kept = choices.some(([, value]) => value === $(id).value) ? $(id).value : first;
     $(id).replaceChildren(...choices.map(([text, value]) => new Option(text, value, false, value === kept)));
   }
-  const alike = !canSet && policy === "topk";
-  $("compare-hint").textContent = "One prompt, answered under two policies, one after the other, each beside a crowd of the same requests. " + (canSet
-    ? "Meanwhile the policy changes for everybody; then it is set back."
-    : alike ? "This server keeps the model’s own routing, so both sides are alike: start it with --selection lynx, or with --api-key to try any policy." : "");
+  const what = "One prompt, answered under two policies, one after the other, each beside a crowd of the same requests.";
+  const meanwhile = "Meanwhile the policy changes for everybody; then it is set back.";
+  const alike = "This server keeps the model’s own routing, so both sides are alike: start it with --selection lynx, or with --api-key.";
+  $("compare-hint").textContent = `${what} ${canSet ? meanwhile : policy === "topk" ? alike : ""}`;
 }
 
 // Answers the prompt under one policy. Returns {title, text, numbers}, whose numbers are of all that ran meanwhile.
@@ -66,6 +66,7 @@ async function measure(side, prompt, signal) {
 function numbersOf(first, last, seconds, result) {
   const grown = (name) => last[name] - first[name];
   const mean = (name, by) => (last[name] * last[by] - first[name] * first[by]) / grown(by);
+  const pace = result.usage?.completion_tokens >= 16 ? result.lynx?.tokens_per_second : NaN;
   const read = mean("experts_read", "decode_steps"), union = mean("experts_union_before", "decode_steps");
   return [
     ["Experts read, per decode step and layer", number(read, 2)],
@@ -75,7 +76,7 @@ function numbersOf(first, last, seconds, result) {
     ["Rows per decode step", number(grown("decode_rows") / grown("decode_steps"))],
     ["Memory read, GB per second of steps", number(grown("bytes_read") / grown("step_seconds") / 1e9)],
     ["Tokens per second, all requests", number(grown("generation_tokens") / seconds, 0)],
-    ["Tokens per second, this answer (of 16 tokens and more)", number(result.usage?.completion_tokens >= 16 ? result.lynx?.tokens_per_second : NaN)],
+    ["Tokens per second, this answer (of 16 tokens and more)", number(pace)],
     ["Decode steps that these are of", String(grown("decode_steps"))],
   ];
 }
@@ -92,11 +93,12 @@ function showDifference(a, b) {
 }
 
 function showNumbers(a, b) {
-  const head = ["", "A", "B"].map((text) => make("th", { scope: "col", textContent: text }));
-  const rows = a.map(([what, value], i) =>
-    make("tr", {}, make("th", { scope: "row", textContent: what }), make("td", { textContent: value }), make("td", { textContent: b[i][1] })));
-  $("compare-numbers").replaceChildren(make("table", {},
-    make("caption", { textContent: "While each side ran, over all requests" }), make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows)));
+  const cell = (textContent) => make("td", { textContent });
+  const header = (textContent, scope) => make("th", { textContent, scope });
+  const rows = a.map(([what, value], i) => make("tr", {}, header(what, "row"), cell(value), cell(b[i][1])));
+  const head = make("tr", {}, header("", "col"), header("A", "col"), header("B", "col"));
+  const caption = make("caption", { textContent: "While each side ran, over all requests" });
+  $("compare-numbers").replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
 async function compare() {

@@ -30,7 +30,8 @@ async function keepRunning(half, count, fields, signal) {
   const room = Math.floor((live.state?.limits.max_model_len ?? 1024) / 2);
   for (let round = 0; !signal.aborted; ++round) {
     const prompt = Array.from({ length: count }, (_, i) => PROMPTS[(round + half + 2 * i) % PROMPTS.length]);
-    const body = { prompt, max_tokens: Math.min(MAX_TOKENS[half], room), ignore_eos: true, temperature: 1, seed: 2 * round + half, ...fields };
+    const sampling = { max_tokens: Math.min(MAX_TOKENS[half], room), ignore_eos: true, temperature: 1, seed: 2 * round + half };
+    const body = { prompt, ...sampling, ...fields };
     try {
       await (await call("v1/completions", { body, signal })).arrayBuffer();
     } catch (error) {

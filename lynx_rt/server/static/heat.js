@@ -5,6 +5,7 @@ import { get } from "./server.js";
 
 let counted = null; // the last answer of /v1/lynx/experts that has counts
 let shape = null; // of the map as drawn: {left, w, h, rows, columns}
+let spared = false; // whether the map shows what the policy spared
 let cell = { row: 0, column: 0 }; // that was looked at last
 
 export async function showExperts() {
@@ -12,7 +13,8 @@ export async function showExperts() {
     const found = await get("v1/lynx/experts");
     if (!found.number || found.number === counted?.number) return;
     counted = found;
-    $("heat-window").textContent = `over ${found.steps} decode steps, ${number(found.rows / found.steps)} rows each, in ${number(found.seconds)} s`;
+    const rows = number(found.rows / found.steps);
+    $("heat-window").textContent = `over ${found.steps} decode steps, ${rows} rows each, in ${number(found.seconds)} s`;
     drawHeat();
     if ($("heat-details").open) fillTable();
   } catch (error) {
@@ -23,7 +25,6 @@ export async function showExperts() {
 // Returns the share of decode steps that a cell stands for.
 function share(row, column) {
   const { read, wanted, steps } = counted;
-  const spared = document.querySelector('input[name="heat"]:checked').value === "spared";
   return (spared ? Math.max(wanted[row][column] - read[row][column], 0) : read[row][column]) / steps;
 }
 
@@ -57,19 +58,20 @@ function tellCell(row, column) {
   const { layers, read, wanted, steps } = counted;
   cell = { row, column };
   const [own, after] = [wanted, read].map((counts) => percent(counts[row][column] / steps));
-  $("cell").textContent = `Layer ${layers[row]}, expert ${column}: read in ${after} of decode steps; the model’s own routing wanted it in ${own}`;
+  const place = `Layer ${layers[row]}, expert ${column}`;
+  $("cell").textContent = `${place}: read in ${after} of decode steps; the model’s own routing wanted it in ${own}`;
 }
 
 function fillTable() {
   if (!counted) return;
   const { layers, read } = counted;
-  const experts = read[0].map((_, e) => make("th", { scope: "col", textContent: e }));
-  const what = document.querySelector('input[name="heat"]:checked').value === "spared" ? "own routing wanted and the policy spared" : "read";
-  $("heat-table").replaceChildren(make("table", {},
-    make("caption", { textContent: `Share of decode steps that ${what} each expert, in percent` }),
-    make("thead", {}, make("tr", {}, make("th", { scope: "col", textContent: "Expert" }), ...experts)),
-    make("tbody", {}, ...read.map((counts, r) => make("tr", {}, make("th", { scope: "row", textContent: `Layer ${layers[r]}` }),
-      ...counts.map((_, e) => make("td", { textContent: Math.round(100 * share(r, e)) })))))));
+  const header = (textContent, scope) => make("th", { textContent, scope });
+  const head = make("tr", {}, header("Expert", "col"), ...read[0].map((_, e) => header(e, "col")));
+  const cells = (r) => read[r].map((_, e) => make("td", { textContent: Math.round(100 * share(r, e)) }));
+  const rows = layers.map((layer, r) => make("tr", {}, header(`Layer ${layer}`, "row"), ...cells(r)));
+  const what = spared ? "own routing wanted and the policy spared" : "read";
+  const caption = make("caption", { textContent: `Share of decode steps that ${what} each expert, in percent` });
+  $("heat-table").replaceChildren(make("table", {}, caption, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
 function look(row, column) {
@@ -92,6 +94,7 @@ export function startHeat() {
   for (const type of ["focus", "blur"]) map.addEventListener(type, drawHeat);
   for (const radio of document.querySelectorAll('input[name="heat"]'))
     radio.addEventListener("change", () => {
+      spared = radio.value === "spared";
       drawHeat();
       fillTable();
     });

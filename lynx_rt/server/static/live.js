@@ -77,7 +77,8 @@ function show(event) {
   $("legend-union").textContent = number(union);
   fill("gauge-read", read / all);
   fill("gauge-union", union / all);
-  $("gauge").ariaLabel = `${number(read)} experts read per decode step and layer, ${number(union)} by the model’s own routing, ${all} in all`;
+  const others = `${number(union)} by the model’s own routing, ${all} in all`;
+  $("gauge").ariaLabel = `${number(read)} experts read per decode step and layer, ${others}`;
   $("rows").textContent = number(event.decode_rows / event.decode_steps);
   $("mass").textContent = percent(event.retained_mass, 1);
   $("rate").textContent = number(event.generation_tokens / event.seconds, 0);

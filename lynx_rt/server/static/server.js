@@ -25,7 +25,8 @@ export function askForKey(message = "") {
   return asking;
 }
 
-// Returns the answer to a GET, or to a POST of `body`. keepalive: also where the page is left meanwhile. Throws an Error whose message is for people.
+// Returns the answer to a GET, or to a POST of `body`. keepalive: also where the page is left meanwhile.
+// Throws an Error whose message is for people.
 export async function call(path, { body, signal, keepalive } = {}) {
   for (;;) {
     const used = key;
