@@ -357,7 +357,7 @@ def test_a_comparison_whose_crowd_does_not_fit(unlocked: Browser, keyed: LiveSer
     browser.click("#tab-compare")
     browser.fill("#compare-crowd", "31")
     browser.click("#compare-run")
-    browser.wait("document.querySelector('#compare-progress.error')")
+    browser.wait("document.querySelector('#compare-progress').className.includes('error')")
     assert "the crowd has stopped" in browser.text("#compare-progress")
     assert "queue is full" in browser.text("#notice")
 

@@ -3,10 +3,10 @@
 export const $ = (id) => document.getElementById(id);
 export const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 export const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
-export const number = (x, digits = 1) => (Number.isFinite(x) ? x.toFixed(digits) : "–");
+export const number = (x, digits = 1) => (Number.isFinite(x) ? x.toFixed(digits).replace(/^-(?=0\.?0*$)/, "") : "–");
 // Sets how much of a gauge an element fills. part: 0..1.
 export const fill = (id, part) => ($(id).style.width = `${100 * clamp(part, 0, 1)}%`);
-export const percent = (x, digits = 0) => (Number.isFinite(x) ? `${(100 * x).toFixed(digits)} %` : "–");
+export const percent = (x, digits = 0) => (Number.isFinite(x) ? `${number(100 * x, digits)} %` : "–");
 
 // Returns a policy without its keys: those of the canonical text are many.
 export const policyName = (policy) => policy.split(":")[0];
