@@ -11,7 +11,7 @@ let cell = { row: 0, column: 0 }; // that was looked at last
 export async function showExperts() {
   try {
     const found = await get("v1/lynx/experts");
-    if (!found.number || found.number === counted?.number) return;
+    if (!found.read.length || found.number === counted?.number) return; // no window yet, or a model without experts
     counted = found;
     const rows = number(found.rows / found.steps);
     $("heat-window").textContent = `over ${found.steps} decode steps, ${rows} rows each, in ${number(found.seconds)} s`;
