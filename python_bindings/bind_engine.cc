@@ -300,6 +300,21 @@ void register_engine(py::module_& m) {
              return py::make_tuple(s.steps, s.decode_steps, s.decode_rows, s.prompt_tokens + s.generation_tokens, s.step_seconds,
                                    layer_steps, active, selection);
            })
+      .def("expert_counts",
+           [](const Engine& e) {
+             import_numpy();
+             ExpertCounts counts;
+             ModelInfo i;
+             {
+               ReleaseGil nogil;
+               counts = e.expert_counts();
+               i = e.model_info();
+             }
+             const std::vector<int64_t> shape{counts.read.empty() ? 0 : i.num_moe_layers, i.num_experts};
+             py::array_t<int64_t> wanted = to_array(std::move(counts.wanted), shape);
+             py::array_t<int64_t> read = to_array(std::move(counts.read), shape);
+             return py::make_tuple(counts.steps, counts.rows, wanted, read);
+           })
       .def("reset_stats", &Engine::reset_stats, release())
       .def("model_info",
            [](const Engine& e) {

@@ -267,6 +267,8 @@ double Engine::step_start_time() const { return impl_->step_start_time; }
 
 EngineStats Engine::stats() const { return impl_->open()->stats(); }
 
+ExpertCounts Engine::expert_counts() const { return impl_->open()->expert_counts(); }
+
 void Engine::reset_stats() { impl_->open()->reset_stats(); }
 
 ModelInfo Engine::model_info() const { return impl_->open()->model_info(); }

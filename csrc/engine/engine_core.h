@@ -36,6 +36,7 @@ class EngineCore {
   void set_selection(const std::string& text) { selection_.set(text); }
   std::string selection() const { return selection_.text(); }
   EngineStats stats() const;
+  ExpertCounts expert_counts() const;
   void reset_stats();
   ModelInfo model_info() const;
   // The tokens for which layers that keep all of a sequence have pages.
@@ -131,7 +132,8 @@ class EngineCore {
   RouterLogits router_logits_;
   int64_t recorded_steps_ = 0;
   EngineStats counters_;
-  double files_checked_ = 0;  // time of the last check
+  ExpertCounts expert_counts_;  // without steps and rows, which counters_ has
+  double files_checked_ = 0;    // time of the last check
   std::optional<Error> files_error_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;

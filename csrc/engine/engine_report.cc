@@ -1,4 +1,7 @@
 // EngineCore's reports: its statistics, what requests did in a step, and the model.
+#include <span>
+#include <vector>
+
 #include "engine/engine_core.h"
 #include "engine/public_fields.h"
 #include "model/load_weights.h"
@@ -7,6 +10,8 @@ namespace lynx_rt {
 
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
+  const size_t experts = backend_->host_memory() ? size_t(decoder_.num_moe_layers() * config_.num_experts) : 0;
+  expert_counts_ = {0, 0, std::vector<int64_t>(experts), std::vector<int64_t>(experts)};
   for (int64_t l = 0; l < config_.num_layers; ++l)
     if (config_.layers[size_t(l)].moe) counters_.layers.emplace_back().layer = l;
   preemptions_at_reset_ = scheduler_.num_preemptions();
@@ -27,6 +32,13 @@ void EngineCore::count_pages(EngineStats& s) const {
   per_page = std::max<int64_t>(per_page, 1);
   s.kv_blocks_total = plan_.kv_bytes / options_.block_size / per_page;
   s.kv_blocks_used = std::min(ceil_div(used, per_page), s.kv_blocks_total);
+}
+
+ExpertCounts EngineCore::expert_counts() const {
+  ExpertCounts counts = expert_counts_;
+  counts.steps = counters_.decode_steps;
+  counts.rows = counters_.decode_rows;
+  return counts;
 }
 
 EngineStats EngineCore::stats() const {
@@ -103,6 +115,11 @@ void EngineCore::count_selection(const ScheduledStep& step) {
   for (size_t i = 0; i < layer_stats_.size(); ++i) {
     add_step(counters_.layers[i], layer_stats_[i]);
     experts_read += layer_stats_[i].active;
+  }
+  const std::span<const uint8_t> uses = decoder_.expert_uses();
+  for (size_t i = 0; i < uses.size(); ++i) {
+    expert_counts_.wanted[i] += (uses[i] & Decoder::kWanted) != 0;
+    expert_counts_.read[i] += (uses[i] & Decoder::kRead) != 0;
   }
   for (const ScheduledRequest& s : step.requests) {
     ++s.request->num_decode_steps;

@@ -19,10 +19,13 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
            {ids, ws.weights.get(), ws.active.get(), 0},
            {ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()},
            {}};
-  if (costs_) {
+  const bool on_host = backend_.host_memory();
+  if (on_host) {
     wanted_.resize(size_t(m.num_experts));
-    wanted_mass_.resize(size_t(m.num_experts));
     r.routing.wanted = wanted_.data();
+  }
+  if (costs_) {
+    wanted_mass_.resize(size_t(m.num_experts));
     r.routing.wanted_mass = wanted_mass_.data();
   }
   r.rule.bias = static_cast<const float*>(w.choice_bias.data);
@@ -35,7 +38,14 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
   const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
-  const std::span<const float> mass(r.routing.wanted_mass, wanted.size());
+  const std::span<const float> mass(r.routing.wanted_mass, costs_ ? wanted.size() : 0);
+  if (on_host) {
+    uses_.resize(size_t(num_moe_layers_ * m.num_experts));
+    uint8_t* uses = uses_.data() + moe_layer * m.num_experts;
+    std::fill_n(uses, m.num_experts, uint8_t(0));
+    for (int32_t e : wanted) uses[e] |= kWanted;
+    for (int32_t e : active) uses[e] |= kRead;
+  }
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
   if (store_ && batch.num_rows > 0) {
     r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);

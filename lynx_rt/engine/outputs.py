@@ -193,6 +193,15 @@ class StepSums(NamedTuple):
     policy: str  # not a sum: the current one
 
 
+class ExpertCounts(NamedTuple):
+    """Decode-only steps that used each expert, int64 [MoE layers, experts]; without layers on a device other than the CPU."""
+
+    steps: int  # decode-only steps
+    rows: int  # of these steps
+    wanted: NDArray[np.int64]  # steps in which the model's own routing of some row chose it
+    read: NDArray[np.int64]  # steps in which it was read
+
+
 @dataclass(slots=True)
 class LayerStats:
     """Sums over the decode-only steps of one MoE layer."""

@@ -192,6 +192,14 @@ struct EngineStats {
   } tier;
 };
 
+// Decode-only steps in which each expert was used, [MoE layers, num_experts], since creation or reset_stats(). The lists are empty on
+// devices other than the CPU, which keep the routing to themselves.
+struct ExpertCounts {
+  int64_t steps = 0, rows = 0;  // decode-only steps, and their rows
+  std::vector<int64_t> wanted;  // steps in which the model's own routing of some row chose it
+  std::vector<int64_t> read;    // steps in which it was read
+};
+
 // Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again,
 // isolation groups aside.
 struct RouterLogits {
@@ -288,6 +296,7 @@ class LYNX_RT_API Engine {
   double step_start_time() const;
 
   EngineStats stats() const;
+  ExpertCounts expert_counts() const;
   void reset_stats();
   ModelInfo model_info() const;
   // Verifies page reference counts, the free list, the prefix cache and who owns memory for experts; throws kInternal saying what is
