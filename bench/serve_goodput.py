@@ -4,7 +4,8 @@
 
 Policies take turns. Each has its rate doubled until a trial misses the target, and then bisected on a logarithmic scale. A
 trial sends Poisson arrivals for --seconds (or a drawn trace's lengths, --trace), and passes where the p99 TPOT is at most
---target-ms, the p99 TTFT at most --ttft-ms (without which a queue could grow without end) and no request failed.
+--target-ms, the p99 TTFT at most --ttft-ms (without which a queue could grow without end) and no request failed. A rate is
+missed where two trials miss: one may have been disturbed.
 
 FILE keeps every trial. A call goes on where the one before ended, and stops before --limit-s, so that a measurement can be
 made in pieces; --report prints the table of what is there.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import shlex
 import sys
 import time
@@ -62,16 +64,20 @@ def options() -> argparse.ArgumentParser:
 
 def next_rate(trials: list[dict[str, Any]], start: float, bisections: int) -> float | None:
     """Returns the rate of a policy's next trial; None = its rate is found. trials: of that policy, in their order."""
-    passed = max((t["rate"] for t in trials if t["passed"]), default=None)
-    missed = min(
-        (t["rate"] for t in trials if not t["passed"] and (passed is None or t["rate"] > passed)), default=None
-    )
+    by_rate: dict[float, list[bool]] = {}
+    for trial in trials:
+        by_rate.setdefault(trial["rate"], []).append(trial["passed"])
+    for rate, results in by_rate.items():
+        if results == [False]:
+            return rate
+    passed = max((rate for rate, results in by_rate.items() if any(results)), default=None)
+    missed = min((rate for rate, results in by_rate.items() if not any(results)), default=None)
     if missed is None:
         return start if passed is None else 2 * passed
     if passed is None:
         return missed / 2 if missed > start / 64 else None
-    done = sum(t["bisection"] for t in trials)
-    return None if done >= bisections else (passed * missed) ** 0.5
+    halved = round(-math.log2(math.log2(missed / passed)))  # 0 where the doubling ended
+    return None if halved >= bisections else (passed * missed) ** 0.5
 
 
 async def trials(args: argparse.Namespace, target: Target, state: dict[str, Any], end: float) -> bool:
@@ -112,10 +118,7 @@ async def trials(args: argparse.Namespace, target: Target, state: dict[str, Any]
         count = int(min(MOST, max(20, rate * args.seconds)))
         result, _ = await measure(target, work, Point(rate, selection=name, count=count, number=number))
         in_time = result["p99_tpot_ms"] <= args.target_ms and result["p99_ttft_ms"] <= args.ttft_ms
-        doubling = not any(not t["passed"] for t in state[name])
-        state[name].append(
-            {"rate": rate, "passed": bool(in_time and not result["failed"]), "bisection": not doubling, **result}
-        )
+        state[name].append({"rate": rate, "passed": bool(in_time and not result["failed"]), **result})
         shown = (
             f"{name} {rate:.2f}/s",
             f"p99 TPOT {result['p99_tpot_ms']:.2f}",
@@ -151,12 +154,13 @@ def report(state: dict[str, list[dict[str, Any]]]) -> str:
             rows.append([name, "none", *["-"] * 9])
             continue
         best = max(passed, key=lambda t: t["rate"])
-        missed = min((t["rate"] for t in ts if t["rate"] > best["rate"]), default=float("nan"))
+        missed = min((t["rate"] for t in ts if not t["passed"] and t["rate"] > best["rate"]), default=None)
         base = base or best["rate"]
         lynx = best["lynx"]
-        numbers = [best["rate"], missed, best["rate"] / base, best["output_throughput"], best["median_tpot_ms"]]
+        numbers = [best["rate"] / base, best["output_throughput"], best["median_tpot_ms"]]
         numbers += [best["p99_tpot_ms"], best["p99_ttft_ms"], lynx["experts_read"], lynx["union_before"]]
-        rows.append([name, *(f"{number:.2f}" for number in numbers), f"{lynx['retained_mass']:.3f}"])
+        found = [f"{best['rate']:.2f}", "-" if missed is None else f"{missed:.2f}"]
+        rows.append([name, *found, *(f"{number:.2f}" for number in numbers), f"{lynx['retained_mass']:.3f}"])
     head = ["policy", "req/s", "missed at", "x", "tok/s", "TPOT ms", "p99", "p99 TTFT", "experts", "before", "mass"]
     return format_table(head, rows)
 

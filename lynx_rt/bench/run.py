@@ -41,12 +41,14 @@ class Run:
         default_factory=list
     )  # how late requests were sent that did not wait for --max-concurrency
     lag: list[float] = field(default_factory=list)  # how late the event loop's timer ran
+    cpu: float = 0.0  # seconds of CPU that the client used
     interrupted: bool = False
 
     def client(self) -> dict[str, float]:
         """Returns what the client itself may have added, in milliseconds."""
         lag, late = np.asarray(self.lag or [0.0]) * 1e3, np.asarray(self.late or [0.0]) * 1e3
         return {
+            "client_cpu_percent": 100 * self.cpu / self.duration,
             "client_lag_p50_ms": float(np.median(lag)),
             "client_lag_p99_ms": float(np.percentile(lag, 99)),
             "send_late_p99_ms": float(np.percentile(late, 99)),
@@ -111,6 +113,7 @@ async def drive(
     tasks: list[asyncio.Task[None]] = []
     interrupted = False
     timer = asyncio.ensure_future(_measure_lag(lag))
+    cpu = time.process_time()
     gc.collect()
     gc.freeze()  # a collection in the run has less to look at
     try:
@@ -130,12 +133,12 @@ async def drive(
     finally:
         timer.cancel()
         gc.unfreeze()
-    duration = time.perf_counter() - start
+    duration, cpu = time.perf_counter() - start, time.process_time() - cpu
     pairs = list(zip(replies, planned, strict=False))
     if interrupted:  # requests in flight are neither successes nor failures
         pairs = [(reply, request) for reply, request in pairs if _has_ended(reply)]
     outcomes = [outcome(reply, request.prompt_tokens) for reply, request in pairs]
-    return Run(outcomes, duration, late, lag, interrupted)
+    return Run(outcomes, duration, late, lag, cpu, interrupted)
 
 
 def _has_ended(reply: Reply) -> bool:

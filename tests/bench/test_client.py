@@ -189,11 +189,8 @@ def test_the_client_measures_itself() -> None:
 
     with fake_server(lambda route, body: stream([0.5])) as url:
         done = asyncio.run(held(url))
-    assert max(done.lag) >= 0.18 and set(done.client()) == {
-        "client_lag_p50_ms",
-        "client_lag_p99_ms",
-        "send_late_p99_ms",
-    }
+    assert max(done.lag) >= 0.18 and done.client()["client_lag_p99_ms"] > done.client()["client_lag_p50_ms"]
+    assert 0 < done.cpu < done.duration + SLACK
 
 
 def test_ready() -> None:
