@@ -158,6 +158,7 @@ def summarize(
         "total_token_throughput": (prompt + output) / duration,
         "max_output_tokens_per_s": per_second,
         "max_concurrent_requests": concurrent,
+        "rtfx": 0.0,  # of audio
     }
     values = {
         "ttft": [one.ttft for one in good],

@@ -122,7 +122,7 @@ def test_names_of_vllm() -> None:
     result = {**summarize(made(3), 1.0), **details(made(3))}
     text = """duration completed failed total_input_tokens total_output_tokens request_throughput request_goodput output_throughput
         total_token_throughput max_output_tokens_per_s max_concurrent_requests input_lens output_lens ttfts itls latencies
-        start_times queue_times generated_texts errors"""
+        start_times queue_times generated_texts errors rtfx"""
     names = set(text.split())
     for kind in ("mean", "median", "std", "p99"):
         names |= {f"{kind}_{name}_ms" for name in ("ttft", "tpot", "itl", "e2el", "client_queue_time")}
