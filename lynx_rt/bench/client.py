@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import ssl
 import time
@@ -157,6 +158,11 @@ def request_bytes(target: Target, method: str, route: str, body: Any = None) -> 
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    return ssl.create_default_context()  # reads the system's certificates: not for every request
+
+
 async def exchange(target: Target, request: bytes, reply: Reply, timeout_s: float) -> Reply:
     """Sends a request on a connection of its own and fills `reply`. No failure is raised: `error` has it."""
     reply.sent = time.perf_counter()
@@ -169,7 +175,7 @@ async def exchange(target: Target, request: bytes, reply: Reply, timeout_s: floa
         return answers[-1]
 
     async def whole() -> None:
-        context = ssl.create_default_context() if target.tls else None
+        context = _tls_context() if target.tls else None
         await loop.create_connection(protocol, target.host, target.port, ssl=context)
         await answers[-1].done
 
