@@ -1,4 +1,4 @@
-"""Draws load tests: p99 TPOT by rate, and goodput by rate, one line per policy.
+"""Draws load tests: p99 TPOT by rate, and goodput by rate, one line per policy, by its name without keys.
 
 python docs/serve_plots.py tpot "TITLE=FILE.json" ... OUT.svg       # files of bench/serve_goodput.py
 python docs/serve_plots.py goodput "TITLE=DIR" ... OUT.svg          # folders of lynx-rt bench serve --result-dir
@@ -25,7 +25,7 @@ def of_trials(path: str) -> tuple[Series, float, float, str, str]:
         best: dict[float, float] = {}
         for trial in trials:
             best[trial["rate"]] = min(trial["p99_tpot_ms"], best.get(trial["rate"], float("inf")))
-        series[name] = sorted(best.items())
+        series[name.partition(":")[0]] = sorted(best.items())
     return series, target, 2.5 * target, "requests per second", "p99 TPOT, ms"
 
 
@@ -34,7 +34,7 @@ def of_points(path: str) -> tuple[Series, float, float, str, str]:
     series: Series = defaultdict(list)
     for file in sorted(Path(path).glob("*.json")):
         point = json.loads(file.read_text())
-        series[point["selection"]].append((point["request_rate"], point["request_goodput"]))
+        series[point["selection"].partition(":")[0]].append((point["request_rate"], point["request_goodput"]))
     most = max(y for line in series.values() for _, y in line)
     return dict(series), 0.0, 1.1 * most, "requests per second, sent", "goodput, requests per second"
 
