@@ -31,7 +31,8 @@ PYTHON_ABOVE = {
     "engine": {"text", "vision"},
     "research": {"text", "engine"},
     "server": {"text", "engine"},
-    "cli": {"text", "engine", "research", "server"},
+    "bench": set(),
+    "cli": {"text", "engine", "research", "server", "bench"},
 }
 MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt

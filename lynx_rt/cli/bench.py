@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lynx_rt.cli import bench_serve
 from lynx_rt.cli.machine import available_memory_bytes, cpu_threads, measured_on
 from lynx_rt.cli.options import (
     add_engine_options,
@@ -120,6 +121,7 @@ def add_command(commands: Any) -> None:
     add_engine_options(decode)
     decode.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     decode.set_defaults(run=run)
+    bench_serve.add_command(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
