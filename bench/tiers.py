@@ -36,7 +36,7 @@ from lynx_rt import _C, _C_testing
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import format_table, positive_ints, selections
 
-_WARMUP, _TURN = 60, 12  # steps before, and steps between two measurements of the disk
+_TURN = 12  # steps between two measurements of the disk
 _CONTEXT = 4  # tokens of a prompt: a prompt reads all experts
 
 
@@ -63,6 +63,7 @@ def main() -> int:
         "KV cache and workspace take; needs root",
     )
     parser.add_argument("--steps", type=int, default=48, help="timed steps of each (default: 48)")
+    parser.add_argument("--warmup", type=int, default=60, help="steps before them (default: 60)")
     parser.add_argument("--tasks", type=Path, default=Path(__file__).parent / "tasks")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def main() -> int:
             )
             for batch in args.batch:
                 for selection, replay in routing[batch].items():
-                    row = _measure(core, probe if memory < 100 else None, batch, replay, args.steps)
+                    row = _measure(core, probe if memory < 100 else None, batch, replay, args.steps, args.warmup)
                     row |= {
                         "memory": memory,
                         "policy": policy,
@@ -120,18 +121,26 @@ def main() -> int:
     return 0
 
 
-def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict[str, Any]:
+def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int, warmup: int) -> dict[str, Any]:
     generator = random.Random(0)
-    ids = []
-    for _ in range(batch):
-        params = _C.SamplingParams()
-        params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 500
-        ids.append(core.add_request([generator.randrange(1000) for _ in range(_CONTEXT)], params))
+
+    def prompt(count: int, length: int) -> list[int]:
+        ids = []
+        for _ in range(count):
+            params = _C.SamplingParams()
+            params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 500
+            ids.append(core.add_request([generator.randrange(1000) for _ in range(length)], params))
+        waiting = set(ids)
+        while waiting:
+            waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+        return ids
+
+    if probe is None:  # all experts are mapped: a prompt that uses them all has their pages there
+        for number in prompt(1, 400):
+            core.abort(number)
     core.set_expert_selection(replay)
-    waiting = set(ids)
-    while waiting:
-        waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
-    for _ in range(_WARMUP if probe else 8):
+    ids = prompt(batch, _CONTEXT)
+    for _ in range(warmup if probe else 8):
         core.step()
     times: list[float] = []
     rates: list[float] = []
