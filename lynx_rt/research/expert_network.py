@@ -43,8 +43,10 @@ class ExpertNetwork:
                 "prefetch",
             )
         tokens = windows(recording, len(self.weights["position"]), len(self.weights["token"]) - 1)
-        parts = [forward(self.weights, tokens[i : i + _BATCH], np) for i in range(0, len(tokens), _BATCH)]
-        return np.concatenate(parts) if parts else np.zeros(recording.scores.shape, np.float32)
+        out = np.empty(recording.scores.shape, np.float32)
+        for i in range(0, len(tokens), _BATCH):
+            out[i : i + _BATCH] = forward(self.weights, tokens[i : i + _BATCH], np)
+        return out
 
     def save(self, path: str | Path) -> None:
         """Writes one .npz file, under exactly this name."""
