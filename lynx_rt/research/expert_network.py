@@ -12,6 +12,7 @@ needs PyTorch (`pip install lynx_rt[network]`), using a network needs numpy alon
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def make_weights(
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> NDArray[np.float32]:
-        return (rng.standard_normal(shape) * shape[-2] ** -0.5).astype(np.float32)
+        return (rng.standard_normal(shape) / math.sqrt(shape[-2])).astype(np.float32)
 
     weights = {
         "token": rng.standard_normal((vocabulary + 1, hidden)).astype(np.float32),
