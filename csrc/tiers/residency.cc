@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -157,32 +158,46 @@ void Residency::update(int64_t index, std::span<const int32_t> used, std::span<c
   const bool keeps = !ring && rule_.policy != ResidencyPolicy::kNone && rule_.policy != ResidencyPolicy::kStatic;
   if (keeps && hits < int64_t(used.size())) {
     kept_.clear();
-    keys_.resize(layer.cost.size());
     for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
-      if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) {
-        kept_.push_back(e);
-        keys_[size_t(e)] = key(layer, size_t(index), e);
-      }
-    if (int64_t(kept_.size()) > quota_[size_t(index)]) {
-      const auto& second = [&](int32_t e) {
-        return rule_.policy == ResidencyPolicy::kLru ? layer.uses[size_t(e)] : double(layer.last[size_t(e)]);
-      };
-      std::sort(kept_.begin(), kept_.end(), [&](int32_t a, int32_t b) {
-        if (keys_[size_t(a)] != keys_[size_t(b)]) return keys_[size_t(a)] > keys_[size_t(b)];
-        if (second(a) != second(b)) return second(a) > second(b);
-        return a < b;
-      });
-      kept_.resize(size_t(quota_[size_t(index)]));
-    }
-    const int64_t before = std::count(layer.cost.begin(), layer.cost.end(), 0);
-    int64_t stayed = 0;
-    for (const int32_t e : kept_) stayed += layer.cost[size_t(e)] == 0;
-    std::fill(layer.cost.begin(), layer.cost.end(), uint8_t(1));
-    for (const int32_t e : kept_) layer.cost[size_t(e)] = 0;
-    counts.inserted += int64_t(kept_.size()) - stayed;
-    counts.evicted += before - stayed;
+      if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) kept_.push_back(e);
+    choose(index);
   }
   ++layer.step;
+}
+
+void Residency::seed(int64_t index, std::span<const float> uses) {
+  Layer& layer = layers_[size_t(index)];
+  if (rule_.policy != ResidencyPolicy::kLfu || uses.size() != layer.uses.size())
+    fail(ErrorCode::kInternal, "", "layer ", index, ": only lfu takes uses from elsewhere, one number per expert");
+  for (size_t e = 0; e < uses.size(); ++e) layer.uses[e] += double(uses[e]);
+  kept_.resize(layer.cost.size());
+  std::iota(kept_.begin(), kept_.end(), 0);
+  choose(index);
+}
+
+// Makes the best of kept_ the residents of a layer.
+void Residency::choose(int64_t index) {
+  Layer& layer = layers_[size_t(index)];
+  if (int64_t(kept_.size()) > quota_[size_t(index)]) {
+    keys_.resize(layer.cost.size());
+    for (const int32_t e : kept_) keys_[size_t(e)] = key(layer, size_t(index), e);
+    const auto& second = [&](int32_t e) {
+      return rule_.policy == ResidencyPolicy::kLru ? layer.uses[size_t(e)] : double(layer.last[size_t(e)]);
+    };
+    std::sort(kept_.begin(), kept_.end(), [&](int32_t a, int32_t b) {
+      if (keys_[size_t(a)] != keys_[size_t(b)]) return keys_[size_t(a)] > keys_[size_t(b)];
+      if (second(a) != second(b)) return second(a) > second(b);
+      return a < b;
+    });
+    kept_.resize(size_t(quota_[size_t(index)]));
+  }
+  const int64_t before = std::count(layer.cost.begin(), layer.cost.end(), 0);
+  int64_t stayed = 0;
+  for (const int32_t e : kept_) stayed += layer.cost[size_t(e)] == 0;
+  std::fill(layer.cost.begin(), layer.cost.end(), uint8_t(1));
+  for (const int32_t e : kept_) layer.cost[size_t(e)] = 0;
+  layer.counts.inserted += int64_t(kept_.size()) - stayed;
+  layer.counts.evicted += before - stayed;
 }
 
 }  // namespace lynx_rt

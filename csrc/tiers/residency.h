@@ -61,6 +61,9 @@ class Residency {
   // by them, so that residents do not stay because selection prefers them. mass: the gate mass that rows give each of `wanted`; only
   // score needs it. Throws kInvalidArgument where `wanted` is not what belady's recording has.
   void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted, std::span<const float> mass = {});
+  // Counts uses beyond those of steps, [E], those of a prompt for example, and keeps the experts that then have the most, wherever they
+  // are: it is for a step that reads all experts anyway. lfu alone. Source: arXiv 2510.05497.
+  void seed(int64_t layer, std::span<const float> uses);
   const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
 
  private:
@@ -73,12 +76,13 @@ class Residency {
     Counts counts;
   };
   double key(const Layer& layer, size_t index, int32_t expert) const;
+  void choose(int64_t index);
 
   ResidencyRule rule_;
   std::vector<int64_t> quota_;
   ExpertHistory lists_;
   std::vector<Layer> layers_;
-  std::vector<int32_t> kept_;  // scratch of update()
+  std::vector<int32_t> kept_;  // scratch of choose()
   std::vector<double> keys_;
 };
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_recordings import EXPERTS, LAYERS, TIER, TOP_K, made_up, unions
+from made_recordings import EXPERTS, LAYERS, TIER, TOP_K, made_up
 
-from lynx_rt import _C, ValidationError, _C_testing
+from lynx_rt import ValidationError
 from lynx_rt.research.admission import Admission, admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import parse_predictor, predict
 from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import batched_steps, simulate
+from lynx_rt.research.simulate import batched_steps
 from lynx_rt.research.tier_simulation import Tier, TierSimulator
 
 # Predictors
@@ -57,6 +57,10 @@ def test_predictors_learn() -> None:
         ("none:n=1", "unexpected 'n=1'"),
         ("transition:d=2", "d must be 1"),
         ("external", "file=SCORES.npy"),
+        ("prefill:decay=1", "unexpected 'decay=1'"),
+        ("prefill", "prefill needs the experts of prompts, which the recording lacks"),
+        ("network", "file=NETWORK.npz"),
+        ("network:file=/no/such.npz", "/no/such.npz is no network"),
         ("external:file=/no/such.npy", "/no/such.npy"),
         ("ewma:n=13", r"n: expected 1\.\.12, got 13"),
     ],
@@ -137,25 +141,3 @@ def test_admission_makes_unions_smaller() -> None:
 def test_bad_admissions(text: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TierSimulator(made_up([3, 3]), TIER, batch=2, admission=text)
-
-
-def test_quota_by_predicted_experts() -> None:
-    """Layers that are predicted to use more experts have more residents, as many in all; alike layers have the same."""
-    recording = made_up([9] * 20, spread=0.5)
-    recording.scores[:, 1] = np.arange(EXPERTS)  # one layer always takes the same experts
-    simulator = TierSimulator(recording, Tier(expert_bytes=1), batch=4)
-    quota = simulator.predicted_quota(4)
-    assert sum(quota) == 12 and quota[1] == min(quota) < max(quota) <= EXPERTS
-    found, even = (simulator.run("topk", policy, 4) for policy in ("plec", "lfu"))
-    used = unions(simulate(recording, "topk", batch=4).routed_experts, simulator._offsets)
-    counts = _C_testing.simulate_residency("lfu", quota, EXPERTS, used)["residents"]
-    missed = [
-        [len(set(now) - set(there)) for now, there in zip(*layer, strict=True)]
-        for layer in zip(used, counts, strict=True)
-    ]
-    assert found.misses.T.tolist() == [layer[simulator._first :] for layer in missed]
-    assert found.misses.sum() != even.misses.sum()
-    with pytest.raises(ValidationError, match="expected 3 layers, got 1"):
-        _C.simulate_tier(
-            recording.native(), "topk", simulator._order, simulator._offsets, policy="lfu", residents=4.0, quota=[4]
-        )
