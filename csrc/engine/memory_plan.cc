@@ -12,7 +12,7 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
                        int64_t slot_bytes) {
   if (o.max_model_len > m.max_position_embeddings)
     invalid("max_model_len", "expected at most the model's max_position_embeddings = ", m.max_position_embeddings, ", got ",
-            o.max_model_len);
+            o.max_model_len, m.context_limit.empty() ? "" : str_cat(" (", m.context_limit, ")"));
   int64_t block_bytes = KvCache::bytes_per_block(m, kv_dtype, o.block_size);
   int64_t wanted_len = o.max_model_len ? o.max_model_len : m.max_position_embeddings;
   int64_t blocks_per_seq = ceil_div(wanted_len, o.block_size);

@@ -23,7 +23,7 @@ struct Workspace {
   Activations normed;         // [T, H]; MLA: [T, q_lora_rank] too
   DeviceArray<float> qkv;     // [T, (A + 2 G) * D] of the widest layer; MLA: q [T, A * D]; DeltaNet: [T, projected_columns()]
   Activations attended;       // [T, A * Dv]; MLA: [T, A * L]; DeltaNet: [T, vh * dv]
-  DeviceArray<float> branch;  // [T, H] what attention, the MLP or the experts add, before its norm (sandwich norms)
+  DeviceArray<float> branch;  // [T, H] what attention, the MLP or the experts add, before its norm (sandwich and output norms)
   DeviceArray<float> both_branches;     // [T, H] what the MLP and the experts add (sandwich norms)
   DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]
   DeviceArray<float> latent_q;          // MLA: [T, A * (L + R)]
