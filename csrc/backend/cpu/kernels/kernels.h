@@ -47,8 +47,11 @@ struct DeltaKernels {
   // state += k u^T; out = state^T q. Columns do not depend on each other. n <= kDeltaColumns; `scratch` has dk * kDeltaColumns floats.
   void (*delta_rule)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n, float* state,
                      float* scratch);
+  // delta_rule() of one row and all columns, with the same bits; `scratch` has delta_row_scratch(dv) floats.
+  void (*delta_row)(const DeltaRows& row, int64_t dk, int64_t dv, float* state, float* scratch);
 };
 constexpr int64_t kDeltaColumns = 32;
+constexpr int64_t delta_row_scratch(int64_t dv) { return 2 * (dv + 16); }
 
 struct Kernels {
   Isa isa;
