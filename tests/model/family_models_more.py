@@ -1,4 +1,5 @@
-"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2, Hunyuan 3, Granite with a shared expert and FlexOlmo: families on the ops of others."""
+"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2, Hunyuan 3, Granite with a shared expert and FlexOlmo: families on the ops of
+others."""
 
 from __future__ import annotations
 

@@ -225,8 +225,9 @@ def check_pages(path, prompts, batch, **options):
     for _ in range(2):
         assert greedy(cached, prompts, count) == batch
     assert cached.stats()["cached_prompt_tokens"] > 0
-    scarce = engine(path, dtype="float32", block_size=8, max_model_len=longest, enable_prefix_caching=False,
-                    kv_cache_memory_bytes=(longest + 16) * cached.model_info()["kv_bytes_per_token"], **options)  # fmt: skip
+    scarce = engine(path, dtype="float32", block_size=8, enable_prefix_caching=False,
+                    kv_cache_memory_bytes=(longest + 16) * cached.model_info()["kv_bytes_per_token"],
+                    **{"max_model_len": longest} | options)  # fmt: skip
     assert greedy(scarce, prompts, count) == batch
     assert scarce.stats()["preemptions"] > 0
 
@@ -235,7 +236,9 @@ def check_family(row: Row, path: str) -> None:
     model = reference(row, path)
     prompts = prompts_for(row)
     e = engine(path, dtype="float32", **row.options)
-    decided, steps, batch = check_float32(e, model, prompts)
+    # Angles of these ropes change with the length of a sequence, beyond which one pass is not what its steps were.
+    by_length = row.keys.get("rope_parameters", {}).get("rope_type") in ("longrope", "dynamic")
+    decided, steps, batch = check_float32(e, model, prompts, count=32 if by_length else 64)
     assert decided > 0.9 * steps, f"only {decided} of {steps} steps are decided: the row tests little"
     check_batch_invariance(path, prompts, batch, **row.options)
     if not row.model_type.startswith(

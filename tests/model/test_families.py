@@ -64,7 +64,7 @@ def test_bfloat16(row, tmp_path):
 
 @pytest.mark.parametrize("row", FIRST, ids=lambda row: row.id)
 def test_every_weight_is_placed(row, tmp_path):
-    """weight_bytes counts what is placed on the backend: all that the checkpoint holds, but for the choice of tokens in sparse attention."""
+    """weight_bytes counts what is placed on the backend: all that the checkpoint holds, but for what chooses tokens in sparse attention."""
     info = _C.inspect(write(row, tmp_path))
     left_out = sum(t.nbytes for name, t in load_file(tmp_path / "model.safetensors").items() if ".indexer." in name)
     assert info["weight_bytes"] == info["checkpoint_bytes"] - left_out
