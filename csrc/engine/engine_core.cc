@@ -198,13 +198,19 @@ bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
 }
 
 // The sequence has pages of its own, so that running requests are not touched.
+std::string EngineCore::limit_reason() const {
+  const bool of_model = plan_.max_model_len == config_.max_position_embeddings && !config_.context_limit.empty();
+  return of_model ? str_cat(" (", config_.context_limit, ")") : "";
+}
+
 void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                             const std::function<void(int64_t, int64_t)>& done) {
   if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
   if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
   check_tokens("token_ids", tokens, config_.vocab_size);
   if (int64_t(tokens.size()) > plan_.max_model_len)
-    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size());
+    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size(),
+            limit_reason());
   int64_t total = int64_t(tokens.size()), size = options_.block_size;
   if (chunk == 0) chunk = total;
   chunk = std::min(chunk, decoder_.max_rows());
@@ -243,12 +249,12 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
-            " tokens, so that one can be generated, got ", prompt.size());
+            " tokens, so that one can be generated, got ", prompt.size(), limit_reason());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
   const int64_t num_forced = int64_t(params.forced_token_ids.size());
   if (int64_t(prompt.size()) + num_forced > plan_.max_model_len)
     invalid("forced_token_ids", "expected at most ", plan_.max_model_len - int64_t(prompt.size()), " tokens after a prompt of ",
-            prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced);
+            prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced, limit_reason());
   if (options_.max_num_queued_reqs && scheduler_.num_queued() >= options_.max_num_queued_reqs)
     fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_queued(),
          " requests are waiting for one of the ", options_.max_num_seqs, " places, the limit is ", options_.max_num_queued_reqs);

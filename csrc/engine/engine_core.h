@@ -61,6 +61,7 @@ class EngineCore {
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
+  std::string limit_reason() const;  // why the model's context is no longer, for messages; "" where that is not the limit
   // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once). Calls
   // done(begin, count) after each chunk.
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,

@@ -80,6 +80,7 @@ ModelInfo EngineCore::model_info() const {
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
   i.warnings = weights_->warnings;
+  if (!config_.context_limit.empty()) i.warnings.push_back(config_.context_limit);
   if (!plan_.warning.empty()) i.warnings.push_back(plan_.warning);
   i.copied_weight_bytes = copied_weight_bytes_;
   i.mapped_weight_bytes = mapped_weight_bytes(

@@ -83,7 +83,7 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
                        int64_t slot_bytes) {
   if (o.max_model_len > m.max_position_embeddings)
     invalid("max_model_len", "expected at most the model's max_position_embeddings = ", m.max_position_embeddings, ", got ",
-            o.max_model_len);
+            o.max_model_len, m.context_limit.empty() ? "" : str_cat(" (", m.context_limit, ")"));
   int64_t budget = o.kv_cache_memory_bytes ? o.kv_cache_memory_bytes : memory.chosen;
   if (budget > memory.free)
     fail(ErrorCode::kOutOfMemory, "kv_cache_memory_bytes", "kv_cache_memory_bytes: ", budget, " bytes were asked for, but ",

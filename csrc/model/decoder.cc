@@ -85,6 +85,8 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
       if (config_.sandwich_norms)
         sandwich_moe_block(w, rows, selection, int64_t(moe), observe);
+      else if (config_.output_norms)
+        output_normed_moe_block(w, rows, selection, int64_t(moe), observe);
       else
         pending = moe_block(w, rows, selection, int64_t(moe), observe, std::move(pending));
       ++moe;
@@ -103,18 +105,21 @@ void Decoder::norm(const float* x, const WeightView& weight, const WeightView& b
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                           const StateView& states, PendingSum pending) {
-  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
+  float* x = workspace_.x.get();
+  const int64_t num_rows = batch.num_rows;
+  const Activations raw(x, num_rows, config_.hidden_size);
+  if (!config_.output_norms) norm(x, w.input_norm, w.input_norm_bias, num_rows, std::move(pending));
   const RopeTable rope = layer.window > 0 && window_rope_ ? window_rope_->table() : rope_.table();
-  const bool sandwich = config_.sandwich_norms;
-  float* out = sandwich ? workspace_.branch.get() : workspace_.x.get();
-  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, states, out, !sandwich};
+  const bool normed_out = config_.sandwich_norms || config_.output_norms;
+  float* out = normed_out ? workspace_.branch.get() : x;
+  const MixerStep step{backend_, config_, layer, workspace_, config_.output_norms ? raw : workspace_.normed, rope, batch,
+                       cache,    states,  out,   !normed_out};
   std::visit(
       [&](const auto& mixer) {
         if constexpr (!std::is_same_v<std::decay_t<decltype(mixer)>, std::monostate>) mix(mixer, step);
       },
       w.mixer);
-  if (sandwich)
-    backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, batch.num_rows, true, workspace_.x.get());
+  if (normed_out) backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, num_rows, true, x);
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {

@@ -95,6 +95,8 @@ class Decoder {
   void mlp_block(const LayerWeights& w, const BatchView& batch, PendingSum pending);
   void sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                           const MoeObserver& observe);
+  void output_normed_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                               const MoeObserver& observe);
   void sandwich_mlp_block(const LayerWeights& w, const BatchView& batch);
   // The experts of a step's rows in one layer.
   struct Routed {
@@ -106,8 +108,9 @@ class Decoder {
     DispatchPlan plan;
     ExpertStore::Lease lease;
   };
-  // Scores the normed rows and chooses their experts, which are then being read where they are not in memory.
-  Routed route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer);
+  // Scores the rows [T, H] and chooses their experts, which are then being read where they are not in memory.
+  Routed route_rows(const LayerWeights& w, const float* rows, const BatchView& batch, const Selection& selection,
+                    int64_t moe_layer);
 
   template <class T>
   void read_layers(const T* from, int64_t width, std::vector<T>& out);

@@ -217,6 +217,7 @@ ModelDescription describe_model(const std::string& path) {
   for (const int64_t bytes : state_bytes(c, c.dtype)) d.state_bytes_per_sequence += bytes;
   d.copied_weight_bytes = weights.copies.bytes();
   d.warnings = weights.warnings;
+  if (!c.context_limit.empty()) d.warnings.push_back(c.context_limit);
   d.not_used = weights.not_used;
   d.keys_not_understood = keys_that_matter(std::move(unread));
   return d;

@@ -32,9 +32,7 @@ std::vector<std::string> supported_model_types() {
 namespace {
 // Returns why a family that people ask for is not supported.
 const char* reason(const std::string& model_type) {
-  static const std::pair<const char*, const char*> kReasons[] = {{"deepseek_v32", "sparse attention"},
-                                                                 {"deepseek_v4", "sparse attention"},
-                                                                 {"glm_moe_dsa", "sparse attention"},
+  static const std::pair<const char*, const char*> kReasons[] = {{"deepseek_v4", "sparse attention"},
                                                                  {"kimi_linear", "linear attention"},
                                                                  {"bailing_hybrid", "linear attention"},
                                                                  {"minimax", "linear attention"},

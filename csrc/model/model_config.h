@@ -38,6 +38,8 @@ struct ModelConfig {
   int64_t vocab_size = 0;               // V; vocab_size
   int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
   int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
+  // Why max_position_embeddings is less than config.json's; "" where it is not.
+  std::string context_limit;
   NormKind norm = NormKind::kRms;
   bool norm_offset = false;          // RMSNorm multiplies by 1 + weight (Qwen3-Next), that of DeltaNet's output excepted
   float rms_norm_eps = 1e-6f;        // also LayerNorm's; rms_norm_eps
@@ -51,6 +53,8 @@ struct ModelConfig {
   // The outputs of attention, the MLP and the experts are normed before they are added to the residual stream (LayerWeights), and experts
   // have the dense MLP beside them, as a shared expert with norms of its own (Gemma 4).
   bool sandwich_norms = false;
+  // The outputs of attention and the experts are normed, and their inputs are not (OLMo 2, FlexOlmo).
+  bool output_norms = false;
   DType dtype = DType::kF32;           // dtype, or torch_dtype
   bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's
   QuantizationConfig quantization;     // quantization_config, compression_config: how the file's weights are to be decoded

@@ -1,12 +1,12 @@
 // norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual. With sandwich
-// norms, what they add is normed before it is added.
+// norms, what they add is normed before it is added; with output norms, the rows that enter are not normed.
 #include <algorithm>
 
 #include "model/decoder.h"
 
 namespace lynx_rt {
 
-Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+Decoder::Routed Decoder::route_rows(const LayerWeights& w, const float* rows, const BatchView& batch, const Selection& selection,
                                     int64_t moe_layer) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
@@ -33,7 +33,7 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
   // own.
   r.rule.scale = m.router.scale * m.residual_multiplier;
   r.ffn.expert_scale = static_cast<const float*>(w.sandwich.expert_scale.data);
-  backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
+  backend_.router(rows, w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   const bool decodes = batch.phase == Phase::kDecodeOnly;
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
@@ -64,7 +64,7 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
   norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, std::move(pending));
-  const Routed r = route_rows(w, batch, selection, moe_layer);
+  const Routed r = route_rows(w, ws.normed.f32(), batch, selection, moe_layer);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), r.routing.ids, r.experts});
   // Experts are read while the shared expert is computed.
   if (m.shared_expert_width > 0)
@@ -86,7 +86,7 @@ void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, 
   float *x = ws.x.get(), *branch = ws.branch.get(), *both = ws.both_branches.get();
   const int64_t rows = batch.num_rows;
   norm(x, s.router_in, {}, rows);
-  const Routed r = route_rows(w, batch, selection, moe_layer);
+  const Routed r = route_rows(w, ws.normed.f32(), batch, selection, moe_layer);
   norm(x, w.post_attention_norm, {}, rows);
   backend_.mlp(ws.normed, w.shared_expert, {}, branch, m.mlp_activation, false);
   backend_.add_rmsnorm(branch, s.mlp_out, m.rms_norm_eps, rows, false, both);
@@ -95,6 +95,19 @@ void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, 
   PendingSum sum = backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, branch, false);
   backend_.add_rmsnorm(branch, s.experts_out, m.rms_norm_eps, rows, true, both, {}, std::move(sum));
   backend_.add_rmsnorm(both, s.block_out, m.rms_norm_eps, rows, true, x, s.layer_scalar);
+}
+
+void Decoder::output_normed_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+                                      int64_t moe_layer, const MoeObserver& observe) {
+  const ModelConfig& m = config_;
+  Workspace& ws = workspace_;
+  float *x = ws.x.get(), *branch = ws.branch.get();
+  const int64_t rows = batch.num_rows;
+  const Activations raw(x, rows, m.hidden_size);
+  const Routed r = route_rows(w, x, batch, selection, moe_layer);
+  if (observe) observe({moe_layer, rows, x, r.routing.ids, r.experts});
+  PendingSum sum = backend_.expert_ffn(raw, r.experts, r.rule, r.ffn, r.routing, r.plan, branch, false);
+  backend_.add_rmsnorm(branch, w.sandwich.block_out, m.rms_norm_eps, rows, true, x, {}, std::move(sum));
 }
 
 void Decoder::sandwich_mlp_block(const LayerWeights& w, const BatchView& batch) {

@@ -42,7 +42,7 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
       normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
       qkv(b, checked_mul(t, qkv_columns(m), "workspace"), "workspace"),
       attended(b, t, attended_columns(m), "workspace"),
-      branch(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
+      branch(b, checked_mul(t, m.sandwich_norms || m.output_norms ? m.hidden_size : 0, "workspace"), "workspace"),
       both_branches(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
       q_a(b, checked_mul(t, low_rank(m), "workspace"), "workspace"),
       kv_a(b, checked_mul(t, latent_width(m), "workspace"), "workspace"),

@@ -217,7 +217,7 @@ def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_
 
 def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[int]:
     """Adds `batch` sequences and runs their prefill, until each has a token."""
-    from lynx_rt import _C
+    from lynx_rt import _C, LynxError
 
     generator = random.Random(args.seed)
     ids = []
@@ -229,7 +229,11 @@ def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size
         ids.append(core.add_request([generator.randrange(vocab_size) for _ in range(args.context)], params))
     waiting = set(ids)
     while waiting:
-        waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+        for output in core.step():
+            if output.error:
+                raise LynxError(output.error)
+            if output.token_ids:
+                waiting.discard(output.request_id)
     return ids
 
 

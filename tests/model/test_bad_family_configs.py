@@ -56,7 +56,7 @@ UNSUPPORTED = [
     ("deepseek_v2-lite", {"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
     ("deepseek_v3-plain", {"scoring_func": "softmax"}, ["scoring_func", "softmax", "sigmoid"]),
     ("deepseek_v3-plain", {"topk_method": "greedy"}, ["topk_method", "greedy", "noaux_tc"]),
-    ("deepseek_v3-plain", {"model_type": "deepseek_v32"}, ["deepseek_v32", "sparse attention", "deepseek_v3"]),
+    ("deepseek_v3-plain", {"model_type": "deepseek_v4"}, ["deepseek_v4", "sparse attention", "deepseek_v3"]),
     ("glm4_moe-plain", {"scoring_func": "softmax"}, ["scoring_func", "softmax", "sigmoid"]),
     ("glm4_moe-plain", {"model_type": "kimi_linear"}, ["kimi_linear", "linear attention", "glm4_moe"]),
     ("glm4_moe-plain", {"model_type": "jamba"}, ["jamba", "state-space"]),

@@ -1,6 +1,6 @@
 // gated_delta_rule(). Work split: first a task is a head of one sequence, for which it convolves and norms the columns and computes the
-// gates of all rows; then kDeltaColumns columns of a value head of one sequence; last some rows of the output.
-// Bytes: the states, once read and once written. Limit: memory bandwidth in decode, the first-level cache in prefill.
+// gates of all rows; then a value head of one sequence, or kDeltaColumns columns of it where there are several rows; last some
+// rows of the output. Bytes: the states, once read and once written. Limit: memory bandwidth in decode, the first-level cache in prefill.
 #include <algorithm>
 #include <cmath>
 
@@ -54,23 +54,30 @@ void CpuBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& bat
     }
   });
 
+  const auto rows_of = [&](int64_t seq, int64_t h) {
+    const int64_t row = batch.query_start[seq];
+    const float* x = args.x + row * args.x_stride;
+    return cpu::DeltaRows{x + args.q.first + s.key_head_of(h) * args.q.stride,
+                          x + args.k.first + s.key_head_of(h) * args.k.stride,
+                          x + s.column(args.v, h, dv),
+                          x + s.column(args.b, h, 1),
+                          x + s.column(args.a, h, s.decays()),
+                          args.x_stride,
+                          out.f32 + (row * vh + h) * dv,
+                          vh * dv};
+  };
   const int64_t blocks = ceil_div(dv, cpu::kDeltaColumns);
   const auto rule = s.channel_decay ? kernels_.delta.delta_rule_by_channel : kernels_.delta.delta_rule;
   pool_.parallel_for(batch.num_seqs * vh * blocks, [&](int64_t task, int thread) {
     const int64_t seq = task / (vh * blocks), h = task / blocks % vh, first = task % blocks * cpu::kDeltaColumns;
-    const int64_t row = batch.query_start[seq], num_rows = batch.query_start[seq + 1] - row;
-    if (num_rows == 0) return;
-    const float* x = args.x + row * args.x_stride;
-    const cpu::DeltaRows rows{x + args.q.first + s.key_head_of(h) * args.q.stride,
-                              x + args.k.first + s.key_head_of(h) * args.k.stride,
-                              x + s.column(args.v, h, dv),
-                              x + s.column(args.b, h, 1),
-                              x + s.column(args.a, h, s.decays()),
-                              args.x_stride,
-                              out.f32 + row * vh * dv + h * dv,
-                              vh * dv};
-    rule(rows, num_rows, dk, dv, first, std::min(cpu::kDeltaColumns, dv - first), state_of(seq) + h * dk * dv,
-         tile_[size_t(thread)].get(dk * cpu::kDeltaColumns));
+    const int64_t num_rows = batch.query_start[seq + 1] - batch.query_start[seq];
+    float *state = state_of(seq) + h * dk * dv,
+          *tile = tile_[size_t(thread)].get(std::max(dk * cpu::kDeltaColumns, cpu::delta_row_scratch(dv)));
+    if (num_rows == 1 && !s.channel_decay) {
+      if (first == 0) kernels_.delta.delta_row(rows_of(seq, h), dk, dv, state, tile);
+    } else if (num_rows > 0) {
+      rule(rows_of(seq, h), num_rows, dk, dv, first, std::min(cpu::kDeltaColumns, dv - first), state, tile);
+    }
   });
 
   pool_.parallel_for(ceil_div(batch.num_rows, kNormRows), [&](int64_t task, int) {

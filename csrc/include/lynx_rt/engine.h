@@ -241,7 +241,8 @@ struct ModelInfo {
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit on max_model_len
-  std::vector<std::string> warnings;    // where the checkpoint contradicts its config.json, and where max_num_seqs was cut
+  std::vector<std::string>
+      warnings;  // where the checkpoint contradicts its config.json, and where the context or max_num_seqs was cut
   // Bytes of the weights that cannot be used in place in the file: they were decoded, converted or transposed to separate memory.
   // That memory is given back where they were then quantised or copied to a device.
   int64_t copied_weight_bytes = 0;

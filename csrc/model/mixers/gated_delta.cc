@@ -43,7 +43,7 @@ void mix(const GatedDeltaWeights& w, const MixerStep& s) {
     args.b = {b, r};
     args.a = {a, r};
   }
-  s.backend.linear(ws.normed, {parts, count}, false, args.x, stride);
+  s.backend.linear(s.input, {parts, count}, false, args.x, stride);
   s.backend.gated_delta_rule(args, s.batch, s.states, ws.attended);
   add_attended(s, ws.attended, w.out_proj, {});
 }

@@ -27,10 +27,10 @@ void mix(const KdaWeights& w, const MixerStep& s) {
   args.sigmoid_gate = true;
 
   const LinearPart parts[] = {{w.q_proj, {}, 0}, {w.k_proj, {}, columns}, {w.v_proj, {}, 2 * columns}, {w.b_proj, {}, b}};
-  s.backend.linear(ws.normed, parts, false, args.x, stride);
+  s.backend.linear(s.input, parts, false, args.x, stride);
   for (const auto& [down, up, column] : {std::tuple(&w.f_a_proj, &w.f_b_proj, a), {&w.g_a_proj, &w.g_b_proj, z}}) {
     const LinearPart first{*down, {}, 0}, second{*up, {}, column};
-    s.backend.linear(ws.normed, {&first, 1}, false, ws.q_a.get(), down->rows);
+    s.backend.linear(s.input, {&first, 1}, false, ws.q_a.get(), down->rows);
     s.backend.linear(Activations(ws.q_a.get(), s.batch.num_rows, down->rows), {&second, 1}, false, args.x, stride);
   }
   s.backend.gated_delta_rule(args, s.batch, s.states, ws.attended);

@@ -19,7 +19,7 @@ void mix(const Mamba2Weights& w, const MixerStep& s) {
   args.min_dt = m.min_dt;
   args.max_dt = m.max_dt;
   const LinearPart in{w.in_proj, w.in_bias, 0};
-  s.backend.linear(ws.normed, {&in, 1}, false, args.x, args.x_stride);
+  s.backend.linear(s.input, {&in, 1}, false, args.x, args.x_stride);
   s.backend.mamba2(args, s.batch, s.states, ws.attended);
   add_attended(s, ws.attended, w.out_proj, w.out_bias);
 }

@@ -114,4 +114,62 @@ void run_state(const lynx_rt::cpu::DeltaRows& rows, int64_t num_rows, int64_t dk
   for (int64_t d = 0; d < dk; ++d) std::memcpy(state + d * dv + begin, s + d * kColumns, size_t(n) * 4);
 }
 
+// acc[i] += sum of by[j] * row j [i] over the rows, j ascending, for i < n; what `change` makes of a row's vector replaces it in the row.
+template <int kRows, class Change>
+inline void add_rows(const float* by, float* rows, int64_t stride, int64_t n, float* acc, const Change& change) {
+  F32x16 factors[kRows];
+  for (int j = 0; j < kRows; ++j) factors[j] = broadcast(by[j]);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    F32x16 sum = load_f32(acc + i);
+    for (int j = 0; j < kRows; ++j) sum = fmadd(factors[j], change(j, i, load_f32(rows + j * stride + i), kLanes), sum);
+    store_f32(acc + i, sum);
+  }
+  if (i == n) return;
+  F32x16 sum = load_f32(acc + i);
+  for (int j = 0; j < kRows; ++j)
+    sum = fmadd(factors[j], change(j, i, load_partial<DType::kF32>(rows + j * stride + i, n - i), n - i), sum);
+  store_f32(acc + i, sum);
+}
+
+// Runs all columns through one row, where the state lies, a few rows of it at a time: it is read in the order of memory, and again and
+// written in the second-level cache. Sums run over dk in rising order, as in delta_rule(): both give the same bits.
+void delta_row(const lynx_rt::cpu::DeltaRows& row, int64_t dk, int64_t dv, float* state, float* scratch) {
+  constexpr int kRows = 4;
+  const int64_t padded = (dv + kLanes - 1) / kLanes * kLanes;
+  float *u = scratch, *out = scratch + padded;
+  std::memset(scratch, 0, size_t(2 * padded) * 4);
+  const auto read = [&](auto count, int64_t d) {
+    add_rows<count.value>(row.k + d, state + d * dv, dv, dv, u, [](int, int64_t, F32x16 v, int64_t) { return v; });
+  };
+  int64_t d = 0;
+  for (; d + kRows <= dk; d += kRows) read(std::integral_constant<int, kRows>{}, d);
+  for (; d < dk; ++d) read(std::integral_constant<int, 1>{}, d);
+
+  const F32x16 decay = broadcast(*row.decay), beta = broadcast(*row.beta);
+  for (int64_t i = 0; i < padded; i += kLanes) {
+    const F32x16 v = i + kLanes <= dv ? load_f32(row.v + i) : load_partial<DType::kF32>(row.v + i, dv - i);
+    store_f32(u + i, beta * (v - decay * load_f32(u + i)));
+  }
+  const auto update = [&](auto count, int64_t first) {
+    F32x16 by_k[count.value];
+    for (int j = 0; j < count.value; ++j) by_k[j] = broadcast(row.k[first + j]);
+    add_rows<count.value>(row.q + first, state + first * dv, dv, dv, out, [&](int j, int64_t i, F32x16 v, int64_t n) {
+      v = fmadd(by_k[j], load_f32(u + i), decay * v);
+      float* to = state + (first + j) * dv + i;
+      if (n == kLanes) {
+        store_f32(to, v);
+      } else {
+        alignas(64) float buffer[kLanes];
+        store_f32(buffer, v);
+        std::memcpy(to, buffer, size_t(n) * 4);
+      }
+      return v;
+    });
+  };
+  for (d = 0; d + kRows <= dk; d += kRows) update(std::integral_constant<int, kRows>{}, d);
+  for (; d < dk; ++d) update(std::integral_constant<int, 1>{}, d);
+  std::memcpy(row.out, out, size_t(dv) * 4);
+}
+
 }  // namespace

@@ -62,8 +62,11 @@ struct DeltaKernels {
   // As delta_rule(), with u = beta * v: Mamba2's recurrence, where C, B, x and dt are q, k, v and beta.
   void (*selective_scan)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n, float* state,
                          float* scratch);
+  // delta_rule() of one row and all columns, with the same bits; `scratch` has delta_row_scratch(dv) floats.
+  void (*delta_row)(const DeltaRows& row, int64_t dk, int64_t dv, float* state, float* scratch);
 };
 constexpr int64_t kDeltaColumns = 32;
+constexpr int64_t delta_row_scratch(int64_t dv) { return 2 * (dv + 16); }
 
 struct Kernels {
   Isa isa;

@@ -110,6 +110,10 @@ void WeightTable::add_norm(std::string name, int64_t size, WeightView* target) {
 void WeightTable::add_norms(int64_t l) {
   const std::string name = layer_name(l);
   LayerWeights& w = layer(l);
+  if (m.output_norms) {
+    add_norm(name + "post_attention_layernorm.weight", m.hidden_size, &w.sandwich.attention_out);
+    return add_norm(name + "post_feedforward_layernorm.weight", m.hidden_size, &w.sandwich.block_out);
+  }
   const auto add_both = [&](const char* norm, WeightView& weight, WeightView& bias) {
     add_norm(name + norm + ".weight", m.hidden_size, &weight);
     if (m.norm == NormKind::kLayer) add(name + norm + ".bias", {m.hidden_size}, &bias, WeightUse::kVector);
@@ -318,6 +322,23 @@ void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::
     gate_up.pieces.push_back({&w.gate, e * 2 * width, width});
     gate_up.pieces.push_back({&w.up, e * 2 * width + width, width});
     down.pieces.push_back({&w.down, e * hidden, hidden});
+  }
+  add(std::move(gate_up), {experts});
+  add(std::move(down), {experts});
+}
+
+void WeightTable::add_transposed_experts(const std::string& gate_up_name, const std::string& down_name, int64_t l) {
+  const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;
+  std::vector<ExpertWeights>& experts = layer(l).experts;
+  experts.resize(size_t(count));
+  TensorSpec gate_up{gate_up_name, {count, hidden, 2 * width}, {}}, down{down_name, {count, width, hidden}, {}};
+  for (int64_t e = 0; e < count; ++e) {
+    ExpertWeights& w = experts[size_t(e)];
+    const int64_t row = e * hidden;
+    gate_up.pieces.push_back({.target = &w.gate, .row_begin = row, .rows = hidden, .cols = width, .transposed = true});
+    gate_up.pieces.push_back(
+        {.target = &w.up, .row_begin = row, .rows = hidden, .col_begin = width, .cols = width, .transposed = true});
+    down.pieces.push_back({.target = &w.down, .row_begin = e * width, .rows = width, .transposed = true});
   }
   add(std::move(gate_up), {experts});
   add(std::move(down), {experts});

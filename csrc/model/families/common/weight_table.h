@@ -64,6 +64,9 @@ class WeightTable {
   // memory is taken for each row of an absurd shape.
   bool can_hold(const std::vector<int64_t>& shape) const;
   bool has(const std::string& name) const { return checkpoint_.has(name); }
+  bool has(const std::string& name, const std::vector<int64_t>& shape) const {
+    return has(name) && checkpoint_.at(name).shape == shape;
+  }
   LayerWeights& layer(int64_t l) { return weights_.layers[size_t(l)]; }
   std::string layer_name(int64_t l) const { return names_.base + "layers." + std::to_string(l) + "."; }
 
@@ -100,6 +103,8 @@ class WeightTable {
   void add_experts(const std::string& prefix, int64_t l, const MlpNames& names = {});
   // Adds all experts of a layer from two tensors: gate_up [E, 2I, H] (gate rows first) and down [E, H, I].
   void add_fused_experts(const std::string& gate_up, const std::string& down, int64_t l);
+  // Adds them from gate_up [E, H, 2I] (gate columns first) and down [E, I, H].
+  void add_transposed_experts(const std::string& gate_up, const std::string& down, int64_t l);
 
   // Returns whether the checkpoint holds an MLP under that prefix.
   bool has_mlp(const std::string& prefix, const MlpNames& names) const;
