@@ -36,8 +36,10 @@ _ARRAYS = {  # name -> dtype, dimensions
     "choice_bias": (np.float32, 2),
     "token": (np.int32, 1),
     "next_scores": (np.float32, 3),
+    "prompt_request": (np.uint64, 1),
+    "prompt_token": (np.int32, 1),
 }
-_ADDED = ("choice_bias", "token", "next_scores")  # which files of older versions lack
+_ADDED = ("choice_bias", "token", "next_scores", "prompt_request", "prompt_token")  # which files of older versions lack
 _FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob", "router")
 _PLAIN_ROUTER = {"kind": "softmax", "num_groups": 1, "top_groups": 1, "group_top2": False}
 
@@ -65,6 +67,9 @@ class Recording:
     # [N, L - 1, E]: what the routers from the second MoE layer on say of the hidden state after the attention of the MoE layer
     # before; or [N, 0, E] = not recorded.
     next_scores: NDArray[np.float32] = None  # type: ignore[assignment]
+    # The prompts of the requests, one after the other: [P] number of the request, id of the token; or [0] = not recorded.
+    prompt_request: NDArray[np.uint64] = None  # type: ignore[assignment]
+    prompt_token: NDArray[np.int32] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.choice_bias is None:
@@ -73,6 +78,8 @@ class Recording:
             self.token = np.zeros(0, np.int32)
         if self.next_scores is None:
             self.next_scores = np.zeros((len(self.step), 0, *self.scores.shape[2:]), np.float32)
+        if self.prompt_request is None or self.prompt_token is None:
+            self.prompt_request, self.prompt_token = np.zeros(0, np.uint64), np.zeros(0, np.int32)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -131,6 +138,8 @@ class Recording:
                 lengths = (layers, self.scores.shape[2] if array.size else 0)
             if name == "next_scores":
                 lengths = (rows, layers - 1, *self.scores.shape[2:3])
+            if name in ("prompt_request", "prompt_token"):
+                lengths = self.prompt_token.shape
             if name in ("token", "next_scores") and array.size == 0:
                 lengths = array.shape
             if array.dtype != dtype or array.ndim != dimensions or array.shape != lengths:
