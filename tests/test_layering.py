@@ -30,6 +30,7 @@ PYTHON_ABOVE = {
     "engine": {"text"},
     "research": {"text", "engine"},
     "server": {"text", "engine"},
+    "integrations": {"text", "engine", "server"},
     "cli": {"text", "engine", "research", "server"},
 }
 MAX_LINES = 450
