@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lynx_rt.integrations.placement import POLICIES, PromptKey, prompt_key
 try:
     import ray
     from ray import serve
-    from ray.serve.exceptions import BackPressureError
+    from ray.serve.exceptions import BackPressureError, ReplicaUnavailableError
 except ModuleNotFoundError as error:
     raise LynxError(f'Ray Serve needs the package {error.name}: pip install "lynx_rt[ray]"') from None
 
@@ -38,7 +39,7 @@ from lynx_rt.server.settings import Settings
 from lynx_rt.server.state import ServerState
 
 _log = logging.getLogger("lynx_rt.ray")
-_ATTEMPTS = 4  # engines that a request is sent to, as long as none has answered
+_PATIENCE = 60.0  # seconds for which a request whose engine was lost is sent to others
 _DEFAULT_SEQS = 32  # as `lynx-rt serve` has it
 Messages = list[dict[str, Any]]  # of ASGI
 
@@ -127,8 +128,8 @@ class Ingress:
                 return await _refuse(
                     ApiError(413, f"the body may have {self._max_body_bytes} bytes"), scope, receive, send
                 )
-        is_stream, has_begun = False, False
-        for attempt in range(_ATTEMPTS):
+        is_stream, has_begun, lost, pause = False, False, 0.0, 0.1
+        while not lost or time.monotonic() - lost < _PATIENCE:
             try:
                 async for messages in self._answer.remote(_plain(scope), bytes(body), key=_key(bytes(body))):
                     for message in messages:
@@ -138,14 +139,17 @@ class Ingress:
                         await send(message)
                 return
             except BackPressureError as error:
-                full = ApiError(
-                    503, "all engines are full", code="queue_full", retry_after=int(error.retry_after_s or 5)
-                )
-                return await _refuse(full, scope, receive, send)
-            except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
-                _log.warning("an engine was lost, attempt %d: %s", attempt + 1, type(error).__name__)
+                if not lost:  # else it was let in before, and waits
+                    wait = int(error.retry_after_s or 5)
+                    full = ApiError(503, "all engines are full", code="queue_full", retry_after=wait)
+                    return await _refuse(full, scope, receive, send)
+            except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError, ReplicaUnavailableError) as error:
+                _log.warning("an engine was lost: %s", type(error).__name__)
                 if has_begun:
                     return await _end(is_stream, send)
+                lost = lost or time.monotonic()
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 2.0)
         await _refuse(ApiError(503, "no engine answers", code="engine_lost", retry_after=5), scope, receive, send)
 
 
@@ -190,7 +194,7 @@ def build_app(
     actor_options: Mapping[str, Any] | None = None,
     ingress_options: Mapping[str, Any] | None = None,
     shutdown_timeout: float = 60.0,
-    version: str | None = None,
+    deployment_options: Mapping[str, Any] | None = None,
 ) -> serve.Application:
     """Returns the application for serve.run().
 
@@ -202,7 +206,8 @@ def build_app(
     by default, since engines are worth most when they are full.
     actor_options, ingress_options: Ray's for each engine (default: one CPU per thread of the engine) and for the ingress.
     shutdown_timeout: seconds that an engine which is stopped gets for the answers that it has begun.
-    version: engines are exchanged where it has changed since the last serve.run(), one after the other.
+    deployment_options: further ones of Serve for the engines, as {"max_surge_percent": 50}, which starts new engines of an update before it
+    stops old ones.
     Raises ValidationError.
     """
     engine = dict(engine or {})
@@ -242,9 +247,7 @@ def build_app(
         options["num_replicas"] = num_replicas
     else:
         options["autoscaling_config"] = {"target_ongoing_requests": seqs, **autoscaling}
-    if version is not None:
-        options["version"] = version
-    engines = serve.deployment(Replica).options(**options).bind(settings)
+    engines = serve.deployment(Replica).options(**options, **(deployment_options or {})).bind(settings)
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name="ingress",
         max_ongoing_requests=100_000,  # the engines' limits are those that hold

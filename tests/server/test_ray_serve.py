@@ -37,7 +37,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         _temp_dir=str(folder),
     )  # fmt: skip
     try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port, "location": "HeadOnly"})
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
         run()
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -54,15 +54,15 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(version: str = "1") -> None:
+def run(seed: int = 1) -> None:
     from ray import serve
 
     import lynx_rt
     from lynx_rt.integrations.ray_serve import build_app
 
     app = build_app(
-        lynx_rt.shipped_model(), engine={"max_num_seqs": SEQS, "num_threads": 1}, num_replicas=2, max_ongoing_requests=SEQS,
-        max_queued_requests=2, actor_options={"num_cpus": 0.5}, version=version,
+        lynx_rt.shipped_model(), engine={"max_num_seqs": SEQS, "num_threads": 1, "seed": seed}, num_replicas=2, max_ongoing_requests=SEQS,
+        max_queued_requests=2, actor_options={"num_cpus": 0.5},
     )  # fmt: skip
     serve.run(app)
 
@@ -183,7 +183,7 @@ def test_an_update_loses_no_stream(url: str) -> None:
     asking = threading.Thread(target=ask)
     asking.start()
     try:
-        run(version="2")
+        run(seed=2)
     finally:
         done.set()
         asking.join(60)
