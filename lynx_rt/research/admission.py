@@ -85,7 +85,9 @@ def signatures(recording: Recording) -> NDArray[np.int64]:
         np.int64
     )
     counts = np.bincount(place, minlength=len(numbers) * _BUCKETS).reshape(len(numbers), _BUCKETS).astype(np.float64)
-    return np.rint(_SCALE * counts / np.sqrt((counts**2).sum(1, keepdims=True))).astype(np.int64)
+    lengths = np.sqrt((counts**2).sum(1, keepdims=True))
+    out: NDArray[np.int64] = np.rint(_SCALE * counts / lengths).astype(np.int64)
+    return out
 
 
 def choice_of(recording: Recording, admission: Admission) -> Choice:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.recording import Recording
+from lynx_rt.research.recording import Recording, own_experts
 
 Scores = NDArray[np.float32]
 _AHEAD = ("popularity", "token_table", "ewma", "external")  # known when a step begins
@@ -102,8 +102,6 @@ def predict(recording: Recording, predictor: Predictor, train: NDArray[np.bool_]
 
 def uses(recording: Recording) -> Scores:
     """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
-    from lynx_rt.research.simulate import own_experts
-
     out = np.zeros(recording.scores.shape, np.float32)
     np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
     return out

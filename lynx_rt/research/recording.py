@@ -153,6 +153,15 @@ def take_recording(engine: Engine) -> Recording:
     return Recording(model=str(engine._path), selection=engine.expert_selection, **recorded)
 
 
+def own_experts(recording: Recording) -> NDArray[np.int16]:
+    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
+    from lynx_rt import _C
+
+    order = np.arange(len(recording), dtype=np.int64)
+    routed: NDArray[np.int16] = _C.simulate(recording.native(), "topk", order, recording.step_offsets)["routed_experts"]
+    return routed
+
+
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns [steps + 1]: the places in `step` where runs of equal values begin, and its length."""
     starts = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lynx_rt.engine.outputs import LayerStats, layer_mean
 from lynx_rt.errors import ValidationError
+from lynx_rt.research.admission import admitted_steps, parse_admission
 from lynx_rt.research.recording import Recording, offsets_of
 
 if TYPE_CHECKING:
@@ -119,8 +120,6 @@ def steps_of(
     recording: Recording, batch: int | None, seed: int | None, admission: str
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Returns (order, offsets): the rows, step after step, as simulate() forms them."""
-    from lynx_rt.research.admission import admitted_steps, parse_admission
-
     rule = parse_admission(admission)
     if rule.kind != "first_come" and (batch is None or seed is not None):
         raise ValidationError(f"admission: {admission} needs a batch size, and no seed", "admission")
@@ -129,11 +128,6 @@ def steps_of(
     if rule.kind == "first_come":
         return batched_steps(recording.request, batch, seed)
     return admitted_steps(recording, batch, rule)
-
-
-def own_experts(recording: Recording) -> NDArray[np.int16]:
-    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
-    return simulate(recording, "topk").routed_experts
 
 
 def batched_steps(
