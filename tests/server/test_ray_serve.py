@@ -118,6 +118,7 @@ def wait_for_engines(url: str, count: int = 2) -> set[str]:
             one.end()
         found = {one.replica for one in streams if one.status == 200}
         if len(found) == count:
+            time.sleep(1)  # the router hears of the end of a request a moment after the client
             return found
     raise AssertionError(f"no {count} engines")
 
