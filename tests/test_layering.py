@@ -31,6 +31,7 @@ PYTHON_ABOVE = {
     "engine": {"text", "vision"},
     "research": {"text", "engine"},
     "server": {"text", "engine"},
+    "integrations": {"text", "engine", "server"},
     "bench": set(),
     "cli": {"text", "engine", "research", "server", "bench"},
 }

@@ -104,7 +104,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       windows_(plan_.groups, plan_.group_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
+      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_,
+                 parse_admission(o.admission)),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
       selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
@@ -376,7 +377,7 @@ std::vector<StepOutput> EngineCore::step() {
   const BytesRead before = bytes_read();
   const double waited = store_ ? store_->wait_seconds() : 0;
   const double before_schedule = now();
-  ScheduledStep scheduled = scheduler_.schedule();
+  ScheduledStep scheduled = scheduler_.schedule(start);
   const double schedule_seconds = now() - before_schedule;
   if (scheduled.requests.empty()) return {};
   check_files();

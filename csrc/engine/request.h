@@ -50,6 +50,8 @@ struct Request {
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts have been returned
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   int64_t num_selected_rows = 0, num_decode_steps = 0, num_experts_read = 0;  // as StepOutput has them
+  std::vector<int16_t> signature;  // of the prompt, see Admission; empty under first_come
+  int64_t num_skips = 0;           // how often a later request took a free place
   double scheduler_time = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
   double deadline = std::numeric_limits<double>::infinity();  // on the same clock

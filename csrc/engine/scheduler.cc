@@ -25,19 +25,21 @@ void insert_ordered(List& list, std::unique_ptr<Request> r) {
 }  // namespace
 
 Scheduler::Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs,
-                     int64_t max_num_batched_tokens, bool enable_mixed_chunk)
+                     int64_t max_num_batched_tokens, bool enable_mixed_chunk, const AdmissionRule& admission)
     : pool_(pool),
       windows_(windows),
       states_(states),
       snapshots_(states),
       max_num_seqs_(max_num_seqs),
       max_num_batched_tokens_(max_num_batched_tokens),
-      mixed_(enable_mixed_chunk) {
+      mixed_(enable_mixed_chunk),
+      admission_(admission) {
   pool_.set_on_drop([this](ContentId content) { snapshots_.drop(content); });
 }
 
 void Scheduler::add(std::unique_ptr<Request> r) {
   earliest_deadline_ = std::min(earliest_deadline_, r->deadline);
+  admission_.add(*r);
   wait(std::move(r));
 }
 
@@ -131,7 +133,7 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
 
 // Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was preempted in
 // this step is not admitted again before the next step.
-void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
+void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions, double now) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
@@ -147,7 +149,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
     take(step, *r, n);
   }
   while (num_preemptions_ == preemptions && budget(step) > 0 && !waiting_.empty() && num_running() < max_num_seqs_)
-    if (!admit(step)) break;
+    if (!admit(step, admission_.choose(waiting_, running_, now))) break;
 }
 
 void Scheduler::choose_rows(ScheduledStep& step) {
@@ -167,17 +169,17 @@ void Scheduler::choose_rows(ScheduledStep& step) {
   }
 }
 
-ScheduledStep Scheduler::schedule() {
+ScheduledStep Scheduler::schedule(double now) {
   for (const auto& r : running_) windows_.release_behind(*r);
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
-  if (!mixed_) schedule_prefill(step, preemptions);
+  if (!mixed_) schedule_prefill(step, preemptions, now);
   if (step.requests.empty()) {
     schedule_decode(step);
     size_t num_decode = step.requests.size();
     step.num_decode_rows = step.num_rows;
     // If every decoding request was preempted, the requests that hold the pages continue their prefill.
-    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
+    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions, now);
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
   choose_rows(step);
@@ -206,8 +208,8 @@ int64_t Scheduler::match_prefix(Request& r) {
   return pages * size;
 }
 
-bool Scheduler::admit(ScheduledStep& step) {
-  Request& r = *waiting_.front();
+bool Scheduler::admit(ScheduledStep& step, size_t place) {
+  Request& r = *waiting_[place];
   const int64_t matched = match_prefix(r);
   r.num_computed = r.num_reproducible = matched;
   const int64_t n = rows_to_compute(step, r);
@@ -216,7 +218,8 @@ bool Scheduler::admit(ScheduledStep& step) {
     return false;
   }
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
-  insert_ordered(running_, take_waiting(waiting_.begin()));
+  admission_.pass_over(waiting_, place);
+  insert_ordered(running_, take_waiting(waiting_.begin() + std::ptrdiff_t(place)));
   take(step, r, n);
   return true;
 }

@@ -1,6 +1,6 @@
 // Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget. Without
-// mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival). Where pages
-// run out, the last running request in that order is preempted and recomputed later.
+// mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival); which waiting one
+// takes a free place, Admission says. Where pages run out, the last running request in that order is preempted and recomputed later.
 //
 // Layers that have a state beside pages find a prefix where both its pages and a snapshot of the state at its end are there: at the last
 // page boundary of a prompt, and where a request has left a prefix that it shares with others. Tokens behind it are computed again.
@@ -14,6 +14,7 @@
 #include <memory>
 #include <vector>
 
+#include "engine/admission.h"
 #include "engine/block_pool.h"
 #include "engine/request.h"
 #include "engine/state_cache.h"
@@ -47,11 +48,12 @@ class Scheduler {
  public:
   // pool: pages of the layers that keep all of a sequence.
   Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
-            bool enable_mixed_chunk);
+            bool enable_mixed_chunk, const AdmissionRule& admission = {});
 
   void add(std::unique_ptr<Request> request);
-  // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows.
-  ScheduledStep schedule();
+  // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows. now: on
+  // the clock of Request::arrival_time.
+  ScheduledStep schedule(double now = 0);
   // Call after the step has run: counts a request's rows as computed and offers full pages to the prefix cache. `reproducible`:
   // the rows were computed under the model's own routing. At the request's boundaries the state is offered too.
   void advance(Request& request, int64_t num_tokens, bool reproducible);
@@ -92,15 +94,15 @@ class Scheduler {
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
   void forget(Request& request);  // frees its pages and states
-  using Waiting = std::deque<std::unique_ptr<Request>>;
+  using Waiting = Admission::Queue;
   void wait(std::unique_ptr<Request> request);
   std::unique_ptr<Request> take_waiting(Waiting::iterator at);
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
   // Adds prefill chunks of running requests; then, unless the scheduler has made more than `preemptions` preemptions by then, of
   // waiting ones.
-  void schedule_prefill(ScheduledStep& step, int64_t preemptions);
-  bool admit(ScheduledStep& step);
+  void schedule_prefill(ScheduledStep& step, int64_t preemptions, double now);
+  bool admit(ScheduledStep& step, size_t place);                                     // of the queue
   int64_t rows_to_compute(const ScheduledStep& step, const Request& request) const;  // within the budget
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
   void choose_rows(ScheduledStep& step);
@@ -112,6 +114,7 @@ class Scheduler {
   StateSnapshots snapshots_;
   int64_t max_num_seqs_, max_num_batched_tokens_;
   bool mixed_;
+  Admission admission_;
   std::vector<std::unique_ptr<Request>> running_;  // both in the order of (priority, arrival)
   Waiting waiting_;
   double earliest_deadline_ = std::numeric_limits<double>::infinity();  // of all requests; may be that of one that has ended

@@ -145,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
         expert_policy=args.expert_policy,
         expert_prefetch=args.expert_prefetch,
         io_timeout_s=args.io_timeout or 0,
+        admission=args.admission,
         num_threads=args.num_threads or 0,
         max_num_seqs=max(args.batch),
         max_num_batched_tokens=max(_ROWS_PER_STEP, *args.batch),

@@ -38,13 +38,6 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
         help="what is read ahead: none, popularity, token_table, network:file=NETWORK.npz, prefill, ewma, transition, linear, next_router, "
         "external:file=SCORES.npy, each with n= experts per row and d= layers ahead, or several (default: none)",
     )
-    group.add_argument(
-        "--admission",
-        type=selections,
-        default=["fifo"],
-        help="which waiting request takes a free place: fifo, predicted:window=64,age=64 (by the token table), own (by what it will use), "
-        "or several; with --batch (default: fifo)",
-    )
     group.add_argument("--disk", type=number, default=1.0, metavar="GB/S", help="rate of the disk (default: 1)")
     group.add_argument(
         "--expert-bytes", metavar="SIZE", help="of one expert: 2.4MB (default: of the recording's model)"
@@ -76,7 +69,6 @@ def check_without_residents(args: argparse.Namespace) -> None:
     defaults: dict[str, Any] = {
         "expert_policy": ["lfu"],
         "prefetch": ["none"],
-        "admission": ["fifo"],
         "expert_bytes": None,
     }
     defaults |= {"save_static": None, "plots": None}
@@ -164,7 +156,7 @@ def _name(result: TierSimulation) -> str:
 
 def _format(results: list[TierSimulation]) -> str:
     guesses = any(result.prefetch != "none" for result in results)
-    admissions = any(result.admission != "fifo" for result in results)
+    admissions = any(result.admission != "first_come" for result in results)
     header = ["selection", "batch", *(["admission"] if admissions else []), "residents", "policy", "prefetch", "used"]
     header += ["hits %", "misses", "MB/step", "wait ms", "step ms", "tok/s", "mass"]
     header += ["there %", "recall %", "needed %", "found %", "in time %", "wasted MB"] if guesses else []

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.recording import Recording
+from lynx_rt.research.recording import Recording, own_experts
 
 Scores = NDArray[np.float32]
 _AHEAD = ("popularity", "token_table", "ewma", "prefill", "network", "external")  # known when a step begins
@@ -114,8 +114,6 @@ def predict(recording: Recording, predictor: Predictor, train: NDArray[np.bool_]
 
 def uses(recording: Recording) -> Scores:
     """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
-    from lynx_rt.research.simulate import own_experts
-
     out = np.zeros(recording.scores.shape, np.float32)
     np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
     return out
@@ -163,7 +161,8 @@ def _token_table(recording: Recording, train: NDArray[np.bool_]) -> Scores:
 def prompt_uses(recording: Recording) -> Scores:
     """Returns [R, L, E]: the share of the tokens of each request's prompt that use each expert, in order of request."""
     requests = np.unique(recording.request)
-    if not np.isin(requests, recording.prompt_request).all():
+    known = np.isin(requests, recording.prompt_request).all()
+    if not known or len(recording.prompt_experts) != len(recording.prompt_request):
         raise ValidationError(
             "prefill needs the experts of prompts, which the recording lacks; record it again with this version",
             "prefetch",

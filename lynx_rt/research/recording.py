@@ -72,10 +72,10 @@ class Recording:
     # [N, L - 1, E]: what the routers from the second MoE layer on say of the hidden state after the attention of the MoE layer
     # before; or [N, 0, E] = not recorded.
     next_scores: NDArray[np.float32] = None  # type: ignore[assignment]
-    # The P tokens of all prompts, one request after the other, in order of position; or P = 0: not recorded.
+    # The P tokens of all prompts, one request after the other, in order of position; or P = 0: not recorded. Experts: add_prompts().
     prompt_request: NDArray[np.uint64] = None  # type: ignore[assignment]  # [P]
     prompt_token: NDArray[np.int32] = None  # type: ignore[assignment]  # [P]
-    prompt_experts: NDArray[np.int16] = None  # type: ignore[assignment]  # [P, L, k], -1 = none
+    prompt_experts: NDArray[np.int16] = None  # type: ignore[assignment]  # [P, L, k], -1 = none; or [0, L, k] = not recorded
 
     def __post_init__(self) -> None:
         if self.choice_bias is None:
@@ -86,6 +86,7 @@ class Recording:
             self.next_scores = np.zeros((len(self.step), 0, *self.scores.shape[2:]), np.float32)
         if self.prompt_request is None:
             self.prompt_request, self.prompt_token = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        if self.prompt_experts is None:
             self.prompt_experts = np.zeros((0, len(self.layers), self.num_experts_per_tok), np.int16)
 
     def __len__(self) -> int:
@@ -159,6 +160,8 @@ class Recording:
             lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
             if name in _OF_PROMPTS:
                 lengths = (len(np.atleast_1d(self.prompt_request)), layers, self.num_experts_per_tok)[:dimensions]
+            if name == "prompt_experts" and len(array) == 0:
+                lengths = (0, layers, self.num_experts_per_tok)
             if name == "choice_bias":
                 lengths = (layers, self.scores.shape[2] if array.size else 0)
             if name == "next_scores":
@@ -174,6 +177,15 @@ def take_recording(engine: Engine) -> Recording:
     the engine was made without record_router_logits."""
     recorded = engine._core.take_router_logits()
     return Recording(model=str(engine._path), selection=engine.expert_selection, **recorded)
+
+
+def own_experts(recording: Recording) -> NDArray[np.int16]:
+    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
+    from lynx_rt import _C
+
+    order = np.arange(len(recording), dtype=np.int64)
+    routed: NDArray[np.int16] = _C.simulate(recording.native(), "topk", order, recording.step_offsets)["routed_experts"]
+    return routed
 
 
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:

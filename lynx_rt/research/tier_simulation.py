@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.admission import admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import Predictor, parse_predictor, predict, prompt_uses, uses
 from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import batched_steps
+from lynx_rt.research.simulate import steps_of
 from lynx_rt.research.tensor_file import write_tensors
 
 
@@ -158,19 +157,11 @@ class TierSimulator:
         *,
         batch: int | None = None,
         seed: int | None = None,
-        admission: str = "fifo",
+        admission: str = "first_come",
     ) -> None:
         """batch, seed: as simulate() takes them. admission: see lynx_rt.research.admission; it needs a batch, and no seed."""
-        order = parse_admission(admission)
-        if order.kind != "fifo" and (batch is None or seed is not None):
-            raise ValidationError(f"admission: {admission} needs a batch size, and no seed", "admission")
         self._recording, self._tier, self._batch, self._admission = recording, tier, batch, admission
-        if batch is None:
-            self._order, self._offsets = np.arange(len(recording), dtype=np.int64), recording.step_offsets
-        elif order.kind != "fifo":
-            self._order, self._offsets = admitted_steps(recording, batch, order, routes(recording, order))
-        else:
-            self._order, self._offsets = batched_steps(recording.request, batch, seed)
+        self._order, self._offsets = steps_of(recording, batch, seed, admission)
         steps = len(self._offsets) - 1
         self._first = min(steps - round(tier.measured * steps), steps)
         # Rows to learn from: those of requests that end before the measured steps.

@@ -211,6 +211,8 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("expert_policy", "best"),
         ("expert_prefetch", "next_router:n=0"),
         ("io_timeout_s", -1),
+        ("admission", None),
+        ("admission", "affinity:skips=-1"),
         ("io_timeout_s", math.nan),
         ("io_timeout_s", "10"),
         ("chat_template", 5),

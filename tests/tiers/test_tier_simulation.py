@@ -340,7 +340,7 @@ def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["simulate", str(npz), "--residents", "0.5", "--expert-bytes", "x"]) == 1
     assert main(["simulate", str(npz), "--residents", "0", "--expert-bytes", "1MB"]) == 1
     capsys.readouterr()
-    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--admission", "own"), ("--plots", "x")):
+    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--plots", "x")):
         assert main(["simulate", str(npz), option, value]) == 1
         assert f"{option} needs --residents" in capsys.readouterr().err
     for more in (["--batch", "steps"], ["--batch", "2", "--seed", "1"]):
