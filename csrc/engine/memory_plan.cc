@@ -96,8 +96,9 @@ MemoryPlan plan_memory(const ModelConfig& m, DType kv_dtype, const EngineOptions
            slot_bytes, " bytes, but ", budget, " are there for states and KV cache; pass kv_cache_memory_bytes=", 2 * slot_bytes,
            " or more");
     // States, which may be small, leave the pages that a request needs.
-    const int64_t pages = checked_mul(o.max_model_len ? blocks_per_seq : 1, block_bytes, "kv_cache_memory_bytes");
-    const int64_t most = std::max<int64_t>(std::min(budget / 2, budget - pages) / slot_bytes, 1);
+    const KvPages one(m, kv_dtype, o, 1);
+    const int64_t needed = one.bytes(o.max_model_len ? one.blocks_per_seq() : 1, 1);
+    const int64_t most = std::max<int64_t>(std::min(budget / 2, budget - needed) / slot_bytes, 1);
     plan.max_num_seqs = std::min(most, o.max_num_seqs);
     plan.num_state_slots = std::min(most, wanted_state_slots(o));
     if (plan.max_num_seqs < o.max_num_seqs)

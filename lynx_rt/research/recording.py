@@ -160,7 +160,7 @@ class Recording:
             lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
             if name in _OF_PROMPTS:
                 lengths = (len(np.atleast_1d(self.prompt_request)), layers, self.num_experts_per_tok)[:dimensions]
-            if name == "prompt_experts" and len(array) == 0:
+            if name == "prompt_experts" and array.size == 0:
                 lengths = (0, layers, self.num_experts_per_tok)
             if name == "choice_bias":
                 lengths = (layers, self.scores.shape[2] if array.size else 0)
