@@ -118,7 +118,15 @@ NAMES = [name_of(value) for value in odd_values()]
 
 def test_the_table_is_complete() -> None:
     methods = {name for name, _ in inspect.getmembers(Engine, inspect.isfunction) if not name.startswith("_")}
-    without_arguments = {"close", "step", "has_unfinished_requests", "stats", "reset_stats", "expert_stats", "expert_counts"}
+    without_arguments = {
+        "close",
+        "step",
+        "has_unfinished_requests",
+        "stats",
+        "reset_stats",
+        "expert_stats",
+        "expert_counts",
+    }
     without_arguments |= {"get_tokenizer", "get_default_sampling_params"}
     without_arguments |= {"open_stream", "on_step", "step_sums"}  # for servers
     assert methods == set(CALLS) | without_arguments

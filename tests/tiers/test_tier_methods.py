@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_recordings import EXPERTS, LAYERS, TIER, TOP_K, made_up
 
-from lynx_rt import _C, ValidationError, _C_testing
+from lynx_rt import ValidationError
 from lynx_rt.research.admission import admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import parse_predictor, predict
 from lynx_rt.research.recording import Recording
