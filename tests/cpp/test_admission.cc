@@ -79,8 +79,9 @@ struct Lives {
   Lives(const std::string& admission, int64_t places, int64_t pages = 4096, bool mixed = true)
       : backend(make_backend({"cpu", DType::kF32, 1, ""})),
         pool(pages, 4, false),
+        windows(PageGroups{{PageGroup{}}, {}}, {}, 4, false),
         states(*backend, {}, 0),
-        scheduler(pool, states, places, 64, mixed, parse_admission(admission)) {}
+        scheduler(pool, windows, states, places, 64, mixed, parse_admission(admission)) {}
 
   void add(int32_t kind, int64_t length, int32_t priority = 0, double arrival = 0) {
     const uint64_t id = next_id++;
@@ -111,6 +112,7 @@ struct Lives {
 
   std::unique_ptr<Backend> backend;
   BlockPool pool;
+  WindowPages windows;
   StateCache states;
   Scheduler scheduler;
   std::map<uint64_t, int64_t> lengths;

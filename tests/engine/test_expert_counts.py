@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from lynx_rt import Engine, SamplingParams, shipped_model
-from lynx_rt.research.recording import take_recording
-from lynx_rt.research.simulate import own_experts
+from lynx_rt.research.recording import own_experts, take_recording
 
 PROMPTS = [f"Q: {a} + {a * 7 % 23} = ? A:" for a in range(3, 12)]
 OPTIONS = {"max_num_seqs": 4, "enable_prefix_caching": False, "num_threads": 1}

@@ -75,8 +75,8 @@ void compare(const Experts& experts, const std::vector<float>& x, std::vector<in
       const Dot gate = dot(row, &experts.gate[e][size_t(i) * hidden], hidden),
                 up = dot(row, &experts.up[e][size_t(i) * hidden], hidden);
       const Dot first = adjusted(gate, scale, bias ? experts.gate_bias[at] : 0);
-      const Dot want = experts.gated() ? swiglu(experts.extras.ffn, first, adjusted(up, scale, bias ? experts.up_bias[at] : 0))
-                                       : relu2(first);
+      const Dot want =
+          experts.gated() ? swiglu(experts.extras.ffn, first, adjusted(up, scale, bias ? experts.up_bias[at] : 0)) : relu2(first);
       if (!(std::abs(values[i] - want.value) <= want.error)) ++wrong;
     }
     for (int i = width; i < stride; ++i) wrong += h[i] != 0;
@@ -175,8 +175,7 @@ void test_quantized_experts() {
     for (int i = 0; i < 4; ++i) {
       const int num_rows = rows[(number + i) % 6], top_k = std::min(2, num_experts), kind = number++ % 5;
       if (skipped()) continue;
-      Experts experts(num_experts, hidden, width,
-                      {i % 2 == 1, {.activation = i == 2 ? Activation::kRelu2 : Activation::kSilu}});
+      Experts experts(num_experts, hidden, width, {i % 2 == 1, {.activation = i == 2 ? Activation::kRelu2 : Activation::kSilu}});
       // All in one form; else every third expert is bf16.
       for (int e = 0; e < num_experts; ++e)
         if (i == 0 || e % 3 != 2)
