@@ -58,7 +58,7 @@ UNSUPPORTED = [
     ("deepseek_v3-plain", {"topk_method": "greedy"}, ["topk_method", "greedy", "noaux_tc"]),
     ("deepseek_v3-plain", {"model_type": "deepseek_v4"}, ["deepseek_v4", "sparse attention", "deepseek_v3"]),
     ("glm4_moe-plain", {"scoring_func": "softmax"}, ["scoring_func", "softmax", "sigmoid"]),
-    ("glm4_moe-plain", {"model_type": "kimi_linear"}, ["kimi_linear", "linear attention", "glm4_moe"]),
+    ("glm4_moe-plain", {"model_type": "bailing_hybrid"}, ["bailing_hybrid", "linear attention", "glm4_moe"]),
     ("glm4_moe-plain", {"model_type": "jamba"}, ["jamba", "state-space"]),
     ("ernie4_5_moe-plain", {"moe_gate": "hash"}, ["moe_gate", "hash", "topk"]),
     ("minimax_m2-plain", {"use_qk_norm": False}, ["use_qk_norm", "false", "true"]),
