@@ -40,7 +40,7 @@ __device__ int64_t column_of(const DeltaParams& p, const HeadColumns& c, int val
 
 // Block (head, sequence): heads are those of q, of k, and of v.
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ DeltaParams p) {
+__global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant__ DeltaParams p) {
   grid_wait();
   grid_launch_dependents();
   const GatedDeltaArgs& a = p.call.args;
@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ 
   const int part = is_v ? 2 : is_q ? 0 : 1, of_part = channel - part * p.key_heads * p.key_dim;
   const ConvFilter filter = {p.conv[part], nullptr, is_v ? p.value_heads * p.value_dim : p.key_heads * p.key_dim, p.width};
   float* x = a.x + begin * a.x_stride + first;
+  LYNX_ROLLED
   for (int i = int(threadIdx.x); i < n; i += kThreads)
     convolve<kWidth>(
         filter, of_part + i, rows, state_of(p, slot) + p.matrix_size + channel + i, p.channels,
@@ -63,9 +64,10 @@ __global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ 
   sync_block();  // the rows of x
   if (is_v) {
     const float rate = p.rate[value_head];
-    for (int64_t i = threadIdx.x; i < rows * p.decays; i += kThreads) {
-      const int64_t t = i / p.decays;
-      const int d = int(i % p.decays);
+    const int count = int(rows) * p.decays;
+    LYNX_ROLLED
+    for (int i = int(threadIdx.x); i < count; i += kThreads) {
+      const int t = i / p.decays, d = i % p.decays;
       float* row = a.x + (begin + t) * a.x_stride;
       float *b = row + column_of(p, a.b, value_head, 1), *decay = row + column_of(p, a.a, value_head, p.decays) + d;
       const float v = *decay + p.dt_bias[value_head * p.decays + d], soft = v > 20.0f ? v : log1pf(accurate_exp(v));
@@ -123,18 +125,17 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
   const float *v = x + column_of(p, a.v, head, p.value_dim) + column, *beta = x + column_of(p, a.b, head, 1),
               *decay = x + column_of(p, a.a, head, p.decays);
   const float skip = kRule == Recurrence::kScan ? p.skip[head] : 0;
+  LYNX_ROLLED
   for (int64_t t = 0; t < rows; ++t) {
     const int64_t at = t * a.x_stride;
-    float keys[kPart], sum = 0;
+    // Keys are read twice, because registers for them would be missing beside those of the state.
+    const auto key = [&](int d) { return d < p.key_dim ? k[at + d] : 0; };
+    float sum = 0;
     LYNX_UNROLL
     for (int i = 0; i < kPart; ++i) {
       const int d = slice + kSlices * i;
-      keys[i] = d < p.key_dim ? k[at + d] : 0;
-      if (kRule == Recurrence::kDelta) sum = fmaf(keys[i], s[i], sum);
-      if (kRule == Recurrence::kDeltaByChannel) {
-        s[i] = d < p.key_dim ? decay[at + d] * s[i] : 0;
-        sum = fmaf(keys[i], s[i], sum);
-      }
+      if (kRule == Recurrence::kDeltaByChannel) s[i] = d < p.key_dim ? decay[at + d] * s[i] : 0;
+      if (kRule != Recurrence::kScan) sum = fmaf(key(d), s[i], sum);
     }
     const float by = kRule == Recurrence::kDeltaByChannel ? 1 : decay[at], value = is_column ? v[at] : 0;
     const float u = beta[at] * (kRule == Recurrence::kScan ? value : value - by * add_slices(sum));
@@ -142,7 +143,8 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
     LYNX_UNROLL
     for (int i = 0; i < kPart; ++i) {
       const int d = slice + kSlices * i;
-      s[i] = fmaf(keys[i], u, by * s[i]);
+      if (kRule == Recurrence::kScan && d >= p.key_dim) continue;  // the scan spills registers otherwise, the other rules here
+      s[i] = fmaf(key(d), u, by * s[i]);
       sum = fmaf(d < p.key_dim ? q[at + d] : 0, s[i], sum);
     }
     sum = add_slices(sum);
