@@ -256,12 +256,12 @@ class Engine(EngineState):
 
     @property
     def inputs(self) -> InputProcessor:
-        """Makes requests for `open_stream`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
+        """Makes requests for `open_streams`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
         return self._inputs
 
-    def open_stream(self, request: Request) -> AsyncStream:
-        """Queues a request of `inputs`, whose deltas the running event loop then reads. Waits for nothing."""
-        return self._streams.open(request, as_deltas=True)
+    def open_streams(self, requests: Sequence[Request]) -> list[AsyncStream]:
+        """Queues requests of `inputs` together, whose deltas the running event loop then reads. Waits for nothing."""
+        return self._streams.open_together(requests)
 
     def add_request(
         self,

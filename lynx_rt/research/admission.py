@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.predictors import parse_predictor, predict, uses
-from lynx_rt.research.recording import Recording, offsets_of
+from lynx_rt.research.predictors import parse_predictor, predict
+from lynx_rt.research.recording import Recording, offsets_of, uses
 
 _DEFAULTS = {"first_come": 1, "predicted": 64, "own": 64, "affinity": 128}  # of window and skips
 _BUCKETS, _SCALE = 256, 4096  # of csrc/engine/admission.h

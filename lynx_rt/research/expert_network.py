@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.recording import Recording
+from lynx_rt.research.recording import Recording, uses
 
 _HEADS = 4
 _BATCH = 256  # rows computed together
@@ -159,8 +159,6 @@ def train(
         import torch
     except ImportError:
         raise ValidationError("training needs PyTorch: pip install lynx_rt[network]", "network") from None
-    from lynx_rt.research.predictors import uses
-
     if len(recording) == 0 or hidden % _HEADS:
         raise ValidationError(f"training needs rows, and a hidden size that {_HEADS} divides", "network")
     vocabulary = int(max(recording.token.max(initial=0), recording.prompt_token.max(initial=0))) + 1
@@ -189,8 +187,6 @@ def train(
 
 def recall(network: ExpertNetwork, recording: Recording) -> list[float]:
     """Returns, for each layer, the share of the used experts among as many best guesses as a token uses, 0..1."""
-    from lynx_rt.research.predictors import uses
-
     k = recording.num_experts_per_tok
     best = np.argpartition(-network.scores(recording), k - 1, axis=-1)[..., :k]
     found = np.take_along_axis(uses(recording), best, -1).mean((0, 2))

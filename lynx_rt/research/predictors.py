@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.recording import Recording, own_experts
+from lynx_rt.research.recording import Recording, uses
 
 Scores = NDArray[np.float32]
 _AHEAD = ("popularity", "token_table", "ewma", "prefill", "network", "external")  # known when a step begins
@@ -110,13 +110,6 @@ def predict(recording: Recording, predictor: Predictor, train: NDArray[np.bool_]
     if not train.any():
         raise ValidationError(f"prefetch: {predictor.name} has nothing to learn from; lower --measured", "prefetch")
     return np.ascontiguousarray(functions[predictor.name](), dtype=np.float32)
-
-
-def uses(recording: Recording) -> Scores:
-    """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
-    out = np.zeros(recording.scores.shape, np.float32)
-    np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
-    return out
 
 
 def _external(recording: Recording, file: str) -> Scores:

@@ -188,6 +188,13 @@ def own_experts(recording: Recording) -> NDArray[np.int16]:
     return routed
 
 
+def uses(recording: Recording) -> NDArray[np.float32]:
+    """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
+    out = np.zeros(recording.scores.shape, np.float32)
+    np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
+    return out
+
+
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:
     """Returns [steps + 1]: the places in `step` where runs of equal values begin, and its length."""
     starts = np.flatnonzero(np.diff(step, prepend=step[:1] - 1))

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.predictors import Predictor, parse_predictor, predict, prompt_uses, uses
-from lynx_rt.research.recording import Recording
+from lynx_rt.research.predictors import Predictor, parse_predictor, predict, prompt_uses
+from lynx_rt.research.recording import Recording, uses
 from lynx_rt.research.simulate import steps_of
 from lynx_rt.research.tensor_file import write_tensors
 

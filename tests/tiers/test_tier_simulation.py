@@ -16,8 +16,8 @@ from made_recordings import EXPERTS, LAYERS, POLICIES, TIER, TOP_K, made_up, one
 
 from lynx_rt import _C, Engine, SamplingParams, ValidationError, _C_testing, shipped_model
 from lynx_rt.cli.main import main
-from lynx_rt.research.predictors import parse_predictor, predict, uses
-from lynx_rt.research.recording import Recording, take_recording
+from lynx_rt.research.predictors import parse_predictor, predict
+from lynx_rt.research.recording import Recording, take_recording, uses
 from lynx_rt.research.simulate import simulate
 from lynx_rt.research.tier_simulation import Tier, TierSimulator, save_static, simulate_tier
 
