@@ -11,7 +11,9 @@ task sets in full batches of each size under each selection, and its choices are
     compute     ms of a step with all experts in memory
     io          ms that plain reading of the bytes takes: whole records at random, by the same reader, measured between the steps
     step        ms of a step; wait: ms of it in which there was nothing to compute
-    of sum      step / (compute + io): 1.10 is the goal without prefetch.  of max: step / max(compute, io)
+    of sum      step / (compute + io): at most 1.10 is the goal without prefetch
+    of max      step / max(compute, io): at most 1.25 is the goal at batch 1 with prefetch
+    read        what the process made the disk read, by /proc/self/io, against what the engine says: 1.00 is the goal
     ahead       experts whose reads began before they were known to be needed, per layer and step; needed: those of them that were
 """
 
@@ -26,6 +28,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from memory_cgroup import drop_page_cache, memory_limit
 from recorded_routing import record
 
 import lynx_rt
@@ -33,7 +36,7 @@ from lynx_rt import _C, _C_testing
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import format_table, positive_ints, selections
 
-_WARMUP, _TURN = 60, 12  # steps before, and steps between two measurements of the disk
+_TURN = 12  # steps between two measurements of the disk
 _CONTEXT = 4  # tokens of a prompt: a prompt reads all experts
 
 
@@ -53,7 +56,14 @@ def main() -> int:
         action="store_true",
         help="routing by the made-up routers, which next_router can guess, instead of the recorded",
     )
+    parser.add_argument(
+        "--limit",
+        type=_C.parse_memory,
+        help="of a memory cgroup in which engines with a part of the experts run, beside the experts in memory: what the other weights, "
+        "KV cache and workspace take; needs root",
+    )
     parser.add_argument("--steps", type=int, default=48, help="timed steps of each (default: 48)")
+    parser.add_argument("--warmup", type=int, default=60, help="steps before them (default: 60)")
     parser.add_argument("--tasks", type=Path, default=Path(__file__).parent / "tasks")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -73,31 +83,37 @@ def main() -> int:
             if memory < 100
             else {}
         )
-        core = _C.Engine(
-            args.model,
-            quantization=args.quantization,
-            expert_file=args.experts,
-            max_num_seqs=max(args.batch),
-            max_model_len=512,
-            enable_prefix_caching=False,
-            **with_store,
-        )
-        for batch in args.batch:
-            for selection, replay in routing[batch].items():
-                row = _measure(core, probe if memory < 100 else None, batch, replay, args.steps)
-                row |= {
-                    "memory": memory,
-                    "policy": policy,
-                    "prefetch": prefetch,
-                    "batch": batch,
-                    "selection": selection,
-                }
-                if memory == 100:
-                    compute[batch, selection] = row["step_ms"]
-                row["compute_ms"] = compute[batch, selection]
-                rows.append(row)
-                print(row, file=sys.stderr)
-        core.close()
+        limit = None
+        if args.limit is not None and memory < 100:
+            drop_page_cache()
+            limit = args.limit + Path(args.experts).stat().st_size * memory // 100
+        with memory_limit(limit):
+            core = _C.Engine(
+                args.model,
+                quantization=args.quantization,
+                expert_file=args.experts,
+                max_num_seqs=max(args.batch),
+                max_model_len=512,
+                enable_prefix_caching=False,
+                **with_store,
+            )
+            for batch in args.batch:
+                for selection, replay in routing[batch].items():
+                    row = _measure(core, probe if memory < 100 else None, batch, replay, args.steps, args.warmup)
+                    row |= {
+                        "memory": memory,
+                        "policy": policy,
+                        "prefetch": prefetch,
+                        "batch": batch,
+                        "selection": selection,
+                    }
+                    if memory == 100:
+                        compute[batch, selection] = row["step_ms"]
+                    row["compute_ms"] = compute[batch, selection]
+                    rows.append(row)
+                    print(row, file=sys.stderr)
+            core.close()
+            del core
     text = f"{measured_on('cpu')}\n\n{_table(rows)}\n\ncommand: python {' '.join(sys.argv)}\n"
     (args.out / "tiers.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     (args.out / "tiers.md").write_text(text, encoding="utf-8")
@@ -105,18 +121,26 @@ def main() -> int:
     return 0
 
 
-def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict[str, Any]:
+def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int, warmup: int) -> dict[str, Any]:
     generator = random.Random(0)
-    ids = []
-    for _ in range(batch):
-        params = _C.SamplingParams()
-        params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 500
-        ids.append(core.add_request([generator.randrange(1000) for _ in range(_CONTEXT)], params))
+
+    def prompt(count: int, length: int) -> list[int]:
+        ids = []
+        for _ in range(count):
+            params = _C.SamplingParams()
+            params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 500
+            ids.append(core.add_request([generator.randrange(1000) for _ in range(length)], params))
+        waiting = set(ids)
+        while waiting:
+            waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+        return ids
+
+    if probe is None:  # all experts are mapped: a prompt that uses them all has their pages there
+        for number in prompt(1, 400):
+            core.abort(number)
     core.set_expert_selection(replay)
-    waiting = set(ids)
-    while waiting:
-        waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
-    for _ in range(_WARMUP if probe else 8):
+    ids = prompt(batch, _CONTEXT)
+    for _ in range(warmup if probe else 8):
         core.step()
     times: list[float] = []
     rates: list[float] = []
@@ -128,13 +152,15 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict
         "bytes_read": 0,
         "wait_seconds": 0.0,
     }
-    active = 0
+    active = from_disk = 0
     while len(times) < steps:
         core.reset_stats()
+        from_disk -= _bytes_from_disk()
         for _ in range(_TURN):
             start = time.perf_counter()
             core.step()
             times.append(time.perf_counter() - start)
+        from_disk += _bytes_from_disk()
         stats = core.stats()
         active += sum(layer["active"] for layer in stats["layers"])
         if probe is not None:
@@ -151,6 +177,7 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict
         "hits": tier["decode_hits"] / (tier["decode_hits"] + tier["decode_misses"]),
         "misses": tier["decode_misses"] / count / layers,
         "mb": tier["bytes_read"] / count / 1e6,
+        "read_share": from_disk / max(tier["bytes_read"], 1),
         "wait_ms": 1e3 * tier["wait_seconds"] / count,
         "rate": rate,
         "prefetched": tier["prefetched"] / count / layers,
@@ -159,8 +186,13 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int) -> dict
     }
 
 
+def _bytes_from_disk() -> int:
+    """Returns what this process has made the disk read, in bytes."""
+    return int(Path("/proc/self/io").read_text().split("read_bytes: ")[1].split()[0])
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
-    header = ["memory", "policy", "prefetch", "batch", "selection", "used", "hits", "misses", "MB", "GB/s"]
+    header = ["memory", "policy", "prefetch", "batch", "selection", "used", "hits", "misses", "MB", "read", "GB/s"]
     header += ["compute", "io", "step", "wait", "of sum", "of max", "ahead", "needed"]
     cells = []
     for r in rows:
@@ -171,6 +203,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
                 f"{100 * r['hits']:.1f} %",
                 f"{r['misses']:.2f}",
                 f"{r['mb']:.0f}",
+                f"{r['read_share']:.2f}",
                 f"{r['rate'] / 1e9:.2f}",
                 f"{both:.1f}",
             ]
@@ -178,7 +211,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
             cell += [f"{r['step_ms'] / (io + both):.2f}", f"{r['step_ms'] / max(io, both):.2f}"]
             cell += [f"{r['prefetched']:.2f}", f"{r['prefetch_used']:.2f}"]
         else:
-            cell += ["-"] * 4 + [f"{r['compute_ms']:.1f}", "0.0", f"{r['step_ms']:.1f}", "0.0", "-", "-", "-", "-"]
+            cell += ["-"] * 5 + [f"{r['compute_ms']:.1f}", "0.0", f"{r['step_ms']:.1f}", "0.0", "-", "-", "-", "-"]
         cells.append(cell)
     return format_table(header, cells)
 

@@ -16,9 +16,9 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from memory_cgroup import drop_page_cache, memory_cgroup
 
 from lynx_rt import _C
 from lynx_rt.cli.machine import measured_on
@@ -27,23 +27,8 @@ from lynx_rt.cli.options import positive_ints, selections
 _PROMPT = 16
 
 
-@contextmanager
-def _cgroup(limit: int) -> Iterator[Path]:
-    """Yields the file to which a process of the group writes its number."""
-    root = Path("/sys/fs/cgroup")
-    v1 = root / "memory"
-    folder = (v1 if v1.is_dir() else root) / "lynx_rt_bench"
-    folder.mkdir(exist_ok=True)
-    (folder / ("memory.limit_in_bytes" if v1.is_dir() else "memory.max")).write_text(str(limit))
-    try:
-        yield folder / "cgroup.procs"
-    finally:
-        folder.rmdir()
-
-
 def _run(command: list[str], procs: Path, environment: dict[str, str]) -> str:
-    os.sync()
-    Path("/proc/sys/vm/drop_caches").write_text("3")
+    drop_page_cache()
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
@@ -121,7 +106,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     print(measured_on("cpu"))
-    with _cgroup(args.limit) as procs:
+    with memory_cgroup(args.limit) as procs:
         for batch in args.batch:
             for _ in range(args.rounds):
                 theirs = _llama(args, batch, args.llama_steps, procs)

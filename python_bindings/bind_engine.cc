@@ -164,31 +164,32 @@ py::dict simulate_recorded(const py::dict& recorded, const std::string& selectio
 py::dict simulate_tier_recorded(const py::dict& recorded, const std::string& selection, const Array<int64_t>& order,
                                 const Array<int64_t>& offsets, const std::string& policy, double residents,
                                 const ExpertHistory& lists, double layer_seconds, double expert_seconds, double read_seconds,
-                                const py::object& guesses, int64_t num_guesses, int64_t distance,
-                                const std::vector<int64_t>& quota) {
+                                const py::object& guesses, int64_t num_guesses, int64_t distance, const py::object& seeds) {
   const HeldRows held(recorded);
   TierSetup setup;
-  setup.rule = parse_residency(policy);
+  setup.plec = policy == "plec";
+  if (!setup.plec) setup.rule = parse_residency(policy);
   setup.residents = residents;
-  setup.quota = quota;
   setup.lists = lists;
   setup.times = {layer_seconds, expert_seconds, read_seconds};
   const int64_t layers = held.layers.size();
-  Array<float> scores;
-  if (!guesses.is_none()) {
+  Array<float> held_arrays[2];
+  const auto of_rows = [&](const char* name, const py::object& given, Array<float>& array) -> const float* {
+    if (given.is_none()) return nullptr;
     py::dict d;
-    d["guesses"] = guesses;
-    scores = array_of<float>(d, "guesses", {held.rows.num_rows, layers, held.rows.num_experts});
-    setup.guesses = scores.data();
-  }
+    d[name] = given;
+    array = array_of<float>(d, name, {held.rows.num_rows, layers, held.rows.num_experts});
+    return array.data();
+  };
+  setup.guesses = of_rows("guesses", guesses, held_arrays[0]);
+  setup.seeds = of_rows("seeds", seeds, held_arrays[1]);
   setup.num_guesses = num_guesses;
   setup.distance = distance;
   const std::span<const int64_t> order_span = span_of(order), offsets_span = span_of(offsets);
-  TierSimulation found;
-  {
+  TierSimulation found = [&] {
     ReleaseGil nogil;
-    found = simulate_tier(held.rows, selection, order_span, offsets_span, setup);
-  }
+    return simulate_tier(held.rows, selection, order_span, offsets_span, setup);
+  }();
   const int64_t steps = int64_t(found.seconds.size());
   py::dict d;
   const auto add_counts = [&](const char* name, std::vector<int32_t>& counts) {
@@ -206,6 +207,7 @@ py::dict simulate_tier_recorded(const py::dict& recorded, const std::string& sel
   add_sums("seconds", found.seconds);
   add_sums("wait", found.wait);
   add_sums("wasted", found.wasted);
+  add_sums("disk", found.disk);
   add_sums("retained_mass", found.retained_mass);
   return d;
 }
@@ -300,6 +302,21 @@ void register_engine(py::module_& m) {
              return py::make_tuple(s.steps, s.decode_steps, s.decode_rows, s.prompt_tokens + s.generation_tokens, s.step_seconds,
                                    layer_steps, active, selection);
            })
+      .def("expert_counts",
+           [](const Engine& e) {
+             import_numpy();
+             ExpertCounts counts;
+             ModelInfo i;
+             {
+               ReleaseGil nogil;
+               counts = e.expert_counts();
+               i = e.model_info();
+             }
+             const std::vector<int64_t> shape{counts.read.empty() ? 0 : i.num_moe_layers, i.num_experts};
+             py::array_t<int64_t> wanted = to_array(std::move(counts.wanted), shape);
+             py::array_t<int64_t> read = to_array(std::move(counts.read), shape);
+             return py::make_tuple(counts.steps, counts.rows, wanted, read);
+           })
       .def("reset_stats", &Engine::reset_stats, release())
       .def("model_info",
            [](const Engine& e) {
@@ -368,7 +385,7 @@ void register_engine(py::module_& m) {
         py::arg("recorded"), py::arg("selection"), py::arg("order").noconvert(), py::arg("offsets").noconvert(), py::kw_only(),
         py::arg("policy"), py::arg("residents"), py::arg("lists") = ExpertHistory(), py::arg("layer_seconds") = 0.0,
         py::arg("expert_seconds") = 0.0, py::arg("read_seconds") = 0.0, py::arg("guesses") = py::none(),
-        py::arg("num_guesses") = 0, py::arg("distance") = 1, py::arg("quota") = std::vector<int64_t>());
+        py::arg("num_guesses") = 0, py::arg("distance") = 1, py::arg("seeds") = py::none());
   m.def(
       "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
       "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));

@@ -50,6 +50,7 @@ py::dict inspect(const std::string& path) {
   d["expert_bytes"] = m.expert_bytes;
   d["active_bytes_per_token"] = m.active_bytes_per_token;
   d["kv_bytes_per_token"] = m.kv_bytes_per_token;
+  d["kv_bytes_per_sequence"] = m.kv_bytes_per_sequence;
   d["state_bytes_per_sequence"] = m.state_bytes_per_sequence;
   d["copied_weight_bytes"] = m.copied_weight_bytes;
   py::list options;

@@ -28,7 +28,8 @@ WeightView any_weight(const py::object& w) {
 Activation activation_of(const std::string& name) {
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
-  invalid("activation", "expected silu or gelu_tanh, got \"", name, "\"");
+  if (name == "relu2") return Activation::kRelu2;
+  invalid("activation", "expected silu, gelu_tanh or relu2, got \"", name, "\"");
 }
 
 // Returns where an op writes its rows: zeros that it adds to, or NaN that it replaces.
@@ -165,11 +166,11 @@ void register_ops(py::module_& m) {
             for (size_t e = 0; e < gate.size(); ++e) {
               ExpertWeights& w = experts.emplace_back();
               w.gate = any_weight(gate[e]);
-              w.up = any_weight(up[e]);
+              if (!up.empty()) w.up = any_weight(up[e]);
               w.down = any_weight(down[e]);
               if (!biases) continue;
               w.gate_bias = weight(biases->at(0).at(e));
-              w.up_bias = weight(biases->at(1).at(e));
+              if (!up.empty()) w.up_bias = weight(biases->at(1).at(e));
               w.down_bias = weight(biases->at(2).at(e));
             }
             FfnRule ffn;
@@ -206,11 +207,11 @@ void register_ops(py::module_& m) {
              const std::string& activation, bool accumulate, float scale) {
             ExpertWeights w;
             w.gate = any_weight(gate);
-            w.up = any_weight(up);
+            if (!up.is_none()) w.up = any_weight(up);
             w.down = any_weight(down);
             if (biases) {
               w.gate_bias = weight(biases->at(0));
-              w.up_bias = weight(biases->at(1));
+              if (!up.is_none()) w.up_bias = weight(biases->at(1));
               w.down_bias = weight(biases->at(2));
             }
             require_columns(x, w.gate.cols);

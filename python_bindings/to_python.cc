@@ -56,6 +56,9 @@ py::dict to_dict(RouterLogits&& r) {
   d["position"] = to_array(std::move(r.position), {rows});
   d["token"] = to_array(std::move(r.token), {rows});
   d["exact"] = to_array(std::move(r.exact), {rows});
+  const int64_t prompt_tokens = int64_t(r.prompt_token.size());
+  d["prompt_request"] = to_array(std::move(r.prompt_request), {prompt_tokens});
+  d["prompt_token"] = to_array(std::move(r.prompt_token), {prompt_tokens});
   return d;
 }
 

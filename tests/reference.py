@@ -146,7 +146,7 @@ GELU_SLOPE = 1.13  # max |gelu'| = 1.129 (at x = 1.41)
 
 def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None, activation="silu"):
     """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; "gelu_tanh": GEGLU, eq.
-    5; rows and hidden values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
+    5; "relu2", without up: max(gate(x), 0)^2; rows and hidden values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
 
     def product(w, bias):
         y, error = linear(x, w, dtype)
@@ -158,8 +158,11 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
         return y, error
 
     g, g_error = product(gate, biases[0])
-    u, u_error = product(up, biases[1])
-    if activation == "gelu_tanh":
+    u, u_error = (g, g_error) if up is None else product(up, biases[1])
+    if activation == "relu2":  # max(g, 0)^2, of one product
+        s, s_error = np.maximum(g, 0), g_error
+        u, u_error = s, s_error
+    elif activation == "gelu_tanh":
         s, s_error = gelu_tanh(g)
         s_error = s_error + GELU_SLOPE * g_error
     elif clamped is None:
@@ -205,7 +208,15 @@ def expert_ffn(
         scale = weights[rows, slots].astype(F64)[:, None]
         of_expert = (None, None, None) if biases is None else tuple(b[e] for b in biases)
         part, part_error = mlp(
-            x[rows], gates[e], ups[e], downs[e], dtype, of_expert, clamped, scale if scale_input else None, activation
+            x[rows],
+            gates[e],
+            ups[e] if ups else None,
+            downs[e],
+            dtype,
+            of_expert,
+            clamped,
+            scale if scale_input else None,
+            activation,
         )
         if scale_input:
             scale = np.ones_like(scale)

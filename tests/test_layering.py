@@ -27,10 +27,13 @@ ABOVE = {
 PYTHON_ABOVE = {
     "": set(),
     "text": set(),
-    "engine": {"text"},
+    "vision": set(),
+    "engine": {"text", "vision"},
     "research": {"text", "engine"},
     "server": {"text", "engine"},
-    "cli": {"text", "engine", "research", "server"},
+    "integrations": {"text", "engine", "server"},
+    "bench": set(),
+    "cli": {"text", "engine", "research", "server", "bench"},
 }
 MAX_LINES = 450
 GENERATED = {"model/family_list.inc"}  # by CMakeLists.txt

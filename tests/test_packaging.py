@@ -87,6 +87,7 @@ def test_installed_files(distribution: metadata.Distribution) -> None:
     installed = {str(file) for file in distribution.files or []}
     expected = {str(file.relative_to(ROOT)) for file in (ROOT / "lynx_rt").rglob("*.py")}
     expected |= {"lynx_rt/py.typed", "lynx_rt/_C.pyi"}
+    expected |= {str(file.relative_to(ROOT)) for file in (ROOT / "lynx_rt/server/static").iterdir()}
     expected |= {f"lynx_rt/models/lynx-nano/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")}
     assert expected <= installed, sorted(expected - installed)
     assert any(re.fullmatch(r"lynx_rt/_C\..*\.so", file) for file in installed)

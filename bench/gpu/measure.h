@@ -88,6 +88,7 @@ void bench_tiles(Context&);
 void bench_moe_layer(Context&);
 void bench_route(Context&);
 void bench_attention(Context&);
+void bench_gated_delta(Context&);
 void bench_linear(Context&);
 void bench_head_linear(Context&);
 void bench_rows(Context&);

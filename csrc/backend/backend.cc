@@ -1,30 +1,17 @@
 #include "backend/backend.h"
 
-#include <chrono>
 #include <cstring>
 
 #include "backend/device_array.h"
+#include "backend/op_checks.h"
 
 namespace lynx_rt {
 
 namespace {
 
-constexpr const char* kOpNames[Backend::kNumOps] = {"embed",    "rmsnorm",    "layernorm", "linear",      "head_linear",
-                                                    "qkv_post", "mla_post",   "attention", "gated_delta", "router",
-                                                    "route",    "expert_ffn", "mlp",       "logits",      "sample"};
-
-void require(bool ok, const char* op, const char* text) {
-  if (!ok) invalid(op, text);
-}
-
-void require_shape(const WeightView& w, const char* op, const char* what, int64_t rows, int64_t cols) {
-  if (w.empty() || w.rows != rows || w.cols != cols)
-    invalid(op, what, ": expected ", std::vector<int64_t>{rows, cols}, ", got ", std::vector<int64_t>{w.rows, w.cols});
-}
-
-void require_vector(const WeightView& w, const char* op, const char* what, int64_t size) {
-  if (!w.empty()) require_shape(w, op, what, 1, size);
-}
+constexpr const char* kOpNames[Backend::kNumOps] = {"embed",    "rmsnorm",    "layernorm",   "linear", "head_linear", "qkv_post",
+                                                    "mla_post", "attention",  "gated_delta", "mamba2", "short_conv",  "router",
+                                                    "route",    "expert_ffn", "mlp",         "logits", "sample"};
 
 void require_rope(const RopeTable& rope, const char* op, int64_t head_dim) {
   if (rope.dim < 0 || rope.dim > head_dim || rope.dim % 2 != 0)
@@ -38,14 +25,21 @@ void require_heads(int64_t num_heads, const KvCacheView& cache, const char* op) 
 
 void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64_t hidden) {
   require_shape(w.gate, op, "gate", width, hidden);
-  require_shape(w.up, op, "up", width, hidden);
-  require(w.up.dtype == w.gate.dtype && w.up.format == w.gate.format, op, "gate and up must have the same dtype");
+  if (!w.up.empty()) {
+    require_shape(w.up, op, "up", width, hidden);
+    require(w.up.dtype == w.gate.dtype && w.up.format == w.gate.format, op, "gate and up must have the same dtype");
+  }
   require_shape(w.down, op, "down", hidden, width);
   require_vector(w.gate_bias, op, "gate_bias", width);
   require_vector(w.up_bias, op, "up_bias", width);
   require_vector(w.down_bias, op, "down_bias", hidden);
-  require(w.gate_bias.empty() == w.up_bias.empty() && w.gate_bias.empty() == w.down_bias.empty(), op,
+  require(w.gate_bias.empty() == w.down_bias.empty() && w.up_bias.empty() == (w.up.empty() || w.gate_bias.empty()), op,
           "an expert has all biases or none");
+}
+
+void require_activation(const ExpertWeights& w, Activation activation, const char* op) {
+  require(w.up.empty() == (activation == Activation::kRelu2), op,
+          "relu2 is the activation of experts without up, and no other is");
 }
 
 void require_experts(std::span<const ExpertWeights> experts) {
@@ -54,25 +48,11 @@ void require_experts(std::span<const ExpertWeights> experts) {
   for (const ExpertWeights& w : experts) {
     require_expert(w, "experts", first.gate.rows, first.gate.cols);
     require(w.gate_bias.empty() == first.gate_bias.empty(), "experts", "all experts have biases or none");
+    require(w.up.empty() == first.up.empty(), "experts", "all experts have up or none");
   }
 }
 
 }  // namespace
-
-// Adds the time of its lifetime and `bytes` to an op's profile. The constructor throws kInternal where a sum is pending.
-class Backend::Scope {
- public:
-  Scope(Backend* backend, Op op, int64_t bytes = 0) : profile_(backend->profile_[op]), start_(std::chrono::steady_clock::now()) {
-    backend->require_none_pending(kOpNames[op]);
-    ++profile_.calls;
-    profile_.bytes += bytes;
-  }
-  ~Scope() { profile_.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count(); }
-
- private:
-  OpProfile& profile_;
-  std::chrono::steady_clock::time_point start_;
-};
 
 QuantFormat parse_quantization(const std::string& text) {
   for (QuantFormat s : {QuantFormat::kPlain, QuantFormat::kInt8, QuantFormat::kInt4})
@@ -264,37 +244,6 @@ void Backend::attention(const AttentionArgs& args, const BatchView& batch, const
   do_attention(args, batch, cache, rows);
 }
 
-void Backend::gated_delta_rule(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, Activations& out) {
-  const DeltaShape& s = args.shape;
-  require(s.key_heads > 0 && s.value_heads > 0 && s.value_heads % s.key_heads == 0 && s.key_dim > 0 && s.value_dim > 0,
-          "gated_delta_rule", "expected heads, whose values are a multiple of the keys");
-  require(s.conv_width >= 2 && s.conv_width <= DeltaShape::kMaxConvWidth, "gated_delta_rule",
-          "expected a convolution over 2 to 16 inputs");
-  const auto require_columns = [&](const HeadColumns& c, int64_t count) {
-    require(c.first >= 0 && c.stride >= 0 && c.first + (s.key_heads - 1) * c.stride + count <= args.x_stride, "gated_delta_rule",
-            "columns reach past x_stride");
-  };
-  for (const HeadColumns* c : {&args.q, &args.k}) require_columns(*c, s.key_dim);
-  const auto require_values = [&](const HeadColumns& c, int64_t width) {
-    require_columns(s.tiled ? HeadColumns{c.first, s.values_per_key() * width} : c, s.values_per_key() * width);
-  };
-  for (const HeadColumns* c : {&args.v, &args.z}) require_values(*c, s.value_dim);
-  for (const HeadColumns* c : {&args.b, &args.a}) require_values(*c, 1);
-  require_shape(args.conv, "gated_delta_rule", "conv", s.conv_width, s.channels());
-  require_shape(args.rate, "gated_delta_rule", "rate", 1, s.value_heads);
-  require_shape(args.dt_bias, "gated_delta_rule", "dt_bias", 1, s.value_heads);
-  require_shape(args.norm, "gated_delta_rule", "norm", 1, s.value_dim);
-  for (const WeightView* w : {&args.conv, &args.rate, &args.dt_bias})
-    require(w->dtype == DType::kF32, "gated_delta_rule", "conv, rate and dt_bias must be float32");
-  const int64_t state_bytes = s.state_size() * int64_t(sizeof(float));
-  require(states.data && states.stride >= state_bytes, "gated_delta_rule", "expected states of the shape's size");
-  const RowsOut rows = rows_out(out, "gated_delta_rule", batch.num_rows, s.values());
-  if (batch.num_rows == 0) return;
-  require(batch.state_slots && batch.query_start, "gated_delta_rule", "expected the sequences' rows and slots");
-  Scope scope(this, kGatedDelta, args.conv.bytes() + batch.num_seqs * state_bytes);
-  do_gated_delta(args, batch, states, rows);
-}
-
 void Backend::router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,
                      float scale) {
   require_shape(weight, "router", "weight", weight.rows, weight.cols);
@@ -338,6 +287,7 @@ PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts,
                                const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate) {
   check_rule(rule);
   require(experts.size() == rule.num_experts, "expert_ffn", "the table must have one entry per expert");
+  require_activation(experts.all()[0], ffn.activation, "expert_ffn");
   const RowsIn rows = rows_in(x, "expert_ffn", experts.hidden_size());
   if (x.num_rows() == 0) return {};
   Scope scope(this, kExpertFfn);  // the bytes depend on the routing: the decoder adds them by charge()
@@ -351,6 +301,7 @@ void Backend::mlp(const Activations& x, const ExpertWeights& weights, const Weig
   require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols);
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   require(activation != Activation::kClampedSwiglu, "mlp", "the activation must not have parameters");
+  require_activation(weights, activation, "mlp");
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;
   Scope of_op(this, kMlp, weights.bytes() + row_gate.bytes());

@@ -29,6 +29,7 @@
 #include "backend/expert_table.h"
 #include "backend/ffn_rule.h"
 #include "backend/gated_delta.h"
+#include "backend/mamba2.h"
 #include "backend/pending_sum.h"
 #include "backend/sampling.h"
 #include "base/tensor.h"
@@ -54,6 +55,10 @@ struct KvCacheView {
   int64_t v_columns() const { return v_head_dim ? v_head_dim : head_dim; }
 };
 
+// The entry of a block table for a page that has been given back, since no row sees its keys any more. Ops do not read such a page: its
+// address would be far outside of the cache, so that a read of it ends the program.
+inline constexpr int32_t kFreedBlock = INT32_MIN;
+
 // The rows of one step, flat. Rows of a sequence are consecutive and in position order.
 struct BatchView {
   int64_t num_rows = 0;                   // T
@@ -62,8 +67,11 @@ struct BatchView {
   const int32_t* positions = nullptr;     // [T] position in the sequence, 0-based
   const int64_t* slots = nullptr;         // [T] block * block_size + offset where the row's K and V go
   const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
-  const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence
+  const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence, or kFreedBlock
   int64_t max_blocks = 0;
+  // Layers may keep different pages of a sequence. Then there are as many `slots` and `block_tables`, one behind the other; ops read the
+  // first ones: with_pages() is what a layer of another group gives them.
+  int64_t num_page_groups = 1;
   const int32_t* state_slots = nullptr;  // [S] slot of the sequence's states (StateView); null where no layer has a state
   const uint8_t* exact = nullptr;        // [T] 1 = the row always gets the model's own routing; null = no such row
   // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
@@ -73,6 +81,14 @@ struct BatchView {
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
+
+  BatchView with_pages(int64_t group) const {
+    BatchView view = *this;
+    view.num_page_groups = 1;
+    view.slots += group * num_rows;
+    view.block_tables += group * num_seqs * max_blocks;
+    return view;
+  }
 };
 
 // out[t, out_column + n] (+)= dot(x[t], weight[n]) + bias[n]
@@ -150,6 +166,8 @@ class Backend {
     kMlaPost,
     kAttention,
     kGatedDelta,
+    kMamba2,
+    kShortConv,
     kRouter,
     kRoute,
     kExpertFfn,
@@ -274,10 +292,24 @@ class Backend {
   // matrices S [vh, dk, dv] and then the last inputs [W - 1, C] of the convolution, oldest first, and leave it after the last row.
   //   q, k, v   silu(sum_j conv[j] * input[t - W + 1 + j]); q and k are then divided by sqrt(sum of squares + 1e-6) per head, q by sqrt(dk)
   //   S         decay * S, decay = exp(rate * softplus(a + dt_bias)); then S += k u^T, u = sigmoid(b) * (v - S^T k)
-  //   out       rmsnorm(S^T q) * norm * silu(z), per value head
+  //   out       rmsnorm(S^T q) * norm * silu(z), or sigmoid(z), per value head
+  // With DeltaShape::channel_decay, row d of S has the decay of column d of a (Kimi delta attention, arXiv 2510.26692).
   // The rule is computed row by row, so that a row has the same bits however a sequence is cut into steps. Source: arXiv 2412.06464.
   // Cost: reads and writes the states once per call, 7 dk dv vh operations per row. Test: tests/ops/test_gated_delta.py.
   void gated_delta_rule(const GatedDeltaArgs& args, const BatchView& batch, const StateView& states, Activations& out);
+
+  // Mamba2: convolution, selective scan and gated norm; out [T, A P]. States as those of gated_delta_rule(): S [A, N, P], then the last
+  // inputs [W - 1, C] of the convolution.
+  //   x, B, C   silu(conv_bias + sum_j conv[j] * input[t - W + 1 + j])
+  //   S         exp(rate * dt) * S + B (dt * x)^T, dt = min(max(softplus(dt + dt_bias), min_dt), max_dt); head h has B, C of group h / (A / g)
+  //   out       rmsnorm((S^T C + skip * x) * silu(z)) * norm, the norm over the columns of a group
+  // The scan is computed row by row, as gated_delta_rule(). Source: arXiv 2405.21060 section 7.
+  // Cost: reads and writes the states once per call, 5 N P A operations per row. Test: tests/ops/test_mamba2.py.
+  void mamba2(const Mamba2Args& args, const BatchView& batch, const StateView& states, Activations& out);
+
+  // out[t] = c[t] * (bias + sum_j conv[j] * (b * x)[t - W + 1 + j]), by columns, [T, H]. The state is the last inputs b * x [W - 1, H],
+  // oldest first. Source: transformers' lfm2_moe. Test: tests/ops/test_mamba2.py.
+  void short_conv(const ShortConvArgs& args, const BatchView& batch, const StateView& states, Activations& out);
 
   // scores[t, e] = scale * dot(x[t], weight[e]) + bias[e], x unrounded; x [T, H], weight [E, H], bias [E] or empty, scores [T, E].
   // Test: tests/ops/test_select.py.
@@ -305,7 +337,7 @@ class Backend {
   virtual bool takes_cost() const { return false; }
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
-  // the expert's biases. With ffn.scale_input the term is f(weights[t, j] * x[t]). Without `accumulate`, out[t] is the sum alone. x, out
+  // the expert's biases, or down(activation(gate(x))) where it has no up. With ffn.scale_input the term is f(weights[t, j] * x[t]). Without `accumulate`, out[t] is the sum alone. x, out
   // [T, H]. routing and plan are those of the last route(). A backend may leave the sum undone: give the result to the norm of out
   // that follows, or to combine(). Each active expert's weights are read once, each in its own format.
   // Test: tests/ops/test_expert_ffn.py.
@@ -359,6 +391,8 @@ class Backend {
   virtual void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) = 0;
   virtual void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) = 0;
   virtual void do_gated_delta(const GatedDeltaArgs&, const BatchView&, const StateView&, const RowsOut&) = 0;
+  virtual void do_mamba2(const Mamba2Args&, const BatchView&, const StateView&, const RowsOut&) = 0;
+  virtual void do_short_conv(const ShortConvArgs&, const BatchView&, const StateView&, const RowsOut&) = 0;
   virtual void do_router(const float*, const WeightView& weight, const WeightView& bias, int64_t, float*, float scale) = 0;
   virtual void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                         const uint8_t* cost) = 0;

@@ -10,6 +10,7 @@ set(LYNX_RT_CUDA_SOURCES
 set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/attention/attention.cu
   csrc/backend/cuda/attention/gated_delta.cu
+  csrc/backend/cuda/attention/mamba2.cu
   csrc/backend/cuda/gemm/down.cu
   csrc/backend/cuda/gemm/gate_up.cu
   csrc/backend/cuda/gemm/head_linear.cu

@@ -4,11 +4,12 @@
 
 namespace lynx_rt {
 
-// The function between an expert's two products.
+// The function between an expert's two products. kRelu2 belongs to experts without `up`, the others to those with it.
 enum class Activation : uint8_t {
   kSilu,           // silu(gate) * up (arXiv 2002.05202 eq. 6)
   kClampedSwiglu,  // g = min(gate, limit), u = clamp(up, -limit, limit): g * sigmoid(alpha * g) * (u + 1) (gpt-oss)
   kGeluTanh,       // gelu(gate) * up, gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Gemma; arXiv 1606.08415)
+  kRelu2,          // max(gate, 0)^2 (Nemotron-H; arXiv 2109.08668 section 3)
 };
 struct FfnRule {
   Activation activation = Activation::kSilu;

@@ -48,8 +48,34 @@ ConfigReader ConfigReader::open(const std::string& path) {
   return parse(std::string(reinterpret_cast<const char*>(file.data()), size_t(file.size())), path);
 }
 
+namespace {
+
+constexpr std::string_view kInfinity = "Infinity";
+
+// Python's json writes infinity as a bare word, which is no JSON. Returns the text with that word as a string.
+std::string quote_infinity(const std::string& text) {
+  if (text.find(kInfinity) == std::string::npos) return text;
+  std::string out;
+  bool in_string = false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (in_string && text[i] == '\\' && i + 1 < text.size()) {
+      out += text[i++];
+    } else if (text[i] == '"') {
+      in_string = !in_string;
+    } else if (!in_string && text.compare(i, kInfinity.size(), kInfinity) == 0) {
+      out.append("\"").append(kInfinity).append("\"");
+      i += kInfinity.size() - 1;
+      continue;
+    }
+    out += text[i];
+  }
+  return out;
+}
+
+}  // namespace
+
 ConfigReader ConfigReader::parse(const std::string& text, const std::string& name_in_errors) {
-  return of(parse_json(text, name_in_errors, "config"), name_in_errors);
+  return of(parse_json(quote_infinity(text), name_in_errors, "config"), name_in_errors);
 }
 
 ConfigReader ConfigReader::of(Json parsed, const std::string& name_in_errors) {
@@ -133,6 +159,20 @@ std::vector<int64_t> ConfigReader::integers_or(const std::string& key, std::vect
   return out;
 }
 
+namespace {
+
+// Returns the number; nullopt for another value. transformers 5 writes infinity as {"__float__": "Infinity"}.
+std::optional<double> number_of(const Json& json) {
+  if (const auto* v = json.as<int64_t>()) return double(*v);
+  if (const auto* v = json.as<double>()) return *v;
+  const Json* written = json.find("__float__");
+  const auto* text = (written ? written : &json)->as<std::string>();
+  if (text && *text == kInfinity) return std::numeric_limits<double>::infinity();
+  return std::nullopt;
+}
+
+}  // namespace
+
 std::vector<double> ConfigReader::numbers_or(const std::string& key, std::vector<double> fallback, double min, double max) const {
   const Json* value = node_->find(key);
   if (!value) return fallback;
@@ -141,10 +181,9 @@ std::vector<double> ConfigReader::numbers_or(const std::string& key, std::vector
   if (!items) fail_key(key, "expected a list, each " + expected + ", got " + describe(*value));
   std::vector<double> out;
   for (const Json& item : *items) {
-    const auto* integer = item.as<int64_t>();
-    const auto* real = item.as<double>();
-    const double v = integer ? double(*integer) : real ? *real : 0;
-    if ((!integer && !real) || v < min || v > max) {
+    const std::optional<double> number = number_of(item);
+    const double v = number.value_or(0);
+    if (!number || v < min || v > max) {
       fail_key(key, str_cat("item ", out.size(), ": expected ", expected, ", got ", describe(item)));
     }
     out.push_back(v);

@@ -30,6 +30,7 @@ class ConfigReader {
   std::string string_or(const std::string& key, const std::string& fallback) const;
   std::vector<int64_t> integers_or(const std::string& key, std::vector<int64_t> fallback, int64_t min, int64_t max) const;
   std::vector<int64_t> integer_or_list(const std::string& key, int64_t min, int64_t max) const;  // 2 -> [2]; absent -> []
+  // Infinity, as Python or transformers 5 writes it, is a number here where `max` is infinite.
   std::vector<double> numbers_or(const std::string& key, std::vector<double> fallback, double min, double max) const;
   std::vector<std::string> strings_or(const std::string& key, std::vector<std::string> fallback) const;
   std::optional<ConfigReader> object(const std::string& key) const;  // nullopt where absent or null

@@ -164,36 +164,38 @@ OwnedWeights dummy_weights(const std::vector<TensorSpec>& specs, DType dtype, bo
       if (quantized.count(piece.target)) bytes -= piece.target->rows * piece.target->cols * dtype_size(dtype);
     return bytes;
   };
-  // Allocates memory and fills it with the values of a tensor at `start`.
-  const auto make = [&](int64_t start, int64_t bytes, DType type, bool vector) {
+  // Allocates memory and fills it with one value, or where there is none with those of a tensor at `start`.
+  const auto make = [&](int64_t start, int64_t bytes, DType type, std::optional<float> value) {
     uint8_t* data = owned.emplace_back(own_pages(bytes)).get();
-    if (!vector) {
+    if (!value) {
       fill(data, start, bytes, type);
       return data;
     }
-    const uint32_t one = bits_of(1.0f, type);
-    for (int64_t i = 0; i < bytes; i += dtype_size(type)) std::memcpy(data + i, &one, size_t(dtype_size(type)));
+    const uint32_t bits = bits_of(*value, type);
+    for (int64_t i = 0; i < bytes; i += dtype_size(type)) std::memcpy(data + i, &bits, size_t(dtype_size(type)));
     return data;
   };
   int64_t largest = 0;
   for (const TensorSpec& spec : specs)
     if (spec.shape.size() > 1) largest = std::max(largest, bytes_of(spec));
   const uint8_t* block = nullptr;
-  if (shared) block = make(0, largest + int64_t(specs.size()) * kStart, dtype, false);
+  if (shared) block = make(0, largest + int64_t(specs.size()) * kStart, dtype, std::nullopt);
   int64_t start = 0;
   for (const TensorSpec& spec : specs) {
-    const bool vector = spec.shape.size() < 2;
+    const std::optional<float> value = spec.shape.size() < 2 ? std::optional(1.0f) : std::nullopt;
     const int64_t bytes = bytes_of(spec);
-    const uint8_t* next = shared && !vector ? block + start : bytes > 0 ? make(start, bytes, dtype, vector) : nullptr;
+    const uint8_t* next = shared && !value ? block + start : bytes > 0 ? make(start, bytes, dtype, value) : nullptr;
     // The pieces follow one another here, however they would lie in a file.
     for (const WeightPiece& piece : checked_pieces(spec)) {
       if (quantized.count(piece.target)) continue;
       WeightView view = target_view(piece, dtype);
-      if (view.dtype == dtype) {
+      if (piece.negative_exp) {  // a rate of decay: with 1, states would grow without bound
+        view.data = make(start, view.bytes(), view.dtype, -1.0f);
+      } else if (view.dtype == dtype) {
         view.data = next;
         next += view.bytes();
       } else {
-        view.data = make(start, view.bytes(), view.dtype, vector);
+        view.data = make(start, view.bytes(), view.dtype, value);
       }
       *piece.target = view;
     }

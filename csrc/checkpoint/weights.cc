@@ -21,6 +21,8 @@ namespace lynx_rt {
 namespace {
 
 bool matches(std::string_view name, std::string_view pattern) {
+  if (pattern.size() > 2 && pattern.starts_with('*') && pattern.ends_with('*'))
+    return name.find(pattern.substr(1, pattern.size() - 2)) != name.npos;
   if (pattern.starts_with('*')) return name.ends_with(pattern.substr(1));
   if (pattern.ends_with('*')) return name.starts_with(pattern.substr(0, pattern.size() - 1));
   return name == pattern;

@@ -94,7 +94,7 @@ struct BlockBinding {
 // Nothing is filled unless everything fits. Each spec must find its tensor with that exact shape and a floating dtype (F32, BF16,
 // F16; F64 is converted to `dtype`), or the weight quantised as `quantization` says, which is then decoded to `dtype`
 // (quantized_tensor.h), or bound in blocks. Each tensor of the checkpoint must be named by a spec, belong to such a weight, or match
-// an `ignore` pattern (a name, or a prefix ending in '*', or a suffix starting with '*'). Otherwise throws kCorruptFile with the count and
+// an `ignore` pattern (a name, a prefix ending in '*', a suffix starting with '*', or a part between two '*'). Otherwise throws kCorruptFile with the count and
 // the first ten of each kind: missing, unexpected, wrong shape, wrong dtype, contradictory. Specs that name a tensor twice, or
 // whose pieces do not cover it, are a bug of the caller: kInternal. Scales of a KV cache are ignored everywhere. `read_values`:
 // all copies are read before it returns. `notes`: receives warnings and unused tensors. Test: tests/cpp/test_checkpoint.cc,

@@ -24,13 +24,19 @@ void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std:
     int64_t p = position + int64_t(i);
     token_ids_.push_back(tokens[i]);
     positions_.push_back(int32_t(p));
-    slots_.push_back(int64_t(blocks[size_t(p / block_size)]) * block_size + p % block_size);
     exact_.push_back(exact);
   }
   query_start_.push_back(int32_t(token_ids_.size()));
   state_slots_.push_back(state_slot);
+  add_pages(blocks, position, int64_t(tokens.size()), block_size);
+}
+
+void Batch::add_pages(std::span<const int32_t> blocks, int64_t position, int64_t count, int64_t block_size) {
+  for (int64_t p = position; p < position + count; ++p)
+    slots_.push_back(int64_t(blocks[size_t(p / block_size)]) * block_size + p % block_size);
+  const size_t end = block_tables_.size() + size_t(view_.max_blocks);
   block_tables_.insert(block_tables_.end(), blocks.begin(), blocks.end());
-  block_tables_.resize((query_start_.size() - 1) * size_t(view_.max_blocks), 0);
+  block_tables_.resize(end, 0);
 }
 
 // Numbers the isolation groups of the step by their first request. Numbers live for one step, so none is ever used up.
@@ -76,6 +82,10 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
     add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size,
                  r.params.exact, r.state);
   }
+  view_.num_page_groups = 1 + int64_t(step.requests.empty() ? 0 : step.requests[0].request->windows.size());
+  for (size_t g = 0; g + 1 < size_t(view_.num_page_groups); ++g)
+    for (const ScheduledRequest& s : step.requests)
+      add_pages(s.request->windows[g].blocks, s.request->num_computed, s.num_tokens, block_size);
   finish(step.phase);
   number_groups(step);
   return view_;

@@ -11,7 +11,8 @@ namespace lynx_rt {
 // Owns the arrays behind a BatchView. They are reused from step to step.
 class Batch {
  public:
-  // Writes a step's arrays. The view is valid until the next call.
+  // Writes a step's arrays; slots and block tables of the first page group come first, then those of Request::windows. The view is valid
+  // until the next call.
   const BatchView& build(const ScheduledStep& step, int64_t block_size);
   // Writes the arrays of a single sequence: consecutive tokens from `position` on, in the pages `blocks`, with the states of slot 0.
   const BatchView& build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
@@ -24,6 +25,8 @@ class Batch {
   void clear(int64_t max_blocks);
   void add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
                     bool exact, int32_t state_slot);
+  // Adds the slots of `count` rows from `position` on, and a row of block tables.
+  void add_pages(std::span<const int32_t> blocks, int64_t position, int64_t count, int64_t block_size);
   void number_groups(const ScheduledStep& step);
   void finish(Phase phase);
 

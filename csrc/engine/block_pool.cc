@@ -28,6 +28,15 @@ void BlockPool::push_free(int32_t b) {
   ++num_free_;
 }
 
+void BlockPool::push_free_first(int32_t b) {
+  Block& block = blocks_[size_t(b)];
+  block.previous = -1;
+  block.next = free_head_;
+  (free_head_ < 0 ? free_tail_ : blocks_[size_t(free_head_)].previous) = b;
+  free_head_ = b;
+  ++num_free_;
+}
+
 void BlockPool::remove_free(int32_t b) {
   Block& block = blocks_[size_t(b)];
   (block.previous < 0 ? free_head_ : blocks_[size_t(block.previous)].next) = block.next;
@@ -57,10 +66,10 @@ bool BlockPool::allocate(int64_t count, std::vector<int32_t>& out) {
   return true;
 }
 
-void BlockPool::release(std::span<const int32_t> blocks) {
+void BlockPool::release(std::span<const int32_t> blocks, bool reuse_first) {
   for (size_t i = blocks.size(); i-- > 0;) {
     Block& block = blocks_[size_t(blocks[i])];
-    if (--block.references == 0) push_free(blocks[i]);
+    if (--block.references == 0) reuse_first ? push_free_first(blocks[i]) : push_free(blocks[i]);
   }
 }
 
@@ -79,7 +88,7 @@ BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_
     auto it = cache_.find(make_key(parent, part, salt));
     if (it == cache_.end()) break;
     int32_t b = it->second.block;
-    if (blocks_[size_t(b)].references++ == 0) remove_free(b);
+    reference(b);
     match.blocks.push_back(b);
     match.contents.push_back(parent = it->second.id);
   }
@@ -98,6 +107,15 @@ ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const
     blocks_[size_t(b)].content = it;
   }
   return it->second.id;
+}
+
+int32_t BlockPool::find(ContentId content) const {
+  const auto it = cache_.find(Key{content, {}});
+  return it == cache_.end() ? -1 : it->second.block;
+}
+
+void BlockPool::reference(int32_t b) {
+  if (blocks_[size_t(b)].references++ == 0) remove_free(b);
 }
 
 bool BlockPool::unregister_block(int32_t b) {

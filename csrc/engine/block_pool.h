@@ -32,8 +32,9 @@ class BlockPool {
 
   // Takes `count` pages, with one reference each, and appends them to `out`. Returns false, and takes none, where fewer are free.
   bool allocate(int64_t count, std::vector<int32_t>& out);
-  // Drops one reference of each page, the last page first, so that the ends of prefixes are reused before their beginnings.
-  void release(std::span<const int32_t> blocks);
+  // Drops one reference of each page, the last page first, so that the ends of prefixes are reused before their beginnings. `reuse_first`:
+  // pages without references are reused before all others, since nobody is expected to look for their content.
+  void release(std::span<const int32_t> blocks, bool reuse_first = false);
 
   struct Match {
     std::vector<int32_t> blocks;      // referenced for the caller
@@ -44,6 +45,11 @@ class BlockPool {
   // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached, unless it
   // has no references, so that it may be reused before this one.
   ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens, std::string_view salt = {});
+
+  // A pool of a group of layers that keeps windows alone registers pages as register_block(block, content, {}), where another pool gave the
+  // content. find() returns the cached page, which gets no reference, or -1.
+  int32_t find(ContentId content) const;
+  void reference(int32_t block);  // adds a reference to a page of the cache
 
   // Takes a page out of the cache, so that no request finds it. Returns false, and changes nothing, where others have a reference
   // too.
@@ -76,7 +82,8 @@ class BlockPool {
     ContentMap::iterator content;      // cache_.end() = none
   };
 
-  void push_free(int32_t block);
+  void push_free(int32_t block);        // to be reused last
+  void push_free_first(int32_t block);  // to be reused next
   void remove_free(int32_t block);
   void drop_content(Block& block);
 

@@ -152,10 +152,9 @@ class Delivery {
 
 constexpr int64_t kMaxWaitMs = int64_t(365) * 24 * 3600 * 1000;  // cannot overflow when added to a time
 
-std::string describe(const ModelInfo& i) {
+std::string describe(const ModelInfo& i, int64_t kv_tokens) {
   return str_cat(i.model_type, " in ", i.dtype, " on ", i.device, ": ", i.weight_bytes, " bytes of weights, ", i.kv_bytes,
-                 " of KV cache (", i.kv_bytes / std::max<int64_t>(i.kv_bytes_per_token, 1), " tokens), ", i.workspace_bytes,
-                 " of workspace; max_model_len ", i.max_model_len);
+                 " of KV cache (", kv_tokens, " tokens), ", i.workspace_bytes, " of workspace; max_model_len ", i.max_model_len);
 }
 
 }  // namespace
@@ -174,7 +173,7 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
   impl->core = std::make_unique<EngineCore>(path, options);
   if (options.on_log) {
     const ModelInfo info = impl->core->model_info();
-    impl->log(LogLevel::kInfo, describe(info));
+    impl->log(LogLevel::kInfo, describe(info, impl->core->num_kv_tokens()));
     for (const std::string& text : info.warnings) impl->log(LogLevel::kWarning, text);
     if (options.max_model_len == 0 && info.max_model_len < info.max_position_embeddings)
       impl->log(LogLevel::kWarning, str_cat("max_model_len is ", info.max_model_len, " instead of the model's ",
@@ -267,6 +266,8 @@ double Engine::last_step_time() const { return impl_->last_step_time; }
 double Engine::step_start_time() const { return impl_->step_start_time; }
 
 EngineStats Engine::stats() const { return impl_->open()->stats(); }
+
+ExpertCounts Engine::expert_counts() const { return impl_->open()->expert_counts(); }
 
 void Engine::reset_stats() { impl_->open()->reset_stats(); }
 

@@ -100,10 +100,12 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
-      cache_(*backend_, config_, plan_.num_blocks, o.block_size),
+      cache_(*backend_, config_, plan_.groups, plan_.group_blocks, o.block_size),
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
+      windows_(plan_.groups, plan_.group_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_),
+      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_,
+                 parse_admission(o.admission)),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
       selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
@@ -197,19 +199,25 @@ bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
 }
 
 // The sequence has pages of its own, so that running requests are not touched.
+std::string EngineCore::limit_reason() const {
+  const bool of_model = plan_.max_model_len == config_.max_position_embeddings && !config_.context_limit.empty();
+  return of_model ? str_cat(" (", config_.context_limit, ")") : "";
+}
+
 void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
                             const std::function<void(int64_t, int64_t)>& done) {
   if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
   if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
   check_tokens("token_ids", tokens, config_.vocab_size);
   if (int64_t(tokens.size()) > plan_.max_model_len)
-    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size());
+    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size(),
+            limit_reason());
   int64_t total = int64_t(tokens.size()), size = options_.block_size;
   if (chunk == 0) chunk = total;
   chunk = std::min(chunk, decoder_.max_rows());
-  KvCache cache(*backend_, config_, ceil_div(total, size), size);
+  std::vector<int32_t> blocks(size_t(ceil_div(total, size)));
+  const KvCache cache(*backend_, config_, int64_t(blocks.size()), size);
   const StateCache states(*backend_, state_bytes(config_, backend_->compute_dtype()), 1);
-  std::vector<int32_t> blocks(size_t(cache.num_blocks()));
   for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
   Batch batch;
   for (int64_t begin = 0; begin < total; begin += chunk) {
@@ -242,7 +250,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
-            " tokens, so that one can be generated, got ", prompt.size());
+            " tokens, so that one can be generated, got ", prompt.size(), limit_reason());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
   if (params.exact && low_experts_)
     invalid("exact",
@@ -254,7 +262,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   const int64_t num_forced = int64_t(params.forced_token_ids.size());
   if (int64_t(prompt.size()) + num_forced > plan_.max_model_len)
     invalid("forced_token_ids", "expected at most ", plan_.max_model_len - int64_t(prompt.size()), " tokens after a prompt of ",
-            prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced);
+            prompt.size(), " (max_model_len = ", plan_.max_model_len, "), got ", num_forced, limit_reason());
   if (options_.max_num_queued_reqs && scheduler_.num_queued() >= options_.max_num_queued_reqs)
     fail(ErrorCode::kQueueFull, "max_num_queued_reqs", "max_num_queued_reqs: ", scheduler_.num_queued(),
          " requests are waiting for one of the ", options_.max_num_seqs, " places, the limit is ", options_.max_num_queued_reqs);
@@ -376,7 +384,7 @@ std::vector<StepOutput> EngineCore::step() {
   const BytesRead before = bytes_read();
   const double waited = store_ ? store_->wait_seconds() : 0;
   const double before_schedule = now();
-  ScheduledStep scheduled = scheduler_.schedule();
+  ScheduledStep scheduled = scheduler_.schedule(start);
   const double schedule_seconds = now() - before_schedule;
   if (scheduled.requests.empty()) return {};
   check_files();

@@ -36,8 +36,11 @@ class EngineCore {
   void set_selection(const std::string& text) { selection_.set(text); }
   std::string selection() const { return selection_.text(); }
   EngineStats stats() const;
+  ExpertCounts expert_counts() const;
   void reset_stats();
   ModelInfo model_info() const;
+  // The tokens for which layers that keep all of a sequence have pages.
+  int64_t num_kv_tokens() const { return plan_.num_blocks * options_.block_size; }
   void check_integrity() const {
     scheduler_.check_integrity();
     if (store_) store_->check_integrity();
@@ -59,6 +62,7 @@ class EngineCore {
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
+  std::string limit_reason() const;  // why the model's context is no longer, for messages; "" where that is not the limit
   // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once). Calls
   // done(begin, count) after each chunk.
   void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
@@ -88,6 +92,7 @@ class EngineCore {
   void finish(const Request& request, FinishReason reason, StepOutput& output);
   std::vector<StepOutput> end_expired(double now);
   void forget_states(const ScheduledStep& step);
+  void count_pages(EngineStats& stats) const;       // engine_report.cc
   void count_selection(const ScheduledStep& step);  // engine_report.cc
   struct BytesRead {
     int64_t all = 0, experts = 0, kv = 0;
@@ -113,6 +118,7 @@ class EngineCore {
   MemoryPlan plan_;            // after the members that take memory, before those sized by what is left
   KvCache cache_;
   BlockPool pool_;
+  WindowPages windows_;
   StateCache states_;
   Scheduler scheduler_;
   Batch batch_;
@@ -129,7 +135,8 @@ class EngineCore {
   RouterLogits router_logits_;
   int64_t recorded_steps_ = 0;
   EngineStats counters_;
-  double files_checked_ = 0;  // time of the last check
+  ExpertCounts expert_counts_;  // without steps and rows, which counters_ has
+  double files_checked_ = 0;    // time of the last check
   std::optional<Error> files_error_;
   int64_t preemptions_at_reset_ = 0;  // the scheduler's count at the last reset_stats()
   uint64_t next_id_ = 1;

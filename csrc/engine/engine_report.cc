@@ -1,4 +1,7 @@
 // EngineCore's reports: its statistics, what requests did in a step, and the model.
+#include <span>
+#include <vector>
+
 #include "engine/engine_core.h"
 #include "engine/public_fields.h"
 #include "model/load_weights.h"
@@ -7,6 +10,8 @@ namespace lynx_rt {
 
 void EngineCore::reset_stats() {
   counters_ = EngineStats{};
+  const size_t experts = backend_->host_memory() ? size_t(decoder_.num_moe_layers() * config_.num_experts) : 0;
+  expert_counts_ = {0, 0, std::vector<int64_t>(experts), std::vector<int64_t>(experts)};
   for (int64_t l = 0; l < config_.num_layers; ++l)
     if (config_.layers[size_t(l)].moe) counters_.layers.emplace_back().layer = l;
   preemptions_at_reset_ = scheduler_.num_preemptions();
@@ -15,14 +20,34 @@ void EngineCore::reset_stats() {
   if (store_) store_->reset_stats();
 }
 
+// Pages of groups differ in size, so they are counted by their bytes, in pages of all layers.
+void EngineCore::count_pages(EngineStats& s) const {
+  const std::vector<PageGroup>& groups = plan_.groups.groups;
+  int64_t used = (pool_.num_blocks() - pool_.num_free()) * groups[0].bytes_per_token, per_page = groups[0].bytes_per_token;
+  for (int64_t g = 0; g < windows_.num_groups(); ++g) {
+    const int64_t bytes = groups[size_t(g + 1)].bytes_per_token;
+    used += (windows_.pool(g).num_blocks() - windows_.pool(g).num_free()) * bytes;
+    per_page += bytes;
+  }
+  per_page = std::max<int64_t>(per_page, 1);
+  s.kv_blocks_total = plan_.kv_bytes / options_.block_size / per_page;
+  s.kv_blocks_used = std::min(ceil_div(used, per_page), s.kv_blocks_total);
+}
+
+ExpertCounts EngineCore::expert_counts() const {
+  ExpertCounts counts = expert_counts_;
+  counts.steps = counters_.decode_steps;
+  counts.rows = counters_.decode_rows;
+  return counts;
+}
+
 EngineStats EngineCore::stats() const {
   EngineStats s = counters_;
   s.num_running = scheduler_.num_running();
   s.num_waiting = scheduler_.num_waiting();
   s.num_waiting_tokens = scheduler_.num_waiting_tokens();
   s.preemptions = scheduler_.num_preemptions() - preemptions_at_reset_;
-  s.kv_blocks_total = pool_.num_blocks();
-  s.kv_blocks_used = pool_.num_blocks() - pool_.num_free();
+  count_pages(s);
   for (const OpProfile& p : backend_->profile()) s.ops.push_back({p.name, p.calls, p.seconds, p.bytes});
   const BytesRead read = bytes_read();
   s.bytes_read = read.all;
@@ -55,6 +80,7 @@ ModelInfo EngineCore::model_info() const {
   i.workspace_bytes = decoder_.workspace_bytes() + logits_.bytes();
   i.eos_token_ids = config_.eos_token_ids;
   i.warnings = weights_->warnings;
+  if (!config_.context_limit.empty()) i.warnings.push_back(config_.context_limit);
   if (!plan_.warning.empty()) i.warnings.push_back(plan_.warning);
   i.copied_weight_bytes = copied_weight_bytes_;
   i.mapped_weight_bytes = mapped_weight_bytes(
@@ -90,6 +116,11 @@ void EngineCore::count_selection(const ScheduledStep& step) {
   for (size_t i = 0; i < layer_stats_.size(); ++i) {
     add_step(counters_.layers[i], layer_stats_[i]);
     experts_read += layer_stats_[i].active;
+  }
+  const std::span<const uint8_t> uses = decoder_.expert_uses();
+  for (size_t i = 0; i < uses.size(); ++i) {
+    expert_counts_.wanted[i] += (uses[i] & Decoder::kWanted) != 0;
+    expert_counts_.read[i] += (uses[i] & Decoder::kRead) != 0;
   }
   for (const ScheduledRequest& s : step.requests) {
     ++s.request->num_decode_steps;

@@ -24,7 +24,12 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
   r.next_scores.insert(r.next_scores.end(), scores.begin(), scores.end());
   r.routed_experts.insert(r.routed_experts.end(), routed_ids_.begin(), routed_ids_.end());
   size_t row = 0;
-  for (const ScheduledRequest& s : step.requests)
+  for (const ScheduledRequest& s : step.requests) {
+    if (s.request->num_decode_steps == 0) {
+      const auto prompt = s.request->tokens.begin();
+      r.prompt_token.insert(r.prompt_token.end(), prompt, prompt + s.request->prompt_len);
+      r.prompt_request.resize(r.prompt_token.size(), s.request->id);
+    }
     for (int64_t i = 0; i < s.num_tokens; ++i, ++row) {
       r.step.push_back(recorded_steps_);
       r.request.push_back(s.request->id);
@@ -32,6 +37,7 @@ void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
       r.token.push_back(batch.token_ids[row]);
       r.exact.push_back(batch.exact[row]);
     }
+  }
   ++recorded_steps_;
 }
 

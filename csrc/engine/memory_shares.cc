@@ -10,7 +10,6 @@
 #include "engine/memory_plan.h"
 #include "engine/state_cache.h"
 #include "model/describe.h"
-#include "model/kv_cache.h"
 #include "model/workspace.h"
 #include "tiers/residency.h"
 
@@ -53,14 +52,11 @@ int64_t step_bytes(Backend& backend, const ModelConfig& m, const EngineOptions& 
 }
 
 MemoryShares divide_memory(int64_t total, const ModelConfig& m, DType kv_dtype, const EngineOptions& o, const MemoryDemand& d) {
-  const int64_t block = KvCache::bytes_per_block(m, kv_dtype, o.block_size);
-  const int64_t len = std::min(o.max_model_len ? o.max_model_len : INT64_MAX, m.max_position_embeddings);
-  const int64_t blocks = ceil_div(len, o.block_size);
+  const KvPages pages(m, kv_dtype, o, o.max_num_seqs);
   // States get half of what the KV cache gets at most, see plan_memory().
   const int64_t states = checked_mul(d.state_slot, wanted_state_slots(o), "max_num_seqs");
-  int64_t kv_least = d.state_slot + (o.max_model_len ? blocks : 1) * block;
-  int64_t kv_most =
-      states + std::max(states, checked_mul(checked_mul(blocks, o.max_num_seqs, "max_num_seqs"), block, "max_num_seqs"));
+  int64_t kv_least = d.state_slot + pages.bytes(o.max_model_len ? pages.blocks_per_seq() : 1, 1);
+  int64_t kv_most = states + std::max(states, pages.bytes(pages.wanted_blocks(), pages.windows(pages.wanted_blocks())));
   if (o.kv_cache_memory_bytes) kv_least = kv_most = o.kv_cache_memory_bytes;
   int64_t experts_most = d.slot * d.num_experts, experts_least = std::min(experts_most, d.low + 2 * d.slot);
   if (!o.expert_memory.empty() && o.expert_memory != "auto")
@@ -107,7 +103,7 @@ std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t tot
     try {
       f.shares = divide_memory(total, m, m.dtype, options, f.demand);
       const MemoryPlan plan = plan_memory(m, m.dtype, options, {f.shares.kv, total}, f.demand.state_slot);
-      f.kv_bytes = plan.num_blocks * KvCache::bytes_per_block(m, m.dtype, options.block_size);
+      f.kv_bytes = plan.kv_bytes;
       f.max_model_len = plan.max_model_len;
     } catch (const Error& e) {
       if (e.code() != ErrorCode::kOutOfMemory) throw;

@@ -24,7 +24,13 @@ struct Request {
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends this run: pages from there
   // on depend on the batch, and no other request may find them.
   int64_t num_reproducible = 0;
-  std::vector<int32_t> blocks;      // page i holds tokens [i * block_size, (i + 1) * block_size)
+  std::vector<int32_t> blocks;  // page i holds tokens [i * block_size, (i + 1) * block_size)
+  // Pages of each group of layers with a window: as many as `blocks`, of which the first num_freed have been given back (kFreedBlock).
+  struct PageTable {
+    std::vector<int32_t> blocks;
+    size_t num_freed = 0;
+  };
+  std::vector<PageTable> windows;
   std::vector<ContentId> contents;  // of the leading pages: those found in the prefix cache or offered to it
 
   // Page boundaries, in tokens, at which the state is offered to the prefix cache; rows of a step end there. `junction` is where the
@@ -44,6 +50,8 @@ struct Request {
   int64_t num_routed_returned = 0;  // leading tokens whose routed experts have been returned
   int64_t num_cached_tokens = 0, num_preemptions = 0;
   int64_t num_selected_rows = 0, num_decode_steps = 0, num_experts_read = 0;  // as StepOutput has them
+  std::vector<int16_t> signature;  // of the prompt, see Admission; empty under first_come
+  int64_t num_skips = 0;           // how often a later request took a free place
   double scheduler_time = 0;
   double arrival_time = 0, first_scheduled_time = 0, first_token_time = 0;
   double deadline = std::numeric_limits<double>::infinity();  // on the same clock

@@ -24,19 +24,22 @@ void insert_ordered(List& list, std::unique_ptr<Request> r) {
 
 }  // namespace
 
-Scheduler::Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
-                     bool enable_mixed_chunk)
+Scheduler::Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs,
+                     int64_t max_num_batched_tokens, bool enable_mixed_chunk, const AdmissionRule& admission)
     : pool_(pool),
+      windows_(windows),
       states_(states),
       snapshots_(states),
       max_num_seqs_(max_num_seqs),
       max_num_batched_tokens_(max_num_batched_tokens),
-      mixed_(enable_mixed_chunk) {
+      mixed_(enable_mixed_chunk),
+      admission_(admission) {
   pool_.set_on_drop([this](ContentId content) { snapshots_.drop(content); });
 }
 
 void Scheduler::add(std::unique_ptr<Request> r) {
   earliest_deadline_ = std::min(earliest_deadline_, r->deadline);
+  admission_.add(*r);
   wait(std::move(r));
 }
 
@@ -69,7 +72,7 @@ std::vector<Request*> Scheduler::expired(double now) {
 
 bool Scheduler::reserve(Request& r, int64_t num_tokens) {
   int64_t needed = ceil_div(r.num_computed + num_tokens, pool_.block_size()) - int64_t(r.blocks.size());
-  return needed <= 0 || pool_.allocate(needed, r.blocks);
+  return needed <= 0 || (pool_.num_free() >= needed && windows_.allocate(r, needed) && pool_.allocate(needed, r.blocks));
 }
 
 // Takes a slot, whose state is that after num_computed tokens; returns false where none is free.
@@ -81,6 +84,7 @@ bool Scheduler::reserve_state(Request& r) {
 void Scheduler::forget(Request& r) {
   states_.release(std::exchange(r.state, -1));
   states_.release(std::exchange(r.snapshot, {}).slot);
+  windows_.release(r);
   pool_.release(r.blocks);
   r.blocks.clear();
   r.contents.clear();
@@ -129,7 +133,7 @@ void Scheduler::schedule_decode(ScheduledStep& step) {
 
 // Chunks of running requests wait for pages rather than preempt, unless nothing else can run. A request that was preempted in
 // this step is not admitted again before the next step.
-void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
+void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions, double now) {
   for (size_t i = 0; i < running_.size() && budget(step) > 0; ++i) {
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
@@ -145,7 +149,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions) {
     take(step, *r, n);
   }
   while (num_preemptions_ == preemptions && budget(step) > 0 && !waiting_.empty() && num_running() < max_num_seqs_)
-    if (!admit(step)) break;
+    if (!admit(step, admission_.choose(waiting_, running_, now))) break;
 }
 
 void Scheduler::choose_rows(ScheduledStep& step) {
@@ -165,50 +169,57 @@ void Scheduler::choose_rows(ScheduledStep& step) {
   }
 }
 
-ScheduledStep Scheduler::schedule() {
+ScheduledStep Scheduler::schedule(double now) {
+  for (const auto& r : running_) windows_.release_behind(*r);
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
-  if (!mixed_) schedule_prefill(step, preemptions);
+  if (!mixed_) schedule_prefill(step, preemptions, now);
   if (step.requests.empty()) {
     schedule_decode(step);
     size_t num_decode = step.requests.size();
     step.num_decode_rows = step.num_rows;
     // If every decoding request was preempted, the requests that hold the pages continue their prefill.
-    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions);
+    if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions, now);
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
   choose_rows(step);
   return step;
 }
 
-BlockPool::Match Scheduler::match_prefix(Request& r) {
+int64_t Scheduler::match_prefix(Request& r) {
   // The last known token and the drafts are always computed, for their logits. Prompt logprobs need the logits of every token.
   const int64_t size = pool_.block_size(), reusable = r.first_sampled() / size;
   BlockPool::Match match = pool_.match_prefix(r.tokens, r.params.prompt_logprobs >= 0 ? 0 : reusable, r.params.cache_salt);
-  if (states_.empty() || !pool_.is_caching()) return match;
-  r.boundaries = {int64_t(match.blocks.size()) * size, reusable * size};
-  const size_t pages = size_t(snapshots_.longest_prefix(match.contents, reusable));
-  // Pages behind the snapshot may be read by others while these tokens are computed again, so they are not written to.
-  pool_.release(std::span(match.blocks).subspan(pages));
-  match.blocks.resize(pages);
-  match.contents.resize(pages);
-  return match;
+  r.blocks = std::move(match.blocks);
+  r.contents = std::move(match.contents);
+  int64_t pages = int64_t(r.blocks.size());
+  const bool has_states = !states_.empty() && pool_.is_caching();
+  if (has_states) r.boundaries = {pages * size, reusable * size};
+  for (int64_t before = -1; pages != before;) {
+    before = pages;
+    pages = windows_.longest_prefix(r, pages * size) / size;
+    if (has_states) pages = snapshots_.longest_prefix(r.contents, pages);
+  }
+  // Pages behind the prefix may be read by others while these tokens are computed again, so they are not written to.
+  pool_.release(std::span(r.blocks).subspan(size_t(pages)));
+  r.blocks.resize(size_t(pages));
+  r.contents.resize(size_t(pages));
+  windows_.restore(r, pages * size);
+  return pages * size;
 }
 
-bool Scheduler::admit(ScheduledStep& step) {
-  Request& r = *waiting_.front();
-  BlockPool::Match match = match_prefix(r);
-  int64_t matched = int64_t(match.blocks.size()) * pool_.block_size();
-  r.blocks = std::move(match.blocks);
+bool Scheduler::admit(ScheduledStep& step, size_t place) {
+  Request& r = *waiting_[place];
+  const int64_t matched = match_prefix(r);
   r.num_computed = r.num_reproducible = matched;
-  r.contents = std::move(match.contents);
   const int64_t n = rows_to_compute(step, r);
   if (!reserve(r, n) || !reserve_state(r)) {
     forget(r);
     return false;
   }
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
-  insert_ordered(running_, take_waiting(waiting_.begin()));
+  admission_.pass_over(waiting_, place);
+  insert_ordered(running_, take_waiting(waiting_.begin() + std::ptrdiff_t(place)));
   take(step, r, n);
   return true;
 }
@@ -220,9 +231,14 @@ void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   for (size_t i = r.contents.size(); (i + 1) * size <= size_t(r.num_reproducible); ++i) {
     auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
     r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens, r.params.cache_salt));
+    windows_.register_block(r, i);
   }
   const bool is_boundary = r.num_computed == r.boundaries.junction || r.num_computed == r.boundaries.last;
   if (is_boundary && r.contents.size() * size == size_t(r.num_computed)) snapshots_.keep(r.contents.back(), r.state);
+}
+
+bool Scheduler::is_shared(const Request& r, int64_t page) const {
+  return pool_.num_references(r.blocks[size_t(page)]) > 1 || windows_.is_shared(r, size_t(page));
 }
 
 // Takes the state back to `kept` computed tokens or fewer; returns their number.
@@ -230,8 +246,7 @@ int64_t Scheduler::rollback_state(Request& r, int64_t kept) {
   if (states_.empty()) return kept;
   // A page that others read is not written to, so a state in its middle is of no use.
   const int64_t size = pool_.block_size(), at = r.snapshot.num_computed;
-  const bool is_shared = at % size > 0 && pool_.num_references(r.blocks[size_t(at / size)]) > 1;
-  if (r.snapshot.slot >= 0 && at <= kept && !is_shared) {
+  if (r.snapshot.slot >= 0 && at <= kept && (at % size == 0 || !is_shared(r, at / size))) {
     states_.copy(r.snapshot.slot, r.state);
     return at;
   }
@@ -249,15 +264,22 @@ void Scheduler::rollback(Request& r, int64_t num_tokens) {
     fail(ErrorCode::kInternal, "rollback", "rollback: expected 0 to ", r.num_computed, " tokens of request ", r.id, ", got ",
          num_tokens);
   if (num_tokens == 0) return;
-  const int64_t size = pool_.block_size(), kept = rollback_state(r, r.num_computed - num_tokens);
-  const size_t full = size_t(kept / size);
-  size_t num_blocks = size_t(ceil_div(kept, size));
-  for (size_t i = r.contents.size(); i-- > full;)
-    if (!pool_.unregister_block(r.blocks[i])) num_blocks = std::min(num_blocks, i);
+  const int64_t size = pool_.block_size();
+  int64_t kept = r.num_computed - num_tokens;
+  if (kept % size > 0 && is_shared(r, kept / size)) kept -= kept % size;
+  kept = rollback_state(r, windows_.longest_prefix(r, kept));
+  if (windows_.longest_prefix(r, kept) < kept) {  // the state went back to tokens whose window is gone
+    states_.release(std::exchange(r.snapshot, {}).slot);
+    states_.clear(r.state);
+    kept = 0;
+  }
+  const size_t full = size_t(kept / size), num_blocks = size_t(ceil_div(kept, size));
+  for (size_t i = r.contents.size(); i-- > full;) pool_.unregister_block(r.blocks[i]);
   pool_.release(std::span(r.blocks).subspan(num_blocks));
   r.blocks.resize(num_blocks);
   r.contents.resize(std::min(r.contents.size(), full));
-  r.num_computed = std::min(kept, int64_t(num_blocks) * size);
+  windows_.restore(r, kept);
+  r.num_computed = kept;
   r.num_reproducible = std::min(r.num_reproducible, r.num_computed);
   r.num_routed_returned = std::min(r.num_routed_returned, r.num_computed);
 }
@@ -314,6 +336,10 @@ std::vector<int32_t> Scheduler::held_states() const {
 
 void Scheduler::check_integrity() const {
   pool_.check_integrity(held_blocks());
+  std::vector<const Request*> requests;
+  for (const auto& r : running_) requests.push_back(r.get());
+  for (const auto& r : waiting_) requests.push_back(r.get());
+  windows_.check_integrity(requests);
   states_.check_integrity(held_states());
   snapshots_.check_integrity(pool_);
 }

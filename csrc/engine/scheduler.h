@@ -1,9 +1,12 @@
 // Decides which rows run in a step. Continuous batching: decode rows first, then prefill chunks, within a token budget. Without
-// mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival). Where pages
-// run out, the last running request in that order is preempted and recomputed later.
+// mixed chunks, prefill has steps of its own, which go first. Requests are served in the order of (priority, arrival); which waiting one
+// takes a free place, Admission says. Where pages run out, the last running request in that order is preempted and recomputed later.
 //
 // Layers that have a state beside pages find a prefix where both its pages and a snapshot of the state at its end are there: at the last
 // page boundary of a prompt, and where a request has left a prefix that it shares with others. Tokens behind it are computed again.
+//
+// Layers with a window have tables of their own, whose pages are given back behind the window when the next step is scheduled. They find a
+// prefix whose last window is in the cache.
 #pragma once
 #include <cstdint>
 #include <deque>
@@ -11,10 +14,12 @@
 #include <memory>
 #include <vector>
 
+#include "engine/admission.h"
 #include "engine/block_pool.h"
 #include "engine/request.h"
 #include "engine/state_cache.h"
 #include "engine/state_snapshots.h"
+#include "engine/window_pages.h"
 #include "routing/policy.h"
 
 namespace lynx_rt {
@@ -41,11 +46,14 @@ struct ScheduledStep {
 // Thread-safety: none; the engine's lock covers it.
 class Scheduler {
  public:
-  Scheduler(BlockPool& pool, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens, bool enable_mixed_chunk);
+  // pool: pages of the layers that keep all of a sequence.
+  Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
+            bool enable_mixed_chunk, const AdmissionRule& admission = {});
 
   void add(std::unique_ptr<Request> request);
-  // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows.
-  ScheduledStep schedule();
+  // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows. now: on
+  // the clock of Request::arrival_time.
+  ScheduledStep schedule(double now = 0);
   // Call after the step has run: counts a request's rows as computed and offers full pages to the prefix cache. `reproducible`:
   // the rows were computed under the model's own routing. At the request's boundaries the state is offered too.
   void advance(Request& request, int64_t num_tokens, bool reproducible);
@@ -80,29 +88,33 @@ class Scheduler {
 
  private:
   bool reserve(Request& request, int64_t num_tokens);  // pages for its first num_computed + num_tokens tokens
-  BlockPool::Match match_prefix(Request& request);     // pages whose tokens need not be computed; sets the boundaries
+  // Gives the request the pages of tokens that need not be computed; returns the number of those tokens. Sets the boundaries.
+  int64_t match_prefix(Request& request);
+  bool is_shared(const Request& request, int64_t page) const;  // with other requests
   bool reserve_state(Request& request);
   int64_t rollback_state(Request& request, int64_t kept);
   void forget(Request& request);  // frees its pages and states
-  using Waiting = std::deque<std::unique_ptr<Request>>;
+  using Waiting = Admission::Queue;
   void wait(std::unique_ptr<Request> request);
   std::unique_ptr<Request> take_waiting(Waiting::iterator at);
   void preempt_last();
   void schedule_decode(ScheduledStep& step);
   // Adds prefill chunks of running requests; then, unless the scheduler has made more than `preemptions` preemptions by then, of
   // waiting ones.
-  void schedule_prefill(ScheduledStep& step, int64_t preemptions);
-  bool admit(ScheduledStep& step);
+  void schedule_prefill(ScheduledStep& step, int64_t preemptions, double now);
+  bool admit(ScheduledStep& step, size_t place);                                     // of the queue
   int64_t rows_to_compute(const ScheduledStep& step, const Request& request) const;  // within the budget
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
   void choose_rows(ScheduledStep& step);
   int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
 
   BlockPool& pool_;
+  WindowPages& windows_;
   StateCache& states_;
   StateSnapshots snapshots_;
   int64_t max_num_seqs_, max_num_batched_tokens_;
   bool mixed_;
+  Admission admission_;
   std::vector<std::unique_ptr<Request>> running_;  // both in the order of (priority, arrival)
   Waiting waiting_;
   double earliest_deadline_ = std::numeric_limits<double>::infinity();  // of all requests; may be that of one that has ended

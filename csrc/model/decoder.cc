@@ -37,7 +37,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.num_heads = config.num_heads;
   limits.max_columns =
       std::max({config.hidden_size, config.num_heads * std::max(config.head_dim, config.v_head_dim), config.q_lora_rank});
-  limits.max_columns = std::max(limits.max_columns, config.delta.values());
+  limits.max_columns = std::max({limits.max_columns, config.delta.values(), config.mamba.values()});
   for (const LayerConfig& layer : config.layers) {
     const KvShape kv = kv_shape(config, layer);
     if (kv.num_heads > 0) limits.num_kv_heads = limits.num_kv_heads ? std::min(limits.num_kv_heads, kv.num_heads) : kv.num_heads;
@@ -48,7 +48,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.num_experts = config.num_experts;
   limits.top_k = config.num_experts_per_tok;
   limits.expert_width = num_moe_layers_ > 0 ? config.moe_intermediate_size : 0;
-  limits.mlp_width = std::max(num_moe_layers_ < config.num_layers ? config.intermediate_size : 0, config.shared_expert_width);
+  limits.mlp_width = std::max(config.has_dense_mlp() ? config.intermediate_size : 0, config.shared_expert_width);
   limits.num_moe_layers = num_moe_layers_;
   limits.vocab_size = config.vocab_size;
   backend.reserve(limits);
@@ -57,6 +57,8 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
 void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe,
                       std::span<const StateView> states) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
+  if (batch.num_page_groups != cache.num_groups())
+    invalid("num_page_groups", "expected ", cache.num_groups(), " as the cache has, got ", batch.num_page_groups);
   if (batch.num_rows > 0) {
     int64_t last = *std::max_element(batch.positions, batch.positions + batch.num_rows);
     if (last >= max_positions_) invalid("positions", "expected less than ", max_positions_, ", got ", last);
@@ -70,9 +72,12 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     for (int64_t l = 0; l < config_.num_layers; ++l) {
       const LayerWeights& w = weights_.layers[size_t(l)];
       const LayerConfig& layer = config_.layers[size_t(l)];
-      mixer_block(w, layer, rows, cache.layer(l), states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
+      if (layer.mixer != MixerKind::kNone)
+        mixer_block(w, layer, cache.num_groups() > 1 ? rows.with_pages(cache.group(l)) : rows, cache.layer(l),
+                    states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
+      if (!layer.mlp) continue;
       if (!layer.moe) {
-        config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows);
+        config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows, std::move(pending));
         continue;
       }
       Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
@@ -80,8 +85,10 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
       if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
       if (config_.sandwich_norms)
         sandwich_moe_block(w, rows, selection, int64_t(moe), observe);
+      else if (config_.output_norms)
+        output_normed_moe_block(w, rows, selection, int64_t(moe), observe);
       else
-        pending = moe_block(w, rows, selection, int64_t(moe), observe);
+        pending = moe_block(w, rows, selection, int64_t(moe), observe, std::move(pending));
       ++moe;
     }
     backend_.combine(std::move(pending));
@@ -98,14 +105,21 @@ void Decoder::norm(const float* x, const WeightView& weight, const WeightView& b
 
 void Decoder::mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                           const StateView& states, PendingSum pending) {
-  norm(workspace_.x.get(), w.input_norm, w.input_norm_bias, batch.num_rows, std::move(pending));
+  float* x = workspace_.x.get();
+  const int64_t num_rows = batch.num_rows;
+  const Activations raw(x, num_rows, config_.hidden_size);
+  if (!config_.output_norms) norm(x, w.input_norm, w.input_norm_bias, num_rows, std::move(pending));
   const RopeTable rope = layer.window > 0 && window_rope_ ? window_rope_->table() : rope_.table();
-  const bool sandwich = config_.sandwich_norms;
-  float* out = sandwich ? workspace_.branch.get() : workspace_.x.get();
-  const MixerStep step{backend_, config_, layer, workspace_, rope, batch, cache, states, out, !sandwich};
-  std::visit([&](const auto& mixer) { mix(mixer, step); }, w.mixer);
-  if (sandwich)
-    backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, batch.num_rows, true, workspace_.x.get());
+  const bool normed_out = config_.sandwich_norms || config_.output_norms;
+  float* out = normed_out ? workspace_.branch.get() : x;
+  const MixerStep step{backend_, config_, layer, workspace_, config_.output_norms ? raw : workspace_.normed, rope, batch,
+                       cache,    states,  out,   !normed_out};
+  std::visit(
+      [&](const auto& mixer) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(mixer)>, std::monostate>) mix(mixer, step);
+      },
+      w.mixer);
+  if (normed_out) backend_.add_rmsnorm(out, w.sandwich.attention_out, config_.rms_norm_eps, num_rows, true, x);
 }
 
 void Decoder::logits(std::span<const int32_t> rows, float* out) {

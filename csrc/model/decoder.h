@@ -65,6 +65,10 @@ class Decoder {
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
   void end_step(std::span<SelectionStats> stats);
+  // Which experts the last step used, [MoE layers, E]: kWanted by some row's own routing, kRead after selection. Empty before the first
+  // step, and on devices, which keep the routing to themselves.
+  enum Use : uint8_t { kWanted = 1, kRead = 2 };
+  std::span<const uint8_t> expert_uses() const { return uses_; }
   // Copy what was recorded of the step that ended last to host memory: the rows' experts [rows, MoE layers, k], and their router
   // logits [rows, MoE layers, E].
   void read_routed_experts(std::vector<int32_t>& out);
@@ -87,10 +91,12 @@ class Decoder {
                    const StateView& states, PendingSum pending);
   // Blocks of experts or an MLP: moe_block.cc.
   PendingSum moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                       const MoeObserver& observe);
-  void mlp_block(const LayerWeights& w, const BatchView& batch);
+                       const MoeObserver& observe, PendingSum pending);
+  void mlp_block(const LayerWeights& w, const BatchView& batch, PendingSum pending);
   void sandwich_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
                           const MoeObserver& observe);
+  void output_normed_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
+                               const MoeObserver& observe);
   void sandwich_mlp_block(const LayerWeights& w, const BatchView& batch);
   // The experts of a step's rows in one layer.
   struct Routed {
@@ -102,8 +108,9 @@ class Decoder {
     DispatchPlan plan;
     ExpertStore::Lease lease;
   };
-  // Scores the normed rows and chooses their experts, which are then being read where they are not in memory.
-  Routed route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer);
+  // Scores the rows [T, H] and chooses their experts, which are then being read where they are not in memory.
+  Routed route_rows(const LayerWeights& w, const float* rows, const BatchView& batch, const Selection& selection,
+                    int64_t moe_layer);
 
   template <class T>
   void read_layers(const T* from, int64_t width, std::vector<T>& out);
@@ -120,8 +127,9 @@ class Decoder {
   std::vector<ExpertTable> experts_;  // [MoE layers]
   VirtualCache* cache_ = nullptr;
   const RoutingCosts* costs_;       // the store or the cache; null: all experts cost the same
-  std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing, where there are costs
-  std::vector<float> wanted_mass_;  // [E] their gate mass
+  std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing
+  std::vector<float> wanted_mass_;  // [E] their gate mass, where there are costs
+  std::vector<uint8_t> uses_;       // [MoE layers, E] bits of Use
   std::unique_ptr<NextRouter> next_router_;
   std::vector<float> next_logits_;  // [MoE layers - 1, rows, E]
   RopeRows rope_;

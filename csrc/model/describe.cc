@@ -130,6 +130,14 @@ std::string describe_attention(const ModelConfig& m) {
                       str_cat("gated DeltaNet of ", m.delta.key_heads, " key heads of ", m.delta.key_dim, " and ",
                               m.delta.value_heads, " value heads of ", m.delta.value_dim, " instead"),
                       [](const LayerConfig& x) { return x.mixer == MixerKind::kGatedDelta; });
+  const auto instead = [&](MixerKind kind, const std::string& what) {
+    text += in_layers(m, what + " instead", [&](const LayerConfig& x) { return x.mixer == kind; });
+  };
+  instead(MixerKind::kKda, str_cat("Kimi delta attention of ", m.delta.key_heads, " heads of ", m.delta.key_dim));
+  instead(MixerKind::kMamba2,
+          str_cat("Mamba2 of ", m.mamba.heads, " heads of ", m.mamba.head_dim, " with states of ", m.mamba.state_dim));
+  instead(MixerKind::kShortConv, str_cat("a convolution of ", m.short_conv_width, " tokens"));
+  instead(MixerKind::kNone, "an MLP or experts alone");
   return text + in_layers(m, "no rope", [](const LayerConfig& x) { return !x.rope; });
 }
 
@@ -207,9 +215,12 @@ ModelDescription describe_model(const std::string& path) {
   d.expert_bytes = num_experts ? bytes_of_experts / num_experts : 0;
   d.active_bytes_per_token = d.options[0].bytes_per_token;
   d.kv_bytes_per_token = KvCache::bytes_per_block(c, c.dtype, 1);
+  for (const PageGroup& group : page_groups(c, c.dtype, c.max_position_embeddings).groups)
+    d.kv_bytes_per_sequence += checked_mul(group.span(c.max_position_embeddings), group.bytes_per_token, "kv_cache");
   for (const int64_t bytes : state_bytes(c, c.dtype)) d.state_bytes_per_sequence += bytes;
   d.copied_weight_bytes = weights.copies.bytes();
   d.warnings = weights.warnings;
+  if (!c.context_limit.empty()) d.warnings.push_back(c.context_limit);
   d.not_used = weights.not_used;
   d.keys_not_understood = keys_that_matter(std::move(unread));
   return d;

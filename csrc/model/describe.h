@@ -29,6 +29,8 @@ struct ModelDescription {
   // V; the weights that cannot be used where they lie in the file. All with quantization="none".
   int64_t checkpoint_bytes = 0, weight_bytes = 0, expert_bytes = 0, active_bytes_per_token = 0, kv_bytes_per_token = 0,
           copied_weight_bytes = 0;
+  int64_t kv_bytes_per_sequence =
+      0;  // K and V of max_position_embeddings tokens; of layers with a window, that of its last window
   int64_t state_bytes_per_sequence = 0;  // of the layers that have a state instead of K and V
   std::vector<WeightOption> options;
   std::vector<std::string> warnings, not_used;   // as ModelWeights has them

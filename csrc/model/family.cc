@@ -32,16 +32,11 @@ std::vector<std::string> supported_model_types() {
 namespace {
 // Returns why a family that people ask for is not supported.
 const char* reason(const std::string& model_type) {
-  static const std::pair<const char*, const char*> kReasons[] = {{"deepseek_v32", "sparse attention"},
-                                                                 {"deepseek_v4", "sparse attention"},
-                                                                 {"glm_moe_dsa", "sparse attention"},
-                                                                 {"kimi_linear", "linear attention"},
+  static const std::pair<const char*, const char*> kReasons[] = {{"deepseek_v4", "sparse attention"},
                                                                  {"bailing_hybrid", "linear attention"},
                                                                  {"minimax", "linear attention"},
                                                                  {"jamba", "state-space layers"},
-                                                                 {"nemotron_h", "state-space layers"},
                                                                  {"granitemoehybrid", "state-space layers"},
-                                                                 {"lfm2_moe", "convolution layers"},
                                                                  {"longcat_flash", "experts that compute nothing"}};
   for (const auto& [name, text] : kReasons)
     if (model_type == name) return text;

@@ -1,5 +1,7 @@
 #include "model/kv_cache.h"
 
+#include <array>
+
 namespace lynx_rt {
 
 int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t block_size) {
@@ -11,10 +13,14 @@ int64_t KvCache::bytes_per_block(const ModelConfig& m, DType dtype, int64_t bloc
 }
 
 KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int64_t block_size)
-    : num_blocks_(num_blocks), block_size_(block_size) {
+    : KvCache(backend, m, {{PageGroup{}}, std::vector<int32_t>(size_t(m.num_layers), 0)}, std::array{num_blocks}, block_size) {}
+
+KvCache::KvCache(Backend& backend, const ModelConfig& m, const PageGroups& groups, std::span<const int64_t> num_blocks,
+                 int64_t block_size)
+    : groups_(groups) {
   const DType dtype = backend.compute_dtype();
-  const auto pages = [&](int64_t columns) {
-    const int64_t tokens = checked_mul(num_blocks, block_size, "kv_cache");
+  const auto pages = [&](int64_t blocks, int64_t columns) {
+    const int64_t tokens = checked_mul(blocks, block_size, "kv_cache");
     memory_.emplace_back(backend, checked_mul(tokens, columns * dtype_size(dtype), "kv_cache"), "kv_cache");
     return memory_.back().get();
   };
@@ -22,9 +28,10 @@ KvCache::KvCache(Backend& backend, const ModelConfig& m, int64_t num_blocks, int
     KvCacheView& view = views_.emplace_back();
     if (sequence_memory(m, l, dtype).kind != SequenceMemory::kPages) continue;
     const KvShape shape = kv_shape(m, m.layers[size_t(l)]);
-    void* k = pages(shape.num_heads * shape.head_dim);
-    void* v = shape.v_in_k ? nullptr : pages(shape.num_heads * shape.v_head_dim);
-    view = {k, v, dtype, num_blocks, block_size, shape.num_heads, shape.head_dim, shape.v_head_dim};
+    const int64_t blocks = num_blocks[size_t(group(l))];
+    void* k = pages(blocks, shape.num_heads * shape.head_dim);
+    void* v = shape.v_in_k ? nullptr : pages(blocks, shape.num_heads * shape.v_head_dim);
+    view = {k, v, dtype, blocks, block_size, shape.num_heads, shape.head_dim, shape.v_head_dim};
   }
 }
 

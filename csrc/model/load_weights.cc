@@ -134,16 +134,20 @@ std::map<const WeightView*, WeightUse> uses_of_blocks(const ModelWeights& weight
   return uses;
 }
 
-// An op takes gate and up of an expert together.
-BlockBinding allow_blocks(const ModelWeights& weights, const TakesBlocks& takes) {
+// An op takes gate and up of an expert together, where it has both.
+BlockBinding allow_blocks(const ModelWeights& weights, const std::vector<TensorSpec>& specs, const TakesBlocks& takes) {
   BlockBinding out;
   out.takes = [uses = uses_of_blocks(weights), &takes](const WeightView* target, const BlockRows& rows) {
     const auto use = uses.find(target);
     return use != uses.end() && takes(use->second, rows);
   };
+  std::set<const WeightView*> bound;
+  for (const TensorSpec& spec : specs)
+    for (const WeightPiece& piece : spec.pieces) bound.insert(piece.target);
   for (const Placing& placing : weights.placing)
     if (const auto* experts = std::get_if<std::span<ExpertWeights>>(&placing))
-      for (const ExpertWeights& e : *experts) out.alike.emplace_back(&e.gate, &e.up);
+      for (const ExpertWeights& e : *experts)
+        if (bound.count(&e.up) > 0) out.alike.emplace_back(&e.gate, &e.up);
   return out;
 }
 
@@ -244,7 +248,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;
-  BlockBinding binding = takes ? allow_blocks(weights, takes) : BlockBinding();
+  BlockBinding binding = takes ? allow_blocks(weights, specs, takes) : BlockBinding();
   binding.check_scales = when != ReadCopies::kNever;
   weights.copies =
       bind_weights(checkpoint, specs, ignored, config.quantization, config.dtype, when == ReadCopies::kNow, &notes, binding);

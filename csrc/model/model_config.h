@@ -16,11 +16,13 @@ namespace lynx_rt {
 enum class NormKind : uint8_t { kRms, kLayer };  // kLayer: LayerNorm with a bias
 
 // The part of a layer in which the rows of a sequence see each other; each kind has a file in model/mixers/.
-enum class MixerKind : uint8_t { kGqa, kMla, kGatedDelta };
+// kNone: a layer of an MLP or experts alone (Nemotron-H).
+enum class MixerKind : uint8_t { kGqa, kMla, kGatedDelta, kKda, kMamba2, kShortConv, kNone };
 
 struct LayerConfig {
   MixerKind mixer = MixerKind::kGqa;
   bool moe = false;          // experts instead of a dense MLP
+  bool mlp = true;           // false: the layer is its mixer alone, without MLP or experts (Nemotron-H)
   int64_t window = 0;        // tokens that a query sees, itself included; 0 = all
   int64_t chunk = 0;         // positions of a chunk; a query sees no other chunk than its own; 0 = no chunks (Llama 4)
   int64_t num_kv_heads = 0;  // G of this layer; 0 = the model's; num_global_key_value_heads (Gemma 4)
@@ -36,6 +38,8 @@ struct ModelConfig {
   int64_t vocab_size = 0;               // V; vocab_size
   int64_t intermediate_size = 0;        // width of the dense MLP; intermediate_size
   int64_t max_position_embeddings = 0;  // longest context, tokens; max_position_embeddings
+  // Why max_position_embeddings is less than config.json's; "" where it is not.
+  std::string context_limit;
   NormKind norm = NormKind::kRms;
   bool norm_offset = false;          // RMSNorm multiplies by 1 + weight (Qwen3-Next), that of DeltaNet's output excepted
   float rms_norm_eps = 1e-6f;        // also LayerNorm's; rms_norm_eps
@@ -49,6 +53,8 @@ struct ModelConfig {
   // The outputs of attention, the MLP and the experts are normed before they are added to the residual stream (LayerWeights), and experts
   // have the dense MLP beside them, as a shared expert with norms of its own (Gemma 4).
   bool sandwich_norms = false;
+  // The outputs of attention and the experts are normed, and their inputs are not (OLMo 2, FlexOlmo).
+  bool output_norms = false;
   DType dtype = DType::kF32;           // dtype, or torch_dtype
   bool dtype_stated = false;           // false: absent or "auto"; read_model_config() then takes the file's
   QuantizationConfig quantization;     // quantization_config, compression_config: how the file's weights are to be decoded
@@ -79,8 +85,14 @@ struct ModelConfig {
   int64_t qk_nope_head_dim = 0;   // qk_nope_head_dim
   int64_t v_head_dim = 0;         // Dv, columns of a value head; D without MLA; v_head_dim
 
-  DeltaShape delta;  // of layers with gated DeltaNet; linear_num_key_heads, linear_num_value_heads, linear_key_head_dim, ..
-  bool delta_by_head = false;  // its projections lie by key head: in_proj_qkvz, in_proj_ba (Qwen3-Next)
+  DeltaShape
+      delta;  // of layers with gated DeltaNet or KDA; linear_num_key_heads, linear_num_value_heads, linear_key_head_dim, ..
+  bool delta_by_head = false;    // its projections lie by key head: in_proj_qkvz, in_proj_ba (Qwen3-Next)
+  Mamba2Shape mamba;             // of layers with Mamba2; mamba_num_heads, mamba_head_dim, n_groups, ssm_state_size, conv_kernel
+  float min_dt = 0, max_dt = 0;  // bounds of Mamba2's time steps; time_step_limit
+  int64_t short_conv_width = 0;  // W of layers with a short convolution; conv_L_cache (LFM2)
+  bool mixer_bias = false;       // biases of the projections of Mamba2 (use_bias) and of a short convolution (conv_bias)
+  bool conv_bias = false;        // of the convolution of Mamba2 (use_conv_bias) and of a short convolution (conv_bias)
 
   // Mixture of experts; num_experts = 0 means a dense model.
   int64_t num_experts = 0;                        // E; num_experts, num_local_experts, n_routed_experts, moe_num_experts
@@ -100,6 +112,9 @@ struct ModelConfig {
   int64_t head_dim_of(const LayerConfig& l) const { return l.head_dim ? l.head_dim : head_dim; }
   bool has_mixer(MixerKind kind) const {
     return std::any_of(layers.begin(), layers.end(), [&](const LayerConfig& l) { return l.mixer == kind; });
+  }
+  bool has_dense_mlp() const {
+    return std::any_of(layers.begin(), layers.end(), [](const LayerConfig& l) { return l.mlp && !l.moe; });
   }
   int64_t num_moe_layers() const {
     return std::count_if(layers.begin(), layers.end(), [](const LayerConfig& l) { return l.moe; });

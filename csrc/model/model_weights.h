@@ -9,13 +9,19 @@
 #include "checkpoint/weights.h"
 #include "model/mixers/gated_delta.h"
 #include "model/mixers/gqa.h"
+#include "model/mixers/kda.h"
+#include "model/mixers/mamba2.h"
 #include "model/mixers/mla.h"
+#include "model/mixers/short_conv.h"
 
 namespace lynx_rt {
 
-using MixerWeights = std::variant<GqaWeights, MlaWeights, GatedDeltaWeights>;  // by LayerConfig::mixer
+// By LayerConfig::mixer; monostate: none.
+using MixerWeights =
+    std::variant<std::monostate, GqaWeights, MlaWeights, GatedDeltaWeights, KdaWeights, Mamba2Weights, ShortConvWeights>;
 
-// Weights of a layer with sandwich norms (Gemma 4); those from mlp_out on are of MoE layers alone.
+// Weights of a layer with sandwich norms (Gemma 4); those from mlp_out on are of MoE layers alone. A layer with output norms has the
+// first two.
 struct SandwichWeights {
   WeightView attention_out;          // [H] of what attention adds
   WeightView block_out;              // [H] of what the MLP and the experts add together
@@ -27,10 +33,10 @@ struct SandwichWeights {
 
 // Weights of one decoder layer; those that a model lacks are empty. H hidden size, E experts.
 struct LayerWeights {
-  WeightView input_norm, input_norm_bias;  // [H]
+  WeightView input_norm, input_norm_bias;  // [H] of the rows that enter the mixer
   MixerWeights mixer;
   WeightView post_attention_norm, post_attention_norm_bias;  // [H] of the rows that enter the experts or the MLP
-  SandwichWeights sandwich;                                  // where ModelConfig::sandwich_norms
+  SandwichWeights sandwich;                                  // where ModelConfig::sandwich_norms or output_norms
   WeightView router, router_bias;                            // [E, H], [E]
   WeightView choice_bias;                                    // [E] float32: RouterRule::bias
   std::vector<ExpertWeights> experts;                        // E

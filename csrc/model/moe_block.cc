@@ -1,12 +1,12 @@
 // norm -> router -> route -> expert_ffn and the shared expert + residual; or, in a dense layer, norm -> mlp + residual. With sandwich
-// norms, what they add is normed before it is added.
+// norms, what they add is normed before it is added; with output norms, the rows that enter are not normed.
 #include <algorithm>
 
 #include "model/decoder.h"
 
 namespace lynx_rt {
 
-Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+Decoder::Routed Decoder::route_rows(const LayerWeights& w, const float* rows, const BatchView& batch, const Selection& selection,
                                     int64_t moe_layer) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
@@ -19,10 +19,13 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
            {ids, ws.weights.get(), ws.active.get(), 0},
            {ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()},
            {}};
-  if (costs_) {
+  const bool on_host = backend_.host_memory();
+  if (on_host) {
     wanted_.resize(size_t(m.num_experts));
-    wanted_mass_.resize(size_t(m.num_experts));
     r.routing.wanted = wanted_.data();
+  }
+  if (costs_) {
+    wanted_mass_.resize(size_t(m.num_experts));
     r.routing.wanted_mass = wanted_mass_.data();
   }
   r.rule.bias = static_cast<const float*>(w.choice_bias.data);
@@ -34,11 +37,18 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
   if (pregated && moe_layer > 0)
     std::copy_n(prefetch_->scores(), batch.num_rows * m.num_experts, scores);
   else
-    backend_.router(ws.normed.f32(), w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
+    backend_.router(rows, w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
   const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
-  const std::span<const float> mass(r.routing.wanted_mass, wanted.size());
+  const std::span<const float> mass(r.routing.wanted_mass, costs_ ? wanted.size() : 0);
+  if (on_host) {
+    uses_.resize(size_t(num_moe_layers_ * m.num_experts));
+    uint8_t* uses = uses_.data() + moe_layer * m.num_experts;
+    std::fill_n(uses, m.num_experts, uint8_t(0));
+    for (int32_t e : wanted) uses[e] |= kWanted;
+    for (int32_t e : active) uses[e] |= kRead;
+  }
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
   if (store_ && batch.num_rows > 0) r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
   if (prefetch_ && batch.num_rows > 0 && (decodes || pregated)) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
@@ -51,11 +61,11 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const BatchView& batc
 }
 
 PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection, int64_t moe_layer,
-                              const MoeObserver& observe) {
+                              const MoeObserver& observe, PendingSum pending) {
   const ModelConfig& m = config_;
   Workspace& ws = workspace_;
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
-  const Routed r = route_rows(w, batch, selection, moe_layer);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, std::move(pending));
+  const Routed r = route_rows(w, ws.normed.f32(), batch, selection, moe_layer);
   if (observe) observe({moe_layer, batch.num_rows, ws.normed.f32(), r.routing.ids, r.experts});
   // Experts are read while the shared expert is computed.
   if (m.shared_expert_width > 0)
@@ -63,9 +73,9 @@ PendingSum Decoder::moe_block(const LayerWeights& w, const BatchView& batch, con
   return backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, ws.x.get());
 }
 
-void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch) {
+void Decoder::mlp_block(const LayerWeights& w, const BatchView& batch, PendingSum pending) {
   Workspace& ws = workspace_;
-  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows);
+  norm(ws.x.get(), w.post_attention_norm, w.post_attention_norm_bias, batch.num_rows, std::move(pending));
   backend_.mlp(ws.normed, w.mlp, {}, ws.x.get(), config_.mlp_activation, true, config_.residual_multiplier);
 }
 
@@ -77,7 +87,7 @@ void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, 
   float *x = ws.x.get(), *branch = ws.branch.get(), *both = ws.both_branches.get();
   const int64_t rows = batch.num_rows;
   norm(x, s.router_in, {}, rows);
-  const Routed r = route_rows(w, batch, selection, moe_layer);
+  const Routed r = route_rows(w, ws.normed.f32(), batch, selection, moe_layer);
   norm(x, w.post_attention_norm, {}, rows);
   backend_.mlp(ws.normed, w.shared_expert, {}, branch, m.mlp_activation, false);
   backend_.add_rmsnorm(branch, s.mlp_out, m.rms_norm_eps, rows, false, both);
@@ -86,6 +96,19 @@ void Decoder::sandwich_moe_block(const LayerWeights& w, const BatchView& batch, 
   PendingSum sum = backend_.expert_ffn(ws.normed, r.experts, r.rule, r.ffn, r.routing, r.plan, branch, false);
   backend_.add_rmsnorm(branch, s.experts_out, m.rms_norm_eps, rows, true, both, {}, std::move(sum));
   backend_.add_rmsnorm(both, s.block_out, m.rms_norm_eps, rows, true, x, s.layer_scalar);
+}
+
+void Decoder::output_normed_moe_block(const LayerWeights& w, const BatchView& batch, const Selection& selection,
+                                      int64_t moe_layer, const MoeObserver& observe) {
+  const ModelConfig& m = config_;
+  Workspace& ws = workspace_;
+  float *x = ws.x.get(), *branch = ws.branch.get();
+  const int64_t rows = batch.num_rows;
+  const Activations raw(x, rows, m.hidden_size);
+  const Routed r = route_rows(w, x, batch, selection, moe_layer);
+  if (observe) observe({moe_layer, rows, x, r.routing.ids, r.experts});
+  PendingSum sum = backend_.expert_ffn(raw, r.experts, r.rule, r.ffn, r.routing, r.plan, branch, false);
+  backend_.add_rmsnorm(branch, w.sandwich.block_out, m.rms_norm_eps, rows, true, x, {}, std::move(sum));
 }
 
 void Decoder::sandwich_mlp_block(const LayerWeights& w, const BatchView& batch) {

@@ -15,9 +15,13 @@ NextRouter::NextRouter(Backend& backend, const ModelConfig& config, const ModelW
 
 float* NextRouter::score(int64_t moe_layer, const float* x, int64_t num_rows) {
   const LayerWeights& w = *layers_[size_t(moe_layer + 1)];
-  norm(backend_, config_, x, config_.sandwich_norms ? w.sandwich.router_in : w.post_attention_norm, w.post_attention_norm_bias,
-       num_rows, normed_);
-  backend_.router(normed_.f32(), w.router, w.router_bias, num_rows, scores_.get(), config_.router_multiplier);
+  const float* rows = x;
+  if (!config_.output_norms) {
+    norm(backend_, config_, x, config_.sandwich_norms ? w.sandwich.router_in : w.post_attention_norm, w.post_attention_norm_bias,
+         num_rows, normed_);
+    rows = normed_.f32();
+  }
+  backend_.router(rows, w.router, w.router_bias, num_rows, scores_.get(), config_.router_multiplier);
   return scores_.get();
 }
 

@@ -13,15 +13,21 @@ int64_t kept_layers(const ModelConfig& m, bool recorded) { return recorded ? std
 // Returns the most columns of the projections that a layer's mixer works on.
 int64_t qkv_columns(const ModelConfig& m) {
   const int64_t heads = m.num_heads * (m.attention_gate ? 2 : 1);
-  int64_t columns = std::max(heads * m.head_dim, m.has_mixer(MixerKind::kGatedDelta) ? m.delta.projected_columns() : 0);
+  int64_t columns = std::max(heads * m.head_dim, m.delta.key_heads > 0 ? m.delta.projected_columns() : 0);
+  if (m.has_mixer(MixerKind::kMamba2)) columns = std::max(columns, m.mamba.row_columns());
+  if (m.has_mixer(MixerKind::kShortConv)) columns = std::max(columns, 3 * m.hidden_size);
   for (const LayerConfig& l : m.layers)
     if (l.mixer == MixerKind::kGqa) columns = std::max(columns, (heads + 2 * m.kv_heads_of(l)) * m.head_dim_of(l));
   return columns;
 }
 
+// Returns the columns between the two products of a low-rank projection.
+int64_t low_rank(const ModelConfig& m) { return std::max(m.q_lora_rank, m.has_mixer(MixerKind::kKda) ? m.delta.key_dim : 0); }
+
 // Returns the most columns of what a layer's mixer gives.
 int64_t attended_columns(const ModelConfig& m) {
-  int64_t columns = m.delta.values();
+  int64_t columns = std::max(m.delta.values(), m.mamba.values());
+  if (m.has_mixer(MixerKind::kShortConv)) columns = std::max(columns, m.hidden_size);
   for (const LayerConfig& l : m.layers) columns = std::max(columns, m.num_heads * kv_shape(m, l).v_head_dim);
   return columns;
 }
@@ -36,9 +42,9 @@ Workspace::Workspace(Backend& b, const ModelConfig& m, int64_t t, int64_t l, Ste
       normed(b, t, std::max(m.hidden_size, m.q_lora_rank), "workspace"),
       qkv(b, checked_mul(t, qkv_columns(m), "workspace"), "workspace"),
       attended(b, t, attended_columns(m), "workspace"),
-      branch(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
+      branch(b, checked_mul(t, m.sandwich_norms || m.output_norms ? m.hidden_size : 0, "workspace"), "workspace"),
       both_branches(b, checked_mul(t, m.sandwich_norms ? m.hidden_size : 0, "workspace"), "workspace"),
-      q_a(b, checked_mul(t, m.q_lora_rank, "workspace"), "workspace"),
+      q_a(b, checked_mul(t, low_rank(m), "workspace"), "workspace"),
       kv_a(b, checked_mul(t, latent_width(m), "workspace"), "workspace"),
       latent_q(b, checked_mul(t, m.num_heads * latent_width(m), "workspace"), "workspace"),
       head_values(b, checked_mul(t, latent_width(m) ? m.num_heads * m.v_head_dim : 0, "workspace"), "workspace"),

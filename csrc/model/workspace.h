@@ -21,11 +21,11 @@ struct Workspace {
 
   DeviceArray<float> x;       // [T, H] residual stream
   Activations normed;         // [T, H]; MLA: [T, q_lora_rank] too
-  DeviceArray<float> qkv;     // [T, (A + 2 G) * D] of the widest layer; MLA: q [T, A * D]; DeltaNet: [T, projected_columns()]
-  Activations attended;       // [T, A * Dv]; MLA: [T, A * L]; DeltaNet: [T, vh * dv]
-  DeviceArray<float> branch;  // [T, H] what attention, the MLP or the experts add, before its norm (sandwich norms)
+  DeviceArray<float> qkv;     // [T, projections of the widest mixer]; GQA: [T, (A + 2 G) * D]; MLA: q [T, A * D]
+  Activations attended;       // [T, what the widest mixer gives]; GQA: [T, A * Dv]; MLA: [T, A * L]
+  DeviceArray<float> branch;  // [T, H] what attention, the MLP or the experts add, before its norm (sandwich and output norms)
   DeviceArray<float> both_branches;     // [T, H] what the MLP and the experts add (sandwich norms)
-  DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]
+  DeviceArray<float> q_a, kv_a;         // MLA: [T, q_lora_rank], [T, L + R]; q_a of KDA: [T, D]
   DeviceArray<float> latent_q;          // MLA: [T, A * (L + R)]
   DeviceArray<float> head_values;       // MLA: [T, A * Dv]
   DeviceArray<float> scores;            // [M, T, E] router logits

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "model/expert_lists.h"
+#include "research/plec.h"
 #include "tiers/guesses.h"
 
 namespace lynx_rt {
@@ -31,21 +32,15 @@ class Run {
   Run(RecordedRouter& router, const TierSetup& setup, ExpertHistory lists)
       : router_(router),
         setup_(setup),
-        residency_(
-            setup.rule,
-            setup.quota.empty() ? quota_of(setup.residents, router.num_layers(), router.num_experts(), "residents") : setup.quota,
-            router.num_experts(), std::move(lists)),
+        residency_(setup.rule, quota_of(setup.residents, router.num_layers(), router.num_experts(), "residents"),
+                   router.num_experts(), std::move(lists)),
         clock_(setup.times),
         guesses_(router.num_experts()),
         guessed_(size_t(router.num_layers())),
         all_(size_t(router.num_experts())),
-        is_ring_(setup.rule.policy == ResidencyPolicy::kRing) {
+        is_ring_(setup.rule.policy == ResidencyPolicy::kRing),
+        out_(router.num_steps(), router.num_layers()) {
     std::iota(all_.begin(), all_.end(), 0);
-    const size_t cells = size_t(router.num_steps() * router.num_layers());
-    for (auto* counts :
-         {&out_.used, &out_.misses, &out_.reads, &out_.guessed, &out_.guessed_used, &out_.ahead, &out_.needed, &out_.in_time})
-      counts->assign(cells, 0);
-    for (auto* sums : {&out_.seconds, &out_.wait, &out_.wasted, &out_.retained_mass}) sums->assign(size_t(router.num_steps()), 0);
   }
 
   TierSimulation run() && {
@@ -53,6 +48,8 @@ class Run {
       const double start = clock_.now();
       step_rows_ = router_.begin_step();
       clock_.begin_step();
+      if (setup_.seeds)
+        for (const int64_t row : step_rows_) seed(row);
       for (int64_t l = 0; l < std::min(setup_.distance, router_.num_layers()); ++l) hint(l);
       for (int64_t l = 0; l < router_.num_layers(); ++l) layer(l);
       out_.seconds[size_t(step_)] = clock_.now() - start;
@@ -62,6 +59,14 @@ class Run {
 
  private:
   size_t cell(int64_t layer) const { return size_t(step_ * router_.num_layers() + layer); }
+
+  void seed(int64_t row) {
+    const int64_t width = router_.num_experts();
+    for (int64_t l = 0; l < router_.num_layers(); ++l) {
+      const std::span<const float> uses(setup_.seeds + (row * router_.num_layers() + l) * width, size_t(width));
+      if (std::any_of(uses.begin(), uses.end(), [](float count) { return count != 0; })) residency_.seed(l, uses);
+    }
+  }
 
   void layer(int64_t l) {
     const auto cost = residency_.cost(l);
@@ -79,6 +84,7 @@ class Run {
     out_.in_time[cell(l)] = result.in_time;
     out_.wait[size_t(step_)] += result.wait;
     out_.wasted[size_t(step_)] += result.wasted;
+    out_.disk[size_t(step_)] += double(misses_.size()) * setup_.times.read + result.wasted;
     for (const int32_t e : guessed_[size_t(l)]) out_.guessed_used[cell(l)] += std::binary_search(used.begin(), used.end(), e);
     const bool by_used = setup_.rule.policy == ResidencyPolicy::kBelady && !router_.sees_cost(l);
     residency_.update(l, used, by_used ? used : router_.wanted(), by_used ? std::span<const float>() : router_.wanted_mass());
@@ -120,6 +126,12 @@ class Run {
 
 }  // namespace
 
+TierSimulation::TierSimulation(int64_t num_steps, int64_t num_layers) {
+  for (auto* counts : {&used, &misses, &reads, &guessed, &guessed_used, &ahead, &needed, &in_time})
+    counts->assign(size_t(num_steps * num_layers), 0);
+  for (auto* sums : {&seconds, &wait, &wasted, &disk, &retained_mass}) sums->assign(size_t(num_steps), 0);
+}
+
 TierSimulation simulate_tier(const RecordedRows& rows, const std::string& selection, std::span<const int64_t> order,
                              std::span<const int64_t> offsets, const TierSetup& setup) {
   if (setup.guesses && (setup.num_guesses < 1 || setup.num_guesses > rows.num_experts))
@@ -130,8 +142,7 @@ TierSimulation simulate_tier(const RecordedRows& rows, const std::string& select
             "clock here");
   if (setup.distance < 1) invalid("prefetch", "d: expected at least 1, got ", setup.distance);
   RecordedRouter router(rows, selection, order, offsets);
-  if (!setup.quota.empty() && int64_t(setup.quota.size()) != router.num_layers())
-    invalid("quota", "expected ", router.num_layers(), " layers, got ", int64_t(setup.quota.size()));
+  if (setup.plec) return simulate_plec(router, setup);
   ExpertHistory lists = setup.lists;
   if (setup.rule.policy == ResidencyPolicy::kStatic && lists.empty())
     lists = read_expert_lists(setup.rule.file, router.num_layers());

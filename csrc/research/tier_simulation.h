@@ -12,11 +12,13 @@
 namespace lynx_rt {
 
 struct TierSetup {
-  ResidencyRule rule;          // any policy, also those that an engine has not
-  double residents = 0;        // as quota_of() takes it
-  std::vector<int64_t> quota;  // [L] in its place; empty = by `residents`
-  ExpertHistory lists;         // static: see Residency
+  ResidencyRule rule;    // any policy, also those that an engine has not
+  double residents = 0;  // as quota_of() takes it
+  ExpertHistory lists;   // static: see Residency
   TierTimes times;
+  bool plec = false;  // ExpertFlow's memory in place of `rule`: see plec.h
+  // Uses [N, L, E] that count when a row is first run: see Residency::seed(). Rows of zeros: none. Null: none at all.
+  const float* seeds = nullptr;
   // Guesses of what is used: scores [N, L, E] of the recorded rows, each of whose `num_guesses` best experts are read ahead as
   // ExpertPrefetch does it, when the layer `distance` before knows its experts (the first layers: when the step begins). -inf: not
   // guessed. Null: nothing is read ahead.
@@ -25,10 +27,12 @@ struct TierSetup {
 };
 
 struct TierSimulation {
+  TierSimulation(int64_t num_steps, int64_t num_layers);
   // [steps, L]: experts that were used; of these not resident; read (ring: all); guessed; guessed and used; asked for
   // ahead; of these needed; of these there before the layer knew its experts.
   std::vector<int32_t> used, misses, reads, guessed, guessed_used, ahead, needed, in_time;
   std::vector<double> seconds, wait, wasted;  // [steps]: see TierClock::LayerResult
+  std::vector<double> disk;                   // [steps] seconds that the disk read
   std::vector<double> retained_mass;          // [steps] sum over layers and rows
 };
 

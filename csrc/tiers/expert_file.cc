@@ -106,13 +106,13 @@ RecordLayout read_layout(IndexReader& in, int64_t number) {
   size_t i = 0;
   for (WeightView* v : e.views()) *v = read_view(in, str_cat("layout ", number, ", ", kNames[i++]));
   const int64_t width = e.gate.rows, hidden = e.gate.cols;
-  const bool biased = e.gate_bias.rows > 0;
-  const int64_t shapes[][2] = {{width, hidden},          {width, hidden},          {hidden, width},
-                               {biased, biased * width}, {biased, biased * width}, {biased, biased * hidden}};
+  const bool biased = e.gate_bias.rows > 0, gated = e.up.rows > 0, both = biased && gated;
+  const int64_t shapes[][2] = {{width, hidden},      {gated * width, gated * hidden}, {hidden, width}, {biased, biased * width},
+                               {both, both * width}, {biased, biased * hidden}};
   i = 0;
   for (const WeightView* v : e.views()) {
     const auto [rows, cols] = shapes[i];
-    if (v->rows != rows || v->cols != cols || (i < 3 && rows * cols == 0))
+    if (v->rows != rows || v->cols != cols || (i < 3 && i != 1 && rows * cols == 0))
       in.reject("layout ", number, ", ", kNames[i], ": expected the shape [", rows, ", ", cols,
                 "] by gate, of at least one value, got [", v->rows, ", ", v->cols, "]");
     if (i >= 3 && v->format != QuantFormat::kPlain) in.reject("layout ", number, ", ", kNames[i], ": expected plain values");
@@ -177,7 +177,8 @@ ExpertFile::ExpertFile(const std::string& path, FileCalls& calls) : file_(std::m
         in.reject(what, ": expected a record of ", bytes, " bytes from a multiple of ", RecordLayout::kAlignment,
                   " on, before byte ", header.index_offset, "; got byte ", r.offset);
       const ExpertWeights &one = layouts_[size_t(r.layout)].shape(), &first = layouts_[size_t(records_[l][0].layout)].shape();
-      if (one.gate.rows != first.gate.rows || one.gate.cols != first.gate.cols || one.gate_bias.rows != first.gate_bias.rows)
+      if (one.gate.rows != first.gate.rows || one.gate.cols != first.gate.cols || one.gate_bias.rows != first.gate_bias.rows ||
+          one.up.rows != first.up.rows)
         in.reject(what, ": expected the shapes and biases of the layer's first expert");
     }
   }

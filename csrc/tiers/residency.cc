@@ -4,6 +4,7 @@
 #include <cmath>
 #include <iterator>
 #include <limits>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -198,27 +199,36 @@ void Residency::update(int64_t index, std::span<const int32_t> used, std::span<c
   counts.hits += hits;
   const bool ring = rule_.policy == ResidencyPolicy::kRing;
   const int64_t inserted = counts.inserted;
+  const bool keeps = !ring && rule_.policy != ResidencyPolicy::kNone && rule_.policy != ResidencyPolicy::kStatic;
   if (hi_lo) {
     // Layers take turns, so that not all reads are asked for in one step.
     if ((layer.step + index) % rule_.period == rule_.period - 1) exchange(layer, quota_[size_t(index)]);
-  } else if (!ring && rule_.policy != ResidencyPolicy::kNone && rule_.policy != ResidencyPolicy::kStatic &&
-             hits < int64_t(used.size())) {
-    keep_best(layer, size_t(index), used);
+  } else if (keeps && hits < int64_t(used.size())) {
+    kept_.clear();
+    for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
+      if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) kept_.push_back(e);
+    choose(index);
   }
   counts.reads += rule_.low ? counts.inserted - inserted : ring ? int64_t(layer.cost.size()) : int64_t(used.size()) - hits;
   ++layer.step;
 }
 
-// Keeps the best of the residents and the experts that were used.
-void Residency::keep_best(Layer& layer, size_t index, std::span<const int32_t> used) {
-  kept_.clear();
-  keys_.resize(layer.cost.size());
-  for (int32_t e = 0; e < int32_t(layer.cost.size()); ++e)
-    if (layer.cost[size_t(e)] == 0 || std::binary_search(used.begin(), used.end(), e)) {
-      kept_.push_back(e);
-      keys_[size_t(e)] = key(layer, index, e);
-    }
-  if (int64_t(kept_.size()) > quota_[index]) {
+void Residency::seed(int64_t index, std::span<const float> uses) {
+  Layer& layer = layers_[size_t(index)];
+  if (rule_.policy != ResidencyPolicy::kLfu || uses.size() != layer.uses.size())
+    fail(ErrorCode::kInternal, "", "layer ", index, ": only lfu takes uses from elsewhere, one number per expert");
+  for (size_t e = 0; e < uses.size(); ++e) layer.uses[e] += double(uses[e]);
+  kept_.resize(layer.cost.size());
+  std::iota(kept_.begin(), kept_.end(), 0);
+  choose(index);
+}
+
+// Makes the best of kept_ the residents of a layer.
+void Residency::choose(int64_t index) {
+  Layer& layer = layers_[size_t(index)];
+  if (int64_t(kept_.size()) > quota_[size_t(index)]) {
+    keys_.resize(layer.cost.size());
+    for (const int32_t e : kept_) keys_[size_t(e)] = key(layer, size_t(index), e);
     const auto& second = [&](int32_t e) {
       return rule_.policy == ResidencyPolicy::kLru ? layer.uses[size_t(e)] : double(layer.last[size_t(e)]);
     };
@@ -227,7 +237,7 @@ void Residency::keep_best(Layer& layer, size_t index, std::span<const int32_t> u
       if (second(a) != second(b)) return second(a) > second(b);
       return a < b;
     });
-    kept_.resize(size_t(quota_[index]));
+    kept_.resize(size_t(quota_[size_t(index)]));
   }
   const int64_t before = std::count(layer.cost.begin(), layer.cost.end(), 0);
   int64_t stayed = 0;

@@ -71,6 +71,9 @@ class Residency {
   void update(int64_t layer, std::span<const int32_t> used, std::span<const int32_t> wanted, std::span<const float> mass = {});
   // Returns the experts that will be resident from a later step on, which is the time that their reads have. hi_lo alone has any.
   std::span<const int32_t> coming(int64_t layer) const { return layers_[size_t(layer)].coming; }
+  // Counts uses beyond those of steps, [E], those of a prompt for example, and keeps the experts that then have the most, wherever they
+  // are: it is for a step that reads all experts anyway. lfu alone. Source: arXiv 2510.05497.
+  void seed(int64_t layer, std::span<const float> uses);
   const Counts& counts(int64_t layer) const { return layers_[size_t(layer)].counts; }
 
  private:
@@ -84,14 +87,14 @@ class Residency {
     Counts counts;
   };
   double key(const Layer& layer, size_t index, int32_t expert) const;
-  void keep_best(Layer& layer, size_t index, std::span<const int32_t> used);
+  void choose(int64_t index);
   void exchange(Layer& layer, int64_t quota);
 
   ResidencyRule rule_;
   std::vector<int64_t> quota_;
   ExpertHistory lists_;
   std::vector<Layer> layers_;
-  std::vector<int32_t> kept_;  // scratch of update()
+  std::vector<int32_t> kept_;  // scratch of choose()
   std::vector<double> keys_;
 };
 

@@ -15,6 +15,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lynx_rt.cli import bench_serve
 from lynx_rt.cli.machine import available_memory_bytes, cpu_threads, measured_on
 from lynx_rt.cli.options import (
     add_engine_options,
@@ -120,6 +121,7 @@ def add_command(commands: Any) -> None:
     add_engine_options(decode)
     decode.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     decode.set_defaults(run=run)
+    bench_serve.add_command(kinds)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -143,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
         expert_policy=args.expert_policy,
         expert_prefetch=args.expert_prefetch,
         io_timeout_s=args.io_timeout or 0,
+        admission=args.admission,
         num_threads=args.num_threads or 0,
         max_num_seqs=max(args.batch),
         max_num_batched_tokens=max(_ROWS_PER_STEP, *args.batch),
@@ -215,7 +218,7 @@ def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_
 
 def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[int]:
     """Adds `batch` sequences and runs their prefill, until each has a token."""
-    from lynx_rt import _C
+    from lynx_rt import _C, LynxError
 
     generator = random.Random(args.seed)
     ids = []
@@ -227,7 +230,11 @@ def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size
         ids.append(core.add_request([generator.randrange(vocab_size) for _ in range(args.context)], params))
     waiting = set(ids)
     while waiting:
-        waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+        for output in core.step():
+            if output.error:
+                raise LynxError(output.error)
+            if output.token_ids:
+                waiting.discard(output.request_id)
     return ids
 
 

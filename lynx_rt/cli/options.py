@@ -51,7 +51,7 @@ def quantizations(text: str) -> list[str]:
 
 def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[str], Any] = quantization) -> None:
     """Adds --device --dtype --quantization --quantization-cache --activations --memory --expert-file --expert-memory
-    --expert-policy --expert-prefetch --io-timeout --num-threads; engine_options() reads them."""
+    --expert-policy --expert-prefetch --io-timeout --admission --num-threads; engine_options() reads them."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument(
         "--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: the checkpoint's)"
@@ -99,6 +99,11 @@ def add_engine_options(parser: argparse.ArgumentParser, quantization: Callable[[
         metavar="SECONDS",
         help="end the requests of a step that waits longer for a read of experts (default: it waits)",
     )
+    parser.add_argument(
+        "--admission",
+        default="first_come",
+        help="which waiting request runs next: first_come, affinity, affinity:window=128,skips=128,ms=0 (default: first_come)",
+    )
     parser.add_argument("--num-threads", type=positive_int, help="default: one per core, within affinity and CPU quota")
 
 
@@ -138,6 +143,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
         "expert_policy": args.expert_policy,
         "expert_prefetch": args.expert_prefetch,
         "io_timeout_s": args.io_timeout,
+        "admission": args.admission,
         "num_threads": args.num_threads,
     }
 

@@ -45,9 +45,12 @@ def run(args: argparse.Namespace) -> int:
     # Mixed steps are off, so that every decode row is in a decode-only step: only these are recorded.
     fixed = {"max_num_seqs": args.batch, "enable_prefix_caching": False, "enable_mixed_chunk": False}
     options = {**fixed, **engine_options(args), "expert_selection": args.selection, "record_router_logits": True}
+    options["enable_return_routed_experts"] = args.out is not None  # the experts of prompts
     with Engine(model_folder(args), **options) as engine:
-        engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=args.max_tokens, stop=["\n"]))
+        outputs = engine.generate(prompts, SamplingParams(temperature=0.0, max_tokens=args.max_tokens, stop=["\n"]))
         recording = take_recording(engine)
+    if args.out is not None:
+        recording.add_prompts(outputs)
     steps = len(recording.step_offsets) - 1
     if args.out is not None:
         recording.save(args.out)

@@ -28,6 +28,7 @@ from lynx_rt.cli.options import (
 from lynx_rt.errors import LynxError
 
 _VARIABLE = "LYNX_RT_SERVE_"
+_SWITCH = {"auto": None, "on": True, "off": False}
 _NOT_SETTINGS = ("help", "config", "verbose")
 
 
@@ -147,6 +148,13 @@ def _add_operation(group: Any) -> None:
     group.add_argument(
         "--metrics-per-layer", choices=("auto", "on", "off"), default="auto", help="series for each layer"
     )
+    group.add_argument("--no-page", action="store_true", help="no page for browsers at /")
+    group.add_argument(
+        "--expert-counts",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="whether clients see how often each expert is read; auto = where all clients are one party",
+    )
     group.add_argument("--otlp-traces-endpoint", metavar="URL", help="where spans go")
 
 
@@ -204,7 +212,9 @@ def run(args: argparse.Namespace) -> int:
         reasoning_field=args.reasoning_field,
         thinking_token_budget=args.thinking_token_budget,
         batch_isolation=args.batch_isolation,
-        metrics_per_layer={"auto": None, "on": True, "off": False}[args.metrics_per_layer],
+        page=not args.no_page,
+        expert_counts=_SWITCH[args.expert_counts],
+        metrics_per_layer=_SWITCH[args.metrics_per_layer],
         otlp_traces_endpoint=args.otlp_traces_endpoint,
         engine=engine,
     )

@@ -38,6 +38,13 @@ def add_command(commands: Any) -> None:
         "--batch", type=_batches, default=[None], help='batch sizes, or "steps" (default), as in "steps,1,4,16"'
     )
     parser.add_argument("--seed", type=integer, help="of the order of requests (default: as recorded)")
+    parser.add_argument(
+        "--admission",
+        type=selections,
+        default=["first_come"],
+        help="which waiting request takes a free place of a batch: first_come, affinity:window=128,skips=128 (as an engine's --admission), "
+        "predicted:window=64,skips=64 (by the token table), own (by what it will use), or several; with --batch (default: first_come)",
+    )
     parser.add_argument("--layers", action="store_true", help="also show the experts read in each layer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the results there")
     add_tier_options(parser)
@@ -54,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         return run_tier(args, recording)
     check_without_residents(args)
     results = [
-        simulate(recording, selection, batch=batch, seed=args.seed)
+        simulate(recording, selection, batch=batch, seed=args.seed, admission=admission)
         for batch in args.batch
+        for admission in args.admission
         for selection in args.selection or ["topk", "lynx"]
     ]
     print(_format(results))
@@ -75,12 +83,25 @@ def _name(result: Simulation) -> str:
 
 
 def _format(results: list[Simulation]) -> str:
-    header = ["selection", "batch", "steps", "rows/step", "experts before", "after", "fewer %", "mass", "remapped %"]
+    admissions = any(result.admission != "first_come" for result in results)
+    header = [
+        "selection",
+        "batch",
+        *(["admission"] if admissions else []),
+        "steps",
+        "rows/step",
+        "experts before",
+        "after",
+        "fewer %",
+        "mass",
+        "remapped %",
+    ]
     header += ["guard %", "steps/s"]
     rows = [
         [
             result.selection,
             _name(result),
+            *([result.admission] if admissions else []),
             result.num_steps,
             f"{result.rows_per_step:.1f}",
             f"{result.union_before:.2f}",

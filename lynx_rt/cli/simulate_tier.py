@@ -29,21 +29,14 @@ def add_tier_options(parser: argparse.ArgumentParser) -> None:
         type=selections,
         default=["lfu"],
         help="which experts stay: lfu:decay=0.99, score:decay=0.99, lru, lfru, random, static (by the uses before the measured steps), "
-        "static:file=F, plec, ring, belady, none, or several (default: lfu)",
+        "static:file=F, prefill:weight=10, plec (with --prefetch), ring, belady, none, or several (default: lfu)",
     )
     group.add_argument(
         "--prefetch",
         type=selections,
         default=["none"],
-        help="what is read ahead: none, popularity, token_table, ewma, transition, linear, next_router, external:file=SCORES.npy, each "
-        "with n= experts per row and d= layers ahead, or several (default: none)",
-    )
-    group.add_argument(
-        "--admission",
-        type=selections,
-        default=["fifo"],
-        help="which waiting request takes a free place: fifo, predicted:window=64,age=64 (by the token table), own (by what it will use), "
-        "or several; with --batch (default: fifo)",
+        help="what is read ahead: none, popularity, token_table, network:file=NETWORK.npz, prefill, ewma, transition, linear, next_router, "
+        "external:file=SCORES.npy, each with n= experts per row and d= layers ahead, or several (default: none)",
     )
     group.add_argument("--disk", type=number, default=1.0, metavar="GB/S", help="rate of the disk (default: 1)")
     group.add_argument(
@@ -76,7 +69,6 @@ def check_without_residents(args: argparse.Namespace) -> None:
     defaults: dict[str, Any] = {
         "expert_policy": ["lfu"],
         "prefetch": ["none"],
-        "admission": ["fifo"],
         "expert_bytes": None,
     }
     defaults |= {"save_static": None, "plots": None}
@@ -164,10 +156,10 @@ def _name(result: TierSimulation) -> str:
 
 def _format(results: list[TierSimulation]) -> str:
     guesses = any(result.prefetch != "none" for result in results)
-    admissions = any(result.admission != "fifo" for result in results)
+    admissions = any(result.admission != "first_come" for result in results)
     header = ["selection", "batch", *(["admission"] if admissions else []), "residents", "policy", "prefetch", "used"]
     header += ["hits %", "misses", "MB/step", "wait ms", "step ms", "tok/s", "mass"]
-    header += ["recall %", "needed %", "found %", "in time %", "wasted MB"] if guesses else []
+    header += ["there %", "recall %", "needed %", "found %", "in time %", "wasted MB"] if guesses else []
     rows = []
     for r in results:
         row = [r.selection, _name(r), *([r.admission] if admissions else []), f"{r.residents:g}", r.policy, r.prefetch]
@@ -176,9 +168,9 @@ def _format(results: list[TierSimulation]) -> str:
         row += [f"{r.bytes_per_step / 1e6:.1f}", f"{figures['wait_ms']:.2f}", f"{figures['seconds_ms']:.2f}"]
         row += [f"{r.tokens_per_s:.1f}", f"{r.retained_mass:.4f}"]
         if guesses and r.prefetch == "none":
-            row += ["-"] * 5
+            row += ["-"] * 6
         elif guesses:
-            row += [f"{100 * share:.1f}" for share in (r.recall, r.precision, r.found, r.in_time_share)]
+            row += [f"{100 * share:.1f}" for share in (r.there, r.recall, r.precision, r.found, r.in_time_share)]
             row += [f"{figures['wasted_bytes_per_step'] / 1e6:.1f}"]
         rows.append(row)
     return format_table(header, rows)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import weakref
+from collections.abc import Sequence
 
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.outputs import CompletionDelta, RequestOutput
@@ -126,6 +127,11 @@ class AsyncStreams:
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._mailboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Mailbox] = weakref.WeakKeyDictionary()
+
+    def open_together(self, requests: Sequence[Request]) -> list[AsyncStream]:
+        """Queues requests for deltas so that no step begins between them: their prompts run in step, whatever the timing."""
+        with self._driver.locked():
+            return [self.open(request, as_deltas=True) for request in requests]
 
     def open(self, request: Request, as_deltas: bool) -> AsyncStream:
         """Queues a request. Its refusal is raised when the stream is read. Called in a running event loop."""

@@ -35,14 +35,13 @@ class Engine(EngineState):
 
     model: a Hugging Face model folder, a file in GGUF, or the name of a model on the Hub ("org/name"; lynx_rt.engine.hub says
     how it is found).
-    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.
-    tokenizer: folder, file or object, see Tokenizer; None = the model's.  skip_tokenizer_init: token ids only.
-    chat_template: text or path; None = the tokenizer's.  seed: for requests without one.
+    load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.  skip_tokenizer_init: token ids only.
+    tokenizer: folder, file or object, see Tokenizer; None = the model's.  chat_template: text or path; None = the tokenizer's.
     tool_parser, reasoning_parser: how `chat` finds tool calls and reasoning in what the model writes: "auto" = by the
     model's files, None or "none" = not at all, or a name ("hermes", "think", ...; see lynx_rt.text.response).
     generation_config: where default sampling comes from: "auto" = the model folder, a folder or file, None or "vllm" = no file.
     device: "auto" (CUDA where there is one, for bfloat16), "cpu", "cuda", "cuda:N".
-    dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".
+    dtype: "auto" (the checkpoint's), "float32", "bfloat16", "float16".  seed: for requests without one.
     quantization: None or "none" = weights stay as the file has them; "int8" = 16-bit linear layers and experts become int8 at
     load; "int4" = 16-bit experts int4; "dequantize" = what the file has quantised is decoded to 16 bit.
     activations: how they enter products with weights that stay quantised, on the CPU: "int8" (FP8: `dtype`); "bfloat16" = `dtype`,
@@ -60,6 +59,7 @@ class Engine(EngineState):
     max_num_seqs: running requests.  max_num_batched_tokens: rows of one step.
     max_num_queued_reqs: requests beyond max_num_seqs that may wait before QueueFullError; None = no limit.
     max_num_queued_tokens: the same of prompt tokens of waiting requests; a request of any length may wait alone.
+    admission: which waiting request runs next: "first_come", or "affinity:skips=128" = the one that is most like those that run.
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
@@ -100,6 +100,7 @@ class Engine(EngineState):
         max_num_batched_tokens: int = 2048,
         max_num_queued_reqs: int | None = None,
         max_num_queued_tokens: int | None = None,
+        admission: str = "first_come",
         block_size: int = 16,
         enable_prefix_caching: bool = True,
         enable_mixed_chunk: bool = True,
@@ -256,12 +257,12 @@ class Engine(EngineState):
 
     @property
     def inputs(self) -> InputProcessor:
-        """Makes requests for `open_stream`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
+        """Makes requests for `open_streams`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
         return self._inputs
 
-    def open_stream(self, request: Request) -> AsyncStream:
-        """Queues a request of `inputs`, whose deltas the running event loop then reads. Waits for nothing."""
-        return self._streams.open(request, as_deltas=True)
+    def open_streams(self, requests: Sequence[Request]) -> list[AsyncStream]:
+        """Queues requests of `inputs` together, whose deltas the running event loop then reads. Waits for nothing."""
+        return self._streams.open_together(requests)
 
     def add_request(
         self,

@@ -193,6 +193,15 @@ class StepSums(NamedTuple):
     policy: str  # not a sum: the current one
 
 
+class ExpertCounts(NamedTuple):
+    """Decode-only steps that used each expert, int64 [MoE layers, experts]; without layers on a device other than the CPU."""
+
+    steps: int  # decode-only steps
+    rows: int  # of these steps
+    wanted: NDArray[np.int64]  # steps in which the model's own routing of some row chose it
+    read: NDArray[np.int64]  # steps in which it was read
+
+
 @dataclass(slots=True)
 class LayerStats:
     """Sums over the decode-only steps of one MoE layer."""
@@ -266,7 +275,7 @@ class EngineStats:
     num_running: int
     num_waiting: int
     num_waiting_tokens: int  # prompt tokens of the waiting requests
-    kv_blocks_used: int
+    kv_blocks_used: int  # memory of the KV cache, counted in pages of all layers
     kv_blocks_total: int
     steps: int
     decode_steps: int
@@ -306,7 +315,7 @@ class EngineStats:
 
     @property
     def kv_usage(self) -> float:
-        """Share of the KV pages in use, 0..1."""
+        """Share of the KV cache's memory in use, 0..1."""
         return self.kv_blocks_used / self.kv_blocks_total if self.kv_blocks_total else 0.0
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.engine.outputs import EngineStats, ExpertStats, StepSums
+from lynx_rt.engine.outputs import EngineStats, ExpertCounts, ExpertStats, StepSums
 from lynx_rt.errors import ValidationError, encoding_fault, shown
 
 if TYPE_CHECKING:
@@ -35,6 +35,10 @@ class EngineState:
     def step_sums(self) -> StepSums:
         """Returns what a server reads after every step, in a tenth of the time of `stats()`."""
         return StepSums(*self._core.step_sums())
+
+    def expert_counts(self) -> ExpertCounts:
+        """Returns how many decode-only steps used each expert, since the start or `reset_stats()`."""
+        return ExpertCounts(*self._core.expert_counts())
 
     @property
     def last_step_time(self) -> float:

@@ -3,7 +3,9 @@
 | name | knows | known | source |
 |---|---|---|---|
 | popularity | how often each expert was used in the training half | always | |
-| token_table | the experts that the row's token had in the training half | when the step begins | arXiv 2410.17954 uses a network for it |
+| token_table | the experts that the row's token had in the training half | when the step begins | |
+| network | the request's tokens, by a network that was trained on another recording | when the step begins | arXiv 2410.17954 |
+| prefill | the experts of the request's own prompt, then as ewma | when the step begins | arXiv 2510.05497 |
 | ewma | the request's own experts, a use counting `decay` a token later | when the step begins | |
 | transition | the experts of the layer before | a layer ahead | |
 | linear | the router logits of the layer before, by ridge regression | a layer ahead | |
@@ -11,7 +13,8 @@
 | external | scores of a .npy file [N, L, E] for the recording's rows | when the step begins | |
 
 Keys: n = experts per row (default: as many as a token uses); d = how many layers ahead reads begin (default 1; more only where the guess
-is known when the step begins); ewma: decay (0.9); external: file.
+is known when the step begins); ewma: decay (0.9); prefill: decay (1: the prompt alone); network: file, of
+lynx_rt.research.expert_network; external: file.
 """
 
 from __future__ import annotations
@@ -24,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.recording import Recording
+from lynx_rt.research.recording import Recording, uses
 
 Scores = NDArray[np.float32]
-_AHEAD = ("popularity", "token_table", "ewma", "external")  # known when a step begins
+_AHEAD = ("popularity", "token_table", "ewma", "prefill", "network", "external")  # known when a step begins
 NAMES = ("none", *_AHEAD, "transition", "linear", "next_router")
 _PRIOR = 0.5  # weight of popularity beside the counts of a token
 
@@ -40,7 +43,7 @@ class Predictor:
     name: str
     n: int | None = None
     d: int = 1
-    decay: float = 0.9
+    decay: float | None = None
     file: str = ""
     known_at_start: bool = field(init=False)
 
@@ -59,9 +62,9 @@ def parse_predictor(text: str) -> Predictor:
         try:
             if key in ("n", "d") and name != "none" and int(value) >= 1:
                 values[key] = int(value)
-            elif key == "decay" and name == "ewma" and 0 < float(value) < 1:
+            elif key == "decay" and name in ("ewma", "prefill") and 0 < float(value) < 1:
                 values[key] = float(value)
-            elif key == "file" and name == "external" and value:
+            elif key == "file" and name in ("external", "network") and value:
                 values[key] = value
             else:
                 raise ValueError
@@ -70,8 +73,10 @@ def parse_predictor(text: str) -> Predictor:
                 f"prefetch: {text}: unexpected {piece!r}; see lynx_rt.research.predictors", "prefetch"
             ) from None
     found = Predictor(text, name, **values)  # type: ignore[arg-type]
-    if name == "external" and not found.file:
-        raise ValidationError("prefetch: external needs file=SCORES.npy", "prefetch")
+    if name in ("external", "network") and not found.file:
+        raise ValidationError(
+            f"prefetch: {name} needs file={'SCORES.npy' if name == 'external' else 'NETWORK.npz'}", "prefetch"
+        )
     if found.d > 1 and not found.known_at_start:
         raise ValidationError(f"prefetch: {text}: {name} knows one layer ahead: d must be 1", "prefetch")
     return found
@@ -88,25 +93,23 @@ def predict(recording: Recording, predictor: Predictor, train: NDArray[np.bool_]
         return _external(recording, predictor.file)
     if predictor.name == "next_router":
         return _next_router(recording)
+    if predictor.name == "network":
+        from lynx_rt.research.expert_network import ExpertNetwork
+
+        return ExpertNetwork.load(predictor.file).scores(recording)
     functions: dict[str, Callable[[], Scores]] = {
         "popularity": lambda: np.broadcast_to(uses(recording)[train].mean(0), recording.scores.shape),
         "token_table": lambda: _token_table(recording, train),
-        "ewma": lambda: _ewma(recording, train, predictor.decay),
+        "ewma": lambda: _ewma(recording, _popular(recording, train), predictor.decay or 0.9),
+        "prefill": lambda: _ewma(
+            recording, prompt_uses(recording) + 1e-3 * _popular(recording, train), predictor.decay or 1.0
+        ),
         "transition": lambda: _transition(recording, train),
         "linear": lambda: _linear(recording, train),
     }
     if not train.any():
         raise ValidationError(f"prefetch: {predictor.name} has nothing to learn from; lower --measured", "prefetch")
     return np.ascontiguousarray(functions[predictor.name](), dtype=np.float32)
-
-
-def uses(recording: Recording) -> Scores:
-    """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
-    from lynx_rt.research.simulate import own_experts
-
-    out = np.zeros(recording.scores.shape, np.float32)
-    np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
-    return out
 
 
 def _external(recording: Recording, file: str) -> Scores:
@@ -148,11 +151,36 @@ def _token_table(recording: Recording, train: NDArray[np.bool_]) -> Scores:
     return table[row_token]
 
 
-def _ewma(recording: Recording, train: NDArray[np.bool_], decay: float) -> Scores:
+def prompt_uses(recording: Recording) -> Scores:
+    """Returns [R, L, E]: the share of the tokens of each request's prompt that use each expert, in order of request."""
+    requests = np.unique(recording.request)
+    known = np.isin(requests, recording.prompt_request).all()
+    if not known or len(recording.prompt_experts) != len(recording.prompt_request):
+        raise ValidationError(
+            "prefill needs the experts of prompts, which the recording lacks; record it again with this version",
+            "prefetch",
+        )
+    mine = np.isin(recording.prompt_request, requests)
+    number = np.searchsorted(requests, recording.prompt_request[mine])
+    experts = recording.prompt_experts[mine].astype(np.int64)  # [P, L, k]
+    out = np.zeros((len(requests), *recording.scores.shape[1:]), np.float32)
+    row, layer, slot = np.nonzero(experts >= 0)
+    np.add.at(out, (number[row], layer, experts[row, layer, slot]), 1)
+    out /= np.bincount(number, minlength=len(requests))[:, None, None]
+    return out
+
+
+def _popular(recording: Recording, train: NDArray[np.bool_]) -> Scores:
+    """Returns [R, L, E]: for every request, what a sum without any use of its own begins with."""
+    mean = 0.1 * uses(recording)[train].mean(0)
+    return np.broadcast_to(mean, (len(np.unique(recording.request)), *mean.shape)).astype(np.float32)
+
+
+def _ewma(recording: Recording, state: Scores, decay: float) -> Scores:
+    """state: [R, L, E] what is guessed for the first row of each request."""
     used = uses(recording)
     out = np.empty_like(used)
     _, number = np.unique(recording.request, return_inverse=True)
-    state = np.tile(0.1 * used[train].mean(0), (int(number.max()) + 1, 1, 1))
     # A row sees what its request's earlier rows used: rows of one step are of different requests.
     for begin, end in zip(recording.step_offsets[:-1], recording.step_offsets[1:], strict=True):
         requests = number[begin:end]

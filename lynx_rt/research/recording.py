@@ -23,7 +23,10 @@ from lynx_rt.errors import ValidationError
 from lynx_rt.research.tensor_file import write_tensors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from lynx_rt.engine.engine import Engine
+    from lynx_rt.engine.outputs import RequestOutput
 
 _ARRAYS = {  # name -> dtype, dimensions
     "layers": (np.int32, 1),
@@ -36,8 +39,12 @@ _ARRAYS = {  # name -> dtype, dimensions
     "choice_bias": (np.float32, 2),
     "token": (np.int32, 1),
     "next_scores": (np.float32, 3),
+    "prompt_request": (np.uint64, 1),
+    "prompt_token": (np.int32, 1),
+    "prompt_experts": (np.int16, 3),
 }
-_ADDED = ("choice_bias", "token", "next_scores")  # which files of older versions lack
+_OF_PROMPTS = ("prompt_request", "prompt_token", "prompt_experts")
+_ADDED = ("choice_bias", "token", "next_scores", *_OF_PROMPTS)  # which files of older versions lack
 _FACTS = ("model", "selection", "num_model_layers", "num_experts_per_tok", "norm_topk_prob", "router")
 _PLAIN_ROUTER = {"kind": "softmax", "num_groups": 1, "top_groups": 1, "group_top2": False}
 
@@ -65,6 +72,10 @@ class Recording:
     # [N, L - 1, E]: what the routers from the second MoE layer on say of the hidden state after the attention of the MoE layer
     # before; or [N, 0, E] = not recorded.
     next_scores: NDArray[np.float32] = None  # type: ignore[assignment]
+    # The P tokens of all prompts, one request after the other, in order of position; or P = 0: not recorded. Experts: add_prompts().
+    prompt_request: NDArray[np.uint64] = None  # type: ignore[assignment]  # [P]
+    prompt_token: NDArray[np.int32] = None  # type: ignore[assignment]  # [P]
+    prompt_experts: NDArray[np.int16] = None  # type: ignore[assignment]  # [P, L, k], -1 = none; or [0, L, k] = not recorded
 
     def __post_init__(self) -> None:
         if self.choice_bias is None:
@@ -73,6 +84,10 @@ class Recording:
             self.token = np.zeros(0, np.int32)
         if self.next_scores is None:
             self.next_scores = np.zeros((len(self.step), 0, *self.scores.shape[2:]), np.float32)
+        if self.prompt_request is None:
+            self.prompt_request, self.prompt_token = np.zeros(0, np.uint64), np.zeros(0, np.int32)
+        if self.prompt_experts is None:
+            self.prompt_experts = np.zeros((0, len(self.layers), self.num_experts_per_tok), np.int16)
 
     def __len__(self) -> int:
         return len(self.step)
@@ -85,6 +100,22 @@ class Recording:
     def native(self) -> dict[str, Any]:
         """Returns the recording as the compiled module takes it."""
         return {name: getattr(self, name) for name in (*_ARRAYS, *_FACTS)}
+
+    def add_prompts(self, outputs: Sequence[RequestOutput]) -> None:
+        """Adds what was recorded of the prompts. outputs: all that the engine has generated since it was made, one completion each, in the
+        order in which they were added. Raises ValidationError for an engine without enable_return_routed_experts."""
+        tokens = [np.array(output.prompt_token_ids, np.int32) for output in outputs]
+        experts = []
+        for output, prompt in zip(outputs, tokens, strict=True):
+            routed = output.outputs[0].routed_experts
+            if routed is None:
+                raise ValidationError("prompts need enable_return_routed_experts=True", "enable_return_routed_experts")
+            experts.append(routed[: len(prompt)])
+        if not outputs:
+            return
+        numbers = np.arange(1, len(outputs) + 1, dtype=np.uint64)  # as the engine counts its requests
+        self.prompt_request = np.repeat(numbers, [len(prompt) for prompt in tokens])
+        self.prompt_token, self.prompt_experts = np.concatenate(tokens), np.concatenate(experts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes one .npz file, under exactly this name."""
@@ -127,6 +158,10 @@ class Recording:
         for name, (dtype, dimensions) in _ARRAYS.items():
             array = getattr(self, name)
             lengths = (layers,) if name == "layers" else (rows, layers, *array.shape[2:3])[:dimensions]
+            if name in _OF_PROMPTS:
+                lengths = (len(np.atleast_1d(self.prompt_request)), layers, self.num_experts_per_tok)[:dimensions]
+            if name == "prompt_experts" and array.size == 0:
+                lengths = (0, layers, self.num_experts_per_tok)
             if name == "choice_bias":
                 lengths = (layers, self.scores.shape[2] if array.size else 0)
             if name == "next_scores":
@@ -142,6 +177,22 @@ def take_recording(engine: Engine) -> Recording:
     the engine was made without record_router_logits."""
     recorded = engine._core.take_router_logits()
     return Recording(model=str(engine._path), selection=engine.expert_selection, **recorded)
+
+
+def own_experts(recording: Recording) -> NDArray[np.int16]:
+    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
+    from lynx_rt import _C
+
+    order = np.arange(len(recording), dtype=np.int64)
+    routed: NDArray[np.int16] = _C.simulate(recording.native(), "topk", order, recording.step_offsets)["routed_experts"]
+    return routed
+
+
+def uses(recording: Recording) -> NDArray[np.float32]:
+    """Returns [N, L, E]: 1 where the model's own routing of a row takes the expert."""
+    out = np.zeros(recording.scores.shape, np.float32)
+    np.put_along_axis(out, own_experts(recording).astype(np.int64), 1, -1)
+    return out
 
 
 def offsets_of(step: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.engine.outputs import LayerStats, layer_mean
+from lynx_rt.errors import ValidationError
+from lynx_rt.research.admission import admitted_steps, parse_admission
 from lynx_rt.research.recording import Recording, offsets_of
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Simulation:
 
     selection: str
     batch: int | None  # None = the steps as recorded
+    admission: str
     layers: list[LayerStats]  # sums over steps, like an engine's
     order: NDArray[np.int64]  # [M] rows of the recording, step after step
     offsets: NDArray[np.int64]  # [steps + 1] into `order`
@@ -80,6 +83,7 @@ class Simulation:
         return {
             "selection": self.selection,
             "batch": self.batch,
+            "admission": self.admission,
             "steps": self.num_steps,
             **{name: getattr(self, name) for name in means},
             "seconds": self.seconds,
@@ -87,29 +91,43 @@ class Simulation:
         }
 
 
-def simulate(recording: Recording, selection: str, *, batch: int | None = None, seed: int | None = None) -> Simulation:
+def simulate(
+    recording: Recording,
+    selection: str,
+    *,
+    batch: int | None = None,
+    seed: int | None = None,
+    admission: str = "first_come",
+) -> Simulation:
     """Runs a policy, or a plan by layers, on decode steps made of the recording's rows.
 
     batch: None = the steps as they were recorded; else continuous batching over that many slots, each of which takes one
     request's rows in order and then the next request. seed: None = requests in the order in which they were recorded; else
-    drawn. Raises ValidationError for a policy that the model of the recording does not allow.
+    drawn. admission: which waiting request takes a free slot (lynx_rt.research.admission); all wait from the start. Raises
+    ValidationError for a policy that the model of the recording does not allow.
     """
     from lynx_rt import _C
 
-    if batch is None:
-        order, offsets = np.arange(len(recording), dtype=np.int64), recording.step_offsets
-    else:
-        order, offsets = batched_steps(recording.request, batch, seed)
+    order, offsets = steps_of(recording, batch, seed, admission)
     start = time.perf_counter()
     result = _C.simulate(recording.native(), selection, order, offsets)
     seconds = time.perf_counter() - start
     layers = [LayerStats(**layer) for layer in result["layers"]]
-    return Simulation(selection, batch, layers, order, offsets, result["routed_experts"], seconds)
+    return Simulation(selection, batch, admission, layers, order, offsets, result["routed_experts"], seconds)
 
 
-def own_experts(recording: Recording) -> NDArray[np.int16]:
-    """Returns [N, L, k]: the experts that the model's own routing chooses for the recording's rows."""
-    return simulate(recording, "topk").routed_experts
+def steps_of(
+    recording: Recording, batch: int | None, seed: int | None, admission: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns (order, offsets): the rows, step after step, as simulate() forms them."""
+    rule = parse_admission(admission)
+    if rule.kind != "first_come" and (batch is None or seed is not None):
+        raise ValidationError(f"admission: {admission} needs a batch size, and no seed", "admission")
+    if batch is None:
+        return np.arange(len(recording), dtype=np.int64), recording.step_offsets
+    if rule.kind == "first_come":
+        return batched_steps(recording.request, batch, seed)
+    return admitted_steps(recording, batch, rule)
 
 
 def batched_steps(

@@ -22,10 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lynx_rt.errors import ValidationError
-from lynx_rt.research.admission import admitted_steps, parse_admission, routes
-from lynx_rt.research.predictors import Predictor, parse_predictor, predict, uses
-from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import batched_steps
+from lynx_rt.research.predictors import Predictor, parse_predictor, predict, prompt_uses
+from lynx_rt.research.recording import Recording, uses
+from lynx_rt.research.simulate import steps_of
 from lynx_rt.research.tensor_file import write_tensors
 
 
@@ -69,12 +68,18 @@ class TierSimulation:
     seconds: NDArray[np.float64]  # [steps]
     wait: NDArray[np.float64]  # [steps] seconds in which there was nothing to compute
     wasted: NDArray[np.float64]  # [steps] seconds of the disk for what was not needed
+    disk: NDArray[np.float64]  # [steps] seconds in which the disk read
     retained_mass: float  # share of the rows' own gate mass that is kept, 0..1
     rows: int
 
     @property
     def hit_rate(self) -> float:
         return 1 - _ratio(self.misses, self.used)
+
+    @property
+    def there(self) -> float:
+        """Share of the used experts that were in memory when their layer knew them, those that were read ahead in time with the hits."""
+        return 1 - _ratio(self.misses - self.in_time, self.used)
 
     @property
     def misses_per_layer(self) -> float:
@@ -84,9 +89,7 @@ class TierSimulation:
     @property
     def bytes_per_step(self) -> float:
         """Mean bytes that a step reads, in vain or not."""
-        wasted = self.wasted.sum() * self.tier.disk_rate
-        needed = float(np.minimum(self.misses, self.reads).sum()) * self.tier.expert_bytes
-        return float(needed + wasted) / max(len(self.seconds), 1)
+        return _mean(self.disk) * self.tier.disk_rate
 
     @property
     def tokens_per_s(self) -> float:
@@ -117,6 +120,7 @@ class TierSimulation:
         """Returns the figures in JSON's types, and the misses of each layer."""
         names = (
             "hit_rate",
+            "there",
             "misses_per_layer",
             "bytes_per_step",
             "tokens_per_s",
@@ -153,19 +157,11 @@ class TierSimulator:
         *,
         batch: int | None = None,
         seed: int | None = None,
-        admission: str = "fifo",
+        admission: str = "first_come",
     ) -> None:
         """batch, seed: as simulate() takes them. admission: see lynx_rt.research.admission; it needs a batch, and no seed."""
-        order = parse_admission(admission)
-        if order.kind != "fifo" and (batch is None or seed is not None):
-            raise ValidationError(f"admission: {admission} needs a batch size, and no seed", "admission")
         self._recording, self._tier, self._batch, self._admission = recording, tier, batch, admission
-        if batch is None:
-            self._order, self._offsets = np.arange(len(recording), dtype=np.int64), recording.step_offsets
-        elif order.kind != "fifo":
-            self._order, self._offsets = admitted_steps(recording, batch, order, routes(recording, order))
-        else:
-            self._order, self._offsets = batched_steps(recording.request, batch, seed)
+        self._order, self._offsets = steps_of(recording, batch, seed, admission)
         steps = len(self._offsets) - 1
         self._first = min(steps - round(tier.measured * steps), steps)
         # Rows to learn from: those of requests that end before the measured steps.
@@ -176,22 +172,28 @@ class TierSimulator:
 
     def run(self, selection: str, policy: str, residents: float, prefetch: str = "none") -> TierSimulation:
         """policy: as expert_policy of an Engine; also "static" without a file, from the uses in the steps before the measured
-        ones, "belady", "ring", and "plec": lfu, but layers have more residents the more experts are predicted for them
-        (arXiv 2410.17954; by the mean of the steps before the measured ones, with the token table). prefetch: see
-        lynx_rt.research.predictors. Raises ValidationError."""
+        ones, "belady", "ring"; "plec": ExpertFlow's memory, which is driven by the guesses of `prefetch` (csrc/research/plec.h);
+        "prefill:weight=10": lfu, to which the prompt of a request that joins counts as `weight` tokens, and whose residents are chosen
+        anew then, since a prompt reads nearly all experts anyway (arXiv 2510.05497). prefetch: see lynx_rt.research.predictors. Raises
+        ValidationError."""
         from lynx_rt import _C
 
         recording, tier, predictor = self._recording, self._tier, parse_predictor(prefetch)
+        if policy == "plec" and not predictor.known_at_start:
+            raise ValidationError(
+                f"prefetch: plec needs guesses that are known when a step begins, got {prefetch}", "prefetch"
+            )
         guesses = self._guesses(predictor)
         n = predictor.n or recording.num_experts_per_tok
+        weight = _prefill_weight(policy)
         found = _C.simulate_tier(
             recording.native(),
             selection,
             self._order,
             self._offsets,
-            policy="lfu" if policy == "plec" else policy,
+            policy="lfu" if weight else policy,
             residents=residents,
-            quota=self.predicted_quota(residents) if policy == "plec" else [],
+            seeds=self._seeds(weight) if weight else None,
             lists=self.static_lists() if policy == "static" else [],
             layer_seconds=tier.layer_seconds,
             expert_seconds=tier.expert_seconds,
@@ -226,26 +228,13 @@ class TierSimulator:
             self._static = [[np.argsort(-layer, kind="stable").tolist()] for layer in counts]
         return self._static
 
-    def predicted_quota(self, residents: float) -> list[int]:
-        """Returns [L]: residents of each layer, in proportion to the unique experts that the token table predicts for a step; as many in
-        all as if layers had the same number."""
+    def _seeds(self, weight: float) -> NDArray[np.float32]:
+        """Returns [N, L, E]: uses in the prompt of each request's first row; 0 for other rows."""
         recording = self._recording
-        scores = self._guesses(parse_predictor("token_table"))
-        assert scores is not None
-        best = np.argpartition(-scores, recording.num_experts_per_tok - 1, axis=-1)[
-            ..., : recording.num_experts_per_tok
-        ]
-        named = np.zeros(scores.shape, np.bool_)
-        np.put_along_axis(named, best, True, -1)
-        steps = np.logical_or.reduceat(named[self._order], self._offsets[:-1], axis=0)[: max(self._first, 1)]
-        share = steps.sum(-1).mean(0)  # [L]
-        experts = recording.scores.shape[2]
-        total = int(residents * experts if residents < 1 else residents) * len(share)
-        quota = np.minimum(np.floor(share / share.sum() * total), experts).astype(np.int64)
-        while quota.sum() < total:  # the rest goes where most is missing
-            missing = np.where(quota < experts, share / share.sum() * total - quota, -np.inf)
-            quota[int(missing.argmax())] += 1
-        return [int(count) for count in quota]
+        out = np.zeros(recording.scores.shape, np.float32)
+        _, first = np.unique(recording.request, return_index=True)
+        out[first] = weight * prompt_uses(recording)
+        return out
 
     def _guesses(self, predictor: Predictor) -> NDArray[np.float32] | None:
         key = f"{predictor.name} {predictor.decay} {predictor.file}"
@@ -272,6 +261,23 @@ def simulate_tier(
 def save_static(path: str | os.PathLike[str], lists: Sequence[Sequence[Sequence[int]]]) -> None:
     """Writes static_lists() to the file that expert_policy="static:file=PATH" of an Engine reads."""
     write_tensors(path, {"experts": np.array([layer[0] for layer in lists], np.int32)})
+
+
+def _prefill_weight(policy: str) -> float:
+    """Returns the number of "prefill:weight=10", 0 for other policies."""
+    name, _, rest = policy.partition(":")
+    if name != "prefill":
+        return 0
+    key, _, value = rest.partition("=")
+    if not rest:
+        return 10
+    try:
+        weight = float(value) if key == "weight" else 0
+    except ValueError:
+        weight = 0
+    if not 0 < weight < float("inf"):
+        raise ValidationError(f"expert_policy: {policy}: expected prefill:weight=10, above 0", "expert_policy")
+    return weight
 
 
 def _ratio(part: NDArray[np.int32], whole: NDArray[np.int32]) -> float:

@@ -12,7 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from lynx_rt._C import build_info
 from lynx_rt.errors import LynxError
-from lynx_rt.server import lynx_routes, messages_api, operation, responses_api, text_routes
+from lynx_rt.server import lynx_routes, messages_api, operation, page, responses_api, text_routes
 from lynx_rt.server.answer import ErrorAnswer, logged
 from lynx_rt.server.caller import caller_of
 from lynx_rt.server.chat import create_chat_completion
@@ -50,6 +50,7 @@ def make_app(state: ServerState) -> FastAPI:
         Gate,
         api_keys=state.settings.api_keys,
         max_body_bytes=state.settings.max_body_bytes,
+        has_page=state.settings.page,
     )
     if state.settings.allowed_origins:
         app.add_middleware(
@@ -63,6 +64,7 @@ def make_app(state: ServerState) -> FastAPI:
     app.add_exception_handler(ApiError, _failed)
     app.add_exception_handler(LynxError, _failed)
     app.include_router(operation.router)
+    app.include_router(page.router)
     app.include_router(text_routes.router)
     app.include_router(responses_api.router)
     app.include_router(messages_api.router)

@@ -218,7 +218,7 @@ class EngineMetrics:
     def _describe_cache(self) -> dict[str, str]:
         info, blocks = self._engine.model_config, self._stats.kv_blocks_total
         per_token = info["kv_bytes_per_token"]
-        block_size = round(info["kv_bytes"] / blocks / per_token) if blocks and per_token else 0
+        block_size = info["kv_bytes"] // (blocks * per_token) if blocks and per_token else 0
         return {"block_size": str(block_size), "num_gpu_blocks": str(blocks)}
 
 

@@ -43,8 +43,7 @@ class Generation:
         self._admission = self._state.admit(sum(len(request.completions) for request in self.requests))
         self._state.generations.add(self)
         try:
-            for request in self.requests:
-                self._streams.append(engine.open_stream(request))
+            self._streams = engine.open_streams(self.requests)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise

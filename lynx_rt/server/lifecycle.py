@@ -48,7 +48,7 @@ class Server:
     def run(self) -> int:
         with contextlib.closing(_bind(self.settings)) as listener:
             self._say(f"lynx-rt: listening on {self.url(listener)}, loading {self.settings.model}")
-            if not self.settings.api_keys and _is_public(self.settings):
+            if not self.settings.api_keys and self.settings.is_public:
                 self._say("lynx-rt: warning: anyone who reaches this address may use it; --api-key asks for a key")
             sys.setswitchinterval(_SWITCH_SECONDS)
             uvloop.run(self._serve(listener))
@@ -106,6 +106,7 @@ class Server:
                 engine.close()
                 return
             if rate is not None:
+                state.memory_bandwidth = rate
                 state.metrics.set_memory_bandwidth(rate)
             state.metrics.set_startup_seconds("load", loaded - start)
             gc.collect()
@@ -192,10 +193,6 @@ def _bind(settings: Settings) -> socket.socket:
         where = settings.uds or f"{settings.host}:{settings.port}"
         raise LynxError(f"cannot listen on {where}: {error.strerror}", "port") from None
     return listener
-
-
-def _is_public(settings: Settings) -> bool:
-    return not settings.uds and settings.host not in ("127.0.0.1", "::1", "localhost")
 
 
 def _stacks() -> str:

@@ -43,6 +43,8 @@ async def state(request: Request) -> dict[str, Any]:
             "max_model_len": engine.max_model_len,
             "max_body_bytes": server.settings.max_body_bytes,
         },
+        "can_set_selection": bool(server.settings.api_keys),
+        "memory_bandwidth": server.memory_bandwidth,
         "num_experts": info["num_experts"],
         "num_experts_per_tok": info["num_experts_per_tok"],
         **_window(None, stats),
@@ -55,6 +57,22 @@ async def events(request: Request) -> Response:
     server = state_of(request)
     engine = server.ready_engine()
     return EventAnswer(_changes(server, engine), server.settings)
+
+
+@router.get("/experts")
+async def experts(request: Request) -> dict[str, Any]:
+    """Decode-only steps in which each expert was read, and in which the model's own routing wanted it: [layers][experts].
+
+    Of the last window of at least 128 rows, over all requests. Not for clients who must not learn of each other's texts.
+    """
+    server = state_of(request)
+    server.ready_engine()
+    windows = server.expert_windows
+    if not server.settings.gives_expert_counts:
+        raise ApiError(403, "counts of single experts tell of all clients' texts: --expert-counts on would give them")
+    if windows is None or not windows.counts_experts:
+        raise ApiError(501, "this device does not say which experts it reads; the CPU does")
+    return await asyncio.to_thread(windows.look)
 
 
 @router.post("/abort")

@@ -60,7 +60,7 @@ ENGINE = (
         "Completions that wait, by reason: capacity (places or KV pages), deferred (always 0 here).",
         "reason",
     ),
-    _gauge("vllm:kv_cache_usage_perc", "Share of the KV pages in use, 0 to 1."),
+    _gauge("vllm:kv_cache_usage_perc", "Share of the KV cache's memory in use, 0 to 1."),
     _gauge(
         "vllm:cache_config_info",
         "Always 1; the labels say how the KV cache is divided. num_gpu_blocks: its pages, on a CPU too.",

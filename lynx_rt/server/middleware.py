@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lynx_rt.server.answer import ErrorAnswer
 from lynx_rt.server.errors import ApiError, is_anthropic
+from lynx_rt.server.page import is_page
 
 _OPEN = ("/health", "/ready", "/ping")  # probes have no key
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
@@ -20,10 +21,11 @@ _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class Gate:
     """Refuses requests without a valid key or with too large a body; gives each answer an X-Request-Id."""
 
-    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, api_keys: Sequence[str], max_body_bytes: int, has_page: bool) -> None:
         self._app = app
         self._digests = [_digest(key.encode()) for key in api_keys]
         self._max_body_bytes = max_body_bytes
+        self._has_page = has_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,7 +60,7 @@ class Gate:
                 await too_large(scope, receive, send_named)
 
         key = _key(headers)
-        guarded = self._digests and scope["path"] not in _OPEN
+        guarded = self._digests and not self._is_open(scope["path"], headers)
         if guarded and (key is None or not self._is_known(key)):
             text = "this server needs an API key: Authorization: Bearer KEY" if key is None else "unknown API key"
             await ErrorAnswer(ApiError(401, text, code="invalid_api_key"))(scope, receive, send_named)
@@ -69,6 +71,9 @@ class Gate:
             await too_large(scope, receive, send_named)
         else:
             await self._app(scope, receive_bounded, send_checked)
+
+    def _is_open(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        return path in _OPEN or (self._has_page and is_page(path, headers.get(b"accept", b"").decode("latin-1")))
 
     def _is_known(self, key: str) -> bool:
         digest = _digest(key.encode())

@@ -14,12 +14,6 @@ from lynx_rt.server.state import ServerState, state_of
 router = APIRouter(tags=["operation"])
 
 
-@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-async def root() -> dict[str, str]:
-    """What answers here. Some clients ask before they send anything else."""
-    return {"server": "lynx_rt", "version": build_info()["version"], "docs": "/docs"}
-
-
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while steps end, also during loading and draining; 503 where the process should be restarted."""

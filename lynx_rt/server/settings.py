@@ -41,6 +41,22 @@ class Settings:
     batch_isolation: str = (
         "none"  # "key": requests of one API key form a group; "group": requests that name the same one
     )
+    page: bool = True  # the built-in page at /
+    expert_counts: bool | None = None  # whether GET /v1/lynx/experts answers; None = see `gives_expert_counts`
     metrics_per_layer: bool | None = None  # None = up to 64 layers
     otlp_traces_endpoint: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)  # arguments of Engine
+
+    @property
+    def is_public(self) -> bool:
+        """Whether other machines may reach the server."""
+        return not self.uds and self.host not in ("127.0.0.1", "::1", "localhost")
+
+    @property
+    def gives_expert_counts(self) -> bool:
+        """Whether clients may see how often each expert is read. Unless set, only where all clients are one party: they share the one API
+        key, or this machine, and no batch isolation keeps them apart."""
+        if self.expert_counts is not None:
+            return self.expert_counts
+        one_party = len(self.api_keys) == 1 or (not self.api_keys and not self.is_public)
+        return one_party and self.batch_isolation == "none"

@@ -11,6 +11,7 @@ from starlette.requests import Request
 
 from lynx_rt.errors import ValidationError
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.expert_windows import ExpertWindows
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.tracing import Tracing
@@ -40,6 +41,8 @@ class ServerState:
         self.metrics = Metrics(None, settings.served_model_names[0], per_layer=settings.metrics_per_layer)
         self.tracing = Tracing(settings.otlp_traces_endpoint, settings.served_model_names[0])
         self.num_moe_layers = 0
+        self.memory_bandwidth: float | None = None  # bytes per second that this machine reads; None = not measured
+        self.expert_windows: ExpertWindows | None = None
         self.format = ResponseFormat()  # of the model's answers
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0
@@ -68,6 +71,7 @@ class ServerState:
         self.policy = engine.expert_selection
         self.num_moe_layers = engine.model_config["num_moe_layers"]
         self.format = engine.response_format
+        self.expert_windows = ExpertWindows(engine)
         self.metrics.attach(engine)
         self.metrics.set_queue_limit(self.max_sequences - self.max_running)
         engine.on_step(self.metrics.on_step)

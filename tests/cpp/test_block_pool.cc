@@ -126,6 +126,37 @@ void test_least_recently_used() {
   CHECK_EQ(pool.match_prefix(Ids{1, 2}, 2).blocks, a);
 }
 
+void test_reuse_first() {
+  BlockPool pool(4, 2, true);
+  const Ids blocks = take(pool, 4);
+  pool.release(std::span(blocks).first(2));
+  pool.release(std::span(blocks).subspan(2), true);
+  pool.check_integrity({});
+  CHECK_EQ(take(pool, 3), (Ids{blocks[2], blocks[3], blocks[1]}));
+  BlockPool empty(1, 2, true);
+  const Ids only = take(empty, 1);
+  empty.release(only, true);
+  empty.check_integrity({});
+  CHECK_EQ(take(empty, 1), only);
+}
+
+// Pages of a group with a window are found by the content that another pool gave.
+void test_find_by_content() {
+  BlockPool pool(3, 2, true);
+  const Ids blocks = take(pool, 2);
+  pool.register_block(blocks[0], 7, {});
+  CHECK_EQ(pool.find(7), blocks[0]);
+  CHECK_EQ(pool.find(8), -1);
+  pool.release(blocks);
+  pool.reference(pool.find(7));
+  pool.check_integrity(Ids{blocks[0]});
+  CHECK_EQ(take(pool, 2).size(), 2u);
+  CHECK_EQ(pool.find(7), blocks[0]);
+  pool.release(Ids{blocks[0]});
+  take(pool, 1);
+  CHECK_EQ(pool.find(7), -1);
+}
+
 void test_same_content_twice() {
   BlockPool pool(4, 2, true);
   Ids first = take(pool, 1), second = take(pool, 1);
@@ -202,6 +233,8 @@ int main() {
   test_prefix_is_found();
   test_content_survives_release_until_reuse();
   test_least_recently_used();
+  test_reuse_first();
+  test_find_by_content();
   test_same_content_twice();
   test_caching_off();
   test_integrity_finds_wrong_references();

@@ -91,9 +91,10 @@ void test_layers_keep_pages_or_states(const std::string& folder) {
   int64_t bytes = 0;
   for (int64_t l = 0; l < config.num_layers; ++l) {
     const SequenceMemory memory = sequence_memory(config, l, DType::kBF16);
-    const bool is_state = config.layers[size_t(l)].mixer == MixerKind::kGatedDelta;
+    const MixerKind mixer = config.layers[size_t(l)].mixer;
+    const bool is_state = mixer != MixerKind::kGqa && mixer != MixerKind::kMla;
     CHECK(memory.kind == (is_state ? SequenceMemory::kState : SequenceMemory::kPages));
-    CHECK(memory.bytes > 0);
+    CHECK_EQ(memory.bytes > 0, mixer != MixerKind::kNone);
     CHECK_EQ(state_bytes(config, DType::kBF16)[size_t(l)], is_state ? memory.bytes : 0);
     if (!is_state) bytes += memory.bytes;
   }

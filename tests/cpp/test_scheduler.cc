@@ -3,27 +3,14 @@
 #include "engine/scheduler.h"
 
 #include <cstring>
-#include <map>
-#include <random>
 
 #include "check.h"
+#include "scheduler_world.h"
 
 using namespace lynx_rt;
+using namespace scheduler_world;
 
 namespace {
-
-using Ids = std::vector<int32_t>;
-
-std::unique_ptr<Backend> cpu() { return make_backend({"cpu", DType::kF32, 1, ""}); }
-
-std::unique_ptr<Request> make_request(uint64_t id, Ids prompt, int prompt_logprobs = -1) {
-  auto r = std::make_unique<Request>();
-  r->id = id;
-  r->params.prompt_logprobs = prompt_logprobs;
-  r->prompt_len = int64_t(prompt.size());
-  r->tokens = std::move(prompt);
-  return r;
-}
 
 // Returns rows as {request, row, is_sampled}.
 std::vector<std::vector<int64_t>> rows_of(const ScheduledStep& step) {
@@ -41,7 +28,8 @@ void test_logit_rows() {
   const auto backend = cpu();
   BlockPool pool(64, 4, true);
   StateCache states(*backend, {}, 0);
-  Scheduler scheduler(pool, states, 8, 8, true);
+  WindowPages windows = no_windows();
+  Scheduler scheduler(pool, windows, states, 8, 8, true);
   scheduler.add(make_request(1, {1, 2, 3}));
   scheduler.add(make_request(2, {4, 5, 6, 7, 8, 9, 10}, 0));
   // The step has all of the first prompt, and five tokens of the second, each followed by one whose log probability is asked for.
@@ -84,7 +72,8 @@ void test_rollback_leaves_no_content() {
   const auto backend = cpu();
   BlockPool pool(16, 4, true);
   StateCache states(*backend, {}, 0);
-  Scheduler scheduler(pool, states, 4, 64, true);
+  WindowPages windows = no_windows();
+  Scheduler scheduler(pool, windows, states, 4, 64, true);
   const Ids prompt = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
   scheduler.add(make_request(1, prompt));
   advance_all(scheduler, scheduler.schedule());
@@ -146,7 +135,8 @@ void test_prefixes_of_states() {
   const auto backend = cpu();
   BlockPool pool(32, 4, true);
   StateCache states(*backend, std::vector<int64_t>{8}, 5);
-  Scheduler scheduler(pool, states, 2, 64, true);
+  WindowPages windows = no_windows();
+  Scheduler scheduler(pool, windows, states, 2, 64, true);
   uint64_t next_id = 1;
   // Returns the cached tokens of a prompt, then the rows of each of its steps.
   const auto run = [&](Ids prompt, int prompt_logprobs = -1) {
@@ -194,7 +184,8 @@ void test_rollback_into_a_shared_page() {
   const auto backend = cpu();
   BlockPool pool(32, 4, true);
   StateCache states(*backend, std::vector<int64_t>{8}, 8);
-  Scheduler scheduler(pool, states, 4, 6, true);
+  WindowPages windows = no_windows();
+  Scheduler scheduler(pool, windows, states, 4, 6, true);
   const Ids prompt = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13};
   scheduler.add(make_request(1, prompt));
   advance_all(scheduler, scheduler.schedule());
@@ -226,167 +217,16 @@ void test_rollback_into_a_shared_page() {
   scheduler.check_integrity();
 }
 
-// Runs steps like a model, but with hashes: a place of a page holds a hash of all tokens up to its own, a state holds a hash of all
-// tokens that went into it, and the next token is a function of the hash.
-class World {
- public:
-  World(int64_t num_blocks, int64_t block_size, int64_t num_states, bool mixed, uint32_t seed)
-      : random_(seed),
-        backend_(cpu()),
-        pool_(num_blocks, block_size, true),
-        states_(*backend_, num_states ? std::span<const int64_t>(kStateBytes) : std::span<const int64_t>(), num_states),
-        scheduler_(pool_, states_, 6, 24, mixed),
-        memory_(size_t(num_blocks * block_size)) {}
-
-  void run(int count) {
-    for (int i = 0; i < count; ++i) add();
-    for (int step = 0; scheduler_.num_running() + scheduler_.num_waiting() > 0; ++step) {
-      CHECK(step < 100 * count);
-      if (step >= 100 * count) return;
-      run_step();
-      check_integrity();
-      disturb();
-      check_integrity();
-    }
-    CHECK_EQ(pool_.num_free(), pool_.num_blocks());
-    CHECK_EQ(states_.num_free() + int64_t(scheduler_.held_states().size()), states_.num_slots());
-    CHECK_EQ(num_finished_, count);
-  }
-
-  int64_t num_rejected = 0, num_accepted = 0, num_rollbacks = 0, num_cached = 0;
-  int64_t num_preemptions() const { return scheduler_.num_preemptions(); }
-
- private:
-  static constexpr int64_t kStateBytes[] = {0, 8, 100};
-
-  int64_t below(int64_t n) { return int64_t(random_() % uint64_t(n)); }
-  static uint64_t extend(uint64_t hash, int32_t token) { return mix_bits(hash ^ uint64_t(token + 1)); }
-  static uint64_t hash_of(std::span<const int32_t> tokens) {
-    uint64_t hash = 0;
-    for (const int32_t token : tokens) hash = extend(hash, token);
-    return hash;
-  }
-  static int32_t next_of(std::span<const int32_t> tokens) { return int32_t(hash_of(tokens) % 3); }
-
-  void add() {
-    Ids prompt(size_t(below(2) ? below(15) : 0), 1);  // requests share beginnings
-    for (int64_t i = 0, n = 1 + below(6); i < n; ++i) prompt.push_back(int32_t(below(2)));
-    auto r = make_request(next_id_++, prompt, below(4) ? -1 : 0);
-    r->max_len = r->prompt_len + 1 + below(20);
-    scheduler_.add(std::move(r));
-  }
-
-  uint64_t* state_of(const Request& r, int64_t layer) { return static_cast<uint64_t*>(states_.state(layer, r.state)); }
-
-  void run_step() {
-    const ScheduledStep step = scheduler_.schedule();
-    CHECK(!step.requests.empty());
-    for (const ScheduledRequest& s : step.requests)
-      for (int64_t i = 0; i < s.num_tokens; ++i) {
-        const Request& r = *s.request;
-        const int64_t p = r.num_computed + i;
-        memory_[place(r, p)] = hash_of(std::span(r.tokens).first(size_t(p + 1)));
-        if (states_.empty()) continue;
-        for (const int64_t layer : {1, 2}) *state_of(r, layer) = extend(*state_of(r, layer), r.tokens[size_t(p)]);
-      }
-    std::map<Request*, std::vector<int64_t>> sampled;  // the places of the tokens to draw after
-    for (const LogitRow& row : step.logit_rows) {
-      Request* r = step.requests[row.request].request;
-      if (row.is_sampled) sampled[r].push_back(r->num_computed + row.row);
-    }
-    for (const ScheduledRequest& s : step.requests) {
-      Request& r = *s.request;
-      if (r.num_computed == r.num_cached_tokens) num_cached += r.num_cached_tokens;
-      scheduler_.advance(r, s.num_tokens, below(4) > 0);
-      check_memory(r);
-    }
-    for (auto& [r, places] : sampled) verify(*r, places);
-  }
-
-  size_t place(const Request& r, int64_t p) const {
-    return size_t(r.blocks[size_t(p / pool_.block_size())] * pool_.block_size() + p % pool_.block_size());
-  }
-
-  // Checks that a request's memory has what the request alone would have written.
-  void check_memory(const Request& r) {
-    uint64_t hash = 0;
-    for (int64_t p = 0; p < r.num_computed; ++p) {
-      hash = extend(hash, r.tokens[size_t(p)]);
-      CHECK_EQ(memory_[place(r, p)], hash);
-    }
-    if (states_.empty() || r.state < 0) return;
-    for (const int64_t layer : {1, 2}) CHECK_EQ(*state_of(r, layer), hash);
-  }
-
-  // Compares drafts with what is drawn, as a speculating engine does.
-  void verify(Request& r, const std::vector<int64_t>& places) {
-    for (const int64_t p : places) {
-      const int32_t token = next_of(std::span(r.tokens).first(size_t(p + 1)));
-      if (r.num_drafts > 0 && r.tokens[size_t(p + 1)] == token) {
-        --r.num_drafts;
-        ++num_accepted;
-        continue;
-      }
-      if (r.num_drafts > 0) {
-        ++num_rejected;
-        scheduler_.rollback(r, r.num_computed - (p + 1));
-        r.tokens.resize(size_t(p + 1));
-        r.num_drafts = 0;
-      }
-      r.tokens.push_back(token);
-      break;
-    }
-    check_memory(r);
-    if (int64_t(r.tokens.size()) - r.num_drafts < r.max_len) return;
-    Ids alone(r.tokens.begin(), r.tokens.begin() + r.prompt_len);
-    while (int64_t(alone.size()) < r.max_len) alone.push_back(next_of(alone));
-    CHECK_EQ(Ids(r.tokens.begin(), r.tokens.begin() + r.max_len), alone);
-    ++num_finished_;
-    scheduler_.remove(r.id);
-  }
-
-  // Makes drafts and snapshots and rolls back tokens, between steps.
-  void disturb() {
-    for (uint64_t id = 1; id < next_id_; ++id) {
-      Request* r = scheduler_.find_running(id);
-      if (!r) continue;
-      if (below(12) == 0) {
-        const int64_t n = below(2) ? below(r->num_computed + 1) : std::min<int64_t>(below(4), r->num_computed);
-        r->tokens.resize(r->tokens.size() - size_t(std::exchange(r->num_drafts, 0)));
-        if (r->num_computed > int64_t(r->tokens.size())) scheduler_.rollback(*r, r->num_computed - int64_t(r->tokens.size()));
-        scheduler_.rollback(*r, std::min(n, r->num_computed));
-        // Generated tokens that are no longer computed may be dropped, except one, and are generated again.
-        if (r->num_computed == int64_t(r->tokens.size())) scheduler_.rollback(*r, 1);
-        if (below(2)) r->tokens.resize(size_t(std::max(r->num_computed + 1, r->prompt_len)));
-        ++num_rollbacks;
-        check_memory(*r);
-      } else if (r->num_drafts == 0 && r->is_decoding() && below(2)) {
-        CHECK(scheduler_.take_snapshot(*r) || states_.num_free() == 0);
-        r->num_drafts = 1 + below(5);
-        for (int64_t i = 0; i < r->num_drafts; ++i) r->tokens.push_back(below(5) ? next_of(r->tokens) : int32_t(below(3)));
-      } else if (below(10) == 0) {
-        scheduler_.take_snapshot(*r);
-      }
-    }
-  }
-
-  void check_integrity() { scheduler_.check_integrity(); }
-
-  std::mt19937 random_;
-  std::unique_ptr<Backend> backend_;
-  BlockPool pool_;
-  StateCache states_;
-  Scheduler scheduler_;
-  std::vector<uint64_t> memory_;
-  uint64_t next_id_ = 1;
-  int64_t num_finished_ = 0;
-};
-
 void test_random_lives() {
-  int64_t rejected = 0, accepted = 0, rollbacks = 0, cached = 0, cached_states = 0, preemptions = 0;
-  for (uint32_t seed = 0; seed < 60; ++seed) {
+  int64_t rejected = 0, accepted = 0, rollbacks = 0, cached = 0, cached_states = 0, cached_windows = 0, freed = 0,
+          preemptions = 0;
+  for (uint32_t seed = 0; seed < 120; ++seed) {
     const int64_t num_states = seed % 4 < 2 ? 0 : seed % 7 ? 10 : 6;  // of six running requests, their drafts and snapshots
-    World world(seed % 3 ? 14 : 60, seed % 2 ? 4 : 8, num_states, seed % 5 > 0, seed);
+    std::vector<PageGroup> windows;
+    if (seed >= 60) windows.push_back({1 + int64_t(seed % 11), 0, 0});
+    if (seed >= 60 && seed % 3) windows.push_back({int64_t(seed % 2 * 9), 6, 0});
+    World world(seed % 3 ? 14 : 60, seed % 2 ? 4 : 8, num_states, seed % 5 > 0, seed, windows,
+                seed % 4 == 3 ? 1 : seed % 4 * 6 + 6);
     const int failures = check::failures;
     world.run(40);
     if (check::failures != failures) std::cerr << "  in seed " << seed << "\n";
@@ -394,11 +234,95 @@ void test_random_lives() {
     accepted += world.num_accepted;
     rollbacks += world.num_rollbacks;
     (num_states ? cached_states : cached) += world.num_cached;
+    if (!windows.empty()) cached_windows += world.num_cached;
+    freed += world.num_freed;
     preemptions += world.num_preemptions();
   }
   std::cerr << rejected << " drafts rejected, " << accepted << " accepted, " << rollbacks << " rollbacks, " << cached
-            << " tokens from the cache, " << cached_states << " beside states, " << preemptions << " preemptions\n";
+            << " tokens from the cache, " << cached_states << " beside states, " << cached_windows << " beside windows, " << freed
+            << " pages given back, " << preemptions << " preemptions\n";
   CHECK(rejected > 500 && accepted > 500 && rollbacks > 500 && cached > 500 && cached_states > 500 && preemptions > 100);
+  CHECK(cached_windows > 500 && freed > 500);
+}
+
+// A window's pages are given back behind it, stay in the prefix cache until they are reused, and bound where a prefix may end.
+void test_windows() {
+  const auto backend = cpu();
+  const PageGroup window{6, 0, 0}, chunk{0, 8, 0};
+  BlockPool pool(64, 4, true);
+  WindowPages windows(page_groups_of({window, chunk}), std::vector<int64_t>{64, 12, 12}, 4, true);
+  StateCache states(*backend, {}, 0);
+  Scheduler scheduler(pool, windows, states, 4, 8, true);
+  Ids prompt;
+  for (int32_t t = 0; t < 80; ++t) prompt.push_back(t);
+  const auto held = [](const Request& r, size_t g) { return int64_t(r.windows[g].blocks.size() - r.windows[g].num_freed); };
+  const auto run = [&](uint64_t id, Ids tokens) {  // returns the tokens that it found
+    scheduler.add(make_request(id, std::move(tokens)));
+    ScheduledStep step = scheduler.schedule();
+    Request& r = *scheduler.find_running(id);
+    const int64_t cached = r.num_cached_tokens;
+    for (; true; step = scheduler.schedule()) {
+      CHECK(held(r, 0) <= most_pages(window, 4, 1, 8) - 1 && held(r, 1) <= most_pages(chunk, 4, 1, 8) - 1);
+      advance_all(scheduler, step);
+      scheduler.check_integrity();
+      if (r.num_pending() == 0) return cached;
+    }
+  };
+  CHECK_EQ(run(1, prompt), 0);
+  Request& first = *scheduler.find_running(1);
+  CHECK_EQ(first.windows[0].num_freed, 16u);  // its last step began at token 72, which sees tokens from 67 on
+  CHECK_EQ(first.windows[1].num_freed, 18u);
+  CHECK_EQ(first.windows[0].blocks[15], kFreedBlock);
+  scheduler.remove(1);
+  CHECK_EQ(run(2, prompt), 76);
+  // Tokens from 74 on see none before 69, whose page is held. Of token 70's chunk a page was given back that would be kept in part; tokens
+  // from 68 on see 63, whose page is in the cache.
+  Request& second = *scheduler.find_running(2);
+  scheduler.rollback(second, 6);
+  CHECK_EQ(second.num_computed, 74);
+  scheduler.check_integrity();
+  scheduler.rollback(second, 4);
+  CHECK_EQ(second.num_computed, 68);
+  scheduler.check_integrity();
+  scheduler.remove(2);
+  // The 12 pages of a window that were used last are those of the end.
+  CHECK_EQ(run(3, Ids(prompt.begin(), prompt.begin() + 21)), 0);
+  scheduler.remove(3);
+  CHECK_EQ(run(4, Ids(prompt.begin(), prompt.begin() + 21)), 20);
+  scheduler.remove(4);
+  // Without the cache, a rollback to tokens whose window is gone begins anew.
+  BlockPool plain_pool(64, 4, false);
+  WindowPages plain_windows(page_groups_of({window, chunk}), std::vector<int64_t>{64, 12, 12}, 4, false);
+  Scheduler plain(plain_pool, plain_windows, states, 4, 8, true);
+  plain.add(make_request(1, prompt));
+  for (int i = 0; i < 10; ++i) advance_all(plain, plain.schedule());
+  Request& r = *plain.find_running(1);
+  CHECK_EQ(r.num_computed, 80);
+  plain.rollback(r, 2);
+  CHECK_EQ(r.num_computed, 78);
+  plain.check_integrity();
+  plain.rollback(r, 30);
+  CHECK_EQ(r.num_computed, 0);
+  plain.check_integrity();
+}
+
+// Without their windows' end a request would need room for all of its tokens in every group.
+void test_integrity_finds_a_lost_window() {
+  const auto backend = cpu();
+  BlockPool pool(16, 4, true);
+  WindowPages windows(page_groups_of({{6, 0, 0}}), std::vector<int64_t>{16, 16}, 4, true);
+  StateCache states(*backend, {}, 0);
+  Scheduler scheduler(pool, windows, states, 4, 64, true);
+  scheduler.add(make_request(1, Ids(20, 1)));
+  advance_all(scheduler, scheduler.schedule());
+  Request& r = *scheduler.find_running(1);
+  r.tokens.push_back(1);
+  scheduler.schedule();
+  scheduler.check_integrity();
+  CHECK_EQ(r.windows[0].num_freed, 3u);
+  r.num_computed = 16;  // its row sees token 11
+  CHECK_THROWS(scheduler.check_integrity(), ErrorCode::kInternal, "window_pages",
+               {"request 1: 3 pages of group 1 were given back"});
 }
 
 }  // namespace
@@ -409,6 +333,8 @@ int main() {
   test_content_moves_to_a_held_page();
   test_prefixes_of_states();
   test_rollback_into_a_shared_page();
+  test_windows();
+  test_integrity_finds_a_lost_window();
   test_random_lives();
   return check::result("test_scheduler");
 }

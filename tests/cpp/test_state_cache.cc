@@ -159,6 +159,54 @@ void test_memory_plan() {
                {"the state of one sequence needs 2097152 bytes, but 1048576 are there", "kv_cache_memory_bytes=4194304 or more"});
 }
 
+// Layers with a window get as many pages as the others, or as the windows of all sequences need.
+void test_memory_plan_of_windows() {
+  ModelConfig config;
+  config.num_layers = 4;
+  config.layers.resize(4);
+  config.layers[1].window = config.layers[2].window = 20;
+  config.layers[2].num_kv_heads = 6;  // three times the bytes of the others
+  config.num_kv_heads = 2;
+  config.head_dim = config.v_head_dim = 8;
+  config.max_position_embeddings = 1600;
+  EngineOptions options;
+  options.max_num_seqs = 4;
+  options.max_num_batched_tokens = 64;
+  options.block_size = 16;
+  options.enable_prefix_caching = false;
+  const int64_t page = 16 * 2 * 2 * 8 * 4;  // of a layer
+  const Backend::MemoryBudget memory{int64_t(1) << 30, int64_t(1) << 30};
+  const auto plan = [&](int64_t pages) {
+    options.kv_cache_memory_bytes = pages * page;
+    return plan_memory(config, DType::kF32, options, memory, 0);
+  };
+  using Blocks = std::vector<int64_t>;
+  CHECK_EQ(plan(6 * 10 + 5).group_blocks, (Blocks{10, 10}));
+  // A window of 20 tokens is in four pages at most, with those where a step's rows begin and end; a step of 64 tokens in four more.
+  CHECK_EQ(plan(2 * 50 + 4 * 20).group_blocks, (Blocks{50, 20}));
+  CHECK_EQ(plan(2 * 50 + 4 * 20).max_model_len, 800);
+  CHECK_EQ(plan(2 * 400 + 4 * 20).group_blocks, (Blocks{400, 20}));
+  CHECK_EQ(plan(2 * 800 + 4 * 36).group_blocks, (Blocks{800, 36}));  // the prefix cache gets more of both
+  options.enable_prefix_caching = true;
+  CHECK_EQ(plan(2 * 50 + 4 * 36).group_blocks, (Blocks{50, 36}));
+  CHECK_EQ(plan(2 * 50 + 4 * 36).kv_bytes, (2 * 50 + 4 * 36) * page);
+  // One request of the given length comes before room for many short ones.
+  options.max_model_len = 1600;
+  CHECK_EQ(plan(2 * 100 + 4 * 9).group_blocks, (Blocks{100, 8}));
+  CHECK_THROWS(plan(2 * 100 + 4 * 8 - 1), ErrorCode::kOutOfMemory, "kv_cache_memory_bytes",
+               {"some of which keep a window alone", str_cat("kv_cache_memory_bytes=", (2 * 100 + 4 * 8) * page, " or more")});
+  options.max_model_len = 0;
+  options.kv_cache_memory_bytes = 0;  // room for all
+  CHECK_EQ(plan_memory(config, DType::kF32, options, memory, 0).group_blocks, (Blocks{400, 36}));
+  // Layers that all have the window leave the first group without memory; a window as long as the longest sequence is none.
+  config.layers[0].window = config.layers[3].window = 20;
+  const MemoryPlan all = plan_memory(config, DType::kF32, options, memory, 0);
+  CHECK_EQ(all.group_blocks, (Blocks{400, 36}));
+  CHECK_EQ(all.kv_bytes, 6 * 36 * page);
+  options.max_model_len = 20;
+  CHECK_EQ(plan_memory(config, DType::kF32, options, memory, 0).group_blocks, (Blocks{8}));
+}
+
 }  // namespace
 
 int main() {
@@ -167,5 +215,6 @@ int main() {
   test_integrity_finds_wrong_slots();
   test_snapshots();
   test_memory_plan();
+  test_memory_plan_of_windows();
   return check::result("test_state_cache");
 }

@@ -172,5 +172,6 @@ def test_refused(path, tmp_path, keys, error, text):
 
 
 def test_dummy_weights(path, tmp_path):
+    """States decay, so that no sequence is long enough for them to grow beyond what float32 holds."""
     shutil.copy(Path(path) / "config.json", tmp_path)
-    assert np.isfinite(engine(str(tmp_path), load_format="dummy").forward(sequence(20))).all()
+    assert np.isfinite(engine(str(tmp_path), load_format="dummy").forward(sequence(127))).all()

@@ -10,8 +10,8 @@ from driving import Job, engine, params, record, run
 from driving import Result as BaseResult
 
 from lynx_rt import Engine, SamplingParams, ValidationError
-from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import own_experts, simulate
+from lynx_rt.research.recording import Recording, own_experts
+from lynx_rt.research.simulate import simulate
 
 MODELS = ["mixed", "many"]  # one with a dense layer, one with 64 experts
 POLICIES = [

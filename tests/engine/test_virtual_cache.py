@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from lynx_rt import Engine, EngineStats, SamplingParams, ValidationError, _C_testing, shipped_model
-from lynx_rt.research.recording import take_recording
-from lynx_rt.research.simulate import own_experts
+from lynx_rt.research.recording import own_experts, take_recording
 
 PROMPTS = [f"Q: {a} + {a * 7 % 23} = ? A:" for a in range(3, 19)]
 OPTIONS: dict[str, Any] = {

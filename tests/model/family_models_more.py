@@ -1,4 +1,5 @@
-"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2, Hunyuan 3 and Granite with a shared expert: families on the ops of others."""
+"""Checkpoints of dots.llm1, Solar Open, K-EXAONE, Mellum 2, Hunyuan 3, Granite with a shared expert and FlexOlmo: families on the ops of
+others."""
 
 from __future__ import annotations
 
@@ -121,5 +122,17 @@ GRANITEMOESHARED = [
     Row("granitemoeshared", "f16", GRANITE | {"num_experts_per_tok": 1, "num_key_value_heads": 4, "rms_norm_eps": 0.01}, dtype="float16",
         sharded=True),
 ]
+FLEX = {"num_experts": 7, "num_experts_per_tok": 3, "num_hidden_layers": 3}
+FLEX_OLMO = [
+    Row("flex_olmo", "plain", FLEX),
+    Row("flex_olmo", "fused", FLEX | {"norm_topk_prob": True, "attention_bias": True, "intermediate_size": 17, "num_experts": 12}, fused=True),
+    Row("flex_olmo", "hub", FLEX | {"num_attention_heads": 6, "num_key_value_heads": 3, "num_experts_per_tok": 5}, dtype="bfloat16",
+        edit=drop("rope_parameters", "rms_norm_eps", "attention_bias", "norm_topk_prob", "num_experts_per_tok")),
+    Row("flex_olmo", "llama3", FLEX | {"num_key_value_heads": 4, "num_experts_per_tok": 7, "rope_parameters": rope("llama3", 1e4, factor=4.0,
+        low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)}, sharded=True),
+    Row("flex_olmo", "tied", FLEX | {"tie_word_embeddings": True, "num_key_value_heads": 1, "rms_norm_eps": 0.01, "num_experts": 9}),
+    Row("flex_olmo", "f16", FLEX | {"num_experts_per_tok": 1, "num_experts": 5, "intermediate_size": 33, "num_hidden_layers": 1},
+        dtype="float16"),
+]
 # fmt: on
-ROWS = GRANITEMOESHARED + DOTS1 + SOLAR_OPEN + EXAONE_MOE + MELLUM + HY_V3
+ROWS = FLEX_OLMO + GRANITEMOESHARED + DOTS1 + SOLAR_OPEN + EXAONE_MOE + MELLUM + HY_V3

@@ -6,13 +6,20 @@ import family_models_gemma
 import family_models_more
 import family_models_plain
 import family_models_special
+import family_models_states
 import numpy as np
 import pytest
 from family_parity import engine, greedy, prompts_for, write
 
 from lynx_rt import _C, UnsupportedModelError
 
-ROWS = family_models_plain.ROWS + family_models_special.ROWS + family_models_gemma.ROWS + family_models_more.ROWS
+ROWS = (
+    family_models_plain.ROWS
+    + family_models_special.ROWS
+    + family_models_gemma.ROWS
+    + family_models_more.ROWS
+    + family_models_states.ROWS
+)
 FIRST = list({row.model_type: row for row in reversed(ROWS)}.values())
 
 

@@ -96,6 +96,9 @@ VARIANTS = {
     "gelu": dict(activation="gelu_tanh"),
     "gelu, biases, scaled experts": dict(activation="gelu_tanh", biases=True, scaled_experts=True),
     "scaled experts, scaled input": dict(scale_input=True, scaled_experts=True),
+    "relu2": dict(activation="relu2"),
+    "relu2, biases, scaled experts": dict(activation="relu2", biases=True, scaled_experts=True),
+    "relu2, scaled input": dict(activation="relu2", scale_input=True),
 }
 
 
@@ -111,6 +114,8 @@ def test_biases_and_activations(backend, dtype, name, shape):
     ids = dropped(rng, rows, k, experts)
     weights = (rng.random(ids.shape) * (ids >= 0)).astype(np.float32)
     options = dict(VARIANTS[name])
+    if options.get("activation") == "relu2":  # of experts without up
+        w = w[0], [], w[2]
     if options.get("biases"):
         options["biases"] = biases_of(experts, hidden, width, "bfloat16")
     if options.pop("scaled_experts", False):
@@ -141,6 +146,26 @@ def test_mlp_with_gelu(backend, dtype, weight_dtype, shape):
     got = backend.mlp(x, gate, up, down, activation="gelu_tanh")
     assert_within(got, ref.mlp(x, gate, up, down, dtype, activation="gelu_tanh"), str(shape))
     np.testing.assert_array_equal(backend.mlp(x, gate, up, down, activation="gelu_tanh", accumulate=False), got)
+
+
+@pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (7, 33, 31), (40, 64, 300)], ids=str)
+def test_mlp_with_relu2(backend, dtype, weight_dtype, shape):
+    rows, hidden, width = shape
+    gate, _, down = (w[0] for w in make_experts(1, hidden, width, weight_dtype, seed=1))
+    x = np.random.default_rng(rows).standard_normal((rows, hidden)).astype(np.float32)
+    biases = [b[0] for b in biases_of(1, hidden, width, weight_dtype)]
+    for of in (None, biases):
+        got = backend.mlp(x, gate, None, down, of, activation="relu2")
+        assert_within(
+            got, ref.mlp(x, gate, None, down, dtype, of or (None, None, None), activation="relu2"), str(shape)
+        )
+
+
+def test_relu2_belongs_to_experts_without_up(backend):
+    w, x = make_experts(1, 16, 8, "float32"), np.ones((1, 16), np.float32)
+    for up, activation in ((w[1][0], "relu2"), (None, "silu"), (None, "gelu_tanh")):
+        with pytest.raises(ValidationError, match="relu2"):
+            backend.mlp(x, w[0][0], up, w[2][0], activation=activation)
 
 
 @pytest.mark.parametrize("shape", [(0, 16, 8), (1, 1, 1), (7, 33, 31), (40, 64, 300)], ids=str)

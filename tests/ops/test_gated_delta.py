@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference as ref
 from reference_gated_delta import gated_delta
+from sequences import check_cut_anywhere
 from tolerance import assert_within
 
 from lynx_rt import ValidationError, _C_testing
@@ -15,11 +16,13 @@ class Layer:
     """One layer with random weights. order: columns lie by key head, as in Qwen3-Next, or kind by kind, as in Qwen3.5, or so and with
     tiled value heads, as in llama.cpp's files."""
 
-    def __init__(self, backend, shape, lengths, order="by kind", seed=0, norm_dtype="float32", slots=None):
+    def __init__(
+        self, backend, shape, lengths, order="by kind", seed=0, norm_dtype="float32", slots=None, by_channel=False
+    ):
         rng = np.random.default_rng(seed)
         self.shape = kh, vh, dk, dv, width = shape
         r, grouped, self.tiled = vh // kh, order == "by head", order == "tiled"
-        sizes = {"q": dk, "k": dk, "v": r * dv, "z": r * dv, "b": r, "a": r}  # columns of a key head
+        sizes = {"q": dk, "k": dk, "v": r * dv, "z": r * dv, "b": r, "a": r * dk if by_channel else r}
         first, at, stride = 0, [], sum(sizes.values()) + 3
         for size in sizes.values():
             at.append((first, stride if grouped else size))
@@ -29,21 +32,28 @@ class Layer:
         self.conv = (0.7 * rng.standard_normal((width, 2 * kh * dk + vh * dv))).astype(np.float32)
         self.a_log, self.dt_bias = (
             rng.uniform(-2, 1.5, vh).astype(np.float32),
-            rng.standard_normal(vh).astype(np.float32),
+            rng.standard_normal(vh * dk if by_channel else vh).astype(np.float32),
+        )
+        self.by_channel = (
+            by_channel  # Kimi delta attention: a decay for each row of a state, and the output's gate a sigmoid
         )
         self.norm = ref.weight(1 + 0.3 * rng.standard_normal(dv), norm_dtype)
         self.slots = list(rng.permutation(len(lengths) + 2)[: len(lengths)]) if slots is None else slots
-        self.layer = _C_testing.GatedDelta(backend, len(lengths) + 2, shape, self.tiled)
-        self.widths = sizes
+        self.layer = _C_testing.GatedDelta(backend, len(lengths) + 2, shape, self.tiled, by_channel)
+        self.widths = sizes  # columns of a key head
 
     def feed(self, spans):
         """Rows [begin, end) of each sequence in one call -> their outputs, per sequence."""
         start = np.cumsum([0] + [e - b for _, b, e in spans]).astype(np.int32)
         out = self.layer.run(
-            np.concatenate([self.x[s][b:e] for s, b, e in spans]), self.at, self.conv, -np.exp(self.a_log), self.dt_bias, self.norm, EPS,
-            np.array([self.slots[s] for s, _, _ in spans], np.int32), start,
+            np.concatenate([self.x[s][b:e] for s, b, e in spans]), self.at, self.filters(), -np.exp(self.a_log), self.dt_bias, self.norm,
+            EPS, np.array([self.slots[s] for s, _, _ in spans], np.int32), start, sigmoid_gate=self.by_channel,
         )  # fmt: skip
         return [out[start[i] : start[i + 1]] for i in range(len(spans))]
+
+    def filters(self):
+        kh, _, dk, _, _ = self.shape
+        return [np.ascontiguousarray(part) for part in np.split(self.conv, [kh * dk, 2 * kh * dk], 1)]
 
     def whole(self):
         return self.feed([(s, 0, len(x)) for s, x in enumerate(self.x)])
@@ -54,10 +64,14 @@ class Layer:
         for (first, stride), size in zip(self.at, self.widths.values()):
             index = first + stride * np.arange(kh)[:, None] + np.arange(size)
             parts.append(self.x[s][:, index.ravel()])
-        n, heads = len(self.x[s]), [(kh, dk), (kh, dk), (vh, dv), (vh, dv), (vh,), (vh,)]
+        n, heads = (
+            len(self.x[s]),
+            [(kh, dk), (kh, dk), (vh, dv), (vh, dv), (vh,), (vh, dk) if self.by_channel else (vh,)],
+        )
         parts = [part.reshape(n, *shape) for part, shape in zip(parts, heads)]
-        arrays = [ref.value(x) for x in (*parts, self.conv, self.a_log, self.dt_bias, self.norm)]
-        return gated_delta(*arrays, EPS, self.tiled)
+        dt_bias = self.dt_bias.reshape(vh, dk) if self.by_channel else self.dt_bias
+        arrays = [ref.value(x) for x in (*parts, self.conv, self.a_log, dt_bias, self.norm)]
+        return gated_delta(*arrays, EPS, self.tiled, sigmoid_gate=self.by_channel)
 
 
 # (key heads, value heads, dk, dv, width): one to three value heads of a key head, sizes off the vector width and around 32 columns
@@ -73,10 +87,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("order", ["by kind", "by head", "tiled"])
+@pytest.mark.parametrize("order", ["by kind", "by head", "tiled", "by channel"])
 @pytest.mark.parametrize("shape, lengths", CASES, ids=str)
 def test_against_float64(float_backend, shape, lengths, order):
-    layer = Layer(float_backend, shape, lengths, order)
+    """by channel: the columns kind by kind, and a decay for each row of a state."""
+    layer = Layer(float_backend, shape, lengths, order, by_channel=order == "by channel")
     for s, got in enumerate(layer.whole()):
         expected, matrix, past = layer.expected(s)
         assert_within(got, expected, f"sequence {s}")
@@ -85,25 +100,10 @@ def test_against_float64(float_backend, shape, lengths, order):
         np.testing.assert_array_equal(state[size:].astype(np.float64), past.ravel())
 
 
+@pytest.mark.parametrize("by_channel", [False, True])
 @pytest.mark.parametrize("shape", [(2, 4, 8, 12, 4), (1, 3, 17, 65, 3), (2, 2, 5, 40, 16)], ids=str)
-def test_cut_anywhere(float_backend, shape):
-    """Pieces of any sizes, alone or in any batch, give the bits of one pass: of the rows and of the states."""
-    lengths = [47, 20, 1]
-    whole = Layer(float_backend, shape, lengths)
-    expected = whole.whole()
-    rng = np.random.default_rng(1)
-    for most in (1, 2, 3, 16, 40):
-        layer, done, got = Layer(float_backend, shape, lengths), [0, 0, 0], [[], [], []]
-        while any(d < n for d, n in zip(done, lengths)):
-            unfinished = [s for s in rng.permutation(3) if done[s] < lengths[s]]
-            chosen = unfinished[: rng.integers(1, len(unfinished) + 1)]
-            spans = [(s, done[s], min(lengths[s], done[s] + rng.integers(1, most + 1))) for s in chosen]
-            for (s, _, end), out in zip(spans, layer.feed(spans)):
-                got[s].append(out)
-                done[s] = end
-        for s in range(3):
-            np.testing.assert_array_equal(np.concatenate(got[s]), expected[s])
-            np.testing.assert_array_equal(layer.layer.state(layer.slots[s]), whole.layer.state(whole.slots[s]))
+def test_cut_anywhere(float_backend, shape, by_channel):
+    check_cut_anywhere(lambda: Layer(float_backend, shape, [47, 20, 1], by_channel=by_channel))
 
 
 def test_threads(isa):
@@ -139,7 +139,7 @@ def test_long_decay(float_backend):
 @pytest.mark.parametrize(
     "change, text",
     [
-        (lambda a: a.update(conv=a["conv"][:, 1:].copy()), "conv"),
+        (lambda a: a["conv"].__setitem__(0, a["conv"][0][:, 1:].copy()), "conv"),
         (lambda a: a.update(rate=a["rate"][1:].copy()), "rate"),
         (lambda a: a.update(norm=a["norm"][1:].copy()), "norm"),
         (lambda a: a.update(x=a["x"][:, :40].copy()), "columns reach past x_stride"),
@@ -151,7 +151,7 @@ def test_wrong_arguments(float_backend, change, text):
     values = (
         layer.x[0],
         layer.at,
-        layer.conv,
+        layer.filters(),
         layer.a_log,
         layer.dt_bias,
         layer.norm,

@@ -248,6 +248,19 @@ def test_bench_decode(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     assert out.splitlines()[-1] == "command: lynx-rt " + " ".join([*argv, "--ops"])
 
 
+def test_bench_decode_ends_where_a_request_fails() -> None:
+    """It had waited for ever for the tokens of a request that had ended with an error."""
+    from lynx_rt.cli import bench
+
+    class Failing:
+        add_request = staticmethod(lambda ids, params: 7)
+        step = staticmethod(lambda: [argparse.Namespace(request_id=7, token_ids=[], error="router scores: row 68")])
+
+    args = argparse.Namespace(seed=0, batch=[1], context=4, steps=1, selection=["topk"])
+    with pytest.raises(lynx_rt.LynxError, match="router scores: row 68"):
+        bench._start_sequences(Failing(), 1, args, 97)
+
+
 def write_tasks(folder: Path) -> None:
     for task, op in (("add", "+"), ("sub", "-")):
         with (folder / f"{task}.jsonl").open("w") as file:

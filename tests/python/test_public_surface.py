@@ -118,9 +118,17 @@ NAMES = [name_of(value) for value in odd_values()]
 
 def test_the_table_is_complete() -> None:
     methods = {name for name, _ in inspect.getmembers(Engine, inspect.isfunction) if not name.startswith("_")}
-    without_arguments = {"close", "step", "has_unfinished_requests", "stats", "reset_stats", "expert_stats"}
+    without_arguments = {
+        "close",
+        "step",
+        "has_unfinished_requests",
+        "stats",
+        "reset_stats",
+        "expert_stats",
+        "expert_counts",
+    }
     without_arguments |= {"get_tokenizer", "get_default_sampling_params"}
-    without_arguments |= {"open_stream", "on_step", "step_sums"}  # for servers
+    without_arguments |= {"open_streams", "on_step", "step_sums"}  # for servers
     assert methods == set(CALLS) | without_arguments
     for name, (_, right) in CALLS.items():
         parameters = inspect.signature(getattr(Engine, name)).parameters
@@ -211,6 +219,8 @@ def test_any_value_as_a_prompt(nano: Engine, value: Any, as_chat: bool) -> None:
         ("expert_policy", "best"),
         ("expert_prefetch", "next_router:n=0"),
         ("io_timeout_s", -1),
+        ("admission", None),
+        ("admission", "affinity:skips=-1"),
         ("io_timeout_s", math.nan),
         ("io_timeout_s", "10"),
         ("chat_template", 5),

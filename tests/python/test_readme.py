@@ -35,6 +35,7 @@ RUNS: dict[str, tuple[str, str, str]] = {
     "pack": ("", "", r"experts\.bin: 256 experts of 8 layers"),
     "env": ("", "", r"usable_cores +\d"),
     "bench decode": ("--batch 1,2 --steps 4 --context 16", "", r"\nlynx +2 "),
+    "bench serve": ("--num-prompts 2 --input-len 8 --output-len 4", "", r"\n- +inf +- +2 +0 "),
     "eval --tasks": ("--limit 1 --max-tokens 8", "", r"16 items of 16 tasks.*\nlynx +\d"),
     "eval MODEL": ("--max-tokens 8 --selection topk", "", r"\nint8 +\d.*\nint4 +\d"),
     "study --tasks": (

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from lynx_rt import _C, Engine, ValidationError, _C_testing
 from lynx_rt.cli.main import main
 from lynx_rt.research import recording as recording_module
-from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import batched_steps, own_experts, simulate
+from lynx_rt.research.recording import Recording, own_experts
+from lynx_rt.research.simulate import batched_steps, simulate
 
 TASKS = Path(__file__).parents[2] / "bench" / "tasks"
 LAYERS, EXPERTS, TOP_K = 3, 13, 3

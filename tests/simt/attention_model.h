@@ -118,7 +118,10 @@ struct Step {
       for (int i = 0; i < max_blocks; ++i) {
         const int garbage[] = {0, -1, std::numeric_limits<int32_t>::max(), int(num_blocks)};
         tables.push_back(garbage[random() % 4]);
-        if (i < pages[query_start.size() - 1]) tables.back() = order.back(), order.pop_back();
+        if (p.sequence >= 0 && i < m.first_key(p.first) / bs)
+          tables.back() = lynx_rt::kFreedBlock;  // no row sees the page
+        else if (i < pages[query_start.size() - 1])
+          tables.back() = order.back(), order.pop_back();
       }
       for (int i = 0; i < p.rows; ++i) {
         positions.push_back(p.sequence < 0 ? -1 : p.first + i);

@@ -160,6 +160,8 @@ struct Extras {
 struct Experts {
   int num_experts, hidden, width;
   Extras extras;
+  bool gated() const { return extras.ffn.activation != Activation::kRelu2; }  // whether they have up
+
   int64_t gate_up_bytes, down_bytes;
   std::vector<std::vector<float>> gate, up, down;
   DeviceVector<uint8_t> gate_up_packed, down_packed;
@@ -194,8 +196,8 @@ struct Experts {
     cuda::ExpertEntry& entry = entries[size_t(e)];
     entry.gate_up_form = g.form(), entry.down_form = d.form();
     gate[size_t(e)] = g.values, up[size_t(e)] = u.values, down[size_t(e)] = d.values;
-    g.pack(const_cast<void*>(entry.gate_up), 2, 0, 16);
-    u.pack(const_cast<void*>(entry.gate_up), 2, 1);
+    g.pack(const_cast<void*>(entry.gate_up), gated() ? 2 : 1, 0, 16);
+    if (gated()) u.pack(const_cast<void*>(entry.gate_up), 2, 1);
     d.pack(const_cast<void*>(entry.down), 1, 0, 32);
     table = DeviceVector<cuda::ExpertEntry>(entries);
   }
@@ -217,8 +219,8 @@ struct Experts {
  private:
   void pack(int e) {
     void *gate_up = const_cast<void*>(entries[size_t(e)].gate_up), *to = const_cast<void*>(entries[size_t(e)].down);
-    pack_values(gate[size_t(e)], width, hidden, gate_up, 2, 0);
-    pack_values(up[size_t(e)], width, hidden, gate_up, 2, 1);
+    pack_values(gate[size_t(e)], width, hidden, gate_up, gated() ? 2 : 1, 0);
+    if (gated()) pack_values(up[size_t(e)], width, hidden, gate_up, 2, 1);
     pack_values(down[size_t(e)], hidden, width, to);
   }
   void add_biases() {
@@ -296,6 +298,7 @@ inline Result run_experts(const Experts& experts, const std::vector<float>& x, c
   first.pair_scale = experts.extras.ffn.scale_input ? pair_scale.get() : nullptr;
   first.ffn = experts.extras.ffn;
   first.bits = experts.bits(&cuda::ExpertEntry::gate_up_form, ids.empty());
+  first.gated = experts.gated();
   cuda::gate_up(first, num_sms, {});
   cuda::DownArgs second{first, hidden.get(), partial.get()};
   second.bits = experts.bits(&cuda::ExpertEntry::down_form, ids.empty());

@@ -47,6 +47,16 @@ Dot swiglu(const FfnRule& ffn, Dot gate, Dot up) {
   return d;
 }
 
+// max(gate, 0)^2: one rounding of float32, one of bf16.
+Dot relu2(const Dot& gate) {
+  Dot d;
+  const double g = std::max(gate.value, 0.0);
+  d.value = g * g;
+  d.error = gate.error * (2 * g + gate.error);
+  d.error += std::ldexp(d.value + d.error, -24) + std::ldexp(d.value + d.error, -8) + std::ldexp(1, -126);
+  return d;
+}
+
 void compare(const Experts& experts, const std::vector<float>& x, std::vector<int32_t> ids, int top_k, const Result& got) {
   const int num_rows = int(x.size()) / experts.hidden, hidden = experts.hidden, width = experts.width, stride = got.hidden_stride;
   if (ids.empty()) ids.assign(size_t(num_rows), 0);
@@ -64,8 +74,9 @@ void compare(const Experts& experts, const std::vector<float>& x, std::vector<in
       const size_t at = size_t(e) * width + i;
       const Dot gate = dot(row, &experts.gate[e][size_t(i) * hidden], hidden),
                 up = dot(row, &experts.up[e][size_t(i) * hidden], hidden);
-      const Dot want = swiglu(experts.extras.ffn, adjusted(gate, scale, bias ? experts.gate_bias[at] : 0),
-                              adjusted(up, scale, bias ? experts.up_bias[at] : 0));
+      const Dot first = adjusted(gate, scale, bias ? experts.gate_bias[at] : 0);
+      const Dot want =
+          experts.gated() ? swiglu(experts.extras.ffn, first, adjusted(up, scale, bias ? experts.up_bias[at] : 0)) : relu2(first);
       if (!(std::abs(values[i] - want.value) <= want.error)) ++wrong;
     }
     for (int i = width; i < stride; ++i) wrong += h[i] != 0;
@@ -136,10 +147,10 @@ void test_experts() {
     compare(experts, x, ids, top_k, run_experts(experts, x, ids, top_k, sms[which % 3]));
     if (!ffn.scale_input) compare(experts, x, {}, 1, run_experts(experts, x, {}, 1, 2));
   }
-  for (const int which : {2, 5}) {
-    const FfnRule ffn{.activation = Activation::kGeluTanh};
+  for (const int which : {2, 5, 3, 6}) {
+    const FfnRule ffn{.activation = which == 2 || which == 5 ? Activation::kGeluTanh : Activation::kRelu2};
     const auto& [num_experts, hidden, width] = shapes[which];
-    const Experts experts(num_experts, hidden, width, {which == 5, ffn});
+    const Experts experts(num_experts, hidden, width, {which > 4, ffn});
     const std::vector<float> x = random_values(size_t(rows[which]) * hidden);
     const std::vector<int32_t> ids = random_ids(rows[which], 1, num_experts, 0);
     compare(experts, x, ids, 1, run_experts(experts, x, ids, 1, 3));
@@ -164,7 +175,7 @@ void test_quantized_experts() {
     for (int i = 0; i < 4; ++i) {
       const int num_rows = rows[(number + i) % 6], top_k = std::min(2, num_experts), kind = number++ % 5;
       if (skipped()) continue;
-      Experts experts(num_experts, hidden, width, {i % 2 == 1, {}});
+      Experts experts(num_experts, hidden, width, {i % 2 == 1, {.activation = i == 2 ? Activation::kRelu2 : Activation::kSilu}});
       // All in one form; else every third expert is bf16.
       for (int e = 0; e < num_experts; ++e)
         if (i == 0 || e % 3 != 2)

@@ -1,5 +1,5 @@
-// Compares gated_delta_rule() of the CUDA backend with the CPU's, and tests its order guarantee bit by bit: cut into pieces, beside other
-// sequences, and in padded decode steps.
+// Compares the ops of the CUDA backend that keep a state with the CPU's, and tests their order guarantee bit by bit: cut into pieces, beside
+// other sequences, and in padded decode steps.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -27,27 +27,117 @@ struct Span {
   int64_t begin, end;
 };
 
-// A layer with random weights, whose columns lie kind by kind, and three sequences.
+// An op that keeps a state, with random weights and three sequences.
 class Layer {
  public:
-  explicit Layer(const DeltaShape& s)
-      : shape(s),
-        conv_(random_floats(s.conv_width * s.channels(), 0.7f)),
-        rate_(random_floats(s.value_heads, 1)),
-        dt_bias_(random_floats(s.value_heads)),
-        norm_(random_floats(s.value_dim, 0.3f, 1)) {
-    for (const int64_t length : {23, 9, 1}) rows.push_back(random_floats(length * s.projected_columns()));
-    for (float& rate : rate_) rate = -std::exp(rate);
-  }
+  virtual ~Layer() = default;
+  virtual int64_t columns() const = 0;                  // of a row of x
+  virtual int64_t stride() const { return columns(); }  // of x in the op's memory
+  virtual int64_t values() const = 0;                   // columns of the result
+  virtual int64_t state_size() const = 0;
+  // `weights`: those of `weights_`, placed.
+  virtual void call(Backend& backend, const std::vector<WeightView>& weights, float* x, const BatchView& rows,
+                    const StateView& states, Activations& out) const = 0;
 
-  int64_t length(int seq) const { return int64_t(rows[size_t(seq)].size()) / shape.projected_columns(); }
-  WeightView view(const std::vector<float>& values, int64_t num_rows = 1) const {
-    return {values.data(), DType::kF32, num_rows, int64_t(values.size()) / num_rows};
+  int64_t length(int seq) const { return int64_t(rows[size_t(seq)].size()) / columns(); }
+
+  std::vector<std::vector<float>> rows;
+  std::vector<std::pair<std::vector<float>, int64_t>> weights_;  // values, and number of rows
+
+ protected:
+  void add(int64_t num_rows, int64_t num_columns, float scale = 1, float mean = 0) {
+    weights_.emplace_back(random_floats(num_rows * num_columns, scale, mean), num_rows);
+  }
+  void add_rates(int64_t heads) {
+    add(1, heads);
+    for (float& rate : weights_.back().first) rate = -std::exp(rate);
+  }
+  void add_rows() {
+    for (const int64_t length : {23, 9, 1}) rows.push_back(random_floats(length * columns()));
+  }
+};
+
+// gated_delta_rule(), whose columns lie kind by kind.
+class DeltaLayer : public Layer {
+ public:
+  explicit DeltaLayer(const DeltaShape& s) : shape(s) {
+    for (const int64_t n : {s.key_heads * s.key_dim, s.key_heads * s.key_dim, s.values()}) add(s.conv_width, n, 0.7f);
+    add_rates(s.value_heads);
+    add(1, s.value_heads * s.decays());
+    add(1, s.value_dim, 0.3f, 1);
+    add_rows();
+  }
+  int64_t columns() const override { return shape.projected_columns(); }
+  int64_t values() const override { return shape.values(); }
+  int64_t state_size() const override { return shape.state_size(); }
+  void call(Backend& backend, const std::vector<WeightView>& w, float* x, const BatchView& batch, const StateView& states,
+            Activations& out) const override {
+    const DeltaShape& s = shape;
+    const int64_t r = s.values_per_key(), keys = s.key_heads * s.key_dim, z = s.channels(), b = z + s.values();
+    const GatedDeltaArgs args{x,
+                              columns(),
+                              s,
+                              {0, s.key_dim},
+                              {keys, s.key_dim},
+                              {2 * keys, r * s.value_dim},
+                              {z, r * s.value_dim},
+                              {b, r},
+                              {b + s.value_heads, r * s.decays()},
+                              {w[0], w[1], w[2]},
+                              w[3],
+                              w[4],
+                              w[5],
+                              1e-6f,
+                              s.channel_decay};
+    backend.gated_delta_rule(args, batch, states, out);
   }
 
   DeltaShape shape;
-  std::vector<std::vector<float>> rows;
-  std::vector<float> conv_, rate_, dt_bias_, norm_;
+};
+
+class MambaLayer : public Layer {
+ public:
+  MambaLayer(const Mamba2Shape& s, bool bias) : shape(s), bias(bias) {
+    add(s.conv_width, s.channels(), 0.7f);
+    add_rates(s.heads);
+    add(1, s.heads);
+    add(1, s.heads);
+    add(1, s.values(), 0.3f, 1);
+    if (bias) add(1, s.channels());
+    add_rows();
+  }
+  int64_t columns() const override { return shape.projected_columns(); }
+  int64_t stride() const override { return shape.row_columns(); }
+  int64_t values() const override { return shape.values(); }
+  int64_t state_size() const override { return shape.state_size(); }
+  void call(Backend& backend, const std::vector<WeightView>& w, float* x, const BatchView& batch, const StateView& states,
+            Activations& out) const override {
+    const Mamba2Args args{x,    stride(), shape, w[0],  bias ? w[5] : WeightView{}, w[1],
+                          w[2], w[3],     w[4],  1e-5f, bias ? 0.0f : 0.4f,         bias ? INFINITY : 0.9f};
+    backend.mamba2(args, batch, states, out);
+  }
+
+  Mamba2Shape shape;
+  bool bias;
+};
+
+class ConvLayer : public Layer {
+ public:
+  ConvLayer(int64_t channels, int64_t width, bool bias) : channels(channels), bias(bias) {
+    add(width, channels, 0.7f);
+    if (bias) add(1, channels);
+    add_rows();
+  }
+  int64_t columns() const override { return 3 * channels; }
+  int64_t values() const override { return channels; }
+  int64_t state_size() const override { return (weights_[0].second - 1) * channels; }
+  void call(Backend& backend, const std::vector<WeightView>& w, float* x, const BatchView& batch, const StateView& states,
+            Activations& out) const override {
+    backend.short_conv({x, columns(), channels, w[0], bias ? w[1] : WeightView{}}, batch, states, out);
+  }
+
+  int64_t channels;
+  bool bias;
 };
 
 // A layer on a backend, with the states of its sequences in slots 2, 0 and 1.
@@ -59,32 +149,34 @@ class Placed {
     o.compute_dtype = std::string(device) == "cpu" ? DType::kF32 : DType::kBF16;
     o.num_threads = 1;
     backend_ = make_backend(o);
-    conv_ = backend_->place(layer.view(layer.conv_, layer.shape.conv_width), WeightUse::kVector);
-    rate_ = backend_->place(layer.view(layer.rate_), WeightUse::kVector);
-    dt_bias_ = backend_->place(layer.view(layer.dt_bias_), WeightUse::kVector);
-    norm_ = backend_->place(layer.view(layer.norm_), WeightUse::kVector);
+    for (const auto& [values, num_rows] : layer.weights_)
+      weights_.push_back(
+          backend_->place({values.data(), DType::kF32, num_rows, int64_t(values.size()) / num_rows}, WeightUse::kVector));
     StepLimits limits;
     limits.max_rows = limits.max_logit_rows = 64;
-    limits.hidden_size = limits.max_columns = layer.shape.values();
+    limits.hidden_size = limits.max_columns = layer.values();
     limits.num_heads = limits.num_kv_heads = 1;
     limits.head_dim = 16;
     limits.vocab_size = 10;
     backend_->reserve(limits);
-    stride_ = round_up(layer.shape.state_size() * int64_t(sizeof(float)), 64);
+    stride_ = round_up(layer.state_size() * int64_t(sizeof(float)), 64);
     states_ = DeviceArray<char>(*backend_, 3 * stride_, "states");
-    x_ = DeviceArray<float>(*backend_, 64 * layer.shape.projected_columns(), "x");
-    out_ = Activations(*backend_, 64, layer.shape.values(), "out");
+    x_ = DeviceArray<float>(*backend_, 64 * layer.stride(), "x");
+    out_ = Activations(*backend_, 64, layer.values(), "out");
   }
 
   // Returns the rows of all spans.
   std::vector<float> run(const std::vector<Span>& spans, Phase phase = Phase::kPrefill) {
-    const int64_t width = layer_.shape.projected_columns();
+    const int64_t width = layer_.columns();
     std::vector<float> x;
     std::vector<int32_t> start = {0}, slots, positions;
     for (const Span& s : spans) {
       const std::vector<float>& rows = layer_.rows[size_t(s.seq)];
-      x.insert(x.end(), rows.begin() + s.begin * width, rows.begin() + s.end * width);
-      for (int64_t p = s.begin; p < s.end; ++p) positions.push_back(int32_t(p));
+      for (int64_t p = s.begin; p < s.end; ++p) {
+        x.insert(x.end(), rows.begin() + p * width, rows.begin() + (p + 1) * width);
+        x.resize(x.size() + size_t(layer_.stride() - width));
+        positions.push_back(int32_t(p));
+      }
       start.push_back(int32_t(positions.size()));
       slots.push_back((s.seq + 2) % 3);
     }
@@ -101,26 +193,10 @@ class Placed {
     batch.max_blocks = 1;
     batch.state_slots = slots.data();
     batch.phase = phase;
-    const DeltaShape& s = layer_.shape;
-    const int64_t r = s.values_per_key(), keys = s.key_heads * s.key_dim, z = s.channels(), b = z + s.values();
-    const GatedDeltaArgs args{x_.get(),
-                              width,
-                              s,
-                              {0, s.key_dim},
-                              {keys, s.key_dim},
-                              {2 * keys, r * s.value_dim},
-                              {z, r * s.value_dim},
-                              {b, r},
-                              {b + s.value_heads, r},
-                              conv_,
-                              rate_,
-                              dt_bias_,
-                              norm_,
-                              1e-6f};
     const BatchView rows = backend_->begin_step(batch);
     backend_->write(x_.get(), x.data(), int64_t(x.size() * sizeof(float)));
-    backend_->gated_delta_rule(args, rows, {states_.get(), stride_}, out_);
-    std::vector<float> result(size_t(batch.num_rows * s.values()));
+    layer_.call(*backend_, weights_, x_.get(), rows, {states_.get(), stride_}, out_);
+    std::vector<float> result(size_t(batch.num_rows * layer_.values()));
     backend_->read(result.data(), out_.f32(), int64_t(result.size() * sizeof(float)));
     backend_->end_step({});
     return result;
@@ -136,7 +212,7 @@ class Placed {
  private:
   const Layer& layer_;
   std::unique_ptr<Backend> backend_;
-  WeightView conv_, rate_, dt_bias_, norm_;
+  std::vector<WeightView> weights_;
   int64_t stride_ = 0;
   DeviceArray<char> states_;
   DeviceArray<float> x_;
@@ -151,14 +227,13 @@ void check_close(const std::vector<float>& got, const std::vector<float>& want) 
   for (size_t i = 0; i < want.size(); ++i) CHECK(std::abs(got[i] - want[i]) <= 2e-5f * largest);
 }
 
-void test_shape(const DeltaShape& shape) {
-  const Layer layer(shape);
+void test_layer(const Layer& layer) {
   const std::vector<Span> whole = {{0, 0, 23}, {1, 0, 9}, {2, 0, 1}};
   Placed cpu(layer, "cpu"), cuda(layer, "cuda");
   const std::vector<float> want = cuda.run(whole);
   check_close(want, cpu.run(whole));
   check_close(cuda.states(), cpu.states());
-  const int64_t width = shape.values();
+  const int64_t width = layer.values();
   const auto rows_of = [&](const std::vector<float>& rows, int64_t begin, int64_t end) {
     return std::vector<float>(rows.begin() + begin * width, rows.begin() + end * width);
   };
@@ -191,7 +266,15 @@ int main() {
   // Key heads, value heads, dk, dv, width: sizes off the warp, every kernel, and one to three value heads of a key head.
   for (const DeltaShape& shape :
        {DeltaShape{1, 1, 1, 1, 2}, DeltaShape{2, 4, 8, 12, 4}, DeltaShape{2, 6, 33, 40, 3}, DeltaShape{1, 2, 128, 128, 4},
-        DeltaShape{1, 1, 130, 7, 16}, DeltaShape{1, 1, 256, 9, 5}, DeltaShape{2, 6, 33, 40, 3, true}})
-    test_shape(shape);
+        DeltaShape{1, 1, 130, 7, 16}, DeltaShape{1, 1, 256, 9, 5}, DeltaShape{2, 6, 33, 40, 3, true},
+        DeltaShape{1, 1, 1, 1, 2, false, true}, DeltaShape{3, 3, 33, 40, 3, false, true},
+        DeltaShape{2, 2, 128, 128, 4, false, true}, DeltaShape{1, 2, 130, 7, 16, false, true}})
+    test_layer(DeltaLayer(shape));
+  for (const Mamba2Shape& shape : {Mamba2Shape{1, 1, 1, 1, 2}, Mamba2Shape{4, 12, 2, 8, 4}, Mamba2Shape{6, 33, 2, 40, 3},
+                                   Mamba2Shape{2, 64, 1, 128, 4}, Mamba2Shape{3, 7, 3, 130, 16}})
+    for (const bool bias : {false, true}) test_layer(MambaLayer(shape, bias));
+  for (const bool bias : {false, true})
+    for (const auto& [channels, width] : {std::pair(1, 2), {40, 3}, {129, 4}, {300, 16}})
+      test_layer(ConvLayer(channels, width, bias));
   return check::result("test_gated_delta");
 }

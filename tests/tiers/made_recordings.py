@@ -50,3 +50,25 @@ def unions(ids: Any, offsets: Any) -> list[list[list[int]]]:
     return [
         [sorted({int(e) for e in ids[a:b, layer].ravel() if e >= 0}) for a, b in steps] for layer in range(ids.shape[1])
     ]
+
+
+def one_row(experts: list[list[int]]) -> Recording:
+    """Makes one request whose steps use these experts [steps][layers]; one expert per row and layer."""
+    scores = np.zeros((len(experts), len(experts[0]), 4), np.float32)
+    for step, layers in enumerate(experts):
+        for layer, e in enumerate(layers):
+            scores[step, layer, e] = 9
+    rows = len(experts)
+    return Recording(
+        "made up", "topk", len(experts[0]), 1, True, np.arange(len(experts[0]), dtype=np.int32), scores,
+        np.zeros((rows, len(experts[0]), 1), np.int16), np.arange(rows), np.zeros(rows, np.uint64), np.arange(rows, dtype=np.int32),
+        np.zeros(rows, np.uint8), token=np.zeros(rows, np.int32), next_scores=np.ascontiguousarray(scores[:, 1:]),
+    )  # fmt: skip
+
+
+def add_prompts(recording: Recording, prompts: list[list[int]], experts: list[list[list[list[int]]]]) -> None:
+    """Gives each request, in order of its number, tokens, and experts [tokens][layers][k]."""
+    requests = np.unique(recording.request)
+    recording.prompt_request = np.repeat(requests, [len(prompt) for prompt in prompts])
+    recording.prompt_token = np.array([token for prompt in prompts for token in prompt], np.int32)
+    recording.prompt_experts = np.array([token for prompt in experts for token in prompt], np.int16)

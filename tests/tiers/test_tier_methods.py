@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_recordings import EXPERTS, LAYERS, TIER, TOP_K, made_up, unions
+from made_recordings import EXPERTS, LAYERS, TIER, TOP_K, made_up
 
-from lynx_rt import _C, ValidationError, _C_testing
-from lynx_rt.research.admission import Admission, admitted_steps, parse_admission, routes
+from lynx_rt import ValidationError
+from lynx_rt.research.admission import admitted_steps, parse_admission, routes
 from lynx_rt.research.predictors import parse_predictor, predict
 from lynx_rt.research.recording import Recording
-from lynx_rt.research.simulate import batched_steps, simulate
+from lynx_rt.research.simulate import batched_steps
 from lynx_rt.research.tier_simulation import Tier, TierSimulator
 
 # Predictors
@@ -57,6 +57,10 @@ def test_predictors_learn() -> None:
         ("none:n=1", "unexpected 'n=1'"),
         ("transition:d=2", "d must be 1"),
         ("external", "file=SCORES.npy"),
+        ("prefill:decay=1", "unexpected 'decay=1'"),
+        ("prefill", "prefill needs the experts of prompts, which the recording lacks"),
+        ("network", "file=NETWORK.npz"),
+        ("network:file=/no/such.npz", "/no/such.npz is no network"),
         ("external:file=/no/such.npy", "/no/such.npy"),
         ("ewma:n=13", r"n: expected 1\.\.12, got 13"),
     ],
@@ -88,10 +92,13 @@ def test_recordings_that_lack_what_predictors_need(tmp_path: Path) -> None:
 def test_admission() -> None:
     """Each request once, its rows in order and without a gap, no place free while one waits; alike requests run together."""
     recording = made_up([5, 9, 2, 7, 4, 8, 3, 3, 6])
-    expected = np.zeros((len(recording), 2), bool)
-    expected[np.arange(len(recording)), recording.request.astype(int) % 2] = True
-    for window, age in ((64, 64), (2, 1), (3, 64)):
-        order, offsets = admitted_steps(recording, 2, Admission("", "own", window, age), expected)
+    requests = np.unique(recording.request)
+    recording.prompt_request = np.repeat(requests, 3)
+    recording.prompt_token = np.concatenate(
+        [[7 + request % 2, 7 + request % 2, 5] for request in requests.astype(int)]
+    ).astype(np.int32)
+    for window, skips in ((64, 64), (2, 1), (3, 64)):
+        order, offsets = admitted_steps(recording, 2, parse_admission(f"affinity:window={window},skips={skips}"))
         assert sorted(order.tolist()) == list(range(len(recording)))
         steps = [order[a:b] for a, b in itertools.pairwise(offsets)]
         begin, seen = {}, {}
@@ -109,13 +116,17 @@ def test_admission() -> None:
         if window == 64:  # request 0 starts alone with 2, which is as it; the odd ones come when no even one waits
             alike = sum(len(pair) == 1 for pair in pairs)
             plain = batched_steps(recording.request, 2)
-            fifo = sum(
+            in_turn = sum(
                 len(set((recording.request[plain[0][a:b]] % 2).tolist())) == 1 and b - a == 2
                 for a, b in itertools.pairwise(plain[1])
             )
-            assert alike > fifo
-    in_turn = admitted_steps(recording, 2, Admission("", "own", 1), expected)
-    assert all(np.array_equal(a, b) for a, b in zip(in_turn, batched_steps(recording.request, 2), strict=True))
+            assert alike > in_turn
+    for text in ("affinity:window=1", "own:window=1", "first_come"):
+        steps = admitted_steps(recording, 2, parse_admission(text))
+        assert all(np.array_equal(a, b) for a, b in zip(steps, batched_steps(recording.request, 2), strict=True))
+    recording.prompt_request = recording.prompt_request[:-3]
+    with pytest.raises(ValidationError, match="needs the prompts"):
+        admitted_steps(recording, 2, parse_admission("affinity"))
 
 
 def test_admission_makes_unions_smaller() -> None:
@@ -124,38 +135,21 @@ def test_admission_makes_unions_smaller() -> None:
         text: TierSimulator(recording, Tier(expert_bytes=1, measured=1.0), batch=4, admission=text)
         .run("topk", "lfu", 4)
         .used.mean()
-        for text in ("fifo", "predicted:window=16", "own")
+        for text in ("first_come", "predicted:window=16", "own")
     }
-    assert used["own"] < used["fifo"] and used["predicted:window=16"] < used["fifo"]
+    assert used["own"] < used["first_come"] and used["predicted:window=16"] < used["first_come"]
     assert routes(recording, parse_admission("own")).sum() == len(recording) * LAYERS * TOP_K
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("lifo", "expected one of fifo"), ("fifo:age=1", "'age=1'"), ("own:age=0", "'age=0'"), ("own:w=1", "'w=1'")],
+    [
+        ("lifo", "expected one of first_come"),
+        ("first_come:skips=1", "'skips=1'"),
+        ("own:skips=0", "'skips=0'"),
+        ("own:w=1", "'w=1'"),
+    ],
 )
 def test_bad_admissions(text: str, said: str) -> None:
     with pytest.raises(ValidationError, match=said):
         TierSimulator(made_up([3, 3]), TIER, batch=2, admission=text)
-
-
-def test_quota_by_predicted_experts() -> None:
-    """Layers that are predicted to use more experts have more residents, as many in all; alike layers have the same."""
-    recording = made_up([9] * 20, spread=0.5)
-    recording.scores[:, 1] = np.arange(EXPERTS)  # one layer always takes the same experts
-    simulator = TierSimulator(recording, Tier(expert_bytes=1), batch=4)
-    quota = simulator.predicted_quota(4)
-    assert sum(quota) == 12 and quota[1] == min(quota) < max(quota) <= EXPERTS
-    found, even = (simulator.run("topk", policy, 4) for policy in ("plec", "lfu"))
-    used = unions(simulate(recording, "topk", batch=4).routed_experts, simulator._offsets)
-    counts = _C_testing.simulate_residency("lfu", quota, EXPERTS, used)["residents"]
-    missed = [
-        [len(set(now) - set(there)) for now, there in zip(*layer, strict=True)]
-        for layer in zip(used, counts, strict=True)
-    ]
-    assert found.misses.T.tolist() == [layer[simulator._first :] for layer in missed]
-    assert found.misses.sum() != even.misses.sum()
-    with pytest.raises(ValidationError, match="expected 3 layers, got 1"):
-        _C.simulate_tier(
-            recording.native(), "topk", simulator._order, simulator._offsets, policy="lfu", residents=4.0, quota=[4]
-        )

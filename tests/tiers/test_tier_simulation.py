@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_recordings import EXPERTS, LAYERS, POLICIES, TIER, TOP_K, made_up, unions
+from made_recordings import EXPERTS, LAYERS, POLICIES, TIER, TOP_K, made_up, one_row, unions
 
 from lynx_rt import _C, Engine, SamplingParams, ValidationError, _C_testing, shipped_model
 from lynx_rt.cli.main import main
-from lynx_rt.research.predictors import parse_predictor, predict, uses
-from lynx_rt.research.recording import Recording, take_recording
+from lynx_rt.research.predictors import parse_predictor, predict
+from lynx_rt.research.recording import Recording, take_recording, uses
 from lynx_rt.research.simulate import simulate
 from lynx_rt.research.tier_simulation import Tier, TierSimulator, save_static, simulate_tier
 
@@ -223,20 +223,6 @@ def test_the_clock_is_its_reference(prefetch: str, milliseconds: float) -> None:
         assert found.bytes_per_step == pytest.approx(plain.bytes_per_step + found.wasted.mean() * 1e6)
 
 
-def one_row(experts: list[list[int]]) -> Recording:
-    """Makes one request whose steps use these experts [steps][layers]; one expert per row and layer."""
-    scores = np.zeros((len(experts), len(experts[0]), 4), np.float32)
-    for step, layers in enumerate(experts):
-        for layer, e in enumerate(layers):
-            scores[step, layer, e] = 9
-    rows = len(experts)
-    return Recording(
-        "made up", "topk", len(experts[0]), 1, True, np.arange(len(experts[0]), dtype=np.int32), scores,
-        np.zeros((rows, len(experts[0]), 1), np.int16), np.arange(rows), np.zeros(rows, np.uint64), np.arange(rows, dtype=np.int32),
-        np.zeros(rows, np.uint8), token=np.zeros(rows, np.int32), next_scores=np.ascontiguousarray(scores[:, 1:]),
-    )  # fmt: skip
-
-
 def test_hand_traces(tmp_path: Path) -> None:
     recording = one_row([[0, 1], [0, 2], [3, 1]])
     tier = Tier(
@@ -354,7 +340,7 @@ def test_simulate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["simulate", str(npz), "--residents", "0.5", "--expert-bytes", "x"]) == 1
     assert main(["simulate", str(npz), "--residents", "0", "--expert-bytes", "1MB"]) == 1
     capsys.readouterr()
-    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--admission", "own"), ("--plots", "x")):
+    for option, value in (("--prefetch", "ewma"), ("--expert-policy", "lru"), ("--plots", "x")):
         assert main(["simulate", str(npz), option, value]) == 1
         assert f"{option} needs --residents" in capsys.readouterr().err
     for more in (["--batch", "steps"], ["--batch", "2", "--seed", "1"]):

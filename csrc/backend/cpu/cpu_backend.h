@@ -48,6 +48,8 @@ class CpuBackend : public Backend {
   void do_mla_post(const MlaPostArgs&, const BatchView&, const KvCacheView&) override;
   void do_attention(const AttentionArgs&, const BatchView&, const KvCacheView&, const RowsOut&) override;
   void do_gated_delta(const GatedDeltaArgs&, const BatchView&, const StateView&, const RowsOut&) override;
+  void do_mamba2(const Mamba2Args&, const BatchView&, const StateView&, const RowsOut&) override;
+  void do_short_conv(const ShortConvArgs&, const BatchView&, const StateView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*, float) override;
   bool takes_cost() const override { return true; }
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,

@@ -134,7 +134,7 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
     const ExpertWeights& w = call.experts[size_t(e)];
     const Product& into = product(w.gate);
     const int64_t most = std::min(call.width, balanced_rows(num_experts * call.width));
-    block = std::min(block, into.rows_per_task(2 * w.gate.row_bytes(), most));
+    block = std::min(block, into.rows_per_task((w.up.empty() ? 1 : 2) * w.gate.row_bytes(), most));
     step = std::max({step, into.tile_rows(), product(w.down).pack_step()});  // powers of two: the largest is a multiple of each
   }
   block = round_up(block, step);
@@ -151,29 +151,29 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
     Scratch<char>* scratch = &decoded_[size_t(thread)];
     float* gate = tile_[size_t(thread)].get((2 * kTileRows + 2) * block);
     float *up = gate + kTileRows * block, *gate_bias = up + kTileRows * block, *up_bias = gate_bias + block;
-    const bool biased = !w.gate_bias.empty();
-    if (biased) {
-      kernels_.to_f32(at(w.gate_bias, begin), w.gate_bias.dtype, count, gate_bias);
-      kernels_.to_f32(at(w.up_bias, begin), w.up_bias.dtype, count, up_bias);
-    }
+    const bool biased = !w.gate_bias.empty(), gated = !w.up.empty();
+    if (biased) kernels_.to_f32(at(w.gate_bias, begin), w.gate_bias.dtype, count, gate_bias);
+    if (biased && gated) kernels_.to_f32(at(w.up_bias, begin), w.up_bias.dtype, count, up_bias);
     const int64_t rows_of_expert = call.num_rows(e);
     for (int64_t r = 0; r < rows_of_expert; r += kTileRows) {
       const int64_t m = std::min<int64_t>(kTileRows, rows_of_expert - r);
       const void* next = r + m < rows_of_expert ? w.gate.row(begin) : next_task;
-      into.run(w.gate, begin, count, from.from(r), m, gate, block, false, w.up.row(begin), scratch);
-      into.run(w.up, begin, count, from.from(r), m, up, block, false, next, scratch);
+      into.run(w.gate, begin, count, from.from(r), m, gate, block, false, gated ? w.up.row(begin) : next, scratch);
+      if (gated) into.run(w.up, begin, count, from.from(r), m, up, block, false, next, scratch);
       const float* rows[kTileRows];
       for (int64_t j = 0; j < m; ++j) {
         float *g = gate + j * block, *u = up + j * block;
         if (call.ffn.scale_input) {  // scaling the products scales the input
           const float weight = call.routing.weights[call.plan.pair_of_sorted[call.first_row(e) + r + j]];
-          for (int64_t i = 0; i < count; ++i) g[i] *= weight, u[i] *= weight;
+          for (int64_t i = 0; i < count; ++i) g[i] *= weight;
+          for (int64_t i = 0; gated && i < count; ++i) u[i] *= weight;
         }
-        if (biased) {
-          kernels_.axpy(1.0f, gate_bias, count, g);
-          kernels_.axpy(1.0f, up_bias, count, u);
-        }
+        if (biased) kernels_.axpy(1.0f, gate_bias, count, g);
+        if (biased && gated) kernels_.axpy(1.0f, up_bias, count, u);
         switch (call.ffn.activation) {
+          case Activation::kRelu2:
+            for (int64_t i = 0; i < count; ++i) g[i] = g[i] < 0 ? 0.0f : g[i] * g[i];  // a NaN stays one
+            break;
           case Activation::kSilu: kernels_.silu_mul(g, u, count, g); break;
           case Activation::kGeluTanh: kernels_.gelu_tanh_mul(g, u, count, g); break;
           case Activation::kClampedSwiglu: kernels_.clamped_swiglu(g, u, count, call.ffn.alpha, call.ffn.limit, g); break;

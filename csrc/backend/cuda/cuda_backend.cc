@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "backend/cuda/attention/gated_delta.h"
+#include "backend/cuda/attention/mamba2.h"
 #include "backend/cuda/gemm/expert_ffn.h"
 #include "backend/cuda/gemm/linear.h"
 #include "backend/cuda/gemm/packed.h"
@@ -222,6 +223,20 @@ void CudaBackend::do_gated_delta(const GatedDeltaArgs& args, const BatchView& ba
                          stream_);
 }
 
+void CudaBackend::do_mamba2(const Mamba2Args& args, const BatchView& batch, const StateView& states, const RowsOut& out) {
+  cuda::mamba2(args,
+               {states, batch.query_start, batch.state_slots, int(batch.num_rows), int(batch.num_seqs), out.f32,
+                static_cast<uint16_t*>(out.rounded)},
+               stream_);
+}
+
+void CudaBackend::do_short_conv(const ShortConvArgs& args, const BatchView& batch, const StateView& states, const RowsOut& out) {
+  cuda::short_conv(args,
+                   {states, batch.query_start, batch.state_slots, int(batch.num_rows), int(batch.num_seqs), out.f32,
+                    static_cast<uint16_t*>(out.rounded)},
+                   stream_);
+}
+
 void CudaBackend::do_router(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, float* scores,
                             float scale) {
   cuda::router(x, weight, floats(bias), int(num_rows), scores, stream_, scale);
@@ -287,6 +302,7 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
   const ExpertBits& bits = expert_bits_.at(experts.entries());
   up.bits = bits.gate_up;
   up.biased = experts.has_biases();
+  up.gated = !experts.all()[0].up.empty();
   up.num_rows = int(num_rows);
   up.hidden_size = int(experts.hidden_size());
   up.width = int(experts.width());
@@ -320,6 +336,7 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   up.dense = entry_of(weights);
   up.bits = up.dense.gate_up_form.bits;
   up.biased = !weights.gate_bias.empty();
+  up.gated = !weights.up.empty();
   up.num_rows = int(num_rows);
   up.hidden_size = int(weights.gate.cols);
   up.width = int(weights.gate.rows);

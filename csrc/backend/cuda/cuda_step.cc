@@ -161,11 +161,11 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
 
   Layout layout;
   const int64_t num_rows_at = layout.take<int32_t>(1), ids_at = layout.take<int32_t>(s.rows),
-                positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(s.rows),
-                tables_at = layout.take<int32_t>(s.sequences * s.table_stride), exact_at = layout.take<uint8_t>(s.rows),
-                groups_at = layout.take<int32_t>(s.rows), starts_at = layout.take<int32_t>(s.sequences + 1),
-                states_at = layout.take<int32_t>(s.sequences), tiles_at = layout.take<AttentionTile>(s.tiles),
-                partials_at = layout.take<int32_t>(s.rows + 1);
+                positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(b.num_page_groups * s.rows),
+                tables_at = layout.take<int32_t>(b.num_page_groups * s.sequences * s.table_stride),
+                exact_at = layout.take<uint8_t>(s.rows), groups_at = layout.take<int32_t>(s.rows),
+                starts_at = layout.take<int32_t>(s.sequences + 1), states_at = layout.take<int32_t>(s.sequences),
+                tiles_at = layout.take<AttentionTile>(s.tiles), partials_at = layout.take<int32_t>(s.rows + 1);
   // Recorded ids come last, so that the other arrays are in the same places with and without them.
   const int64_t replay_layers = b.replayed ? limits_.num_moe_layers : 0, row_ids = s.rows * limits_.top_k,
                 replayed_at = layout.take<int32_t>(replay_layers * row_ids);
@@ -192,7 +192,9 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   // Tests of single ops may leave arrays null.
   fill(ids_at, b.token_ids, b.num_rows, s.rows, int32_t{0});
   fill(positions_at, b.positions, b.num_rows, s.rows, int32_t{-1});
-  fill(slots_at, b.slots, b.num_rows, s.rows, int64_t{-1});
+  for (int64_t g = 0; g < b.num_page_groups; ++g)
+    fill(slots_at + g * s.rows * int64_t(sizeof(int64_t)), b.slots ? b.slots + g * b.num_rows : nullptr, b.num_rows, s.rows,
+         int64_t{-1});
   fill(exact_at, b.exact, b.num_rows, s.rows, uint8_t{0});
   fill(groups_at, b.groups, b.num_rows, s.rows, int32_t{0});
   fill(states_at, b.state_slots, b.num_seqs, s.sequences, int32_t{-1});
@@ -200,9 +202,11 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   fill(starts_at, b.query_start, num_starts, num_starts, int32_t{0});
   for (int64_t i = b.num_seqs; b.query_start && i < s.sequences; ++i)  // a padding row is a sequence
     at<int32_t>(host, starts_at)[i + 1] = at<int32_t>(host, starts_at)[i] + 1;
-  for (int64_t i = 0; i < s.sequences; ++i)
-    fill(tables_at + i * s.table_stride * int64_t(sizeof(int32_t)), i < b.num_seqs ? b.block_tables + i * b.max_blocks : nullptr,
-         b.max_blocks, s.table_stride, int32_t{0});
+  for (int64_t g = 0; g < b.num_page_groups; ++g)
+    for (int64_t i = 0; i < s.sequences; ++i)
+      fill(tables_at + (g * s.sequences + i) * s.table_stride * int64_t(sizeof(int32_t)),
+           i < b.num_seqs ? b.block_tables + (g * b.num_seqs + i) * b.max_blocks : nullptr, b.max_blocks, s.table_stride,
+           int32_t{0});
   AttentionTile* tiles = at<AttentionTile>(host, tiles_at);
   for (int64_t t = b.num_rows; t < s.rows; ++t) *tiles++ = {int32_t(t), 1, int32_t(t), -1, 0};  // before the splits
   tiles = std::copy(plan_.tiles.begin(), plan_.tiles.end(), tiles);

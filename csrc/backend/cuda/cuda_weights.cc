@@ -85,24 +85,26 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
   if (experts.empty() || experts[0].gate.empty()) return;
   set_device(device_);
   const int64_t width = experts[0].gate.rows, hidden = experts[0].gate.cols, count = int64_t(experts.size());
-  const auto gate_up_bytes = [&](const ExpertWeights& e) { return 2 * packed_bytes(width, hidden, form_of(e.gate)); };
+  const bool gated = !experts[0].up.empty();
+  const int parts = gated ? 2 : 1;  // gate and up share an array
+  const auto gate_up_bytes = [&](const ExpertWeights& e) { return parts * packed_bytes(width, hidden, form_of(e.gate)); };
   const auto down_bytes = [&](const ExpertWeights& e) { return packed_bytes(hidden, width, form_of(e.down)); };
   int64_t gate_ups = 0, downs = 0;
   for (const ExpertWeights& e : experts) {
-    if (!(form_of(e.gate) == form_of(e.up))) invalid("experts", "gate and up of an expert must have the same form");
+    if (e.up.empty() == gated) invalid("experts", "all experts of a layer must have up or none");
+    if (gated && !(form_of(e.gate) == form_of(e.up))) invalid("experts", "gate and up of an expert must have the same form");
     gate_ups += round_up(gate_up_bytes(e), kAlignment), downs += round_up(down_bytes(e), kAlignment);
   }
   char *gate_up_at = allocate_weights(gate_ups), *down_at = allocate_weights(downs);
-  const auto load = [&](WeightView& view, const PackTarget& target) {
-    if (view.rows != (target.parts == 2 ? width : hidden) || view.cols != (target.parts == 2 ? hidden : width))
-      invalid("experts", "all experts of a layer must have the same shape");
+  const auto load = [&](WeightView& view, const PackTarget& target, int64_t rows, int64_t cols) {
+    if (view.rows != rows || view.cols != cols) invalid("experts", "all experts of a layer must have the same shape");
     pack_weight(view, target);
   };
   for (ExpertWeights& e : experts) {
     const int64_t bytes = round_up(gate_up_bytes(e), kAlignment), more = round_up(down_bytes(e), kAlignment);
-    load(e.gate, {gate_up_at, 2, 0});
-    load(e.up, {gate_up_at, 2, 1});
-    load(e.down, {down_at, 1, 0});
+    load(e.gate, {gate_up_at, parts, 0}, width, hidden);
+    if (gated) load(e.up, {gate_up_at, 2, 1}, width, hidden);
+    load(e.down, {down_at, 1, 0}, hidden, width);
     gate_up_at += bytes;
     down_at += more;
   }

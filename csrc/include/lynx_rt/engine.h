@@ -72,6 +72,10 @@ struct EngineOptions {
   // Prompt tokens of all requests that no step has taken up yet, above which add_request() refuses; 0 = no limit. A request of any
   // length may wait alone.
   int64_t max_num_queued_tokens = 0;
+  // Which waiting request takes a free place: "first_come"; "affinity:window=128,skips=128,ms=0" = of the first `window`, the one whose
+  // prompt is most like those that run, so that steps read fewer experts. A request is passed over at most `skips` times, and not
+  // once it has waited for `ms` milliseconds (0 = no such limit). Greedy results without selection do not depend on it.
+  std::string admission = "first_come";
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
   // Whether prompts share the pages of equal prefixes. Models with states of constant size keep snapshots of them, in at most as many
@@ -149,7 +153,7 @@ using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<
 
 // Counters since creation or reset_stats(), and gauges.
 struct EngineStats {
-  int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges
+  int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges; in pages of all layers
   int64_t num_waiting_tokens = 0;  // gauge: prompt tokens of the waiting requests
   int64_t steps = 0, decode_steps = 0, prompt_tokens = 0, cached_prompt_tokens = 0, generation_tokens = 0;
   int64_t preemptions = 0, finished = 0, aborted = 0;
@@ -199,6 +203,14 @@ struct EngineStats {
   } tier;
 };
 
+// Decode-only steps in which each expert was used, [MoE layers, num_experts], since creation or reset_stats(). The lists are empty on
+// devices other than the CPU, which keep the routing to themselves.
+struct ExpertCounts {
+  int64_t steps = 0, rows = 0;  // decode-only steps, and their rows
+  std::vector<int64_t> wanted;  // steps in which the model's own routing of some row chose it
+  std::vector<int64_t> read;    // steps in which it was read
+};
+
 // Router logits of decode-only steps (N rows, L MoE layers, E experts, k per token), and what is needed to route the rows again,
 // isolation groups aside.
 struct RouterLogits {
@@ -219,6 +231,10 @@ struct RouterLogits {
   std::vector<int32_t> position;        // [N] position in the sequence
   std::vector<int32_t> token;           // [N] id of the token there
   std::vector<uint8_t> exact;           // [N] SamplingParams::exact
+  // The prompts of the requests above, one after the other, each from its first decode-only step on: [P] number of the request, and id
+  // of the token.
+  std::vector<uint64_t> prompt_request;
+  std::vector<int32_t> prompt_token;
 };
 
 // The measure by which the outputs of two experts (without gate weights) for the same layer input are compared.
@@ -240,7 +256,8 @@ struct ModelInfo {
   int64_t max_model_len = 0, weight_bytes = 0, kv_bytes = 0, kv_bytes_per_token = 0, workspace_bytes = 0;
   std::vector<int32_t> eos_token_ids;
   int64_t max_position_embeddings = 0;  // the model's own limit on max_model_len
-  std::vector<std::string> warnings;    // where the checkpoint contradicts its config.json, and where max_num_seqs was cut
+  std::vector<std::string>
+      warnings;  // where the checkpoint contradicts its config.json, and where the context or max_num_seqs was cut
   // Bytes of the weights that cannot be used in place in the file: they were decoded, converted or transposed to separate memory.
   // That memory is given back where they were then quantised or copied to a device.
   int64_t copied_weight_bytes = 0;
@@ -295,6 +312,7 @@ class LYNX_RT_API Engine {
   double step_start_time() const;
 
   EngineStats stats() const;
+  ExpertCounts expert_counts() const;
   void reset_stats();
   ModelInfo model_info() const;
   // Verifies page reference counts, the free list, the prefix cache and who owns memory for experts; throws kInternal saying what is

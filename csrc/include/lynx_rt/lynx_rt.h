@@ -102,6 +102,7 @@ typedef struct lynx_rt_options {
   const char* expert_prefetch;
   double io_timeout_s; /* 0 = steps wait for reads of experts without end */
   const char* memory;
+  const char* admission; /* which waiting request takes a free place: "first_come", "affinity:skips=128"; NULL = first_come */
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {

@@ -57,31 +57,13 @@ ModelConfig read_config(const ConfigReader& c) {
   return m;
 }
 
-// Adds fused experts: gate_up_proj [E, H, 2I] with the gate's columns first, and down_proj [E, I, H].
-void add_transposed_experts(WeightTable& table, const std::string& name, int64_t l) {
-  const ModelConfig& m = table.m;
-  const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;
-  std::vector<ExpertWeights>& experts = table.layer(l).experts;
-  experts.resize(size_t(count));
-  TensorSpec gate_up{name + "gate_up_proj", {count, hidden, 2 * width}, {}}, down{name + "down_proj", {count, width, hidden}, {}};
-  for (int64_t e = 0; e < count; ++e) {
-    ExpertWeights& w = experts[size_t(e)];
-    const int64_t row = e * hidden;
-    gate_up.pieces.push_back({.target = &w.gate, .row_begin = row, .rows = hidden, .cols = width, .transposed = true});
-    gate_up.pieces.push_back(
-        {.target = &w.up, .row_begin = row, .rows = hidden, .col_begin = width, .cols = width, .transposed = true});
-    down.pieces.push_back({.target = &w.down, .row_begin = e * width, .rows = width, .transposed = true});
-  }
-  table.add(std::move(gate_up), {experts});
-  table.add(std::move(down), {experts});
-}
-
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
   const MoeNames names{.block = "feed_forward.",
                        .router = "router.weight",
                        .shared_expert = "shared_expert.",
                        .add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {
-                         if (table.has(prefix + "gate_up_proj")) return add_transposed_experts(table, prefix, l);
+                         if (table.has(prefix + "gate_up_proj"))
+                           return table.add_transposed_experts(prefix + "gate_up_proj", prefix + "down_proj", l);
                          table.add_experts(prefix, l);  // the layout that quantisation tools write
                        }};
   return decoder_specs({m, checkpoint, weights}, {names});

@@ -1,5 +1,7 @@
 #include "model/mixers/gated_delta.h"
 
+#include <algorithm>
+
 namespace lynx_rt {
 
 void mix(const GatedDeltaWeights& w, const MixerStep& s) {
@@ -12,7 +14,7 @@ void mix(const GatedDeltaWeights& w, const MixerStep& s) {
   args.x = ws.qkv.get();
   args.x_stride = stride;
   args.shape = d;
-  args.conv = w.conv;
+  std::copy_n(w.conv, 3, args.conv);
   args.rate = w.rate;
   args.dt_bias = w.dt_bias;
   args.norm = w.norm;
@@ -41,7 +43,7 @@ void mix(const GatedDeltaWeights& w, const MixerStep& s) {
     args.b = {b, r};
     args.a = {a, r};
   }
-  s.backend.linear(ws.normed, {parts, count}, false, args.x, stride);
+  s.backend.linear(s.input, {parts, count}, false, args.x, stride);
   s.backend.gated_delta_rule(args, s.batch, s.states, ws.attended);
   add_attended(s, ws.attended, w.out_proj, {});
 }

@@ -11,7 +11,7 @@ struct GatedDeltaWeights {
   WeightView in_proj_qkv;           // [C, H]; [C + vh * dv, H]
   WeightView in_proj_z;             // [vh * dv, H]; empty
   WeightView in_proj_b, in_proj_a;  // [vh, H] each; [2 vh, H], and empty
-  WeightView conv;                  // [W, C] float32
+  WeightView conv[3];               // of q, k and v: [W, their columns] float32
   WeightView rate, dt_bias;         // [vh] float32; rate = -exp(A_log)
   WeightView norm;                  // [dv]
   WeightView out_proj;              // [H, vh * dv]

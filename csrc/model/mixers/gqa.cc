@@ -11,7 +11,7 @@ void mix(const GqaWeights& w, const MixerStep& s) {
   const int64_t d = m.head_dim_of(layer), q_size = m.num_heads * d * (m.attention_gate ? 2 : 1),
                 kv_size = m.kv_heads_of(layer) * d, stride = q_size + 2 * kv_size;
   const LinearPart parts[] = {{w.q_proj, w.q_bias, 0}, {w.k_proj, w.k_bias, q_size}, {w.v_proj, w.v_bias, q_size + kv_size}};
-  s.backend.linear(ws.normed, std::span(parts).first(layer.v_from_k ? 2 : 3), false, ws.qkv.get(), stride);
+  s.backend.linear(s.input, std::span(parts).first(layer.v_from_k ? 2 : 3), false, ws.qkv.get(), stride);
 
   QkvPostArgs post{};
   post.qkv = ws.qkv.get();

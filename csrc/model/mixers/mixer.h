@@ -7,13 +7,14 @@
 
 namespace lynx_rt {
 
-// The arguments of mix() in one layer of a step. mix() reads the normed rows Workspace::normed [T, H] and writes its output as `out` says.
+// The arguments of mix() in one layer of a step. mix() writes its output as `out` says.
 struct MixerStep {
   Backend& backend;
   const ModelConfig& config;
   const LayerConfig& layer;
   Workspace& workspace;
-  const RopeTable& rope;  // of the layer
+  const Activations& input;  // [T, H] the rows that enter; may be Workspace::normed
+  const RopeTable& rope;     // of the layer
   const BatchView& batch;
   const KvCacheView& cache;  // the layer's pages
   const StateView& states;   // the layer's states

@@ -7,15 +7,15 @@ void mix(const MlaWeights& w, const MixerStep& s) {
   const int64_t heads = m.num_heads, latent = m.kv_lora_rank, width = latent + m.rope.dim, rows = s.batch.num_rows;
   Workspace& ws = s.workspace;
   const LinearPart kv{w.kv_a_proj, w.kv_a_bias, 0};
-  s.backend.linear(ws.normed, {&kv, 1}, false, ws.kv_a.get(), width);
+  s.backend.linear(s.input, {&kv, 1}, false, ws.kv_a.get(), width);
   LinearPart q{w.q_proj, {}, 0};
   if (m.q_lora_rank > 0) {
     const LinearPart a{w.q_a_proj, w.q_a_bias, 0};
-    s.backend.linear(ws.normed, {&a, 1}, false, ws.q_a.get(), m.q_lora_rank);
+    s.backend.linear(s.input, {&a, 1}, false, ws.q_a.get(), m.q_lora_rank);
     s.backend.rmsnorm(ws.q_a.get(), w.q_a_norm, m.latent_norm_eps, rows, ws.normed);
     q.weight = w.q_b_proj;
   }
-  s.backend.linear(ws.normed, {&q, 1}, false, ws.qkv.get(), heads * m.head_dim);
+  s.backend.linear(m.q_lora_rank > 0 ? ws.normed : s.input, {&q, 1}, false, ws.qkv.get(), heads * m.head_dim);
   s.backend.head_linear(Activations(ws.qkv.get(), rows, heads * m.head_dim), m.head_dim, w.k_absorb, ws.latent_q.get(),
                         heads * width, width);
 

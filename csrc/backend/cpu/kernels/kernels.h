@@ -28,7 +28,16 @@ using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, in
 using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
                               int64_t x_stride, int64_t m, int64_t k, float* out, int64_t out_stride);
 
-// Rows of one sequence and value head in the delta rule. q and k have dk columns, v and out dv; beta and decay are one number of a row.
+// A causal convolution of columns, each by itself. weights[j * stride + c] belongs to column c and the j-th oldest of `width` inputs.
+struct ConvFilter {
+  const float* weights;
+  int64_t stride, width;
+  const float* bias;  // [columns] or null
+  bool silu;          // the result passes silu()
+};
+
+// Rows of one sequence and value head in a recurrence. q and k have dk columns, v and out dv; beta is one number of a row, and so is
+// decay, which has dk in delta_rule_by_channel().
 struct DeltaRows {
   const float *q, *k, *v, *beta, *decay;
   int64_t stride;  // floats between rows of all five
@@ -36,19 +45,28 @@ struct DeltaRows {
   int64_t out_stride;
 };
 
-// The parts of gated_delta_rule().
+// The parts of the ops that keep a state: gated_delta_rule(), mamba2(), short_conv().
 struct DeltaKernels {
-  // x[t][c] = silu(sum_j w[j][c] * input[t - width + 1 + j][c]) in place for t < rows, c < n. Inputs before row 0 are the `width` - 1
-  // rows of `past`, oldest first, which become those before the next row.
-  void (*short_conv)(float* x, int64_t stride, int64_t rows, int64_t n, const float* w, int64_t w_stride, int64_t width,
-                     float* past, int64_t past_stride);
+  // x[t][c] = f(bias[c] + sum_j w[j][c] * input[t - width + 1 + j][c]) in place for t < rows, c < n. Inputs before row 0 are the
+  // `width` - 1 rows of `past`, oldest first, which become those before the next row.
+  void (*short_conv)(float* x, int64_t stride, int64_t rows, int64_t n, const ConvFilter& filter, float* past,
+                     int64_t past_stride);
   void (*unit_norm)(float* x, int64_t n, float eps, float scale);  // x *= scale / sqrt(sum of squares + eps)
   // Runs columns [begin, begin + n) of a state [dk, dv] through the rows: state = decay * state; u = beta * (v - state^T k);
   // state += k u^T; out = state^T q. Columns do not depend on each other. n <= kDeltaColumns; `scratch` has dk * kDeltaColumns floats.
   void (*delta_rule)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n, float* state,
                      float* scratch);
+  // As delta_rule(), with a decay of its own for each of the dk rows of the state.
+  void (*delta_rule_by_channel)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n,
+                                float* state, float* scratch);
+  // As delta_rule(), with u = beta * v: Mamba2's recurrence, where C, B, x and dt are q, k, v and beta.
+  void (*selective_scan)(const DeltaRows& rows, int64_t num_rows, int64_t dk, int64_t dv, int64_t begin, int64_t n, float* state,
+                         float* scratch);
+  // delta_rule() of one row and all columns, with the same bits; `scratch` has delta_row_scratch(dv) floats.
+  void (*delta_row)(const DeltaRows& row, int64_t dk, int64_t dv, float* state, float* scratch);
 };
 constexpr int64_t kDeltaColumns = 32;
+constexpr int64_t delta_row_scratch(int64_t dv) { return 2 * (dv + 16); }
 
 struct Kernels {
   Isa isa;

@@ -357,7 +357,7 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           rope,
           rope_interleaved,
           axpy,
-          {short_conv, unit_norm, delta_rule},
+          {short_conv, unit_norm, run_state<true, false>, run_state<true, true>, run_state<false, false>, delta_row},
           read_sum,
           lynx_rt::kDrawKernels};
 }

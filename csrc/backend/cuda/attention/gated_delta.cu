@@ -5,6 +5,7 @@
 // Not run on a GPU yet: tests/simt runs it on the CPU.
 #include "backend/cuda/attention/gated_delta.h"
 
+#include "backend/cuda/attention/state_conv.cuh"
 #include "backend/cuda/rows/round.h"
 #include "backend/cuda/runtime/launch.h"
 #include "backend/cuda/runtime/ptx.cuh"
@@ -22,8 +23,8 @@ constexpr float kUnitEps = 1e-6f;  // of the norm of q and k
 
 struct DeltaParams {
   GatedDeltaCall call;
-  const float *conv, *rate, *dt_bias, *norm;
-  int key_heads, value_heads, per_key, key_dim, value_dim, width, channels;
+  const float *conv[3], *rate, *dt_bias, *norm, *skip;
+  int key_heads, value_heads, per_key, key_dim, value_dim, width, channels, decays;
   bool tiled;
   int64_t matrix_size;
 };
@@ -37,35 +38,9 @@ __device__ int64_t column_of(const DeltaParams& p, const HeadColumns& c, int val
   return p.tiled ? c.first + value_head * width : c.first + value_head / p.per_key * c.stride + value_head % p.per_key * width;
 }
 
-// kWidth: the most inputs of a convolution. Weights of inputs that it does not see are 0.
-template <int kWidth>
-__device__ void convolve(const DeltaParams& p, float* x, int64_t rows, int channel, float* past) {
-  const int missing = kWidth - p.width;
-  float weights[kWidth], inputs[kWidth];
-  LYNX_UNROLL
-  for (int j = 0; j < kWidth; ++j) {
-    weights[j] = j < missing ? 0 : p.conv[int64_t(j - missing) * p.channels + channel];
-    inputs[j] = j < missing || j == kWidth - 1 ? 0 : past[int64_t(j - missing) * p.channels];
-  }
-  LYNX_ROLLED
-  for (int64_t t = 0; t < rows; ++t) {
-    float* at = x + t * p.call.args.x_stride;
-    inputs[kWidth - 1] = *at;
-    float sum = 0;
-    LYNX_UNROLL
-    for (int j = 0; j < kWidth; ++j) sum = sum + weights[j] * inputs[j];
-    *at = sum / (1.0f + accurate_exp(-sum));
-    LYNX_UNROLL
-    for (int j = 0; j + 1 < kWidth; ++j) inputs[j] = inputs[j + 1];
-  }
-  LYNX_UNROLL
-  for (int j = 0; j + 1 < kWidth; ++j)
-    if (j >= missing) past[int64_t(j - missing) * p.channels] = inputs[j];
-}
-
 // Block (head, sequence): heads are those of q, of k, and of v.
 template <int kWidth>
-__global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ DeltaParams p) {
+__global__ void __launch_bounds__(kThreads, 1) conv_kernel(const __grid_constant__ DeltaParams p) {
   grid_wait();
   grid_launch_dependents();
   const GatedDeltaArgs& a = p.call.args;
@@ -77,17 +52,26 @@ __global__ void __launch_bounds__(kThreads) conv_kernel(const __grid_constant__ 
   const HeadColumns& columns = is_q ? a.q : a.k;
   const int64_t first = is_v ? column_of(p, a.v, value_head, p.value_dim) : columns.first + head % p.key_heads * columns.stride;
   const int channel = is_v ? 2 * p.key_heads * p.key_dim + value_head * p.value_dim : head * p.key_dim;
+  const int part = is_v ? 2 : is_q ? 0 : 1, of_part = channel - part * p.key_heads * p.key_dim;
+  const ConvFilter filter = {p.conv[part], nullptr, is_v ? p.value_heads * p.value_dim : p.key_heads * p.key_dim, p.width};
   float* x = a.x + begin * a.x_stride + first;
+  LYNX_ROLLED
   for (int i = int(threadIdx.x); i < n; i += kThreads)
-    convolve<kWidth>(p, x + i, rows, channel + i, state_of(p, slot) + p.matrix_size + channel + i);
+    convolve<kWidth>(
+        filter, of_part + i, rows, state_of(p, slot) + p.matrix_size + channel + i, p.channels,
+        [&](int64_t t) { return x[t * a.x_stride + i]; },
+        [&](int64_t t, float sum) { x[t * a.x_stride + i] = sum / (1.0f + accurate_exp(-sum)); });
   sync_block();  // the rows of x
   if (is_v) {
-    const float rate = p.rate[value_head], bias = p.dt_bias[value_head];
-    for (int64_t t = threadIdx.x; t < rows; t += kThreads) {
+    const float rate = p.rate[value_head];
+    const int count = int(rows) * p.decays;
+    LYNX_ROLLED
+    for (int i = int(threadIdx.x); i < count; i += kThreads) {
+      const int t = i / p.decays, d = i % p.decays;
       float* row = a.x + (begin + t) * a.x_stride;
-      float *b = row + column_of(p, a.b, value_head, 1), *decay = row + column_of(p, a.a, value_head, 1);
-      const float v = *decay + bias, soft = v > 20.0f ? v : log1pf(accurate_exp(v));
-      *b = 1.0f / (1.0f + accurate_exp(-*b));
+      float *b = row + column_of(p, a.b, value_head, 1), *decay = row + column_of(p, a.a, value_head, p.decays) + d;
+      const float v = *decay + p.dt_bias[value_head * p.decays + d], soft = v > 20.0f ? v : log1pf(accurate_exp(v));
+      if (d == 0) *b = 1.0f / (1.0f + accurate_exp(-*b));
       *decay = accurate_exp(rate * soft);
     }
     return;
@@ -109,7 +93,7 @@ __device__ float add_slices(float v) {
 }
 
 // Block (value head and columns, sequence). kPart: the most elements of a column that a lane holds.
-template <int kPart>
+template <int kPart, Recurrence kRule>
 __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__ DeltaParams p) {
   grid_wait();
   grid_launch_dependents();
@@ -139,25 +123,32 @@ __global__ void __launch_bounds__(kThreads) delta_kernel(const __grid_constant__
   const int key_head = p.tiled ? head % p.key_heads : head / p.per_key;
   const float *q = x + a.q.first + key_head * a.q.stride, *k = x + a.k.first + key_head * a.k.stride;
   const float *v = x + column_of(p, a.v, head, p.value_dim) + column, *beta = x + column_of(p, a.b, head, 1),
-              *decay = x + column_of(p, a.a, head, 1);
+              *decay = x + column_of(p, a.a, head, p.decays);
+  const float skip = kRule == Recurrence::kScan ? p.skip[head] : 0;
+  LYNX_ROLLED
   for (int64_t t = 0; t < rows; ++t) {
     const int64_t at = t * a.x_stride;
-    float keys[kPart], sum = 0;
+    // Keys are read twice, because registers for them would be missing beside those of the state.
+    const auto key = [&](int d) { return d < p.key_dim ? k[at + d] : 0; };
+    float sum = 0;
     LYNX_UNROLL
     for (int i = 0; i < kPart; ++i) {
       const int d = slice + kSlices * i;
-      keys[i] = d < p.key_dim ? k[at + d] : 0;
-      sum = fmaf(keys[i], s[i], sum);
+      if (kRule == Recurrence::kDeltaByChannel) s[i] = d < p.key_dim ? decay[at + d] * s[i] : 0;
+      if (kRule != Recurrence::kScan) sum = fmaf(key(d), s[i], sum);
     }
-    const float by = decay[at], value = is_column ? v[at] : 0, u = beta[at] * (value - by * add_slices(sum));
+    const float by = kRule == Recurrence::kDeltaByChannel ? 1 : decay[at], value = is_column ? v[at] : 0;
+    const float u = beta[at] * (kRule == Recurrence::kScan ? value : value - by * add_slices(sum));
     sum = 0;
     LYNX_UNROLL
     for (int i = 0; i < kPart; ++i) {
       const int d = slice + kSlices * i;
-      s[i] = fmaf(keys[i], u, by * s[i]);
+      if (kRule == Recurrence::kScan && d >= p.key_dim) continue;  // the scan spills registers otherwise, the other rules here
+      s[i] = fmaf(key(d), u, by * s[i]);
       sum = fmaf(d < p.key_dim ? q[at + d] : 0, s[i], sum);
     }
     sum = add_slices(sum);
+    if (kRule == Recurrence::kScan) sum = fmaf(skip, value, sum);
     if (writes) out[t * out_stride] = sum;
   }
   LYNX_UNROLL
@@ -182,25 +173,18 @@ __global__ void __launch_bounds__(kThreads) norm_kernel(const __grid_constant__ 
   for (int bit = kWarpSize / 2; bit > 0; bit /= 2) sum += shuffle_xor(kFullWarp, sum, bit);
   const float by = 1.0f / sqrtf(sum / float(p.value_dim) + a.eps);
   for (int i = lane_id(); i < p.value_dim; i += kWarpSize)
-    out[i] = out[i] * by * p.norm[i] * (z[i] / (1.0f + accurate_exp(-z[i])));
+    out[i] = out[i] * by * p.norm[i] * ((a.sigmoid_gate ? 1.0f : z[i]) / (1.0f + accurate_exp(-z[i])));
 }
 
-}  // namespace
-
-void gated_delta_rule(const GatedDeltaCall& call, Stream stream) {
+DeltaParams params_of(const GatedDeltaCall& call) {
   const DeltaShape& s = call.args.shape;
   if (s.key_dim > kMaxDeltaKeyDim)
-    fail(ErrorCode::kUnsupported, "gated_delta_rule", "gated_delta_rule: key heads: expected at most ", kMaxDeltaKeyDim,
-         " columns, got ", s.key_dim);
-  if (call.num_rows <= 0 || call.num_seqs <= 0) return;
+    fail(ErrorCode::kUnsupported, "states", "states: device cuda: expected at most ", kMaxDeltaKeyDim,
+         " rows of a head's state, got ", s.key_dim);
   if (call.num_seqs > 65535)
-    fail(ErrorCode::kUnsupported, "gated_delta_rule", "gated_delta_rule: expected at most 65535 sequences, got ", call.num_seqs);
+    fail(ErrorCode::kUnsupported, "states", "states: expected at most 65535 sequences, got ", call.num_seqs);
   DeltaParams p = {};
   p.call = call;
-  p.conv = static_cast<const float*>(call.args.conv.data);
-  p.rate = static_cast<const float*>(call.args.rate.data);
-  p.dt_bias = static_cast<const float*>(call.args.dt_bias.data);
-  p.norm = static_cast<const float*>(call.args.norm.data);
   p.key_heads = int(s.key_heads);
   p.value_heads = int(s.value_heads);
   p.per_key = int(s.values_per_key());
@@ -208,15 +192,48 @@ void gated_delta_rule(const GatedDeltaCall& call, Stream stream) {
   p.value_dim = int(s.value_dim);
   p.width = int(s.conv_width);
   p.channels = int(s.channels());
+  p.decays = int(s.decays());
   p.tiled = s.tiled;
   p.matrix_size = s.matrix_size();
+  return p;
+}
+
+template <Recurrence kRule>
+void run(const DeltaParams& p, Stream stream) {
+  launch(p.key_dim <= 32    ? delta_kernel<8, kRule>
+         : p.key_dim <= 128 ? delta_kernel<32, kRule>
+                            : delta_kernel<64, kRule>,
+         Dim3(unsigned(p.value_heads * ceil_div(p.value_dim, kBlockColumns)), unsigned(p.call.num_seqs)), kThreads, 0, stream, p);
+}
+
+void run(const DeltaParams& p, Recurrence rule, Stream stream) {
+  switch (rule) {
+    case Recurrence::kDelta: return run<Recurrence::kDelta>(p, stream);
+    case Recurrence::kDeltaByChannel: return run<Recurrence::kDeltaByChannel>(p, stream);
+    case Recurrence::kScan: return run<Recurrence::kScan>(p, stream);
+  }
+}
+
+}  // namespace
+
+void run_states(const GatedDeltaCall& call, Recurrence rule, const float* skip, Stream stream) {
+  DeltaParams p = params_of(call);
+  p.skip = skip;
+  run(p, rule, stream);
+}
+
+void gated_delta_rule(const GatedDeltaCall& call, Stream stream) {
+  const DeltaShape& s = call.args.shape;
+  DeltaParams p = params_of(call);
+  if (call.num_rows <= 0 || call.num_seqs <= 0) return;
+  for (int i = 0; i < 3; ++i) p.conv[i] = static_cast<const float*>(call.args.conv[i].data);
+  p.rate = static_cast<const float*>(call.args.rate.data);
+  p.dt_bias = static_cast<const float*>(call.args.dt_bias.data);
+  p.norm = static_cast<const float*>(call.args.norm.data);
   const unsigned sequences = unsigned(call.num_seqs);
   launch(s.conv_width <= 4 ? conv_kernel<4> : conv_kernel<DeltaShape::kMaxConvWidth>,
          Dim3(unsigned(2 * s.key_heads + s.value_heads), sequences), kThreads, 0, stream, p);
-  launch(s.key_dim <= 32    ? delta_kernel<8>
-         : s.key_dim <= 128 ? delta_kernel<32>
-                            : delta_kernel<64>,
-         Dim3(unsigned(s.value_heads * ceil_div(s.value_dim, kBlockColumns)), sequences), kThreads, 0, stream, p);
+  run(p, s.channel_decay ? Recurrence::kDeltaByChannel : Recurrence::kDelta, stream);
   launch(norm_kernel, unsigned(ceil_div(call.num_rows * s.value_heads, kWarps)), kThreads, 0, stream, p);
   if (call.rounded) round_rows(call.out, s.values(), call.num_rows, int(s.values()), call.rounded, stream);
 }

@@ -26,4 +26,9 @@ struct GatedDeltaCall {
 // Throws kUnsupported for more than kMaxDeltaKeyDim columns of a key head.
 void gated_delta_rule(const GatedDeltaCall& call, Stream stream);
 
+// Runs the states through the rows: the middle of gated_delta_rule(), where q, k, v, beta and decay are what x holds. kScan: u = beta * v, and
+// out = S^T q + skip * v, skip [vh] (Mamba2).
+enum class Recurrence { kDelta, kDeltaByChannel, kScan };
+void run_states(const GatedDeltaCall& call, Recurrence rule, const float* skip, Stream stream);
+
 }  // namespace lynx_rt::cuda

@@ -32,7 +32,7 @@ constexpr int64_t max_tiles(int64_t num_pairs, int64_t num_experts, int tile_row
 // The device addresses and forms of an expert's weights: an entry of ExpertTable::entries(), or that of a dense MLP. Kernels find experts
 // through their entries alone, so an expert may be anywhere in memory.
 struct ExpertEntry {
-  const void* gate_up = nullptr;     // packed [I, H], gate and up sharing an array
+  const void* gate_up = nullptr;     // packed [I, H], gate and up sharing an array, or gate alone
   const void* down = nullptr;        // packed [H, I]
   const float* gate_bias = nullptr;  // [I], [I], [H], or all null
   const float* up_bias = nullptr;
@@ -61,6 +61,7 @@ struct GateUpArgs : FfnArgs {
   uint16_t* hidden;   // out [T * k, padded_columns(I)] by place: bf16(activation(x . gate, x . up)), zeros after I
   const float* pair_scale = nullptr;  // [T * k] scale of a pair's input, applied to the products; null: 1, as for a dense MLP
   FfnRule ffn = {};                   // the activation
+  bool gated = true;                  // false: experts have no up
 };
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream);
 

@@ -1,7 +1,7 @@
-// The first product of the experts, with their activation: hidden = bf16(activation(x . gate, x . up)).
+// The first product of the experts, with their activation: hidden = bf16(activation(x . gate, x . up)), or of gate alone.
 //
 // Work split: packed_gemm.cuh. A job is a tile of places times 16 gate rows and the 16 up rows of the same numbers, so that one
-// thread has both sums of an element. CTAs have 8 warps. The number of tiles is only known on the device, so the grid does not
+// thread has both sums of an element; or of 16 gate rows, where there is no up. CTAs have 8 warps. The number of tiles is only known on the device, so the grid does not
 // depend on it. The first CTA prefetches the table of experts into L2, for down() too. Experts of 16, 8 and 4 bits are multiplied by
 // kernels of their own, each of which takes the tiles of its experts. Memory traffic: packed_bytes() of gate and up per active expert
 // (while its places fill one group of tiles); rows of x from L2; hidden is written once. Limits: packed_gemm.cuh.
@@ -20,8 +20,8 @@ struct GateUpParams {
   int num_tiles;  // where there is no list of tiles
 };
 
-template <int kBits, int kTokenBlocks>
-using GateUpGemm = PackedGemm<kBits, 2, kTokenBlocks, kWarps, pipeline_depth(kBits, kTokenBlocks), true>;
+template <int kBits, int kTokenBlocks, int kParts>
+using GateUpGemm = PackedGemm<kBits, kParts, kTokenBlocks, kWarps, pipeline_depth(kBits, kTokenBlocks), kParts == 2>;
 
 __device__ float activate(const FfnRule& ffn, float gate, float up) {
   if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // where exp is infinite the result is -0
@@ -34,10 +34,11 @@ __device__ float activate(const FfnRule& ffn, float gate, float up) {
   return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
 }
 
-template <int kBits, int kTokenBlocks>
-__global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks>::kCtasPerSm)
+// kParts: 2 of gate and up, 1 of gate alone.
+template <int kBits, int kTokenBlocks, int kParts>
+__global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks, kParts>::kCtasPerSm)
     gate_up_kernel(const __grid_constant__ GateUpParams p) {
-  using Gemm = GateUpGemm<kBits, kTokenBlocks>;
+  using Gemm = GateUpGemm<kBits, kTokenBlocks, kParts>;
   const GateUpArgs& a = p.args;
   // The weights of all layers pass through the second-level cache between two steps, and evict this layer's table.
   if (a.experts && blockIdx.x == 0)
@@ -83,16 +84,16 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks>::
 
     for (int i = int(threadIdx.x); i < done.count * kBlockRows; i += Gemm::kThreads) {
       const int row = i % kBlockRows, token = i / kBlockRows, column = unit * kBlockRows + row;
-      float gate = Gemm::sum(0, row, token), up = Gemm::sum(1, row, token);
+      float gate = Gemm::sum(0, row, token), up = kParts == 2 ? Gemm::sum(kParts - 1, row, token) : 0;
       if (a.pair_scale) {
         const float scale = a.pair_scale[a.pair_of_sorted[done.first + token]];
         gate *= scale, up *= scale;
       }
       if (a.biased && column < a.width) {
         gate += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::gate_bias)[column];
-        up += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::up_bias)[column];
+        if (kParts == 2) up += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::up_bias)[column];
       }
-      const float value = activate(a.ffn, gate, up);
+      const float value = kParts == 2 ? activate(a.ffn, gate, up) : gate < 0 ? 0.0f : gate * gate;  // a NaN stays one
       uint16_t* hidden = a.hidden + int64_t(done.first + token) * hidden_columns + column;
       *hidden = column < a.width ? to_bf16(value) : uint16_t{0};
       // The last block of 32 columns may have one block of 16 weight rows.
@@ -101,19 +102,23 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks>::
   }
 }
 
-template <int kBits, int kTokenBlocks>
+template <int kBits, int kTokenBlocks, int kParts>
 void start(const GateUpArgs& args, int64_t dense, int64_t most, int num_sms, Stream stream) {
-  using Gemm = GateUpGemm<kBits, kTokenBlocks>;
+  using Gemm = GateUpGemm<kBits, kTokenBlocks, kParts>;
   const unsigned blocks = persistent_blocks("gate_up", args.num_rows, args.hidden_size, most, ceil_div(args.width, kBlockRows),
                                             num_sms, Gemm::kCtasPerSm);
-  launch(gate_up_kernel<kBits, kTokenBlocks>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream, GateUpParams{args, int(dense)});
+  launch(gate_up_kernel<kBits, kTokenBlocks, kParts>, blocks, Gemm::kThreads, Gemm::kSharedBytes, stream,
+         GateUpParams{args, int(dense)});
 }
 
 }  // namespace
 
 void gate_up(const GateUpArgs& args, int num_sms, Stream stream) {
   start_ffn("gate_up", args, [&]<int kBits, int kTokenBlocks>(int64_t dense, int64_t most) {
-    start<kBits, kTokenBlocks>(args, dense, most, num_sms, stream);
+    if (args.gated)
+      start<kBits, kTokenBlocks, 2>(args, dense, most, num_sms, stream);
+    else
+      start<kBits, kTokenBlocks, 1>(args, dense, most, num_sms, stream);
   });
 }
 

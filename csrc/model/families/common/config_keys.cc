@@ -21,7 +21,7 @@ ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   ModelConfig m;
   m.model_type = c.string("model_type");
   m.hidden_size = c.integer("hidden_size", 1, kMaxDim);
-  m.num_layers = c.integer("num_hidden_layers", 1, kMaxLayers);
+  m.num_layers = keys.num_layers ? keys.num_layers : c.integer("num_hidden_layers", 1, kMaxLayers);
   m.layers.resize(size_t(m.num_layers));
   m.num_heads = c.integer("num_attention_heads", 1, kMaxDim);
   m.num_kv_heads = c.integer_or("num_key_value_heads", m.num_heads, 1, m.num_heads);
@@ -38,15 +38,18 @@ ModelConfig read_common(const ConfigReader& c, const CommonKeys& keys) {
   m.intermediate_size = c.integer_or("intermediate_size", 0, 1, kMaxDim);
   m.vocab_size = c.integer("vocab_size", 1, kMaxDim);
   m.max_position_embeddings = c.integer_or("max_position_embeddings", 32768, 1, 1 << 28);
-  m.rms_norm_eps = float(c.number_or("rms_norm_eps", keys.rms_norm_eps, 0.0, 1.0));
+  m.rms_norm_eps = float(c.number_or(keys.norm_eps, keys.rms_norm_eps, 0.0, 1.0));
   m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", false);
   read_dtype(c, m);
   // Ids outside the vocabulary, such as -1, are never sampled, so they can be left out.
   for (int64_t id : c.integer_or_list("eos_token_id", INT64_MIN, INT64_MAX))
     if (id >= 0 && id < m.vocab_size) m.eos_token_ids.push_back(int32_t(id));
   if (!keys.rope_by_layer_type) read_rope(c, m.head_dim, m, keys);
-  const std::string act = c.string_or(keys.hidden_act, keys.gelu ? "gelu_pytorch_tanh" : "silu");
-  if (keys.gelu && act == "gelu_pytorch_tanh")
+  const std::string act = c.string_or(keys.hidden_act, keys.gelu ? "gelu_pytorch_tanh" : keys.relu2 ? "relu2" : "silu");
+  if (keys.relu2) {
+    if (act != "relu2") unsupported(c, keys.hidden_act, quote(act), "relu2");
+    m.ffn.activation = m.mlp_activation = Activation::kRelu2;
+  } else if (keys.gelu && act == "gelu_pytorch_tanh")
     m.ffn.activation = m.mlp_activation = Activation::kGeluTanh;
   else if (act != "silu" && act != "swish")
     unsupported(c, keys.hidden_act, quote(act), keys.gelu ? "gelu_pytorch_tanh, silu" : "silu");
@@ -165,9 +168,14 @@ void require_word(const ConfigReader& c, const std::string& key, const std::stri
   if (const std::string found = c.string_or(key, only); found != only) unsupported(c, key, quote(found), only);
 }
 
+void require_pages(const ConfigReader& c, const std::string& key, const ModelConfig& m) {
+  if (!m.has_mixer(MixerKind::kGqa) && !m.has_mixer(MixerKind::kMla))
+    unsupported(c, key, "without full_attention", "at least one such layer");
+}
+
 void require_mlp_width(const ConfigReader& c, const ModelConfig& m) {
   for (const LayerConfig& l : m.layers)
-    if (!l.moe) c.integer("intermediate_size", 1, kMaxDim);
+    if (l.mlp && !l.moe) c.integer("intermediate_size", 1, kMaxDim);
 }
 
 }  // namespace lynx_rt

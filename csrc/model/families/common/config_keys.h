@@ -24,6 +24,9 @@ struct CommonKeys {
   bool rope_by_layer_type = false;        // the family reads its ropes itself, by read_layer_rope()
   const char* hidden_act = "hidden_act";  // the key's name
   bool gelu = false;                      // whether the family's activation may be gelu_pytorch_tanh, which it is without the key
+  bool relu2 = false;                     // the family's activation is relu2, of MLPs without gate
+  const char* norm_eps = "rms_norm_eps";  // the key's name
+  int64_t num_layers = 0;                 // where the family does not read num_hidden_layers
 };
 
 // Reads the keys that all families have: sizes, heads, norm, tying, dtype, eos_token_id; the rope by read_rope(). In the result
@@ -73,6 +76,9 @@ int64_t read_uniform(const ConfigReader& config, const std::string& key, int64_t
 // Throw kUnsupported where the key is present and is not `only`, the one value that the family's code computes.
 void require_flag(const ConfigReader& config, const std::string& key, bool only);
 void require_word(const ConfigReader& config, const std::string& key, const std::string& only);
+
+// Throws kUnsupported where no layer has pages: the engine's memory of a sequence is counted in them.
+void require_pages(const ConfigReader& config, const std::string& key, const ModelConfig& m);
 
 // Throws kCorruptFile where a layer is dense and intermediate_size is missing or out of range.
 void require_mlp_width(const ConfigReader& config, const ModelConfig& m);

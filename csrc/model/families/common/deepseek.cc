@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "checkpoint/json.h"
 
 namespace lynx_rt {
 
@@ -40,11 +41,11 @@ void read_deepseek_experts(const ConfigReader& c, int64_t first_dense, double sc
   require_mlp_width(c, m);
 }
 
-void read_router_groups(const ConfigReader& c, ModelConfig& m) {
-  const int64_t groups = c.integer_or("n_group", 1, 1, m.num_experts);
+void read_router_groups(const ConfigReader& c, ModelConfig& m, const std::string& n_group) {
+  const int64_t groups = c.integer_or(n_group, 1, 1, m.num_experts);
   const int64_t top = c.integer_or("topk_group", 1, 1, groups), of_group = m.num_experts / groups;
   if (m.num_experts % groups != 0)
-    c.fail_key("n_group", str_cat("expected a divisor of n_routed_experts ", m.num_experts, ", got ", groups));
+    c.fail_key(n_group, str_cat("expected a divisor of the experts' number ", m.num_experts, ", got ", groups));
   if (top * of_group < m.num_experts_per_tok)
     c.fail_key("topk_group", str_cat("expected num_experts_per_tok ", m.num_experts_per_tok, " experts in the ", top,
                                      " best groups, which have ", top * of_group));
@@ -63,6 +64,28 @@ void read_sigmoid_router(const ConfigReader& c, ModelConfig& m) {
   if (m.num_experts < 2 * m.router.num_groups)
     c.fail_key("n_group", str_cat("expected groups of two or more of n_routed_experts ", m.num_experts, ", got ",
                                   m.router.num_groups, " groups"));
+}
+
+void read_indexer(const ConfigReader& c, ModelConfig& m) {
+  const int64_t top = c.integer_or("index_topk", 2048, 1, 1 << 28);
+  if (top < m.max_position_embeddings) {
+    m.context_limit = str_cat("max_position_embeddings: the model's ", m.max_position_embeddings,
+                              " are cut to index_topk = ", top, ": sparse attention, which begins there, is not supported");
+    m.max_position_embeddings = top;
+  }
+  for (const std::string& type : c.strings_or("layer_types", {}))
+    if (type != "indexed_attention") unsupported(c, "layer_types", quote(type), "indexed_attention");
+  require_flag(c, "rope_interleave", true);
+  require_flag(c, "mlp_bias", false);
+  // Keys of the choice of tokens.
+  for (const char* key : {"index_head_dim", "index_n_heads", "indexer_types", "index_topk_freq", "index_skip_topk_offset",
+                          "index_topk_pattern", "indexer_rope_interleave"})
+    c.has(key);
+}
+
+const std::vector<std::string>& indexer_tensors() {
+  static const std::vector<std::string> names = {"*.self_attn.indexer.*"};
+  return names;
 }
 
 }  // namespace lynx_rt

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "checkpoint/json.h"
+#include "model/families/common/qwen_vision.h"
 
 namespace lynx_rt {
 
@@ -19,8 +20,7 @@ void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
       unsupported(c, "layer_types", quote(type), "full_attention, linear_attention");
     m.layers[size_t(l)].mixer = type == "full_attention" ? MixerKind::kGqa : MixerKind::kGatedDelta;
   }
-  // The engine's memory of a sequence is counted in pages, which DeltaNet has none of.
-  if (!m.has_mixer(MixerKind::kGqa)) unsupported(c, "layer_types", "without full_attention", "at least one such layer");
+  require_pages(c, "layer_types", m);
 }
 
 }  // namespace
@@ -28,12 +28,7 @@ void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
 ModelConfig read_hybrid(const ConfigReader& c) {
   c.integer("head_dim", 1, 1 << 16);  // its default in transformers does not follow from the other sizes
   ModelConfig m = read_common(c, {.partial_rotary = true, .partial_rotary_factor = 0.25});
-  // The three axes of mrope have one position in text, which makes it the usual rope.
-  for (const char* rope : {"rope_scaling", "rope_parameters"})
-    if (const std::optional<ConfigReader> r = c.object(rope)) {
-      r->integers_or("mrope_section", {}, 0, 1 << 16);
-      r->boolean_or("mrope_interleaved", true);
-    }
+  accept_mrope(c);
   read_layer_kinds(c, m);
   m.qk_norm = QkNorm::kHead;
   // Files of llama.cpp hold 1 + w, and value heads in another order (gguf_config()).
@@ -59,20 +54,6 @@ ModelConfig read_hybrid(const ConfigReader& c) {
   }
   // Known keys without effect here: the state is float32 whatever the model's own code has, and no further tokens are predicted.
   for (const char* key : {"mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"}) c.has(key);
-  return m;
-}
-
-ModelConfig read_text_part(const ConfigReader& c, const Family& text) {
-  const std::optional<ConfigReader> part = c.object("text_config");
-  if (!part) c.fail_key("text_config", "missing, expected an object");
-  ModelConfig m = text.read_config(*part);
-  m.model_type = c.string("model_type");
-  if (!m.dtype_stated) read_dtype(c, m);
-  if (m.quantization.empty()) m.quantization = read_quantization_config(c);
-  // transformers writes another value into text_config than counts for the whole model.
-  m.tie_word_embeddings = c.boolean_or("tie_word_embeddings", m.tie_word_embeddings);
-  for (const char* key : {"vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"})
-    c.has(key);
   return m;
 }
 

@@ -9,8 +9,6 @@ namespace lynx_rt {
 
 // Reads everything but the MLPs: layer kinds, linear_*, attention, rope.
 ModelConfig read_hybrid(const ConfigReader& config);
-// Reads the config of a model whose text part, of the family `text`, is the object text_config; its other parts are not read.
-ModelConfig read_text_part(const ConfigReader& config, const Family& text);
 std::vector<TensorSpec> hybrid_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights);
 // The tensors of the layer that predicts a further token, and of the vision tower.
 const std::vector<std::string>& tensors_beside_text();

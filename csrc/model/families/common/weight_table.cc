@@ -42,6 +42,7 @@ ModelNames::ModelNames(const Checkpoint& checkpoint) {
   if (checkpoint.has("language_model.model.norm.weight")) root = "language_model.";
   base = checkpoint.has("norm.weight")                        ? ""
          : checkpoint.has("model.language_model.norm.weight") ? "model.language_model."
+         : checkpoint.has("backbone.norm_f.weight")           ? "backbone."
                                                               : root + "model.";
 }
 
@@ -82,12 +83,12 @@ void WeightTable::add(TensorSpec spec, const std::vector<Placing>& placing) {
 
 void WeightTable::add_model() {
   const int64_t h = m.hidden_size;
-  const std::string embed = names_.base + "embed_tokens.weight", head = names_.head();
+  const std::string embed = names_.base + this->embed + ".weight", head = names_.head();
   const bool has_both = stored(checkpoint_, embed) && stored(checkpoint_, head);
   const bool head_alone = m.tie_word_embeddings && !has_both && stored(checkpoint_, head);
   add(head_alone ? head : embed, {m.vocab_size, h}, &weights_.embed, WeightUse::kEmbed);
-  add_norm(names_.base + "norm.weight", h, &weights_.final_norm);
-  if (m.norm == NormKind::kLayer) add(names_.base + "norm.bias", {h}, &weights_.final_norm_bias, WeightUse::kVector);
+  add_norm(names_.base + final_norm + ".weight", h, &weights_.final_norm);
+  if (m.norm == NormKind::kLayer) add(names_.base + final_norm + ".bias", {h}, &weights_.final_norm_bias, WeightUse::kVector);
   const bool differs = m.tie_word_embeddings && has_both && !same_values(checkpoint_, embed, head);
   if (differs)
     weights_.warnings.push_back(
@@ -109,12 +110,17 @@ void WeightTable::add_norm(std::string name, int64_t size, WeightView* target) {
 void WeightTable::add_norms(int64_t l) {
   const std::string name = layer_name(l);
   LayerWeights& w = layer(l);
-  add_norm(name + "input_layernorm.weight", m.hidden_size, &w.input_norm);
+  if (m.output_norms) {
+    add_norm(name + "post_attention_layernorm.weight", m.hidden_size, &w.sandwich.attention_out);
+    return add_norm(name + "post_feedforward_layernorm.weight", m.hidden_size, &w.sandwich.block_out);
+  }
+  const auto add_both = [&](const char* norm, WeightView& weight, WeightView& bias) {
+    add_norm(name + norm + ".weight", m.hidden_size, &weight);
+    if (m.norm == NormKind::kLayer) add(name + norm + ".bias", {m.hidden_size}, &bias, WeightUse::kVector);
+  };
+  if (m.layers[size_t(l)].mixer != MixerKind::kNone) add_both(input_norm, w.input_norm, w.input_norm_bias);
   if (m.sandwich_norms) return add_sandwich(l);
-  add_norm(name + "post_attention_layernorm.weight", m.hidden_size, &w.post_attention_norm);
-  if (m.norm == NormKind::kRms) return;
-  add(name + "input_layernorm.bias", {m.hidden_size}, &w.input_norm_bias, WeightUse::kVector);
-  add(name + "post_attention_layernorm.bias", {m.hidden_size}, &w.post_attention_norm_bias, WeightUse::kVector);
+  if (m.layers[size_t(l)].mlp) add_both(mlp_norm, w.post_attention_norm, w.post_attention_norm_bias);
 }
 
 void WeightTable::add_sandwich(int64_t l) {
@@ -139,18 +145,18 @@ void WeightTable::add_attention(int64_t l) {
   const LayerConfig& of_layer = m.layers[size_t(l)];
   const int64_t d = m.head_dim_of(of_layer), h = m.hidden_size, q = m.num_heads * d, kv = m.kv_heads_of(of_layer) * d;
   const int64_t q_rows = m.attention_gate ? 2 * q : q;
-  const std::string name = layer_name(l) + "self_attn.";
+  const std::string name = layer_name(l) + attention;
   GqaWeights& w = layer(l).mixer.emplace<GqaWeights>();
   add(name + "q_proj.weight", {q_rows, h}, &w.q_proj, WeightUse::kMatrix);
   add(name + "k_proj.weight", {kv, h}, &w.k_proj, WeightUse::kMatrix);
   if (!of_layer.v_from_k) add(name + "v_proj.weight", {kv, h}, &w.v_proj, WeightUse::kMatrix);
-  add(name + "o_proj.weight", {h, q}, &w.o_proj, WeightUse::kMatrix);
+  add(name + o_proj + ".weight", {h, q}, &w.o_proj, WeightUse::kMatrix);
   if (m.attention_bias) {
     add(name + "q_proj.bias", {q_rows}, &w.q_bias, WeightUse::kVector);
     add(name + "k_proj.bias", {kv}, &w.k_bias, WeightUse::kVector);
     if (!of_layer.v_from_k) add(name + "v_proj.bias", {kv}, &w.v_bias, WeightUse::kVector);
   }
-  if (m.output_bias) add(name + "o_proj.bias", {h}, &w.o_bias, WeightUse::kVector);
+  if (m.output_bias) add(name + o_proj + ".bias", {h}, &w.o_bias, WeightUse::kVector);
   if (m.sinks) add(name + "sinks", {m.num_heads}, &w.sinks, WeightUse::kVector);
   if (m.qk_norm == QkNorm::kNone || m.qk_norm == QkNorm::kUnitAfterRope) return;
   const bool width = m.qk_norm == QkNorm::kWidth;
@@ -176,20 +182,101 @@ void WeightTable::add_gated_delta(int64_t l) {
     add(name + "in_proj_b.weight", {d.value_heads, h}, &w.in_proj_b, WeightUse::kMatrix);
     add(name + "in_proj_a.weight", {d.value_heads, h}, &w.in_proj_a, WeightUse::kMatrix);
   }
-  TensorSpec conv{name + "conv1d.weight", {c, 1, d.conv_width}, {}};
-  conv.pieces.push_back({.target = &w.conv, .row_begin = 0, .rows = c, .transposed = true, .dtype = DType::kF32});
-  add(std::move(conv), {WeightSlot{&w.conv, WeightUse::kVector}});
+  const int64_t keys = d.key_heads * d.key_dim;
+  add_conv(name + "conv1d.weight", d.conv_width, {{&w.conv[0], keys}, {&w.conv[1], keys}, {&w.conv[2], v}});
   if (has(name + "A")) {  // GGUF files have -exp(A_log)
     add_float32(name + "A", {d.value_heads}, &w.rate);
   } else {
-    TensorSpec rate = whole_tensor(name + "A_log", {d.value_heads}, &w.rate);
-    rate.pieces[0].dtype = DType::kF32;
-    rate.pieces[0].negative_exp = true;
-    add(std::move(rate), {WeightSlot{&w.rate, WeightUse::kVector}});
+    add_rate(name + "A_log", {d.value_heads}, &w.rate);
   }
   add_float32(name + "dt_bias", {d.value_heads}, &w.dt_bias);
   add(name + "norm.weight", {d.value_dim}, &w.norm, WeightUse::kVector);
   add(name + "out_proj.weight", {h, v}, &w.out_proj, WeightUse::kMatrix);
+}
+
+void WeightTable::add_rate(std::string name, std::vector<int64_t> shape, WeightView* target) {
+  const int64_t heads = *std::max_element(shape.begin(), shape.end());
+  TensorSpec rate{std::move(name), std::move(shape), {}};
+  const bool column = rate.shape.size() > 1;  // the heads are rows of one value
+  rate.pieces.push_back({.target = target,
+                         .row_begin = 0,
+                         .rows = column ? heads : 1,
+                         .transposed = column,
+                         .dtype = DType::kF32,
+                         .negative_exp = true});
+  add(std::move(rate), {WeightSlot{target, WeightUse::kVector}});
+}
+
+void WeightTable::add_conv(std::string name, int64_t width, const std::vector<std::pair<WeightView*, int64_t>>& targets) {
+  TensorSpec conv{std::move(name), {0, 1, width}, {}};
+  std::vector<Placing> placing;
+  for (const auto& [target, columns] : targets) {
+    conv.pieces.push_back(
+        {.target = target, .row_begin = conv.shape[0], .rows = columns, .transposed = true, .dtype = DType::kF32});
+    conv.shape[0] += columns;
+    placing.push_back(WeightSlot{target, WeightUse::kVector});
+  }
+  add(std::move(conv), placing);
+}
+
+void WeightTable::add_kda(int64_t l) {
+  const DeltaShape& d = m.delta;
+  const int64_t h = m.hidden_size, c = d.values(), rank = d.key_dim;
+  const std::string name = layer_name(l) + "self_attn.";
+  const std::string gate = has(name + "forget_gate.A_log") ? name + "forget_gate." : name;  // as transformers holds it in memory
+  KdaWeights& w = layer(l).mixer.emplace<KdaWeights>();
+  add(name + "q_proj.weight", {c, h}, &w.q_proj, WeightUse::kMatrix);
+  add(name + "k_proj.weight", {c, h}, &w.k_proj, WeightUse::kMatrix);
+  add(name + "v_proj.weight", {c, h}, &w.v_proj, WeightUse::kMatrix);
+  add(name + "b_proj.weight", {d.value_heads, h}, &w.b_proj, WeightUse::kMatrix);
+  add(gate + "f_a_proj.weight", {rank, h}, &w.f_a_proj, WeightUse::kMatrix);
+  add(gate + "f_b_proj.weight", {c, rank}, &w.f_b_proj, WeightUse::kMatrix);
+  add(name + "g_a_proj.weight", {rank, h}, &w.g_a_proj, WeightUse::kMatrix);
+  add(name + "g_b_proj.weight", {c, rank}, &w.g_b_proj, WeightUse::kMatrix);
+  if (has(name + "conv1d.weight")) {
+    add_conv(name + "conv1d.weight", d.conv_width, {{&w.conv[0], c}, {&w.conv[1], c}, {&w.conv[2], c}});
+  } else {
+    add_conv(name + "q_conv1d.weight", d.conv_width, {{&w.conv[0], c}});
+    add_conv(name + "k_conv1d.weight", d.conv_width, {{&w.conv[1], c}});
+    add_conv(name + "v_conv1d.weight", d.conv_width, {{&w.conv[2], c}});
+  }
+  add_rate(gate + "A_log", {1, 1, d.value_heads, 1}, &w.rate);
+  add_float32(gate + "dt_bias", {c}, &w.dt_bias);
+  add(name + "o_norm.weight", {d.value_dim}, &w.norm, WeightUse::kVector);
+  add(name + "o_proj.weight", {h, c}, &w.o_proj, WeightUse::kMatrix);
+}
+
+void WeightTable::add_mamba2(int64_t l) {
+  const Mamba2Shape& s = m.mamba;
+  const int64_t h = m.hidden_size;
+  const std::string name = layer_name(l) + "mixer.";
+  Mamba2Weights& w = layer(l).mixer.emplace<Mamba2Weights>();
+  add(name + "in_proj.weight", {s.projected_columns(), h}, &w.in_proj, WeightUse::kMatrix);
+  if (m.mixer_bias) add(name + "in_proj.bias", {s.projected_columns()}, &w.in_bias, WeightUse::kVector);
+  add_conv(name + "conv1d.weight", s.conv_width, {{&w.conv, s.channels()}});
+  if (m.conv_bias) add_float32(name + "conv1d.bias", {s.channels()}, &w.conv_bias);
+  add_rate(name + "A_log", {s.heads}, &w.rate);
+  add_float32(name + "dt_bias", {s.heads}, &w.dt_bias);
+  add_float32(name + "D", {s.heads}, &w.skip);
+  add(name + "norm.weight", {s.values()}, &w.norm, WeightUse::kVector);
+  add(name + "out_proj.weight", {h, s.values()}, &w.out_proj, WeightUse::kMatrix);
+  if (m.mixer_bias) add(name + "out_proj.bias", {h}, &w.out_bias, WeightUse::kVector);
+}
+
+void WeightTable::add_short_conv(int64_t l) {
+  const int64_t h = m.hidden_size;
+  const std::string name = layer_name(l) + "conv.";
+  ShortConvWeights& w = layer(l).mixer.emplace<ShortConvWeights>();
+  add(name + "in_proj.weight", {3 * h, h}, &w.in_proj, WeightUse::kMatrix);
+  if (m.mixer_bias) add(name + "in_proj.bias", {3 * h}, &w.in_bias, WeightUse::kVector);
+  add_conv(name + "conv.weight", m.short_conv_width, {{&w.conv, h}});
+  if (m.conv_bias) add_float32(name + "conv.bias", {h}, &w.conv_bias);
+  add(name + "out_proj.weight", {h, h}, &w.out_proj, WeightUse::kMatrix);
+  if (m.mixer_bias) add(name + "out_proj.bias", {h}, &w.out_bias, WeightUse::kVector);
+}
+
+bool WeightTable::has_mlp(const std::string& prefix, const MlpNames& names) const {
+  return stored(checkpoint_, prefix + names.down + ".weight");
 }
 
 void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeights& w, std::span<ExpertWeights> placed_with,
@@ -199,11 +286,11 @@ void WeightTable::add_mlp(const std::string& prefix, int64_t width, ExpertWeight
     add(whole_tensor(prefix + name + suffix, std::move(shape), target), {placed_with});
   };
   add_part(names.gate, ".weight", {width, h}, &w.gate);
-  add_part(names.up, ".weight", {width, h}, &w.up);
+  if (names.up) add_part(names.up, ".weight", {width, h}, &w.up);
   add_part(names.down, ".weight", {h, width}, &w.down);
   if (!bias) return;
   add_part(names.gate, ".bias", {width}, &w.gate_bias);
-  add_part(names.up, ".bias", {width}, &w.up_bias);
+  if (names.up) add_part(names.up, ".bias", {width}, &w.up_bias);
   add_part(names.down, ".bias", {h}, &w.down_bias);
 }
 
@@ -211,6 +298,16 @@ void WeightTable::add_experts(const std::string& prefix, int64_t l, const MlpNam
   if (has(prefix + "gate_up_proj")) return add_fused_experts(prefix + "gate_up_proj", prefix + "down_proj", l);
   std::vector<ExpertWeights>& experts = layer(l).experts;
   experts.resize(size_t(m.num_experts));
+  if (!names.up && has(prefix + names.gate)) {
+    const int64_t count = m.num_experts, width = m.moe_intermediate_size, hidden = m.hidden_size;
+    TensorSpec gate{prefix + names.gate, {count, width, hidden}, {}}, down{prefix + names.down, {count, hidden, width}, {}};
+    for (int64_t e = 0; e < count; ++e) {
+      gate.pieces.push_back({&experts[size_t(e)].gate, e * width, width});
+      down.pieces.push_back({&experts[size_t(e)].down, e * hidden, hidden});
+    }
+    add(std::move(gate), {experts});
+    return add(std::move(down), {experts});
+  }
   for (int64_t e = 0; e < m.num_experts; ++e)
     add_mlp(prefix + std::to_string(e) + ".", m.moe_intermediate_size, experts[size_t(e)], experts, m.expert_bias, names);
 }
@@ -225,6 +322,23 @@ void WeightTable::add_fused_experts(const std::string& gate_up_name, const std::
     gate_up.pieces.push_back({&w.gate, e * 2 * width, width});
     gate_up.pieces.push_back({&w.up, e * 2 * width + width, width});
     down.pieces.push_back({&w.down, e * hidden, hidden});
+  }
+  add(std::move(gate_up), {experts});
+  add(std::move(down), {experts});
+}
+
+void WeightTable::add_transposed_experts(const std::string& gate_up_name, const std::string& down_name, int64_t l) {
+  const int64_t count = m.num_experts, hidden = m.hidden_size, width = m.moe_intermediate_size;
+  std::vector<ExpertWeights>& experts = layer(l).experts;
+  experts.resize(size_t(count));
+  TensorSpec gate_up{gate_up_name, {count, hidden, 2 * width}, {}}, down{down_name, {count, width, hidden}, {}};
+  for (int64_t e = 0; e < count; ++e) {
+    ExpertWeights& w = experts[size_t(e)];
+    const int64_t row = e * hidden;
+    gate_up.pieces.push_back({.target = &w.gate, .row_begin = row, .rows = hidden, .cols = width, .transposed = true});
+    gate_up.pieces.push_back(
+        {.target = &w.up, .row_begin = row, .rows = hidden, .col_begin = width, .cols = width, .transposed = true});
+    down.pieces.push_back({.target = &w.down, .row_begin = e * width, .rows = width, .transposed = true});
   }
   add(std::move(gate_up), {experts});
   add(std::move(down), {experts});
@@ -279,13 +393,20 @@ std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNa
       case MixerKind::kGqa: table.add_attention(l); break;
       case MixerKind::kMla: table.add_latent_attention(l); break;
       case MixerKind::kGatedDelta: table.add_gated_delta(l); break;
+      case MixerKind::kKda: table.add_kda(l); break;
+      case MixerKind::kMamba2: table.add_mamba2(l); break;
+      case MixerKind::kShortConv: table.add_short_conv(l); break;
+      case MixerKind::kNone: break;
     }
-    const auto stored = std::find_if(names.begin(), names.end(),
-                                     [&](const MoeNames& n) { return table.has(table.layer_name(l) + n.block + n.router); });
+    if (!layer.mlp) continue;
+    const auto stored = std::find_if(names.begin(), names.end(), [&](const MoeNames& n) {
+      const std::string block = table.layer_name(l) + n.block;
+      return layer.moe ? table.has(block + n.router) : table.has_mlp(block, n.mlp);
+    });
     const MoeNames& n = stored == names.end() ? names[0] : *stored;
     const std::string block = table.layer_name(l) + n.block;
     if (!layer.moe) {
-      table.add_mlp(block, m.intermediate_size, w.mlp, m.mlp_bias);
+      table.add_mlp(block, m.intermediate_size, w.mlp, m.mlp_bias, n.mlp);
       continue;
     }
     table.add(block + n.router, {m.num_experts, m.hidden_size}, &w.router, WeightUse::kRouter);
@@ -299,7 +420,7 @@ std::vector<TensorSpec> decoder_specs(WeightTable table, const std::vector<MoeNa
     if (m.shared_expert_width > 0 && n.add_shared_expert)
       n.add_shared_expert(table, l);
     else if (m.shared_expert_width > 0)
-      table.add_mlp(block + n.shared_expert, m.shared_expert_width, w.shared_expert, m.mlp_bias);
+      table.add_mlp(block + n.shared_expert, m.shared_expert_width, w.shared_expert, m.mlp_bias, n.mlp);
     if (m.shared_expert_gate)
       table.add(block + n.shared_expert_gate, {1, m.hidden_size}, &w.shared_expert_gate, WeightUse::kRouter);
   }

@@ -1,0 +1,1 @@
+"""lynx_rt within other frameworks. Each module needs the extra that it names."""
