@@ -33,8 +33,7 @@ class Engine(EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
     A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
-    model: a Hugging Face model folder, a file in GGUF, or the name of a model on the Hub ("org/name"; lynx_rt.engine.hub says
-    how it is found).
+    model: a Hugging Face model folder, a file in GGUF, or the name of a model on the Hub ("org/name", see lynx_rt.engine.hub).
     load_format: "auto", "safetensors"; "dummy" = made up from config.json alone.  skip_tokenizer_init: token ids only.
     tokenizer: folder, file or object, see Tokenizer; None = the model's.  chat_template: text or path; None = the tokenizer's.
     tool_parser, reasoning_parser: how `chat` finds tool calls and reasoning in what the model writes: "auto" = by the
