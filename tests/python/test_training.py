@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,9 +45,8 @@ print(float((found - expected).abs().max()))
 @pytest.mark.parametrize("kind", ["moe", "hybrid"])
 def test_exported_models(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", CODE, kind, str(tmp_path / "model")]
-    done = subprocess.run(
-        command, cwd=ROOT / "tools" / "training", capture_output=True, text=True, check=False, timeout=300
-    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "training")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     # Losses of about 5 nats, from logits with rounding errors of some 1e-6 of their size.
     assert float(done.stdout.split()[-1]) < 2e-5
