@@ -33,6 +33,7 @@ from recorded_routing import record
 
 import lynx_rt
 from lynx_rt import _C, _C_testing
+from lynx_rt.cli.bench import start_sequences
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import format_table, positive_ints, selections
 
@@ -125,15 +126,7 @@ def _measure(core: Any, probe: Any, batch: int, replay: str, steps: int, warmup:
     generator = random.Random(0)
 
     def prompt(count: int, length: int) -> list[int]:
-        ids = []
-        for _ in range(count):
-            params = _C.SamplingParams()
-            params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 500
-            ids.append(core.add_request([generator.randrange(1000) for _ in range(length)], params))
-        waiting = set(ids)
-        while waiting:
-            waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
-        return ids
+        return start_sequences(core, [[generator.randrange(1000) for _ in range(length)] for _ in range(count)], 500)
 
     if probe is None:  # all experts are mapped: a prompt that uses them all has their pages there
         for number in prompt(1, 400):

@@ -21,6 +21,7 @@ from pathlib import Path
 from memory_cgroup import drop_page_cache, memory_cgroup
 
 from lynx_rt import _C
+from lynx_rt.cli.bench import start_sequences
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import positive_ints, selections
 
@@ -63,14 +64,8 @@ def _worker(model: str, experts: str, memory: str, batch: int, steps: int, polic
     generator = random.Random(0)
     for policy in policies:
         core.set_expert_selection(policy)
-        waiting = set()
-        for _ in range(batch):
-            params = _C.SamplingParams()
-            params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, 400
-            waiting.add(core.add_request([generator.randrange(1000) for _ in range(_PROMPT)], params))
-        ids = list(waiting)
-        while waiting:
-            waiting.difference_update(output.request_id for output in core.step() if output.token_ids)
+        prompts = [[generator.randrange(1000) for _ in range(_PROMPT)] for _ in range(batch)]
+        ids = start_sequences(core, prompts, 400)
         for _ in range(steps // 2):
             core.step()
         core.reset_stats()

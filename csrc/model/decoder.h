@@ -65,7 +65,7 @@ class Decoder {
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
   void end_step(std::span<SelectionStats> stats);
-  // Which experts the last step used, [MoE layers, E]: kWanted by some row's own routing, kRead after selection. Empty before the first
+  // The uses of experts in the last step, [MoE layers, E]: kWanted by some row's own routing, kRead after selection. Empty before the first
   // step, and on devices, which keep the routing to themselves.
   enum Use : uint8_t { kWanted = 1, kRead = 2 };
   std::span<const uint8_t> expert_uses() const { return uses_; }

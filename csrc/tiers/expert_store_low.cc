@@ -72,7 +72,7 @@ void ExpertStore::begin_newcomers() {
   begin_queued();
 }
 
-// What finds no free slot is read when it is needed.
+// An expert that finds no free slot is read when it is needed.
 void ExpertStore::begin_queued() {
   free_dropped();
   while (!queued_.empty() && !free_.empty()) {

@@ -12,6 +12,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -190,7 +191,9 @@ def _decode_tokens(args: argparse.Namespace) -> int:
 
 def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[Row]:
     """Returns one row per policy. The rate of reading is measured once per turn, under the same conditions as the steps."""
-    ids = _start_sequences(core, batch, args, vocab_size)
+    generator = random.Random(args.seed)
+    prompts = [[generator.randrange(vocab_size) for _ in range(args.context)] for _ in range(batch)]
+    ids = start_sequences(core, prompts, _decode_tokens(args))
     for _ in range(_WARMUP):
         core.step()
     tallies = {selection: _Tally() for selection in args.selection}
@@ -216,18 +219,13 @@ def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_
     return [tally.row(batch, selection) for selection, tally in tallies.items()]
 
 
-def _start_sequences(core: Any, batch: int, args: argparse.Namespace, vocab_size: int) -> list[int]:
-    """Adds `batch` sequences and runs their prefill, until each has a token."""
+def start_sequences(core: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
+    """Adds a sequence for each prompt and runs steps until each has a token. Returns their numbers. Raises LynxError where one fails."""
     from lynx_rt import _C, LynxError
 
-    generator = random.Random(args.seed)
-    ids = []
-    for _ in range(batch):
-        params = _C.SamplingParams()
-        params.temperature = 0.0
-        params.ignore_eos = True
-        params.max_tokens = _decode_tokens(args)
-        ids.append(core.add_request([generator.randrange(vocab_size) for _ in range(args.context)], params))
+    params = _C.SamplingParams()
+    params.temperature, params.ignore_eos, params.max_tokens = 0.0, True, max_tokens
+    ids = [core.add_request(prompt, params) for prompt in prompts]
     waiting = set(ids)
     while waiting:
         for output in core.step():

@@ -19,7 +19,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.cli.options import format_bytes, format_table, integer, number, positive_int, positive_ints, selections
+from lynx_rt.cli.options import (
+    format_bytes,
+    format_table,
+    integer,
+    non_negative_int,
+    number,
+    positive_int,
+    positive_ints,
+    selections,
+)
 from lynx_rt.errors import LynxError
 
 if TYPE_CHECKING:
@@ -88,7 +97,7 @@ def _add_requests(group: Any) -> None:
         "--no-ignore-eos", action="store_true", help="answers may end early, and have no field of vLLM's"
     )
     group.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="fields of every request")
-    group.add_argument("--seed", type=_seed, default=0, help="of times, lengths and prompts (default: 0)")
+    group.add_argument("--seed", type=non_negative_int, default=0, help="of times, lengths and prompts (default: 0)")
 
 
 def _add_times(group: Any) -> None:
@@ -326,13 +335,6 @@ def _share(text: str) -> float:
     value = number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {text!r}")
-    return value
-
-
-def _seed(text: str) -> int:
-    value = integer(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

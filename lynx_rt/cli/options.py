@@ -169,6 +169,13 @@ def positive_int(text: str) -> int:
     return value
 
 
+def non_negative_int(text: str) -> int:
+    value = integer(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
+    return value
+
+
 def positive_ints(text: str) -> list[int]:
     """Parses "1,8,32"."""
     return [positive_int(piece) for piece in text.split(",")]

@@ -22,6 +22,7 @@ from lynx_rt.cli.options import (
     engine_options,
     integer,
     model_folder,
+    non_negative_int,
     number,
     positive_int,
 )
@@ -124,7 +125,7 @@ def _add_generation(group: Any) -> None:
     )
     group.add_argument(
         "--thinking-token-budget",
-        type=_token_budget,
+        type=non_negative_int,
         metavar="N",
         help="tokens of reasoning after which its end is forced, for requests without their own (default: no limit)",
     )
@@ -300,13 +301,6 @@ def _port(text: str) -> int:
     value = integer(text)
     if not 0 <= value <= 65535:
         raise argparse.ArgumentTypeError(f"must be from 0 to 65535, got {value}")
-    return value
-
-
-def _token_budget(text: str) -> int:
-    value = integer(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, got {value}")
     return value
 
 

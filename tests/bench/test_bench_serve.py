@@ -23,14 +23,17 @@ def models(route: str) -> Script | None:
     return json_answer({"data": [{"id": "fake", "max_model_len": 100}]}) if route == "/v1/models" else None
 
 
+def about(route: str) -> Script | None:
+    """Answers what is asked about the server, which has no metrics; None for a completion."""
+    return json_answer({}, 404) if route == "/metrics" else models(route)
+
+
 def test_a_server_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A sweep over rates and concurrencies: a file per point with vLLM's names; errors are counted and named."""
     sent: list[dict] = []
 
     def answer(route: str, body: dict) -> Script:
-        if route == "/metrics":
-            return json_answer({}, 404)
-        if known := models(route):
+        if known := about(route):
             return known
         sent.append(body)
         bad = len(sent) % 5 == 0
@@ -76,9 +79,7 @@ def test_a_trace_is_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     sent: list[dict] = []
 
     def answer(route: str, body: dict) -> Script:
-        if route == "/metrics":
-            return json_answer({}, 404)
-        if known := models(route):
+        if known := about(route):
             return known
         sent.append(body)
         return stream([0.0] * body["max_tokens"])
@@ -181,9 +182,7 @@ def test_interrupt_prints_what_there_is() -> None:
     count = [0]
 
     def answer(route: str, body: dict) -> Script:
-        if route == "/metrics":
-            return json_answer({}, 404)
-        if known := models(route):
+        if known := about(route):
             return known
         count[0] += 1
         return stream([0.0] if count[0] <= 6 else [60.0])  # the ready check, 4 of the first point, 1 of the second

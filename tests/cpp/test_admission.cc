@@ -177,7 +177,7 @@ void test_priorities_go_first() {
   CHECK(lives.order == (std::vector<uint64_t>{3, 4, 1, 2}));  // 4 is like 3; 2 has a lower priority
 }
 
-// Whatever comes when: of each priority, at most `skips` later requests begin before an earlier one, and the same history gives the same
+// Order of admission, whatever comes when: of each priority, at most `skips` later requests begin before an earlier one, and the same history gives the same
 // order.
 void test_random_histories() {
   int64_t overtaken = 0, preemptions = 0;

@@ -1,6 +1,8 @@
-"""What every op that keeps a state of each sequence must do."""
+"""Checks of every op that keeps a state of each sequence."""
 
 import numpy as np
+
+from lynx_rt import _C_testing
 
 
 def check_cut_anywhere(make):
@@ -22,3 +24,19 @@ def check_cut_anywhere(make):
         for s in range(3):
             np.testing.assert_array_equal(np.concatenate(got[s]), expected[s])
             np.testing.assert_array_equal(layer.layer.state(layer.slots[s]), whole.layer.state(whole.slots[s]))
+
+
+def check_threads(isa, make):
+    """One thread and three give the same bits. make(backend) -> a layer with two sequences."""
+    one, many = (make(_C_testing.Backend(dtype="float32", isa=isa, num_threads=n)).whole() for n in (1, 3))
+    for a, b in zip(one, many):
+        np.testing.assert_array_equal(a, b)
+
+
+def check_no_rows(make):
+    """A sequence without rows, alone and in a batch, changes nothing. make() -> a layer with two sequences and 8 columns."""
+    layer = make()
+    assert layer.feed([(0, 0, 0)])[0].shape == (0, 8)
+    first = layer.feed([(0, 0, 0), (1, 0, 2)])[1]
+    np.testing.assert_array_equal(first, make().whole()[1])
+    assert not layer.layer.state(layer.slots[0]).any()

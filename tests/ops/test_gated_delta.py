@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference as ref
 from reference_gated_delta import gated_delta
-from sequences import check_cut_anywhere
+from sequences import check_cut_anywhere, check_no_rows, check_threads
 from tolerance import assert_within
 
 from lynx_rt import ValidationError, _C_testing
@@ -107,12 +107,7 @@ def test_cut_anywhere(float_backend, shape, by_channel):
 
 
 def test_threads(isa):
-    shape, lengths = (2, 4, 24, 70, 4), [33, 9]
-    one, many = (
-        Layer(_C_testing.Backend(dtype="float32", isa=isa, num_threads=n), shape, lengths).whole() for n in (1, 3)
-    )
-    for a, b in zip(one, many):
-        np.testing.assert_array_equal(a, b)
+    check_threads(isa, lambda backend: Layer(backend, (2, 4, 24, 70, 4), [33, 9]))
 
 
 def test_norm_dtypes(float_backend, weight_dtype):
@@ -121,11 +116,7 @@ def test_norm_dtypes(float_backend, weight_dtype):
 
 
 def test_no_rows(float_backend):
-    layer = Layer(float_backend, (1, 2, 4, 4, 4), [3, 2])
-    assert layer.feed([(0, 0, 0)])[0].shape == (0, 8)
-    first = layer.feed([(0, 0, 0), (1, 0, 2)])[1]  # a sequence without rows in a batch
-    np.testing.assert_array_equal(first, Layer(float_backend, (1, 2, 4, 4, 4), [3, 2]).whole()[1])
-    assert not layer.layer.state(layer.slots[0]).any()
+    check_no_rows(lambda: Layer(float_backend, (1, 2, 4, 4, 4), [3, 2]))
 
 
 def test_long_decay(float_backend):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import reference as ref
 import reference_mamba2 as oracle
-from sequences import check_cut_anywhere
+from sequences import check_cut_anywhere, check_no_rows, check_threads
 from tolerance import assert_within
 
 from lynx_rt import ValidationError, _C_testing
@@ -108,12 +108,7 @@ def test_mamba2_cut_anywhere(float_backend, shape):
 
 
 def test_mamba2_threads(isa):
-    one, many = (
-        Mamba2(_C_testing.Backend(dtype="float32", isa=isa, num_threads=n), (4, 70, 2, 24, 4), [33, 9]).whole()
-        for n in (1, 3)
-    )
-    for a, b in zip(one, many):
-        np.testing.assert_array_equal(a, b)
+    check_threads(isa, lambda backend: Mamba2(backend, (4, 70, 2, 24, 4), [33, 9]))
 
 
 def test_mamba2_norm_dtypes(float_backend, weight_dtype):
@@ -122,11 +117,7 @@ def test_mamba2_norm_dtypes(float_backend, weight_dtype):
 
 
 def test_mamba2_no_rows(float_backend):
-    layer = Mamba2(float_backend, (2, 4, 1, 4, 4), [3, 2])
-    assert layer.feed([(0, 0, 0)])[0].shape == (0, 8)
-    first = layer.feed([(0, 0, 0), (1, 0, 2)])[1]  # a sequence without rows in a batch
-    np.testing.assert_array_equal(first, Mamba2(float_backend, (2, 4, 1, 4, 4), [3, 2]).whole()[1])
-    assert not layer.layer.state(layer.slots[0]).any()
+    check_no_rows(lambda: Mamba2(float_backend, (2, 4, 1, 4, 4), [3, 2]))
 
 
 @pytest.mark.parametrize("key, text", [("conv", "conv"), ("conv_bias", "conv_bias"), ("rate", "rate"), ("dt_bias", "dt_bias"),

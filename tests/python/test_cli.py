@@ -256,9 +256,8 @@ def test_bench_decode_ends_where_a_request_fails() -> None:
         add_request = staticmethod(lambda ids, params: 7)
         step = staticmethod(lambda: [argparse.Namespace(request_id=7, token_ids=[], error="router scores: row 68")])
 
-    args = argparse.Namespace(seed=0, batch=[1], context=4, steps=1, selection=["topk"])
     with pytest.raises(lynx_rt.LynxError, match="router scores: row 68"):
-        bench._start_sequences(Failing(), 1, args, 97)
+        bench.start_sequences(Failing(), [[1, 2, 3, 4]], 8)
 
 
 def write_tasks(folder: Path) -> None:

@@ -81,7 +81,7 @@ class Browser:
         os.close(self._in)
         os.close(self._out)
 
-    # What a person does
+    # Methods that act as a person does
 
     def open(self, url: str) -> None:
         self.faults.clear()
@@ -128,7 +128,7 @@ class Browser:
             "for (const type of ['input', 'change']) e.dispatchEvent(new Event(type, {bubbles: true})); })()"
         )
 
-    # What is to be seen
+    # Methods that look at the page
 
     def value(self, expression: str) -> Any:
         """Returns the value of an expression of JavaScript."""

@@ -67,7 +67,7 @@ def test_the_pods_arguments_are_options() -> None:
         volume["secret"]["secretName"] == MANIFESTS["Secret"]["metadata"]["name"]
         and key in MANIFESTS["Secret"]["stringData"]
     )
-    # What the root may not hold: the cache of the image, and temporary files.
+    # Folders that the read-only root cannot hold: the cache of the image, and temporary files.
     assert {"/cache", "/tmp"} <= set(mounts) and {volume["name"] for volume in pod()["volumes"]} == set(mounts.values())
 
 

@@ -86,7 +86,7 @@ def test_laws(lengths: list[int], batch: int, residents: int, seed: int) -> None
         assert (found.used == none.used).all() and (found.misses <= found.used).all()
         assert (found.in_time <= found.needed).all() and (found.needed <= found.misses).all()
         assert (found.seconds <= none.seconds + 1e-9).all()
-        # What the disk read is what was missed, what nobody used, and what was guessed a step too early or has not been used yet.
+        # Reads from the disk are those of missed experts, of unused ones, and of those guessed a step too early or not used yet.
         assert found.disk.sum() >= 1e-3 * found.misses.sum() + found.wasted.sum() - 1e-9
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from model import BF, AttnFn, Config, HeadLoss, MoEFn, _rope, _route, _swiglu, norm
+from model import BF, AttnFn, Config, HeadLoss, MoEFn, _rope, _route, _swiglu, add_experts, norm, random_parameter
 
 CHUNK = 64
 
@@ -127,7 +127,7 @@ class HybridLM(nn.Module):
     def __init__(self, c: HybridConfig):
         super().__init__()
         self.c = c
-        r = lambda *s, std: nn.Parameter(torch.randn(*s) * std)
+        r = random_parameter
         H, hd, L = c.hidden, c.head_dim, c.layers
         self.emb = r(c.vocab, H, std=0.05)
         out = 1 / math.sqrt(2 * L)
@@ -153,9 +153,7 @@ class HybridLM(nn.Module):
                 m.dt = nn.Parameter(step + torch.log(-torch.expm1(-step)))
                 m.on = nn.Parameter(torch.ones(c.value_dim))
                 m.wo = r(H, values, std=out * values**-0.5)
-            m.wr = r(c.experts, H, std=0.02)
-            m.w1 = r(c.experts, 2 * c.inter, H, std=H**-0.5)
-            m.w2 = r(c.experts, H, c.inter, std=out * c.inter**-0.5)
+            add_experts(m, c)
             m.s1 = r(2 * c.shared, H, std=H**-0.5)
             m.s2 = r(H, c.shared, std=out * c.shared**-0.5)
             m.sg = nn.Parameter(torch.zeros(H))

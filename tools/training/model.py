@@ -232,11 +232,23 @@ def _swiglu(h):
     return (F.silu(g) * u).to(BF)
 
 
+def random_parameter(*shape, std):
+    return nn.Parameter(torch.randn(*shape) * std)
+
+
+def add_experts(m, c):
+    """Gives a layer its router and experts."""
+    r, out = random_parameter, 1 / math.sqrt(2 * c.layers)
+    m.wr = r(c.experts, c.hidden, std=0.02)
+    m.w1 = r(c.experts, 2 * c.inter, c.hidden, std=c.hidden**-0.5)
+    m.w2 = r(c.experts, c.hidden, c.inter, std=out * c.inter**-0.5)
+
+
 class LM(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.c = c
-        r = lambda *s, std: nn.Parameter(torch.randn(*s) * std)
+        r = random_parameter
         H, hd, L = c.hidden, c.head_dim, c.layers
         self.emb = r(c.vocab, H, std=0.05)
         out = 1 / math.sqrt(2 * L)
@@ -248,9 +260,7 @@ class LM(nn.Module):
             m.wqkv = r((c.heads + 2 * c.kv_heads) * hd, H, std=H**-0.5)
             m.wo = r(H, c.heads * hd, std=out * (c.heads * hd) ** -0.5)
             if c.experts:
-                m.wr = r(c.experts, H, std=0.02)
-                m.w1 = r(c.experts, 2 * c.inter, H, std=H**-0.5)
-                m.w2 = r(c.experts, H, c.inter, std=out * c.inter**-0.5)
+                add_experts(m, c)
             else:
                 m.w1 = r(2 * c.inter, H, std=H**-0.5)
                 m.w2 = r(H, c.inter, std=out * c.inter**-0.5)

@@ -72,9 +72,9 @@ struct EngineOptions {
   // Prompt tokens of all requests that no step has taken up yet, above which add_request() refuses; 0 = no limit. A request of any
   // length may wait alone.
   int64_t max_num_queued_tokens = 0;
-  // Which waiting request takes a free place: "first_come"; "affinity:window=128,skips=128,ms=0" = of the first `window`, the one whose
-  // prompt is most like those that run, so that steps read fewer experts. A request is passed over at most `skips` times, and not
-  // once it has waited for `ms` milliseconds (0 = no such limit). Greedy results without selection do not depend on it.
+  // Choice of the waiting request that takes a free place: "first_come"; "affinity:window=128,skips=128,ms=0" = of the first `window`,
+  // the one whose prompt is most like those that run, so that steps read fewer experts. A request is passed over at most `skips` times,
+  // and not once it has waited for `ms` milliseconds (0 = no such limit). Greedy results without selection do not depend on it.
   std::string admission = "first_come";
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page

@@ -6,16 +6,7 @@ namespace lynx_rt {
 
 namespace {
 
-ModelConfig read_config(const ConfigReader& c) {
-  ModelConfig m = read_common(c, {.rms_norm_eps = 1e-5, .head_dim = "qk_rope_head_dim"});
-  read_latent_attention(c, m);
-  m.rope.interleaved = true;
-  read_deepseek_experts(c, 3, 2.5, 8, m);
-  read_mlp_layer_types(c, m);
-  read_sigmoid_router(c, m);
-  read_indexer(c, m);
-  return m;
-}
+ModelConfig read_config(const ConfigReader& c) { return read_sparse_deepseek(c, 1e-5); }
 
 }  // namespace
 

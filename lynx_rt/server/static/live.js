@@ -1,4 +1,4 @@
-// What the server's steps do, as long as the page is looked at.
+// The server's steps in numbers, as long as the page is looked at.
 
 import { $, colour, fill, number, percent, policyName, sleep, surface } from "./dom.js";
 import { get, events } from "./server.js";

@@ -1,5 +1,5 @@
 // The page of a lynx_rt server: a chat, what expert selection does meanwhile, and two policies side by side.
-// What comes from the server enters the document as text only. Nothing is kept but the API key, for as long as the tab lives.
+// Text from the server enters the document as text only. Nothing is kept but the API key, for as long as the tab lives.
 
 import { startChat } from "./chat.js";
 import { offerPolicies, startCompare } from "./compare.js";

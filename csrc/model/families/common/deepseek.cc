@@ -66,6 +66,7 @@ void read_sigmoid_router(const ConfigReader& c, ModelConfig& m) {
                                   m.router.num_groups, " groups"));
 }
 
+namespace {
 void read_indexer(const ConfigReader& c, ModelConfig& m) {
   const int64_t top = c.integer_or("index_topk", 2048, 1, 1 << 28);
   if (top < m.max_position_embeddings) {
@@ -81,6 +82,18 @@ void read_indexer(const ConfigReader& c, ModelConfig& m) {
   for (const char* key : {"index_head_dim", "index_n_heads", "indexer_types", "index_topk_freq", "index_skip_topk_offset",
                           "index_topk_pattern", "indexer_rope_interleave"})
     c.has(key);
+}
+}  // namespace
+
+ModelConfig read_sparse_deepseek(const ConfigReader& c, double default_rms_norm_eps) {
+  ModelConfig m = read_common(c, {.rms_norm_eps = default_rms_norm_eps, .head_dim = "qk_rope_head_dim"});
+  read_latent_attention(c, m);
+  m.rope.interleaved = true;
+  read_deepseek_experts(c, 3, 2.5, 8, m);
+  read_mlp_layer_types(c, m);
+  read_sigmoid_router(c, m);
+  read_indexer(c, m);
+  return m;
 }
 
 const std::vector<std::string>& indexer_tensors() {

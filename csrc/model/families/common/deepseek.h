@@ -19,9 +19,9 @@ void read_router_groups(const ConfigReader& config, ModelConfig& m, const std::s
 // gate plus e_score_correction_bias.
 void read_sigmoid_router(const ConfigReader& config, ModelConfig& m);
 
-// Reads index_topk: to how many tokens a row attends. Attention is dense up to there, and the context is cut there
-// (ModelConfig::context_limit); which tokens a longer one would leave out is not computed.
-void read_indexer(const ConfigReader& config, ModelConfig& m);
+// Reads DeepSeek-V3 with sparse attention: index_topk says to how many tokens a row attends. Attention is dense up to there, and the
+// context is cut there (ModelConfig::context_limit); which tokens a longer one would leave out is not computed.
+ModelConfig read_sparse_deepseek(const ConfigReader& config, double default_rms_norm_eps);
 // The tensors of the part that chooses those tokens.
 const std::vector<std::string>& indexer_tensors();
 
