@@ -32,6 +32,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ray import serve
 
     port, folder = free_port(), Path("/tmp") / f"lynx_rt-ray-{os.getpid()}"  # a short path: Ray's sockets lie in it
+    # Ray's workers look for modules in the directory that ray.init() is called in, and that of a checkout has a lynx_rt that is not compiled.
+    root = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("ray"))
     ray.init(
         num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, logging_level="error", log_to_driver=False,
         _temp_dir=str(folder),
@@ -45,6 +48,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             serve.shutdown()
         finally:
             ray.shutdown()
+            os.chdir(root)
             shutil.rmtree(folder, ignore_errors=True)
 
 
