@@ -15,21 +15,19 @@ from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
-from lynx_rt.engine.options import check_bool, check_options, native_options
+from lynx_rt.engine.options import check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.engine.request import Request
-from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.engine.state import EngineState
 from lynx_rt.engine.stream import TokenStream
+from lynx_rt.engine.text_methods import Conversation, EngineText
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.text.prompts import ParsedPrompt, Prompt
+from lynx_rt.text.prompts import Prompt
 from lynx_rt.text.tokenizer import Tokenizer
 
-Conversation = Sequence[Mapping[str, Any]]
 
-
-class Engine(EngineState):
+class Engine(EngineText, EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
     A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
@@ -212,14 +210,6 @@ class Engine(EngineState):
             fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))
         return outputs
 
-    def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
-        """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
-
-        options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
-        """
-        (parsed,) = self._parse({"messages": messages, **options})
-        return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids}
-
     def stream(
         self,
         prompt: Prompt,
@@ -253,11 +243,6 @@ class Engine(EngineState):
                     return
         finally:
             stream.close()
-
-    @property
-    def inputs(self) -> InputProcessor:
-        """Makes requests for `open_streams`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
-        return self._inputs
 
     def open_streams(self, requests: Sequence[Request]) -> list[AsyncStream]:
         """Queues requests of `inputs` together, whose deltas the running event loop then reads. Waits for nothing."""
@@ -320,33 +305,6 @@ class Engine(EngineState):
         outputs = self.generate(joined, {"prompt_logprobs": 0, "max_tokens": 1, "detokenize": False}, use_tqdm=False)
         return [sum_prompt_logprobs(out, len(head.token_ids)) for out, head in zip(outputs, heads, strict=True)]
 
-    # Text
-
-    def get_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer. Raises ValidationError if the engine was made without one."""
-        if self._tokenizer is None:
-            raise ValidationError("this engine was made with skip_tokenizer_init=True", "tokenizer")
-        return self._tokenizer
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
-        if not isinstance(text, str):
-            raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
-        check_bool("add_special_tokens", add_special_tokens)
-        return self.get_tokenizer().encode(text, add_special_tokens)
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text of token ids; ids outside the vocabulary add nothing."""
-        check_bool("skip_special_tokens", skip_special_tokens)
-        return self.get_tokenizer().decode(ids, skip_special_tokens)
-
-    def get_default_sampling_params(self) -> SamplingParams:
-        """Returns the defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
-
-        A value of that file that cannot be used is warned of by name (GenerationConfigWarning), once.
-        """
-        return self._inputs.default_sampling_params()
-
     # Closing
 
     @property
@@ -385,12 +343,6 @@ class Engine(EngineState):
         )
 
     # Internals
-
-    def _parse(
-        self, prompts: Any, *, name: str = "prompt", add_special_tokens: bool | None = None
-    ) -> list[ParsedPrompt]:
-        self._driver.check_open()
-        return self._inputs.parse(prompts, name, add_special_tokens)
 
     def _make_one(
         self,
