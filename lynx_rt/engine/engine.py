@@ -14,6 +14,7 @@ from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
 from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
+from lynx_rt.engine.images import ImageInputs, as_prompt
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
 from lynx_rt.engine.options import check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
@@ -64,6 +65,8 @@ class Engine(EngineText, EngineState):
     virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share) would read, and lets
     selections with the key `resident` see it; 0 = none.  virtual_residency: its policy, as expert_policy.
     num_threads: None = one per core, within affinity and CPU quota.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    limit_mm_per_prompt: {"image": N} = images of a prompt at most.  mm_processor_kwargs: {"max_pixels": N} = an image is made smaller to
+    have no more pixels, and so no more tokens (docs/vision.md).  allowed_local_media_path: a folder whose files file: URLs may name.
     on_load_progress: called with (bytes done, bytes in all) as weights are loaded; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
@@ -110,6 +113,9 @@ class Engine(EngineText, EngineState):
         isa: str | None = None,
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
+        limit_mm_per_prompt: Mapping[str, int] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        allowed_local_media_path: str | os.PathLike[str] | None = None,
         on_load_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         given = locals()
@@ -132,8 +138,11 @@ class Engine(EngineText, EngineState):
             self._driver = Driver(core)
             self._streams = AsyncStreams(self._driver)
             self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
+            images = ImageInputs(
+                self._path, self._info, limit_mm_per_prompt, mm_processor_kwargs, allowed_local_media_path
+            )
             self._inputs = InputProcessor(
-                self._tokenizer, self._generation_config, chat_template, self._response_format, self._info
+                self._tokenizer, self._generation_config, chat_template, self._response_format, self._info, images
             )
         except BaseException:
             core.close()
@@ -156,7 +165,8 @@ class Engine(EngineText, EngineState):
 
         prompts: text, token ids, a conversation (a list of {"role", "content"}), or several of these. As a dict:
         {"prompt": text}, {"prompt_token_ids": ids} (also with the "prompt" to report), or {"messages": conversation} with
-        the arguments of `chat`.
+        the arguments of `chat`. A text or ids may have images beside them, "multi_modal_data": {"image": one or several}, and one
+        placeholder for each; "mm_processor_kwargs": {"max_pixels": N} for this prompt.
         sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
         add_special_tokens: whether the tokenizer adds its special tokens to a text (mostly a start token); None = to all but
         conversations, whose template adds them. A start token that the text has already is never doubled.
@@ -184,7 +194,7 @@ class Engine(EngineText, EngineState):
     ) -> list[RequestOutput]:
         """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`.
 
-        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses.
+        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses; images as parts, see docs/vision.md.
         chat_template: text, path or name; None = the engine's.  chat_template_kwargs: further variables for it.
         continue_final_message: go on with the last message (True, or the name of its field), with
         add_generation_prompt=False.
@@ -301,7 +311,9 @@ class Engine(EngineText, EngineState):
         tails = self._parse(completions, name="completion", add_special_tokens=False)
         if len(heads) != len(tails):
             raise ValidationError(f"{len(heads)} prompts but {len(tails)} completions", "completions")
-        joined = [{"prompt_token_ids": h.token_ids + t.token_ids} for h, t in zip(heads, tails, strict=True)]
+        joined = [as_prompt(head) for head in heads]
+        for whole, tail in zip(joined, tails, strict=True):
+            whole["prompt_token_ids"] += tail.token_ids
         outputs = self.generate(joined, {"prompt_logprobs": 0, "max_tokens": 1, "detokenize": False}, use_tqdm=False)
         return [sum_prompt_logprobs(out, len(head.token_ids)) for out, head in zip(outputs, heads, strict=True)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lynx_rt.engine.images import as_prompt
 from lynx_rt.engine.input_processor import InputProcessor
 from lynx_rt.engine.options import check_bool
 from lynx_rt.engine.sampling_params import SamplingParams
@@ -26,12 +27,12 @@ class EngineText:
     _driver: Driver
 
     def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
-        """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
+        """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}, images as multi_modal_data.
 
         options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
         """
         (parsed,) = self._parse({"messages": messages, **options})
-        return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids}
+        return as_prompt(parsed)
 
     @property
     def inputs(self) -> InputProcessor:
