@@ -149,6 +149,30 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds --image --mm-processor-kwargs; the second is an option of Engine. what: which prompt the images belong to."""
+    parser.add_argument(
+        "--image",
+        action="append",
+        type=_image_file,
+        metavar="FILE",
+        help=f"an image {what}; may be given several times",
+    )
+    parser.add_argument(
+        "--mm-processor-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="makes images smaller: '{\"max_pixels\": 262144}'",
+    )
+
+
+def _image_file(text: str) -> Path:
+    file = Path(text).expanduser()
+    if not file.is_file():
+        raise argparse.ArgumentTypeError(f"{text!r} is no file")
+    return file
+
+
 def integer(text: str) -> int:
     try:
         return int(text)
