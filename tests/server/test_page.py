@@ -30,7 +30,7 @@ def test_the_page(server: LiveServer) -> None:
     directives = policy(answer)
     assert directives["default-src"] == "'none'" and directives["frame-ancestors"] == "'none'"
     assert {directives[name] for name in ("script-src", "style-src", "connect-src")} == {"'self'"}
-    assert directives["img-src"] == "'self' data: blob:"  # pictures that are shown before they are sent
+    assert directives["img-src"] == "'self' data:"  # images of messages
     assert server.client.head("/", headers=HTML).status_code == 200
 
 
