@@ -25,7 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.generate import add_length, check_not_a_prompt, print_speed
-from lynx_rt.cli.options import add_engine_options, add_image_options, add_model, engine_options, model_folder
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_image_options,
+    add_model,
+    engine_options,
+    image_files,
+    model_folder,
+)
 from lynx_rt.cli.sampling import add_sampling_options, sampling_fields, unescape
 from lynx_rt.errors import LynxError
 from lynx_rt.text.text_file import decode_text
@@ -56,6 +63,7 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     given = sampling_fields(args)
     check_not_a_prompt(args)
+    images = image_files(args)
     folder = model_folder(args)
     from lynx_rt import Engine, SamplingParams
 
@@ -66,13 +74,13 @@ def run(args: argparse.Namespace) -> int:
         params = engine.get_default_sampling_params()
         if params.max_tokens == SamplingParams().max_tokens:
             given = {"max_tokens": None, **given}  # without a limit, the model ends its answer
-        return _Session(args, engine, params.clone(**given)).talk()
+        return _Session(args, engine, params.clone(**given), images).talk()
 
 
 class _Session:
     """One conversation, and the commands that act on it."""
 
-    def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams) -> None:
+    def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams, images: list[Path]) -> None:
         self._engine = engine
         self._params = params
         self._show_prompts = args.show_prompt
@@ -81,7 +89,7 @@ class _Session:
         self._has_template = args.chat_template is not None or engine.get_tokenizer().chat_template is not None
         self._system: str | None = None
         self._messages: list[dict[str, Any]] = []
-        self._images: list[Path] = list(args.image or [])  # of the next message
+        self._images: list[Path] = images  # of the next message
         self._prompt = ""  # the last prompt, as the chat template rendered it
         self._failed = False
         if args.system is not None:

@@ -15,6 +15,7 @@ from lynx_rt.cli.options import (
     add_image_options,
     add_model,
     engine_options,
+    image_files,
     model_folder,
     positive_int,
 )
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         args.parser.error("argument --stream: not with --json, and for one completion only")
     check_not_a_prompt(args)
     texts = _prompts(args)
-    if args.image and len(texts) > 1:
+    images = image_files(args)
+    if images and len(texts) > 1:
         args.parser.error("argument --image: for one prompt only")
     folder = model_folder(args)
     from lynx_rt import Engine
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     options["mm_processor_kwargs"] = args.mm_processor_kwargs
     with Engine(folder, expert_selection=args.selection, **options) as engine:
         params = engine.get_default_sampling_params().clone(**given)
-        prompts = [_with_images(text, args.image or [], engine) for text in texts]
+        prompts = [_with_images(text, images, engine) for text in texts]
         if stream and not args.json and params.n == 1:
             outputs = [_stream(engine, prompt, params) for prompt in prompts]
         else:

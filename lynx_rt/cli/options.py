@@ -154,7 +154,7 @@ def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--image",
         action="append",
-        type=_image_file,
+        type=Path,
         metavar="FILE",
         help=f"an image {what}; may be given several times",
     )
@@ -166,11 +166,13 @@ def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def _image_file(text: str) -> Path:
-    file = Path(text).expanduser()
-    if not file.is_file():
-        raise argparse.ArgumentTypeError(f"{text!r} is no file")
-    return file
+def image_files(args: argparse.Namespace) -> list[Path]:
+    """Returns the files of --image. One that is not there is wrong usage, before a model is loaded."""
+    files: list[Path] = [file.expanduser() for file in args.image or ()]
+    for file in files:
+        if not file.is_file():
+            args.parser.error(f"argument --image: {str(file)!r} is no file")
+    return files
 
 
 def integer(text: str) -> int:
