@@ -1,4 +1,4 @@
-// Qwen3.5-MoE and Qwen3.6-MoE with their vision tower. The text model alone is loaded and run, as qwen3_5_moe_text.
+// Qwen3.5-MoE and Qwen3.6-MoE with their vision tower. The text model is qwen3_5_moe_text.
 #include "model/families/common/qwen_hybrid.h"
 #include "model/families/common/qwen_vision.h"
 
@@ -8,7 +8,7 @@ const Family& qwen3_5_moe_text_family();
 
 namespace {
 
-ModelConfig read_config(const ConfigReader& c) { return read_text_part(c, qwen3_5_moe_text_family().read_config); }
+ModelConfig read_config(const ConfigReader& c) { return read_vision_language(c, qwen3_5_moe_text_family().read_config, {}); }
 
 }  // namespace
 
