@@ -13,10 +13,12 @@ namespace {
 void add_bias(const cpu::Kernels& kernels, const WeightView& bias, int64_t begin, int64_t count, int64_t num_rows, float* out,
               int64_t stride) {
   if (bias.empty()) return;
-  for (int64_t i = 0; i < count; ++i) {
-    float b;
-    kernels.to_f32(static_cast<const char*>(bias.data) + (begin + i) * dtype_size(bias.dtype), bias.dtype, 1, &b);
-    for (int64_t t = 0; t < num_rows; ++t) out[t * stride + i] += b;
+  constexpr int64_t kColumns = 256;
+  float values[kColumns];
+  for (int64_t i = 0; i < count; i += kColumns) {
+    const int64_t n = std::min(kColumns, count - i);
+    kernels.to_f32(static_cast<const char*>(bias.data) + (begin + i) * dtype_size(bias.dtype), bias.dtype, n, values);
+    for (int64_t t = 0; t < num_rows; ++t) kernels.axpy(1.0f, values, n, out + t * stride + i);
   }
 }
 
