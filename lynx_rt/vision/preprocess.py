@@ -61,6 +61,15 @@ class ImageProcessorConfig:
         return dataclasses.replace(self, max_pixels=area, min_pixels=min(self.min_pixels, area))
 
 
+# What transformers' class takes for keys that are absent from its file. The files of Qwen3-VL and later have all of them.
+_ABSENT: Final = ImageProcessorConfig(
+    min_pixels=56 * 56,
+    max_pixels=28 * 28 * 1280,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Patches:
     """An image as the tower reads it.
@@ -78,7 +87,7 @@ class Patches:
 def read_image_processor(folder: Path, defaults: ImageProcessorConfig | None = None) -> ImageProcessorConfig:
     """Reads a model folder's preprocessor_config.json, or image_processor in processor_config.json.
 
-    defaults: what counts where neither file says anything; None = the values of ImageProcessorConfig.
+    defaults: what counts without either file, and of sizes of patches that it leaves out; None = ImageProcessorConfig().
 
     Raises CheckpointError for values that cannot be, UnsupportedModelError for another processor.
     """
@@ -137,10 +146,10 @@ def _config(values: Mapping[str, Any], file: Path, defaults: ImageProcessorConfi
         integer("patch_size", defaults.patch_size),
         integer("temporal_patch_size", defaults.temporal_patch_size),
         integer("merge_size", defaults.merge_size),
-        integer("min_pixels", integer("shortest_edge", defaults.min_pixels, size)),
-        integer("max_pixels", integer("longest_edge", defaults.max_pixels, size)),
-        channels("image_mean", defaults.mean),
-        channels("image_std", defaults.std),
+        integer("min_pixels", integer("shortest_edge", _ABSENT.min_pixels, size)),
+        integer("max_pixels", integer("longest_edge", _ABSENT.max_pixels, size)),
+        channels("image_mean", _ABSENT.mean),
+        channels("image_std", _ABSENT.std),
     )
     if config.min_pixels > config.max_pixels:
         found = f"{config.min_pixels} and {config.max_pixels}"

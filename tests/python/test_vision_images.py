@@ -302,6 +302,17 @@ def test_config_files(tmp_path: Path) -> None:
     assert read_image_processor(tmp_path).min_pixels == 2048
 
 
+def test_absent_keys_of_a_file_are_those_of_transformers(tmp_path: Path) -> None:
+    """Without any file the values are those that the checkpoints of Qwen3-VL come with."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    theirs = Qwen2VLImageProcessorPil()
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    ours = read_image_processor(tmp_path)
+    assert [ours.mean, ours.std] == [tuple(theirs.image_mean), tuple(theirs.image_std)]
+    assert [ours.min_pixels, ours.max_pixels] == [theirs.size["shortest_edge"], theirs.size["longest_edge"]]
+
+
 @pytest.mark.parametrize(
     ("change", "error", "field"),
     [
