@@ -119,8 +119,8 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
   store_options.io_timeout_s = options_.io_timeout_s;
   if (options_.on_log) store_options.on_report = [this](const std::string& text) { options_.on_log(LogLevel::kWarning, text); };
   if (rule.policy == ResidencyPolicy::kStatic) store_options.lists = read_expert_lists(rule.file, config_.num_moe_layers());
-  auto store =
-      std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, rule.low ? 1 : used + guesses, std::move(store_options));
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, rule.low && rule.full < 0 ? 1 : used + guesses,
+                                             std::move(store_options));
   store->measure_depth();
   return store;
 }

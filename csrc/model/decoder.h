@@ -128,6 +128,7 @@ class Decoder {
   const RoutingCosts* costs_;       // the store or the cache; null: all experts cost the same
   std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing
   std::vector<float> wanted_mass_;  // [E] their gate mass, where there are costs
+  std::vector<int32_t> needed_;     // absent experts that are needed in full
   std::vector<uint8_t> uses_;       // [MoE layers, E] bits of ExpertUse
   std::unique_ptr<NextRouter> next_router_;
   std::vector<float> next_logits_;  // [MoE layers - 1, rows, E]
