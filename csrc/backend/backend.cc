@@ -260,7 +260,6 @@ void Backend::route(const float* scores, const BatchView& batch, const RouterRul
                     Routing& routing, DispatchPlan& plan, std::span<const uint8_t> cost) {
   check_rule(rule);
   require(cost.empty() || int64_t(cost.size()) == rule.num_experts, "route", "cost must have one entry per expert");
-  require(cost.empty() || takes_cost(), "route", "this device does not know what experts cost");
   require(batch.num_rows >= 0, "route", "num_rows must not be negative");
   require(selection.policy != Policy::kSere || selection.similarity, "route", "sere needs a similarity table");
   require(selection.policy != Policy::kAlias || selection.alias, "route", "alias needs a table");
@@ -278,12 +277,17 @@ ExpertTable Backend::expert_table(std::span<const ExpertWeights> experts) {
 }
 
 ExpertTable Backend::expert_table(ExpertStore& store, int64_t layer) {
-  if (!takes_cost())
-    fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts are read as they are needed on the CPU only, got ",
-         description(), "; use device=\"cpu\"");
+  if (!host_memory())
+    fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts are read from a file on the CPU only, got ",
+         description());
   require_experts(store.experts(layer));
   do_expert_table(store.experts(layer));
   return {&store, layer};
+}
+
+void Backend::tier_experts(const ExpertTierOptions&) {
+  fail(ErrorCode::kUnsupported, "expert_memory", "expert_memory: experts lie in two memories on devices alone, got ",
+       description());
 }
 
 PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts, const RouterRule& rule, const FfnRule& ffn,

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -218,6 +219,17 @@ class Backend {
   ExpertTable expert_table(std::span<const ExpertWeights> experts);
   // Returns the table of a layer of a store, which outlives the table. Throws kUnsupported where the backend takes no store.
   ExpertTable expert_table(ExpertStore& store, int64_t layer);
+  // Backends on a device: keeps the experts that place_experts() is then called for in host memory, those of MLPs excepted, and as many
+  // of them as there is room for on the device too. Ops find them wherever they are, with the same results. route() then knows what
+  // experts cost, and needs no `cost`. end_step() decides which experts are where in the next step. Throws kUnsupported (fields
+  // expert_memory, expert_policy), kOutOfMemory.
+  virtual void tier_experts(const ExpertTierOptions& options);
+  // Returns the bytes of the device's memory that an expert takes, without its biases. Call it before the expert is placed.
+  virtual int64_t expert_bytes(const ExpertWeights& expert) const { return expert.bytes(); }
+  virtual std::optional<ExpertStoreStats> tier_stats() const { return std::nullopt; }  // empty without tier_experts()
+  virtual void reset_tier_stats() {}
+  // Throws kInternal where the records of tier_experts() contradict themselves.
+  virtual void check_integrity() const {}
   // Whether a weight of this use may be in blocks (QuantFormat::kBlocks), of the code and the type of scales of `rows`.
   virtual bool takes_blocks(WeightUse, const BlockRows& /*rows*/) const { return false; }
   // Whether place functions and keep() read the values of products' weights: those for kMatrix and kHead, those of experts and of
@@ -335,8 +347,6 @@ class Backend {
   // test_policies.py, test_router_kinds.py, test_dispatch.py.
   void route(const float* scores, const BatchView& batch, const RouterRule& rule, const Selection& selection, Routing& routing,
              DispatchPlan& plan, std::span<const uint8_t> cost = {});
-  // Whether route() knows what experts cost, and expert_ffn() takes experts of a store.
-  virtual bool takes_cost() const { return false; }
 
   // out[t] += sum_j weights[t, j] * f(x[t]) over choices j in order, skipping id -1; f(x) = down(activation(gate(x), up(x))) with
   // the expert's biases, or down(activation(gate(x))) where it has no up. With ffn.scale_input the term is f(weights[t, j] * x[t]). Without `accumulate`, out[t] is the sum alone. x, out

@@ -7,6 +7,7 @@
 
 #include "base/blocks.h"
 #include "base/tensor.h"
+#include "tiers/residency.h"
 
 namespace lynx_rt {
 
@@ -40,6 +41,16 @@ struct BackendOptions {
   // cpu: products with weights in blocks (QuantFormat::kBlocks) take activations in int8, except for FP8; else in the compute dtype, and
   // decode the weights to the checkpoint's dtype.
   bool int8_activations = true;
+};
+
+// Experts on a device whose memory does not hold all of them.
+struct ExpertTierOptions {
+  ResidencyRule rule = {};   // which experts lie in the device's memory
+  ExpertHistory lists = {};  // of the policy static, see Residency
+  int64_t budget = 0;        // bytes of the device's memory for experts
+  int64_t slot_bytes = 0;    // the most bytes of an expert: Backend::expert_bytes()
+  int64_t num_layers = 0;    // with experts
+  int64_t num_experts = 0;   // of a layer, at least 2
 };
 
 // Throws kUnsupported for a device this build lacks, saying how to get it; kInvalidArgument for an unknown one.

@@ -6,6 +6,7 @@ set(LYNX_RT_CUDA_SOURCES
   csrc/backend/cuda/cuda_backend.cc
   csrc/backend/cuda/cuda_step.cc
   csrc/backend/cuda/cuda_weights.cc
+  csrc/backend/cuda/expert_tier.cc
   csrc/backend/cuda/gemm/weight_loader.cc)
 set(LYNX_RT_CUDA_KERNELS
   csrc/backend/cuda/attention/attention.cu

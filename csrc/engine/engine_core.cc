@@ -85,7 +85,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       config_(read_model_config(path)),
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
-      expert_file_(open_expert_file(path, o, config_, checkpoint_)),
+      expert_file_(open_expert_file(path, o, config_, checkpoint_, backend_->host_memory())),
       weights_(load_weights()),
       store_(make_store()),
       prefetch_(make_prefetch()),
@@ -100,12 +100,12 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       pool_(plan_.num_blocks, o.block_size, o.enable_prefix_caching),
       windows_(plan_.groups, plan_.group_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
-      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_,
-                 parse_admission(o.admission), encoder_.get()),
+      scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens,
+                 o.enable_mixed_chunk && !store_ && !tiered_, parse_admission(o.admission), encoder_.get()),
       batch_(decoder_.first_image_rope_row(), encoder_ ? config_.vision->out_columns() : 0),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
-      selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
+      selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_ || tiered_),
       layer_stats_(size_t(decoder_.num_moe_layers())),
       routed_experts_(plan_.num_blocks, o.block_size, decoder_.num_moe_layers(), config_.num_experts_per_tok) {
   if (records_routed_experts() && config_.num_experts > INT16_MAX)
@@ -137,9 +137,10 @@ std::unique_ptr<const ModelWeights> EngineCore::load_weights() {
   weight_bytes_ = weight_bytes(weights);
   if (copied) {
     const int64_t free = backend_->memory_budget().free;
-    if (weight_bytes_ > free)
+    if (options_.expert_memory.empty() && weight_bytes_ > free)
       fail(ErrorCode::kOutOfMemory, "device", "device: the weights take ", weight_bytes_, " bytes, but ", free, " are free on ",
            backend_->description(), "; use a larger device, or device=\"cpu\"");
+    if (!options_.expert_memory.empty()) tier_experts(weights);
     place_weights(*backend_, weights, options_.on_load_progress);
     copied_weight_bytes_ = weights.copies.bytes_read();
     weights.owned.clear();

@@ -47,6 +47,7 @@ class EngineCore {
     scheduler_.check_integrity();
     if (store_) store_->check_integrity();
     if (encoder_) encoder_->check_integrity(scheduler_.num_held_images());
+    backend_->check_integrity();
   }
   std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk, std::vector<ImageInput> images);
   RouterLogits take_router_logits();                                                             // engine_research.cc
@@ -54,7 +55,9 @@ class EngineCore {
 
  private:
   std::unique_ptr<const ModelWeights> load_weights();
-  void bind_expert_file(ModelWeights& weights);  // this and the next five: engine_experts.cc
+  void bind_expert_file(ModelWeights& weights);  // this and the next six: engine_experts.cc
+  // On a device: divides its memory between experts and other weights as EngineOptions::expert_memory says, before these are placed.
+  void tier_experts(const ModelWeights& weights);
   // Divides EngineOptions::memory, which is not empty. `weights`: those that are always in memory.
   // `low_bytes`: of copies of experts in low precision.
   void divide_memory(const ModelWeights& weights, int64_t low_bytes);
@@ -113,6 +116,7 @@ class EngineCore {
   std::optional<MemoryShares> shares_;             // of EngineOptions::memory
   EncoderMemory encoder_memory_;                   // part of shares_, where these are given
   int64_t expert_memory_ = 0;                      // bytes for experts, where the others are read when they are needed
+  bool tiered_ = false;                            // on a device: some experts lie in host memory
   std::shared_ptr<const LowExperts> low_experts_;  // of expert_policy; their bytes are part of expert_memory_
   std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
   std::unique_ptr<const ModelWeights> weights_;

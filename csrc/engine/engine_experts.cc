@@ -15,9 +15,6 @@ namespace lynx_rt {
 
 // Decides whether all experts stay in memory, and takes them from the file.
 void EngineCore::bind_expert_file(ModelWeights& weights) {
-  if (!backend_->host_memory())
-    fail(ErrorCode::kUnsupported, "expert_file", "expert_file: experts come from a file of their own on the CPU only, got ",
-         backend_->description(), "; use device=\"cpu\"");
   expect_experts_of(*expert_file_, config_, {config_.model_type, options_.quantization, checkpoint_.fingerprint()});
   const bool low = parse_residency(options_.expert_policy).low;
   CheckpointExperts experts;  // for copies in low precision
@@ -79,6 +76,37 @@ void EngineCore::divide_memory(const ModelWeights& weights, int64_t low_bytes) {
   shares_ = lynx_rt::divide_memory(total, config_, backend_->compute_dtype(), options_, demand);
 }
 
+void EngineCore::tier_experts(const ModelWeights& weights) {
+  ExpertTierOptions tier;
+  tier.rule = parse_residency(options_.expert_policy);
+  tier.num_layers = config_.num_moe_layers();
+  tier.num_experts = config_.num_experts;
+  int64_t values = 0;
+  for (const LayerWeights& layer : weights.layers)
+    for (const ExpertWeights& e : layer.experts) {
+      values += e.bytes();
+      tier.slot_bytes = std::max(tier.slot_bytes, backend_->expert_bytes(e));
+    }
+  const Backend::MemoryBudget memory = backend_->memory_budget();
+  const int64_t all = tier.num_layers * tier.num_experts * tier.slot_bytes, others = weight_bytes_ - values;
+  tier.budget = parse_memory("expert_memory", options_.expert_memory, all, std::max<int64_t>(0, memory.chosen - others) / 2);
+  const int64_t needed = others + std::min(tier.budget, all);
+  if (needed > memory.free)
+    fail(ErrorCode::kOutOfMemory, "expert_memory", "expert_memory: ", needed - others, " bytes of experts and ", others,
+         " of other weights were asked for, but ", memory.free, " bytes are free on ", backend_->description(),
+         "; pass less, or \"auto\"");
+  if (tier.budget >= all) return;
+  if (tier.budget < 2 * tier.slot_bytes || tier.num_experts < 2)
+    invalid("expert_memory", "expected room for two experts at least, ", 2 * tier.slot_bytes, " bytes, got ", tier.budget);
+  if (options_.expert_prefetch != "none")
+    fail(ErrorCode::kUnsupported, "expert_prefetch", "expert_prefetch: expected none on ", backend_->description(),
+         ", whose kernels read experts where they lie, got \"", options_.expert_prefetch, "\"");
+  if (tier.rule.policy == ResidencyPolicy::kStatic) tier.lists = read_expert_lists(tier.rule.file, tier.num_layers);
+  backend_->tier_experts(tier);
+  tiered_ = true;
+  weight_bytes_ = others + tier.budget;
+}
+
 std::unique_ptr<ExpertStore> EngineCore::make_store() {
   const ResidencyRule rule = parse_residency(options_.expert_policy);
   if (expert_memory_ == 0) return nullptr;
@@ -96,8 +124,8 @@ std::unique_ptr<ExpertStore> EngineCore::make_store() {
   store_options.io_timeout_s = options_.io_timeout_s;
   if (options_.on_log) store_options.on_report = [this](const std::string& text) { options_.on_log(LogLevel::kWarning, text); };
   if (rule.policy == ResidencyPolicy::kStatic) store_options.lists = read_expert_lists(rule.file, config_.num_moe_layers());
-  auto store =
-      std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, rule.low ? 1 : used + guesses, std::move(store_options));
+  auto store = std::make_unique<ExpertStore>(expert_file_, rule, expert_memory_, rule.low && rule.full < 0 ? 1 : used + guesses,
+                                             std::move(store_options));
   store->measure_depth();
   return store;
 }
@@ -134,11 +162,11 @@ std::unique_ptr<EncoderCache> EngineCore::make_encoder() {
 
 std::unique_ptr<VirtualCache> EngineCore::make_virtual_cache() {
   if (options_.virtual_residents == 0) return nullptr;
-  if (store_) invalid("virtual_residents", "expected 0 with expert_memory, whose cache is a real one");
+  if (store_ || tiered_) invalid("virtual_residents", "expected 0 with expert_memory, whose cache is a real one");
   if (config_.num_moe_layers() == 0) invalid("virtual_residents", "expected 0 for a model without experts");
-  if (!backend_->takes_cost())
+  if (!backend_->host_memory())
     fail(ErrorCode::kUnsupported, "virtual_residents", "virtual_residents: expected 0 on ", backend_->description(),
-         ", which does not know what experts cost");
+         "; use device=\"cpu\"");
   return std::make_unique<VirtualCache>(options_.virtual_residency, options_.virtual_residents, config_.num_moe_layers(),
                                         config_.num_experts);
 }

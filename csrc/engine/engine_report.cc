@@ -1,4 +1,5 @@
 // EngineCore's reports: its statistics, what requests did in a step, and the model.
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -19,6 +20,7 @@ void EngineCore::reset_stats() {
   selection_.reset_report();
   if (store_) store_->reset_stats();
   if (encoder_) encoder_->reset_stats();
+  backend_->reset_tier_stats();
 }
 
 // Pages of groups differ in size, so they are counted by their bytes, in pages of all layers.
@@ -62,8 +64,8 @@ EngineStats EngineCore::stats() const {
     s.encoder_seconds = encoder_->seconds();
     s.encoder_cache_bytes = encoder_->bytes();
   }
-  if (store_) {
-    const ExpertStoreStats t = store_->stats();
+  if (const auto tier = store_ ? std::optional(store_->stats()) : backend_->tier_stats()) {
+    const ExpertStoreStats& t = *tier;
     s.tier = {t.num_slots,     t.slot_bytes, t.num_resident,  t.hits,       t.misses,     t.decode_hits,
               t.decode_misses, t.prefetched, t.prefetch_used, t.bytes_read, t.num_failed, t.wait_seconds,
               t.read_seconds,  t.read_rate,  t.read_depth,    t.low_bytes,  t.late};
@@ -132,8 +134,8 @@ void EngineCore::count_selection(const ScheduledStep& step) {
   }
   const std::span<const uint8_t> uses = decoder_.expert_uses();
   for (size_t i = 0; i < uses.size(); ++i) {
-    expert_counts_.wanted[i] += (uses[i] & Decoder::kWanted) != 0;
-    expert_counts_.read[i] += (uses[i] & Decoder::kRead) != 0;
+    expert_counts_.wanted[i] += (uses[i] & kWanted) != 0;
+    expert_counts_.read[i] += (uses[i] & kRead) != 0;
   }
   for (const ScheduledRequest& s : step.requests) {
     ++s.request->num_decode_steps;

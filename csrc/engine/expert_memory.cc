@@ -32,7 +32,16 @@ bool makes_expert_file(const EngineOptions& o, const ModelConfig& config) {
 }
 
 std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& o, const ModelConfig& config,
-                                                   const Checkpoint& checkpoint) {
+                                                   const Checkpoint& checkpoint, bool host_memory) {
+  if (!host_memory) {
+    if (!o.expert_file.empty())
+      fail(ErrorCode::kUnsupported, "expert_file",
+           "expert_file: experts come from a file of their own on the CPU only, got device=\"", o.device,
+           "\"; pass expert_memory alone, with which experts that do not fit lie in host memory");
+    if (!o.expert_memory.empty() && makes_expert_file(o, config))
+      invalid("quantization_cache", "expected none with expert_memory on a device, got \"", o.quantization_cache, "\"");
+    return nullptr;
+  }
   if (o.expert_file.empty() && o.expert_memory.empty() && !makes_expert_file(o, config)) return nullptr;
   if (!o.expert_memory.empty()) parse_memory("expert_memory", o.expert_memory, 0, 0);
   if (o.load_format == "dummy")

@@ -22,9 +22,10 @@ std::string cached_file(const EngineOptions& options, const ModelConfig& config,
 bool makes_expert_file(const EngineOptions& options, const ModelConfig& config);
 
 // Opens EngineOptions::expert_file, or makes it in quantization_cache of the model at `path`; null where experts come from the checkpoint.
+// host_memory: Backend::host_memory(), without which there is no expert file (kUnsupported).
 // Throws kInvalidArgument (fields expert_file, expert_memory) where one option lacks the other, or another one contradicts them; the
 // errors of ExpertFile and pack_experts().
 std::shared_ptr<const ExpertFile> open_expert_file(const std::string& path, const EngineOptions& options,
-                                                   const ModelConfig& config, const Checkpoint& checkpoint);
+                                                   const ModelConfig& config, const Checkpoint& checkpoint, bool host_memory);
 
 }  // namespace lynx_rt

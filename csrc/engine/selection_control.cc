@@ -14,9 +14,6 @@ LayerSelections SelectionControl::resolve(const std::string& text) {
   LayerSelections selections = tables_.resolve(text);
   const int64_t rows = backend_.max_selection_rows();
   for (Selection& layer : selections.layers) {
-    if (layer.resident > 0 && !backend_.takes_cost())
-      invalid("expert_selection", "resident: expected none on ", backend_.description(),
-              ", which does not know what experts cost, got ", shortest(layer.resident));
     if (!knows_cost_) layer.resident = 0;  // all experts are in memory
     if (layer.policy == Policy::kTopk && is_per_row(layer)) continue;
     if (options_.max_num_seqs > rows)

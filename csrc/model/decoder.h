@@ -68,9 +68,8 @@ class Decoder {
   void logits(std::span<const int32_t> rows, float* out);
   // Ends the step; `stats` has one entry per MoE layer and is overwritten. Throws RowError as Backend::end_step() does.
   void end_step(std::span<SelectionStats> stats);
-  // The uses of experts in the last step, [MoE layers, E]: kWanted by some row's own routing, kRead after selection. Empty before the first
-  // step, and on devices, which keep the routing to themselves.
-  enum Use : uint8_t { kWanted = 1, kRead = 2 };
+  // The uses of experts in the last step, [MoE layers, E], bits of ExpertUse. Empty before the first step, and on devices, which keep the
+  // routing to themselves.
   std::span<const uint8_t> expert_uses() const { return uses_; }
   // Copy what was recorded of the step that ended last to host memory: the rows' experts [rows, MoE layers, k], and their router
   // logits [rows, MoE layers, E].
@@ -134,7 +133,8 @@ class Decoder {
   const RoutingCosts* costs_;       // the store or the cache; null: all experts cost the same
   std::vector<int32_t> wanted_;     // [E] experts of a layer's own routing
   std::vector<float> wanted_mass_;  // [E] their gate mass, where there are costs
-  std::vector<uint8_t> uses_;       // [MoE layers, E] bits of Use
+  std::vector<int32_t> needed_;     // absent experts that are needed in full
+  std::vector<uint8_t> uses_;       // [MoE layers, E] bits of ExpertUse
   std::unique_ptr<NextRouter> next_router_;
   std::vector<float> next_logits_;  // [MoE layers - 1, rows, E]
   RopeRows rope_;

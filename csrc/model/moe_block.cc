@@ -3,6 +3,8 @@
 #include <algorithm>
 
 #include "model/decoder.h"
+#include "routing/dispatch.h"
+#include "routing/miss_rule.h"
 
 namespace lynx_rt {
 
@@ -20,6 +22,7 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const float* rows, co
            {ws.offsets.get(), ws.sorted_of_pair.get(), ws.pair_of_sorted.get()},
            {}};
   const bool on_host = backend_.host_memory();
+  needed_.clear();
   if (on_host) {
     wanted_.resize(size_t(m.num_experts));
     r.routing.wanted = wanted_.data();
@@ -40,6 +43,10 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const float* rows, co
     backend_.router(rows, w.router, w.router_bias, batch.num_rows, scores, m.router_multiplier);
   backend_.route(scores, batch, r.rule, selection, r.routing, r.plan,
                  costs_ ? costs_->cost(moe_layer) : std::span<const uint8_t>());
+  if (store_ && (store_->rule().full >= 0 || store_->rule().skip < 1) &&
+      apply_miss_rule(store_->rule().full, store_->rule().skip, costs_->cost(moe_layer).data(), m.num_experts, batch.num_rows,
+                      m.num_experts_per_tok, r.routing, needed_))
+    dispatch_pairs(r.routing, batch.num_rows, r.rule, r.plan);
   const std::span active(r.routing.active, size_t(r.routing.num_active)), wanted(r.routing.wanted, size_t(r.routing.num_wanted));
   const std::span<const float> mass(r.routing.wanted_mass, costs_ ? wanted.size() : 0);
   if (on_host) {
@@ -50,7 +57,7 @@ Decoder::Routed Decoder::route_rows(const LayerWeights& w, const float* rows, co
     for (int32_t e : active) uses[e] |= kRead;
   }
   if (cache_ && decodes) cache_->note(moe_layer, active, wanted, mass);
-  if (store_ && batch.num_rows > 0) r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass);
+  if (store_ && batch.num_rows > 0) r.lease = store_->acquire(moe_layer, active, wanted, decodes, mass, needed_);
   if (prefetch_ && batch.num_rows > 0 && (decodes || pregated)) prefetch_->hint(moe_layer, ws.x.get(), batch.num_rows);
   if (next_router_ && decodes && moe_layer + 1 < num_moe_layers_) {
     const int64_t size = batch.num_rows * m.num_experts;

@@ -17,6 +17,12 @@ struct Routing {
       nullptr;  // [E] or null; host backends: for each of `wanted`, the own weights that rows give it, summed in order
 };
 
+// What a step does with an expert of a layer, as bits.
+enum ExpertUse : uint8_t {
+  kWanted = 1,  // some row's own routing has it
+  kRead = 2,    // after selection some row has it
+};
+
 // Counters of one route() call.
 struct SelectionStats {
   int32_t rows = 0;            // real rows

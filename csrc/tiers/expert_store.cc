@@ -51,6 +51,7 @@ const ResidencyRule& checked(const ResidencyRule& rule) {
 ExpertStore::ExpertStore(std::shared_ptr<const ExpertFile> file, const ResidencyRule& rule, int64_t budget, int64_t spare,
                          ExpertStoreOptions options)
     : options_(std::move(options)),
+      rule_(rule),
       file_(std::move(file)),
       slot_bytes_(file_->max_record_bytes()),
       arena_bytes_(slots_in(budget, slot_bytes_, options_.low.get()) * slot_bytes_),
@@ -89,7 +90,7 @@ ExpertStore::~ExpertStore() {
 }
 
 ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> active, std::span<const int32_t> wanted,
-                                        bool learn, std::span<const float> mass) {
+                                        bool learn, std::span<const float> mass, std::span<const int32_t> needed) {
   if (leased_ >= 0) fail(ErrorCode::kInternal, "", "experts of layer ", index, ": those of layer ", leased_, " are in use");
   Layer& layer = layers_[size_t(index)];
   leased_ = index;
@@ -99,7 +100,7 @@ ExpertStore::Lease ExpertStore::acquire(int64_t index, std::span<const int32_t> 
   int64_t hits;
   if (options_.low) {
     hits = std::count_if(active.begin(), active.end(), [&](int32_t e) { return cost[size_t(e)] == 0; });
-    divide_active(active);
+    divide_active(active, needed);
   } else {
     for (const int32_t e : active) (layer.slot[size_t(e)] >= 0 ? hits_ : misses_).push_back(e);
     hits = int64_t(hits_.size());

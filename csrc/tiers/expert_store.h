@@ -51,7 +51,8 @@ struct ExpertStoreOptions {
 // An expert that is read goes to a slot. The slot becomes the expert's own if the expert stays, and is free again after the layer if it
 // does not.
 //
-// With low copies, a step computes experts that are not resident from their copies, and reads nothing for itself. Experts that become
+// With low copies, a step computes experts that are not resident from their copies, and reads nothing for itself, but those that the rule's
+// thresholds make it read (ResidencyRule::full). Experts that become
 // resident are read in the background, from the step on that decides it (hi_lo: one exchange ahead). The next step takes them to be there,
 // and waits where they are not, since another choice would make results depend on the speed of the disk.
 //
@@ -95,9 +96,12 @@ class ExpertStore : public RoutingCosts {
   // and the end of the lease. Other values lie in pages that cannot be read, so that a mistake ends the process.
   std::span<const ExpertWeights> experts(int64_t layer) const { return layers_[size_t(layer)].experts; }
   // Begins to read what is missing. `active`: the experts that the step uses; `wanted`: those of the model's own routing, both rising;
-  // mass: see Residency::update(). `learn`: uses count, and what is read may stay.
+  // mass: see Residency::update(). `learn`: uses count, and what is read may stay. With low copies: `needed`, rising, are those of `active`
+  // that are not resident and computed in full all the same.
   [[nodiscard]] Lease acquire(int64_t layer, std::span<const int32_t> active, std::span<const int32_t> wanted, bool learn,
-                              std::span<const float> mass = {});
+                              std::span<const float> mass = {}, std::span<const int32_t> needed = {});
+  // The rule by which experts stay.
+  const ResidencyRule& rule() const { return rule_; }
   // Returns the next experts to compute: first those in memory, then those that have arrived, for which it waits. Empty: there were no
   // more. The slots of experts that do not stay are used again, so what earlier calls returned is over. Throws StepError where a read
   // failed, or none ended for io_timeout_s; slots of reads that hang are used again once these have ended.
@@ -137,7 +141,7 @@ class ExpertStore : public RoutingCosts {
   void take_prefetched(std::span<const int32_t> active);
   ExpertWeights absent(int64_t layer, int32_t expert) const;
   // With low copies: expert_store_low.cc.
-  void divide_active(std::span<const int32_t> active);
+  void divide_active(std::span<const int32_t> active, std::span<const int32_t> needed);
   void install_arrived();
   std::vector<int32_t>::iterator find_arriving(int64_t layer, int32_t expert);
   void begin_newcomers();
@@ -149,6 +153,7 @@ class ExpertStore : public RoutingCosts {
   void install(int32_t slot);  // whose read has ended
 
   const ExpertStoreOptions options_;
+  const ResidencyRule rule_;
   std::shared_ptr<const ExpertFile> file_;
   int64_t slot_bytes_, arena_bytes_;
   uint8_t *arena_ = nullptr, *absent_ = nullptr;
@@ -166,7 +171,7 @@ class ExpertStore : public RoutingCosts {
   std::vector<int32_t> dropped_;  // slots of cancelled reads, which are perhaps still being written to
   // With low copies.
   std::vector<int32_t> arriving_;  // slots of residents, or residents to come, that are being read in the background
-  std::vector<int32_t> late_;      // [lease] residents that had not arrived
+  std::vector<int32_t> late_;      // [lease] residents that had not arrived, and experts that are needed in full
   std::vector<int32_t> queued_;    // [lease] experts to be read in the background once slots are free
   // Slots of hints.
   int64_t hinted_ = -1;               // layer of prefetching_

@@ -5,18 +5,20 @@
 
 namespace lynx_rt {
 
-// Resident experts are computed in full precision, and waited for where they have not arrived; all others from their copies. Views change
+// Resident experts, and those that are needed, are computed in full precision, and waited for where they have not arrived; all others from
+// their copies. Views change
 // here alone, and in next(), so that an expert has one format in a lease.
-void ExpertStore::divide_active(std::span<const int32_t> active) {
+void ExpertStore::divide_active(std::span<const int32_t> active, std::span<const int32_t> needed) {
   install_arrived();
   Layer& layer = layers_[size_t(leased_)];
   const auto cost = residency_.cost(leased_);
   for (const int32_t e : active) {
-    if (cost[size_t(e)] != 0 || layer.slot[size_t(e)] >= 0) {
+    const bool resident = cost[size_t(e)] == 0;
+    if (layer.slot[size_t(e)] >= 0 || !(resident || std::binary_search(needed.begin(), needed.end(), e))) {
       hits_.push_back(e);
       continue;
     }
-    ++counters_.late;
+    counters_.late += resident;
     late_.push_back(e);
     layer.experts[size_t(e)] = file_->layout(layer.in_file, e).view(absent_);
     const auto arriving = find_arriving(leased_, e);
@@ -64,7 +66,8 @@ void ExpertStore::begin_newcomers() {
     return true;
   });
   const auto queue = [&](int32_t e) {
-    if (layer.slot[size_t(e)] < 0 && find_arriving(leased_, e) == arriving_.end()) queued_.push_back(e);
+    const bool read_now = std::find(late_.begin(), late_.end(), e) != late_.end();
+    if (layer.slot[size_t(e)] < 0 && !read_now && find_arriving(leased_, e) == arriving_.end()) queued_.push_back(e);
   };
   for (int32_t e = 0; e < int32_t(cost.size()); ++e)
     if (before_[size_t(e)] != 0 && cost[size_t(e)] == 0) queue(e);

@@ -67,6 +67,8 @@ bool set(ResidencyRule& rule, const Name& name, const std::string& key, const st
     if (value != "low" && (hi_lo || value != "wait"))
       invalid("expert_policy", "miss: expected ", hi_lo ? "low" : "wait or low", ", got \"", value, "\"");
     rule.low = value == "low";
+  } else if (name.takes_low && (key == "full" || key == "skip")) {
+    (key == "full" ? rule.full : rule.skip) = number_of(key, value, "a number from 0 to 1", 0, 1);
   } else if (hi_lo && key == "period") {
     rule.period = whole_number_of(key, value, "a whole number from 1 on", 1);
   } else if (hi_lo && key == "inflight") {
@@ -86,9 +88,10 @@ bool set(ResidencyRule& rule, const Name& name, const std::string& key, const st
 }
 
 std::string keys_of(const Name& name) {
-  if (name.policy == ResidencyPolicy::kHiLo) return " with decay=VALUE, period=N, hysteresis=VALUE, inflight=N";
-  if (!*name.key) return name.takes_low ? " alone or with miss=low" : " alone";
-  return str_cat(" with ", name.key, "=VALUE, miss=low");
+  if (name.policy == ResidencyPolicy::kHiLo)
+    return " with decay=VALUE, period=N, hysteresis=VALUE, inflight=N, full=VALUE, skip=VALUE";
+  if (!*name.key) return name.takes_low ? " alone or with miss=low, full=VALUE, skip=VALUE" : " alone";
+  return str_cat(" with ", name.key, "=VALUE, miss=low, full=VALUE, skip=VALUE");
 }
 
 }  // namespace
@@ -110,6 +113,10 @@ ResidencyRule parse_residency(const std::string& text) {
       invalid("expert_policy", "expected ", wanted, keys_of(*name), ", got \"", text, "\"");
     begin = end;
   }
+  if (!rule.low && (rule.full >= 0 || rule.skip < 1))
+    invalid("expert_policy", "expected full and skip with miss=low alone, got \"", text, "\"");
+  if (rule.skip < rule.full)
+    invalid("expert_policy", "skip: expected at least full = ", shortest(rule.full), ", got ", shortest(rule.skip));
   return rule;
 }
 

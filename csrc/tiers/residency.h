@@ -29,13 +29,17 @@ struct ResidencyRule {
   // Absent experts are computed from copies of low precision, which are always in memory, and none is read for a step: the changes of
   // residents alone are reads. Source: arXiv 2411.01433 (HOBBIT).
   bool low = false;
+  // With `low`: which absent experts are read all the same, and which choices of them are dropped: the thresholds of routing/miss_rule.h.
+  // Below 0: none is read; 1: none is dropped.
+  double full = -1, skip = 1;
   int64_t period = 64;       // hi_lo: steps of a layer between exchanges, >= 1
   double hysteresis = 1.25;  // hi_lo: a newcomer needs more than so many times the uses of the expert that leaves for it, >= 1
   int64_t inflight = 4;      // hi_lo: newcomers of a layer in an exchange at most, >= 1
 };
 
 // Parses "lfu:decay=0.99", "score:decay=0.99", "lru", "lfru", "random:seed=1", "static:file=F" (or "static", whose lists come from
-// elsewhere), "none", each of which takes "miss=low" ("lfu:decay=0.99,miss=low"), "hi_lo:decay=0.99,period=64,hysteresis=1.25,inflight=4",
+// elsewhere), "none", each of which takes "miss=low", with or without "full=0.6" and
+// "skip=0.9" ("lfu:decay=0.99,miss=low,full=0.6,skip=0.9"), "hi_lo:decay=0.99,period=64,hysteresis=1.25,inflight=4",
 // "ring", "belady". Throws kInvalidArgument (field expert_policy).
 ResidencyRule parse_residency(const std::string& text);
 

@@ -46,8 +46,8 @@ class Engine(EngineText, EngineState):
     which is slower and gives the bits of quantization="dequantize".
     quantization_cache: a folder that keeps quantised and repacked weights for the next load; None = nothing is kept.
     expert_file: made by `lynx-rt pack` with the same quantization, or, where it is None, in quantization_cache. CPU only.
-    expert_memory: memory for experts; the others are read from expert_file when a step needs them, with the same results: bytes
-    (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of the free memory; None = all stay in memory (docs/tiers.md).
+    expert_memory: memory for experts; the others are read when a step needs them, from expert_file or, on a device, host memory, with the
+    same results: bytes (8_000_000_000, "8GB"), a share (0.25, "25%"), "auto" = half of what is free; None = all stay (docs/tiers.md).
     memory: one number for weights, KV cache, experts and all else, in the same forms: a share is one of the free memory, "auto" 80 % of it.
     expert_policy: which experts stay: "lfu:decay=0.99" = those used the most lately; "score", "static:file=PATH", ...; "lfu:miss=low", ..,
     "hi_lo" = the others are computed from int4 copies, which changes results and refuses exact requests: docs/tiers.md.

@@ -2,9 +2,11 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
+#include "base/types.h"
 #include "check.h"
 #include "lynx_rt/engine.h"
 
@@ -79,7 +81,24 @@ inline std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = 
   return asks;
 }
 
+// Returns the bytes of a safetensors file of one tensor.
+template <class T>
+std::string safetensors(const std::string& name, const std::string& dtype, const std::vector<int64_t>& shape,
+                        const std::vector<T>& values) {
+  const size_t bytes = values.size() * sizeof(T);
+  std::string header =
+      str_cat("{\"", name, "\":{\"dtype\":\"", dtype, "\",\"shape\":", shape, ",\"data_offsets\":[0,", bytes, "]}}");
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = header.size();
+  std::string file(sizeof length + header.size() + bytes, ' ');
+  std::memcpy(file.data(), &length, sizeof length);
+  std::memcpy(file.data() + sizeof length, header.data(), header.size());
+  std::memcpy(file.data() + sizeof length + header.size(), values.data(), bytes);
+  return file;
+}
+
 void test_policies();  // test_engine_policies.cc
+void test_tiers();     // test_engine_tiers.cc
 void test_logits();    // test_engine.cc
 // test_engine_families.cc: makes a few requests to each model in the folder.
 void test_families(const std::string& folder);

@@ -64,6 +64,7 @@ struct Output {
   int32_t num_active = kUntouched;
   std::vector<int32_t> tiles;  // expert, first, count; of tiles that were not written kUntouched
   int32_t num_tiles = kUntouched;
+  std::vector<uint8_t> uses;  // [E]
   SelectionStats stats;
   int32_t first_bad = -1;
 
@@ -99,6 +100,7 @@ class Device {
         replay_(c.replay),
         bias_(c.bias),
         scratch_(std::vector<float>(2 * c.scores.size(), std::nanf(""))),
+        uses_(std::vector<uint8_t>(size_t(c.num_experts), 0xff)),
         stats_(1) {}
 
   Output run(const Case& c, int num_rows, bool with_tiles = true) {
@@ -119,6 +121,7 @@ class Device {
     args.sorted_of_pair = sorted_of_pair_.get();
     args.pair_of_sorted = pair_of_sorted_.get();
     args.stats = stats_.get();
+    args.uses = uses_.get();
     if (with_tiles) args.tiles = reinterpret_cast<cuda::Tile*>(tiles_.get());
     if (with_tiles) args.num_tiles = counts_.get() + 2;
     args.max_rows = c.max_rows;
@@ -142,6 +145,7 @@ class Device {
     const std::vector<int32_t> counts = counts_.read();
     out.num_active = counts[1];
     out.num_tiles = counts[2];
+    out.uses = uses_.read();
     const auto stats = stats_.read()[0];
     out.stats = stats;
     out.first_bad = stats.first_bad;
@@ -158,6 +162,7 @@ class Device {
   DeviceVector<float> weights_, similarity_;
   DeviceVector<int32_t> alias_, replay_;
   DeviceVector<float> bias_, scratch_;
+  DeviceVector<uint8_t> uses_;
   DeviceVector<SelectionStats> stats_;
 };
 static_assert(sizeof(cuda::Tile) == 3 * sizeof(int32_t));
@@ -168,7 +173,8 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   std::fill(out.ids.begin(), out.ids.end(), -1);
   std::fill(out.weights.begin(), out.weights.end(), 0.0f);
   const RouterRule rule = c.rule(c.bias.data());
-  Routing routing{out.ids.data(), out.weights.data(), out.active.data(), 0};
+  std::vector<int32_t> wanted(size_t(c.num_experts));
+  Routing routing{out.ids.data(), out.weights.data(), out.active.data(), 0, wanted.data()};
   Selection selection = c.selection;
   selection.similarity = c.similarity.data();
   selection.alias = c.alias.data();
@@ -177,6 +183,9 @@ inline Output run_host(const Case& c, int num_rows, Selector& selector) {
   out.stats = selector.run(c.scores.data(), num_rows, rule, selection, c.phase, exact, routing,
                            c.groups.empty() ? nullptr : c.groups.data(), c.cost.empty() ? nullptr : c.cost.data());
   out.num_active = routing.num_active;
+  out.uses.assign(size_t(c.num_experts), 0);
+  for (int32_t i = 0; i < routing.num_wanted; ++i) out.uses[size_t(wanted[size_t(i)])] |= kWanted;
+  for (int32_t i = 0; i < routing.num_active; ++i) out.uses[size_t(out.active[size_t(i)])] |= kRead;
   DispatchPlan plan{out.offsets.data(), out.sorted_of_pair.data(), out.pair_of_sorted.data()};
   dispatch_pairs(routing, c.max_rows, rule, plan);
 
@@ -236,6 +245,7 @@ inline Output compare(const Case& c, int num_rows, Device& device, Selector& sel
   CHECK(got.pair_of_sorted == want.pair_of_sorted);
   CHECK_EQ(got.num_tiles, want.num_tiles);
   CHECK(got.tiles == want.tiles);
+  CHECK(got.uses == want.uses);
   const SelectionStats &g = got.stats, &w = want.stats;
   CHECK_EQ(g.rows, w.rows);
   CHECK_EQ(g.union_before, w.union_before);

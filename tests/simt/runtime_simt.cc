@@ -12,6 +12,19 @@
 struct CUgraphExec_st {
   std::vector<std::function<void()>> work;
 };
+// A stream of copies, which run when an event recorded on it is found to be done. Until then their targets hold poison.
+struct CUstream_st {
+  std::vector<std::function<void()>> copies;
+
+  void run() {
+    for (const auto& copy : copies) copy();
+    copies.clear();
+  }
+};
+struct CUevent_st {
+  CUstream_st* stream;
+  int lag;  // so many times done() says no
+};
 
 namespace {
 
@@ -48,6 +61,7 @@ int64_t device_bytes() {
 namespace simt {
 
 int captures = 0;
+int copy_lag = 0;
 
 void queue(std::function<void()> work) {
   if (capturing) {
@@ -83,7 +97,12 @@ void set_device(int) {}
 MemoryInfo memory_info() { return {device_bytes() - device_bytes_used, device_bytes()}; }
 void check_architecture(const DeviceProperties&) {}
 
-void copy_async(void* to, const void* from, size_t bytes, Stream) {
+void copy_async(void* to, const void* from, size_t bytes, Stream stream) {
+  if (stream.handle) {
+    std::memset(to, 0xff, bytes);
+    stream.handle->copies.push_back([=] { std::memcpy(to, from, bytes); });
+    return;
+  }
   simt::queue([=] {
     if (bytes) std::memcpy(to, from, bytes);
   });
@@ -93,17 +112,19 @@ void fill_async(void* to, int byte, size_t bytes, Stream) {
     if (bytes) std::memset(to, byte, bytes);
   });
 }
-void synchronize(Stream) {
+void synchronize(Stream stream) {
+  if (stream.handle) return stream.handle->run();
   if (capturing) fail(ErrorCode::kDevice, "synchronize", "synchronize: the stream is being captured");
 }
 
-void free_stream(CUstream_st*) noexcept {}
-void free_event(CUevent_st*) noexcept {}
+void free_stream(CUstream_st* stream) noexcept { delete stream; }
+void free_event(CUevent_st* event) noexcept { delete event; }
 void free_device(void* p) noexcept { device_bytes_used -= release(p); }
 void free_pinned(void* p) noexcept { release(p); }
 void free_graph(CUgraphExec_st* graph) noexcept { delete graph; }
 
 OwnedStream make_stream() { return {}; }
+OwnedStream make_copy_stream() { return OwnedStream(new CUstream_st); }
 
 DeviceMemory allocate_device(int64_t bytes, const char* what) {
   if (capturing) fail(ErrorCode::kDevice, what, what, ": allocated while a graph is captured");
@@ -116,8 +137,22 @@ DeviceMemory allocate_device(int64_t bytes, const char* what) {
 PinnedMemory allocate_pinned(int64_t bytes, const char*) { return PinnedMemory(allocate(bytes)); }
 
 Event::Event() = default;
-void Event::record(Stream) {}
-void Event::wait() const {}
+void Event::record(Stream stream) {
+  if (stream.handle) event_ = Owner<CUevent_st*, free_event>(new CUevent_st{stream.handle, simt::copy_lag});
+}
+bool Event::done() const {
+  if (CUevent_st* event = event_.get()) {
+    if (event->lag-- > 0) return false;
+    event->stream->run();
+  }
+  return true;
+}
+void Event::wait() const {
+  if (CUevent_st* event = event_.get()) {
+    event->lag = 0;
+    event->stream->run();
+  }
+}
 float Event::elapsed(const Event&, const Event&) { return 0; }
 
 Graph Graph::capture(Stream, const std::function<void()>& record) {

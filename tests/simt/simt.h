@@ -50,6 +50,7 @@ void run_grid(Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(const voi
 // Runs `work` now, or keeps it for the replay while a graph is captured (runtime_simt.cc).
 void queue(std::function<void()> work);
 extern int captures;  // number of graphs captured so far
+extern int copy_lag;  // so many questions find the copies of a copy stream not done (runtime_simt.cc)
 
 // --- calls from inside a kernel
 

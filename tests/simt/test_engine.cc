@@ -2,6 +2,7 @@
 // runtime) and on a GPU.
 //   test_engine MODEL_FOLDER [tokens per request [short]]   a folder that has a config.json alone gets dummy weights; short: no
 //                                                           long contexts
+//   test_engine --tiers MODEL_FOLDER [tokens per request]  experts that do not fit, alone
 //   test_engine --families FOLDER                           a few requests to each model in it
 //   test_engine --quantized FOLDER                          as it lies and decoded, each model in it
 #include <algorithm>
@@ -429,6 +430,14 @@ int main(int argc, char** argv) {
     test_families(argv[2]);
     return check::result("test_engine");
   }
+  if (std::string(argv[1]) == "--tiers") {
+    if (argc < 3) return 2;
+    model = argv[2];
+    if (argc > 3) num_tokens = std::atoi(argv[3]);
+    if (!std::filesystem::exists(model + "/model.safetensors")) load_format = "dummy";
+    test_tiers();
+    return check::result("test_engine");
+  }
   if (std::string(argv[1]) == "--quantized") {
     if (argc < 3) return 2;
     test_quantized(argv[2]);
@@ -448,6 +457,7 @@ int main(int argc, char** argv) {
   test_selection();
   test_recording();
   test_policies();
+  test_tiers();
   if (argc <= 3) test_long_contexts();
   test_requests_of_their_own_kind();
   return check::result("test_engine");

@@ -178,6 +178,11 @@ def test_engine(copy: str, seed: int) -> None:
     passes([program, HERE / "tiny", "12"], env=environment, timeout=300)
 
 
+def test_engine_with_experts_in_host_memory(nano_path: str) -> None:
+    """lynx-nano with a part of its experts on the emulated device: the bits of all of them there."""
+    passes([build("plain") / "test_engine_emulated", "--tiers", nano_path, "3"], timeout=600)
+
+
 def test_engine_under_address_sanitizer() -> None:
     passes([build("asan") / "test_engine_emulated", HERE / "tiny", "12", "short"], timeout=600)
 

@@ -41,7 +41,8 @@ def test_results_do_not_depend_on_the_speed_of_reads(nano_path, packed, tmp_path
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, here / "hang_reads.c"], check=True)
     experts = os.path.realpath(packed("none"))
     policies = ["lfu:miss=low", "lru:miss=low", "none:miss=low", "hi_lo:period=3,inflight=8"]
-    command = [sys.executable, "-c", SCRIPT, nano_path, experts, str(here), *policies]
+    thresholds = ["lfu:miss=low,full=0.3,skip=0.8", "hi_lo:period=3,inflight=8,full=0.5"]
+    command = [sys.executable, "-c", SCRIPT, nano_path, experts, str(here), *policies, *thresholds]
     delays = {"LD_PRELOAD": str(library), "HANG_FILE": experts, "MOST_DELAY_US": "3000"}
     runs = [
         subprocess.Popen(command, env=os.environ | env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -82,6 +83,24 @@ def test_between_all_low_and_all_full(nano_path, packed, expected, tmp_path) -> 
     (low, none, no_hits), (mixed, some, hits) = found
     assert none == no_hits == 0 and some > EXPERTS * LAYERS // 2 and hits > 0
     assert 0 < mixed < low < 0.5
+
+
+def test_thresholds(nano_path, packed, expected) -> None:
+    """With full=1 every expert is read, and results are the model's; fewer reads and dropped choices lead away from them."""
+    read, distances = [], []
+    for policy in ("full=1", "full=0.6", "full=0", "", "skip=0.5", "skip=0"):
+        text = f"none:miss=low,{policy}".rstrip(",")
+        with Engine(nano_path, expert_file=packed("none"), expert_memory=0.5, expert_policy=text) as engine:
+            got = answers(engine)
+            tier = engine.stats().tier
+            assert tier.hits == 0 and tier.bytes_read % tier.slot_bytes == 0
+            read.append(tier.bytes_read // tier.slot_bytes)
+            distances.append(distance(got, expected()))
+            if policy == "full=1":
+                assert got == expected() and read[0] == tier.misses
+    assert read[0] > read[1] > read[2] > 0 == read[3] == read[4] == read[5]
+    assert distances[0] == 0 < distances[3] < distances[4] < distances[5]
+    assert max(distances[1:3]) < distances[4]
 
 
 @pytest.mark.parametrize("policy", ["lfu:miss=low", "lru:miss=low", "hi_lo:period=5,inflight=3,hysteresis=1.1"])
@@ -140,6 +159,17 @@ def test_int8_experts_and_memory(nano_path, packed) -> None:
             "hysteresis: expected a number from 1",
         ),
         ({"expert_memory": 0.6, "expert_policy": "lfu:miss=skip"}, "expert_policy", "miss: expected wait or low"),
+        ({"expert_memory": 0.6, "expert_policy": "lfu:full=0.6"}, "expert_policy", "full and skip with miss=low alone"),
+        (
+            {"expert_memory": 0.6, "expert_policy": "lfu:miss=low,full=1.5"},
+            "expert_policy",
+            "full: expected a number from 0 to 1",
+        ),
+        (
+            {"expert_memory": 0.6, "expert_policy": "lru:miss=low,full=0.6,skip=0.5"},
+            "expert_policy",
+            "at least full = 0.6",
+        ),
         ({"expert_memory": 0.6, "expert_policy": "ring:miss=low"}, "expert_policy", "expected ring alone"),
         ({"expert_memory": 0.6, "expert_policy": "lfu:period=3"}, "expert_policy", "expected lfu with decay=VALUE"),
         (

@@ -51,7 +51,6 @@ class CpuBackend : public Backend {
   void do_mamba2(const Mamba2Args&, const BatchView&, const StateView&, const RowsOut&) override;
   void do_short_conv(const ShortConvArgs&, const BatchView&, const StateView&, const RowsOut&) override;
   void do_router(const float*, const WeightView&, const WeightView&, int64_t, float*, float) override;
-  bool takes_cost() const override { return true; }
   void do_route(const float*, const BatchView&, const RouterRule&, const Selection&, Routing&, DispatchPlan&,
                 const uint8_t* cost) override;
   const void* do_expert_table(std::span<const ExpertWeights>) override;

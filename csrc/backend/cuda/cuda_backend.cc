@@ -253,7 +253,8 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
   args.num_rows = step_.num_rows;
   args.exact = batch.exact;
   args.groups = batch.groups;
-  args.cost = cost;
+  args.cost = tier_ ? tier_->cost(route_calls_) : cost;
+  args.uses = tier_ ? tier_->uses(route_calls_) : nullptr;
   args.ids = routing.ids;
   args.weights = routing.weights;
   args.active = routing.active;
@@ -275,6 +276,7 @@ void CudaBackend::do_route(const float* scores, const BatchView& batch, const Ro
 const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts) {
   set_device(device_);
   std::vector<ExpertEntry> entries;
+  std::vector<int64_t> expert_sizes;
   ExpertBits bits = {};
   for (const ExpertWeights& w : experts) {
     for (const WeightView* matrix : {&w.gate, &w.down})
@@ -283,14 +285,21 @@ const void* CudaBackend::do_expert_table(std::span<const ExpertWeights> experts)
              "\" multiplies experts that are packed, expert ", entries.size(), " is ",
              matrix->format == QuantFormat::kPlain ? dtype_name(matrix->dtype) : quant_format_name(matrix->format));
     entries.push_back(entry_of(w));
+    expert_sizes.push_back(expert_bytes(w));
     bits.gate_up |= entries.back().gate_up_form.bits;
     bits.down |= entries.back().down_form.bits;
   }
-  const int64_t bytes = int64_t(entries.size() * sizeof(ExpertEntry));
-  void* to = allocate_weights(bytes);
-  write(to, entries.data(), bytes);
-  expert_bits_[to] = bits;
-  return to;
+  const void* table;
+  if (tier_) {
+    table = tier_->add_layer(std::move(entries), std::move(expert_sizes));
+  } else {
+    const int64_t bytes = int64_t(entries.size() * sizeof(ExpertEntry));
+    void* to = allocate_weights(bytes);
+    write(to, entries.data(), bytes);
+    table = to;
+  }
+  expert_bits_[table] = bits;
+  return table;
 }
 
 ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,

@@ -9,11 +9,14 @@
 // This backend has not run on a GPU yet; tests/simt runs it on the CPU.
 #pragma once
 #include <map>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "backend/backend.h"
 #include "backend/cuda/attention/attention.h"
+#include "backend/cuda/expert_tier.h"
 #include "backend/cuda/gemm/packed.h"
 #include "backend/cuda/gemm/weight_loader.h"
 #include "backend/cuda/route/route.h"
@@ -41,6 +44,15 @@ class CudaBackend final : public Backend {
   int64_t rounded_row_bytes(int64_t num_columns) const override;
   WeightView place(const WeightView& weight, WeightUse use) override;
   void place_experts(std::span<ExpertWeights> experts) override;
+  void tier_experts(const ExpertTierOptions& options) override;
+  int64_t expert_bytes(const ExpertWeights& expert) const override;
+  std::optional<ExpertStoreStats> tier_stats() const override { return tier_ ? std::optional(tier_->stats()) : std::nullopt; }
+  void reset_tier_stats() override {
+    if (tier_) tier_->reset_stats();
+  }
+  void check_integrity() const override {
+    if (tier_) tier_->check_integrity();
+  }
   bool takes_blocks(WeightUse, const BlockRows&) const override;
   void place_heads(std::span<WeightView> heads) override;
   void reserve(const StepLimits& limits) override;
@@ -126,6 +138,7 @@ class CudaBackend final : public Backend {
   // Weights
   std::unique_ptr<cuda::WeightLoader> loader_;  // until reserve()
   std::vector<cuda::DeviceMemory> weights_;
+  std::unique_ptr<cuda::ExpertTier> tier_;  // null: all experts are on the device
   struct ExpertBits {
     int gate_up, down;  // FfnArgs::bits
   };
@@ -146,6 +159,7 @@ class CudaBackend final : public Backend {
   cuda::PinnedMemory host_stats_, host_tokens_;
   int route_calls_ = 0;
   bool in_step_ = false;
+  bool decodes_ = false;  // the step is decode-only
   struct PendingTokens {
     int32_t* to;
     int64_t first, count;

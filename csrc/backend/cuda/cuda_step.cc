@@ -87,6 +87,7 @@ void CudaBackend::reserve(const StepLimits& l) {
   tokens_ = allocate_step_memory(t * int64_t(sizeof(int32_t)), "workspace");
   host_tokens_ = allocate_pinned(t * int64_t(sizeof(int32_t)), "workspace");
   rows_ = allocate_step_memory(t * int64_t(sizeof(int32_t)), "workspace");
+  if (tier_) tier_->start();
 }
 
 // --- transfers
@@ -144,6 +145,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   set_device(device_);   // each step may be in another thread
   if (in_step_) wait();  // the last step failed before its end
   in_step_ = true;
+  decodes_ = b.phase == Phase::kDecodeOnly;
   route_calls_ = 0;
   pending_tokens_.clear();
   step_ = {};
@@ -274,6 +276,7 @@ void CudaBackend::do_end_step(std::span<SelectionStats> stats) {
   if (stats_bytes) copy_async(host_stats_.get(), stats_.get(), stats_bytes, stream_);
   const int64_t num_tokens = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;
   if (num_tokens) copy_async(host_tokens_.get(), tokens_.get(), size_t(num_tokens) * sizeof(int32_t), stream_);
+  if (tier_) tier_->read_uses(route_calls_);
   wait();
   in_step_ = false;
 
@@ -286,6 +289,7 @@ void CudaBackend::do_end_step(std::span<SelectionStats> stats) {
                    str_cat("router scores: row ", row, ", expert ", expert, ": expected a finite value, got NaN or infinity"));
   }
   std::copy_n(counted, std::min(stats.size(), size_t(route_calls_)), stats.begin());
+  if (tier_) tier_->end_step(route_calls_, decodes_);
   const auto* tokens = static_cast<const int32_t*>(host_tokens_.get());
   for (const PendingTokens& p : pending_tokens_) std::copy_n(tokens + p.first, p.count, p.to);
   pending_tokens_.clear();

@@ -10,6 +10,11 @@ namespace {
 
 constexpr int64_t kAlignment = 256;  // of an expert's matrices: a warp's loads of a block of codes
 
+// Returns the bytes from an expert's gate, which up shares an array with, to its down.
+int64_t gate_up_bytes(const ExpertWeights& e) {
+  return round_up((e.up.empty() ? 1 : 2) * packed_bytes(e.gate.rows, e.gate.cols, form_of(e.gate)), kAlignment);
+}
+
 }  // namespace
 
 bool CudaBackend::takes_blocks(WeightUse use, const BlockRows& rows) const {
@@ -81,6 +86,15 @@ void CudaBackend::place_heads(std::span<WeightView> heads) {
   }
 }
 
+int64_t CudaBackend::expert_bytes(const ExpertWeights& e) const {
+  return gate_up_bytes(e) + round_up(packed_bytes(e.down.rows, e.down.cols, form_of(e.down)), kAlignment);
+}
+
+void CudaBackend::tier_experts(const ExpertTierOptions& options) {
+  set_device(device_);
+  tier_ = std::make_unique<ExpertTier>(options, stream_);
+}
+
 void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
   if (experts.empty() || experts[0].gate.empty()) return;
   set_device(device_);
@@ -88,26 +102,24 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
   const int64_t out = experts[0].down.rows;  // hidden, but for an MLP with another number of outputs
   const bool gated = !experts[0].up.empty();
   const int parts = gated ? 2 : 1;  // gate and up share an array
-  const auto gate_up_bytes = [&](const ExpertWeights& e) { return parts * packed_bytes(width, hidden, form_of(e.gate)); };
-  const auto down_bytes = [&](const ExpertWeights& e) { return packed_bytes(out, width, form_of(e.down)); };
-  int64_t gate_ups = 0, downs = 0;
+  int64_t bytes = 0;
   for (const ExpertWeights& e : experts) {
     if (e.up.empty() == gated) invalid("experts", "all experts of a layer must have up or none");
     if (gated && !(form_of(e.gate) == form_of(e.up))) invalid("experts", "gate and up of an expert must have the same form");
-    gate_ups += round_up(gate_up_bytes(e), kAlignment), downs += round_up(down_bytes(e), kAlignment);
+    bytes += expert_bytes(e);
   }
-  char *gate_up_at = allocate_weights(gate_ups), *down_at = allocate_weights(downs);
+  // A dense MLP is used in every step, so that it lies on the device.
+  char* at = tier_ && count == tier_->num_experts() ? tier_->allocate_home(bytes) : allocate_weights(bytes);
   const auto load = [&](WeightView& view, const PackTarget& target, int64_t rows, int64_t cols) {
     if (view.rows != rows || view.cols != cols) invalid("experts", "all experts of a layer must have the same shape");
     pack_weight(view, target);
   };
   for (ExpertWeights& e : experts) {
-    const int64_t bytes = round_up(gate_up_bytes(e), kAlignment), more = round_up(down_bytes(e), kAlignment);
-    load(e.gate, {gate_up_at, parts, 0}, width, hidden);
-    if (gated) load(e.up, {gate_up_at, 2, 1}, width, hidden);
+    char *down_at = at + gate_up_bytes(e), *end = at + expert_bytes(e);
+    load(e.gate, {at, parts, 0}, width, hidden);
+    if (gated) load(e.up, {at, 2, 1}, width, hidden);
     load(e.down, {down_at, 1, 0}, out, width);
-    gate_up_at += bytes;
-    down_at += more;
+    at = end;
   }
   // The biases of all experts as float32, one expert's after the other's.
   for (WeightView ExpertWeights::* member : {&ExpertWeights::gate_bias, &ExpertWeights::up_bias, &ExpertWeights::down_bias}) {

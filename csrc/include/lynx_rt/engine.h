@@ -45,8 +45,9 @@ struct EngineOptions {
   // A file of the model's experts that `lynx-rt pack` has made of the same checkpoint with the same `quantization`; "" = experts come from
   // the checkpoint; with expert_memory and quantization_cache the file is made in that folder, unless it is there. CPU only.
   std::string expert_file;
-  // Memory for experts, of which the others are read from expert_file when a step needs them: bytes ("8GB", "512MiB", "1000000"), a share
-  // of all ("25%"), "auto" = half of the free memory; "" or enough for all = all stay in memory. Prompts then get steps of their own.
+  // Memory for experts. On the CPU the others are read from expert_file when a step needs them; on a device this is memory of the device, and
+  // the others lie in host memory, where kernels read them. Bytes ("8GB", "512MiB", "1000000"), a share
+  // of all ("25%"), "auto" = half of what is free; "" or enough for all = all stay in memory. Prompts then get steps of their own.
   std::string expert_memory;
   // Memory for everything together: weights, the memory of a step, KV cache, experts; docs/tiers.md says how it is divided. Forms as
   // expert_memory has them, where a share is one of the free memory, and "auto" 80 % of it. "" = no such number. CPU only.
@@ -54,7 +55,7 @@ struct EngineOptions {
   // Policy by which experts stay in memory: "lfu:decay=0.99" (the most used ones), "score:decay=0.99" (those with the most gate mass),
   // "lru", "lfru", "random", "static:file=PATH" (a list that lynx-rt simulate --save-static writes), "none". Results do not depend on it,
   // but with copies in int4 of all experts, from which those that do not stay are computed, so that no step reads any: "lfu:miss=low", and
-  // so on, and "hi_lo:period=64,hysteresis=1.25,inflight=4", which exchanges experts every 64 steps alone. Requests with `exact` are refused
+  // so on, with full=F and skip=S for those that are read or dropped all the same (docs/tiers.md), and "hi_lo:period=64,hysteresis=1.25,inflight=4", which exchanges experts every 64 steps alone. Requests with `exact` are refused
   // then.
   std::string expert_policy = "lfu";
   // Experts that are read before a layer is known to need them: "none"; "next_router:n=N" = the N that the next layer's router ranks first
@@ -211,8 +212,8 @@ struct EngineStats {
     double wait_seconds = 0, read_seconds = 0;  // steps waited for reads and had nothing to compute; reads were under way
     double read_rate = 0;                       // gauge: bytes per second of the time of reads, lately; 0 = nothing was read yet
     int64_t read_depth = 0;                     // gauge: pieces of 1 MiB that are read at a time, by a measurement at the start
-    // With copies in low precision (expert_policy), from which misses are computed: their bytes, a gauge, and hits that had not arrived
-    // when a step needed them.
+    // With copies in low precision (expert_policy), from which misses are computed: their bytes, a gauge. Then, and on a device: hits that had
+    // not arrived when a step needed them.
     int64_t low_bytes = 0, late = 0;
   } tier;
   // Images of the prompts counted by prompt_tokens; images that the vision tower was run for; images that a request needed and that were

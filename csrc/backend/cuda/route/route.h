@@ -37,6 +37,7 @@ struct RouteArgs {
   SelectionStats* stats;    // [1]
   Tile* tiles;              // [max_tiles(T * k, E, tile_rows(T))] ascending by expert, then by place; or null
   int32_t* num_tiles;       // [1], or null
+  uint8_t* uses;            // [E] bits of ExpertUse, or null
   int32_t max_rows = 0;     // T
   RouterRule rule;
   Selection selection;

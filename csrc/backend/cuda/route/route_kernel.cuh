@@ -374,6 +374,7 @@ __global__ void __launch_bounds__(max_threads<Rule>(kGroups), 1) route_kernel(co
     if (lane == 0) s.num_wanted = n, s.paid_wanted = paid;
   }
   const int active = list_pairs<kPerLane>(p);
+  write_uses(a, shared_array<uint32_t>(p.layout.count), [&](int e) { return has_bit(s.own, e); });
 
   if (warp_id() != 0) return;
   double retained = 0;

@@ -137,6 +137,7 @@ __global__ void __launch_bounds__(kListThreads) lists_kernel(const __grid_consta
   }
   sync_block();  // count, tile
   write_tiles(a, p.tile_rows, count, tile);
+  write_uses(a, count, [count](int e) { return count[e + 1] > count[e]; });  // rows keep their own routing
 }
 
 __global__ void __launch_bounds__(kBlockThreads) places_kernel(const __grid_constant__ ManyParams p) {

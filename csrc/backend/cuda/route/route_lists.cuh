@@ -106,6 +106,14 @@ __device__ inline int count_misses(const RouteArgs& a, const uint32_t* count) {
   return int(reduce_add(kFullWarp, misses));
 }
 
+// Writes the uses of experts from the result of list_experts(). By the whole block.
+template <class IsWanted>
+__device__ void write_uses(const RouteArgs& a, const uint32_t* count, IsWanted is_wanted) {
+  LYNX_ROLLED
+  for (int e = int(threadIdx.x); a.uses && e < a.rule.num_experts; e += int(blockDim.x))
+    a.uses[e] = uint8_t((is_wanted(e) ? kWanted : 0) | (count[e + 1] > count[e] ? kRead : 0));
+}
+
 // Writes the counters. By one thread.
 __device__ inline void write_stats(const RouteArgs& a, const SelectionStats& stats, uint32_t first_bad) {
   *a.stats = stats;

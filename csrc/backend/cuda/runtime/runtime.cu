@@ -98,6 +98,8 @@ OwnedStream make_stream() {
   return OwnedStream(stream);
 }
 
+OwnedStream make_copy_stream() { return make_stream(); }
+
 DeviceMemory allocate_device(int64_t bytes, const char* what) {
   if (bytes <= 0) return {};
   void* p = nullptr;
@@ -133,6 +135,12 @@ Event::Event() {
   event_ = Owner<CUevent_st*, free_event>(event);
 }
 void Event::record(Stream stream) { check(cudaEventRecord(event_.get(), stream.handle), "event"); }
+bool Event::done() const {
+  const cudaError_t status = cudaEventQuery(event_.get());
+  if (status == cudaErrorNotReady) return false;
+  check(status, "event");
+  return true;
+}
 void Event::wait() const { check(cudaEventSynchronize(event_.get()), "event"); }
 float Event::elapsed(const Event& begin, const Event& end) {
   float milliseconds = 0;

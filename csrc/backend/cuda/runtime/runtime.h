@@ -84,6 +84,8 @@ using DeviceMemory = Owner<void*, free_device>;
 using PinnedMemory = Owner<void*, free_pinned>;
 
 OwnedStream make_stream();
+// Returns a stream that copies alone are queued on, which run beside the work of other streams.
+OwnedStream make_copy_stream();
 // Returns zero-filled memory. Throws kOutOfMemory naming `what`, the bytes asked for, the free bytes and the device's bytes.
 DeviceMemory allocate_device(int64_t bytes, const char* what);
 PinnedMemory allocate_pinned(int64_t bytes, const char* what);
@@ -92,6 +94,7 @@ class Event {
  public:
   Event();
   void record(Stream stream);
+  bool done() const;  // whether the recorded work is done; true where none was recorded
   void wait() const;  // blocks until the recorded work is done; returns at once where none was recorded
   // Returns the milliseconds between two events that are recorded and finished.
   static float elapsed(const Event& begin, const Event& end);
