@@ -337,7 +337,7 @@ __global__ void use(const uint4* in, float* out, uint32_t* counts) {
   v += fma_bf16x2(half_once.x, half_once.y, v) ^ to_f16x2(from_f16(uint16_t(v)), c[3]);
   v += atomic_fetch_add(counts + 3, to_bf16x2(c[0], c[1]) + to_bf16(c[2]));
   out[threadIdx.x] = bits_float(float_bits(c[0])) + c[1] + c[2] + float(shuffle_xor(kFullWarp, double(c[3]), 1)) +
-                     fast_exp(from_bf16(uint16_t(v))) + accurate_exp(c[1]);
+                     fast_exp(from_bf16(uint16_t(v))) + accurate_exp(c[1]) + accurate_erf(c[2]);
 }
 void go(const uint4* in, float* out, uint32_t* counts, Stream stream) {
   launch(use, 1, 64, 64 * 1024, stream, in, out, counts);
