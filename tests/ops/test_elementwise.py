@@ -137,7 +137,10 @@ def test_silu_over_its_range(isa):
 @pytest.mark.parametrize("rows, width, stride", [(0, 4, 4), (1, 1, 3), (5, 33, 40), (17, 48, 48)])
 def test_set_rows(float_backend, rows, width, stride):
     rng = np.random.default_rng(rows + width)
-    given, x = rng.standard_normal((rows, stride)).astype(np.float32), rng.standard_normal((rows, width)).astype(np.float32)
+    given, x = (
+        rng.standard_normal((rows, stride)).astype(np.float32),
+        rng.standard_normal((rows, width)).astype(np.float32),
+    )
     np.testing.assert_array_equal(float_backend.set_rows(given, x, False), given[:, :width])
     np.testing.assert_array_equal(float_backend.set_rows(given, x, True), x + given[:, :width])
 
@@ -149,7 +152,9 @@ def test_set_rows_refuses_rows_that_overlap(float_backend):
 
 def test_gelu_over_its_range(isa):
     """As above, without up: both forms, in the far tails and around 0."""
-    x = np.concatenate([np.linspace(-14, 14, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
+    x = np.concatenate([np.linspace(-14, 14, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[
+        :, None
+    ]
     b, one = _C_testing.Backend(isa=isa), np.ones((1, 1), np.float32)
     for name, of in (("gelu", ref.gelu), ("gelu_tanh", ref.gelu_tanh)):
         value, error = of(x[:, 0].astype(np.float64))
