@@ -116,12 +116,12 @@ std::vector<ImageInput> to_images(const lynx_rt_image* from, size_t count) {
   std::vector<ImageInput> out(count);
   for (size_t i = 0; i < count; ++i) {
     checked("images", from[i].patches, from[i].num_values);
-    checked("images", static_cast<const char*>(from[i].digest), from[i].digest_size);
+    checked("images", from[i].digest, from[i].digest_size);
     out[i].position = from[i].position;
     out[i].grid_height = from[i].grid_height;
     out[i].grid_width = from[i].grid_width;
     out[i].patches.assign(from[i].patches, from[i].patches + from[i].num_values);
-    out[i].digest.assign(static_cast<const char*>(from[i].digest), from[i].digest_size);
+    out[i].digest.assign(from[i].digest, from[i].digest_size);
   }
   return out;
 }

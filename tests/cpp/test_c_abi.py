@@ -4,11 +4,13 @@ import ctypes
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from build_tree import install_prefix, run
 from c_header import Header
 
 import lynx_rt
+from lynx_rt import _C
 
 OLD = Path(__file__).parent / "abi_0_1"
 WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Werror"]
@@ -130,4 +132,65 @@ def test_ctypes(header: Header, library: Path, nano_path: str, nano: lynx_rt.Eng
     )
     assert {b"attention"} <= {stats.contents.ops[i].contents.name for i in range(stats.contents.num_ops)}
     lib.lynx_rt_free_stats(stats)
+    lib.lynx_rt_destroy(engine)
+
+
+def test_images(header: Header, library: Path, tmp_path: Path) -> None:
+    """A prompt with an image gets the tokens that it gets from Python."""
+    from tiny_vision import write_model
+
+    write_model(tmp_path)
+    e = _C.Engine(str(tmp_path), dtype="float32", num_threads=1)
+    placeholder = e.model_info()["image_token_id"]
+    patches = np.random.default_rng(1).standard_normal((8, 3 * 2 * 16 * 16)).astype(np.float32)
+    ids = [5, placeholder, placeholder, 6]
+    given = {"position": 1, "grid_height": 2, "grid_width": 4, "patches": patches, "digest": b"ab"}
+    native = _C.SamplingParams()
+    native.temperature, native.max_tokens, native.ignore_eos = 0.0, 6, True
+    e.add_request(ids, native, None, [given])
+    expected = [
+        token
+        for step in iter(lambda: e.step() if e.has_unfinished() else None, None)
+        for o in step
+        for token in o.token_ids
+    ]
+
+    lib, types = ctypes.CDLL(str(library)), header.ctypes()
+    Options, Params, Output, Image = (types[f"lynx_rt_{name}"] for name in ("options", "params", "output", "image"))
+    lib.lynx_rt_create.restype = ctypes.c_void_p
+    lib.lynx_rt_last_error.restype = ctypes.c_char_p
+    lib.lynx_rt_get_model_info.restype = ctypes.POINTER(types["lynx_rt_model_info"])
+    options = Options(size=ctypes.sizeof(Options), dtype=b"float32", num_threads=1, encoder_cache_memory_bytes=1 << 20)
+    handle = lib.lynx_rt_create(str(tmp_path).encode(), ctypes.byref(options))
+    assert handle, lib.lynx_rt_last_error()
+    engine = ctypes.c_void_p(handle)
+    info = lib.lynx_rt_get_model_info(engine).contents
+    assert (info.image_token_id, info.patch_size, info.temporal_patch_size, info.merge_size) == (placeholder, 16, 2, 2)
+    image = Image(position=1, grid_height=2, grid_width=4, num_values=patches.size, digest_size=2)
+    image.patches = patches.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    image.digest = b"ab"
+    params, prompt, request = (
+        Params(size=ctypes.sizeof(Params), max_tokens=6, ignore_eos=1),
+        (ctypes.c_int32 * 4)(*ids),
+        ctypes.c_uint64(),
+    )
+    added = lib.lynx_rt_add_request_with_images(
+        engine,
+        prompt,
+        ctypes.c_size_t(4),
+        ctypes.byref(image),
+        ctypes.c_size_t(1),
+        ctypes.byref(params),
+        ctypes.byref(request),
+    )
+    assert added == 0, lib.lynx_rt_last_error()
+    tokens: list[int] = []
+
+    @ctypes.CFUNCTYPE(None, ctypes.POINTER(Output), ctypes.c_void_p)
+    def on_output(output: "ctypes._Pointer", _: int) -> None:
+        tokens.extend(output.contents.token_ids[: output.contents.num_tokens])
+
+    while lib.lynx_rt_has_unfinished(engine):
+        assert lib.lynx_rt_step(engine, on_output, None) == 0
+    assert tokens == expected and len(tokens) == 6
     lib.lynx_rt_destroy(engine)

@@ -268,6 +268,24 @@ void test_refusals(lynx_rt_engine* engine) {
   const std::string long_name(1025, 'x');
   refused("cache_salt", [&](auto& p) { p.cache_salt = long_name.c_str(); });
   refused("isolation_group", [&](auto& p) { p.isolation_group = long_name.c_str(); });
+
+  // Arrays of images, and images for a model that reads text alone.
+  const float patch = 1;
+  const auto with_image = [&](const lynx_rt_image* image, const char* said) {
+    const lynx_rt_params params = with_max_tokens(8);
+    uint64_t id = 0;
+    const int status = int(lynx_rt_add_request_with_images(engine, kPrompt.data(), 3, image, 1, &params, &id));
+    CHECK_EQ(std::string(lynx_rt_last_error_field()), "images");
+    CHECK(last_error_has(said));
+    return status;
+  };
+  lynx_rt_image image{0, 1, 1, nullptr, 1, "d", 1};
+  CHECK_EQ(with_image(nullptr, "expected 1 values, got NULL"), int(LYNX_RT_INVALID_ARGUMENT));
+  CHECK_EQ(with_image(&image, "got NULL"), int(LYNX_RT_INVALID_ARGUMENT));
+  image.patches = &patch, image.digest = nullptr;
+  CHECK_EQ(with_image(&image, "got NULL"), int(LYNX_RT_INVALID_ARGUMENT));
+  image.digest = "d";
+  CHECK_EQ(with_image(&image, "reads text alone"), int(LYNX_RT_UNSUPPORTED));
   CHECK_EQ(lynx_rt_has_unfinished(engine), 0);
 }
 

@@ -6,6 +6,7 @@
 
 #include "check.h"
 #include "engine/batch.h"
+#include "engine/encoder_cache.h"
 #include "scheduler_world.h"
 
 using namespace lynx_rt;
@@ -138,7 +139,8 @@ class MadeOutputs final : public ImageOutputs {
   std::map<const RequestImage*, int64_t> delayed_;
 };
 
-std::unique_ptr<Request> with_images(uint64_t id, const std::vector<int>& parts) {  // text tokens, image of so many tokens, text, ..
+std::unique_ptr<Request> with_images(uint64_t id,
+                                     const std::vector<int>& parts) {  // text tokens, image of so many tokens, text, ..
   Ids prompt;
   std::vector<ImageInput> images;
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -229,6 +231,28 @@ void test_random_lives() {
   CHECK(preemptions > 0);
 }
 
+void test_memory() {
+  ModelConfig m = config();
+  m.max_position_embeddings = 4096;
+  VisionConfig& v = *m.vision;
+  v.hidden_size = 32, v.num_heads = 2, v.out_hidden_size = 16, v.deepstack = {0};
+  const int64_t per_token = 2 * 16 * 4;
+  EngineOptions options;
+  const EncoderMemory large = encoder_memory(m, DType::kF32, options, int64_t(1) << 40);
+  CHECK_EQ(large.max_tokens, 4096);  // no prompt has more
+  CHECK_EQ(large.outputs, 4096 * per_token);
+  CHECK_EQ(large.tower, VisionTower::bytes(v, DType::kF32, 4 * 4096));
+  const EncoderMemory small = encoder_memory(m, DType::kF32, options, 1 << 20);
+  CHECK(small.all() <= (1 << 20) / 8 && small.all() > (1 << 20) / 10);
+  CHECK_EQ(small.outputs, small.max_tokens * per_token);
+  options.encoder_cache_memory_bytes = 10 * per_token + 5;
+  const EncoderMemory given = encoder_memory(m, DType::kF32, options, 0);
+  CHECK_EQ(given.outputs, 10 * per_token + 5);
+  CHECK_EQ(given.max_tokens, 10);
+  m.vision.reset();
+  CHECK_EQ(encoder_memory(m, DType::kF32, options, 1 << 20).all(), 0);
+}
+
 }  // namespace
 
 int main() {
@@ -237,5 +261,6 @@ int main() {
   test_words_are_no_salt();
   test_rows_end_before_an_image();
   test_random_lives();
+  test_memory();
   return check::result("test_images");
 }

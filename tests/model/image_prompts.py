@@ -40,7 +40,12 @@ class Prompt:
 
 def image(rng: np.random.Generator, grid: tuple[int, int], columns: int) -> dict[str, Any]:
     patches = rng.standard_normal((grid[0] * grid[1], columns)).astype(np.float32)
-    return {"grid_height": grid[0], "grid_width": grid[1], "patches": patches, "digest": hashlib.sha256(patches).digest()}
+    return {
+        "grid_height": grid[0],
+        "grid_width": grid[1],
+        "patches": patches,
+        "digest": hashlib.sha256(patches).digest(),
+    }
 
 
 def prompt(seed: int, parts: list[int | tuple[int, int]], vision: dict[str, Any]) -> Prompt:
@@ -70,7 +75,9 @@ def reference_logits(model: torch.nn.Module, of: Prompt) -> np.ndarray:
         return model(input_ids=ids, use_cache=False, **more).logits[0].float().numpy()
 
 
-def greedy(e: _C.Engine, prompts: list[Prompt], count: int = 32, exact: tuple[int, ...] = ()) -> list[list[tuple[int, float]]]:
+def greedy(
+    e: _C.Engine, prompts: list[Prompt], count: int = 32, exact: tuple[int, ...] = ()
+) -> list[list[tuple[int, float]]]:
     """Generates `count` tokens for each prompt, as one batch: [(token, logprob), ...] per prompt."""
     ids = []
     for i, p in enumerate(prompts):

@@ -9,7 +9,7 @@ from family_models_vision import ROWS as VISION_ROWS
 from family_parity import F32_BOUND, Row, engine, log_softmax, margins, reference, written_once
 from image_prompts import IMAGE, Prompt, finish, greedy, prompt, reference_logits, with_images
 
-from lynx_rt import UnsupportedModelError, ValidationError, _C
+from lynx_rt import _C, UnsupportedModelError, ValidationError
 
 # Towers of odd sizes, with and without deepstack.
 TOWERS = [
@@ -33,7 +33,9 @@ ROWS = {f"{family}-{i}": row for family in FAMILIES for i, row in enumerate(rows
 # Towers of so many blocks that an image of a thousand patches takes several steps beside decode rows.
 DEEP = {"qwen3_vl_moe": [0, 39], "qwen3_5_moe": []}
 MADE = ROWS | {
-    f"deep-{family}": with_images(OF_FAMILY[family][0], depth=40, deepstack_visual_indexes=layers, num_position_embeddings=400)
+    f"deep-{family}": with_images(
+        OF_FAMILY[family][0], depth=40, deepstack_visual_indexes=layers, num_position_embeddings=400
+    )
     for family, layers in DEEP.items()
 }
 # Parts of prompts: numbers of tokens of text, and grids of images.
@@ -89,14 +91,21 @@ def test_transformers_parity(name, path_of):
         np.testing.assert_array_equal(e.forward(whole.ids, 3, p.images), ours)
     assert decided > 0.9 * steps
     assert greedy(e, prompts) == batch  # from the prefix cache
-    few = engine(path, dtype="float32", max_num_batched_tokens=5, max_num_seqs=4, block_size=8, enable_prefix_caching=False, num_threads=2)
+    few = engine(
+        path,
+        dtype="float32",
+        max_num_batched_tokens=5,
+        max_num_seqs=4,
+        block_size=8,
+        enable_prefix_caching=False,
+        num_threads=2,
+    )
     for p, expected in zip(prompts, batch):
         assert greedy(few, [p]) == [expected]
     few.check_integrity()
 
 
 MOE, HYBRID_MOE = "qwen3_vl_moe-0", "qwen3_5_moe-0"
-
 
 
 @pytest.mark.parametrize("name", [MOE, HYBRID_MOE])

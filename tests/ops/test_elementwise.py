@@ -137,7 +137,10 @@ def test_silu_over_its_range(isa):
 @pytest.mark.parametrize("rows, width, stride", [(0, 4, 4), (1, 1, 3), (5, 33, 40), (17, 48, 48)])
 def test_set_rows(float_backend, rows, width, stride):
     rng = np.random.default_rng(rows + width)
-    given, x = rng.standard_normal((rows, stride)).astype(np.float32), rng.standard_normal((rows, width)).astype(np.float32)
+    given, x = (
+        rng.standard_normal((rows, stride)).astype(np.float32),
+        rng.standard_normal((rows, width)).astype(np.float32),
+    )
     np.testing.assert_array_equal(float_backend.set_rows(given, x, False), given[:, :width])
     np.testing.assert_array_equal(float_backend.set_rows(given, x, True), x + given[:, :width])
 

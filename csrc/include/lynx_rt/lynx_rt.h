@@ -336,15 +336,15 @@ LYNX_RT_API void lynx_rt_destroy(lynx_rt_engine* engine);
 LYNX_RT_API lynx_rt_status lynx_rt_add_request(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
                                                const lynx_rt_params* params, uint64_t* request_id);
 
-/* ImageInput of engine.h. Will not grow. Arrays are copied. */
+/* ImageInput of engine.h. Will not grow. Arrays are copied. patches: [grid_height * grid_width, in_channels * temporal_patch_size *
+ * patch_size^2], in the order of merge blocks. */
 typedef struct lynx_rt_image {
   int64_t position; /* index of its first token in the prompt */
   int32_t grid_height;
   int32_t grid_width;
-  const float*
-      patches; /* [grid_height * grid_width, in_channels * temporal_patch_size * patch_size^2], in the order of merge blocks */
+  const float* patches;
   size_t num_values;  /* of patches */
-  const void* digest; /* names the content: images with equal digests and grids count as equal */
+  const char* digest; /* names the content: images with equal digests and grids count as equal */
   size_t digest_size; /* in bytes, not 0 */
 } lynx_rt_image;
 
