@@ -34,6 +34,7 @@ KEPT = (0, 1, 2, 5, 6, 7)  # layers of lynx-nano
 SECTION = (12, 10, 10)  # frequencies of time, height and width, of 32
 IMAGE = ImageProcessorConfig(patch_size=8, min_pixels=256, max_pixels=256 * 256)
 START, PAD, END = 4096, 4097, 4098  # ids of <|vision_start|>, <|image_pad|>, <|vision_end|>
+TEXT = Config(vocab=END + 1, layers=len(KEPT), heads=4, kv_heads=2, head_dim=64)
 
 
 @dataclasses.dataclass
@@ -153,8 +154,7 @@ class VisionLM(LM):
 def from_nano(folder, seed):
     """Returns a VisionLM whose text part is lynx-nano's, without two layers."""
     torch.manual_seed(seed)
-    c = Config(vocab=4099, layers=len(KEPT), heads=4, kv_heads=2, head_dim=64)
-    m = VisionLM(c, TowerConfig())
+    c, m = TEXT, VisionLM(TEXT, TowerConfig())
     t = {k: v.float() for k, v in load_file(f"{folder}/model.safetensors").items()}
     with torch.no_grad():
         m.emb[:4096] = t["model.embed_tokens.weight"]
