@@ -53,7 +53,7 @@ METRICS = {
     "table": "anls",
     "form": "anls",
     "receipt": "anls",
-    "shapes": "accuracy",
+    "shapes": "vqa",
 }
 
 
