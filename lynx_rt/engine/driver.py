@@ -246,9 +246,11 @@ class Driver:
         self._requests[request.request_id] = request
         for completion in request.completions:
             mask = None if completion.constraint is None else completion.constraint.token_mask
-            number = self._core.add_request(request.prompt_token_ids, completion.native_params, mask)
+            images = [list(request.images)] if request.images else []
+            number = self._core.add_request(request.prompt_token_ids, completion.native_params, mask, *images)
             completion.native_id = number
             self._live[number] = completion
+        request.images = ()
 
     def _step(self) -> bool:
         """Makes one C++ step with the lock released; returns False without outputs. The lock is held once on entry and exit."""

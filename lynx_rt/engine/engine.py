@@ -14,22 +14,21 @@ from lynx_rt.engine.async_stream import AsyncStream, AsyncStreams
 from lynx_rt.engine.chat_results import fill_in, response_format
 from lynx_rt.engine.driver import Driver
 from lynx_rt.engine.generation_config import load_generation_config
+from lynx_rt.engine.images import ImageInputs, as_prompt
 from lynx_rt.engine.input_processor import InputProcessor, Params, ParamsPerPrompt
-from lynx_rt.engine.options import check_bool, check_options, native_options
+from lynx_rt.engine.options import check_options, native_options
 from lynx_rt.engine.outputs import RequestOutput, sum_prompt_logprobs
 from lynx_rt.engine.progress import LoadProgress, ProgressBar, warn_of_model
 from lynx_rt.engine.request import Request
-from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.engine.state import EngineState
 from lynx_rt.engine.stream import TokenStream
+from lynx_rt.engine.text_methods import Conversation, EngineText
 from lynx_rt.errors import ValidationError, shown
-from lynx_rt.text.prompts import ParsedPrompt, Prompt
+from lynx_rt.text.prompts import Prompt
 from lynx_rt.text.tokenizer import Tokenizer
 
-Conversation = Sequence[Mapping[str, Any]]
 
-
-class Engine(EngineState):
+class Engine(EngineText, EngineState):
     """A model, ready to generate. Thread-safe; runs inside this process and starts no others.
     A program may end without close(). In the child of a fork(), its calls raise EngineClosedError; a new Engine works there.
 
@@ -66,6 +65,8 @@ class Engine(EngineState):
     virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share) would read, and lets
     selections with the key `resident` see it; 0 = none.  virtual_residency: its policy, as expert_policy.
     num_threads: None = one per core, within affinity and CPU quota.  isa: None = the best; "scalar", "avx2", "avx512", ...
+    limit_mm_per_prompt: {"image": N} = images of a prompt at most.  mm_processor_kwargs: {"max_pixels": N} = an image is made smaller to
+    have no more pixels, and so no more tokens (docs/vision.md).  allowed_local_media_path: a folder whose files file: URLs may name.
     on_load_progress: called with (bytes done, bytes in all) as weights are loaded; None = a bar on a terminal.
     enable_return_routed_experts: fills CompletionOutput.routed_experts.  record_router_logits: see lynx_rt.research.recording.
 
@@ -112,6 +113,9 @@ class Engine(EngineState):
         isa: str | None = None,
         enable_return_routed_experts: bool = False,
         record_router_logits: bool = False,
+        limit_mm_per_prompt: Mapping[str, int] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
+        allowed_local_media_path: str | os.PathLike[str] | None = None,
         on_load_progress: Callable[[int, int], None] | None = None,
     ) -> None:
         given = locals()
@@ -134,8 +138,11 @@ class Engine(EngineState):
             self._driver = Driver(core)
             self._streams = AsyncStreams(self._driver)
             self._info: dict[str, Any] = warn_of_model(self._path, core.model_info())
+            images = ImageInputs(
+                self._path, self._info, limit_mm_per_prompt, mm_processor_kwargs, allowed_local_media_path
+            )
             self._inputs = InputProcessor(
-                self._tokenizer, self._generation_config, chat_template, self._response_format, self._info
+                self._tokenizer, self._generation_config, chat_template, self._response_format, self._info, images
             )
         except BaseException:
             core.close()
@@ -158,7 +165,8 @@ class Engine(EngineState):
 
         prompts: text, token ids, a conversation (a list of {"role", "content"}), or several of these. As a dict:
         {"prompt": text}, {"prompt_token_ids": ids} (also with the "prompt" to report), or {"messages": conversation} with
-        the arguments of `chat`.
+        the arguments of `chat`. A text or ids may have images beside them, "multi_modal_data": {"image": one or several}, and one
+        placeholder for each; "mm_processor_kwargs": {"max_pixels": N} for this prompt.
         sampling_params: one for all or one per prompt, as SamplingParams or dict; None = the model's generation config.
         add_special_tokens: whether the tokenizer adds its special tokens to a text (mostly a start token); None = to all but
         conversations, whose template adds them. A start token that the text has already is never doubled.
@@ -186,7 +194,7 @@ class Engine(EngineState):
     ) -> list[RequestOutput]:
         """Answers one conversation (a list of {"role", "content"}) or several; otherwise as `generate`.
 
-        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses.
+        messages: as OpenAI's API has them, as dicts, pydantic models or dataclasses; images as parts, see docs/vision.md.
         chat_template: text, path or name; None = the engine's.  chat_template_kwargs: further variables for it.
         continue_final_message: go on with the last message (True, or the name of its field), with
         add_generation_prompt=False.
@@ -211,14 +219,6 @@ class Engine(EngineState):
         for request, output in zip(requests, outputs, strict=True):
             fill_in(output, request.params, self._response_format, self.get_tokenizer(), plain_tools(tools))
         return outputs
-
-    def render_chat(self, messages: Conversation, **options: Any) -> dict[str, Any]:
-        """Returns one conversation as a prompt for any method: {"prompt": text, "prompt_token_ids": ids}.
-
-        options: chat_template, add_generation_prompt, continue_final_message, tools, chat_template_kwargs as for `chat`.
-        """
-        (parsed,) = self._parse({"messages": messages, **options})
-        return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids}
 
     def stream(
         self,
@@ -253,11 +253,6 @@ class Engine(EngineState):
                     return
         finally:
             stream.close()
-
-    @property
-    def inputs(self) -> InputProcessor:
-        """Makes requests for `open_streams`: renders, tokenizes and checks. A server calls it outside of its event loop's thread."""
-        return self._inputs
 
     def open_streams(self, requests: Sequence[Request]) -> list[AsyncStream]:
         """Queues requests of `inputs` together, whose deltas the running event loop then reads. Waits for nothing."""
@@ -316,36 +311,11 @@ class Engine(EngineState):
         tails = self._parse(completions, name="completion", add_special_tokens=False)
         if len(heads) != len(tails):
             raise ValidationError(f"{len(heads)} prompts but {len(tails)} completions", "completions")
-        joined = [{"prompt_token_ids": h.token_ids + t.token_ids} for h, t in zip(heads, tails, strict=True)]
+        joined = [as_prompt(head) for head in heads]
+        for whole, tail in zip(joined, tails, strict=True):
+            whole["prompt_token_ids"] += tail.token_ids
         outputs = self.generate(joined, {"prompt_logprobs": 0, "max_tokens": 1, "detokenize": False}, use_tqdm=False)
         return [sum_prompt_logprobs(out, len(head.token_ids)) for out, head in zip(outputs, heads, strict=True)]
-
-    # Text
-
-    def get_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer. Raises ValidationError if the engine was made without one."""
-        if self._tokenizer is None:
-            raise ValidationError("this engine was made with skip_tokenizer_init=True", "tokenizer")
-        return self._tokenizer
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Returns the token ids of one text; `add_special_tokens` as in transformers, whatever the text starts with."""
-        if not isinstance(text, str):
-            raise ValidationError(f"text must be a string (one at a time), got {shown(text)}", "text")
-        check_bool("add_special_tokens", add_special_tokens)
-        return self.get_tokenizer().encode(text, add_special_tokens)
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Returns the text of token ids; ids outside the vocabulary add nothing."""
-        check_bool("skip_special_tokens", skip_special_tokens)
-        return self.get_tokenizer().decode(ids, skip_special_tokens)
-
-    def get_default_sampling_params(self) -> SamplingParams:
-        """Returns the defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.
-
-        A value of that file that cannot be used is warned of by name (GenerationConfigWarning), once.
-        """
-        return self._inputs.default_sampling_params()
 
     # Closing
 
@@ -385,12 +355,6 @@ class Engine(EngineState):
         )
 
     # Internals
-
-    def _parse(
-        self, prompts: Any, *, name: str = "prompt", add_special_tokens: bool | None = None
-    ) -> list[ParsedPrompt]:
-        self._driver.check_open()
-        return self._inputs.parse(prompts, name, add_special_tokens)
 
     def _make_one(
         self,

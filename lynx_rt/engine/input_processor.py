@@ -11,6 +11,7 @@ from typing import Any
 
 from lynx_rt.engine.constraint import Constraint
 from lynx_rt.engine.generation_config import GenerationConfig, eos_token_ids
+from lynx_rt.engine.images import ImageInputs
 from lynx_rt.engine.request import Request
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import ValidationError, shown
@@ -37,11 +38,13 @@ class InputProcessor:
         chat_template: str | os.PathLike[str] | None,
         response_format: ResponseFormat,
         model_info: Mapping[str, Any],
+        images: ImageInputs,
     ) -> None:
         self._tokenizer = tokenizer
         self._generation_config = generation_config
         self._chat_template = chat_template
         self._format = response_format
+        self.images = images
         self._vocab_size = int(model_info["vocab_size"])
         self._max_model_len = int(model_info["max_model_len"])
         # The C++ engine reads only the ends of text in config.json; every request carries the others.
@@ -82,6 +85,7 @@ class InputProcessor:
             name=name,
             add_special_tokens=add_special_tokens,
             chat_template=self._chat_template,
+            place_images=self.images.place if self.images.reads_images else None,
         )
 
     def default_sampling_params(self) -> SamplingParams:
@@ -159,6 +163,7 @@ class InputProcessor:
                 stop_token_ids=stop_of_token,
             )
 
+        shared_by_few = params.cache_salt or params.isolation_group
         return Request(
             request_id,
             prompt,
@@ -168,6 +173,7 @@ class InputProcessor:
             make_native,
             stop_of_token,
             make_constraint,
+            self.images.patches(prompt, repr((params.cache_salt, params.isolation_group)) if shared_by_few else ""),
         )
 
     def _after_reasoning(

@@ -29,7 +29,13 @@ _KIND_OF_ANNOTATION: dict[str, tuple[tuple[type, ...], str]] = {
 _EXPECTED = {"chat_template": "a template's text or path, or None"}
 _NOT_NATIVE = (
     *("model", "tokenizer", "skip_tokenizer_init", "chat_template", "tool_parser", "reasoning_parser"),
-    *("generation_config", "on_load_progress"),
+    *(
+        "generation_config",
+        "on_load_progress",
+        "limit_mm_per_prompt",
+        "mm_processor_kwargs",
+        "allowed_local_media_path",
+    ),
 )
 
 

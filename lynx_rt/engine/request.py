@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from lynx_rt import _C
     from lynx_rt.engine.constraint import Constraint
+    from lynx_rt.engine.images import NativeImage
     from lynx_rt.engine.sampling_params import SamplingParams
     from lynx_rt.text.detokenizer import Detokenizer
     from lynx_rt.text.prompts import ParsedPrompt
@@ -219,6 +220,7 @@ class Request:
         make_native: Callable[[int], _C.SamplingParams],
         stop_of_token: Mapping[int, str] = MappingProxyType({}),
         make_constraint: Callable[[list[int]], Constraint | None] = lambda stop_token_ids: None,
+        images: Sequence[NativeImage] = (),
     ) -> None:
         if request_id is not None and not (isinstance(request_id, str) and request_id):
             raise ValidationError(
@@ -230,6 +232,7 @@ class Request:
         self.params = params
         self.tokenizer = tokenizer
         self.make_constraint = make_constraint
+        self.images = images  # until the compiled engine has them
         self.error: BaseException | None = None  # set if the thread that steps for the request failed
         self.streaming = False  # a thread may be waiting for every change, not just for the end
         self.abandoned = False  # its outputs are no longer wanted

@@ -10,6 +10,7 @@ from lynx_rt.errors import ValidationError, shown
 from lynx_rt.interrupts import comes_from_signal_handler
 from lynx_rt.text.chat_messages import REASONING_KEYS, fit_content, plain, plain_messages, plain_tools
 from lynx_rt.text.chat_template import compile_template, content_forms, pick_template
+from lynx_rt.text.image_parts import ImageSource
 from lynx_rt.text.tokenizer import Tokenizer
 
 Message = Mapping[str, Any]  # or an object with such fields: a pydantic model, a dataclass
@@ -26,6 +27,7 @@ def render_chat(
     continue_final_message: bool | str = False,
     tools: Sequence[Any] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
+    images: list[ImageSource] | None = None,
 ) -> str:
     """The prompt text of one conversation; special tokens are in the text, so encode it without adding any.
 
@@ -34,6 +36,7 @@ def render_chat(
     chat_template: text, path or the name of one of the tokenizer's; None = the tokenizer's ("tool_use" with tools).
     continue_final_message: leave the last message open instead of starting a new one; a name = this field of it.
     tools: JSON schemas, or functions with type hints and a docstring.  template_kwargs: further variables for the template.
+    images: takes the images of the messages, in order; the template writes a placeholder for each. None = they are refused.
     Raises ValidationError for messages or a template that do not fit each other.
     """
     for name, value, kinds in (
@@ -49,7 +52,7 @@ def render_chat(
         )
     if not isinstance(chat_template, (str, os.PathLike, type(None))):
         raise ValidationError(f"chat_template must be a text or a path, got {shown(chat_template)}", "chat_template")
-    conversation = plain_messages(messages)
+    conversation = plain_messages(messages, images)
     schemas = plain_tools(tools)
     variables = plain({} if template_kwargs is None else template_kwargs, "chat_template_kwargs")
     if not isinstance(variables, dict) or not all(isinstance(name, str) for name in variables):
@@ -63,7 +66,7 @@ def render_chat(
     source = pick_template(chosen, tokenizer, schemas is not None)
     template = compile_template(source)
     special = tuple(tokenizer.special_tokens.items())
-    fit_content(conversation, lambda role: content_forms(source, role, special))
+    fit_content(conversation, lambda role: content_forms(source, role, special), images is not None)
     final_text = ""
     if continue_final_message:
         key = "content" if continue_final_message is True else continue_final_message

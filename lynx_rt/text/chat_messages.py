@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lynx_rt.errors import ValidationError, shown
+from lynx_rt.text.image_parts import PLACEHOLDER, ImageSource, image_kind, take_images
 from lynx_rt.text.message import is_message
 from lynx_rt.text.tool_schema import schema_of_function
 
@@ -24,18 +25,19 @@ _TEXT_OF_PART = {  # type of a content part -> the key of its text
 _MEDIA = ("image", "audio", "video", "file")
 
 
-def plain_messages(messages: Any) -> list[dict[str, Any]]:
+def plain_messages(messages: Any, images: list[ImageSource] | None = None) -> list[dict[str, Any]]:
     """Copies messages to plain types; raises ValidationError that names the message and the fault in it.
 
     messages: dicts, pydantic models or dataclasses.  Keys without a value are left out, and so is an empty list of tool
     calls. Arguments of tool calls become dicts where they are JSON texts. Reasoning is stored under all of its names.
+    images: takes the images of all messages, of which {"type": "image"} stays; None = images are refused.
     """
     if not isinstance(messages, Sequence) or isinstance(messages, (str, bytes, bytearray)):
         raise ValidationError(f"messages must be a list of dicts, got {type(messages).__name__}", "messages")
     if not messages:
         raise ValidationError("messages must hold at least one message, got none", "messages")
     try:
-        return [_plain_message(message, f"messages[{index}]") for index, message in enumerate(messages)]
+        return [_plain_message(message, f"messages[{index}]", images) for index, message in enumerate(messages)]
     except RecursionError:
         raise ValidationError("messages are nested too deeply", "messages") from None
 
@@ -49,10 +51,10 @@ def plain_tools(tools: Any) -> list[Any] | None:
     return [_plain_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
 
 
-def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], Set[str]]) -> None:
+def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], Set[str]], images: bool = False) -> None:
     """Brings contents to the form that the template takes: lists of parts are joined to one text, or a text becomes a part.
 
-    forms: role -> which of "text" and "parts" the template takes.
+    forms: role -> which of "text" and "parts" the template takes.  images: {"type": "image"} stands for images that were taken.
     """
     for index, message in enumerate(conversation):
         content = message.get("content")
@@ -61,7 +63,8 @@ def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], S
         if not isinstance(content, (list, tuple)):
             continue
         name = f"messages[{index}].content"
-        parts = [part for place, item in enumerate(content) if (part := _part(item, f"{name}[{place}]")) is not None]
+        each = (_part(item, f"{name}[{place}]", images) for place, item in enumerate(content))
+        parts = [part for part in each if part is not None]
         if "parts" in forms(message["role"]):
             message["content"] = parts
             continue
@@ -74,15 +77,18 @@ def fit_content(conversation: Sequence[dict[str, Any]], forms: Callable[[str], S
         message["content"] = "\n".join(part.get("text", part.get("thinking", "")) for part in parts)
 
 
-def _part(item: Any, name: str) -> dict[str, Any] | None:
+def _part(item: Any, name: str, images: bool) -> dict[str, Any] | None:
     """Returns one part of a content as {"type", ...}; None for a text part without a value."""
     if isinstance(item, str):
         return {"type": "text", "text": item}
     kind = item.get("type", "text" if "text" in item else None) if isinstance(item, dict) else None
     if not isinstance(kind, str):
         raise ValidationError(f"{name} must be text or a dict with a 'type', got {shown(item)}", "messages")
+    if images and item == PLACEHOLDER:
+        return dict(PLACEHOLDER)
     if any(medium in kind for medium in _MEDIA):
-        raise ValidationError(f"{name} is of type {kind!r}, but this engine reads text only", "messages")
+        reads = "text and images" if images else "text"
+        raise ValidationError(f"{name} is of type {kind!r}, but this engine reads {reads} only", "messages")
     if (key := _TEXT_OF_PART.get(kind)) is None:
         return dict(item)
     text = item.get(key)
@@ -93,8 +99,8 @@ def _part(item: Any, name: str) -> dict[str, Any] | None:
     return None if text is None else {"type": "text", "text": text}
 
 
-def _plain_message(message: Any, name: str) -> dict[str, Any]:
-    copy = plain(message, name) if is_message(message) else None
+def _plain_message(message: Any, name: str, images: list[ImageSource] | None) -> dict[str, Any]:
+    copy = _without_images(message, name, images) if is_message(message) else None
     if not isinstance(copy, dict) or not isinstance(copy.get("role"), str):
         raise ValidationError(f"{name} must be a dict with 'role' and 'content', got {shown(message)}", "messages")
     copy = {key: value for key, value in copy.items() if value is not None}
@@ -106,6 +112,20 @@ def _plain_message(message: Any, name: str) -> dict[str, Any]:
             del copy["tool_calls"]
     reasoning = next((copy[key] for key in REASONING_KEYS if key in copy), None)
     return copy if reasoning is None else {"thinking": reasoning, **copy, "reasoning_content": reasoning}
+
+
+def _without_images(message: Any, name: str, images: list[ImageSource] | None) -> Any:
+    """Returns a message in plain types. Its images, which may be objects of any kind, are taken out before."""
+    fields = message if isinstance(message, Mapping) else plain(message, name)
+    content = fields.get("content") if isinstance(fields, Mapping) else None
+    if images is not None:
+        fields = {**fields, "content": take_images(content, f"{name}.content", images, plain)}
+    elif isinstance(content, (list, tuple)):
+        for place, part in enumerate(content):
+            if (kind := image_kind(part)) is not None:
+                here = f"{name}.content[{place}]"
+                raise ValidationError(f"{here} is of type {kind!r}, but this engine reads text only", "messages")
+    return plain(fields, name)
 
 
 def _plain_call(call: Any, name: str) -> Any:

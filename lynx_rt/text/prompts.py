@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from typing import Any
 
 from lynx_rt.errors import ValidationError, encoding_fault, shown
+from lynx_rt.text.image_parts import DATA, KWARGS, UUIDS, ImageSource, images_beside, max_pixels_of
 from lynx_rt.text.message import is_message
 from lynx_rt.text.tokenizer import Tokenizer
 
@@ -17,15 +18,16 @@ _BYTES = (bytes, bytearray, memoryview)  # sequences of integers that nobody mea
 _CHAT_OPTIONS = ("chat_template", "add_generation_prompt", "continue_final_message", "tools", "chat_template_kwargs")
 # Keys of a dict prompt; the first key that is there decides the form.
 _FORMS = (("messages", *_CHAT_OPTIONS), ("prompt_token_ids", "prompt"), ("prompt",))
+_IMAGE_KEYS = (DATA, UUIDS, KWARGS)  # that texts and token ids may have beside them; messages have their images within
 # Keys of vLLM's prompts that have no counterpart here. They are accepted where their value says nothing.
 _UNSUPPORTED = {
-    "multi_modal_data": "this engine reads text only",
-    "multi_modal_uuids": "this engine reads text only",
-    "mm_processor_kwargs": "this engine reads text only",
     "prompt_embeds": "pass text or token ids",
     "token_type_ids": "pass text or token ids",
     "cache_salt": "all requests share one prefix cache; Engine(enable_prefix_caching=False) shares nothing",
 }
+
+
+_TEXT_ONLY = "this engine reads text only"
 
 
 @dataclass(slots=True)
@@ -35,6 +37,8 @@ class ParsedPrompt:
     token_ids: list[int]
     needs_ids: bool = False  # token_ids are yet to be made from the text
     rendered: bool = False  # the text is that of a chat, which has its special tokens
+    images: list[ImageSource] = field(default_factory=list)  # in the order of their placeholders
+    max_pixels: int | None = None  # of an image; None = the engine's
 
 
 def parse_prompts(
@@ -46,6 +50,7 @@ def parse_prompts(
     name: str = "prompt",
     add_special_tokens: bool | None = None,
     chat_template: Any = None,
+    place_images: Callable[[ParsedPrompt], None] | None = None,
 ) -> list[ParsedPrompt]:
     """Returns one entry per prompt, with valid token ids.
 
@@ -55,14 +60,16 @@ def parse_prompts(
     add_special_tokens: whether the tokenizer adds its special tokens to texts; None = to all but chats, whose template
     adds them. Tokens that a text starts with already are not added twice.
     chat_template: for conversations that bring none.
+    place_images: makes the placeholders of a prompt's images as many tokens as they take; None = the model reads text only.
     Raises ValidationError that names the prompt.
     """
+    reads_images = place_images is not None
     if not isinstance(add_special_tokens, (bool, type(None))):
         raise ValidationError(
             f"add_special_tokens must be True, False or None, got {shown(add_special_tokens)}", "add_special_tokens"
         )
     if _is_one_prompt(prompts):
-        parsed = [_parse(prompts, name, tokenizer, chat_template)]
+        parsed = [_parse(prompts, name, tokenizer, chat_template, reads_images)]
     else:
         try:
             items = (
@@ -72,9 +79,14 @@ def parse_prompts(
             items = None
         if items is None:
             raise ValidationError(f"{name}s must be text, token ids or a list of them, got {shown(prompts)}", "prompts")
-        parsed = [_parse(item, f"{name}s[{index}]", tokenizer, chat_template) for index, item in enumerate(items)]
+        parsed = [
+            _parse(item, f"{name}s[{index}]", tokenizer, chat_template, reads_images)
+            for index, item in enumerate(items)
+        ]
     _tokenize([prompt for prompt in parsed if prompt.needs_ids], tokenizer, add_special_tokens)
     for prompt in parsed:
+        if place_images is not None:
+            place_images(prompt)
         _check_ids(prompt, vocab_size, max_model_len)
     return parsed
 
@@ -96,49 +108,68 @@ def _begins_chat(value: Any) -> bool:
     return not isinstance(value, (str, Sequence)) and is_message(value)
 
 
-def _parse(prompt: Any, label: str, tokenizer: Tokenizer | None, chat_template: Any) -> ParsedPrompt:
+def _parse(
+    prompt: Any, label: str, tokenizer: Tokenizer | None, chat_template: Any, reads_images: bool
+) -> ParsedPrompt:
     if isinstance(prompt, Mapping):
-        return _parse_dict(prompt, label, tokenizer, chat_template)
+        return _parse_dict(prompt, label, tokenizer, chat_template, reads_images)
     if isinstance(prompt, str):
         return ParsedPrompt(label, prompt, [], needs_ids=True)
     if isinstance(prompt, Sequence) and len(prompt) > 0 and _begins_chat(prompt[0]):
-        return _parse_dict({"messages": prompt}, label, tokenizer, chat_template)
+        return _parse_dict({"messages": prompt}, label, tokenizer, chat_template, reads_images)
     return ParsedPrompt(label, None, _token_ids(prompt, label))
 
 
-def _parse_dict(prompt: Mapping[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> ParsedPrompt:
+def _parse_dict(
+    prompt: Mapping[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any, reads_images: bool
+) -> ParsedPrompt:
     given = {key: value for key, value in prompt.items() if value is not None}
-    for key, advice in _UNSUPPORTED.items():
+    for key, advice in {**_UNSUPPORTED, **({} if reads_images else dict.fromkeys(_IMAGE_KEYS, _TEXT_ONLY))}.items():
         if key in given and not (isinstance(given[key], (Mapping, Sequence)) and len(given[key]) == 0):
             raise ValidationError(f"{label}: {key!r} is not supported: {advice}", "prompts")
         given.pop(key, None)
     form = next((keys for keys in _FORMS if keys[0] in given), None)
-    if form is None or not set(given) <= set(form):
+    beside = {KWARGS} if form is not None and form[0] == "messages" else set(_IMAGE_KEYS)
+    if form is None or not set(given) <= {*form, *beside}:
         keys = "'prompt', 'prompt_token_ids' or 'messages'" if form is None else " and ".join(map(repr, form))
         found = shown(sorted(map(str, prompt)))
         raise ValidationError(f"{label}: a dict prompt may have the keys {keys}, got {found}", "prompts")
+    parsed = ParsedPrompt(label, None, [], images=images_beside(given, label))
+    parsed.max_pixels = max_pixels_of(given.get(KWARGS), label)
     text = given.get("prompt")
     if text is not None and not isinstance(text, str):
         raise ValidationError(f"{label}: 'prompt' must be text, got {type(text).__name__}", "prompts")
+    parsed.text = text
     if "prompt_token_ids" in given:
         ids = given["prompt_token_ids"]
         if isinstance(ids, str):
             raise ValidationError(f"{label}: 'prompt_token_ids' must be token ids, got text", "prompts")
-        return ParsedPrompt(label, text, _token_ids(ids, label))
-    if "messages" not in given:
-        return ParsedPrompt(label, text, [], needs_ids=True)
-    text = _rendered(given, label, tokenizer, chat_template)
-    return ParsedPrompt(label, text, [], needs_ids=True, rendered=True)
+        parsed.token_ids = _token_ids(ids, label)
+        return parsed
+    parsed.needs_ids = True
+    if "messages" in given:
+        given.pop(KWARGS, None)
+        parsed.text = _rendered(given, label, tokenizer, chat_template, parsed.images if reads_images else None)
+        parsed.rendered = True
+        for image in parsed.images if label.endswith("]") else ():
+            image.name = f"{label}: {image.name}"
+    return parsed
 
 
-def _rendered(given: dict[str, Any], label: str, tokenizer: Tokenizer | None, chat_template: Any) -> str:
+def _rendered(
+    given: dict[str, Any],
+    label: str,
+    tokenizer: Tokenizer | None,
+    chat_template: Any,
+    images: list[ImageSource] | None,
+) -> str:
     from lynx_rt.text.chat import render_chat
 
     tokenizer = _need_tokenizer(tokenizer, label)
     options = {"chat_template": chat_template, **given}
     messages, variables = options.pop("messages"), options.pop("chat_template_kwargs", None)
     try:
-        return render_chat(messages, tokenizer, template_kwargs=variables, **options)
+        return render_chat(messages, tokenizer, template_kwargs=variables, images=images, **options)
     except ValidationError as error:
         raise ValidationError(f"{label}: {error}" if label.endswith("]") else str(error), error.field) from None
 

@@ -44,12 +44,7 @@ def image_from_bytes(data: bytes, name: str, limits: ImageLimits = ImageLimits()
 
     name: of the image in error texts.  Raises ValidationError for a file that is too large, of an unknown format, damaged or cut off.
     """
-    pillow = _pillow()
-    if len(data) > limits.max_bytes:
-        raise ValidationError(f"{name}: {len(data)} bytes, expected at most {limits.max_bytes}", FIELD)
-    with Guard(f"{name}: not an image of {', '.join(_FORMATS)} that can be read", FIELD, ValidationError):
-        image = pillow.open(io.BytesIO(data), formats=_FORMATS)
-    _check_size(image.width, image.height, name, limits)
+    image = _opened(data, name, limits)
     with Guard(f"{name}: the {image.format} file is damaged or cut off", FIELD, ValidationError):
         image.load()
         image = _upright(image)
@@ -66,21 +61,60 @@ def image_from_object(value: Any, name: str, limits: ImageLimits = ImageLimits()
         return image_from_bytes(bytes(value), name, limits)
     pillow = _pillow()
     if isinstance(value, np.ndarray):
-        channels = value.shape[2] if value.ndim == 3 else 1
-        if value.dtype != np.uint8 or value.ndim not in (2, 3) or channels not in (1, 3, 4):
-            found = f"{value.dtype} {list(value.shape)}"
-            raise ValidationError(f"{name}: expected uint8 [height, width, 3], got {found}", FIELD)
-        _check_size(value.shape[1], value.shape[0], name, limits)
-        value = pillow.fromarray(np.ascontiguousarray(value[..., 0] if value.ndim == 3 and channels == 1 else value))
-    elif not isinstance(value, pillow.Image):
-        raise ValidationError(
-            f"{name}: expected an image of Pillow, an array of uint8 [height, width, 3] or the bytes of a file, got {shown(value)}",
-            FIELD,
-        )
+        height, width = _array_size(value, name)
+        _check_size(width, height, name, limits)
+        grey = value.ndim == 3 and value.shape[2] == 1
+        value = pillow.fromarray(np.ascontiguousarray(value[..., 0] if grey else value))
+    else:
+        _check_is_image(value, name)
     _check_size(value.width, value.height, name, limits)
     with Guard(f"{name}: the image cannot be read", FIELD, ValidationError):
         value.load()
     return _rgb(value, name)
+
+
+def image_size(value: Any, name: str, limits: ImageLimits = ImageLimits()) -> tuple[int, int]:
+    """Returns the height and width of an image in pixels; of a file it reads the header alone, so that nothing large is decoded.
+
+    A file's EXIF orientation may turn it, which exchanges the two.  value, name, errors: as image_from_object().
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        value = _opened(bytes(value), name, limits)
+        return value.height, value.width
+    if isinstance(value, np.ndarray):
+        height, width = _array_size(value, name)
+    else:
+        _check_is_image(value, name)
+        height, width = value.height, value.width
+    _check_size(width, height, name, limits)
+    return height, width
+
+
+def _opened(data: bytes, name: str, limits: ImageLimits) -> Image.Image:
+    """Returns an image of which the header is read."""
+    pillow = _pillow()
+    if len(data) > limits.max_bytes:
+        raise ValidationError(f"{name}: {len(data)} bytes, expected at most {limits.max_bytes}", FIELD)
+    with Guard(f"{name}: not an image of {', '.join(_FORMATS)} that can be read", FIELD, ValidationError):
+        image: Image.Image = pillow.open(io.BytesIO(data), formats=_FORMATS)
+    _check_size(image.width, image.height, name, limits)
+    return image
+
+
+def _array_size(value: NDArray[Any], name: str) -> tuple[int, int]:
+    channels = value.shape[2] if value.ndim == 3 else 1
+    if value.dtype != np.uint8 or value.ndim not in (2, 3) or channels not in (1, 3, 4):
+        found = f"{value.dtype} {list(value.shape)}"
+        raise ValidationError(f"{name}: expected uint8 [height, width, 3], got {found}", FIELD)
+    return value.shape[0], value.shape[1]
+
+
+def _check_is_image(value: Any, name: str) -> None:
+    if not isinstance(value, _pillow().Image):
+        raise ValidationError(
+            f"{name}: expected an image of Pillow, an array of uint8 [height, width, 3] or the bytes of a file, got {shown(value)}",
+            FIELD,
+        )
 
 
 def _pillow() -> Any:
