@@ -10,49 +10,43 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_vision import IMAGE_TOKEN, PLACEHOLDER, FakeCore
 
-from lynx_rt import Engine, ValidationError
+from lynx_rt import _C, Engine, ValidationError, shipped_model
 from lynx_rt.cli.main import main
 from lynx_rt.research.eval import Item, answer_perplexity, evaluate, load_items, load_tasks
 from lynx_rt.research.study import StudyOptions
 from lynx_rt.research.study_stats import setups
 
 ROOT = Path(__file__).resolve().parents[2]
-QUESTION = "Q: What is {} + 11?\nA:"
+OPTIONS = {"num_threads": 1, "max_num_seqs": 2, "enable_prefix_caching": False, "enable_mixed_chunk": False}
+
+
+class BlindCore(FakeCore):
+    """Keeps images, and answers the question alone, as lynx-nano does it right."""
+
+    def add_request(self, ids: list[int], params: Any, mask: Any = None, images: Any = None) -> int:
+        self.images.append(images)
+        return self._real.add_request([i for i in ids if i != IMAGE_TOKEN], params, mask)
+
+
+QUESTION = PLACEHOLDER + "Q: What is {} + 11?\nA:"
 
 
 def write_tasks(folder: Path, count: int = 6) -> None:
-    """Writes two tasks: sums scored as relaxed accuracy, whose answers are 1 too much, and sums scored by exact match."""
+    """Writes two tasks: sums scored as relaxed accuracy, whose answers are 1 too much, and sums scored by exact match.
+
+    Each has a picture of a shade of its own.
+    """
+    pillow = pytest.importorskip("PIL.Image")
     (folder / "images").mkdir(exist_ok=True)
     for task, metric, more in (("near", "relaxed", 1), ("same", "exact", 0)):
         with (folder / f"{task}.jsonl").open("w") as file:
             for n in range(20, 20 + count):
                 name = f"images/{task}{n}.png"
-                (folder / name).write_bytes(name.encode())
+                pillow.new("RGB", (64, 32), (n, 10 * more, 0)).save(folder / name)
                 line = {"task": task, "prompt": QUESTION.format(n), "answer": str(n + 11 + more), "metric": metric}
                 print(json.dumps({**line, "image": name}), file=file)
-
-
-@pytest.fixture
-def shown(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, bytes]]:
-    """Lets text models take pictures, which they do not see: collects (prompt, picture) of every request."""
-    found: list[tuple[Any, bytes]] = []
-    add_request, generate = Engine.add_request, Engine.generate
-
-    def without_picture(prompt: Any) -> Any:
-        rest = dict(prompt)
-        found.append((prompt.get("prompt") or prompt["prompt_token_ids"], rest.pop("multi_modal_data")["image"]))
-        return rest
-
-    def add(self: Engine, prompt: Any, *rest: Any, **options: Any) -> str:
-        return add_request(self, without_picture(prompt), *rest, **options)
-
-    def make(self: Engine, prompts: Any, *rest: Any, **options: Any) -> Any:
-        return generate(self, [without_picture(prompt) for prompt in prompts], *rest, **options)
-
-    monkeypatch.setattr(Engine, "add_request", add)
-    monkeypatch.setattr(Engine, "generate", make)
-    return found
 
 
 def test_items(tmp_path: Path) -> None:
@@ -62,7 +56,7 @@ def test_items(tmp_path: Path) -> None:
     tasks = load_tasks(tmp_path)
     near = tasks["near"][1]
     assert (near.metric, near.answers, near.image) == ("relaxed", ("33",), tmp_path / "images" / "near21.png")
-    assert near.media() == {"multi_modal_data": {"image": b"images/near21.png"}}
+    assert near.media() == {"multi_modal_data": {"image": (tmp_path / "images" / "near21.png").read_bytes()}}
     assert [near.score(text) for text in (" 33", " 32", " 31", "")] == [1.0, 1.0, 0.0, 0.0]
     assert tasks["t"][0].media() == {} and tasks["t"][0].score("Olsa") == 0.75
     assert tasks["same"][0].score(" 31 ") == 1.0 and tasks["same"][0].score("32") == 0.0
@@ -85,21 +79,31 @@ def test_malformed_items(tmp_path: Path, fields: dict[str, Any], error: str) -> 
         load_tasks(tmp_path)
 
 
-def test_eval_shows_each_question_its_picture(tmp_path: Path, nano: Engine, shown: list[tuple[Any, bytes]]) -> None:
+def shades_seen(engine: Engine) -> list[tuple[int, int]]:
+    """Returns red and green of the first pixel of each request's picture."""
+    core: Any = engine._core
+    pixels = [images[0][3][0] for images in core.images]  # rows are [channel, time, row, column], 16 x 16 pixels twice
+    return [(round(255 * (row[0] + 1) / 2), round(255 * (row[512] + 1) / 2)) for row in pixels]
+
+
+def test_eval_shows_each_question_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tasks(tmp_path)
     items = load_items(tmp_path)
-    result = evaluate(nano, items, "topk", max_tokens=4, use_tqdm=False)
-    assert shown == [(item.prompt, item.media()["multi_modal_data"]["image"]) for item in items]
+    shades = [(int(item.prompt.split()[-4]), 10 * (item.task == "near")) for item in items]
+    monkeypatch.setattr(_C, "Engine", BlindCore)
+    with Engine(shipped_model(), **OPTIONS) as engine:
+        result = evaluate(engine, items, "topk", max_tokens=4, use_tqdm=False)
+        assert shades_seen(engine) == shades
+    monkeypatch.setattr(_C, "Engine", FakeCore)
+    with Engine(shipped_model(), **OPTIONS) as engine:
+        assert answer_perplexity(engine, items, use_tqdm=False) > 1
+        assert shades_seen(engine) == shades
     assert result.task_accuracy == {"near": 1.0, "same": 1.0}  # 31 is within 5 % of 32
-    pictured = answer_perplexity(nano, items, use_tqdm=False)
-    plain = [Item(item.task, item.prompt, item.answer, None) for item in items]
-    for request in plain:
-        assert request.media() == {}
-    assert len(shown) == 2 * len(items) and pictured > 1
 
 
-def test_study_records_scores(tmp_path: Path, shown: list[tuple[Any, bytes]]) -> None:
+def test_study_records_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tasks(tmp_path)
+    monkeypatch.setattr(_C, "Engine", BlindCore)
     out = tmp_path / "out"
     argv = [
         "study",
@@ -121,8 +125,6 @@ def test_study_records_scores(tmp_path: Path, shown: list[tuple[Any, bytes]]) ->
     assert "scores" not in topk["items"]["same"] and topk["items"]["same"]["correct"] == "111"
     assert 0 < topk["ttft_ms_median"] <= 1e3 * topk["seconds"] and 0 < topk["decode_share"] < 1
     assert topk["tower_share"] == 0
-    # Two policies, two tasks of three items, each answered and then forced.
-    assert len(shown) == 24 and len({picture for _, picture in shown}) == 6
     group = setups(runs)[0].groups[0]
     assert group.accuracy().value == 1.0 and group.accuracy("near").value == 1.0
 
