@@ -179,7 +179,8 @@ def evaluate(
     """
     engine.set_expert_selection(selection)
     engine.reset_stats()
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"])
+    # The salt keeps a policy from finding the pictures of an earlier one in the encoder cache.
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"], cache_salt=selection)
     outputs = engine.generate([{"prompt": item.prompt, **item.media()} for item in items], params, use_tqdm=use_tqdm)
     scores: dict[str, list[float]] = {}
     for item, output in zip(items, outputs, strict=True):

@@ -218,7 +218,8 @@ def _run(
     meter = StepMeter(engine)
     answers: dict[str, dict[str, Any]] = {}
     waits: list[float] = []  # ms from the first step of a request to its first token
-    params = SamplingParams(temperature=0.0, max_tokens=options.max_tokens, stop=["\n"])
+    # The salt keeps a run from finding the pictures of an earlier one in the encoder cache: each policy runs the tower itself.
+    params = SamplingParams(temperature=0.0, max_tokens=options.max_tokens, stop=["\n"], cache_salt=str(key))
     for queue in queues:
         requests = [({"prompt_token_ids": encode(item.prompt), **item.media()}, params) for item in queue]
         outputs = _work_off(engine, requests, meter, lambda: add_work(per_item))

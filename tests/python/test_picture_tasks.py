@@ -103,7 +103,14 @@ def test_eval_shows_each_question_its_picture(tmp_path: Path, monkeypatch: pytes
 
 def test_study_records_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tasks(tmp_path)
-    monkeypatch.setattr(_C, "Engine", BlindCore)
+    digests: list[bytes] = []
+
+    class Core(BlindCore):
+        def add_request(self, ids: list[int], params: Any, mask: Any = None, images: Any = None) -> int:
+            digests.append(images[0][4])
+            return super().add_request(ids, params, mask, images)
+
+    monkeypatch.setattr(_C, "Engine", Core)
     out = tmp_path / "out"
     argv = [
         "study",
@@ -118,13 +125,17 @@ def test_study_records_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         "--num-threads",
         "1",
     ]
-    assert main([*argv, "--batch", "2", "--selection", "oea:k0=1", "--seeds", "0", "--no-plots"]) == 0
+    assert (
+        main([*argv, "--batch", "2", "--selection", "oea:k0=1", "--seeds", "0", "--no-plots", "--no-perplexity"]) == 0
+    )
     runs = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
     topk = runs[0]["results"]
     assert topk["items"]["near"]["scores"] == [1.0] * 3 and topk["items"]["near"]["correct"] == "000"
     assert "scores" not in topk["items"]["same"] and topk["items"]["same"]["correct"] == "111"
     assert 0 < topk["ttft_ms_median"] <= 1e3 * topk["seconds"] and 0 < topk["decode_share"] < 1
     assert topk["tower_share"] == 0
+    # Two policies, six items: no picture is known from another run, though each is shown in both.
+    assert len(digests) == 12 and len(set(digests)) == 12
     group = setups(runs)[0].groups[0]
     assert group.accuracy().value == 1.0 and group.accuracy("near").value == 1.0
 
