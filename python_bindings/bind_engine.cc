@@ -86,6 +86,29 @@ Array<T> array_of(const py::dict& recorded, const char* key, const std::vector<i
   return array;
 }
 
+// Converts a list of dict(position, grid_height, grid_width, patches, digest); None = none.
+std::vector<ImageInput> to_images(const py::object& images) {
+  std::vector<ImageInput> out;
+  if (images.is_none()) return out;
+  import_numpy();
+  for (const py::handle given : images) {
+    if (!py::isinstance<py::dict>(given)) invalid("images", "expected dicts, got ", py::cast<std::string>(py::repr(given)));
+    const py::dict d = py::reinterpret_borrow<py::dict>(given);
+    for (const char* key : {"position", "grid_height", "grid_width", "patches", "digest"})
+      if (!d.contains(key)) invalid("images", "expected a dict with the key ", key);
+    if (!py::isinstance<Array<float>>(d["patches"])) invalid("images", "patches: expected a contiguous array of float32");
+    if (!py::isinstance<py::bytes>(d["digest"])) invalid("images", "digest: expected bytes");
+    const auto patches = py::reinterpret_borrow<Array<float>>(d["patches"]);
+    ImageInput& image = out.emplace_back();
+    image.position = cast_option<int64_t>("position", d["position"]);
+    image.grid_height = cast_option<int32_t>("grid_height", d["grid_height"]);
+    image.grid_width = cast_option<int32_t>("grid_width", d["grid_width"]);
+    image.patches.assign(patches.data(), patches.data() + patches.size());
+    image.digest = py::cast<std::string>(d["digest"]);
+  }
+  return out;
+}
+
 // A token mask that Python writes between steps. The engine's side holds the words without the Python object, so that it needs no
 // GIL.
 class MaskBuffer {
@@ -265,10 +288,14 @@ void register_engine(py::module_& m) {
            py::arg("path"))
       .def(
           "add_request",
-          [](Engine& e, std::vector<int32_t> prompt, const SamplingParams& p, const std::optional<MaskBuffer>& mask) {
-            return e.add_request(std::move(prompt), p, mask ? mask->token_mask() : nullptr);
+          [](Engine& e, std::vector<int32_t> prompt, const SamplingParams& p, const std::optional<MaskBuffer>& mask,
+             const py::object& images) {
+            std::vector<ImageInput> converted = to_images(images);
+            ReleaseGil nogil;
+            return e.add_request(std::move(prompt), p, mask ? mask->token_mask() : nullptr, std::move(converted));
           },
-          py::arg("prompt_token_ids"), py::arg("params"), py::arg("token_mask") = py::none(), release())
+          "images: None, or a list of dict(position, grid_height, grid_width, patches [patches, columns] float32, digest bytes).",
+          py::arg("prompt_token_ids"), py::arg("params"), py::arg("token_mask") = py::none(), py::arg("images") = py::none())
       .def("step", py::overload_cast<>(&Engine::step), release())
       .def("abort", &Engine::abort, py::arg("request_id"), release())
       .def("has_unfinished", &Engine::has_unfinished, release())
@@ -330,18 +357,19 @@ void register_engine(py::module_& m) {
       .def("check_integrity", &Engine::check_integrity, release())
       .def(
           "forward",
-          [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk) {
+          [](Engine& e, const std::vector<int32_t>& ids, int64_t chunk, const py::object& images) {
             import_numpy();
+            std::vector<ImageInput> converted = to_images(images);
             std::vector<float> logits;
             {
               ReleaseGil nogil;
-              logits = e.forward(ids, chunk);
+              logits = e.forward(ids, chunk, std::move(converted));
             }
             py::array_t<float> out({int64_t(ids.size()), int64_t(logits.size() / ids.size())});
             std::copy(logits.begin(), logits.end(), out.mutable_data());
             return out;
           },
-          py::arg("token_ids"), py::arg("chunk") = 0)
+          py::arg("token_ids"), py::arg("chunk") = 0, py::arg("images") = py::none())
       .def("take_router_logits",
            [](Engine& e) {
              import_numpy();

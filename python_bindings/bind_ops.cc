@@ -76,6 +76,14 @@ void register_ops(py::module_& m) {
             return out;
           },
           py::arg("table"), py::arg("ids"), py::arg("scale") = 1.0f)
+      .def("set_rows",
+           [](Backend& b, const Floats& from, const Floats& x, bool accumulate) {
+             if (x.shape(0) != from.shape(0)) invalid("x", "expected ", from.shape(0), " rows, got ", x.shape(0));
+             Floats out({x.shape(0), x.shape(1)});
+             std::copy(x.data(), x.data() + x.size(), out.mutable_data());
+             b.set_rows(from.data(), from.shape(1), from.shape(0), x.shape(1), accumulate, out.mutable_data());
+             return out;
+           })
       .def("layernorm",
            [](Backend& b, const Floats& x, const py::array& w, const py::array& bias, float eps) {
              require_columns(x, weight(w).cols);

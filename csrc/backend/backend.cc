@@ -313,6 +313,13 @@ void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t
   if (!rows.empty()) do_gather_rows(x, rows, hidden_size, out);
 }
 
+void Backend::set_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float* x) {
+  require_none_pending("set_rows");
+  require(num_rows >= 0 && num_columns >= 0 && from_stride >= num_columns, "set_rows",
+          "expected rows that do not overlap: from_stride >= num_columns");
+  if (num_rows > 0) do_set_rows(from, from_stride, num_rows, num_columns, accumulate, x);
+}
+
 void Backend::sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks, int64_t vocab_size,
                      int32_t* tokens) {
   require(vocab_size >= 1, "sample", "expected a vocabulary");

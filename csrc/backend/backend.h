@@ -65,6 +65,7 @@ struct BatchView {
   int64_t num_seqs = 0;                   // S
   const int32_t* token_ids = nullptr;     // [T]
   const int32_t* positions = nullptr;     // [T] position in the sequence, 0-based
+  const int32_t* rope_rows = nullptr;     // [T] row of the rope tables; null = positions. Images advance it otherwise (M-RoPE)
   const int64_t* slots = nullptr;         // [T] block * block_size + offset where the row's K and V go
   const int32_t* query_start = nullptr;   // [S + 1] first row of each sequence; [S] = T
   const int32_t* block_tables = nullptr;  // [S, max_blocks] block of each page of the sequence, or kFreedBlock
@@ -82,6 +83,7 @@ struct BatchView {
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
 
+  const int32_t* rope() const { return rope_rows ? rope_rows : positions; }
   BatchView with_pages(int64_t group) const {
     BatchView view = *this;
     view.num_page_groups = 1;
@@ -274,7 +276,7 @@ class Backend {
   void head_linear(const Activations& x, int64_t x_head, HeadWeights weights, float* out, int64_t out_stride, int64_t out_head);
 
   // Applies q/k norm, clamping and rotation as QkvPostArgs says, and stores k and v to their slots in the cache's dtype. A pair of
-  // columns is rotated by the position's angle: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
+  // columns is rotated by the angle of its row of the rope table: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin). Source: arXiv 2104.09864 eq. 34.
   // Test: tests/ops/test_attention.py.
   void qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
@@ -358,6 +360,11 @@ class Backend {
   // out[i] = x[rows[i]], rows of H floats; `rows` is in host memory. Test: tests/model (logits of chosen rows).
   void gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out);
 
+  // x[i] = from[i], or x[i] += from[i] with `accumulate`, for num_rows rows of num_columns floats; rows of `from` have stride from_stride
+  // and do not overlap x. Puts what a vision tower says of an image in place of its tokens' embeddings.
+  // Test: tests/ops/test_elementwise.py.
+  void set_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float* x);
+
   // tokens[i] = what TokenDrawer::draw() (sampling.h) returns for logits row i, params[i] and row params[i].mask_row of `masks`:
   // a token or an error value, kNoToken where the mask is all zero. logits [params.size(), V] in the backend's memory; masks
   // [at most params.size(), token_mask_words(V)], params and tokens in host memory. Read the tokens after end_step().
@@ -405,6 +412,7 @@ class Backend {
                       bool accumulate, float scale) = 0;
   virtual void do_soft_cap(float* values, int64_t count, float cap) = 0;  // in place
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
+  virtual void do_set_rows(const float*, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float*) = 0;
   virtual void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) = 0;
   virtual BatchView do_begin_step(const BatchView& batch) { return batch; }
   virtual void do_run(const StepKey&, const BatchView& batch, const std::function<void(const BatchView&)>& ops) { ops(batch); }

@@ -9,6 +9,10 @@ namespace lynx_rt {
 void Batch::clear(int64_t max_blocks) {
   token_ids_.clear();
   positions_.clear();
+  rope_rows_.clear();
+  image_rows_.runs.clear();
+  image_rows_.positions.clear();
+  has_images_ = false;
   block_tables_.clear();
   state_slots_.clear();
   slots_.clear();
@@ -19,7 +23,7 @@ void Batch::clear(int64_t max_blocks) {
 }
 
 void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks, int64_t block_size,
-                         bool exact, int32_t state_slot) {
+                         bool exact, int32_t state_slot, std::span<const RequestImage> images) {
   for (size_t i = 0; i < tokens.size(); ++i) {
     int64_t p = position + int64_t(i);
     token_ids_.push_back(tokens[i]);
@@ -29,6 +33,28 @@ void Batch::add_sequence(std::span<const int32_t> tokens, int64_t position, std:
   query_start_.push_back(int32_t(token_ids_.size()));
   state_slots_.push_back(state_slot);
   add_pages(blocks, position, int64_t(tokens.size()), block_size);
+  add_rope_rows(images, position, int64_t(tokens.size()));
+}
+
+void Batch::add_rope_rows(std::span<const RequestImage> images, int64_t position, int64_t count) {
+  has_images_ = has_images_ || !images.empty();
+  size_t next = 0;    // image that ends behind the token
+  int64_t shift = 0;  // of rotary positions, by the images before
+  for (int64_t p = position; p < position + count; ++p) {
+    for (; next < images.size() && images[next].end() <= p; ++next) shift = images[next].next_rope_position - images[next].end();
+    if (next == images.size() || p < images[next].position) {
+      rope_rows_.push_back(int32_t(p + shift));
+      continue;
+    }
+    const RequestImage& image = images[next];
+    const int64_t token = p - image.position;
+    if (p == position || token == 0)
+      image_rows_.runs.push_back({int64_t(rope_rows_.size()), 0, image.output + token * image_columns_});
+    ++image_rows_.runs.back().num_rows;
+    rope_rows_.push_back(int32_t(first_image_rope_row_ + int64_t(image_rows_.positions.size())));
+    const int32_t first = image.first_rope_position;
+    image_rows_.positions.push_back({first, first + int32_t(token / image.columns), first + int32_t(token % image.columns)});
+  }
 }
 
 void Batch::add_pages(std::span<const int32_t> blocks, int64_t position, int64_t count, int64_t block_size) {
@@ -65,6 +91,7 @@ void Batch::finish(Phase phase) {
   view_.num_seqs = int64_t(query_start_.size()) - 1;
   view_.token_ids = token_ids_.data();
   view_.positions = positions_.data();
+  view_.rope_rows = has_images_ ? rope_rows_.data() : nullptr;
   view_.slots = slots_.data();
   view_.query_start = query_start_.data();
   view_.block_tables = block_tables_.data();
@@ -80,7 +107,7 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
   for (const ScheduledRequest& s : step.requests) {
     const Request& r = *s.request;
     add_sequence(std::span(r.tokens).subspan(size_t(r.num_computed), size_t(s.num_tokens)), r.num_computed, r.blocks, block_size,
-                 r.params.exact, r.state);
+                 r.params.exact, r.state, r.images);
   }
   view_.num_page_groups = 1 + int64_t(step.requests.empty() ? 0 : step.requests[0].request->windows.size());
   for (size_t g = 0; g + 1 < size_t(view_.num_page_groups); ++g)
@@ -92,9 +119,9 @@ const BatchView& Batch::build(const ScheduledStep& step, int64_t block_size) {
 }
 
 const BatchView& Batch::build_single(std::span<const int32_t> tokens, int64_t position, std::span<const int32_t> blocks,
-                                     int64_t block_size) {
+                                     int64_t block_size, std::span<const RequestImage> images) {
   clear(int64_t(blocks.size()));
-  add_sequence(tokens, position, blocks, block_size, true, 0);
+  add_sequence(tokens, position, blocks, block_size, true, 0, images);
   finish(Phase::kPrefill);
   return view_;
 }

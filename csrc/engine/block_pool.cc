@@ -73,19 +73,25 @@ void BlockPool::release(std::span<const int32_t> blocks, bool reuse_first) {
   }
 }
 
-BlockPool::Key BlockPool::make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt) {
+BlockPool::Key BlockPool::make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt,
+                                   std::span<const int32_t> words) {
   Key key{parent, {tokens.begin(), tokens.end()}};
+  if (!words.empty()) {
+    key.tokens.insert(key.tokens.end(), {INT32_MIN, int32_t(words.size())});
+    key.tokens.insert(key.tokens.end(), words.begin(), words.end());
+  }
   if (parent == kNoContent) key.tokens.insert(key.tokens.end(), salt.begin(), salt.end());
   return key;
 }
 
-BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt) {
+BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt,
+                                         const PageWords& words) {
   Match match;
   if (!caching_) return match;
   ContentId parent = kNoContent;
   for (int64_t i = 0; i < max_blocks && (i + 1) * block_size_ <= int64_t(tokens.size()); ++i) {
     auto part = tokens.subspan(size_t(i * block_size_), size_t(block_size_));
-    auto it = cache_.find(make_key(parent, part, salt));
+    auto it = cache_.find(make_key(parent, part, salt, words ? words(i * block_size_, block_size_) : std::vector<int32_t>()));
     if (it == cache_.end()) break;
     int32_t b = it->second.block;
     reference(b);
@@ -95,9 +101,10 @@ BlockPool::Match BlockPool::match_prefix(std::span<const int32_t> tokens, int64_
   return match;
 }
 
-ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const int32_t> tokens, std::string_view salt) {
+ContentId BlockPool::register_block(int32_t b, ContentId parent, std::span<const int32_t> tokens, std::string_view salt,
+                                    std::span<const int32_t> words) {
   if (!caching_) return kNoContent;
-  auto [it, added] = cache_.try_emplace(make_key(parent, tokens, salt), Content{next_content_, b});
+  auto [it, added] = cache_.try_emplace(make_key(parent, tokens, salt, words), Content{next_content_, b});
   if (added) {
     ++next_content_;
     blocks_[size_t(b)].content = it;

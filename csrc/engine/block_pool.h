@@ -40,11 +40,16 @@ class BlockPool {
     std::vector<int32_t> blocks;      // referenced for the caller
     std::vector<ContentId> contents;  // content of each of these pages
   };
-  // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages, under the same salt.
-  Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt = {});
+  // Words that tell tokens [first, first + count) from equal ones: what tokens stand for that are placeholders (image_words()).
+  using PageWords = std::function<std::vector<int32_t>(int64_t first, int64_t count)>;
+  // Returns the longest run of cached pages that holds a prefix of `tokens`, at most max_blocks pages, under the same salt and with the
+  // same words; words: null = none.
+  Match match_prefix(std::span<const int32_t> tokens, int64_t max_blocks, std::string_view salt = {},
+                     const PageWords& words = {});
   // Offers a full page to the cache and returns its content. Where another page already has that content, that page stays cached, unless it
   // has no references, so that it may be reused before this one.
-  ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens, std::string_view salt = {});
+  ContentId register_block(int32_t block, ContentId parent, std::span<const int32_t> tokens, std::string_view salt = {},
+                           std::span<const int32_t> words = {});
 
   // A pool of a group of layers that keeps windows alone registers pages as register_block(block, content, {}), where another pool gave the
   // content. find() returns the cached page, which gets no reference, or -1.
@@ -65,9 +70,9 @@ class BlockPool {
     std::vector<int32_t> tokens;
     bool operator==(const Key&) const = default;
   };
-  // Returns the key of a full page. The first page of a sequence carries its salt behind the tokens, so that contents of different
-  // salts have no common root.
-  static Key make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt);
+  // Returns the key of a full page. Words follow the tokens, behind a mark that is no character, and their number. The first page of a
+  // sequence carries its salt behind all, so that contents of different salts have no common root.
+  static Key make_key(ContentId parent, std::span<const int32_t> tokens, std::string_view salt, std::span<const int32_t> words);
   struct KeyHash {
     size_t operator()(const Key& key) const;
   };

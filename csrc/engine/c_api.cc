@@ -99,10 +99,17 @@ void lynx_rt_destroy(lynx_rt_engine* engine) {
 
 lynx_rt_status lynx_rt_add_request(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
                                    const lynx_rt_params* params, uint64_t* request_id) {
+  return lynx_rt_add_request_with_images(engine, token_ids, num_tokens, nullptr, 0, params, request_id);
+}
+
+lynx_rt_status lynx_rt_add_request_with_images(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
+                                               const lynx_rt_image* images, size_t num_images, const lynx_rt_params* params,
+                                               uint64_t* request_id) {
   return guarded([&] {
     if (!token_ids && num_tokens) invalid("token_ids", "expected ", num_tokens, " tokens, got NULL");
     if (!request_id) invalid("request_id", "expected where to write the request's number, got NULL");
-    *request_id = checked(engine).add_request({token_ids, token_ids + num_tokens}, lynx_rt::to_params(params));
+    *request_id = checked(engine).add_request({token_ids, token_ids + num_tokens}, lynx_rt::to_params(params), nullptr,
+                                              lynx_rt::to_images(images, num_images));
   });
 }
 

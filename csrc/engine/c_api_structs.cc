@@ -17,7 +17,7 @@ static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE
 static_assert(LYNX_RT_TIMEOUT == int(FinishReason::kTimeout) && LYNX_RT_STOP == int(FinishReason::kStop));
 static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
 // A struct that callers fill must not end in padding: callers need not zero it, and a field added later would lie there.
-static_assert(offsetof(lynx_rt_options, admission) + sizeof(char*) == sizeof(lynx_rt_options));
+static_assert(offsetof(lynx_rt_options, encoder_cache_memory_bytes) + sizeof(int64_t) == sizeof(lynx_rt_options));
 static_assert(offsetof(lynx_rt_params, isolation_group) + sizeof(char*) == sizeof(lynx_rt_params));
 
 // Returns the caller's struct, cut or extended with zeros to the size that this library knows.
@@ -108,6 +108,21 @@ SamplingParams to_params(const lynx_rt_params* from) {
   checked("bad_words", given.bad_words, given.num_bad_words);
   for (size_t i = 0; i < given.num_bad_words; ++i)
     out.bad_words.push_back(to_ids("bad_words", given.bad_words[i].token_ids, given.bad_words[i].num_tokens));
+  return out;
+}
+
+std::vector<ImageInput> to_images(const lynx_rt_image* from, size_t count) {
+  checked("images", from, count);
+  std::vector<ImageInput> out(count);
+  for (size_t i = 0; i < count; ++i) {
+    checked("images", from[i].patches, from[i].num_values);
+    checked("images", static_cast<const char*>(from[i].digest), from[i].digest_size);
+    out[i].position = from[i].position;
+    out[i].grid_height = from[i].grid_height;
+    out[i].grid_width = from[i].grid_width;
+    out[i].patches.assign(from[i].patches, from[i].patches + from[i].num_values);
+    out[i].digest.assign(static_cast<const char*>(from[i].digest), from[i].digest_size);
+  }
   return out;
 }
 

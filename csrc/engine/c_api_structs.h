@@ -14,6 +14,7 @@ struct LoadCancelled {};
 
 // Convert a caller's struct. Throw kInvalidArgument where `size` is not set, or an array is NULL but not empty.
 EngineOptions to_options(const lynx_rt_options* from);
+std::vector<ImageInput> to_images(const lynx_rt_image* images, size_t count);
 SamplingParams to_params(const lynx_rt_params* from);
 
 // Calls a caller's function; turns anything that it throws into kInternal.

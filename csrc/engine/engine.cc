@@ -182,9 +182,10 @@ std::unique_ptr<Engine> Engine::create(const std::string& path, const EngineOpti
   return std::unique_ptr<Engine>(new Engine(std::move(impl)));
 }
 
-uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask) {
+uint64_t Engine::add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask,
+                             std::vector<ImageInput> images) {
   const auto held = impl_->lock();
-  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params, std::move(token_mask));
+  const uint64_t id = impl_->locked_core().add(std::move(prompt_token_ids), params, std::move(token_mask), std::move(images));
   impl_->changed.notify_all();
   return id;
 }
@@ -275,8 +276,8 @@ ModelInfo Engine::model_info() const { return impl_->open()->model_info(); }
 
 void Engine::check_integrity() const { impl_->open()->check_integrity(); }
 
-std::vector<float> Engine::forward(const std::vector<int32_t>& token_ids, int64_t chunk) {
-  return impl_->open()->forward(token_ids, chunk);
+std::vector<float> Engine::forward(const std::vector<int32_t>& token_ids, int64_t chunk, std::vector<ImageInput> images) {
+  return impl_->open()->forward(token_ids, chunk, std::move(images));
 }
 
 RouterLogits Engine::take_router_logits() { return impl_->open()->take_router_logits(); }

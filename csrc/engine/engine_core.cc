@@ -23,12 +23,6 @@ DType compute_dtype(const std::string& name, const ModelConfig& config) {
   invalid("dtype", "expected auto, float32, bfloat16 or float16, got \"", name, "\"");
 }
 
-void check_tokens(const char* field, const std::vector<int32_t>& tokens, int64_t vocab) {
-  for (size_t i = 0; i < tokens.size(); ++i)
-    if (tokens[i] < 0 || tokens[i] >= vocab)
-      invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
-}
-
 const EngineOptions& checked(const EngineOptions& o) {
   auto at_least = [](const char* field, int64_t v, int64_t min) {
     if (v < min) invalid(field, "expected at least ", min, ", got ", v);
@@ -38,6 +32,7 @@ const EngineOptions& checked(const EngineOptions& o) {
   at_least("max_num_queued_reqs", o.max_num_queued_reqs, 0);
   at_least("max_num_queued_tokens", o.max_num_queued_tokens, 0);
   at_least("kv_cache_memory_bytes", o.kv_cache_memory_bytes, 0);
+  at_least("encoder_cache_memory_bytes", o.encoder_cache_memory_bytes, 0);
   at_least("block_size", o.block_size, 1);
   at_least("num_threads", o.num_threads, 0);
   if (!(o.io_timeout_s >= 0)) invalid("io_timeout_s", "expected seconds, or 0 for no limit, got ", shortest(o.io_timeout_s));
@@ -97,6 +92,7 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       decoder_(*backend_, config_, *weights_, o.max_num_batched_tokens, max_logit_rows(o),
                o.max_model_len ? std::min(o.max_model_len, config_.max_position_embeddings) : config_.max_position_embeddings,
                step_recording(o), store_.get(), prefetch_.get()),
+      encoder_(make_encoder()),
       logits_(*backend_, checked_mul(decoder_.max_logit_rows(), config_.vocab_size, "logits"), "logits"),
       plan_(plan_memory(config_, backend_->compute_dtype(), options_, memory_budget(),
                         StateCache::slot_bytes(state_bytes(config_, backend_->compute_dtype())))),
@@ -105,7 +101,8 @@ EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
       windows_(plan_.groups, plan_.group_blocks, o.block_size, o.enable_prefix_caching),
       states_(*backend_, state_bytes(config_, backend_->compute_dtype()), plan_.num_state_slots),
       scheduler_(pool_, windows_, states_, plan_.max_num_seqs, o.max_num_batched_tokens, o.enable_mixed_chunk && !store_,
-                 parse_admission(o.admission)),
+                 parse_admission(o.admission), encoder_.get()),
+      batch_(decoder_.first_image_rope_row(), encoder_ ? config_.vision->out_columns() : 0),
       sampler_(config_.vocab_size),
       virtual_cache_(make_virtual_cache()),
       selection_(*backend_, config_, options_, o.expert_selection, store_ || virtual_cache_),
@@ -198,60 +195,16 @@ bool EngineCore::rollback(uint64_t id, int64_t num_tokens) {
   return true;
 }
 
-// The sequence has pages of its own, so that running requests are not touched.
-std::string EngineCore::limit_reason() const {
-  const bool of_model = plan_.max_model_len == config_.max_position_embeddings && !config_.context_limit.empty();
-  return of_model ? str_cat(" (", config_.context_limit, ")") : "";
-}
-
-void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
-                            const std::function<void(int64_t, int64_t)>& done) {
-  if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
-  if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
-  check_tokens("token_ids", tokens, config_.vocab_size);
-  if (int64_t(tokens.size()) > plan_.max_model_len)
-    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size(),
-            limit_reason());
-  int64_t total = int64_t(tokens.size()), size = options_.block_size;
-  if (chunk == 0) chunk = total;
-  chunk = std::min(chunk, decoder_.max_rows());
-  std::vector<int32_t> blocks(size_t(ceil_div(total, size)));
-  const KvCache cache(*backend_, config_, int64_t(blocks.size()), size);
-  const StateCache states(*backend_, state_bytes(config_, backend_->compute_dtype()), 1);
-  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
-  Batch batch;
-  for (int64_t begin = 0; begin < total; begin += chunk) {
-    check_files();
-    int64_t count = std::min(chunk, total - begin);
-    decoder_.forward(batch.build_single(std::span(tokens).subspan(size_t(begin), size_t(count)), begin, blocks, size), cache, {},
-                     observe, states.views());
-    done(begin, count);
-    decoder_.end_step(layer_stats_);
-  }
-}
-
-std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64_t chunk) {
-  const int64_t vocab = config_.vocab_size;
-  std::vector<float> out;
-  run_single(tokens, chunk, {}, [&](int64_t begin, int64_t count) {
-    out.resize(size_t(checked_mul(int64_t(tokens.size()), vocab, "logits")));
-    for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
-      std::vector<int32_t> rows;
-      for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
-      decoder_.logits(rows, logits_.get());
-      backend_->read(out.data() + (begin + i) * vocab, logits_.get(), int64_t(rows.size()) * vocab * int64_t(sizeof(float)));
-    }
-  });
-  return out;
-}
-
-uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask) {
+uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask,
+                         std::vector<ImageInput> images) {
   validate(params, config_.vocab_size);
   if (prompt.empty()) invalid("prompt_token_ids", "expected at least one token, got none");
   if (int64_t(prompt.size()) >= plan_.max_model_len)
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
             " tokens, so that one can be generated, got ", prompt.size(), limit_reason());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
+  std::vector<RequestImage> checked_images = check_images(config_, encoder_ != nullptr, prompt, std::move(images));
+  for (const RequestImage& image : checked_images) encoder_->check_size(image);
   if (params.exact && low_experts_)
     invalid("exact",
             "expected false (expert_selection=None) where experts that are not resident are computed in low precision, with ",
@@ -279,6 +232,7 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
   r->prompt_len = int64_t(prompt.size());
   r->max_len = std::min<int64_t>(plan_.max_model_len, r->prompt_len + (num_forced ? num_forced : params.max_tokens));
   r->tokens = std::move(prompt);
+  r->images = std::move(checked_images);
   r->tokens.reserve(size_t(r->max_len));
   r->arrival_time = now();
   if (params.timeout > 0) r->deadline = r->arrival_time + params.timeout;
@@ -291,7 +245,7 @@ std::vector<EngineCore::Drawn> EngineCore::run(const ScheduledStep& step) {
   double start = now();
   BatchView batch = batch_.build(step, pool_.block_size());
   selection_.prepare(batch);
-  decoder_.forward(batch, cache_, selection_.current(), {}, states_.views());
+  decoder_.forward(batch, cache_, selection_.current(), {}, states_.views(), batch_.image_rows());
   counters_.model_seconds += now() - start;
   std::vector<Drawn> drawn = use_logits(step);
   decoder_.end_step(layer_stats_);
@@ -358,6 +312,7 @@ StepOutput EngineCore::postprocess(Drawn drawn) {
     r.first_token_time = now();
     counters_.prompt_tokens += r.prompt_len;
     counters_.cached_prompt_tokens += r.num_cached_tokens;
+    counters_.images += int64_t(r.images.size());
   }
   StepOutput out = make_output(r);
   out.token_ids = {drawn.result.token};
@@ -381,11 +336,13 @@ std::vector<StepOutput> EngineCore::step() {
   double start = now();
   // These outputs must not be lost to a failure of the model, so they are all that this step does.
   if (std::vector<StepOutput> outputs = end_expired(start); !outputs.empty()) return outputs;
+  const double encoded = encoder_ ? encoder_->seconds() : 0, before_schedule = now();
+  if (encoder_ && has_unfinished()) check_files();  // the tower runs while the rows are chosen
+  ScheduledStep scheduled = scheduler_.schedule(start);
+  const double encoder_seconds = encoder_ ? encoder_->seconds() - encoded : 0;
+  const double schedule_seconds = now() - before_schedule - encoder_seconds;
   const BytesRead before = bytes_read();
   const double waited = store_ ? store_->wait_seconds() : 0;
-  const double before_schedule = now();
-  ScheduledStep scheduled = scheduler_.schedule(start);
-  const double schedule_seconds = now() - before_schedule;
   if (scheduled.requests.empty()) return {};
   check_files();
   for (ScheduledRequest& s : scheduled.requests)
@@ -431,6 +388,7 @@ std::vector<StepOutput> EngineCore::step() {
   double seconds = now() - start;
   ++counters_.steps;
   counters_.step_seconds += seconds;
+  seconds -= encoder_seconds;
   if (scheduled.phase == Phase::kDecodeOnly) {
     if (virtual_cache_) virtual_cache_->end_step();
     ++counters_.decode_steps;

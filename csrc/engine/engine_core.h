@@ -7,6 +7,7 @@
 
 #include "base/mapped_file.h"
 #include "engine/batch.h"
+#include "engine/encoder_cache.h"
 #include "engine/memory_plan.h"
 #include "engine/memory_shares.h"
 #include "engine/sampler.h"
@@ -24,7 +25,8 @@ class EngineCore {
  public:
   EngineCore(const std::string& path, const EngineOptions& options);
 
-  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr);
+  uint64_t add(std::vector<int32_t> prompt, const SamplingParams& params, TokenMask token_mask = nullptr,
+               std::vector<ImageInput> images = {});
   std::vector<StepOutput> step();
   bool abort(uint64_t id);
   // Takes back the last `num_tokens` generated tokens of a running request, of which at least one must be left. Later steps draw
@@ -44,8 +46,9 @@ class EngineCore {
   void check_integrity() const {
     scheduler_.check_integrity();
     if (store_) store_->check_integrity();
+    if (encoder_) encoder_->check_integrity(scheduler_.num_held_images());
   }
-  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk);
+  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk, std::vector<ImageInput> images);
   RouterLogits take_router_logits();                                                             // engine_research.cc
   ExpertComparison compare_experts(const std::vector<int32_t>& token_ids, ExpertMetric metric);  // engine_research.cc
 
@@ -59,14 +62,15 @@ class EngineCore {
   std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
   std::unique_ptr<ExpertPrefetch> make_prefetch();
   std::unique_ptr<VirtualCache> make_virtual_cache();
+  std::unique_ptr<EncoderCache> make_encoder();  // null where the model reads text alone
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
   std::string limit_reason() const;  // why the model's context is no longer, for messages; "" where that is not the limit
   // Runs a sequence on pages of its own, under the model's own routing, `chunk` tokens at a time (0 = all at once). Calls
   // done(begin, count) after each chunk.
-  void run_single(const std::vector<int32_t>& tokens, int64_t chunk, const MoeObserver& observe,
-                  const std::function<void(int64_t, int64_t)>& done);
+  void run_single(const std::vector<int32_t>& tokens, int64_t chunk, std::span<const RequestImage> images,
+                  const MoeObserver& observe, const std::function<void(int64_t, int64_t)>& done);
   bool records_routed_experts() const { return options_.enable_return_routed_experts || options_.record_router_logits; }
   void record(const ScheduledStep& step, const BatchView& batch);  // engine_research.cc
   RoutedExperts take_routed_experts(Request& request);             // engine_research.cc
@@ -114,6 +118,7 @@ class EngineCore {
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<ExpertPrefetch> prefetch_;
   Decoder decoder_;
+  std::unique_ptr<EncoderCache> encoder_;
   DeviceArray<float> logits_;  // [max logit rows, V]
   MemoryPlan plan_;            // after the members that take memory, before those sized by what is left
   KvCache cache_;

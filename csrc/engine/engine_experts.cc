@@ -109,9 +109,22 @@ std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
 // Slots are memory that is taken but not touched yet, so the system counts it as free. Copies in low precision have been written.
 Backend::MemoryBudget EngineCore::memory_budget() const {
   Backend::MemoryBudget memory = backend_->memory_budget();
-  memory.free = std::max<int64_t>(0, memory.free - expert_memory_ + (low_experts_ ? low_experts_->bytes : 0));
+  const int64_t images = encoder_ ? encoder_->max_bytes() : 0;
+  memory.free = std::max<int64_t>(0, memory.free - images - expert_memory_ + (low_experts_ ? low_experts_->bytes : 0));
+  memory.chosen = std::max<int64_t>(0, memory.chosen - images);
   memory.chosen = std::min(shares_ ? shares_->kv : memory.chosen, memory.free);
   return memory;
+}
+
+std::unique_ptr<EncoderCache> EngineCore::make_encoder() {
+  if (!weights_->vision || config_.image_token_id < 0) {
+    if (options_.encoder_cache_memory_bytes > 0)
+      invalid("encoder_cache_memory_bytes", "expected 0 for a model that reads text alone, got ",
+              options_.encoder_cache_memory_bytes);
+    return nullptr;
+  }
+  const int64_t bytes = encoder_cache_bytes(config_, options_, shares_ ? shares_->kv : backend_->memory_budget().chosen);
+  return std::make_unique<EncoderCache>(*backend_, *config_.vision, *weights_->vision, bytes);
 }
 
 std::unique_ptr<VirtualCache> EngineCore::make_virtual_cache() {

@@ -18,6 +18,7 @@ void EngineCore::reset_stats() {
   backend_->reset_profile();
   selection_.reset_report();
   if (store_) store_->reset_stats();
+  if (encoder_) encoder_->reset_stats();
 }
 
 // Pages of groups differ in size, so they are counted by their bytes, in pages of all layers.
@@ -55,6 +56,12 @@ EngineStats EngineCore::stats() const {
   s.bytes_read_kv = read.kv;
   s.bytes_read_dense = read.all - read.experts - read.kv;
   selection_.report(s);
+  if (encoder_) {
+    s.images_encoded = encoder_->num_encoded();
+    s.images_cached = encoder_->num_found();
+    s.encoder_seconds = encoder_->seconds();
+    s.encoder_cache_bytes = encoder_->bytes();
+  }
   if (store_) {
     const ExpertStoreStats t = store_->stats();
     s.tier = {t.num_slots,     t.slot_bytes, t.num_resident,  t.hits,       t.misses,     t.decode_hits,
@@ -82,6 +89,12 @@ ModelInfo EngineCore::model_info() const {
   i.warnings = weights_->warnings;
   if (!config_.context_limit.empty()) i.warnings.push_back(config_.context_limit);
   if (!plan_.warning.empty()) i.warnings.push_back(plan_.warning);
+  if (encoder_) {
+    i.image_token_id = config_.image_token_id;
+    i.patch_size = config_.vision->patch_size;
+    i.temporal_patch_size = config_.vision->temporal_patch_size;
+    i.merge_size = config_.vision->merge_size;
+  }
   i.copied_weight_bytes = copied_weight_bytes_;
   i.mapped_weight_bytes = mapped_weight_bytes(
       *weights_, [this](const void* data) { return checkpoint_.contains(data) || backend_->is_mapped(data); });

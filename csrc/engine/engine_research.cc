@@ -1,4 +1,4 @@
-// EngineCore's functions for research: recording of the routing, comparison of experts.
+// EngineCore's functions for research: logits of one sequence, recording of the routing, comparison of experts.
 #include <utility>
 
 #include "base/cpu_topology.h"
@@ -7,6 +7,61 @@
 #include "research/calibration.h"
 
 namespace lynx_rt {
+
+std::string EngineCore::limit_reason() const {
+  const bool of_model = plan_.max_model_len == config_.max_position_embeddings && !config_.context_limit.empty();
+  return of_model ? str_cat(" (", config_.context_limit, ")") : "";
+}
+
+// The sequence has pages of its own, so that running requests are not touched.
+void EngineCore::run_single(const std::vector<int32_t>& tokens, int64_t chunk, std::span<const RequestImage> images,
+                            const MoeObserver& observe, const std::function<void(int64_t, int64_t)>& done) {
+  if (tokens.empty()) invalid("token_ids", "expected at least one token, got none");
+  if (chunk < 0) invalid("chunk", "expected 0 (all) or a positive number, got ", chunk);
+  check_tokens("token_ids", tokens, config_.vocab_size);
+  if (int64_t(tokens.size()) > plan_.max_model_len)
+    invalid("token_ids", "expected at most max_model_len = ", plan_.max_model_len, " tokens, got ", tokens.size(),
+            limit_reason());
+  int64_t total = int64_t(tokens.size()), size = options_.block_size;
+  if (chunk == 0) chunk = total;
+  chunk = std::min(chunk, decoder_.max_rows());
+  std::vector<int32_t> blocks(size_t(ceil_div(total, size)));
+  const KvCache cache(*backend_, config_, int64_t(blocks.size()), size);
+  const StateCache states(*backend_, state_bytes(config_, backend_->compute_dtype()), 1);
+  for (size_t i = 0; i < blocks.size(); ++i) blocks[i] = int32_t(i);
+  Batch batch(decoder_.first_image_rope_row(), encoder_ ? config_.vision->out_columns() : 0);
+  for (int64_t begin = 0; begin < total; begin += chunk) {
+    check_files();
+    int64_t count = std::min(chunk, total - begin);
+    const std::span<const int32_t> part = std::span(tokens).subspan(size_t(begin), size_t(count));
+    const BatchView& view = batch.build_single(part, begin, blocks, size, images);
+    decoder_.forward(view, cache, {}, observe, states.views(), batch.image_rows());
+    done(begin, count);
+    decoder_.end_step(layer_stats_);
+  }
+}
+
+std::vector<float> EngineCore::forward(const std::vector<int32_t>& tokens, int64_t chunk, std::vector<ImageInput> images) {
+  const int64_t vocab = config_.vocab_size;
+  check_tokens("token_ids", tokens, vocab);
+  std::vector<RequestImage> placed = check_images(config_, encoder_ != nullptr, tokens, std::move(images));
+  std::vector<DeviceArray<float>> outputs;
+  for (RequestImage& image : placed) {
+    encoder_->check_size(image);
+    image.output = outputs.emplace_back(encoder_->encode(image)).get();
+  }
+  std::vector<float> out;
+  run_single(tokens, chunk, placed, {}, [&](int64_t begin, int64_t count) {
+    out.resize(size_t(checked_mul(int64_t(tokens.size()), vocab, "logits")));
+    for (int64_t i = 0; i < count; i += decoder_.max_logit_rows()) {
+      std::vector<int32_t> rows;
+      for (int64_t j = i; j < std::min(count, i + decoder_.max_logit_rows()); ++j) rows.push_back(int32_t(j));
+      decoder_.logits(rows, logits_.get());
+      backend_->read(out.data() + (begin + i) * vocab, logits_.get(), int64_t(rows.size()) * vocab * int64_t(sizeof(float)));
+    }
+  });
+  return out;
+}
 
 // Records a step that has run; `batch` is in host memory.
 void EngineCore::record(const ScheduledStep& step, const BatchView& batch) {
@@ -86,7 +141,7 @@ ExpertComparison EngineCore::compare_experts(const std::vector<int32_t>& tokens,
   out.usage.resize(size_t(out.num_layers * out.num_experts));
   ExpertComparer compare(*backend_, config_, metric, options_.num_threads ? options_.num_threads : usable_cores(),
                          int64_t(tokens.size()), out);
-  run_single(tokens, 0, std::ref(compare), [](int64_t, int64_t) {});
+  run_single(tokens, 0, {}, std::ref(compare), [](int64_t, int64_t) {});
   return out;
 }
 

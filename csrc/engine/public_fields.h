@@ -10,7 +10,8 @@
   F(device) F(load_format) F(dtype) F(quantization) F(quantization_cache) F(activations) F(expert_file) \
   F(expert_memory) F(memory) F(expert_policy) F(expert_prefetch) F(io_timeout_s) F(max_model_len) F(max_num_seqs) \
   F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(admission) F(kv_cache_memory_bytes) \
-  F(block_size) F(expert_selection) F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts)
+  F(block_size) F(expert_selection) F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts) \
+  F(encoder_cache_memory_bytes)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits) \
   F(virtual_residents) F(virtual_residency)
@@ -28,7 +29,8 @@
   F(num_running) F(num_waiting) F(kv_blocks_used) F(kv_blocks_total) F(steps) F(decode_steps) F(prompt_tokens) \
   F(cached_prompt_tokens) F(generation_tokens) F(preemptions) F(finished) F(aborted) F(step_seconds) F(decode_seconds) \
   F(model_seconds) F(sampling_seconds) F(decode_rows) F(bytes_read) F(num_waiting_tokens) F(decode_rows_selected) \
-  F(decode_rows_exact) F(decode_rows_mixed) F(bytes_read_experts) F(bytes_read_dense) F(bytes_read_kv)
+  F(decode_rows_exact) F(decode_rows_mixed) F(bytes_read_experts) F(bytes_read_dense) F(bytes_read_kv) F(images) F(images_encoded) \
+  F(images_cached) F(encoder_seconds) F(encoder_cache_bytes)
 #define LYNX_RT_STATS_PARTS(F) F(layers) F(ops) F(slo) F(tier)
 #define LYNX_RT_LAYER_STATS_FIELDS(F) \
   F(layer) F(steps) F(rows) F(union_before) F(active) F(remapped_pairs) F(guard_hits) F(retained_mass) \
@@ -47,7 +49,8 @@
   F(moe_intermediate_size) F(max_position_embeddings)
 // Numbers in ModelInfo that the engine computes.
 #define LYNX_RT_MODEL_SIZE_FIELDS(F) \
-  F(num_moe_layers) F(max_model_len) F(weight_bytes) F(kv_bytes) F(kv_bytes_per_token) F(workspace_bytes)
+  F(num_moe_layers) F(max_model_len) F(weight_bytes) F(kv_bytes) F(kv_bytes_per_token) F(workspace_bytes) F(image_token_id) \
+  F(patch_size) F(temporal_patch_size) F(merge_size)
 #define LYNX_RT_MODEL_TEXT_FIELDS(F) F(model_type) F(dtype) F(device)
 // The other fields of ModelInfo; the C ABI has only the first.
 #define LYNX_RT_MODEL_OTHER_FIELDS(F) F(eos_token_ids) F(warnings) F(copied_weight_bytes) F(mapped_weight_bytes)

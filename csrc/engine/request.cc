@@ -19,6 +19,12 @@ void check_ids(const char* field, const std::vector<int32_t>& ids, int64_t vocab
 
 }  // namespace
 
+void check_tokens(const char* field, std::span<const int32_t> tokens, int64_t vocab) {
+  for (size_t i = 0; i < tokens.size(); ++i)
+    if (tokens[i] < 0 || tokens[i] >= vocab)
+      invalid(field, "expected ids in [0, ", vocab, "), got ", tokens[i], " at position ", i);
+}
+
 void validate(const SamplingParams& p, int64_t vocab) {
   if (!std::isfinite(p.temperature) || p.temperature < 0)
     invalid("temperature", "expected a finite number >= 0, got ", double(p.temperature));

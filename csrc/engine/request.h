@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "engine/block_pool.h"
+#include "engine/request_image.h"
 #include "lynx_rt/engine.h"
 
 namespace lynx_rt {
@@ -17,8 +19,9 @@ struct Request {
   uint64_t seed = 0;            // params.seed, or derived from the engine's
   std::vector<int32_t> tokens;  // prompt, then generated tokens, then drafts
   int64_t prompt_len = 0;
-  int64_t num_drafts = 0;  // guessed tokens, each to be compared with the one drawn after the token before it
-  int64_t max_len = 0;     // tokens.size() at which the request ends: prompt + max_tokens, at most max_model_len
+  std::vector<RequestImage> images;  // of the prompt, in order
+  int64_t num_drafts = 0;            // guessed tokens, each to be compared with the one drawn after the token before it
+  int64_t max_len = 0;               // tokens.size() at which the request ends: prompt + max_tokens, at most max_model_len
 
   int64_t num_computed = 0;  // tokens whose K and V are in `blocks`; < tokens.size() between steps
   // Leading tokens whose K and V were computed under the model's own routing. A batch-aware step ends this run: pages from there
@@ -67,7 +70,8 @@ struct Request {
   bool wants_prompt_logits() const { return params.prompt_logprobs >= 0 && num_generated() == 0; }
 };
 
-// Throws kInvalidArgument naming the field, what was expected and what was found.
+// Throw kInvalidArgument naming the field, what was expected and what was found.
+void check_tokens(const char* field, std::span<const int32_t> tokens, int64_t vocab_size);
 void validate(const SamplingParams& params, int64_t vocab_size);
 
 }  // namespace lynx_rt

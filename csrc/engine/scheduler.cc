@@ -25,7 +25,8 @@ void insert_ordered(List& list, std::unique_ptr<Request> r) {
 }  // namespace
 
 Scheduler::Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs,
-                     int64_t max_num_batched_tokens, bool enable_mixed_chunk, const AdmissionRule& admission)
+                     int64_t max_num_batched_tokens, bool enable_mixed_chunk, const AdmissionRule& admission,
+                     ImageOutputs* images)
     : pool_(pool),
       windows_(windows),
       states_(states),
@@ -33,7 +34,8 @@ Scheduler::Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, 
       max_num_seqs_(max_num_seqs),
       max_num_batched_tokens_(max_num_batched_tokens),
       mixed_(enable_mixed_chunk),
-      admission_(admission) {
+      admission_(admission),
+      images_(images) {
   pool_.set_on_drop([this](ContentId content) { snapshots_.drop(content); });
 }
 
@@ -82,6 +84,7 @@ bool Scheduler::reserve_state(Request& r) {
 }
 
 void Scheduler::forget(Request& r) {
+  for (RequestImage& image : r.images) images_->release(image);
   states_.release(std::exchange(r.state, -1));
   states_.release(std::exchange(r.snapshot, {}).slot);
   windows_.release(r);
@@ -100,10 +103,18 @@ void Scheduler::preempt_last() {
   wait(std::move(r));
 }
 
-int64_t Scheduler::rows_to_compute(const ScheduledStep& step, const Request& r) const {
-  const int64_t n = std::min(budget(step), r.num_pending());
+int64_t Scheduler::rows_to_compute(const ScheduledStep& step, Request& r) {
+  int64_t n = std::min(budget(step), r.num_pending());
   for (const int64_t boundary : {r.boundaries.junction, r.boundaries.last})
-    if (boundary > r.num_computed) return std::min(n, boundary - r.num_computed);
+    if (boundary > r.num_computed) {
+      n = std::min(n, boundary - r.num_computed);
+      break;
+    }
+  for (RequestImage& image : r.images) {
+    if (image.end() <= r.num_computed) continue;
+    if (image.position >= r.num_computed + n) break;
+    if (!images_->acquire(image)) return std::max<int64_t>(0, image.position - r.num_computed);
+  }
   return n;
 }
 
@@ -138,6 +149,7 @@ void Scheduler::schedule_prefill(ScheduledStep& step, int64_t preemptions, doubl
     Request* r = running_[i].get();
     if (r->is_decoding()) continue;
     const int64_t n = rows_to_compute(step, *r);
+    if (n == 0) continue;  // it waits for an image
     bool ok = reserve(*r, n);
     bool alone =
         step.requests.empty() && std::none_of(running_.begin(), running_.end(), [](const auto& o) { return o->is_decoding(); });
@@ -171,6 +183,7 @@ void Scheduler::choose_rows(ScheduledStep& step) {
 
 ScheduledStep Scheduler::schedule(double now) {
   for (const auto& r : running_) windows_.release_behind(*r);
+  if (images_) images_->begin_step(std::any_of(running_.begin(), running_.end(), [](const auto& r) { return r->is_decoding(); }));
   ScheduledStep step;
   int64_t preemptions = num_preemptions_;
   if (!mixed_) schedule_prefill(step, preemptions, now);
@@ -180,6 +193,11 @@ ScheduledStep Scheduler::schedule(double now) {
     step.num_decode_rows = step.num_rows;
     // If every decoding request was preempted, the requests that hold the pages continue their prefill.
     if (step.requests.empty() || (mixed_ && num_preemptions_ == preemptions)) schedule_prefill(step, preemptions, now);
+    // Requests may wait for each other, one for pages, the other for room for an image.
+    while (images_ && step.requests.empty() && running_.size() > 1) {
+      preempt_last();
+      schedule_prefill(step, preemptions, now);
+    }
     step.phase = num_decode == step.requests.size() ? Phase::kDecodeOnly : num_decode == 0 ? Phase::kPrefill : Phase::kMixed;
   }
   choose_rows(step);
@@ -189,7 +207,9 @@ ScheduledStep Scheduler::schedule(double now) {
 int64_t Scheduler::match_prefix(Request& r) {
   // The last known token and the drafts are always computed, for their logits. Prompt logprobs need the logits of every token.
   const int64_t size = pool_.block_size(), reusable = r.first_sampled() / size;
-  BlockPool::Match match = pool_.match_prefix(r.tokens, r.params.prompt_logprobs >= 0 ? 0 : reusable, r.params.cache_salt);
+  BlockPool::PageWords words;
+  if (!r.images.empty()) words = [&](int64_t first, int64_t count) { return image_words(r.images, first, count); };
+  BlockPool::Match match = pool_.match_prefix(r.tokens, r.params.prompt_logprobs >= 0 ? 0 : reusable, r.params.cache_salt, words);
   r.blocks = std::move(match.blocks);
   r.contents = std::move(match.contents);
   int64_t pages = int64_t(r.blocks.size());
@@ -220,17 +240,20 @@ bool Scheduler::admit(ScheduledStep& step, size_t place) {
   if (r.num_preemptions == 0) r.num_cached_tokens = matched;
   admission_.pass_over(waiting_, place);
   insert_ordered(running_, take_waiting(waiting_.begin() + std::ptrdiff_t(place)));
-  take(step, r, n);
+  if (n > 0) take(step, r, n);  // else it waits for an image
   return true;
 }
 
 void Scheduler::advance(Request& r, int64_t num_tokens, bool reproducible) {
   if (reproducible && r.num_reproducible == r.num_computed) r.num_reproducible += num_tokens;
   r.num_computed += num_tokens;
+  for (RequestImage& image : r.images)
+    if (image.end() <= r.num_computed) images_->release(image);
   const size_t size = size_t(pool_.block_size());
   for (size_t i = r.contents.size(); (i + 1) * size <= size_t(r.num_reproducible); ++i) {
     auto tokens = std::span<const int32_t>(r.tokens).subspan(i * size, size);
-    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens, r.params.cache_salt));
+    r.contents.push_back(pool_.register_block(r.blocks[i], i ? r.contents[i - 1] : kNoContent, tokens, r.params.cache_salt,
+                                              image_words(r.images, int64_t(i * size), int64_t(size))));
     windows_.register_block(r, i);
   }
   const bool is_boundary = r.num_computed == r.boundaries.junction || r.num_computed == r.boundaries.last;
@@ -331,6 +354,17 @@ std::vector<int32_t> Scheduler::held_states() const {
   for (const auto& r : running_)
     for (const int32_t slot : {r->state, r->snapshot.slot})
       if (slot >= 0) held.push_back(slot);
+  return held;
+}
+
+int64_t Scheduler::num_held_images() const {
+  int64_t held = 0;
+  const auto add = [&](const auto& requests) {
+    for (const auto& r : requests)
+      held += std::count_if(r->images.begin(), r->images.end(), [](const auto& i) { return i.output; });
+  };
+  add(running_);
+  add(waiting_);
   return held;
 }
 

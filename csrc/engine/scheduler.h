@@ -5,6 +5,9 @@
 // Layers that have a state beside pages find a prefix where both its pages and a snapshot of the state at its end are there: at the last
 // page boundary of a prompt, and where a request has left a prefix that it shares with others. Tokens behind it are computed again.
 //
+// Rows of a prompt end before an image that the vision tower has not been through yet, and go on in a later step. Meanwhile the request is
+// passed over. Requests hold the outputs of images until their rows are computed.
+//
 // Layers with a window have tables of their own, whose pages are given back behind the window when the next step is scheduled. They find a
 // prefix whose last window is in the cache.
 #pragma once
@@ -46,9 +49,9 @@ struct ScheduledStep {
 // Thread-safety: none; the engine's lock covers it.
 class Scheduler {
  public:
-  // pool: pages of the layers that keep all of a sequence.
+  // pool: pages of the layers that keep all of a sequence. images: null = no request has any.
   Scheduler(BlockPool& pool, WindowPages& windows, StateCache& states, int64_t max_num_seqs, int64_t max_num_batched_tokens,
-            bool enable_mixed_chunk, const AdmissionRule& admission = {});
+            bool enable_mixed_chunk, const AdmissionRule& admission = {}, ImageOutputs* images = nullptr);
 
   void add(std::unique_ptr<Request> request);
   // Returns the next step and the rows whose logits it needs; empty where no request waits or runs. Takes pages for its rows. now: on
@@ -83,6 +86,7 @@ class Scheduler {
   int64_t num_preemptions() const { return num_preemptions_; }
   std::vector<int32_t> held_blocks() const;
   std::vector<int32_t> held_states() const;  // by requests and snapshots
+  int64_t num_held_images() const;           // outputs that requests hold
   // Throws kInternal, saying what, where pages, states or snapshots are inconsistent.
   void check_integrity() const;
 
@@ -102,8 +106,9 @@ class Scheduler {
   // Adds prefill chunks of running requests; then, unless the scheduler has made more than `preemptions` preemptions by then, of
   // waiting ones.
   void schedule_prefill(ScheduledStep& step, int64_t preemptions, double now);
-  bool admit(ScheduledStep& step, size_t place);                                     // of the queue
-  int64_t rows_to_compute(const ScheduledStep& step, const Request& request) const;  // within the budget
+  bool admit(ScheduledStep& step, size_t place);  // of the queue
+  // Returns the rows of a request within the budget, which end before the first image whose output is not there; holds the others.
+  int64_t rows_to_compute(const ScheduledStep& step, Request& request);
   void take(ScheduledStep& step, Request& request, int64_t num_tokens);
   void choose_rows(ScheduledStep& step);
   int64_t budget(const ScheduledStep& step) const { return max_num_batched_tokens_ - step.num_rows; }
@@ -115,6 +120,7 @@ class Scheduler {
   int64_t max_num_seqs_, max_num_batched_tokens_;
   bool mixed_;
   Admission admission_;
+  ImageOutputs* images_;
   std::vector<std::unique_ptr<Request>> running_;  // both in the order of (priority, arrival)
   Waiting waiting_;
   double earliest_deadline_ = std::numeric_limits<double>::infinity();  // of all requests; may be that of one that has ended

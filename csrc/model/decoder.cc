@@ -20,7 +20,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
       prefetch_(prefetch),
       workspace_(backend, config, max_rows, max_logit_rows, recording),
       costs_(store),
-      rope_(backend, config.rope, max_positions),
+      rope_(backend, config.rope, max_positions, weights.vision ? max_rows : 0),
       max_positions_(max_positions) {
   if (config.window_rope) window_rope_.emplace(backend, *config.window_rope, max_positions);
   num_moe_layers_ = config.num_moe_layers();
@@ -55,7 +55,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
 }
 
 void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe,
-                      std::span<const StateView> states) {
+                      std::span<const StateView> states, const ImageRows& images) {
   if (batch.num_rows > max_rows_) invalid("num_rows", "expected at most ", max_rows_, ", got ", batch.num_rows);
   if (batch.num_page_groups != cache.num_groups())
     invalid("num_page_groups", "expected ", cache.num_groups(), " as the cache has, got ", batch.num_page_groups);
@@ -65,8 +65,11 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
     rope_.extend(last + 1);
     if (window_rope_) window_rope_->extend(last + 1);
   }
+  if (!images.runs.empty()) rope_.compose(images.positions, config_.mrope_section);
+  const int64_t num_deepstack = images.runs.empty() ? 0 : int64_t(config_.vision->deepstack.size());
   auto layers = [&](const BatchView& rows) {
     backend_.embed(weights_.embed, rows.token_ids, rows.num_rows, workspace_.x.get(), config_.embedding_multiplier);
+    set_image_rows(images, 0, false);
     size_t moe = 0;
     PendingSum pending;  // what the layer before still has to add to x
     for (int64_t l = 0; l < config_.num_layers; ++l) {
@@ -75,21 +78,24 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
       if (layer.mixer != MixerKind::kNone)
         mixer_block(w, layer, cache.num_groups() > 1 ? rows.with_pages(cache.group(l)) : rows, cache.layer(l),
                     states.empty() ? StateView{} : states[size_t(l)], std::move(pending));
-      if (!layer.mlp) continue;
-      if (!layer.moe) {
+      if (layer.mlp && layer.moe) {
+        Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
+        if (rows.isolated) selection.resident = 0;
+        if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
+        if (config_.sandwich_norms)
+          sandwich_moe_block(w, rows, selection, int64_t(moe), observe);
+        else if (config_.output_norms)
+          output_normed_moe_block(w, rows, selection, int64_t(moe), observe);
+        else
+          pending = moe_block(w, rows, selection, int64_t(moe), observe, std::move(pending));
+        ++moe;
+      } else if (layer.mlp) {
         config_.sandwich_norms ? sandwich_mlp_block(w, rows) : mlp_block(w, rows, std::move(pending));
-        continue;
       }
-      Selection selection = selections.layers.empty() ? Selection{} : selections.layers[moe];
-      if (rows.isolated) selection.resident = 0;
-      if (rows.replayed) selection.replay = rows.replayed + int64_t(moe) * rows.num_rows * config_.num_experts_per_tok;
-      if (config_.sandwich_norms)
-        sandwich_moe_block(w, rows, selection, int64_t(moe), observe);
-      else if (config_.output_norms)
-        output_normed_moe_block(w, rows, selection, int64_t(moe), observe);
-      else
-        pending = moe_block(w, rows, selection, int64_t(moe), observe, std::move(pending));
-      ++moe;
+      if (l < num_deepstack) {
+        backend_.combine(std::move(pending));
+        set_image_rows(images, (1 + l) * config_.hidden_size, true);
+      }
     }
     backend_.combine(std::move(pending));
   };
@@ -97,6 +103,12 @@ void Decoder::forward(const BatchView& batch, const KvCache& cache, const LayerS
   num_rows_ = batch.num_rows;
   padded_rows_ = rows.num_rows;
   backend_.run({selections.text, cache.data()}, rows, std::ref(layers));
+}
+
+void Decoder::set_image_rows(const ImageRows& images, int64_t first_column, bool accumulate) {
+  for (const ImageRows::Run& run : images.runs)
+    backend_.set_rows(run.output + first_column, config_.vision->out_columns(), run.num_rows, config_.hidden_size, accumulate,
+                      workspace_.x.get() + run.first_row * config_.hidden_size);
 }
 
 void Decoder::norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending) {

@@ -10,6 +10,7 @@
 
 #include "backend/backend.h"
 #include "model/expert_prefetch.h"
+#include "model/image_rows.h"
 #include "model/kv_cache.h"
 #include "model/model_weights.h"
 #include "model/next_router.h"
@@ -57,9 +58,11 @@ class Decoder {
   }
   // Starts a step and runs all layers: writes the rows' K and V, leaves the final hidden states in the workspace. `observe` is
   // called in each MoE layer; it is for prefill, since a backend may repeat a recorded decode step without calling it.
-  // `states`: of each layer; empty where no layer has any.
+  // `states`: of each layer; empty where no layer has any. `images`: rows that stand for images, in batches that are not decode-only, with
+  // their BatchView::rope_rows.
   void forward(const BatchView& batch, const KvCache& cache, const LayerSelections& selections, const MoeObserver& observe = {},
-               std::span<const StateView> states = {});
+               std::span<const StateView> states = {}, const ImageRows& images = {});
+  int64_t first_image_rope_row() const { return max_positions_; }
   // Computes the final norm and the output projection of rows of the last forward(): out [rows.size(), V] in the backend's
   // memory.
   void logits(std::span<const int32_t> rows, float* out);
@@ -87,6 +90,8 @@ class Decoder {
  private:
   // Adds `pending` to x, then writes the normed rows to the workspace.
   void norm(const float* x, const WeightView& weight, const WeightView& bias, int64_t num_rows, PendingSum pending = {});
+  // Adds or sets columns [first_column, first_column + H) of the tower's output in the rows of images.
+  void set_image_rows(const ImageRows& images, int64_t first_column, bool accumulate);
   void mixer_block(const LayerWeights& w, const LayerConfig& layer, const BatchView& batch, const KvCacheView& cache,
                    const StateView& states, PendingSum pending);
   // Blocks of experts or an MLP: moe_block.cc.

@@ -2,6 +2,7 @@
 // model/families/<model_type>.cc fills it from config.json; the comments name the usual config keys.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +11,7 @@
 #include "backend/backend.h"
 #include "checkpoint/quantization_config.h"
 #include "model/rope.h"
+#include "model/vision/vision_config.h"
 
 namespace lynx_rt {
 
@@ -76,6 +78,9 @@ struct ModelConfig {
   float clip_qkv = 0;   // q, k and v are clamped to +-clip_qkv; 0 = not; clip_qkv (OLMoE)
   RopeConfig rope;
   std::optional<RopeConfig> window_rope;  // of the layers with a window, where theirs differs; rope_parameters.sliding_attention
+  // Pairs whose angle is by time, row and column of an image's token; zeros: one position for all; rope_parameters.mrope_section. Pair i has
+  // the row where i % 3 = 1 and i < 3 * [1], the column where i % 3 = 2 and i < 3 * [2], else the time.
+  std::array<int64_t, 3> mrope_section{};
   float temperature_floor = 0, temperature_scale = 0;  // in layers without rope (Llama 4): QkvPostArgs
 
   // Multi-head latent attention (DeepSeek, arXiv 2405.04434 section 2.1).
@@ -107,6 +112,9 @@ struct ModelConfig {
   bool expert_bias = false;                       // biases of the experts (gpt-oss)
   int64_t shared_expert_width = 0;                // intermediate width of the expert that every token goes to; 0 = none
   bool shared_expert_gate = false;                // the shared expert is scaled by a sigmoid (Qwen2-MoE)
+
+  std::optional<VisionConfig> vision;  // vision_config; whether the checkpoint has the tower is in ModelWeights::vision
+  int32_t image_token_id = -1;         // stands for a row of an image; image_token_id, -1 where absent
 
   int64_t kv_heads_of(const LayerConfig& l) const { return l.num_kv_heads ? l.num_kv_heads : num_kv_heads; }
   int64_t head_dim_of(const LayerConfig& l) const { return l.head_dim ? l.head_dim : head_dim; }

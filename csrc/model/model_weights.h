@@ -1,5 +1,6 @@
 // The weights of a model, as the decoder takes them.
 #pragma once
+#include <optional>
 #include <span>
 #include <string>
 #include <variant>
@@ -13,6 +14,7 @@
 #include "model/mixers/mamba2.h"
 #include "model/mixers/mla.h"
 #include "model/mixers/short_conv.h"
+#include "model/vision/vision_weights.h"
 
 namespace lynx_rt {
 
@@ -81,11 +83,12 @@ struct ModelWeights {
   WeightView final_norm, final_norm_bias;  // [H]
   WeightView lm_head, lm_head_bias;        // [V, H], the embedding where they are tied; [V]
   std::vector<LayerWeights> layers;
-  std::vector<Placing> placing;       // all of the above, as the specs say
-  WeightCopies copies;                // values of the checkpoint that cannot be used where they lie in the file
-  OwnedWeights owned;                 // values that load_dummy_weights() made up
-  std::vector<std::string> warnings;  // where the checkpoint contradicts its config
-  std::vector<std::string> not_used;  // what the checkpoint holds beside the weights
+  std::optional<VisionWeights> vision;  // absent: the model reads text alone
+  std::vector<Placing> placing;         // all of the above, as the specs say
+  WeightCopies copies;                  // values of the checkpoint that cannot be used where they lie in the file
+  OwnedWeights owned;                   // values that load_dummy_weights() made up
+  std::vector<std::string> warnings;    // where the checkpoint contradicts its config
+  std::vector<std::string> not_used;    // what the checkpoint holds beside the weights
 };
 
 }  // namespace lynx_rt

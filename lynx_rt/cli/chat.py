@@ -5,6 +5,7 @@ Every line is a message; a backslash at its end goes on in the next line. Ctrl-C
 commands:
   /reset         forget the conversation, but not the system message
   /system TEXT   set the system message and forget the conversation; without TEXT there is none
+  /image FILE    an image for the next message; several are several commands
   /policy NAME   expert selection from now on: topk, lynx, oea:k0=2, ...
   /show-prompt   print what the model was last given, after its chat template
   /exit          leave; also /quit
@@ -20,10 +21,18 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.generate import add_length, check_not_a_prompt, print_speed
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_image_options,
+    add_model,
+    engine_options,
+    image_files,
+    model_folder,
+)
 from lynx_rt.cli.sampling import add_sampling_options, sampling_fields, unescape
 from lynx_rt.errors import LynxError
 from lynx_rt.text.text_file import decode_text
@@ -38,6 +47,7 @@ def add_command(commands: Any) -> None:
     )
     add_model(parser)
     parser.add_argument("-p", "--prompt", help="the first message")
+    add_image_options(parser, "for the first message")
     parser.add_argument("--system", metavar="TEXT", help="the system message")
     parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template (default: the model's)")
     parser.add_argument(
@@ -53,22 +63,24 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     given = sampling_fields(args)
     check_not_a_prompt(args)
+    images = image_files(args)
     folder = model_folder(args)
     from lynx_rt import Engine, SamplingParams
 
     # There is one request at a time, which may have the whole KV cache.
     options = {"max_model_len": args.max_model_len, "max_num_seqs": 1, **engine_options(args)}
+    options["mm_processor_kwargs"] = args.mm_processor_kwargs
     with Engine(folder, expert_selection=args.selection, chat_template=args.chat_template, **options) as engine:
         params = engine.get_default_sampling_params()
         if params.max_tokens == SamplingParams().max_tokens:
             given = {"max_tokens": None, **given}  # without a limit, the model ends its answer
-        return _Session(args, engine, params.clone(**given)).talk()
+        return _Session(args, engine, params.clone(**given), images).talk()
 
 
 class _Session:
     """One conversation, and the commands that act on it."""
 
-    def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams) -> None:
+    def __init__(self, args: argparse.Namespace, engine: Engine, params: SamplingParams, images: list[Path]) -> None:
         self._engine = engine
         self._params = params
         self._show_prompts = args.show_prompt
@@ -76,7 +88,8 @@ class _Session:
         self._first = args.prompt
         self._has_template = args.chat_template is not None or engine.get_tokenizer().chat_template is not None
         self._system: str | None = None
-        self._messages: list[dict[str, str]] = []
+        self._messages: list[dict[str, Any]] = []
+        self._images: list[Path] = images  # of the next message
         self._prompt = ""  # the last prompt, as the chat template rendered it
         self._failed = False
         if args.system is not None:
@@ -115,6 +128,8 @@ class _Session:
             _note("the conversation is empty")
         elif name == "/system":
             self._set_system(rest)
+        elif name == "/image":
+            self._add_image(rest)
         elif name == "/policy":
             if rest:
                 self._engine.set_expert_selection(rest)
@@ -127,6 +142,13 @@ class _Session:
             raise LynxError(f"no command {name}; /help lists them, and a message may begin with //")
         return True
 
+    def _add_image(self, path: str) -> None:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise LynxError(f"/image: {path!r} is no file")
+        self._images.append(file)
+        _note(f"{len(self._images)} image(s) for the next message")
+
     def _set_system(self, text: str) -> None:
         if text and not self._has_template:
             raise LynxError("a system message needs a chat template, and this model has none")
@@ -135,7 +157,13 @@ class _Session:
 
     def _answer(self, text: str) -> None:
         system = [{"role": "system", "content": self._system}] if self._system is not None else []
-        question = {"role": "user", "content": text}
+        question: dict[str, Any] = {"role": "user", "content": text}
+        images, self._images = self._images, []
+        if images:
+            if not self._has_template:
+                raise LynxError("an image needs a chat template, and this model has none")
+            parts = [{"type": "image", "image": image} for image in images]
+            question["content"] = [*parts, {"type": "text", "text": text}]
         prompt: dict[str, Any] = {"prompt": text}
         if self._has_template:
             prompt = self._engine.render_chat([*system, *self._messages, question])

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lynx_rt.cli.files import read_input
-from lynx_rt.cli.options import add_engine_options, add_model, engine_options, model_folder, positive_int
+from lynx_rt.cli.options import (
+    add_engine_options,
+    add_image_options,
+    add_model,
+    engine_options,
+    image_files,
+    model_folder,
+    positive_int,
+)
 from lynx_rt.cli.sampling import add_sampling_options, looks_escaped, sampling_fields, unescape
 
 if TYPE_CHECKING:
     from lynx_rt import CompletionOutput, Engine, RequestOutput, SamplingParams
     from lynx_rt.engine.outputs import TokenLogprobs
+    from lynx_rt.text.prompts import Prompt
 
 
 def add_command(commands: Any) -> None:
@@ -26,6 +35,7 @@ def add_command(commands: Any) -> None:
     source.add_argument(
         "-f", "--file", type=Path, help="UTF-8 file with one prompt, - = standard input (default: standard input)"
     )
+    add_image_options(parser, "for the prompt, which has a placeholder for each, or else begins with them")
     parser.add_argument("--json", action="store_true", help="one JSON object per completion")
     parser.add_argument(
         "--stream", action=argparse.BooleanOptionalAction, help="show text as it comes (default: on a terminal)"
@@ -51,15 +61,20 @@ def run(args: argparse.Namespace) -> int:
     if args.stream and (args.json or (args.n or 1) > 1):
         args.parser.error("argument --stream: not with --json, and for one completion only")
     check_not_a_prompt(args)
-    prompts = _prompts(args)
+    texts = _prompts(args)
+    images = image_files(args)
+    if images and len(texts) > 1:
+        args.parser.error("argument --image: for one prompt only")
     folder = model_folder(args)
     from lynx_rt import Engine
 
     utf8 = "utf" in (sys.stdout.encoding or "utf-8").lower()
     stream = args.stream if args.stream is not None else sys.stdout.isatty()
     options = {"max_model_len": args.max_model_len, "max_num_seqs": args.max_num_seqs, **engine_options(args)}
+    options["mm_processor_kwargs"] = args.mm_processor_kwargs
     with Engine(folder, expert_selection=args.selection, **options) as engine:
         params = engine.get_default_sampling_params().clone(**given)
+        prompts = [_with_images(text, images, engine) for text in texts]
         if stream and not args.json and params.n == 1:
             outputs = [_stream(engine, prompt, params) for prompt in prompts]
         else:
@@ -110,7 +125,16 @@ def _prompts(args: argparse.Namespace) -> list[str]:
     return [text]
 
 
-def _stream(engine: Engine, prompt: str, params: SamplingParams) -> RequestOutput:
+def _with_images(text: str, images: list[Path], engine: Engine) -> Prompt:
+    """Returns a prompt that begins with its images, unless the text says where they are."""
+    if not images:
+        return text
+    if (mark := engine.image_placeholder) is not None and mark.token not in text:
+        text = mark.text * len(images) + text
+    return {"prompt": text, "multi_modal_data": {"image": images}}
+
+
+def _stream(engine: Engine, prompt: Prompt, params: SamplingParams) -> RequestOutput:
     for output in engine.stream(prompt, params):
         print(output.outputs[0].delta_text, end="", flush=True)
     print()

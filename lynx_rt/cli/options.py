@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -148,6 +149,32 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_image_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds --image --mm-processor-kwargs; the second is an option of Engine. what: which prompt the images belong to."""
+    parser.add_argument(
+        "--image",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help=f"an image {what}; may be given several times",
+    )
+    parser.add_argument(
+        "--mm-processor-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="makes images smaller: '{\"max_pixels\": 262144}'",
+    )
+
+
+def image_files(args: argparse.Namespace) -> list[Path]:
+    """Returns the files of --image. One that is not there is wrong usage, before a model is loaded."""
+    files: list[Path] = [file.expanduser() for file in args.image or ()]
+    for file in files:
+        if not file.is_file():
+            args.parser.error(f"argument --image: {str(file)!r} is no file")
+    return files
+
+
 def integer(text: str) -> int:
     try:
         return int(text)
@@ -160,6 +187,17 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Parses a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
+    return value
 
 
 def positive_int(text: str) -> int:

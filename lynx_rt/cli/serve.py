@@ -21,6 +21,7 @@ from lynx_rt.cli.options import (
     add_model,
     engine_options,
     integer,
+    json_object,
     model_folder,
     non_negative_int,
     number,
@@ -64,6 +65,12 @@ def _add_http(group: Any) -> None:
     )
     group.add_argument("--ssl-keyfile", metavar="FILE", help="TLS: the private key")
     group.add_argument("--ssl-certfile", metavar="FILE", help="TLS: the certificate")
+    group.add_argument(
+        "--allowed-media-domains",
+        action="append",
+        metavar="HOST",
+        help="a host that images are fetched from: example.com, *.example.com, * = any public one; may be repeated",
+    )
     group.add_argument("--access-log", action="store_true", help="log every request")
 
 
@@ -79,6 +86,15 @@ def _add_limits(group: Any) -> None:
         "--max-num-batched-tokens", type=positive_int, metavar="N", help="rows of a step (default: 2048)"
     )
     group.add_argument("--max-body-bytes", type=positive_int, default=32 << 20, help="of a request (default: 32 MiB)")
+    group.add_argument(
+        "--max-media-bytes",
+        type=positive_int,
+        default=32 << 20,
+        help="of the fetched images of a request (default: 32 MiB)",
+    )
+    group.add_argument(
+        "--media-timeout", type=_seconds, default=5.0, metavar="S", help="seconds to fetch images in (default: 5)"
+    )
     group.add_argument("--max-n", type=positive_int, default=128, help="answers per prompt (default: 128)")
     group.add_argument("--max-logprobs", type=positive_int, default=20, help="per token (default: 20)")
     group.add_argument("--request-timeout", type=_seconds, metavar="S", help="seconds that a request may take")
@@ -110,11 +126,24 @@ def _add_generation(group: Any) -> None:
     group.add_argument("--trust-request-chat-template", action="store_true", help="requests may bring a chat template")
     group.add_argument(
         "--default-chat-template-kwargs",
-        type=_json_object,
+        type=json_object,
         metavar="JSON",
         default={},
         help="variables for the template",
     )
+    group.add_argument(
+        "--limit-mm-per-prompt",
+        type=json_object,
+        metavar="JSON",
+        help="images of a prompt: '{\"image\": 4}' (default: 999)",
+    )
+    group.add_argument(
+        "--mm-processor-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="makes images smaller: '{\"max_pixels\": 262144}'",
+    )
+    group.add_argument("--allowed-local-media-path", metavar="DIR", help="a folder whose files file: URLs may name")
     group.add_argument("--tool-parser", default="auto", help="how tool calls are written (default: auto)")
     group.add_argument("--reasoning-parser", default="auto", help="how reasoning is written (default: auto)")
     group.add_argument(
@@ -184,6 +213,9 @@ def run(args: argparse.Namespace) -> int:
         "tool_parser": args.tool_parser,
         "reasoning_parser": args.reasoning_parser,
         "seed": args.seed,
+        "limit_mm_per_prompt": args.limit_mm_per_prompt,
+        "mm_processor_kwargs": args.mm_processor_kwargs,
+        "allowed_local_media_path": args.allowed_local_media_path,
     }
     if args.max_num_batched_tokens is not None:
         engine["max_num_batched_tokens"] = args.max_num_batched_tokens
@@ -200,6 +232,9 @@ def run(args: argparse.Namespace) -> int:
         allowed_origins=tuple(args.allowed_origin or ()),
         access_log=args.access_log,
         max_body_bytes=args.max_body_bytes,
+        allowed_media_domains=tuple(args.allowed_media_domains or ()),
+        media_timeout=args.media_timeout,
+        max_media_bytes=args.max_media_bytes,
         max_num_queued_reqs=args.max_num_queued_reqs,
         max_n=args.max_n,
         max_logprobs=args.max_logprobs,
@@ -308,14 +343,4 @@ def _seconds(text: str) -> float:
     value = number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a positive number of seconds, got {text!r}")
-    return value
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
     return value

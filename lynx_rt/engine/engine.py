@@ -189,6 +189,7 @@ class Engine(EngineText, EngineState):
         continue_final_message: bool | str = False,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        mm_processor_kwargs: Mapping[str, Any] | None = None,
         use_tqdm: bool | None = None,
         timeout: float | None = None,
     ) -> list[RequestOutput]:
@@ -199,6 +200,7 @@ class Engine(EngineText, EngineState):
         continue_final_message: go on with the last message (True, or the name of its field), with
         add_generation_prompt=False.
         tools: JSON schemas, or Python functions with type hints and a docstring.
+        mm_processor_kwargs: {"max_pixels": N} = images of these conversations are made smaller.
         Each completion has the model's answer as `content`, `reasoning` and `tool_calls`; its `text` is all of it as
         written. Without `tools`, calls stay in the content. Reasoning that the template begins is free of structured_outputs.
         """
@@ -211,6 +213,7 @@ class Engine(EngineText, EngineState):
             "continue_final_message": continue_final_message,
             "tools": tools,
             "chat_template_kwargs": chat_template_kwargs,
+            "mm_processor_kwargs": mm_processor_kwargs,
         }
         each = [{"messages": conversation, **options} for conversation in as_conversations(messages)]
         parsed = self._parse(each if len(each) > 1 else each[0], name="conversation")

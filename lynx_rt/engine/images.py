@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lynx_rt.errors import CheckpointError, ValidationError, shown
 from lynx_rt.text.image_parts import max_pixels_of
@@ -23,11 +23,20 @@ if TYPE_CHECKING:
 
     from lynx_rt.text.image_parts import ImageSource
     from lynx_rt.text.prompts import ParsedPrompt
+    from lynx_rt.text.tokenizer import Tokenizer
     from lynx_rt.vision.preprocess import ImageProcessorConfig
 
 # As the compiled engine takes an image: position of its first token, grid height and width in patches, patches, digest.
 NativeImage = tuple[int, int, int, "NDArray[np.float32]", bytes]
+_AROUND = ("<|vision_start|>", "<|vision_end|>")  # tokens around an image, in models that have them
 MAX_IMAGES = 999  # of a prompt, unless limit_mm_per_prompt says otherwise; vLLM's default
+
+
+class ImagePlaceholder(NamedTuple):
+    """Stands for an image in a prompt's text."""
+
+    token: str  # which becomes the image's tokens: "<|image_pad|>"
+    text: str  # as chats have it: "<|vision_start|><|image_pad|><|vision_end|>"
 
 
 class ImageInputs:
@@ -66,6 +75,16 @@ class ImageInputs:
     def reads_images(self) -> bool:
         """Whether the model has a vision tower."""
         return self._config is not None
+
+    def placeholder(self, tokenizer: Tokenizer | None) -> ImagePlaceholder | None:
+        """Returns what stands for an image in a text; None where there are no images or no texts."""
+        if tokenizer is None or not self.reads_images:
+            return None
+        token, special = tokenizer.piece(self._token_id), tokenizer.special_token_ids
+        around = [tokenizer.encode(mark, add_special_tokens=False) for mark in _AROUND]
+        if all(len(ids) == 1 and ids[0] in special for ids in around):
+            return ImagePlaceholder(token, token.join(_AROUND))
+        return ImagePlaceholder(token, token)
 
     @property
     def max_images(self) -> int:

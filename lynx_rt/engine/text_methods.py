@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lynx_rt.engine.images import as_prompt
+from lynx_rt.engine.images import ImagePlaceholder, as_prompt
 from lynx_rt.engine.input_processor import InputProcessor
 from lynx_rt.engine.options import check_bool
 from lynx_rt.engine.sampling_params import SamplingParams
@@ -56,6 +56,11 @@ class EngineText:
         """Returns the text of token ids; ids outside the vocabulary add nothing."""
         check_bool("skip_special_tokens", skip_special_tokens)
         return self.get_tokenizer().decode(ids, skip_special_tokens)
+
+    @property
+    def image_placeholder(self) -> ImagePlaceholder | None:
+        """What stands for an image in a prompt's text, as `text` with the tokens around it; None where the model reads text only."""
+        return self._inputs.images.placeholder(self._tokenizer)
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Returns the defaults with the model's generation_config.json on top; `do_sample: false` means temperature 0.

@@ -14,6 +14,7 @@ from lynx_rt.server.completions import check_stream_options
 from lynx_rt.server.conversation import Conversation, Part, chat_request, whole_message
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.logprobs import chat_logprobs, prompt_logprobs
+from lynx_rt.server.media import fetch_images
 from lynx_rt.server.prompts import in_thread, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import may_need_grammar
@@ -28,7 +29,7 @@ async def create_chat_completion(body: ChatBody, state: ServerState, caller: Cal
     model = state.model_name(body.model)
     _check(body)
     state.check_room(body.n or 1)
-    slow = may_need_grammar(body) or bool(body.tools)
+    slow = await fetch_images(body.messages, state) or may_need_grammar(body) or bool(body.tools)
     request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
     call = _Chat(body, state, caller, model, request)
     if not body.stream:

@@ -61,10 +61,10 @@ class ChatBuilder:
         return last
 
 
-def text_parts(content: Any, name: str, texts: Mapping[str, str]) -> str | list[dict[str, Any]]:
-    """Returns a content in the form of chats: a text, or a list of text parts.
+def content_parts(content: Any, name: str, texts: Mapping[str, str], images: bool = True) -> str | list[dict[str, Any]]:
+    """Returns a content in the form of chats: a text, or a list of parts.
 
-    name: of the content, for errors.  texts: type of a part -> the key of its text.
+    name: of the content, for errors.  texts: type of a part -> the key of its text.  images: whether it may have images.
     """
     if isinstance(content, str):
         return content
@@ -74,16 +74,44 @@ def text_parts(content: Any, name: str, texts: Mapping[str, str]) -> str | list[
     for place, item in enumerate(content):
         here = f"{name}[{place}]"
         kind = field(item, "type", str, here)
+        if images and (image := _image_part(item, here)) is not None:
+            parts.append(image)
+            continue
         if kind not in texts:
             known = " and ".join(texts)
-            raise bad_request(f"{here} is of type {shown(kind)}: this server reads text only ({known})", name)
+            reads = "text and images" if images else "text"
+            raise bad_request(f"{here} is of type {shown(kind)}: this server reads {reads} only ({known})", name)
         parts.append({"type": "text", "text": field(item, texts[kind], str, here)})
     return parts
 
 
+def _image_part(item: dict[str, Any], name: str) -> dict[str, Any] | None:
+    """Returns an image in the form of chats; None for any other item.
+
+    OpenAI's responses have {"type": "input_image", "image_url"}, Anthropic's messages {"type": "image", "source": {"type": "base64",
+    "media_type", "data"}} or {"type": "url", "url"}.
+    """
+    kind = item["type"]
+    if kind == "input_image":
+        if item.get("image_url") is None and item.get("file_id") is not None:
+            raise bad_request(f"{name}.file_id names nothing, since this server keeps no files: send image_url", name)
+        return {"type": kind, "image_url": {"url": field(item, "image_url", str, name)}}
+    if kind != "image":
+        return None
+    source, here = field(item, "source", dict, name), f"{name}.source"
+    form = field(source, "type", str, here)
+    if form == "base64":
+        url = f"data:{field(source, 'media_type', str, here)};base64,{field(source, 'data', str, here)}"
+    elif form == "url":
+        url = field(source, "url", str, here)
+    else:
+        raise bad_request(f"{here}.type must be base64 or url, got {shown(form)}", f"{here}.type")
+    return {"type": kind, "image_url": {"url": url}}
+
+
 def joined_text(content: Any, name: str, texts: Mapping[str, str], separator: str = "") -> str:
-    """Returns a content as one text. The arguments are those of text_parts()."""
-    parts = text_parts(content, name, texts)
+    """Returns a content as one text. The arguments are those of content_parts()."""
+    parts = content_parts(content, name, texts, images=False)
     return parts if isinstance(parts, str) else separator.join(part["text"] for part in parts)
 
 

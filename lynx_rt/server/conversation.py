@@ -11,6 +11,7 @@ from typing import Any
 from lynx_rt.engine.chat_results import is_json
 from lynx_rt.engine.outputs import CompletionDelta
 from lynx_rt.engine.request import Request
+from lynx_rt.errors import ValidationError
 from lynx_rt.server.caller import Caller, isolation
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.generation import Generation
@@ -57,7 +58,10 @@ def chat_request(body: ChatBody, state: ServerState, caller: Caller) -> Request:
         fields["skip_special_tokens"] = False
     fields["structured_outputs"] = _form_of_answer(body, state, choice)
     params = sampling_params(body, engine, state.settings, limit, **fields, **isolation(caller, body, state.settings))
-    return engine.inputs.request([parsed], params, None, is_chat=True)
+    try:
+        return engine.inputs.request([parsed], params, None, is_chat=True)
+    except ValidationError as error:  # an image that cannot be decoded
+        raise bad_request(str(error), error.field or None) from None
 
 
 def model_prompt(body: ChatBody, state: ServerState) -> dict[str, Any]:

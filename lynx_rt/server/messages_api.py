@@ -48,7 +48,7 @@ async def count_message_tokens(body: CountTokensBody, request: Request) -> dict[
     """The number of tokens of a conversation."""
     state = state_of(request)
     chat = ChatBody.model_construct(model=body.model, **prompt_fields(body))
-    return {"input_tokens": await count_tokens(chat, state)}
+    return {"input_tokens": await count_tokens(chat, state, FIELD_NAMES)}
 
 
 class _Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, optional_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, content_parts, field, joined_text, optional_text, shared_fields
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import Body, ChatBody, GenerationFields, Messages
 
@@ -109,11 +109,11 @@ def _add(builder: ChatBuilder, message: dict[str, Any], name: str) -> None:
         for place, part in enumerate(parts):
             if isinstance(part, dict) and part.get("type") == "tool_result":
                 here = f"{name}[{place}]"
-                result = text_parts(part.get("content") or "", f"{here}.content", _TEXTS)
+                result = content_parts(part.get("content") or "", f"{here}.content", _TEXTS)
                 builder.add_result(field(part, "tool_use_id", str, here), result)
         said = [part for part in parts if not (isinstance(part, dict) and part.get("type") == "tool_result")]
         if said or not parts:
-            builder.add_user(text_parts(said if parts else content, name, _TEXTS))
+            builder.add_user(content_parts(said if parts else content, name, _TEXTS))
     elif role == "assistant":
         _add_answer(builder, content, name)
     else:

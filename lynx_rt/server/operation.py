@@ -77,6 +77,7 @@ def _model(state: ServerState, name: str) -> dict[str, Any]:
         "owned_by": "lynx_rt",
         "root": state.settings.model,
         "parent": None,
+        "input_modalities": ["text", "image"] if engine is not None and engine.inputs.images.reads_images else ["text"],
         "max_model_len": None if engine is None else engine.max_model_len,
         "permission": [],
     }

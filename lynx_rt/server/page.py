@@ -15,9 +15,9 @@ from lynx_rt.server.state import state_of
 router = APIRouter(include_in_schema=False)
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 _HEADERS = {
-    # Nothing from other places, nothing inline, and no text that becomes HTML.
+    # Nothing from other places, nothing inline but the images of messages, and no text that becomes HTML.
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
     ),
     "Cache-Control": "no-cache",  # a browser asks whether its copy is still right

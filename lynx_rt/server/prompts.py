@@ -45,6 +45,8 @@ def parse(
     except ValidationError as error:
         raise bad_request(str(error), name if error.field == "prompts" else error.field or None) from None
     if truncate is not None:
+        if any(prompt.images for prompt in parsed):
+            raise bad_request("truncate_prompt_tokens cannot cut a prompt with images", "truncate_prompt_tokens")
         for prompt in parsed:
             prompt.token_ids = prompt.token_ids[-(limit if truncate == -1 else truncate) :]
     return parsed
@@ -67,7 +69,7 @@ def chat_prompt(body: ChatFields, state: ServerState) -> dict[str, Any]:
         kwargs["documents"] = body.documents
     kwargs.update(body.chat_template_kwargs or {})
     prompt: dict[str, Any] = {"messages": body.messages, "chat_template_kwargs": kwargs}
-    for name in ("chat_template", "tools", "add_generation_prompt", "continue_final_message"):
+    for name in ("chat_template", "tools", "add_generation_prompt", "continue_final_message", "mm_processor_kwargs"):
         if (value := getattr(body, name)) is not None:
             prompt[name] = value
     if body.continue_final_message and body.add_generation_prompt is None:

@@ -89,6 +89,7 @@ class ChatFields(Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     documents: list[dict[str, Any]] | None = None
+    mm_processor_kwargs: dict[str, Any] | None = Field(None, description='{"max_pixels": N}: makes images smaller')
     reasoning_effort: str | None = None
 
 
@@ -116,6 +117,7 @@ class TokenizeBody(Body):
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    mm_processor_kwargs: dict[str, Any] | None = None
 
 
 class DetokenizeBody(Body):

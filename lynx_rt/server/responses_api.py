@@ -39,7 +39,8 @@ async def create_response(body: ResponsesBody, request: Request) -> Response:
 async def count_input_tokens(body: ResponsesBody, request: Request) -> dict[str, str | int]:
     """The number of tokens of a conversation."""
     state = state_of(request)
-    return {"object": "response.input_tokens", "input_tokens": await count_tokens(chat_of_response(body), state)}
+    count = await count_tokens(chat_of_response(body), state, FIELD_NAMES)
+    return {"object": "response.input_tokens", "input_tokens": count}
 
 
 @router.api_route("/v1/responses/{path:path}", methods=["GET", "POST", "DELETE"], include_in_schema=False)

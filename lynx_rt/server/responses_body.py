@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lynx_rt.errors import shown
-from lynx_rt.server.chat_builder import ChatBuilder, field, joined_text, optional_text, shared_fields, text_parts
+from lynx_rt.server.chat_builder import ChatBuilder, content_parts, field, joined_text, optional_text, shared_fields
 from lynx_rt.server.errors import bad_request
 from lynx_rt.server.protocol import ChatBody, GenerationFields
 
@@ -102,7 +102,7 @@ def _add(builder: ChatBuilder, item: dict[str, Any], name: str) -> None:
     if kind == "message":
         role, content = field(item, "role", str, name), item.get("content")
         if role == "user":
-            builder.add_user(text_parts(content, f"{name}.content", _TEXTS))
+            builder.add_user(content_parts(content, f"{name}.content", _TEXTS))
         elif role == "assistant":
             builder.add_answer(joined_text(content, f"{name}.content", _TEXTS))
         elif role in ("system", "developer"):
@@ -120,7 +120,7 @@ def _add(builder: ChatBuilder, item: dict[str, Any], name: str) -> None:
         builder.add_call(call_id, function, field(item, "arguments", str, name))
     elif kind == "function_call_output":
         call_id = field(item, "call_id", str, name)
-        builder.add_result(call_id, text_parts(item.get("output"), f"{name}.output", _TEXTS))
+        builder.add_result(call_id, content_parts(item.get("output"), f"{name}.output", _TEXTS))
     elif kind == "item_reference":
         raise bad_request(f"{name}: an item_reference names nothing, since {_NOTHING_KEPT}", name)
     else:

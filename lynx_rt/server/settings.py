@@ -41,6 +41,11 @@ class Settings:
     batch_isolation: str = (
         "none"  # "key": requests of one API key form a group; "group": requests that name the same one
     )
+    allowed_media_domains: tuple[
+        str, ...
+    ] = ()  # hosts that images are fetched from; none = images come in requests alone
+    media_timeout: float = 5.0  # seconds for the fetched images of a request
+    max_media_bytes: int = 32 << 20  # of the fetched images of a request
     page: bool = True  # the built-in page at /
     expert_counts: bool | None = None  # whether GET /v1/lynx/experts answers; None = see `gives_expert_counts`
     metrics_per_layer: bool | None = None  # None = up to 64 layers

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from lynx_rt.errors import ValidationError
 from lynx_rt.server.errors import ApiError
 from lynx_rt.server.expert_windows import ExpertWindows
+from lynx_rt.server.fetch import Fetcher
 from lynx_rt.server.metrics import Metrics
 from lynx_rt.server.settings import Settings
 from lynx_rt.server.tracing import Tracing
@@ -43,6 +44,7 @@ class ServerState:
         self.num_moe_layers = 0
         self.memory_bandwidth: float | None = None  # bytes per second that this machine reads; None = not measured
         self.expert_windows: ExpertWindows | None = None
+        self.fetcher = Fetcher(settings.allowed_media_domains, settings.media_timeout, settings.max_media_bytes)
         self.format = ResponseFormat()  # of the model's answers
         self.encoders = ThreadPoolExecutor(_ENCODERS, thread_name_prefix="lynx_rt-encode")
         self._seconds_per_finish = 1.0

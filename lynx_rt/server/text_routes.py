@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 
 from lynx_rt.server.conversation import model_prompt
 from lynx_rt.server.errors import bad_request
+from lynx_rt.server.media import fetch_images
 from lynx_rt.server.prompts import chat_prompt, in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody, ChatFields, DetokenizeBody, TokenizeBody
 from lynx_rt.server.state import state_of
@@ -37,7 +38,8 @@ async def tokenize(body: TokenizeBody, request: Request) -> dict[str, Any]:
     if body.prompt == "":
         ids: list[int] = []
     else:
-        ids = (await in_thread(state, size_of(body.prompt or body.messages), work)).token_ids
+        slow = await fetch_images(body.messages, state)
+        ids = (await in_thread(state, size_of(body.prompt or body.messages), work, slow)).token_ids
     tokenizer = engine.get_tokenizer()
     return {
         "count": len(ids),
@@ -85,5 +87,6 @@ async def render(body: ChatBody, request: Request) -> dict[str, Any]:
         (parsed,) = parse(engine, prompt, name="messages", add_special_tokens=special, truncate=cut)
         return parsed
 
-    parsed = await in_thread(state, size_of(body.messages), work)
+    slow = await fetch_images(body.messages, state)
+    parsed = await in_thread(state, size_of(body.messages), work, slow)
     return {"prompt": parsed.text, "prompt_token_ids": parsed.token_ids, "count": len(parsed.token_ids)}

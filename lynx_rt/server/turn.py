@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Iterator, Mapping
 from types import TracebackType
@@ -12,6 +14,7 @@ from lynx_rt.server.answer import EventAnswer
 from lynx_rt.server.caller import Caller
 from lynx_rt.server.conversation import Conversation, Part, chat_request, model_prompt
 from lynx_rt.server.errors import ApiError
+from lynx_rt.server.media import fetch_images
 from lynx_rt.server.prompts import in_thread, parse, size_of
 from lynx_rt.server.protocol import ChatBody
 from lynx_rt.server.sampling import may_need_grammar
@@ -30,23 +33,32 @@ async def begin_turn(
     state.ready_engine()
     model = state.model_name(body.model)
     state.check_room(1)
-    try:
-        slow = may_need_grammar(body) or bool(body.tools)
+    with _named(names):
+        slow = await fetch_images(body.messages, state) or may_need_grammar(body) or bool(body.tools)
         request = await in_thread(state, size_of(body.messages), lambda: chat_request(body, state, caller), slow)
+    return Turn(state, model, request, Conversation(body, state, caller, request, answer_id))
+
+
+async def count_tokens(body: ChatBody, state: ServerState, names: Mapping[str, str]) -> int:
+    """Returns the number of tokens of a chat, whatever its length. names: as for begin_turn()."""
+    engine = state.ready_engine()
+    state.model_name(body.model)
+    with _named(names):
+        prompt, slow = model_prompt(body, state), await fetch_images(body.messages, state)
+        work = functools.partial(parse, engine, prompt, name="messages")
+        (parsed,) = await in_thread(state, size_of(body.messages), work, slow)
+    return len(parsed.token_ids)
+
+
+@contextlib.contextmanager
+def _named(names: Mapping[str, str]) -> Iterator[None]:
+    """Gives errors the field of the API's body."""
+    try:
+        yield
     except ApiError as error:
         if error.param is not None:
             error.param = names.get(error.param, error.param)
         raise
-    return Turn(state, model, request, Conversation(body, state, caller, request, answer_id))
-
-
-async def count_tokens(body: ChatBody, state: ServerState) -> int:
-    """Returns the number of tokens of a chat, whatever its length."""
-    engine = state.ready_engine()
-    state.model_name(body.model)
-    prompt = model_prompt(body, state)
-    (parsed,) = await in_thread(state, size_of(body.messages), lambda: parse(engine, prompt, name="messages"))
-    return len(parsed.token_ids)
 
 
 class Turn:

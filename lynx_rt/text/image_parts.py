@@ -112,7 +112,7 @@ def images_beside(given: Mapping[str, Any], label: str) -> list[ImageSource]:
 
 def _check_uuids(uuids: Any, count: int, label: str) -> None:
     """Checks names of images, which change nothing: images are known by their content."""
-    names = uuids.get("image", ()) if isinstance(uuids, Mapping) else None
+    names = uuids.get("image") or () if isinstance(uuids, Mapping) else None
     each = [names] if isinstance(names, str) else names
     fits = isinstance(each, (list, tuple)) and all(name is None or isinstance(name, str) for name in each)
     if not fits or (each and len(each) != count):

@@ -25,6 +25,7 @@ class Layer:
         for s, n in enumerate(pages):
             self.tables[s, :n] = deal[sum(pages[:s]) : sum(pages[:s]) + n]
         self.cache = _C_testing.PagedCache(backend, sum(pages) + 2, block_size, self.g, d)
+        self.rope_rows = None  # of the rows of the next feed(): the positions
 
     def feed(self, spans):
         """Rows [begin, end) of each sequence in one call -> their outputs, per sequence."""
@@ -42,6 +43,7 @@ class Layer:
             positions,
             start,
             np.ascontiguousarray(tables),
+            rope_rows=self.rope_rows,
         )
         return [out[start[i] : start[i + 1]] for i in range(len(spans))]
 
@@ -104,6 +106,20 @@ def test_decode_after_prefill(backend, dtype):
     feed([(0, 26, 30), (1, 18, 21), (2, 6, 9)])
     for s, expected in enumerate(layer.expected()):
         assert_within(np.concatenate(got[s]), expected, f"sequence {s}")
+
+
+def test_rope_rows(backend, dtype):
+    """Rows of the table may be others than the positions, and repeat; masks and pages go by the positions."""
+    for lengths in ([13], [21, 6]):
+        layer = Layer(backend, dtype, (4, 2, 16), lengths, 8, seed=2)
+        rows = [layer.rng.integers(0, len(layer.cos), n).astype(np.int32) for n in lengths]
+        layer.rope_rows = np.concatenate(rows)
+        got = layer.whole()
+        for s, of_sequence in enumerate(rows):
+            expected = ref.attention(
+                [layer.qkv[s]], 4, 2, *layer.norms, EPS, layer.cos[of_sequence], layer.sin[of_sequence], dtype
+            )
+            assert_within(got[s], expected[0], f"sequence {s}")
 
 
 def test_no_rows(backend):

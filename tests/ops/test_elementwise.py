@@ -132,3 +132,16 @@ def test_silu_over_its_range(isa):
     gate, up, down = (np.array(w, np.float32) for w in ([[1, 0]], [[0, 1]], [[1], [0]]))
     s = ref.silu(x[:, 0].astype(np.float64))
     assert_within(b.mlp(rows, gate, up, down)[:, 0], (s, tol.SILU * np.abs(s) + tol.SILU_TINY + tol.U32 * np.abs(s)))
+
+
+@pytest.mark.parametrize("rows, width, stride", [(0, 4, 4), (1, 1, 3), (5, 33, 40), (17, 48, 48)])
+def test_set_rows(float_backend, rows, width, stride):
+    rng = np.random.default_rng(rows + width)
+    given, x = rng.standard_normal((rows, stride)).astype(np.float32), rng.standard_normal((rows, width)).astype(np.float32)
+    np.testing.assert_array_equal(float_backend.set_rows(given, x, False), given[:, :width])
+    np.testing.assert_array_equal(float_backend.set_rows(given, x, True), x + given[:, :width])
+
+
+def test_set_rows_refuses_rows_that_overlap(float_backend):
+    with pytest.raises(ValidationError, match="from_stride"):
+        float_backend.set_rows(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), False)

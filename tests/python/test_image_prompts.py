@@ -407,6 +407,51 @@ def test_bad_parts(engine: Engine, part: dict[str, Any], fault: str) -> None:
         engine.chat([[{"role": "user", "content": "x"}], chat], ONE)
 
 
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.sampled_from([URL, URL[:300], "data:", "file:///x", "http://x", "", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["url", "type", "image", "x"]), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+KINDS = ["image", "image_url", "input_image", "image_pil", "text", "video", None, 5]
+KEYS = ["image", "image_url", "image_pil", "url", "text", "source", "file_id", "path"]
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({"type": st.sampled_from(KINDS)}, optional=dict.fromkeys(KEYS, JSON)) | JSON, max_size=4
+    )
+)
+@settings(max_examples=100)
+def test_any_part_is_right_or_refused_by_name(engine: Engine, parts: list[Any]) -> None:
+    try:
+        rendered = engine.render_chat([{"role": "user", "content": parts}])
+    except ValidationError as error:
+        assert str(error) and len(str(error)) < 1000 and error.field
+    else:
+        images = rendered.get("multi_modal_data", {}).get("image", [])
+        assert rendered["prompt_token_ids"].count(IMAGE_TOKEN) == len(images)
+
+
+@given(JSON | st.dictionaries(st.sampled_from(["image", "video", "y"]), JSON, max_size=2), JSON, JSON)
+@settings(max_examples=100)
+def test_any_value_beside_a_text_is_right_or_refused_by_name(
+    engine: Engine, data: Any, uuids: Any, kwargs: Any
+) -> None:
+    beside = {"multi_modal_data": data, "multi_modal_uuids": uuids, "mm_processor_kwargs": kwargs}
+    try:
+        (parsed,) = engine.inputs.parse({"prompt": f"a{PLACEHOLDER}", **beside})
+    except ValidationError as error:
+        assert str(error) and len(str(error)) < 1000 and error.field
+    else:
+        assert len(parsed.images) == 1
+
+
 def test_templates_that_take_no_images(engine: Engine) -> None:
     chat = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image", "image": PIXELS}]}]
     with pytest.raises(ValidationError, match="of type 'image', and this model's chat template takes text only"):

@@ -66,7 +66,7 @@ RENDER = {
 # Method -> how it is called, and arguments that are right.
 CALLS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
     "generate": (Engine.generate, {"prompts": "a", "add_special_tokens": None, **RUN}),
-    "chat": (Engine.chat, {**RENDER, **RUN}),
+    "chat": (Engine.chat, {**RENDER, **RUN, "mm_processor_kwargs": None}),
     "render_chat": (Engine.render_chat, RENDER),
     "stream": (stream, ONE_PROMPT),
     "agenerate": (agenerate, ONE_PROMPT),
@@ -98,6 +98,7 @@ RIGHT: dict[str, set[str]] = {
     "continue_final_message": {"None"},
     "tools": {"None", "[]", "[{'role': 'user'}]"},
     "chat_template_kwargs": {"None", "{}", "{'role': 5}"},
+    "mm_processor_kwargs": {"None", "{}", "[]", "''"},
     "text": TEXTS,
     "skip_special_tokens": {"True"},
     "selection": {"None", "''"},

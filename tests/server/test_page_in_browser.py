@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import time
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from browser import Browser, browsing
 from live_server import LiveServer, serving
+from pictured import Pictured, pictured_server
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 ANSWERED = (
@@ -406,3 +411,105 @@ def test_nobody_looks(page: Browser, live: LiveServer) -> None:
     before = page.text("#rate")
     time.sleep(1.2)
     assert page.text("#rate") == before and page.value("document.querySelector('#crowd').value") == "0"
+
+
+# --- images
+
+
+@pytest.fixture(scope="module")
+def pictured() -> Iterator[Pictured]:
+    with pictured_server((), limit_mm_per_prompt={"image": 3}) as started:
+        yield started
+
+
+@pytest.fixture
+def picture_page(browser: Browser, pictured: Pictured) -> Iterator[Browser]:
+    browser.open(pictured.url + "/")
+    browser.wait(READY)
+    browser.wait("!document.querySelector('#add-picture').hidden")
+    browser.value(_TRANSFER)
+    yield browser
+    browser.open("about:blank")
+
+
+def png(grey: int) -> str:
+    file = io.BytesIO()
+    Image.fromarray(np.full((300, 280, 3), grey, np.uint8)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+# transfer([base64, name, type], ...): what a browser hands over with a drop or a paste.
+_TRANSFER = """window.transfer = (...files) => { const data = new DataTransfer();
+  for (const [text, name, type] of files) data.items.add(new File([Uint8Array.from(atob(text), (c) => c.charCodeAt(0))], name, {type}));
+  return data; }"""
+_SHOWN = "[...document.querySelectorAll('#pictures img')].filter((e) => e.complete && e.naturalWidth === 280).length"
+
+
+def transfer(*greys: int, name: str = "p.png", kind: str = "image/png") -> str:
+    return f"transfer({', '.join(json.dumps([png(grey), name, kind]) for grey in greys)})"
+
+
+def drop(page: Browser, data: str, where: str = "#messages") -> None:
+    page.value(
+        f"document.querySelector('{where}').dispatchEvent(new DragEvent('drop', {{dataTransfer: {data}, bubbles: true, cancelable: true}}))"
+    )
+
+
+def test_images_dropped_pasted_and_chosen(picture_page: Browser, pictured: Pictured) -> None:
+    """All go with the next message, in order, and stay in the conversation."""
+    page, before = picture_page, len(pictured.images)
+    drop(page, transfer(10))
+    page.wait(f"{_SHOWN} === 1")
+    page.value(
+        f"document.querySelector('#message').dispatchEvent(new ClipboardEvent('paste', {{clipboardData: {transfer(20)}, bubbles: true}}))"
+    )
+    page.wait(f"{_SHOWN} === 2")
+    page.value(
+        f"(() => {{ const e = document.querySelector('#picture-files'); e.files = {transfer(30)}.files; e.dispatchEvent(new Event('change')); }})()"
+    )
+    page.wait(f"{_SHOWN} === 3")
+    page.value("document.querySelector('#pictures button').focus()")  # the first is taken back, by the keyboard
+    page.press("Enter")
+    assert page.value(_SHOWN) == 2 and page.value("document.activeElement.closest('#pictures') !== null")
+    ask(page, "what are these?")
+    page.wait(ANSWERED)
+    assert page.value("document.querySelectorAll('#messages .user img').length") == 2 and page.value(_SHOWN) == 0
+    sent = pictured.images[before:]
+    assert [len(images) for images in sent] == [2]
+    page.fill("#max_tokens", "3")
+    ask(page, "and now?")
+    page.wait(f"({ANSWERED}) === 2")
+    assert [image[4] for image in pictured.images[-1]] == [image[4] for image in sent[0]]
+    assert page.all_faults() == []
+
+
+def test_images_that_are_refused_come_back(picture_page: Browser) -> None:
+    page = picture_page
+    drop(page, transfer(1, 2, 3, 4))
+    page.wait(f"{_SHOWN} === 4")
+    ask(page, "what are these?")
+    page.wait(ANSWERED)
+    assert "at most 3 images may be in a prompt" in page.text("#messages .about.error")
+    page.wait(f"{_SHOWN} === 4")
+    assert page.value("document.querySelector('#message').value") == "what are these?"
+    assert [fault for fault in page.all_faults() if "400" not in fault] == []
+
+
+def test_files_that_are_no_images(picture_page: Browser) -> None:
+    page = picture_page
+    drop(page, transfer(1, name="a.txt", kind="text/plain"))
+    page.wait("document.querySelector('#picture-note').textContent === 'Only images can be added.'")
+    drop(page, transfer(1), "header")  # beside the chat: nothing happens, and above all the page stays
+    large = "transfer(...Array(2).fill([btoa('x'.repeat(9e6)), 'large.png', 'image/png']))"
+    drop(page, large)
+    page.wait("document.querySelector('#picture-note').textContent === 'These images are too large together.'")
+    assert page.value("document.querySelector('#pictures').hidden") and page.all_faults() == []
+    worst = page.value(_CONTRAST)
+    assert worst[0] >= 4.5, worst
+
+
+def test_a_page_of_a_model_of_text_takes_no_images(page: Browser) -> None:
+    assert page.value("document.querySelector('#add-picture').hidden")
+    page.value(_TRANSFER)
+    drop(page, transfer(1))
+    page.wait("document.querySelector('#picture-note').textContent === 'This model reads text only.'")

@@ -128,7 +128,9 @@ void test_qkv_post(const Post& c) {
   std::fill_n(&qkv[size_t(2) * heads * d], d, 0.0f);  // a head of zeros, for whose norm eps decides
   const std::vector<uint16_t> untouched(size_t(kBlocks) * c.num_kv_heads * c.block_size * d, 0x7777);
   const DeviceVector<float> x(qkv), qn(q_norm), kn(k_norm), table_cos(cos), table_sin(sin), scales(size_t(2) * rows);
-  const DeviceVector<int32_t> device_positions(kPositions);
+  std::vector<int32_t> rope_rows = kPositions;  // of other rows of the table than their positions, the first excepted
+  std::rotate(rope_rows.begin() + 1, rope_rows.begin() + 2, rope_rows.end());
+  const DeviceVector<int32_t> device_positions(kPositions), device_rope_rows(rope_rows);
   const DeviceVector<int64_t> device_slots(slots);
   const DeviceVector<uint16_t> k(untouched), v(untouched);
   const KvCacheView cache{k.get(), v.get(), DType::kBF16, kBlocks, c.block_size, c.num_kv_heads, d};
@@ -139,7 +141,7 @@ void test_qkv_post(const Post& c) {
   args.rope = {table_cos.get(), table_sin.get(), c.rope_dim, c.interleaved};
   args.v_norm = c.v_norm, args.v_from_k = c.v_from_k;
   args.temperature_floor = c.temperature_floor, args.temperature_scale = kTemperatureScale;
-  cuda::qkv_post(args, rows, device_positions.get(), device_slots.get(), cache, scales.get(), {});
+  cuda::qkv_post(args, rows, device_positions.get(), device_rope_rows.get(), device_slots.get(), cache, scales.get(), {});
 
   const std::vector<float> got = x.read();
   const std::vector<uint16_t> got_k = k.read(), got_v = v.read();
@@ -147,9 +149,9 @@ void test_qkv_post(const Post& c) {
   const bool has_bits = (c.norm == QkNorm::kNone || c.norm == QkNorm::kHead) && c.temperature_floor == 0;
   int wrong = 0;
   for (int t = 0; t < rows; ++t) {
-    const int position = std::max(kPositions[t], 0);
-    const float *row = &qkv[size_t(t) * heads * d], *row_cos = cos.data() + position * half,
-                *row_sin = sin.data() + position * half;
+    const int position = std::max(kPositions[t], 0), rope_row = std::max(rope_rows[t], 0);
+    const float *row = &qkv[size_t(t) * heads * d], *row_cos = cos.data() + rope_row * half,
+                *row_sin = sin.data() + rope_row * half;
     const auto want = reference<Number>(c, row, q_norm.data(), k_norm.data(), row_cos, row_sin, position);
     const auto bits = reference<float>(c, row, q_norm.data(), k_norm.data(), row_cos, row_sin, position);
     for (int h = 0; h < heads; ++h) {
@@ -186,7 +188,8 @@ void test_qkv_post(const Post& c) {
   again[size_t(heads) * d + size_t(d) - 1] = std::nanf("");
   const DeviceVector<float> y(again);
   args.qkv = y.get();
-  cuda::qkv_post(args, 2, device_positions.get() + 3, device_slots.get() + 3, cache, scales.get(), {});
+  cuda::qkv_post(args, 2, device_positions.get() + 3, device_rope_rows.get() + 3, device_slots.get() + 3, cache, scales.get(),
+                 {});
   again = y.read();
   CHECK(std::memcmp(again.data(), &got[size_t(3) * heads * d], size_t(c.num_heads) * d * 4) == 0);
   CHECK(std::isnan(again[size_t(heads) * d + size_t(d) - 1]));
@@ -249,7 +252,7 @@ void test_arguments() {
   const auto post = [&](const KvCacheView& view) {
     QkvPostArgs args = {};
     args.num_heads = 4, args.rope.dim = rotated_columns;
-    cuda::qkv_post(args, 0, nullptr, nullptr, view, nullptr, {});
+    cuda::qkv_post(args, 0, nullptr, nullptr, nullptr, view, nullptr, {});
   };
   const auto unsupported = ErrorCode::kUnsupported;
   post(cache);

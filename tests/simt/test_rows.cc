@@ -1,4 +1,4 @@
-// Compares embed, combine, norms, round_rows, round_heads, gather_rows and router with float64, and tests their order guarantee bit by
+// Compares embed, combine, norms, round_rows, round_heads, gather_rows, set_rows and router with float64, and tests their order guarantee bit by
 // bit.
 //   test_rows [n]   every n-th case; the options are those of SIMT_COPY and SIMT_SEED
 #include <cmath>
@@ -125,6 +125,26 @@ void test_gather_and_round(int num_rows, int hidden) {
   const DeviceVector<float> out(size_t(num_rows) * hidden);
   cuda::gather_rows(device_x.get(), device_rows.get(), num_rows, hidden, out.get(), {});
   CHECK(same_bits(out.read(), want));
+}
+
+void test_set_rows(int num_rows, int hidden) {
+  const int stride = hidden + int(generator() % 3) * 4;
+  const std::vector<float> from = random_floats(size_t(num_rows) * stride + 1),
+                           before = random_floats(size_t(num_rows + 1) * hidden);
+  const DeviceVector<float> device_from(from);
+  for (const bool accumulate : {false, true})
+    for (const int shift : {0, 1}) {  // whether `from` is aligned
+      std::vector<float> want = before;
+      for (int t = 0; t < num_rows; ++t)
+        for (int i = 0; i < hidden; ++i) {
+          const float value = from[size_t(t * stride + i + shift)];
+          float& to = want[size_t(t * hidden + i)];
+          to = accumulate ? to + value : value;
+        }
+      const DeviceVector<float> x(before);
+      cuda::set_rows(device_from.get() + shift, stride, num_rows, hidden, accumulate, x.get(), {});
+      CHECK(same_bits(x.read(), want));
+    }
 }
 
 // Rows with experts to combine. The partial results of choices without an expert are NaN.
@@ -410,6 +430,7 @@ int main(int argc, char** argv) {
       if (hidden > 2000 && num_rows > 3) continue;
       if (!skipped()) test_embed(num_rows, hidden);
       if (!skipped()) test_gather_and_round(num_rows, hidden);
+      if (!skipped()) test_set_rows(num_rows, hidden);
       for (const int top_k : {1, 8, 11})
         if (!skipped()) test_combine(num_rows, hidden, top_k);
       if (!skipped()) test_scaled_experts(num_rows, hidden, 5);

@@ -60,7 +60,7 @@ void CpuBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, co
       for (int64_t h = 0; h < a + g; ++h) norm_row(head(h), h < a ? args.q_norm : args.k_norm, d);
     if (args.clip > 0)
       for (int64_t i = 0; i < (a + 2 * g) * d; ++i) row[i] = std::clamp(row[i], -args.clip, args.clip);
-    for (int64_t h = 0; h < a + g; ++h) rotate(head(h), args.rope, batch.positions[t]);
+    for (int64_t h = 0; h < a + g; ++h) rotate(head(h), args.rope, batch.rope()[t]);
     if (norm == QkNorm::kHeadAfterRope || norm == QkNorm::kUnitAfterRope)
       for (int64_t h = 0; h < a + g; ++h) norm_row(head(h), h < a ? args.q_norm : args.k_norm, d);
     if (args.temperature_floor > 0) {
@@ -80,13 +80,13 @@ void CpuBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, co
   pool_.parallel_for(batch.num_rows, [&](int64_t t, int) {
     float* kv = args.kv + t * width;
     kernels_.rmsnorm(kv, args.kv_norm.data, args.kv_norm.dtype, latent, args.eps, kv);
-    rotate(kv + latent, args.rope, batch.positions[t]);
+    rotate(kv + latent, args.rope, batch.rope()[t]);
     store(kv, width, cache.k, cache, width, 0, batch.slots[t]);
     for (int64_t h = 0; h < args.num_heads; ++h) {
       const float* q = args.q + (t * args.num_heads + h) * (args.nope + rotated) + args.nope;
       float* to = args.latent_q + (t * args.num_heads + h) * width + latent;
       std::copy_n(q, rotated, to);
-      rotate(to, args.rope, batch.positions[t]);
+      rotate(to, args.rope, batch.rope()[t]);
     }
   });
 }

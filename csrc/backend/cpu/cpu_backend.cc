@@ -132,6 +132,17 @@ void CpuBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, i
   for (size_t i = 0; i < rows.size(); ++i) std::copy_n(x + rows[i] * hidden_size, hidden_size, out + int64_t(i) * hidden_size);
 }
 
+void CpuBackend::do_set_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate,
+                             float* x) {
+  pool_.parallel_for(num_rows, [&](int64_t t, int) {
+    const float* row = from + t * from_stride;
+    if (accumulate)
+      kernels_.axpy(1, row, num_columns, x + t * num_columns);
+    else
+      std::copy_n(row, num_columns, x + t * num_columns);
+  });
+}
+
 void CpuBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,
                            int64_t vocab_size, int32_t* tokens) {
   pool_.parallel_for(int64_t(params.size()), [&](int64_t i, int thread) {

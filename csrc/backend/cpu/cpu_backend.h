@@ -61,6 +61,7 @@ class CpuBackend : public Backend {
               float scale) override;
   void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
+  void do_set_rows(const float*, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float*) override;
   void do_sample(const float*, std::span<const DrawParams>, std::span<const int32_t>, int64_t, int32_t*) override;
   BatchView do_begin_step(const BatchView& batch) override;
   void do_end_step(std::span<SelectionStats>) override;

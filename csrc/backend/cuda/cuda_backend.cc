@@ -184,11 +184,12 @@ void CudaBackend::do_head_linear(const RowsIn& x, int64_t x_stride, int64_t x_he
 }
 
 void CudaBackend::do_qkv_post(const QkvPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  cuda::qkv_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, static_cast<float*>(row_scales_.get()), stream_);
+  cuda::qkv_post(args, int(batch.num_rows), batch.positions, batch.rope(), batch.slots, cache,
+                 static_cast<float*>(row_scales_.get()), stream_);
 }
 
 void CudaBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache) {
-  cuda::mla_post(args, int(batch.num_rows), batch.positions, batch.slots, cache, stream_);
+  cuda::mla_post(args, int(batch.num_rows), batch.rope(), batch.slots, cache, stream_);
 }
 
 void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, const KvCacheView& cache, const RowsOut& out) {
@@ -367,6 +368,11 @@ void CudaBackend::do_soft_cap(float* values, int64_t count, float cap) { cuda::s
 void CudaBackend::do_gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {
   copy_async(rows_.get(), stage_copy(rows), rows.size_bytes(), stream_);
   cuda::gather_rows(x, static_cast<const int32_t*>(rows_.get()), int(rows.size()), int(hidden_size), out, stream_);
+}
+
+void CudaBackend::do_set_rows(const float* from, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate,
+                              float* x) {
+  cuda::set_rows(from, from_stride, int(num_rows), int(num_columns), accumulate, x, stream_);
 }
 
 void CudaBackend::do_sample(const float* logits, std::span<const DrawParams> params, std::span<const int32_t> masks,

@@ -161,7 +161,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
 
   Layout layout;
   const int64_t num_rows_at = layout.take<int32_t>(1), ids_at = layout.take<int32_t>(s.rows),
-                positions_at = layout.take<int32_t>(s.rows), slots_at = layout.take<int64_t>(b.num_page_groups * s.rows),
+                positions_at = layout.take<int32_t>(s.rows), rope_at = layout.take<int32_t>(s.rows),
+                slots_at = layout.take<int64_t>(b.num_page_groups * s.rows),
                 tables_at = layout.take<int32_t>(b.num_page_groups * s.sequences * s.table_stride),
                 exact_at = layout.take<uint8_t>(s.rows), groups_at = layout.take<int32_t>(s.rows),
                 starts_at = layout.take<int32_t>(s.sequences + 1), states_at = layout.take<int32_t>(s.sequences),
@@ -192,6 +193,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   // Tests of single ops may leave arrays null.
   fill(ids_at, b.token_ids, b.num_rows, s.rows, int32_t{0});
   fill(positions_at, b.positions, b.num_rows, s.rows, int32_t{-1});
+  fill(rope_at, b.rope(), b.num_rows, s.rows,
+       int32_t{0});  // always there, so that recorded steps serve batches with and without images
   for (int64_t g = 0; g < b.num_page_groups; ++g)
     fill(slots_at + g * s.rows * int64_t(sizeof(int64_t)), b.slots ? b.slots + g * b.num_rows : nullptr, b.num_rows, s.rows,
          int64_t{-1});
@@ -227,6 +230,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   view.num_seqs = s.sequences;
   view.token_ids = at<int32_t>(device, ids_at);
   view.positions = at<int32_t>(device, positions_at);
+  view.rope_rows = at<int32_t>(device, rope_at);
   view.slots = at<int64_t>(device, slots_at);
   view.query_start = at<int32_t>(device, starts_at);  // attention takes the rows of a sequence from its tiles instead
   view.state_slots = at<int32_t>(device, states_at);

@@ -78,6 +78,9 @@ struct EngineOptions {
   std::string admission = "first_come";
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
+  // Memory for what the vision tower says of images, for requests that need it and later ones with the same images; an image that needs
+  // more is refused. 0 = chosen: room for 16384 tokens of images, at most an eighth of the KV cache's memory.
+  int64_t encoder_cache_memory_bytes = 0;
   // Whether prompts share the pages of equal prefixes. Models with states of constant size keep snapshots of them, in at most as many
   // slots again as max_num_seqs, and cut prompts at the page boundaries where they take one.
   bool enable_prefix_caching = true;
@@ -151,6 +154,17 @@ struct StepOutput {
 // alone. Throwing, or a mask without tokens, ends this request with an error, and no other.
 using TokenMask = std::function<bool(std::span<const int32_t> tokens, std::span<int32_t> words)>;
 
+// An image of a prompt. M = merge_size, C = in_channels * temporal_patch_size * patch_size^2 of the model's vision_config.
+struct ImageInput {
+  // Index of the first of the image's grid_height * grid_width / M^2 tokens in the prompt, all of which are ModelInfo::image_token_id.
+  int64_t position = 0;
+  int32_t grid_height = 0, grid_width = 0;  // patches; multiples of M
+  // [grid_height * grid_width, C], finite; rows in the order of merge blocks: block row, block column, row in the block, column in the block.
+  std::vector<float> patches;
+  // Names the content, for the caches: images with equal digests and grids count as equal. Not empty; a SHA-256 of the patches, say.
+  std::string digest;
+};
+
 // Counters since creation or reset_stats(), and gauges.
 struct EngineStats {
   int64_t num_running = 0, num_waiting = 0, kv_blocks_used = 0, kv_blocks_total = 0;  // gauges; in pages of all layers
@@ -201,6 +215,11 @@ struct EngineStats {
     // when a step needed them.
     int64_t low_bytes = 0, late = 0;
   } tier;
+  // Images of the prompts counted by prompt_tokens; images that the vision tower was run for; images that a request needed and that were
+  // in the encoder cache. An image whose pages are in the prefix cache is neither of the last two.
+  int64_t images = 0, images_encoded = 0, images_cached = 0;
+  double encoder_seconds = 0;       // time of the tower, part of step_seconds and not of decode_seconds
+  int64_t encoder_cache_bytes = 0;  // gauge
 };
 
 // Decode-only steps in which each expert was used, [MoE layers, num_experts], since creation or reset_stats(). The lists are empty on
@@ -264,6 +283,10 @@ struct ModelInfo {
   // Bytes of the weights that lie in mapped files: the checkpoint's, and that of quantization_cache. The other ones take memory of
   // their own (on a device, all of them).
   int64_t mapped_weight_bytes = 0;
+  // The token that stands for a row of an image; -1 = the model, or this checkpoint of it, reads text alone. Then keys of vision_config, 0
+  // where it reads text alone.
+  int32_t image_token_id = -1;
+  int64_t patch_size = 0, temporal_patch_size = 0, merge_size = 0;
 };
 
 // Thread-safety: every method may be called from any thread; one lock serialises them. A failed add_request() or step()
@@ -279,8 +302,11 @@ class LYNX_RT_API Engine {
 
   // Queues a request and returns its number. Throws kInvalidArgument (empty prompt, id outside the vocabulary, prompt not
   // shorter than max_model_len, a sampling field out of range), kQueueFull, kClosed. token_mask: null = every token may follow;
-  // with forced_token_ids it is not asked.
-  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask = nullptr);
+  // with forced_token_ids it is not asked. images: in the order of their positions; every image_token_id of the prompt is in one of them.
+  // Throws kInvalidArgument (field images) where an image does not fit the prompt or the encoder cache, kUnsupported where the model reads
+  // text alone.
+  uint64_t add_request(std::vector<int32_t> prompt_token_ids, const SamplingParams& params, TokenMask token_mask = nullptr,
+                       std::vector<ImageInput> images = {});
   // Runs one step: schedule -> run -> postprocess. Returns no outputs when there is nothing to do. Steps of several threads take
   // turns.
   std::vector<StepOutput> step();
@@ -321,7 +347,7 @@ class LYNX_RT_API Engine {
 
   // Returns the logits [tokens, vocabulary] of every position of one sequence, computed outside of scheduling, for tests and
   // research. `chunk` is the number of rows per pass, 0 = all at once; the result is bitwise the same for all values.
-  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk = 0);
+  std::vector<float> forward(const std::vector<int32_t>& token_ids, int64_t chunk = 0, std::vector<ImageInput> images = {});
 
   // Returns the router logits of the decode-only steps since the last call. Throws kInvalidArgument without record_router_logits.
   RouterLogits take_router_logits();

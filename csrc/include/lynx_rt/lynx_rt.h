@@ -103,6 +103,7 @@ typedef struct lynx_rt_options {
   double io_timeout_s; /* 0 = steps wait for reads of experts without end */
   const char* memory;
   const char* admission; /* which waiting request takes a free place: "first_come", "affinity:skips=128"; NULL = first_come */
+  int64_t encoder_cache_memory_bytes; /* for what the vision tower says of images; 0 = chosen */
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
@@ -215,6 +216,10 @@ typedef struct lynx_rt_model_info {
   int64_t workspace_bytes;
   const int32_t* eos_token_ids;
   size_t num_eos_token_ids;
+  int32_t image_token_id; /* stands for a row of an image; -1 = the model reads text alone */
+  int64_t patch_size;     /* this and the next two: 0 where it reads text alone */
+  int64_t temporal_patch_size;
+  int64_t merge_size;
 } lynx_rt_model_info;
 
 /* One MoE layer in the decode-only steps: EngineStats::Layer of engine.h */
@@ -298,8 +303,13 @@ typedef struct lynx_rt_stats {
   double tier_read_rate;    /* bytes per second of that time, lately; 0 = nothing was read yet */
   int64_t tier_read_depth;  /* pieces of 1 MiB that are read at a time */
   double slo_seconds_per_miss;
-  int64_t tier_low_bytes; /* of copies in low precision, from which misses are computed; 0 = there are none */
-  int64_t tier_late;      /* with these: hits that had not arrived when a step needed them */
+  int64_t tier_low_bytes;      /* of copies in low precision, from which misses are computed; 0 = there are none */
+  int64_t tier_late;           /* with these: hits that had not arrived when a step needed them */
+  int64_t images;              /* of the prompts counted by prompt_tokens */
+  int64_t images_encoded;      /* images that the vision tower was run for */
+  int64_t images_cached;       /* images that a request needed and that were in the encoder cache */
+  double encoder_seconds;      /* time of the tower */
+  int64_t encoder_cache_bytes; /* gauge */
 } lynx_rt_stats;
 
 /* "0.2.0" */
@@ -325,6 +335,23 @@ LYNX_RT_API void lynx_rt_destroy(lynx_rt_engine* engine);
 /* Queues a request; params may be NULL. *request_id is written on success only; it is not 0. */
 LYNX_RT_API lynx_rt_status lynx_rt_add_request(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
                                                const lynx_rt_params* params, uint64_t* request_id);
+
+/* ImageInput of engine.h. Will not grow. Arrays are copied. */
+typedef struct lynx_rt_image {
+  int64_t position; /* index of its first token in the prompt */
+  int32_t grid_height;
+  int32_t grid_width;
+  const float*
+      patches; /* [grid_height * grid_width, in_channels * temporal_patch_size * patch_size^2], in the order of merge blocks */
+  size_t num_values;  /* of patches */
+  const void* digest; /* names the content: images with equal digests and grids count as equal */
+  size_t digest_size; /* in bytes, not 0 */
+} lynx_rt_image;
+
+/* lynx_rt_add_request() of a prompt with images, in the order of their positions. */
+LYNX_RT_API lynx_rt_status lynx_rt_add_request_with_images(lynx_rt_engine* engine, const int32_t* token_ids, size_t num_tokens,
+                                                           const lynx_rt_image* images, size_t num_images,
+                                                           const lynx_rt_params* params, uint64_t* request_id);
 
 /* Runs one step, then calls `callback` in this thread once for each request that has an output. Steps of several threads take turns,
  * callbacks included, so a request's outputs come in order.

@@ -8,7 +8,7 @@ const Family& qwen3_5_moe_text_family();
 
 namespace {
 
-ModelConfig read_config(const ConfigReader& c) { return read_text_part(c, qwen3_5_moe_text_family().read_config); }
+ModelConfig read_config(const ConfigReader& c) { return read_vision_language(c, qwen3_5_moe_text_family().read_config, {}); }
 
 }  // namespace
 

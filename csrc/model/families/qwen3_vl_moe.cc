@@ -15,7 +15,9 @@ ModelConfig read_text(const ConfigReader& c) {
   return m;
 }
 
-ModelConfig read_config(const ConfigReader& c) { return read_text_part(c, read_text, false); }
+ModelConfig read_config(const ConfigReader& c) {
+  return read_vision_language(c, read_text, {.tied = false, .deepstack = {8, 16, 24}});
+}
 
 std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
   const MoeNames names{.add_experts = [](WeightTable& table, const std::string& prefix, int64_t l) {

@@ -1,6 +1,7 @@
 // The chat. Text becomes paragraphs, lists, `code`, ``` blocks and **bold**, and never HTML or a link.
 
 import { $, make, number, percent, policyName } from "./dom.js";
+import { pictureOf, returnPictures, takePictures } from "./pictures.js";
 import { answer } from "./server.js";
 
 function inline(text) {
@@ -29,7 +30,7 @@ export function formatted(text) {
   return blocks;
 }
 
-const conversation = []; // {role, content}
+const conversation = []; // {role, content}; content is a text, or a list of images and a text
 let answering = null; // the AbortController of the answer in progress
 
 function samplingFields() {
@@ -49,27 +50,32 @@ function about({ usage, lynx, reason }) {
   return parts.join(" · ");
 }
 
-function addMessage(role, text) {
+function contentOf(text, pictures) {
+  if (!pictures.length) return text;
+  return [...pictures.map(({ url }) => ({ type: "image_url", image_url: { url } })), { type: "text", text }];
+}
+
+function addMessage(role, text, pictures = []) {
   const log = $("messages");
   log.querySelector(".empty")?.remove();
   const body = make("div", { className: "text" });
   const who = make("span", { className: "hidden", textContent: role === "user" ? "You: " : "Model: " });
-  const item = make("li", { className: role }, who, body);
+  const item = make("li", { className: role }, who, ...pictures.map(pictureOf), body);
   if (text) body.append(text);
   log.append(item);
   log.scrollTop = log.scrollHeight;
   return { item, body };
 }
 
-async function ask(question) {
+async function ask(question, pictures) {
   const log = $("messages");
-  addMessage("user", question);
+  addMessage("user", question, pictures);
   const { item, body } = addMessage("assistant");
   const note = item.appendChild(make("p", { className: "about", textContent: "waiting for the first token" }));
   const thoughts = make("div", { className: "text" });
   const thinking = make("details", {}, make("summary", { textContent: "Reasoning" }), thoughts);
   const system = $("system").value ? [{ role: "system", content: $("system").value }] : [];
-  const messages = [...system, ...conversation, { role: "user", content: question }];
+  const messages = [...system, ...conversation, { role: "user", content: contentOf(question, pictures) }];
   let latest = { text: "", thought: "" };
   let frame = 0;
   const draw = () => {
@@ -98,7 +104,10 @@ async function ask(question) {
     note.textContent = stopped ? "stopped" : error.message;
     note.classList.toggle("error", !stopped);
     if (stopped && latest.text) conversation.push(messages.at(-1), { role: "assistant", content: latest.text });
-    else $("message").value ||= question; // to be sent again
+    else {
+      $("message").value ||= question; // to be sent again
+      returnPictures(pictures);
+    }
   } finally {
     cancelAnimationFrame(frame);
     draw();
@@ -120,7 +129,7 @@ export function startChat() {
     const question = $("message").value.trim();
     if (!question || answering) return;
     $("message").value = "";
-    ask(question);
+    ask(question, takePictures());
   });
   // A field with a wrong value is shown, so that the browser can say so there.
   $("chat-form").addEventListener("invalid", ({ target }) => target.closest("details")?.setAttribute("open", ""), true);

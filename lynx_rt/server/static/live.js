@@ -1,6 +1,7 @@
 // The server's steps in numbers, as long as the page is looked at.
 
 import { $, colour, fill, number, percent, policyName, sleep, surface } from "./dom.js";
+import { offerPictures } from "./pictures.js";
 import { get, events } from "./server.js";
 
 export const live = { state: null }; // the last answer of /v1/lynx/state, with the current policy
@@ -48,6 +49,7 @@ async function begin() {
   const [models, state] = await Promise.all([get("v1/models"), get("v1/lynx/state")]);
   live.state = state;
   const names = models.data.map((model) => model.id);
+  offerPictures(models.data.some((model) => model.input_modalities?.includes("image")));
   if ($("model").options.length !== names.length) $("model").replaceChildren(...names.map((name) => new Option(name)));
   $("model").hidden = names.length < 2;
   $("model-name").textContent = names.length < 2 ? names[0] : "";

@@ -7,6 +7,7 @@ import { startCrowd } from "./crowd.js";
 import { $ } from "./dom.js";
 import { drawHeat, showExperts, startHeat } from "./heat.js";
 import { drawLine, watch } from "./live.js";
+import { startPictures } from "./pictures.js";
 import { startKeys } from "./server.js";
 
 const tabs = [...document.querySelectorAll('[role="tab"]')];
@@ -38,6 +39,7 @@ window.addEventListener("resize", redraw);
 
 startKeys();
 startChat();
+startPictures();
 startCrowd();
 startCompare();
 startHeat();

@@ -20,10 +20,10 @@ inline constexpr int kTileQueries = 16;  // (row, query head of one kv head) pai
 inline constexpr int kMaxKeyDim = 576, kMaxValueDim = 512;  // D and Dv of attention()
 
 // T rows; pointers to device memory, norm weights float32. D is even and at most 512. `scales` [T, 2] is scratch for
-// QkNorm::kWidth.
-void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, const int64_t* slots, const KvCacheView& cache,
-              float* scales, Stream stream);
-void mla_post(const MlaPostArgs& args, int num_rows, const int32_t* positions, const int64_t* slots, const KvCacheView& cache,
+// QkNorm::kWidth. positions [T] is read for the temperature alone; rope_rows [T]: rows of the rope table, which may be the positions.
+void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, const int32_t* rope_rows, const int64_t* slots,
+              const KvCacheView& cache, float* scales, Stream stream);
+void mla_post(const MlaPostArgs& args, int num_rows, const int32_t* rope_rows, const int64_t* slots, const KvCacheView& cache,
               Stream stream);
 
 // The work of one block for each kv head: `rows` consecutive rows of one sequence, over one split of the keys or over all of them.

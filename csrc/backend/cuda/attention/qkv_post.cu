@@ -30,7 +30,8 @@ struct QkvPostParams {
   const float* scales;  // kWidth: [T, 2] 1 / rms of all of q and of k
   QkNorm norm;
   RopeTable rope;
-  const int32_t* positions;
+  const int32_t* positions;  // for the temperature
+  const int32_t* rope_rows;
   const int64_t* slots;
   uint16_t* k_cache;
   uint16_t* v_cache;
@@ -101,8 +102,9 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) qkv_post_kernel(const __gri
     const float scale = !before ? 1 : width ? p.scales[2 * t + !is_q] : inverse_rms(x, d, p.eps);
     if (width && norm) norm += int64_t(is_q ? head : kv_head) * d;
     sync_warp();  // all have read x
-    const float* cos = p.rope.cos + int64_t(position) * half;
-    const float* sin = p.rope.sin + int64_t(position) * half;
+    const int64_t rope_row = p.rope_rows[t] < 0 ? 0 : p.rope_rows[t];
+    const float* cos = p.rope.cos + rope_row * half;
+    const float* sin = p.rope.sin + rope_row * half;
     LYNX_UNROLL
     for (int j = 0; j < kPairs; ++j) {
       const int i = lane_id() + j * kWarpSize;
@@ -175,7 +177,7 @@ __global__ void __launch_bounds__(kWidthThreads) width_kernel(const __grid_const
 struct MlaPostParams {
   MlaPostArgs args;
   const float* norm;
-  const int32_t* positions;
+  const int32_t* rope_rows;
   const int64_t* slots;
   uint16_t* cache;
   int64_t num_jobs;  // rows * (heads + 1)
@@ -194,9 +196,9 @@ __global__ void __launch_bounds__(kWarps* kWarpSize) mla_post_kernel(const __gri
   const int64_t slot = p.slots[t];
   if (!is_q && slot < 0) return;
 
-  const int64_t position = p.positions[t] < 0 ? 0 : p.positions[t];
-  const float* cos = p.args.rope.cos + position * (rotated / 2);
-  const float* sin = p.args.rope.sin + position * (rotated / 2);
+  const int64_t rope_row = p.rope_rows[t] < 0 ? 0 : p.rope_rows[t];
+  const float* cos = p.args.rope.cos + rope_row * (rotated / 2);
+  const float* sin = p.args.rope.sin + rope_row * (rotated / 2);
   const float* kv = p.args.kv + t * columns;
   const float* x = is_q ? p.args.q + (t * num_heads + head) * (p.args.nope + rotated) + p.args.nope : kv + latent;
   float* to_q = p.args.latent_q + (t * num_heads + head) * columns + latent;
@@ -222,8 +224,8 @@ void check_cache(const char* op, const KvCacheView& cache) {
 
 }  // namespace
 
-void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, const int64_t* slots, const KvCacheView& cache,
-              float* scales, Stream stream) {
+void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, const int32_t* rope_rows, const int64_t* slots,
+              const KvCacheView& cache, float* scales, Stream stream) {
   const int64_t d = cache.head_dim;
   check_cache("qkv_post", cache);
   if (d < 2 || d > kMaxValueDim || d % 2)
@@ -242,6 +244,7 @@ void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, c
   p.norm = args.norm;
   p.rope = args.rope;
   p.positions = positions;
+  p.rope_rows = rope_rows;
   p.slots = slots;
   p.k_cache = static_cast<uint16_t*>(cache.k);
   p.v_cache = static_cast<uint16_t*>(cache.v);
@@ -263,7 +266,7 @@ void qkv_post(const QkvPostArgs& args, int num_rows, const int32_t* positions, c
          0, stream, p);
 }
 
-void mla_post(const MlaPostArgs& args, int num_rows, const int32_t* positions, const int64_t* slots, const KvCacheView& cache,
+void mla_post(const MlaPostArgs& args, int num_rows, const int32_t* rope_rows, const int64_t* slots, const KvCacheView& cache,
               Stream stream) {
   check_cache("mla_post", cache);
   const int64_t latent = args.kv_norm.cols;
@@ -273,7 +276,7 @@ void mla_post(const MlaPostArgs& args, int num_rows, const int32_t* positions, c
   if (num_rows <= 0) return;
   const int64_t jobs = int64_t(num_rows) * (args.num_heads + 1);
   const MlaPostParams p{
-      args, static_cast<const float*>(args.kv_norm.data), positions, slots, static_cast<uint16_t*>(cache.k), jobs, int(latent)};
+      args, static_cast<const float*>(args.kv_norm.data), rope_rows, slots, static_cast<uint16_t*>(cache.k), jobs, int(latent)};
   launch(mla_post_kernel, unsigned(ceil_div(jobs, kWarps)), kWarps * kWarpSize, 0, stream, p);
 }
 

@@ -1,7 +1,7 @@
-// embed() and gather_rows().
+// embed(), gather_rows() and set_rows().
 //
 // Work split: a thread per quad of a row. Memory traffic per row: embed reads 4 H bytes (a packed fragment has two rows) and writes
-// 4 H; gather_rows 4 H each way. Limits: T * ceil(H / 4) <= 2^39.
+// 4 H; gather_rows and set_rows 4 H each way, with `accumulate` 4 H more read. Limits: T * ceil(H / 4) <= 2^39.
 #include "backend/cuda/rows/gather.h"
 
 #include "backend/cuda/gemm/packed.h"
@@ -54,6 +54,29 @@ __global__ void __launch_bounds__(kQuadThreads) gather_kernel(const __grid_const
   store_quad(p.out + at.row * p.num_columns + at.column, quad, at.count, p.aligned);
 }
 
+struct SetParams {
+  const float* from;
+  int64_t from_stride;
+  float* x;
+  int num_rows, num_columns, quads;
+  bool accumulate, aligned;
+};
+
+__global__ void __launch_bounds__(kQuadThreads) set_rows_kernel(const __grid_constant__ SetParams p) {
+  grid_wait();
+  grid_launch_dependents();
+  const QuadOfRow at = quad_of_row(p.num_rows, p.num_columns, p.quads);
+  if (at.count == 0) return;
+  float* to = p.x + at.row * p.num_columns + at.column;
+  Quad quad = load_quad(p.from + at.row * p.from_stride + at.column, at.count, p.aligned);
+  if (p.accumulate) {
+    const Quad old = load_quad(to, at.count, p.aligned);
+    LYNX_UNROLL
+    for (int i = 0; i < 4; ++i) quad.v[i] += old.v[i];
+  }
+  store_quad(to, quad, at.count, p.aligned);
+}
+
 }  // namespace
 
 void embed(const void* packed_table, const int32_t* ids, int num_rows, int hidden_size, float scale, float* out, Stream stream) {
@@ -72,6 +95,12 @@ void embed(const void* packed_table, const int32_t* ids, int num_rows, int hidde
 void gather_rows(const float* x, const int32_t* rows, int num_rows, int hidden_size, float* out, Stream stream) {
   const bool aligned = hidden_size % 4 == 0 && aligned_16(x) && aligned_16(out);
   launch_per_quad(gather_kernel, {x, rows, out, num_rows, hidden_size, quads_of(hidden_size), aligned}, stream);
+}
+
+void set_rows(const float* from, int64_t from_stride, int num_rows, int num_columns, bool accumulate, float* x, Stream stream) {
+  const bool aligned = num_columns % 4 == 0 && from_stride % 4 == 0 && aligned_16(from) && aligned_16(x);
+  launch_per_quad(set_rows_kernel, {from, from_stride, x, num_rows, num_columns, quads_of(num_columns), accumulate, aligned},
+                  stream);
 }
 
 }  // namespace lynx_rt::cuda

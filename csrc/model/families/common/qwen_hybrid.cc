@@ -28,7 +28,7 @@ void read_layer_kinds(const ConfigReader& c, ModelConfig& m) {
 ModelConfig read_hybrid(const ConfigReader& c) {
   c.integer("head_dim", 1, 1 << 16);  // its default in transformers does not follow from the other sizes
   ModelConfig m = read_common(c, {.partial_rotary = true, .partial_rotary_factor = 0.25});
-  accept_mrope(c);
+  read_mrope(c, {11, 11, 10}, m);
   read_layer_kinds(c, m);
   m.qk_norm = QkNorm::kHead;
   // Files of llama.cpp hold 1 + w, and value heads in another order (gguf_config()).
