@@ -28,8 +28,9 @@ WeightView any_weight(const py::object& w) {
 Activation activation_of(const std::string& name) {
   if (name == "silu") return Activation::kSilu;
   if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "gelu") return Activation::kGelu;
   if (name == "relu2") return Activation::kRelu2;
-  invalid("activation", "expected silu, gelu_tanh or relu2, got \"", name, "\"");
+  invalid("activation", "expected silu, gelu_tanh, gelu or relu2, got \"", name, "\"");
 }
 
 // Returns where an op writes its rows: zeros that it adds to, or NaN that it replaces.
@@ -212,7 +213,7 @@ void register_ops(py::module_& m) {
           "mlp",
           [](Backend& b, const Floats& x, const py::object& gate, const py::object& up, const py::object& down,
              const std::optional<std::vector<py::array>>& biases, const std::optional<py::array>& row_gate,
-             const std::string& activation, bool accumulate, float scale) {
+             const std::string& activation, bool accumulate, float scale, int64_t out_stride) {
             ExpertWeights w;
             w.gate = any_weight(gate);
             if (!up.is_none()) w.up = any_weight(up);
@@ -223,13 +224,15 @@ void register_ops(py::module_& m) {
               w.down_bias = weight(biases->at(2));
             }
             require_columns(x, w.gate.cols);
-            Floats out = output(x.shape(0), x.shape(1), accumulate);
-            b.mlp(activations(x), w, weight(row_gate), out.mutable_data(), activation_of(activation), accumulate, scale);
+            // The columns behind those of `down`, up to out_stride, are not the op's.
+            Floats out = output(x.shape(0), out_stride ? out_stride : w.down.rows, accumulate);
+            b.mlp(activations(x), w, weight(row_gate), out.mutable_data(), activation_of(activation), accumulate, scale,
+                  out_stride);
             return out;
           },
           py::arg("x"), py::arg("gate"), py::arg("up"), py::arg("down"), py::arg("biases") = py::none(),
-          py::arg("row_gate") = py::none(), py::arg("activation") = "silu", py::arg("accumulate") = true,
-          py::arg("scale") = 1.0f);
+          py::arg("row_gate") = py::none(), py::arg("activation") = "silu", py::arg("accumulate") = true, py::arg("scale") = 1.0f,
+          py::arg("out_stride") = 0);
 
   py::class_<PlacedWeight>(m, "PlacedWeight")
       .def_property_readonly("bytes", [](const PlacedWeight& w) { return w.view.bytes(); })

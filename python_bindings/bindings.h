@@ -19,4 +19,5 @@ void register_gated_delta(pybind11::module_& m);
 void register_ops(pybind11::module_& m);
 void register_select(pybind11::module_& m);
 void register_tiers(pybind11::module_& m);
+void register_vision(pybind11::module_& m);
 }  // namespace lynx_rt

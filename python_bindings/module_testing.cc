@@ -12,5 +12,6 @@ PYBIND11_MODULE(_C_testing, m) {
   lynx_rt::register_checkpoint(m);
   lynx_rt::register_select(m);
   lynx_rt::register_tiers(m);
+  lynx_rt::register_vision(m);
   lynx_rt::wait_for_calls_at_exit();
 }

@@ -10,6 +10,8 @@ Notation: T rows, K inputs, N outputs, H hidden, I expert width, E experts, A qu
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tolerance as tol
 
@@ -141,12 +143,22 @@ def gelu_tanh(x):
     return y, np.abs(y) * (2.0**-22 + (4 + 7 * np.abs(twice)) * tol.U32) + tol.SILU_TINY
 
 
-GELU_SLOPE = 1.13  # max |gelu'| = 1.129 (at x = 1.41)
+GELU_SLOPE = 1.13  # max |gelu'| = 1.129 (at x = 1.41), of both forms
+
+
+def gelu(x):
+    """x / 2 * (1 + erf(z)), z = x / sqrt(2), and its error: the kernel computes erfc(|z|) within 2^-20 beside the roundings of z^2 in an
+    exponent, and adds it to 0 or takes it from 2; then two products."""
+    z = np.abs(x) / np.sqrt(2)
+    tail = np.vectorize(math.erfc, otypes=[F64])(z)
+    y = x / 2 * np.where(x < 0, tail, 2 - tail)
+    tail_error = tail * (2.0**-20 + 5 * z**2 * tol.U32)
+    return y, np.abs(x) / 2 * tail_error + 3 * tol.U32 * np.abs(y) + tol.SILU_TINY
 
 
 def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input_scale=None, activation="silu"):
     """down(activation(gate(x), up(x))): SwiGLU, arXiv 2002.05202 eq. 6, or with clamped = (alpha, limit) gpt-oss's; "gelu_tanh": GEGLU, eq.
-    5; "relu2", without up: max(gate(x), 0)^2; rows and hidden values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
+    5, or without up gelu_tanh(gate(x)); "gelu", without up: gelu(gate(x)); "relu2", without up: max(gate(x), 0)^2; rows and hidden values enter products rounded. input_scale [T, 1] scales the products of the rows, before the biases."""
 
     def product(w, bias):
         y, error = linear(x, w, dtype)
@@ -162,9 +174,11 @@ def mlp(x, gate, up, down, dtype, biases=(None, None, None), clamped=None, input
     if activation == "relu2":  # max(g, 0)^2, of one product
         s, s_error = np.maximum(g, 0), g_error
         u, u_error = s, s_error
-    elif activation == "gelu_tanh":
-        s, s_error = gelu_tanh(g)
+    elif activation in ("gelu_tanh", "gelu"):
+        s, s_error = gelu_tanh(g) if activation == "gelu_tanh" else gelu(g)
         s_error = s_error + GELU_SLOPE * g_error
+        if up is None:
+            u, u_error = np.ones_like(g), np.zeros_like(g)
     elif clamped is None:
         s = silu(g)
         s_error = tol.SILU_SLOPE * g_error + tol.SILU * np.abs(s) + tol.SILU_TINY

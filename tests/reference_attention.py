@@ -29,6 +29,7 @@ class Variant:
     scale: float | None = None
     v_norm: bool = False
     v_from_k: bool = False
+    causal: bool = True
 
     def first_key(self, position):
         """Returns the first key that a query at `position` sees."""
@@ -115,7 +116,7 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
         scale = 1 / np.sqrt(heads.shape[2]) if v.scale is None else float(np.float32(v.scale))
         y, error = np.empty(q.shape), np.empty(q.shape)
         for t in range(n):
-            seen = slice(v.first_key(t), t + 1)
+            seen = slice(v.first_key(t), t + 1 if v.causal else n)
             for a in range(num_heads):
                 g = a // (num_heads // num_kv_heads)
                 sink = None if v.sinks is None else float(ref.value(v.sinks)[a])

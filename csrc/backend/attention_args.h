@@ -52,7 +52,8 @@ struct MlaPostArgs {
   float* latent_q;  // [T, A, L + R] out: the rotated columns of q in the last R of each head; the others are left alone
 };
 
-// Arguments of attention(). The query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p.
+// Arguments of attention(). The query row at position p sees keys max(0, p - window + 1, p / chunk * chunk) .. p, or where it is not
+// causal 0 .. the position of its sequence's last row.
 struct AttentionArgs {
   const float* q;  // rows of stride q_stride, [A, D]
   int64_t q_stride;
@@ -62,6 +63,7 @@ struct AttentionArgs {
   int64_t chunk = 0;   // 0 = none
   WeightView sinks;    // [A] or empty: a logit per head, not scaled, that only enters the softmax's denominator
   bool gated = false;  // q is [A, 2 D], where D = Dv others follow the D columns of a head: out is multiplied by their sigmoid
+  bool causal = true;  // false: with neither window nor chunk
 };
 
 }  // namespace lynx_rt

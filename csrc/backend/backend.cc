@@ -23,30 +23,32 @@ void require_heads(int64_t num_heads, const KvCacheView& cache, const char* op) 
           "num_heads must be a positive multiple of num_kv_heads");
 }
 
-void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64_t hidden) {
+// The weights of H columns, `width` rows inside and `out` rows at the end.
+void require_expert(const ExpertWeights& w, const char* op, int64_t width, int64_t hidden, int64_t out) {
   require_shape(w.gate, op, "gate", width, hidden);
   if (!w.up.empty()) {
     require_shape(w.up, op, "up", width, hidden);
     require(w.up.dtype == w.gate.dtype && w.up.format == w.gate.format, op, "gate and up must have the same dtype");
   }
-  require_shape(w.down, op, "down", hidden, width);
+  require_shape(w.down, op, "down", out, width);
   require_vector(w.gate_bias, op, "gate_bias", width);
   require_vector(w.up_bias, op, "up_bias", width);
-  require_vector(w.down_bias, op, "down_bias", hidden);
+  require_vector(w.down_bias, op, "down_bias", out);
   require(w.gate_bias.empty() == w.down_bias.empty() && w.up_bias.empty() == (w.up.empty() || w.gate_bias.empty()), op,
           "an expert has all biases or none");
 }
 
 void require_activation(const ExpertWeights& w, Activation activation, const char* op) {
-  require(w.up.empty() == (activation == Activation::kRelu2), op,
-          "relu2 is the activation of experts without up, and no other is");
+  const bool gated = activation != Activation::kRelu2 && activation != Activation::kGelu;
+  require(w.up.empty() != gated || activation == Activation::kGeluTanh, op,
+          "relu2 and gelu are the activations of experts without up, gelu_tanh of any, the others of experts with up");
 }
 
 void require_experts(std::span<const ExpertWeights> experts) {
   require(!experts.empty(), "experts", "expected at least one expert");
   const ExpertWeights& first = experts[0];
   for (const ExpertWeights& w : experts) {
-    require_expert(w, "experts", first.gate.rows, first.gate.cols);
+    require_expert(w, "experts", first.gate.rows, first.gate.cols, first.gate.cols);
     require(w.gate_bias.empty() == first.gate_bias.empty(), "experts", "all experts have biases or none");
     require(w.up.empty() == first.up.empty(), "experts", "all experts have up or none");
   }
@@ -236,6 +238,7 @@ void Backend::attention(const AttentionArgs& args, const BatchView& batch, const
   require(!args.gated || cache.v_columns() == cache.head_dim, "attention", "gates need V of the same head size as K");
   require(cache.v || cache.v_columns() <= cache.head_dim, "attention", "V is the first columns of K, but has more");
   require(args.window >= 0 && args.chunk >= 0, "attention", "window and chunk must not be negative");
+  require(args.causal || (args.window == 0 && args.chunk == 0), "attention", "without a causal mask there is no window or chunk");
   require_vector(args.sinks, "attention", "sinks", args.num_heads);
   const RowsOut rows = rows_out(out, "attention", batch.num_rows, args.num_heads * cache.v_columns());
   if (batch.num_rows == 0) return;
@@ -297,15 +300,16 @@ PendingSum Backend::expert_ffn(const Activations& x, const ExpertTable& experts,
 }
 
 void Backend::mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                  Activation activation, bool accumulate, float scale) {
-  require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols);
+                  Activation activation, bool accumulate, float scale, int64_t out_stride) {
+  require_expert(weights, "mlp", weights.gate.rows, weights.gate.cols, weights.down.rows);
+  require(out_stride == 0 || out_stride >= weights.down.rows, "mlp", "out_stride is shorter than the rows of down");
   require_vector(row_gate, "mlp", "row_gate", weights.gate.cols);
   require(activation != Activation::kClampedSwiglu, "mlp", "the activation must not have parameters");
   require_activation(weights, activation, "mlp");
   const RowsIn rows = rows_in(x, "mlp", weights.gate.cols);
   if (x.num_rows() == 0) return;
   Scope of_op(this, kMlp, weights.bytes() + row_gate.bytes());
-  do_mlp(rows, x.num_rows(), weights, row_gate, out, activation, accumulate, scale);
+  do_mlp(rows, x.num_rows(), weights, row_gate, out, activation, accumulate, scale, out_stride ? out_stride : weights.down.rows);
 }
 
 void Backend::gather_rows(const float* x, std::span<const int32_t> rows, int64_t hidden_size, float* out) {

@@ -285,7 +285,7 @@ class Backend {
   // Test: tests/ops/test_attention.py.
   void mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
-  // Causal attention of every row over the keys that AttentionArgs names, read from the cache's pages. Query head a uses kv head
+  // Attention of every row over the keys that AttentionArgs names, read from the cache's pages. Query head a uses kv head
   // a / (A / G); softmax(scale * q.k) is in float32. out [T, A * Dv].
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
   void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
@@ -347,10 +347,11 @@ class Backend {
                         const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate = true);
 
   // The dense MLP, or a shared expert: out[t] (+)= scale * s * down(activation(gate(x[t]), up(x[t]))), with biases. s =
-  // sigmoid(dot(x[t], row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. The activation has no parameters.
+  // sigmoid(dot(x[t], row_gate)), x unrounded, where row_gate [1, H] is not empty, else 1. The activation has no parameters. down
+  // may have other rows than H, say N: rows of out have N columns, and the stride out_stride, 0 = N.
   // Test: tests/ops/test_expert_ffn.py.
   void mlp(const Activations& x, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-           Activation activation = Activation::kSilu, bool accumulate = true, float scale = 1);
+           Activation activation = Activation::kSilu, bool accumulate = true, float scale = 1, int64_t out_stride = 0);
 
   // logits[t, v] = scale * (dot(round(x[t]), weight[v]) + bias[v]); [T, V]. Then, for soft_cap > 0, soft_cap * tanh(logit / soft_cap).
   // It is linear() with a profile label of its own. Test: tests/ops/test_linear.py.
@@ -409,7 +410,7 @@ class Backend {
   virtual ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&,
                                   const Routing&, const DispatchPlan&, float*, bool accumulate) = 0;
   virtual void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
-                      bool accumulate, float scale) = 0;
+                      bool accumulate, float scale, int64_t out_stride) = 0;
   virtual void do_soft_cap(float* values, int64_t count, float cap) = 0;  // in place
   virtual void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) = 0;
   virtual void do_set_rows(const float*, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float*) = 0;

@@ -4,12 +4,14 @@
 
 namespace lynx_rt {
 
-// The function between an expert's two products. kRelu2 belongs to experts without `up`, the others to those with it.
+// The function between an expert's two products. kRelu2 and kGelu belong to experts without `up`, kGeluTanh to both kinds, the others to
+// experts with it.
 enum class Activation : uint8_t {
   kSilu,           // silu(gate) * up (arXiv 2002.05202 eq. 6)
   kClampedSwiglu,  // g = min(gate, limit), u = clamp(up, -limit, limit): g * sigmoid(alpha * g) * (u + 1) (gpt-oss)
-  kGeluTanh,       // gelu(gate) * up, gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Gemma; arXiv 1606.08415)
-  kRelu2,          // max(gate, 0)^2 (Nemotron-H; arXiv 2109.08668 section 3)
+  kGeluTanh,  // gelu(gate) * up, or gelu(gate) without up, gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) (Gemma; arXiv 1606.08415)
+  kGelu,      // gelu(gate), gelu(x) = x / 2 * (1 + erf(x / sqrt(2))) (arXiv 1606.08415)
+  kRelu2,     // max(gate, 0)^2 (Nemotron-H; arXiv 2109.08668 section 3)
 };
 struct FfnRule {
   Activation activation = Activation::kSilu;

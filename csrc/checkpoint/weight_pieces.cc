@@ -51,15 +51,18 @@ void check_bounds(const TensorSpec& spec, WeightPiece& p, const MatrixShape& m) 
 }  // namespace
 
 // The product cannot overflow where the shape equals that of a tensor in a file: the reader has checked it.
-MatrixShape matrix_shape(const std::vector<int64_t>& shape) {
+MatrixShape matrix_shape(const TensorSpec& spec) {
+  const std::vector<int64_t>& shape = spec.shape;
   MatrixShape m{1, shape.empty() ? 1 : shape.back()};
   for (size_t i = 0; i + 1 < shape.size(); ++i) m.rows *= shape[i];
-  return m;
+  if (spec.columns == 0) return m;
+  if (m.rows * m.cols % spec.columns != 0) fail_table(spec, "shape ", shape, " has no rows of ", spec.columns, " columns");
+  return {m.rows * m.cols / spec.columns, spec.columns};
 }
 
 // Pieces that lie inside the tensor and do not overlap cover it if they have as many elements as it has.
 std::vector<WeightPiece> checked_pieces(const TensorSpec& spec) {
-  const MatrixShape m = matrix_shape(spec.shape);
+  const MatrixShape m = matrix_shape(spec);
   std::vector<WeightPiece> pieces = spec.pieces;
   std::vector<const WeightPiece*> order;
   for (WeightPiece& p : pieces) {

@@ -12,11 +12,11 @@ template <class... Parts>
   fail(ErrorCode::kInternal, spec.name, "weight table: ", spec.name, ": ", parts...);
 }
 
-// The shape of a tensor as the matrix that WeightPiece refers to. A tensor without dimensions has one element.
+// The tensor's shape as the matrix that WeightPiece refers to. A tensor without dimensions has one element.
 struct MatrixShape {
   int64_t rows, cols;
 };
-MatrixShape matrix_shape(const std::vector<int64_t>& shape);
+MatrixShape matrix_shape(const TensorSpec& spec);
 
 // Returns the spec's pieces with `cols` filled in. Throws kInternal unless they cover each element of the tensor exactly once.
 std::vector<WeightPiece> checked_pieces(const TensorSpec& spec);

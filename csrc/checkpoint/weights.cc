@@ -66,7 +66,7 @@ std::vector<WeightSource> find_sources(const Checkpoint& checkpoint, const std::
     const std::optional<DType> found = floating_dtype(source.plain->dtype);
     if (const GgufType* type = found ? nullptr : find_gguf_type(source.plain->dtype)) {
       source.decode = decoder_of(*type);
-      source.row_bytes = matrix_shape(spec.shape).cols / type->values * type->bytes;
+      source.row_bytes = matrix_shape(spec).cols / type->values * type->bytes;
       if (!source.plain->shape.empty()) source.blocks = rows_in_blocks(*type, *source.plain);
     }
     if (!found && !source.decode && !source.is_double())
@@ -125,7 +125,7 @@ BlockForms block_forms(const std::vector<TensorSpec>& specs, const std::vector<W
     for (const WeightPiece& piece : pieces[s]) {
       if (!blocks.takes || !(source.blocks || source.quantized)) continue;
       std::optional<BlockForm> form;
-      if (const auto rows = source.blocks ? rows_of(*source.blocks, matrix_shape(specs[s].shape).cols, piece)
+      if (const auto rows = source.blocks ? rows_of(*source.blocks, matrix_shape(specs[s]).cols, piece)
                                           : blocks_in_place(*source.quantized, piece))
         form = {*rows, true};
       else if (source.quantized && Repacker::repacks(*source.quantized, piece))
@@ -165,7 +165,7 @@ TensorSpec whole_tensor(std::string name, std::vector<int64_t> shape, WeightView
   if (spec.shape.empty() || spec.shape.size() > 2) {
     fail_table(spec, "expected one or two dimensions, got shape ", spec.shape);
   }
-  spec.pieces = {{target, 0, matrix_shape(spec.shape).rows}};
+  spec.pieces = {{target, 0, matrix_shape(spec).rows}};
   return spec;
 }
 
@@ -184,7 +184,7 @@ WeightCopies bind_weights(const Checkpoint& checkpoint, const std::vector<Tensor
   if (blocks.check_scales) check_scales_in_place(checkpoint, sources, pieces, forms);
   auto block = std::make_unique<WeightCopies::Block>(checkpoint);
   for (size_t s = 0; s < specs.size(); ++s) {
-    const MatrixShape m = matrix_shape(specs[s].shape);
+    const MatrixShape m = matrix_shape(specs[s]);
     std::vector<WeightPiece> copied, repacked;
     for (const WeightPiece& piece : pieces[s]) {
       WeightView& target = *piece.target = target_view(piece, sources[s].dtype);

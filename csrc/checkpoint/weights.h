@@ -15,7 +15,7 @@
 
 namespace lynx_rt {
 
-// A part of a tensor seen as a matrix [product of all but the last dimension, last]: rows row_begin, row_begin + row_step, ..
+// A part of a tensor seen as a matrix [product of all but the last dimension, last], or with TensorSpec::columns: rows row_begin, row_begin + row_step, ..
 // (`rows` of them), columns likewise; cols = 0 means all columns from col_begin on. A piece whose values follow one another in
 // the file is bound in place; any other piece, and one that must be decoded or converted, is copied. A fused tensor has several
 // pieces, e.g. experts.gate_up_proj [E, 2I, H] has 2E. A piece of whole rows of a quantised tensor may be bound in its blocks.
@@ -37,6 +37,7 @@ struct TensorSpec {
   std::string name;
   std::vector<int64_t> shape;
   std::vector<WeightPiece> pieces;  // together they cover the tensor, each element once
+  int64_t columns = 0;              // of the matrix; 0 = the last dimension
 };
 
 // Returns the spec of a tensor that fills one slot whole; `shape` has one or two dimensions.

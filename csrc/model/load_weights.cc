@@ -245,6 +245,7 @@ void load_weights(const ModelConfig& wanted, const Checkpoint& checkpoint, Model
   convert_mixed(checkpoint, config.dtype, specs, weights);
   std::vector<std::string> ignored = kNotOfTheModel;
   ignored.insert(ignored.end(), family.ignored_tensors.begin(), family.ignored_tensors.end());
+  if (!weights.vision) ignored.push_back("model.visual.*");
   if (config.tie_word_embeddings) ignored.push_back(names.head());  // some tied checkpoints store the head too
   ignore_further_layers(config, checkpoint, names.base + "layers.", ignored, weights.warnings);
   LoadNotes notes;

@@ -145,3 +145,13 @@ def test_set_rows(float_backend, rows, width, stride):
 def test_set_rows_refuses_rows_that_overlap(float_backend):
     with pytest.raises(ValidationError, match="from_stride"):
         float_backend.set_rows(np.zeros((2, 3), np.float32), np.zeros((2, 4), np.float32), False)
+
+
+def test_gelu_over_its_range(isa):
+    """As above, without up: both forms, in the far tails and around 0."""
+    x = np.concatenate([np.linspace(-14, 14, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
+    b, one = _C_testing.Backend(isa=isa), np.ones((1, 1), np.float32)
+    for name, of in (("gelu", ref.gelu), ("gelu_tanh", ref.gelu_tanh)):
+        value, error = of(x[:, 0].astype(np.float64))
+        assert_within(b.mlp(x, one, None, one, activation=name)[:, 0], (value, error + tol.U32 * np.abs(value)), name)
+    assert np.isnan(b.mlp(np.full((1, 1), np.nan, np.float32), one, None, one, activation="gelu")).all()

@@ -96,9 +96,11 @@ VARIANTS = {
     "gelu": dict(activation="gelu_tanh"),
     "gelu, biases, scaled experts": dict(activation="gelu_tanh", biases=True, scaled_experts=True),
     "scaled experts, scaled input": dict(scale_input=True, scaled_experts=True),
-    "relu2": dict(activation="relu2"),
-    "relu2, biases, scaled experts": dict(activation="relu2", biases=True, scaled_experts=True),
-    "relu2, scaled input": dict(activation="relu2", scale_input=True),
+    "gelu without up": dict(activation="gelu_tanh", no_up=True),
+    "exact gelu, biases": dict(activation="gelu", biases=True, no_up=True),
+    "relu2": dict(activation="relu2", no_up=True),
+    "relu2, biases, scaled experts": dict(activation="relu2", biases=True, scaled_experts=True, no_up=True),
+    "relu2, scaled input": dict(activation="relu2", scale_input=True, no_up=True),
 }
 
 
@@ -114,7 +116,7 @@ def test_biases_and_activations(backend, dtype, name, shape):
     ids = dropped(rng, rows, k, experts)
     weights = (rng.random(ids.shape) * (ids >= 0)).astype(np.float32)
     options = dict(VARIANTS[name])
-    if options.get("activation") == "relu2":  # of experts without up
+    if options.pop("no_up", False):
         w = w[0], [], w[2]
     if options.get("biases"):
         options["biases"] = biases_of(experts, hidden, width, "bfloat16")
@@ -161,9 +163,35 @@ def test_mlp_with_relu2(backend, dtype, weight_dtype, shape):
         )
 
 
+# T, H, I, N: another number of outputs than inputs.
+@pytest.mark.parametrize("shape", [(0, 16, 8, 5), (1, 1, 1, 1), (1, 48, 56, 48), (7, 33, 31, 70), (70, 64, 300, 17)], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_mlp_without_up(backend, dtype, weight_dtype, activation, shape):
+    rows, hidden, width, out = shape
+    rng = np.random.default_rng(rows)
+    x = rng.standard_normal((rows, hidden)).astype(np.float32)
+    gate, down = (ref.weight(rng.standard_normal(s) / np.sqrt(s[1]) * 2, weight_dtype) for s in ((width, hidden), (out, width)))
+    biases = [ref.weight(rng.standard_normal(n), weight_dtype) for n in (width, 0, out)]
+    for of in (None, biases):
+        got = backend.mlp(x, gate, None, down, of, activation=activation)
+        assert_within(got, ref.mlp(x, gate, None, down, dtype, of or (None, None, None), activation=activation), str(shape))
+    wide = backend.mlp(x, gate, None, down, biases, activation=activation, accumulate=False, out_stride=out + 3)
+    np.testing.assert_array_equal(wide[:, :out], got)
+    assert np.isnan(wide[:, out:]).all()  # those columns are left alone
+    for t in range(0, rows, 9):
+        alone = backend.mlp(x[t : t + 1], gate, None, down, biases, activation=activation)
+        np.testing.assert_array_equal(alone.view(np.uint32), got[t : t + 1].view(np.uint32))
+
+
+def test_mlp_refuses_a_short_stride(backend):
+    w, x = make_experts(1, 16, 8, "float32"), np.ones((1, 16), np.float32)
+    with pytest.raises(ValidationError, match="out_stride"):
+        backend.mlp(x, w[0][0], w[1][0], w[2][0], out_stride=15)
+
+
 def test_relu2_belongs_to_experts_without_up(backend):
     w, x = make_experts(1, 16, 8, "float32"), np.ones((1, 16), np.float32)
-    for up, activation in ((w[1][0], "relu2"), (None, "silu"), (None, "gelu_tanh")):
+    for up, activation in ((w[1][0], "relu2"), (w[1][0], "gelu"), (None, "silu")):
         with pytest.raises(ValidationError, match="relu2"):
             backend.mlp(x, w[0][0], up, w[2][0], activation=activation)
 

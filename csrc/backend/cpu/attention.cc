@@ -1,4 +1,4 @@
-// qkv_post(), mla_post() and attention() over the paged KV cache.
+// qkv_post(), mla_post() and attention() over the paged KV cache; without a causal mask it is in full_attention.cc.
 // Work split of attention(): a task is (sequence, tile of query rows, kv head, span of kSpan keys), or all spans of a tile where
 // their results would be too large. All query heads of the kv head share each page that is read. A row and span take all scores,
 // then their exponentials relative to the span's largest, then the weighted sum of V page by page; at last the spans are merged in
@@ -10,7 +10,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "backend/cpu/cpu_backend.h"
+#include "backend/cpu/attention_call.h"
 
 namespace lynx_rt {
 
@@ -18,14 +18,8 @@ namespace {
 
 constexpr int64_t kTileHeads = 16;        // most query rows x heads of a tile, if its rows are several: bounds the score buffer
 constexpr int64_t kSlice = 64;            // rows x heads computed at a time: bounds the arrays of pointers
-constexpr int64_t kSpan = 512;            // keys
 constexpr int64_t kAtOnce = 8;            // keys of a page between two prefetches
 constexpr int64_t kApartBytes = 4 << 20;  // largest size of the spans' results where each span is a task
-
-// Returns the address of a head's page of K (width D) or V (width Dv).
-char* page(void* base, const KvCacheView& cache, int64_t width, int64_t block, int64_t head) {
-  return static_cast<char*>(base) + (block * cache.num_kv_heads + head) * cache.block_size * width * dtype_size(cache.dtype);
-}
 
 }  // namespace
 
@@ -90,25 +84,6 @@ void CpuBackend::do_mla_post(const MlaPostArgs& args, const BatchView& batch, co
     }
   });
 }
-
-struct CpuBackend::AttentionCall {
-  const AttentionArgs& args;
-  const BatchView& batch;
-  const KvCacheView& cache;
-
-  int64_t group() const { return args.num_heads / cache.num_kv_heads; }
-  int64_t end_of(int64_t row) const { return batch.positions[row] + 1; }
-  // The first key that a row sees; rises with the position.
-  int64_t begin_of(int64_t row) const {
-    const int64_t p = batch.positions[row];
-    const int64_t window = args.window > 0 ? p - args.window + 1 : 0, chunk = args.chunk > 0 ? p / args.chunk * args.chunk : 0;
-    return std::max({int64_t{0}, window, chunk});
-  }
-  int64_t first_span(const AttentionTile& tile) const { return begin_of(tile.first) / kSpan; }
-  int64_t num_spans(const AttentionTile& tile) const {
-    return ceil_div(end_of(tile.first + tile.rows - 1), kSpan) - first_span(tile);
-  }
-};
 
 // The state of one query row and head after some spans, with C = sum_columns(): [0, C) weighted sum of V, in blocks as weighted_sum()
 // has them, [C] largest score, [C + 1] sum of exponentials, 0 where the row has no key in the spans.
@@ -207,9 +182,34 @@ void CpuBackend::merge_span(const AttentionCall& c, const AttentionTile& tile, c
   }
 }
 
+void CpuBackend::finish_rows(const AttentionCall& c, const AttentionTile& tile, int64_t head, int thread, bool pairs,
+                             float* states) {
+  const AttentionArgs& args = c.args;
+  const int64_t dv = c.cache.v_columns(), columns = sum_columns(c.cache), size = state_size(c.cache);
+  for (int64_t j = 0; j < tile.rows * c.group(); ++j) {
+    const int64_t row = tile.first + j / c.group(), h = head * c.group() + j % c.group();
+    float* state = states + j * size;
+    if (!args.sinks.empty()) {  // a sink is a key without a value, merged like a span
+      float* sink = tile_[size_t(thread)].get(size);
+      std::fill_n(sink, columns, 0.0f);
+      kernels_.to_f32(static_cast<const char*>(args.sinks.data) + h * dtype_size(args.sinks.dtype), args.sinks.dtype, 1,
+                      sink + columns);
+      sink[columns] /= args.scale;
+      sink[columns + 1] = 1;
+      kernels_.merge(sink, columns, args.scale, state);
+    }
+    const float inverse = 1.0f / state[columns + 1];
+    if (pairs) kernels_.join_pairs(state, columns);
+    float* to = c.out + (row * args.num_heads + h) * dv;
+    for (int64_t i = 0; i < dv; ++i) to[i] = state[i] * inverse;
+    if (args.gated) kernels_.sigmoid_mul(args.q + row * args.q_stride + (2 * h + 1) * dv, dv, to);
+  }
+}
+
 void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, const RowsOut& out) {
-  const AttentionCall call{args, batch, cache};
-  const int64_t dv = cache.v_columns(), columns = sum_columns(cache), g = cache.num_kv_heads, size = state_size(cache);
+  const AttentionCall call{args, batch, cache, out.f32};
+  if (!args.causal) return attend_fully(call);
+  const int64_t g = cache.num_kv_heads, size = state_size(cache);
   const int64_t most_rows = std::max<int64_t>(1, kTileHeads / call.group());  // of a tile
   tiles_.clear();
   int64_t spans = 0;
@@ -218,27 +218,6 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
       tiles_.push_back({s, row, std::min<int64_t>(most_rows, batch.query_start[s + 1] - row), spans});
       spans += call.num_spans(tiles_.back());
     }
-  const auto finish = [&](const AttentionTile& tile, int64_t head, float* merged, int thread) {
-    for (int64_t j = 0; j < tile.rows * call.group(); ++j) {
-      const int64_t row = tile.first + j / call.group(), h = head * call.group() + j % call.group();
-      float* state = merged + j * size;
-      if (!args.sinks.empty()) {  // a sink is a key without a value, merged like a span
-        float* sink = tile_[size_t(thread)].get(size);
-        std::fill_n(sink, columns, 0.0f);
-        kernels_.to_f32(static_cast<const char*>(args.sinks.data) + h * dtype_size(args.sinks.dtype), args.sinks.dtype, 1,
-                        sink + columns);
-        sink[columns] /= args.scale;
-        sink[columns + 1] = 1;
-        kernels_.merge(sink, columns, args.scale, state);
-      }
-      const float inverse = 1.0f / state[columns + 1];
-      if (cache.dtype == DType::kBF16) kernels_.join_pairs(state, columns);
-      float* to = out.f32 + (row * args.num_heads + h) * dv;
-      for (int64_t i = 0; i < dv; ++i) to[i] = state[i] * inverse;
-      if (args.gated) kernels_.sigmoid_mul(args.q + row * args.q_stride + (2 * h + 1) * dv, dv, to);
-    }
-  };
-
   const int64_t tile_size = most_rows * call.group() * size;
   if (spans * g * tile_size * 4 <= kApartBytes) {  // each span is a task
     float* states = spans_.get(spans * g * tile_size);
@@ -253,7 +232,7 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
       const AttentionTile& tile = tiles_[size_t(task / g)];
       float* first = states + (tile.first_task * g + task % g) * tile_size;
       for (int64_t span = 1; span < call.num_spans(tile); ++span) merge_span(call, tile, first + span * g * tile_size, first);
-      finish(tile, task % g, first, thread);
+      finish_rows(call, tile, task % g, thread, cache.dtype == DType::kBF16, first);
     });
     return;
   }
@@ -265,7 +244,7 @@ void CpuBackend::do_attention(const AttentionArgs& args, const BatchView& batch,
       attend_span(call, tile, task % g, call.first_span(tile) + span, thread, span == 0 ? merged : next);
       if (span > 0) merge_span(call, tile, next, merged);
     }
-    finish(tile, task % g, merged, thread);
+    finish_rows(call, tile, task % g, thread, cache.dtype == DType::kBF16, merged);
   });
 }
 

@@ -57,8 +57,8 @@ class CpuBackend : public Backend {
   const void* do_expert_table(std::span<const ExpertWeights>) override;
   ExpertSum do_expert_ffn(const RowsIn&, int64_t, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*, bool accumulate) override;
-  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*, Activation, bool accumulate,
-              float scale) override;
+  void do_mlp(const RowsIn&, int64_t, const ExpertWeights&, const WeightView&, float*, Activation, bool accumulate, float scale,
+              int64_t out_stride) override;
   void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_set_rows(const float*, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float*) override;
@@ -75,7 +75,7 @@ class CpuBackend : public Backend {
   struct ExpertCall;
   // The common part of expert_ffn() and mlp(). Experts may have different formats. `store`: has leased them; null: all are there.
   void run_experts(const RowsIn&, int64_t num_rows, std::span<const ExpertWeights>, int64_t top_k, const FfnRule&, const Routing&,
-                   const DispatchPlan&, float* out, bool accumulate, ExpertStore* store = nullptr);
+                   const DispatchPlan&, float* out, int64_t out_stride, bool accumulate, ExpertStore* store = nullptr);
   void gate_up(const ExpertCall&, std::span<const int32_t> list);
   void down(const ExpertCall&, std::span<const int32_t> list);
   void rotate(float* head, const RopeTable& rope, int64_t position) const;
@@ -85,6 +85,10 @@ class CpuBackend : public Backend {
   int64_t state_size(const KvCacheView& cache) const;
   void attend_span(const AttentionCall&, const AttentionTile&, int64_t head, int64_t span, int thread, float* states);
   void merge_span(const AttentionCall&, const AttentionTile&, const float* states, float* merged);
+  // Writes the rows of a tile from their merged states, whose sums are in split pairs, or not.
+  void finish_rows(const AttentionCall&, const AttentionTile&, int64_t head, int thread, bool pairs, float* states);
+  void attend_fully(const AttentionCall&);
+  void attend_tile_fully(const AttentionCall&, const AttentionTile&, int64_t head, int thread, float* states);
 
   // Weight rows per task: few enough that no thread is idle for long while the last tasks run, on a slow core for example.
   int64_t balanced_rows(int64_t rows) const { return ceil_div(rows, balanced_tasks_); }

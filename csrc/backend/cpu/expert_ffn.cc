@@ -39,7 +39,8 @@ const void* CpuBackend::do_expert_table(std::span<const ExpertWeights> experts) 
 ExpertSum CpuBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const ExpertTable& experts, const RouterRule& rule,
                                     const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out,
                                     bool accumulate) {
-  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out, accumulate, experts.store());
+  run_experts(x, num_rows, experts.all(), rule.top_k, ffn, routing, plan, out, experts.hidden_size(), accumulate,
+              experts.store());
   return {};
 }
 
@@ -49,11 +50,11 @@ struct CpuBackend::ExpertCall {
   const FfnRule& ffn;
   const Routing& routing;
   const DispatchPlan& plan;
-  int64_t hidden, width;
+  int64_t hidden, width, out_columns;
   // Every row has the space of the longest form that an active expert needs.
   int64_t gathered_bytes = 0, activated_bytes = 0;
   char *gathered = nullptr, *activated = nullptr;
-  float* out = nullptr;  // [pairs, H]
+  float* out = nullptr;  // [pairs, out_columns]
 
   int64_t first_row(int32_t e) const { return plan.offsets[e]; }
   int64_t num_rows(int32_t e) const { return plan.offsets[e + 1] - plan.offsets[e]; }
@@ -67,23 +68,23 @@ struct CpuBackend::ExpertCall {
 };
 
 void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const ExpertWeights> experts, int64_t k,
-                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out, bool accumulate,
-                             ExpertStore* store) {
+                             const FfnRule& ffn, const Routing& routing, const DispatchPlan& plan, float* out, int64_t out_stride,
+                             bool accumulate, ExpertStore* store) {
   const int64_t pairs = plan.offsets[experts.size()];
   if (pairs == 0) {
-    if (!accumulate) std::fill_n(out, num_rows * experts[0].gate.cols, 0.0f);
+    for (int64_t t = 0; t < num_rows && !accumulate; ++t) std::fill_n(out + t * out_stride, experts[0].down.rows, 0.0f);
     return;
   }
   const std::span<const int32_t> active(routing.active, size_t(routing.num_active));
-  ExpertCall call{*this, experts, ffn, routing, plan, experts[0].gate.cols, experts[0].gate.rows};
-  const int64_t hidden = call.hidden;
+  ExpertCall call{*this, experts, ffn, routing, plan, experts[0].gate.cols, experts[0].gate.rows, experts[0].down.rows};
+  const int64_t hidden = call.hidden, columns = call.out_columns;
   for (const int32_t e : active) {
     call.gathered_bytes = std::max(call.gathered_bytes, product(experts[size_t(e)].gate).row_bytes(hidden));
     call.activated_bytes = std::max(call.activated_bytes, product(experts[size_t(e)].down).row_bytes(call.width));
   }
   call.gathered = gathered_.get(pairs * call.gathered_bytes);
   call.activated = hidden_.get(pairs * call.activated_bytes);
-  call.out = expert_out_.get(pairs * hidden);
+  call.out = expert_out_.get(pairs * columns);
 
   const int64_t pieces = ceil_div(hidden, kPackColumns);
   pool_.parallel_for(int64_t(active.size()) * pieces, [&](int64_t task, int) {
@@ -110,19 +111,19 @@ void CpuBackend::run_experts(const RowsIn& x, int64_t num_rows, std::span<const 
   }
 
   pool_.parallel_for(num_rows, [&](int64_t t, int thread) {
-    float* sum = tile_[size_t(thread)].get(hidden);
-    std::memset(sum, 0, size_t(hidden) * 4);
+    float* sum = tile_[size_t(thread)].get(columns);
+    std::memset(sum, 0, size_t(columns) * 4);
     for (int64_t j = 0; j < k; ++j) {
       int32_t r = plan.sorted_of_pair[t * k + j];
       if (r < 0) continue;
       float weight = ffn.scale_input ? 1.0f : routing.weights[t * k + j];
       if (ffn.expert_scale) weight *= ffn.expert_scale[routing.ids[t * k + j]];
-      kernels_.axpy(weight, call.out + r * hidden, hidden, sum);
+      kernels_.axpy(weight, call.out + r * columns, columns, sum);
     }
     if (accumulate)
-      kernels_.axpy(1.0f, sum, hidden, out + t * hidden);
+      kernels_.axpy(1.0f, sum, columns, out + t * out_stride);
     else
-      std::copy_n(sum, hidden, out + t * hidden);
+      std::copy_n(sum, columns, out + t * out_stride);
   });
 }
 
@@ -175,7 +176,8 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
             for (int64_t i = 0; i < count; ++i) g[i] = g[i] < 0 ? 0.0f : g[i] * g[i];  // a NaN stays one
             break;
           case Activation::kSilu: kernels_.silu_mul(g, u, count, g); break;
-          case Activation::kGeluTanh: kernels_.gelu_tanh_mul(g, u, count, g); break;
+          case Activation::kGeluTanh: kernels_.gelu_tanh_mul(g, gated ? u : nullptr, count, g); break;
+          case Activation::kGelu: kernels_.gelu(g, count); break;
           case Activation::kClampedSwiglu: kernels_.clamped_swiglu(g, u, count, call.ffn.alpha, call.ffn.limit, g); break;
         }
         rows[j] = g;
@@ -186,34 +188,34 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
 }
 
 void CpuBackend::down(const ExpertCall& call, std::span<const int32_t> list) {
-  const int64_t num_experts = int64_t(list.size()), hidden = call.hidden;
+  const int64_t num_experts = int64_t(list.size()), columns = call.out_columns;
   int64_t block = INT64_MAX, step = 1;
   for (const int32_t e : list) {
     const WeightView& w = call.experts[size_t(e)].down;
-    block = std::min(block, product(w).rows_per_task(w.row_bytes(), std::min(hidden, balanced_rows(num_experts * hidden))));
+    block = std::min(block, product(w).rows_per_task(w.row_bytes(), std::min(columns, balanced_rows(num_experts * columns))));
     step = std::max(step, product(w).tile_rows());
   }
   block = round_up(block, step);
-  const int64_t blocks = ceil_div(hidden, block);
+  const int64_t blocks = ceil_div(columns, block);
   pool_.parallel_runs(num_experts * blocks, [&](int64_t task, int thread) {
     const int32_t e = list[size_t(task / blocks)];
     const ExpertWeights& w = call.experts[size_t(e)];
-    const int64_t begin = task % blocks * block, count = std::min(block, hidden - begin), m = call.num_rows(e);
+    const int64_t begin = task % blocks * block, count = std::min(block, columns - begin), m = call.num_rows(e);
     const void* next_task = nullptr;
     if (task + 1 < num_experts * blocks)
       next_task = call.experts[size_t(list[size_t((task + 1) / blocks)])].down.row((task + 1) % blocks * block);
-    float* to = call.out + call.first_row(e) * hidden + begin;
-    product(w.down).run(w.down, begin, count, call.rows_down(e), m, to, hidden, false, next_task, &decoded_[size_t(thread)]);
+    float* to = call.out + call.first_row(e) * columns + begin;
+    product(w.down).run(w.down, begin, count, call.rows_down(e), m, to, columns, false, next_task, &decoded_[size_t(thread)]);
     if (w.down_bias.empty()) return;
     float* bias = tile_[size_t(thread)].get(count);
     kernels_.to_f32(at(w.down_bias, begin), w.down_bias.dtype, count, bias);
-    for (int64_t j = 0; j < m; ++j) kernels_.axpy(1.0f, bias, count, to + j * hidden);
+    for (int64_t j = 0; j < m; ++j) kernels_.axpy(1.0f, bias, count, to + j * columns);
   });
 }
 
 // A dense MLP is run as one expert that takes every row, with the weight `scale`, times the row's gate where there is one.
 void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                        Activation activation, bool accumulate, float scale) {
+                        Activation activation, bool accumulate, float scale, int64_t out_stride) {
   int32_t* rows = mlp_rows_.get(num_rows);
   float* row_weights = mlp_weights_.get(num_rows);
   if (!row_gate.empty()) do_router(x.f32, row_gate, {}, num_rows, row_weights, 1);
@@ -224,7 +226,7 @@ void CpuBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& 
   int32_t active = 0, offsets[2] = {0, int32_t(num_rows)};
   Routing routing{nullptr, row_weights, &active, 1};
   DispatchPlan plan{offsets, rows, rows};
-  run_experts(x, num_rows, {&weights, 1}, 1, {.activation = activation}, routing, plan, out, accumulate);
+  run_experts(x, num_rows, {&weights, 1}, 1, {.activation = activation}, routing, plan, out, out_stride, accumulate);
 }
 
 }  // namespace lynx_rt

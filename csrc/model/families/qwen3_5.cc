@@ -1,4 +1,4 @@
-// Qwen3.5 without experts, with its vision tower. The text model alone is loaded and run, as qwen3_5_text.
+// Qwen3.5 without experts, with its vision tower. The text model is qwen3_5_text.
 #include "model/families/common/qwen_hybrid.h"
 #include "model/families/common/qwen_vision.h"
 

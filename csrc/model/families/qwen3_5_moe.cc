@@ -1,4 +1,4 @@
-// Qwen3.5-MoE and Qwen3.6-MoE with their vision tower. The text model alone is loaded and run, as qwen3_5_moe_text.
+// Qwen3.5-MoE and Qwen3.6-MoE with their vision tower. The text model is qwen3_5_moe_text.
 #include "model/families/common/qwen_hybrid.h"
 #include "model/families/common/qwen_vision.h"
 

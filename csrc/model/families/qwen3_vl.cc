@@ -1,5 +1,4 @@
-// Qwen3-VL without experts. The text model alone is loaded and run. Keys and names: transformers' qwen3_vl configuration and the hub's
-// checkpoints.
+// Qwen3-VL without experts, with its vision tower. Keys and names: transformers' qwen3_vl configuration and the hub's checkpoints.
 #include "model/families/common/qwen_vision.h"
 
 namespace lynx_rt {
@@ -17,10 +16,16 @@ ModelConfig read_config(const ConfigReader& c) {
   return read_vision_language(c, read_text, {.tied = false, .deepstack = {8, 16, 24}});
 }
 
+std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
+  WeightTable table(m, checkpoint, weights);
+  add_vision_tower(table, checkpoint, weights);
+  return decoder_specs(std::move(table), {MoeNames{}});
+}
+
 }  // namespace
 
 const Family& qwen3_vl_family() {
-  static const Family family{"qwen3_vl", read_config, usual_specs, {"model.visual.*"}};
+  static const Family family{"qwen3_vl", read_config, specs, {}};
   return family;
 }
 

@@ -1,5 +1,4 @@
-// Qwen3-VL with experts. The text model alone is loaded and run. Keys and names: transformers' qwen3_vl_moe configuration and the hub's
-// checkpoints.
+// Qwen3-VL with experts and its vision tower. Keys and names: transformers' qwen3_vl_moe configuration and the hub's checkpoints.
 #include "model/families/common/qwen_vision.h"
 
 namespace lynx_rt {
@@ -27,13 +26,15 @@ std::vector<TensorSpec> specs(const ModelConfig& m, const Checkpoint& checkpoint
     if (width != h && table.has(gate_up, {e, h, width})) return table.add_transposed_experts(gate_up, down, l);
     table.add_experts(prefix, l);
   }};
-  return decoder_specs({m, checkpoint, weights}, {names});
+  WeightTable table(m, checkpoint, weights);
+  add_vision_tower(table, checkpoint, weights);
+  return decoder_specs(std::move(table), {names});
 }
 
 }  // namespace
 
 const Family& qwen3_vl_moe_family() {
-  static const Family family{"qwen3_vl_moe", read_config, specs, {"model.visual.*"}};
+  static const Family family{"qwen3_vl_moe", read_config, specs, {}};
   return family;
 }
 

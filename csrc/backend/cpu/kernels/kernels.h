@@ -89,7 +89,8 @@ struct Kernels {
   void (*layernorm)(const float* x, const void* weight, DType dtype, const void* bias, DType bias_dtype, int64_t n, float eps,
                     float* out);
   void (*silu_mul)(const float* gate, const float* up, int64_t n, float* out);       // out = silu(gate) * up
-  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, by tanh
+  void (*gelu_tanh_mul)(const float* gate, const float* up, int64_t n, float* out);  // out = gelu(gate) * up, by tanh; up null: 1
+  void (*gelu)(float* x, int64_t n);                                                 // x = gelu(x) in place, by erf
   void (*sigmoid_mul)(const float* gate, int64_t n, float* x);                       // x *= sigmoid(gate)
   // out = g * sigmoid(alpha * g) * (u + 1), g = min(gate, limit), u = clamp(up, -limit, limit)
   void (*clamped_swiglu)(const float* gate, const float* up, int64_t n, float alpha, float limit, float* out);

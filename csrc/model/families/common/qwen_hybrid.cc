@@ -58,11 +58,13 @@ ModelConfig read_hybrid(const ConfigReader& c) {
 }
 
 std::vector<TensorSpec> hybrid_specs(const ModelConfig& m, const Checkpoint& checkpoint, ModelWeights& weights) {
-  return decoder_specs({m, checkpoint, weights}, {{.shared_expert = "shared_expert."}});
+  WeightTable table(m, checkpoint, weights);
+  add_vision_tower(table, checkpoint, weights);
+  return decoder_specs(std::move(table), {{.shared_expert = "shared_expert."}});
 }
 
 const std::vector<std::string>& tensors_beside_text() {
-  static const std::vector<std::string> names = {"mtp.*", "model.visual.*"};
+  static const std::vector<std::string> names = {"mtp.*"};
   return names;
 }
 

@@ -8,7 +8,7 @@ namespace {
 
 // Reads an integer, or a list of equal ones.
 int64_t read_equal(const ConfigReader& c, const std::string& key, int64_t absent) {
-  const std::vector<int64_t> values = c.integer_or_list(key, 1, 1 << 12);
+  const std::vector<int64_t> values = c.integer_or_list(key, 1, 1 << 8);
   for (const int64_t v : values)
     if (v != values[0]) unsupported(c, key, str_cat(values[0], ", ", v), "equal sizes");
   return values.empty() ? absent : values[0];
@@ -74,6 +74,74 @@ void read_mrope(const ConfigReader& c, std::array<int64_t, 3> absent, ModelConfi
       std::copy_n(sections.begin(), 3, m.mrope_section.begin());
       require_flag(*r, "mrope_interleaved", true);
     }
+}
+
+namespace {
+
+constexpr const char* kTower = "model.visual.";
+
+// Adds NAME.weight and NAME.bias of a norm.
+void add_norm(WeightTable& table, const std::string& name, int64_t size, WeightView& weight, WeightView& bias) {
+  table.add(name + ".weight", {size}, &weight, WeightUse::kVector);
+  table.add(name + ".bias", {size}, &bias, WeightUse::kVector);
+}
+
+// Adds NAME.weight [rows, columns] and NAME.bias.
+void add_linear(WeightTable& table, const std::string& name, int64_t rows, int64_t columns, WeightView& weight,
+                WeightView& bias) {
+  table.add(name + ".weight", {rows, columns}, &weight, WeightUse::kMatrix);
+  table.add(name + ".bias", {rows}, &bias, WeightUse::kVector);
+}
+
+// Adds PREFIXlinear_fc1 and PREFIXlinear_fc2.
+void add_fcs(WeightTable& table, const std::string& prefix, int64_t in, int64_t width, int64_t out, ExpertWeights& w) {
+  const std::vector<Placing> placing = {std::span(&w, 1)};
+  const auto add = [&](const char* name, std::vector<int64_t> shape, WeightView* target) {
+    table.add(whole_tensor(prefix + name, std::move(shape), target), placing);
+  };
+  add("linear_fc1.weight", {width, in}, &w.gate);
+  add("linear_fc1.bias", {width}, &w.gate_bias);
+  add("linear_fc2.weight", {out, width}, &w.down);
+  add("linear_fc2.bias", {out}, &w.down_bias);
+}
+
+void add_merger(WeightTable& table, const std::string& name, const VisionConfig& v, int64_t normed, VisionMergerWeights& w) {
+  add_norm(table, name + "norm", normed, w.norm, w.norm_bias);
+  add_fcs(table, name, v.merged_columns(), v.merged_columns(), v.out_hidden_size, w.mlp);
+}
+
+}  // namespace
+
+void add_vision_tower(WeightTable& table, const Checkpoint& checkpoint, ModelWeights& weights) {
+  if (!table.m.vision) return;
+  const auto is_of_tower = [](const auto& tensor) { return tensor.first.starts_with(kTower); };
+  const auto& tensors = checkpoint.tensors();
+  if (!checkpoint.files().empty() && std::none_of(tensors.begin(), tensors.end(), is_of_tower)) return;
+  const VisionConfig& v = *table.m.vision;
+  const std::string name = kTower;
+  const int64_t h = v.hidden_size;
+  VisionWeights& w = weights.vision.emplace();
+  TensorSpec patch{name + "patch_embed.proj.weight",
+                   {h, v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size},
+                   {{.target = &w.patch, .row_begin = 0, .rows = h}},
+                   v.patch_columns()};
+  table.add(std::move(patch), {WeightSlot{&w.patch, WeightUse::kMatrix}});
+  table.add(name + "patch_embed.proj.bias", {h}, &w.patch_bias, WeightUse::kVector);
+  table.add(name + "pos_embed.weight", {v.num_positions, h}, &w.positions, WeightUse::kVector);
+  w.blocks.resize(size_t(v.depth));
+  for (int64_t l = 0; l < v.depth; ++l) {
+    const std::string block = str_cat(name, "blocks.", l, ".");
+    VisionBlockWeights& b = w.blocks[size_t(l)];
+    add_norm(table, block + "norm1", h, b.norm1, b.norm1_bias);
+    add_linear(table, block + "attn.qkv", 3 * h, h, b.qkv, b.qkv_bias);
+    add_linear(table, block + "attn.proj", h, h, b.proj, b.proj_bias);
+    add_norm(table, block + "norm2", h, b.norm2, b.norm2_bias);
+    add_fcs(table, block + "mlp.", h, v.intermediate_size, h, b.mlp);
+  }
+  add_merger(table, name + "merger.", v, h, w.merger);
+  w.deepstack.resize(v.deepstack.size());
+  for (size_t j = 0; j < v.deepstack.size(); ++j)
+    add_merger(table, str_cat(name, "deepstack_merger_list.", j, "."), v, v.merged_columns(), w.deepstack[j]);
 }
 
 ModelConfig read_qwen3_vl_text(const ConfigReader& c) {

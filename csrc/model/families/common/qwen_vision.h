@@ -20,6 +20,9 @@ ModelConfig read_vision_language(const ConfigReader& config, ModelConfig (*read_
                                  const VisionKeys& keys);
 // Reads the sections of a rope with three axes, `absent` where the key is: it is the usual rope in text, whose axes have one position.
 void read_mrope(const ConfigReader& config, std::array<int64_t, 3> absent, ModelConfig& m);
+// Adds the tower's tensors, model.visual.*, and fills `weights.vision`; neither where the config has no tower, or the checkpoint none of
+// its tensors.
+void add_vision_tower(WeightTable& table, const Checkpoint& checkpoint, ModelWeights& weights);
 // Reads the attention and the sizes of Qwen3-VL's text model; its layers are dense.
 ModelConfig read_qwen3_vl_text(const ConfigReader& config);
 
