@@ -29,7 +29,7 @@ class FakeCore:
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._real = RealCore(*args, **options)
-        self.images: list[list[tuple[Any, ...]]] = []  # of each request that had some
+        self.images: list[list[dict[str, Any]]] = []  # of each request that had some
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)
@@ -40,10 +40,11 @@ class FakeCore:
 
     def add_request(self, ids: list[int], params: Any, mask: Any = None, images: Any = None) -> int:
         if images is not None:
-            for position, height, width, patches, digest in images:
-                count = height * width // 4
-                assert ids[position : position + count] == [IMAGE_TOKEN] * count
-                assert patches.dtype == "float32" and patches.shape == (height * width, 1536) and len(digest) == 32
+            for image in images:
+                count = image["grid_height"] * image["grid_width"]
+                patches, tokens = image["patches"], ids[image["position"] : image["position"] + count // 4]
+                assert tokens == [IMAGE_TOKEN] * (count // 4) and len(image["digest"]) == 32
+                assert patches.dtype == "float32" and patches.shape == (count, 1536) and patches.flags.c_contiguous
             self.images.append(images)
         return self._real.add_request(ids, params, mask)
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from lynx_rt.errors import CheckpointError, ValidationError, shown
 from lynx_rt.text.image_parts import max_pixels_of
@@ -26,8 +26,17 @@ if TYPE_CHECKING:
     from lynx_rt.text.tokenizer import Tokenizer
     from lynx_rt.vision.preprocess import ImageProcessorConfig
 
-# As the compiled engine takes an image: position of its first token, grid height and width in patches, patches, digest.
-NativeImage = tuple[int, int, int, "NDArray[np.float32]", bytes]
+
+class NativeImage(TypedDict):
+    """An image as the compiled engine takes it."""
+
+    position: int  # of its first token in the prompt
+    grid_height: int  # in patches
+    grid_width: int
+    patches: NDArray[np.float32]
+    digest: bytes
+
+
 _AROUND = ("<|vision_start|>", "<|vision_end|>")  # tokens around an image, in models that have them
 MAX_IMAGES = 999  # of a prompt, unless limit_mm_per_prompt says otherwise; vLLM's default
 
@@ -60,13 +69,16 @@ class ImageInputs:
         self._token_id = int(model_info.get("image_token_id", -1))
         self._config: ImageProcessorConfig | None = None
         if self._token_id >= 0:
-            from lynx_rt.vision.preprocess import read_image_processor
+            from lynx_rt.vision.preprocess import ImageProcessorConfig, read_image_processor
 
-            config = read_image_processor(folder)
-            for name in ("patch_size", "temporal_patch_size", "merge_size"):
-                if getattr(config, name) != model_info[name]:
+            sizes: dict[str, Any] = {
+                name: int(model_info[name]) for name in ("patch_size", "temporal_patch_size", "merge_size")
+            }
+            config = read_image_processor(folder, ImageProcessorConfig(**sizes))
+            for name, size in sizes.items():
+                if getattr(config, name) != size:
                     raise CheckpointError(
-                        f"preprocessor_config.json: {name} is {getattr(config, name)}, and the model's is {model_info[name]}",
+                        f"preprocessor_config.json: {name} is {getattr(config, name)}, and the model's is {size}",
                         name,
                     )
             self._config = config.limited(max_pixels)
@@ -137,12 +149,21 @@ class ImageInputs:
         from lynx_rt.vision.image import image_from_object
         from lynx_rt.vision.preprocess import patches_of
 
-        config, native = self._config_of(prompt), []
+        config = self._config_of(prompt)
+        native: list[NativeImage] = []
         for image in prompt.images:
             with _named(image):
                 found = patches_of(image_from_object(image.value, image.name), config)
             digest = hashlib.sha256(salt.encode() + found.digest).digest() if salt else found.digest
-            native.append((image.position, found.grid_height, found.grid_width, found.rows, digest))
+            native.append(
+                NativeImage(
+                    position=image.position,
+                    grid_height=found.grid_height,
+                    grid_width=found.grid_width,
+                    patches=found.rows,
+                    digest=digest,
+                )
+            )
         return native
 
     def _config_of(self, prompt: ParsedPrompt) -> ImageProcessorConfig:

@@ -75,8 +75,10 @@ class Patches:
     digest: bytes
 
 
-def read_image_processor(folder: Path) -> ImageProcessorConfig:
-    """Reads a model folder's preprocessor_config.json, or image_processor in processor_config.json; defaults without either.
+def read_image_processor(folder: Path, defaults: ImageProcessorConfig | None = None) -> ImageProcessorConfig:
+    """Reads a model folder's preprocessor_config.json, or image_processor in processor_config.json.
+
+    defaults: what counts where neither file says anything; None = the values of ImageProcessorConfig.
 
     Raises CheckpointError for values that cannot be, UnsupportedModelError for another processor.
     """
@@ -94,18 +96,17 @@ def read_image_processor(folder: Path) -> ImageProcessorConfig:
                 continue
         if not isinstance(values, dict):
             raise CheckpointError(f"{file}: expected an object, got {shown(values)}", name)
-        return _config(values, file)
-    return ImageProcessorConfig()
+        return _config(values, file, defaults or ImageProcessorConfig())
+    return defaults or ImageProcessorConfig()
 
 
-def _config(values: Mapping[str, Any], file: Path) -> ImageProcessorConfig:
+def _config(values: Mapping[str, Any], file: Path, defaults: ImageProcessorConfig) -> ImageProcessorConfig:
     kind = values.get("image_processor_type", _PROCESSORS[0])
     if kind not in _PROCESSORS:
         raise UnsupportedModelError(
             f"{file}: image_processor_type {shown(kind)} is not supported, expected {_PROCESSORS[0]}",
             "image_processor_type",
         )
-    defaults = ImageProcessorConfig()
 
     def integer(key: str, default: int, source: Mapping[str, Any] = values) -> int:
         value = source.get(key)

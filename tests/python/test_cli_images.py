@@ -44,7 +44,7 @@ def cores(monkeypatch: pytest.MonkeyPatch) -> list[FakeCore]:
 
 
 def digests(core: FakeCore) -> list[list[bytes]]:
-    return [[image[4] for image in images] for images in core.images]
+    return [[image["digest"] for image in images] for images in core.images]
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

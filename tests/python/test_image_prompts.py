@@ -53,7 +53,7 @@ def engine() -> Iterator[Engine]:
         yield made
 
 
-def given_images(engine: Engine) -> list[tuple[Any, ...]]:
+def given_images(engine: Engine) -> list[dict[str, Any]]:
     """The images of the last request."""
     return engine._core.images[-1]  # type: ignore[attr-defined]
 
@@ -78,11 +78,11 @@ def test_one_image_in_every_form(engine: Engine, image: Any) -> None:
     prompt = {"prompt": f"Q: {PLACEHOLDER} what?\nA:", "multi_modal_data": {"image": image}}
     (output,) = engine.generate(prompt, ONE)
     assert output.prompt_token_ids.count(IMAGE_TOKEN) == TOKENS
-    [(position, height, width, patches, digest)] = given_images(engine)
+    [found] = given_images(engine)
     expected = patches_of(PIXELS, CONFIG)
-    assert output.prompt_token_ids.index(IMAGE_TOKEN) == position
-    assert (height, width) == (expected.grid_height, expected.grid_width)
-    assert np.array_equal(patches, expected.rows) and digest == expected.digest
+    assert output.prompt_token_ids.index(IMAGE_TOKEN) == found["position"]
+    assert (found["grid_height"], found["grid_width"]) == (expected.grid_height, expected.grid_width)
+    assert np.array_equal(found["patches"], expected.rows) and found["digest"] == expected.digest
 
 
 def test_every_method_takes_images(engine: Engine) -> None:
@@ -104,7 +104,7 @@ def test_every_method_takes_images(engine: Engine) -> None:
     plain, pictured = engine.score([{"prompt": "a"}, prompt], [" b", " b"])
     assert plain < 0 and pictured < 0 and len(engine._core.images) == before + 1  # type: ignore[attr-defined]
     engine.generate(prompt, ONE | {"n": 3, "temperature": 1})
-    assert len(engine._core.images) == before + 4 and len({id(i[0][3]) for i in engine._core.images[-3:]}) == 1  # type: ignore[attr-defined]
+    assert len(engine._core.images) == before + 4 and len({id(i[0]["patches"]) for i in engine._core.images[-3:]}) == 1  # type: ignore[attr-defined]
 
 
 @given(st.data())
@@ -133,7 +133,7 @@ def test_placeholders_become_as_many_tokens_as_the_images_take(engine: Engine, d
     before = len(engine._core.images)  # type: ignore[attr-defined]
     outputs = engine.generate(prompts, ONE | {"detokenize": False, "ignore_eos": True}, use_tqdm=False)
     assert [output.prompt_token_ids for output in outputs] == [expected for expected, _ in wanted]
-    found = [[image[0] for image in images] for images in engine._core.images[before:]]  # type: ignore[attr-defined]
+    found = [[image["position"] for image in images] for images in engine._core.images[before:]]  # type: ignore[attr-defined]
     assert found == [positions for _, positions in wanted if positions]
 
 
@@ -221,7 +221,7 @@ def test_names_of_images_change_nothing(engine: Engine) -> None:
     digests = []
     for uuids in (None, {}, {"image": ["a"]}, {"image": "b"}, {"image": [None]}):
         engine.generate({**prompt, "multi_modal_uuids": uuids}, ONE)
-        digests.append(given_images(engine)[0][4])
+        digests.append(given_images(engine)[0]["digest"])
     assert len(set(digests)) == 1
 
 
@@ -231,7 +231,7 @@ def test_a_salt_keeps_images_apart(engine: Engine) -> None:
     digests = []
     for more in ({}, {}, {"cache_salt": "a"}, {"cache_salt": "a"}, {"cache_salt": "b"}, {"isolation_group": "a"}):
         engine.generate(prompt, ONE | more)
-        digests.append(given_images(engine)[0][4])
+        digests.append(given_images(engine)[0]["digest"])
     assert digests[0] == digests[1] and digests[2] == digests[3] and len(set(digests)) == 4
 
 
@@ -289,6 +289,10 @@ def test_a_processor_of_another_model_is_refused(tmp_path: Path) -> None:
     from lynx_rt.engine.images import ImageInputs
 
     info = {"image_token_id": 5, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    assert ImageInputs(tmp_path, info, None, None, None).reads_images  # without a file, the model's sizes count
+    (tmp_path / "preprocessor_config.json").write_text('{"min_pixels": 5}')
+    assert ImageInputs(tmp_path, info, None, None, None).reads_images
+    (tmp_path / "preprocessor_config.json").write_text('{"patch_size": 16}')
     with pytest.raises(CheckpointError, match="patch_size is 16, and the model's is 14"):
         ImageInputs(tmp_path, info, None, None, None)
     assert not ImageInputs(tmp_path, {"image_token_id": -1}, None, None, None).reads_images
@@ -340,7 +344,7 @@ def test_parts_of_every_client(engine: Engine, part: Any) -> None:
     assert output.prompt == f"<|bos|>Q: {PLACEHOLDER}what?\nA:"
     ids = engine.encode("Q: ", False), [IMAGE_TOKEN] * TOKENS, engine.encode("what?\nA:", False)
     assert output.prompt_token_ids == [1, *ids[0], *ids[1], *ids[2]]
-    assert given_images(engine)[0][4] == patches_of(PIXELS, CONFIG).digest
+    assert given_images(engine)[0]["digest"] == patches_of(PIXELS, CONFIG).digest
 
 
 def test_images_keep_the_order_of_the_conversation(engine: Engine) -> None:
@@ -352,8 +356,12 @@ def test_images_keep_the_order_of_the_conversation(engine: Engine) -> None:
         {"role": "user", "content": ["this?", parts[2]]},
     ]
     engine.chat(chat, ONE)
-    assert [image[4] for image in given_images(engine)] == [patches_of(colour, CONFIG).digest for colour in colours]
-    assert [image[0] for image in given_images(engine)] == sorted(image[0] for image in given_images(engine))
+    assert [image["digest"] for image in given_images(engine)] == [
+        patches_of(colour, CONFIG).digest for colour in colours
+    ]
+    assert [image["position"] for image in given_images(engine)] == sorted(
+        image["position"] for image in given_images(engine)
+    )
     rendered = engine.render_chat(chat)
     assert rendered["prompt_token_ids"].count(IMAGE_TOKEN) == rendered["prompt"].count(PLACEHOLDER) == 3
     (by_chat,) = engine.chat(chat, ONE)
@@ -526,7 +534,7 @@ def test_paths_of_the_program_itself(engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "p.jpg").write_bytes(png(PIXELS, "JPEG"))
     prompt = {"prompt": PLACEHOLDER, "multi_modal_data": {"image": tmp_path / "p.jpg"}}
     engine.generate(prompt, ONE)
-    assert given_images(engine)[0][4] != patches_of(PIXELS, CONFIG).digest  # JPEG is not exact
+    assert given_images(engine)[0]["digest"] != patches_of(PIXELS, CONFIG).digest  # JPEG is not exact
     with pytest.raises(ValidationError, match=r"absent\.jpg cannot be read: No such file"):
         engine.generate({**prompt, "multi_modal_data": {"image": tmp_path / "absent.jpg"}}, ONE)
 

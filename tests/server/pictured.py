@@ -50,7 +50,7 @@ class Pictured:
         writer.close()
 
     @property
-    def images(self) -> list[list[tuple[Any, ...]]]:
+    def images(self) -> list[list[dict[str, Any]]]:
         assert self.state.engine is not None
         return self.state.engine._core.images  # type: ignore[attr-defined]
 

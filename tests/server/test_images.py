@@ -72,7 +72,7 @@ def test_openai_chat(pictured: Pictured, stream: bool) -> None:
         usage = [chunk.usage for chunk in answer][-1] if stream else answer.usage
     rendered = pictured.post("/v1/chat/completions/render", {"messages": messages})
     assert usage.prompt_tokens == rendered["count"] > TOKENS
-    assert [image[4] for image in pictured.images[-1]] == [DIGEST]
+    assert [image["digest"] for image in pictured.images[-1]] == [DIGEST]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -85,7 +85,7 @@ def test_openai_responses(pictured: Pictured, stream: bool) -> None:
         response = list(made)[-1].response if stream else made
         counted = client.responses.input_tokens.count(model="nano", input=items).input_tokens
     assert response.usage.input_tokens == counted > TOKENS
-    assert [image[4] for image in pictured.images[-1]] == [DIGEST] and len(pictured.images) == count + 1
+    assert [image["digest"] for image in pictured.images[-1]] == [DIGEST] and len(pictured.images) == count + 1
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -98,7 +98,7 @@ def test_anthropic_messages(pictured: Pictured, stream: bool) -> None:
         usage = next(event.message.usage for event in made if event.type == "message_start") if stream else made.usage
         counted = client.messages.count_tokens(model="nano", messages=messages).input_tokens
     assert usage.input_tokens + usage.cache_read_input_tokens == counted > TOKENS
-    assert [image[4] for image in pictured.images[-1]] == [DIGEST]
+    assert [image["digest"] for image in pictured.images[-1]] == [DIGEST]
 
 
 def test_images_among_results_of_tools(pictured: Pictured) -> None:
@@ -112,7 +112,7 @@ def test_images_among_results_of_tools(pictured: Pictured) -> None:
         {"role": "user", "content": [result]},
     ]
     assert pictured.post("/v1/messages", {"model": "nano", "max_tokens": 2, "messages": messages})["usage"]
-    assert [found[4] for found in pictured.images[-1]] == [DIGEST]
+    assert [found["digest"] for found in pictured.images[-1]] == [DIGEST]
     items = [
         {"type": "message", "role": "user", "content": "look"},
         {"type": "function_call", "call_id": "t1", "name": "look", "arguments": "{}"},
@@ -170,7 +170,7 @@ def test_fetched_images(pictured: Pictured) -> None:
             ),
         ):
             pictured.post(path, body)
-            assert [image[4] for image in pictured.images[-1]] == [DIGEST]
+            assert [image["digest"] for image in pictured.images[-1]] == [DIGEST]
         counted = pictured.post(
             "/v1/responses/input_tokens",
             {"input": [{"role": "user", "content": [part(url) | {"type": "input_image", "image_url": url}]}]},
@@ -229,7 +229,7 @@ def test_bad_images_are_a_400(pictured: Pictured, bad: Any, fault: str, stream: 
 
 def test_files_of_the_allowed_folder(pictured: Pictured, folder: Path) -> None:
     pictured.chat(part(f"file://{folder}/p.png"))
-    assert [image[4] for image in pictured.images[-1]] == [DIGEST]
+    assert [image["digest"] for image in pictured.images[-1]] == [DIGEST]
     error = pictured.chat(part(f"file://{folder}/absent.png"), status=400)["error"]
     assert "absent.png cannot be read" in error["message"] and str(folder) not in error["message"]
 
@@ -309,5 +309,5 @@ def test_clients_of_one_key_do_not_time_those_of_another(pictured: Pictured) -> 
     digests = []
     for salt in (None, "a", "b"):
         pictured.chat(part(URL), cache_salt=salt)
-        digests.append(pictured.images[-1][0][4])
+        digests.append(pictured.images[-1][0]["digest"])
     assert digests[0] == DIGEST and len(set(digests)) == 3

@@ -479,7 +479,7 @@ def test_images_dropped_pasted_and_chosen(picture_page: Browser, pictured: Pictu
     page.fill("#max_tokens", "3")
     ask(page, "and now?")
     page.wait(f"({ANSWERED}) === 2")
-    assert [image[4] for image in pictured.images[-1]] == [image[4] for image in sent[0]]
+    assert [image["digest"] for image in pictured.images[-1]] == [image["digest"] for image in sent[0]]
     assert page.all_faults() == []
 
 
