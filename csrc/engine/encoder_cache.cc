@@ -21,31 +21,40 @@ int64_t bytes_of(const VisionConfig& vision, int64_t num_tokens) {
 
 }  // namespace
 
-int64_t encoder_cache_bytes(const ModelConfig& m, const EngineOptions& o, int64_t kv_bytes) {
-  if (!m.vision || m.image_token_id < 0) return 0;
-  if (o.encoder_cache_memory_bytes) return o.encoder_cache_memory_bytes;
-  return std::min(bytes_of(*m.vision, kChosenTokens), kv_bytes / 8);
+EncoderMemory encoder_memory(const ModelConfig& m, DType dtype, const EngineOptions& o, int64_t rest) {
+  EncoderMemory memory;
+  if (!m.vision || m.image_token_id < 0) return memory;
+  const int64_t per_token = bytes_of(*m.vision, 1), patches = m.vision->merge_size * m.vision->merge_size;
+  const auto tower = [&](int64_t tokens) { return VisionTower::bytes(*m.vision, dtype, tokens * patches); };
+  if (o.encoder_cache_memory_bytes) {
+    memory.outputs = o.encoder_cache_memory_bytes;
+    memory.max_tokens = std::min(memory.outputs / per_token, m.max_position_embeddings);
+  } else {
+    constexpr int64_t kShare = 8, kMany = 1024;  // the tower's bytes of many tokens, whose mean has no rounding to speak of
+    memory.max_tokens = std::min({kChosenTokens, m.max_position_embeddings, rest / kShare / (per_token + tower(kMany) / kMany)});
+    memory.outputs = memory.max_tokens * per_token;
+  }
+  memory.tower = tower(memory.max_tokens);
+  return memory;
 }
 
-EncoderCache::EncoderCache(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_bytes)
+EncoderCache::EncoderCache(Backend& backend, const VisionConfig& config, const VisionWeights& weights,
+                           const EncoderMemory& memory)
     : backend_(backend),
       config_(config),
-      max_bytes_(max_bytes),
-      tower_(backend, config, weights,
-             max_bytes / std::max<int64_t>(1, bytes_of(config, 1)) * config.merge_size * config.merge_size),
+      memory_(memory),
+      tower_(backend, config, weights, memory.max_tokens * config.merge_size * config.merge_size),
       current_(entries_.end()) {}
 
-int64_t EncoderCache::output_bytes(int64_t num_tokens) const { return bytes_of(config_, num_tokens); }
-
 void EncoderCache::check_size(const RequestImage& image) const {
-  if (const int64_t bytes = output_bytes(image.num_tokens); bytes > max_bytes_)
+  if (const int64_t bytes = bytes_of(config_, image.num_tokens); bytes > memory_.outputs)
     invalid("images", "an image of ", image.num_tokens, " tokens needs ", bytes, " bytes of the encoder cache, which has ",
-            max_bytes_, "; pass encoder_cache_memory_bytes=", bytes, " or more, or a smaller image");
+            memory_.outputs, "; pass encoder_cache_memory_bytes=", bytes, " or more, or a smaller image");
 }
 
 DeviceArray<float> EncoderCache::encode(const RequestImage& image) {
   drop_current();
-  DeviceArray<float> output(backend_, output_bytes(image.num_tokens) / int64_t(sizeof(float)), "encoder cache");
+  DeviceArray<float> output(backend_, bytes_of(config_, image.num_tokens) / int64_t(sizeof(float)), "encoder cache");
   tower_.begin(image.patches->data(), image.grid_height, image.grid_width);
   while (!tower_.advance(config_.depth)) {
   }
@@ -96,7 +105,7 @@ void EncoderCache::release(RequestImage& image) {
 }
 
 bool EncoderCache::make_room(int64_t bytes) {
-  while (bytes_ + bytes > max_bytes_) {
+  while (bytes_ + bytes > memory_.outputs) {
     auto first = entries_.end();
     for (auto e = entries_.begin(); e != entries_.end(); ++e)
       if (e->second.num_references == 0 && (first == entries_.end() || e->second.released < first->second.released)) first = e;
@@ -109,7 +118,7 @@ bool EncoderCache::make_room(int64_t bytes) {
 
 // Gives the image to the tower, which has none. Returns false where there is no room for its output.
 bool EncoderCache::begin(const RequestImage& image) {
-  const int64_t bytes = output_bytes(image.num_tokens);
+  const int64_t bytes = bytes_of(config_, image.num_tokens);
   if (!make_room(bytes)) return false;
   Entry entry;
   entry.output = DeviceArray<float>(backend_, bytes / int64_t(sizeof(float)), "encoder cache");
@@ -124,9 +133,9 @@ bool EncoderCache::begin(const RequestImage& image) {
 }
 
 bool EncoderCache::advance() {
-  const int64_t blocks = std::max<int64_t>(patch_blocks_left_ / num_patches_, advanced_ ? 0 : 1);
+  const int64_t blocks = std::min(config_.depth, std::max<int64_t>(patch_blocks_left_ / num_patches_, advanced_ ? 0 : 1));
   if (blocks == 0) return false;
-  patch_blocks_left_ = std::max<int64_t>(0, patch_blocks_left_ - std::min(blocks, config_.depth) * num_patches_);
+  patch_blocks_left_ = std::max<int64_t>(0, patch_blocks_left_ - blocks * num_patches_);
   advanced_ = true;
   const double start = now();
   bool done = false;
@@ -159,8 +168,8 @@ void EncoderCache::check_integrity(int64_t num_held) const {
   }
   if (references != num_held)
     fail(ErrorCode::kInternal, "encoder_cache", "outputs have ", references, " references, but requests hold ", num_held);
-  if (bytes != bytes_ || bytes > max_bytes_)
-    fail(ErrorCode::kInternal, "encoder_cache", "outputs take ", bytes, " bytes, counted ", bytes_, ", most ", max_bytes_);
+  if (bytes != bytes_ || bytes > memory_.outputs)
+    fail(ErrorCode::kInternal, "encoder_cache", "outputs take ", bytes, " bytes, counted ", bytes_, ", most ", memory_.outputs);
 }
 
 }  // namespace lynx_rt

@@ -12,20 +12,25 @@
 
 namespace lynx_rt {
 
-// The bytes that images get, see EngineOptions::encoder_cache_memory_bytes: `kv_bytes` is what the KV cache would get at most without
-// them. 0 for a model that reads text alone.
-int64_t encoder_cache_bytes(const ModelConfig& config, const EngineOptions& options, int64_t kv_bytes);
+// Memory for images, in bytes.
+struct EncoderMemory {
+  int64_t outputs = 0;     // EngineOptions::encoder_cache_memory_bytes, or what is chosen
+  int64_t max_tokens = 0;  // of an image
+  int64_t tower = 0;       // of the tower, while it works on an image of so many tokens
+  int64_t all() const { return outputs + tower; }
+};
+// `rest`: what the KV cache would get without images, of which outputs and tower together get at most an eighth unasked. Nothing for a
+// model that reads text alone.
+EncoderMemory encoder_memory(const ModelConfig& config, DType compute_dtype, const EngineOptions& options, int64_t rest);
 
 // An output that no request holds stays until its room is needed, the one that was given back first going first. The tower finishes
 // the image that it has begun. While requests decode it runs a limited number of patches through its blocks in a step, so that they go on; the
 // number does not depend on time, so neither do the batches. Thread-safety: none; the engine's lock covers it.
 class EncoderCache final : public ImageOutputs {
  public:
-  EncoderCache(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_bytes);
+  EncoderCache(Backend& backend, const VisionConfig& config, const VisionWeights& weights, const EncoderMemory& memory);
 
-  int64_t max_bytes() const { return max_bytes_; }
-  // Bytes of an image's output, and of the largest image with the tower's own memory.
-  int64_t output_bytes(int64_t num_tokens) const;
+  const EncoderMemory& memory() const { return memory_; }
   // Throws kInvalidArgument (field images) for an image that does not fit.
   void check_size(const RequestImage& image) const;
 
@@ -61,7 +66,7 @@ class EncoderCache final : public ImageOutputs {
 
   Backend& backend_;
   const VisionConfig& config_;
-  int64_t max_bytes_;
+  EncoderMemory memory_;
   VisionTower tower_;
   Entries entries_;
   int64_t bytes_ = 0;

@@ -62,7 +62,7 @@ class EngineCore {
   std::unique_ptr<ExpertStore> make_store();    // null where all experts are in memory
   std::unique_ptr<ExpertPrefetch> make_prefetch();
   std::unique_ptr<VirtualCache> make_virtual_cache();
-  std::unique_ptr<EncoderCache> make_encoder();  // null where the model reads text alone
+  std::unique_ptr<EncoderCache> make_encoder();
   // Throws kCorruptFile once a file that weights are read from has been written to or truncated. Looks at the files only now and
   // then.
   void check_files();
@@ -111,6 +111,7 @@ class EngineCore {
   std::unique_ptr<Backend> backend_;
   std::shared_ptr<const ExpertFile> expert_file_;  // null: experts come from the checkpoint
   std::optional<MemoryShares> shares_;             // of EngineOptions::memory
+  EncoderMemory encoder_memory_;                   // part of shares_, where these are given
   int64_t expert_memory_ = 0;                      // bytes for experts, where the others are read when they are needed
   std::shared_ptr<const LowExperts> low_experts_;  // of expert_policy; their bytes are part of expert_memory_
   std::optional<MappedFile> mapped_experts_;       // where all experts are in memory and come from the file
@@ -118,9 +119,9 @@ class EngineCore {
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<ExpertPrefetch> prefetch_;
   Decoder decoder_;
-  std::unique_ptr<EncoderCache> encoder_;
-  DeviceArray<float> logits_;  // [max logit rows, V]
-  MemoryPlan plan_;            // after the members that take memory, before those sized by what is left
+  std::unique_ptr<EncoderCache> encoder_;  // null where the model reads text alone
+  DeviceArray<float> logits_;              // [max logit rows, V]
+  MemoryPlan plan_;                        // after the members that take memory, before those sized by what is left
   KvCache cache_;
   BlockPool pool_;
   WindowPages windows_;

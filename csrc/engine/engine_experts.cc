@@ -71,6 +71,11 @@ void EngineCore::divide_memory(const ModelWeights& weights, int64_t low_bytes) {
   if (total > free)
     fail(ErrorCode::kOutOfMemory, "memory", "memory: ", total, " bytes were asked for, but ", free,
          " bytes of memory are free; pass no more than that, or \"auto\"");
+  if (weights.vision) {
+    const int64_t rest = std::max<int64_t>(0, total - demand.weights - demand.steps);
+    encoder_memory_ = encoder_memory(config_, backend_->compute_dtype(), options_, rest);
+    demand.steps += encoder_memory_.all();
+  }
   shares_ = lynx_rt::divide_memory(total, config_, backend_->compute_dtype(), options_, demand);
 }
 
@@ -109,7 +114,7 @@ std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
 // Slots are memory that is taken but not touched yet, so the system counts it as free. Copies in low precision have been written.
 Backend::MemoryBudget EngineCore::memory_budget() const {
   Backend::MemoryBudget memory = backend_->memory_budget();
-  const int64_t images = encoder_ ? encoder_->max_bytes() : 0;
+  const int64_t images = encoder_memory_.all();
   memory.free = std::max<int64_t>(0, memory.free - images - expert_memory_ + (low_experts_ ? low_experts_->bytes : 0));
   memory.chosen = std::max<int64_t>(0, memory.chosen - images);
   memory.chosen = std::min(shares_ ? shares_->kv : memory.chosen, memory.free);
@@ -123,8 +128,8 @@ std::unique_ptr<EncoderCache> EngineCore::make_encoder() {
               options_.encoder_cache_memory_bytes);
     return nullptr;
   }
-  const int64_t bytes = encoder_cache_bytes(config_, options_, shares_ ? shares_->kv : backend_->memory_budget().chosen);
-  return std::make_unique<EncoderCache>(*backend_, *config_.vision, *weights_->vision, bytes);
+  if (!shares_) encoder_memory_ = encoder_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget().chosen);
+  return std::make_unique<EncoderCache>(*backend_, *config_.vision, *weights_->vision, encoder_memory_);
 }
 
 std::unique_ptr<VirtualCache> EngineCore::make_virtual_cache() {

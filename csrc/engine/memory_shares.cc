@@ -7,6 +7,7 @@
 
 #include "backend/cpu/scratch_bound.h"
 #include "base/error.h"
+#include "engine/encoder_cache.h"
 #include "engine/memory_plan.h"
 #include "engine/state_cache.h"
 #include "model/describe.h"
@@ -96,6 +97,7 @@ std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t tot
     f.quantization = weights.quantization;
     f.demand.weights = weights.mapped_bytes + weights.anonymous_bytes - weights.expert_bytes;
     f.demand.steps = step_bytes(*backend, m, options);
+    f.demand.steps += encoder_memory(m, m.dtype, options, std::max<int64_t>(0, total - f.demand.weights - f.demand.steps)).all();
     f.demand.state_slot = StateCache::slot_bytes(state_bytes(m, m.dtype));
     f.demand.slot = weights.slot_bytes;
     f.demand.num_experts = m.num_moe_layers() * m.num_experts;

@@ -20,7 +20,7 @@ int64_t parse_total(const std::string& text, int64_t free);
 // Demands that share the memory with the KV cache, in bytes.
 struct MemoryDemand {
   int64_t weights = 0;                // all that are always in memory: without experts where these come from a file of their own
-  int64_t steps = 0;                  // step_bytes()
+  int64_t steps = 0;                  // step_bytes(), and EncoderMemory
   int64_t state_slot = 0;             // as plan_memory() takes it
   int64_t slot = 0, num_experts = 0;  // of a file of experts: memory of one, and how many all layers have; 0 = no such file
   int64_t low = 0;                    // copies in low precision, which are needed where not all experts are in memory

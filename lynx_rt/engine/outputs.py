@@ -298,6 +298,11 @@ class EngineStats:
     bytes_read_experts: int
     bytes_read_dense: int  # all other weights
     bytes_read_kv: int
+    images: int  # of the prompts counted by prompt_tokens
+    images_encoded: int  # images that the vision tower was run for
+    images_cached: int  # images that a request needed and that were in the encoder cache
+    encoder_seconds: float  # of the tower, part of step_seconds
+    encoder_cache_bytes: int
     layers: list[LayerStats] = field(default_factory=list)
     ops: list[OpStats] = field(default_factory=list)
     slo: SloStats | None = None  # where expert_selection is "slo:..."

@@ -158,6 +158,7 @@ class EngineMetrics:
             "vllm:cache_config_info": [(self._cache_labels, 1)],
             "lynx:policy_info": [({"policy": self._policy}, 1)],
             "lynx:num_waiting_tokens": [({}, stats.num_waiting_tokens)],
+            "lynx:encoder_cache_bytes": [({}, stats.encoder_cache_bytes)],
             "lynx:engine_last_step_timestamp_seconds": [({}, _unix_time(self._engine.last_step_time))],
             "lynx:engine_stalled_seconds": [({}, self._engine.stalled_seconds)],
         }
@@ -191,6 +192,10 @@ class EngineMetrics:
             ("lynx:bytes_read_total", "experts"): stats.bytes_read_experts,
             ("lynx:bytes_read_total", "dense"): stats.bytes_read_dense,
             ("lynx:bytes_read_total", "kv"): stats.bytes_read_kv,
+            ("lynx:images_total", ""): stats.images,
+            ("lynx:image_outputs_total", "encoded"): stats.images_encoded,
+            ("lynx:image_outputs_total", "cached"): stats.images_cached,
+            ("lynx:encoder_seconds_total", ""): stats.encoder_seconds,
         }
         if stats.slo is not None:
             values[_SLO_KEY] = stats.slo.steps_over_target

@@ -141,6 +141,15 @@ ENGINE = (
     ),
     _counter("lynx:tier_wait_seconds_total", "Time in which a step had nothing to compute before an expert was read."),
     _gauge("lynx:tier_resident_experts", "Experts that stay in memory. Absent where all do."),
+    _counter("lynx:images_total", "Images of prompts, counted when the prompt is done."),
+    _counter(
+        "lynx:image_outputs_total",
+        "What the vision tower says of an image, by how a request got it: encoded (the tower ran), cached. Neither where the image's pages "
+        "were in the prefix cache.",
+        "source",
+    ),
+    _counter("lynx:encoder_seconds_total", "Time in which the vision tower ran, within engine steps."),
+    _gauge("lynx:encoder_cache_bytes", "Memory of the vision tower's results that are kept."),
     _gauge("lynx:num_waiting_tokens", "Prompt tokens of the completions that wait."),
     _gauge(
         "lynx:engine_stalled_seconds",
