@@ -92,7 +92,7 @@ def main() -> int:
     parser.add_argument("--tasks", type=Path, required=True, help="of picture_tasks.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--batch", default="1,4,8,16,32")
-    parser.add_argument("--items", default="250", help="per family and seed")
+    parser.add_argument("--items", default="100", help="per family and seed")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--selection", default=SELECTIONS)
     parser.add_argument(

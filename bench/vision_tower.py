@@ -21,7 +21,13 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from lynx_rt import _C_testing
 
-TOWER = {"hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 2048, "deepstack_visual_indexes": []}
+TOWER = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "out_hidden_size": 2048,
+    "deepstack_visual_indexes": [],
+}
 TEXT = {"hidden_size": 2048, "num_hidden_layers": 1, "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 128,
         "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "vocab_size": 256}  # fmt: skip
 
@@ -73,7 +79,9 @@ def main() -> None:
             times["transformers"].append(seconds)
     print(f"{ours.description()}; {side * side} patches, {options.depth} blocks, median of {options.rounds}")
     for name, values in times.items():
-        print(f"{name}: {1e3 * statistics.median(values[1:]):.0f} ms ({', '.join(f'{1e3 * v:.0f}' for v in values[1:])})")
+        print(
+            f"{name}: {1e3 * statistics.median(values[1:]):.0f} ms ({', '.join(f'{1e3 * v:.0f}' for v in values[1:])})"
+        )
     ratios = [b / a for a, b in zip(times["lynx_rt"][1:], times["transformers"][1:], strict=True)]
     print(f"ratio: {statistics.median(ratios):.2f} ({', '.join(f'{r:.2f}' for r in ratios)})")
     print(f"largest difference: {np.abs(mine - other).max() / np.abs(other).max():.4f} of the largest value")

@@ -338,8 +338,8 @@ def _measured(engine: Engine, meter: StepMeter, waits: Sequence[float]) -> dict[
         "tokens_per_s": stats.generation_tokens / stats.step_seconds if stats.step_seconds else 0.0,
         "ttft_ms_mean": statistics.fmean(waits) if waits else 0.0,
         "ttft_ms_median": statistics.median(waits) if waits else 0.0,
-        "images_encoded": getattr(stats, "images_encoded", 0),
-        "tower_share": getattr(stats, "encoder_seconds", 0.0) / stats.step_seconds if stats.step_seconds else 0.0,
+        "images_encoded": stats.images_encoded,
+        "tower_share": stats.encoder_seconds / stats.step_seconds if stats.step_seconds else 0.0,
         "decode_share": stats.decode_seconds / stats.step_seconds if stats.step_seconds else 0.0,
     }
 

@@ -82,7 +82,9 @@ def test_malformed_items(tmp_path: Path, fields: dict[str, Any], error: str) -> 
 def shades_seen(engine: Engine) -> list[tuple[int, int]]:
     """Returns red and green of the first pixel of each request's picture."""
     core: Any = engine._core
-    pixels = [images[0][3][0] for images in core.images]  # rows are [channel, time, row, column], 16 x 16 pixels twice
+    pixels = [
+        images[0]["patches"][0] for images in core.images
+    ]  # rows are [channel, time, row, column], 16 x 16 pixels twice
     return [(round(255 * (row[0] + 1) / 2), round(255 * (row[512] + 1) / 2)) for row in pixels]
 
 
@@ -107,7 +109,7 @@ def test_study_records_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     class Core(BlindCore):
         def add_request(self, ids: list[int], params: Any, mask: Any = None, images: Any = None) -> int:
-            digests.append(images[0][4])
+            digests.append(images[0]["digest"])
             return super().add_request(ids, params, mask, images)
 
     monkeypatch.setattr(_C, "Engine", Core)
