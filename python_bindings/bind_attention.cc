@@ -69,7 +69,7 @@ class PagedCache {
                 const Ints& query_start, const Ints& block_tables, const std::optional<std::string>& norm, bool interleaved,
                 float clip, std::pair<float, float> temperature, int64_t window, int64_t chunk,
                 const std::optional<py::array>& sinks, std::optional<float> scale, bool v_norm, bool v_from_k, bool gated,
-                const std::optional<Ints>& rope_rows, bool causal) {
+                bool causal, const std::optional<Ints>& rope_rows) {
     const int64_t d = view_.head_dim;
     require_columns(qkv, ((gated ? 2 : 1) * num_heads + 2 * view_.num_kv_heads) * d);
     Floats work({qkv.shape(0), qkv.shape(1)});
@@ -91,9 +91,9 @@ class PagedCache {
     post.gated = gated;
     const BatchView b = backend_.begin_step(rows.batch);
     backend_.qkv_post(post, b, view_);
-    return attention(
-        {work.data(), work.shape(1), num_heads, scale.value_or(1.0f / std::sqrt(float(d))), window, chunk, weight(sinks), gated, causal},
-        b);
+    return attention({work.data(), work.shape(1), num_heads, scale.value_or(1.0f / std::sqrt(float(d))), window, chunk,
+                      weight(sinks), gated, causal},
+                     b);
   }
 
   // Runs mla_post, then attention. q [T, A * (nope + R)], latent_q [T, A * (L + R)] with the heads' first L columns, kv [T, L +
@@ -144,7 +144,7 @@ void register_attention(py::module_& m) {
            py::arg("norm") = py::none(), py::arg("interleaved") = false, py::arg("clip") = 0.0f,
            py::arg("temperature") = std::pair<float, float>(0, 0), py::arg("window") = 0, py::arg("chunk") = 0,
            py::arg("sinks") = py::none(), py::arg("scale") = py::none(), py::arg("v_norm") = false, py::arg("v_from_k") = false,
-           py::arg("gated") = false, py::arg("rope_rows") = py::none(), py::arg("causal") = true)
+           py::arg("gated") = false, py::arg("causal") = true, py::arg("rope_rows") = py::none())
       .def("attend_latent", &PagedCache::attend_latent, py::arg("q"), py::arg("latent_q"), py::arg("kv"), py::arg("num_heads"),
            py::arg("kv_norm"), py::arg("eps"), py::arg("cos"), py::arg("sin"), py::arg("positions"), py::arg("query_start"),
            py::arg("block_tables"), py::arg("interleaved") = false, py::arg("scale") = 1.0f);

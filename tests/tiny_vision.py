@@ -20,10 +20,18 @@ TEMPLATE = (  # Qwen3-VL's, as far as it concerns users' messages
     "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in p %}{{ p.text }}{% endif %}{% endfor %}{% endif %}"
     "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SIZE = {"shortest_edge": 2048, "longest_edge": 40_000}
+PROCESSOR: dict[str, Any] = {
+    "size": {"shortest_edge": 2048, "longest_edge": 40_000},
+    "patch_size": 16,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "image_mean": [0.5, 0.5, 0.5],  # as the Hub's files of Qwen3-VL have them
+    "image_std": [0.5, 0.5, 0.5],
+}
 MAX_NEW = 24
 CORPUS = ["What is the weather in Paris today? It is 21 degrees; the sky is clear.", "The dog does not mind."] * 4
-GREEDY = {"temperature": 0, "max_tokens": MAX_NEW, "ignore_eos": True}
+NUM_WORDS = 300  # tokens that are no special ones; answers are of these
+GREEDY = {"temperature": 0, "max_tokens": MAX_NEW, "allowed_token_ids": list(range(NUM_WORDS))}
 VISION = {"depth": 3, "hidden_size": 48, "intermediate_size": 56, "num_heads": 4, "patch_size": 16, "spatial_merge_size": 2,
           "temporal_patch_size": 2, "out_hidden_size": 48, "num_position_embeddings": 64, "in_channels": 3,
           "deepstack_visual_indexes": [0, 1]}  # fmt: skip
@@ -41,14 +49,15 @@ def write_model(path: Path) -> None:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=NUM_WORDS, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(CORPUS, trainer)
+    assert backend.get_vocab_size() == NUM_WORDS
     backend.add_special_tokens(SPECIAL)
     backend.save(str(path / "tokenizer.json"))
     config = {"chat_template": TEMPLATE, "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
-    processor = {"image_processor_type": "Qwen2VLImageProcessor", "size": SIZE, "patch_size": 16, "merge_size": 2}
-    (path / "preprocessor_config.json").write_text(json.dumps({**processor, "temporal_patch_size": 2}))
+    processor = {"image_processor_type": "Qwen2VLImageProcessor", **PROCESSOR}
+    (path / "preprocessor_config.json").write_text(json.dumps(processor))
     ids = {name: backend.token_to_id(token) for name, token in (
         ("image_token_id", "<|image_pad|>"), ("video_token_id", "<|video_pad|>"), ("vision_start_token_id", "<|vision_start|>"),
         ("vision_end_token_id", "<|vision_end|>"))}  # fmt: skip
@@ -96,9 +105,8 @@ def answers(folder: Path) -> list[tuple[list[int], list[int]]]:
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-    processor = Qwen2VLImageProcessorPil(size=SIZE, patch_size=16, merge_size=2, temporal_patch_size=2)
+    processor = Qwen2VLImageProcessorPil(**PROCESSOR)
     model = Qwen3VLMoeForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-    model.generation_config.eos_token_id = None  # answers go on for MAX_NEW tokens
     found = []
     for messages in CHATS:
         text = tokenizer.apply_chat_template(
@@ -113,12 +121,15 @@ def answers(folder: Path) -> list[tuple[list[int], list[int]]]:
             for grid in inputs["image_grid_thw"].tolist():
                 text = text.replace("<|image_pad|>", "<|hole|>" * (grid[1] * grid[2] // 4), 1)
             text = text.replace("<|hole|>", "<|image_pad|>")
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        types = (ids == model.config.image_token_id).long()
-        with torch.no_grad():
-            out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=types, **inputs, do_sample=False,
-                max_new_tokens=MAX_NEW, pad_token_id=0,
-            )  # fmt: skip
-        found.append((ids[0].tolist(), out[0, ids.shape[1] :].tolist()))
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        prompt = list(ids)
+        for _ in range(MAX_NEW):  # without a cache, so that all positions are computed anew
+            tokens = torch.tensor([ids])
+            if images:
+                inputs["mm_token_type_ids"] = (tokens == model.config.image_token_id).int()
+            model.model.rope_deltas = None
+            with torch.no_grad():
+                logits = model(input_ids=tokens, use_cache=False, **inputs).logits[0, -1]
+            ids.append(int(logits[:NUM_WORDS].argmax()))
+        found.append((prompt, ids[len(prompt) :]))
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from live_server import LiveServer, serving
-from tiny_vision import MAX_NEW, PICTURES, answers, write_model
+from tiny_vision import GREEDY, MAX_NEW, PICTURES, answers, write_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,12 @@ def test_answers_are_those_of_transformers(live: LiveServer, folder: Path) -> No
     url = f"data:image/png;base64,{data}"
     prompt, answer = answers(folder)[1]
     parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is this?"}]
-    body = {"max_tokens": MAX_NEW, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+    body = {
+        "max_tokens": MAX_NEW,
+        "temperature": 0,
+        "allowed_token_ids": GREEDY["allowed_token_ids"],
+        "return_token_ids": True,
+    }
     for count in range(2):
         found = live.post("/v1/chat/completions", {**body, "messages": [{"role": "user", "content": parts}]})
         assert found.status_code == 200, found.text
@@ -43,7 +48,13 @@ def test_answers_are_those_of_transformers(live: LiveServer, folder: Path) -> No
     parts[0] = {"type": "input_image", "image_url": url}
     items = [{"role": "user", "content": [parts[0], {"type": "input_text", "text": "What is this?"}]}]
     responses = live.post(
-        "/v1/responses", {"input": items, "max_output_tokens": MAX_NEW, "temperature": 0, "ignore_eos": True}
+        "/v1/responses",
+        {
+            "input": items,
+            "max_output_tokens": MAX_NEW,
+            "temperature": 0,
+            "allowed_token_ids": GREEDY["allowed_token_ids"],
+        },
     )
     assert responses.json()["output"][0]["content"][0]["text"] == text
     source = {"type": "base64", "media_type": "image/png", "data": data}
@@ -52,7 +63,7 @@ def test_answers_are_those_of_transformers(live: LiveServer, folder: Path) -> No
         "messages": [{"role": "user", "content": content}],
         "max_tokens": MAX_NEW,
         "temperature": 0,
-        "ignore_eos": True,
+        "allowed_token_ids": GREEDY["allowed_token_ids"],
     }
     assert live.post("/v1/messages", messages).json()["content"][0]["text"] == text
 
