@@ -60,6 +60,7 @@ class Engine(EngineText, EngineState):
     admission: which waiting request runs next: "first_come", or "affinity:skips=128" = the one that is most like those that run.
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
+    encoder_cache_memory_bytes: for what the vision tower says of images, whose largest must fit; None = chosen.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share) would read, and lets
@@ -105,6 +106,7 @@ class Engine(EngineText, EngineState):
         enable_prefix_caching: bool = True,
         enable_mixed_chunk: bool = True,
         kv_cache_memory_bytes: int | None = None,
+        encoder_cache_memory_bytes: int | None = None,
         expert_selection: str | None = None,
         virtual_residents: float = 0,
         virtual_residency: str = "lfu",

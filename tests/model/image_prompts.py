@@ -87,5 +87,6 @@ def finish(e: _C.Engine, ids: list[int]) -> list[list[tuple[int, float]]]:
     while e.has_unfinished():
         for o in e.step():
             assert not o.error, o.error
-            out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
+            if o.request_id in out:
+                out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
     return [out[i] for i in ids]
