@@ -142,6 +142,40 @@ def test_study_records_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert group.accuracy().value == 1.0 and group.accuracy("near").value == 1.0
 
 
+def test_a_tower_runs_for_every_policy(tmp_path: Path) -> None:
+    """A model that reads images: every policy encodes every picture, and with the same picture says the same."""
+    tiny_vision = pytest.importorskip("tiny_vision")
+    model, tasks, out = tmp_path / "model", tmp_path / "tasks", tmp_path / "out"
+    model.mkdir()
+    tiny_vision.write_model(model)
+    tasks.mkdir()
+    write_tasks(tasks)
+    for file in tasks.glob("*.jsonl"):
+        file.write_text(file.read_text().replace(PLACEHOLDER, "<|vision_start|><|image_pad|><|vision_end|>"))
+    argv = [
+        "study",
+        str(model),
+        "--tasks",
+        str(tasks),
+        "--out",
+        str(out),
+        "--items",
+        "4",
+        "--max-tokens",
+        "3",
+        "--num-threads",
+        "1",
+    ]
+    assert main([*argv, "--batch", "2", "--selection", "top_j:j=2,top1", "--seeds", "0", "--no-plots"]) == 0
+    results = [json.loads(line)["results"] for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert [run["images_encoded"] for run in results] == [8, 8, 8]
+    assert all(0 < run["tower_share"] < 1 and run["perplexity"] > 1 for run in results)
+    assert (
+        results[0]["perplexity"] == results[1]["perplexity"] != results[2]["perplexity"]
+    )  # two experts are its own routing
+    assert "tower %" in (out / "table.md").read_text()
+
+
 def test_other_pictures_are_other_settings(tmp_path: Path) -> None:
     write_tasks(tmp_path, 2)
     options = {"model": "m", "tasks": tmp_path, "selections": ["lynx"], "batch_sizes": [1]}
