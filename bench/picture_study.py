@@ -5,7 +5,7 @@
 
 Documents (forms, receipts, tables) are scored by ANLS as DocVQA is, charts (bars, lines) by relaxed accuracy as ChartQA, scenes (shapes)
 by the accuracy of VQA. Runs `lynx-rt study` once per kind, into OUT/{documents,charts,scenes}; the same command again goes on where it
-was interrupted. Writes OUT/pictures.md: accuracy, experts, times and the share of the vision tower, by batch size.
+was interrupted. Writes OUT/pictures.md: accuracy, experts, times and the share of the vision tower, by batch size. Needs matplotlib for the plots.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def main() -> int:
             "--selection",
             options.selection,
         ]
-        if not options.report_only and (
-            code := lynx_rt([*argv, "--max-tokens", "16", "--no-perplexity", "--no-plots"])
-        ):
+        if not options.report_only and (code := lynx_rt([*argv, "--max-tokens", "16", "--no-perplexity"])):
             return code
         for setup in setups(read_runs([options.out / kind / "runs.jsonl"])):
             lines += section(setup, title)
