@@ -79,8 +79,9 @@ def head_rows(x, w, v: Variant, cos, sin, dtype, is_q):
     return ref.rounded(y, dtype, error)
 
 
-def attend_row(q, k, values, dq, dk, dv, scale, sink=None):
-    """softmax(scale * q . k), with the sink as one more logit without a value, times V; -> [Dv], error."""
+def attend_row(q, k, values, dq, dk, dv, scale, sink=None, rounding=0.0):
+    """softmax(scale * q . k), with the sink as one more logit without a value, times V; -> [Dv], error. rounding: relative, of a weight
+    before it meets V."""
     n, d = k.shape
     scores = k @ q * scale
     off = (dk @ np.abs(q) + (np.abs(k) + dk) @ dq + tol.dot(d, np.abs(k) @ np.abs(q))) * scale + tol.U32 * np.abs(
@@ -91,7 +92,7 @@ def attend_row(q, k, values, dq, dk, dv, scale, sink=None):
     p = (p / p.sum())[:n]
     relative = np.expm1(2 * off.max() + tol.softmax(n + 1, every) + (0 if sink is None else 4 * tol.U32 * abs(sink)))
     y, size = p @ values, p @ np.abs(values)
-    return y, relative * size + tol.dot(n, size) + p @ dv
+    return y, (relative + (1 + relative) * rounding) * size + tol.dot(n, size) + p @ dv
 
 
 def normed_values(values, eps, dtype):
@@ -114,6 +115,8 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
         none = np.zeros_like(values)
         values, dv = normed_values(values, v.eps, dtype) if v.v_norm else (ref.entering(values, dtype), none)
         scale = 1 / np.sqrt(heads.shape[2]) if v.scale is None else float(np.float32(v.scale))
+        # Without a causal mask weights may be rounded to bf16: backend.h, attention().
+        rounding = 2.0**-8 if dtype == "bfloat16" and not v.causal else 0.0  # 8 bits of significand
         y, error = np.empty(q.shape), np.empty(q.shape)
         for t in range(n):
             seen = slice(v.first_key(t), t + 1 if v.causal else n)
@@ -121,7 +124,7 @@ def attention(sequences, num_heads, num_kv_heads, v: Variant, cos, sin, dtype):
                 g = a // (num_heads // num_kv_heads)
                 sink = None if v.sinks is None else float(ref.value(v.sinks)[a])
                 y[t, a], error[t, a] = attend_row(
-                    q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], dv[seen, g], scale, sink
+                    q[t, a], k[seen, g], values[seen, g], dq[t, a], dk[seen, g], dv[seen, g], scale, sink, rounding
                 )
         out.append((y.reshape(n, -1), error.reshape(n, -1)))
     return out

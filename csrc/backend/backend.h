@@ -286,7 +286,7 @@ class Backend {
   void mla_post(const MlaPostArgs& args, const BatchView& batch, const KvCacheView& cache);
 
   // Attention of every row over the keys that AttentionArgs names, read from the cache's pages. Query head a uses kv head
-  // a / (A / G); softmax(scale * q.k) is in float32. out [T, A * Dv].
+  // a / (A / G); softmax(scale * q.k) is in float32, but its weights may meet V in bf16 where not causal. out [T, A * Dv].
   // Cost: reads each sequence's K and V once per row block. Test: tests/ops/test_attention.py.
   void attention(const AttentionArgs& args, const BatchView& batch, const KvCacheView& cache, Activations& out);
 

@@ -149,7 +149,9 @@ def test_set_rows_refuses_rows_that_overlap(float_backend):
 
 def test_gelu_over_its_range(isa):
     """As above, without up: both forms, in the far tails and around 0."""
-    x = np.concatenate([np.linspace(-14, 14, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[:, None]
+    x = np.concatenate([np.linspace(-14, 14, 4001), np.linspace(-1e-3, 1e-3, 101), [-3e4, 3e4, 0]]).astype(np.float32)[
+        :, None
+    ]
     b, one = _C_testing.Backend(isa=isa), np.ones((1, 1), np.float32)
     for name, of in (("gelu", ref.gelu), ("gelu_tanh", ref.gelu_tanh)):
         value, error = of(x[:, 0].astype(np.float64))

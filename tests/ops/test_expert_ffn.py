@@ -164,17 +164,23 @@ def test_mlp_with_relu2(backend, dtype, weight_dtype, shape):
 
 
 # T, H, I, N: another number of outputs than inputs.
-@pytest.mark.parametrize("shape", [(0, 16, 8, 5), (1, 1, 1, 1), (1, 48, 56, 48), (7, 33, 31, 70), (70, 64, 300, 17)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 16, 8, 5), (1, 1, 1, 1), (1, 48, 56, 48), (7, 33, 31, 70), (70, 64, 300, 17)], ids=str
+)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
 def test_mlp_without_up(backend, dtype, weight_dtype, activation, shape):
     rows, hidden, width, out = shape
     rng = np.random.default_rng(rows)
     x = rng.standard_normal((rows, hidden)).astype(np.float32)
-    gate, down = (ref.weight(rng.standard_normal(s) / np.sqrt(s[1]) * 2, weight_dtype) for s in ((width, hidden), (out, width)))
+    gate, down = (
+        ref.weight(rng.standard_normal(s) / np.sqrt(s[1]) * 2, weight_dtype) for s in ((width, hidden), (out, width))
+    )
     biases = [ref.weight(rng.standard_normal(n), weight_dtype) for n in (width, 0, out)]
     for of in (None, biases):
         got = backend.mlp(x, gate, None, down, of, activation=activation)
-        assert_within(got, ref.mlp(x, gate, None, down, dtype, of or (None, None, None), activation=activation), str(shape))
+        assert_within(
+            got, ref.mlp(x, gate, None, down, dtype, of or (None, None, None), activation=activation), str(shape)
+        )
     wide = backend.mlp(x, gate, None, down, biases, activation=activation, accumulate=False, out_stride=out + 3)
     np.testing.assert_array_equal(wide[:, :out], got)
     assert np.isnan(wide[:, out:]).all()  # those columns are left alone

@@ -1,5 +1,7 @@
 """Backend::attention() without a causal mask: every row sees all keys of its sequence. Images are attended to so."""
 
+import itertools
+
 import numpy as np
 import pytest
 import reference as ref
@@ -16,7 +18,13 @@ class Images:
 
     def __init__(self, backend, dtype, heads, lengths, block_size=16, seed=0, variant=FULL):
         rng = np.random.default_rng(seed)
-        self.backend, self.dtype, (self.a, self.g, self.d), self.block_size, self.variant = backend, dtype, heads, block_size, variant
+        self.backend, self.dtype, (self.a, self.g, self.d), self.block_size, self.variant = (
+            backend,
+            dtype,
+            heads,
+            block_size,
+            variant,
+        )
         self.qkv = [rng.standard_normal((n, (self.a + 2 * self.g) * self.d)).astype(np.float32) * 1.5 for n in lengths]
         self.cos, self.sin = ref.rope_tables(max([*lengths, 1]), self.d)
         self.rng = rng
@@ -36,7 +44,7 @@ class Images:
             np.concatenate(of), self.a, None, None, 0.0, self.cos, self.sin, positions, start, tables, sinks=self.variant.sinks,
             causal=False, **options,
         )  # fmt: skip
-        return [out[b:e] for b, e in zip(start, start[1:])]
+        return [out[b:e] for b, e in itertools.pairwise(start)]
 
     def expected(self):
         return ra.attention(self.qkv, self.a, self.g, self.variant, self.cos, self.sin, self.dtype)

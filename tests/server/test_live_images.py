@@ -21,7 +21,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def live(folder: Path) -> Iterator[LiveServer]:
-    with serving(str(folder), "--dtype", "float32", "--max-model-len", "1024") as started:
+    options = ["--dtype", "float32", "--max-model-len", "1024", "--allowed-media-domains", "*", "--media-timeout", "3"]
+    with serving(str(folder), *options, "--limit-mm-per-prompt", '{"image": 2}') as started:
         yield started
 
 
@@ -72,3 +73,20 @@ def test_what_the_server_says_of_itself(live: LiveServer) -> None:
     assert live.client.get("/v1/models").json()["data"][0]["input_modalities"] == ["text", "image"]
     bad = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "<|image_pad|>"}]})
     assert bad.status_code == 400 and "got 1 for 0 images" in bad.text
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "169.254.169.254", "2130706433", "[::ffff:10.0.0.1]"]
+)
+def test_this_machine_and_its_network_are_not_asked(live: LiveServer, host: str) -> None:
+    """With the system's own resolver, and any host allowed."""
+    part = {"type": "image_url", "image_url": {"url": f"http://{host}/latest/meta-data/"}}
+    answer = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
+    assert "has no public address" in answer.text or "is not known" in answer.text
+
+
+def test_limits_of_the_command_line(live: LiveServer) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}] * 3
+    answer = live.post("/v1/chat/completions", {"messages": [{"role": "user", "content": parts}]})
+    assert answer.status_code == 400 and "at most 2 images" in answer.text

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 SEQS = 4
 PROMPT = "Q: 12 times 22 = ?\nA:"
+PATIENCE = 300  # seconds for what takes a few on an idle machine
 SLOW = {"prompt": PROMPT, "max_tokens": 900, "ignore_eos": True, "temperature": 0}
 
 
@@ -32,6 +33,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from ray import serve
 
     port, folder = free_port(), Path("/tmp") / f"lynx_rt-ray-{os.getpid()}"  # a short path: Ray's sockets lie in it
+    # Ray's workers look for modules in the directory that ray.init() is called in, and that of a checkout has a lynx_rt that is not compiled.
+    root = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("ray"))
     ray.init(
         num_cpus=2, num_gpus=0, include_dashboard=False, object_store_memory=80 << 20, logging_level="error", log_to_driver=False,
         _temp_dir=str(folder),
@@ -45,6 +49,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             serve.shutdown()
         finally:
             ray.shutdown()
+            os.chdir(root)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -54,7 +59,7 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def run(seed: int = 1) -> None:
+def run(seed: int = 1, autoscaling: dict[str, Any] | None = None) -> None:
     from ray import serve
 
     import lynx_rt
@@ -62,7 +67,7 @@ def run(seed: int = 1) -> None:
 
     app = build_app(
         lynx_rt.shipped_model(), engine={"max_num_seqs": SEQS, "num_threads": 1, "seed": seed}, num_replicas=2, max_ongoing_requests=SEQS,
-        max_queued_requests=2, actor_options={"num_cpus": 0.5},
+        max_queued_requests=2, actor_options={"num_cpus": 0.5}, autoscaling=autoscaling, shutdown_timeout=PATIENCE,
     )  # fmt: skip
     serve.run(app)
 
@@ -78,7 +83,9 @@ class Stream:
 
     def _read(self, url: str, body: dict[str, Any]) -> None:
         try:
-            with httpx.stream("POST", f"{url}/v1/completions", json=body | {"stream": True}, timeout=60) as answer:
+            with httpx.stream(
+                "POST", f"{url}/v1/completions", json=body | {"stream": True}, timeout=PATIENCE
+            ) as answer:
                 self.status, self.replica = answer.status_code, answer.headers.get("x-lynx-replica", "")
                 self.retry_after = answer.headers.get("retry-after", "")
                 for line in answer.iter_lines():
@@ -89,11 +96,11 @@ class Stream:
             self._begun.set()
 
     def wait_begun(self) -> Stream:
-        assert self._begun.wait(60)
+        assert self._begun.wait(PATIENCE)
         return self
 
     def end(self) -> list[str]:
-        self._thread.join(60)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
         return self.events
 
@@ -109,22 +116,27 @@ def kill(replica: str) -> None:
     ray.kill(ray.get_actor(f"SERVE_REPLICA::default#engine#{replica}", namespace="serve"))
 
 
+def settle() -> None:
+    """Lets the router hear of requests that have begun or ended, which it does a moment after the client."""
+    time.sleep(1)
+
+
 def wait_for_engines(url: str, count: int = 2) -> set[str]:
     """Returns the names of the engines that answer, once there are `count`."""
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         streams = [Stream(url, SLOW | {"max_tokens": 60}) for _ in range(SEQS + 1)]
         for one in streams:
             one.end()
         found = {one.replica for one in streams if one.status == 200}
         if len(found) == count:
-            time.sleep(1)  # the router hears of the end of a request a moment after the client
+            settle()
             return found
     raise AssertionError(f"no {count} engines")
 
 
 def test_routes_are_those_of_the_server(url: str) -> None:
-    answer = httpx.post(f"{url}/v1/completions", json={"prompt": PROMPT, "temperature": 0}, timeout=60)
+    answer = httpx.post(f"{url}/v1/completions", json={"prompt": PROMPT, "temperature": 0}, timeout=PATIENCE)
     assert answer.status_code == 200 and answer.json()["choices"][0]["text"] == " 264"
     assert text(Stream(url, {"prompt": PROMPT, "temperature": 0}).end()) == " 264"
     assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "lynx-nano"
@@ -153,12 +165,14 @@ def test_packing_and_full_engines(url: str) -> None:
 def test_an_engine_dies(url: str) -> None:
     """Requests that had not begun to stream go to another engine; streams end with an error event."""
     wait_for_engines(url)
-    expected = httpx.post(f"{url}/v1/completions", json=SLOW, timeout=60).json()["choices"][0]["text"]
+    expected = httpx.post(f"{url}/v1/completions", json=SLOW, timeout=PATIENCE).json()["choices"][0]["text"]
+    settle()
     streams = [Stream(url, SLOW).wait_begun() for _ in range(SEQS)]
     with ThreadPoolExecutor(2) as pool:
-        whole = [pool.submit(httpx.post, f"{url}/v1/completions", json=SLOW, timeout=60) for _ in range(2)]
+        whole = [pool.submit(httpx.post, f"{url}/v1/completions", json=SLOW, timeout=PATIENCE) for _ in range(2)]
         other = Stream(url, SLOW).wait_begun()  # on the second engine, as the two before it
         assert other.replica != streams[0].replica
+        settle()  # the two have been sent
         kill(other.replica)
         answers = [answer.result() for answer in whole]
     assert [answer.status_code for answer in answers] == [200, 200]
@@ -170,7 +184,8 @@ def test_an_engine_dies(url: str) -> None:
 def test_an_update_loses_no_stream(url: str) -> None:
     """Engines are exchanged while they answer: every stream is complete, and no request is refused."""
     before = wait_for_engines(url)
-    expected = httpx.post(f"{url}/v1/completions", json=SLOW, timeout=60).json()["choices"][0]["text"]
+    expected = httpx.post(f"{url}/v1/completions", json=SLOW, timeout=PATIENCE).json()["choices"][0]["text"]
+    settle()
     streams = [Stream(url, SLOW).wait_begun() for _ in range(SEQS + 2)]
     assert {one.replica for one in streams} == before
     statuses, done = [], threading.Event()
@@ -178,7 +193,9 @@ def test_an_update_loses_no_stream(url: str) -> None:
     def ask() -> None:
         while not done.is_set():
             statuses.append(
-                httpx.post(f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, timeout=60).status_code
+                httpx.post(
+                    f"{url}/v1/completions", json={"prompt": PROMPT, "max_tokens": 2}, timeout=PATIENCE
+                ).status_code
             )
 
     asking = threading.Thread(target=ask)
@@ -187,6 +204,47 @@ def test_an_update_loses_no_stream(url: str) -> None:
         run(seed=2)
     finally:
         done.set()
-        asking.join(60)
+        asking.join(PATIENCE)
     assert [text(one.end()) for one in streams] == [expected] * len(streams)
     assert set(statuses) == {200} and not before & wait_for_engines(url)
+
+
+def test_autoscaling(url: str) -> None:
+    """More requests than one engine should have start a second one; when they have ended it is stopped, and no stream is lost."""
+    run(autoscaling={
+        "min_replicas": 1, "max_replicas": 2, "initial_replicas": 1, "target_ongoing_requests": 1, "upscale_delay_s": 0.5,
+        "downscale_delay_s": 0.5, "metrics_interval_s": 0.2, "look_back_period_s": 1,
+    })  # fmt: skip
+    ends: list[tuple[int, str]] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            one = Stream(url, SLOW)
+            events = one.end()
+            ends.append((one.status, events[-1] if events else ""))
+
+    wait_for_count(1)
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            wait_for_count(2)
+        finally:
+            done.set()
+        for one in asking:
+            one.result()
+    wait_for_count(1)
+    assert set(ends) == {(200, "[DONE]")}
+
+
+def wait_for_count(count: int) -> None:
+    """Waits until `count` engines run, and no other one is there."""
+    from ray import serve
+
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        states = serve.status().applications["default"].deployments["engine"].replica_states
+        if {state: number for state, number in states.items() if number} == {"RUNNING": count}:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"{dict(states)}, expected {count} running engines")

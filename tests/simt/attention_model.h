@@ -29,6 +29,7 @@ struct View {
   bool latent = false;  // V is the first columns of K
   int window = 0, chunk = 0;
   bool sinks = false;
+  bool full = false;  // no causal mask: a row sees the keys up to the last of its piece
 };
 
 // Sequences with K, V and q at every position. K and V have the cache's dtype, [sequence][position][head][D].
@@ -54,7 +55,7 @@ struct Model {
     return "A=" + std::to_string(num_heads) + " G=" + std::to_string(num_kv_heads) + " D=" + std::to_string(head_dim) + " page " +
            std::to_string(block_size) + " kind " + std::to_string(kind) + " Dv=" + std::to_string(v_dim()) +
            (view.latent ? " latent" : "") + " window " + std::to_string(view.window) + " chunk " + std::to_string(view.chunk) +
-           (view.sinks ? " sinks" : "");
+           (view.sinks ? " sinks" : "") + (view.full ? " full" : "");
   }
 };
 

@@ -155,12 +155,13 @@ struct Linear {
 struct Extras {
   bool bias = false;
   FfnRule ffn;  // scale_input does not apply to a dense MLP
+  bool no_up = ffn.activation == Activation::kRelu2 || ffn.activation == Activation::kGelu;
 };
 
 struct Experts {
   int num_experts, hidden, width;
   Extras extras;
-  bool gated() const { return extras.ffn.activation != Activation::kRelu2; }  // whether they have up
+  bool gated() const { return !extras.no_up; }  // whether they have up
 
   int64_t gate_up_bytes, down_bytes;
   std::vector<std::vector<float>> gate, up, down;

@@ -39,11 +39,13 @@ std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, 
       partial(std::vector<float>(size_t(step.num_partials()) * m.num_heads * (m.v_dim() + 2) + 1, kNaN));
   const DeviceVector<float> out(std::vector<float>(size_t(rows + 1) * columns, -7)), sinks(m.sinks);
   const DeviceVector<uint16_t> k(step.k), v(step.v), rounded(std::vector<uint16_t>(size_t(rows + 1) * padded, 0x7777));
-  const DeviceVector<int32_t> positions(step.positions), tables(step.tables), first_partial(step.plan.first_partial);
+  const DeviceVector<int32_t> positions(step.positions), tables(step.tables), first_partial(step.plan.first_partial),
+      query_start(step.query_start);
   const DeviceVector<cuda::AttentionTile> device_tiles(tiles);
   cuda::PagedAttentionArgs a = {};
   a.q = q.get(), a.q_stride = step.q_stride, a.num_rows = rows, a.num_heads = m.num_heads, a.scale = m.scale();
   a.window = m.view.window, a.chunk = m.view.chunk, a.sinks = m.view.sinks ? sinks.get() : nullptr;
+  a.query_start = m.view.full ? query_start.get() : nullptr;
   a.positions = positions.get(), a.block_tables = tables.get(), a.max_blocks = step.max_blocks;
   a.cache = {
       k.get(),     m.view.latent ? nullptr : v.get(), DType::kBF16, step.num_blocks, m.block_size, m.num_kv_heads, m.head_dim,
@@ -77,8 +79,9 @@ std::vector<float> run(const Model& m, const Step& step, Wanted wanted = kBoth, 
 //   ds                   score: scale * (D + 1) roundings of the product, which a GPU may truncate: 2^-23 each; and times the
 //   scale 3 (2^-22 + 2^-23 r)  exp() of the numerator and of both merges, and its argument; r the range of the scores
 // Sums: at most 64 keys and 2 roundings for each of 4 units and of the splits, in numerator and denominator; and the division.
-double worst_row(const Model& m, int sequence, int position, const float* got) {
-  const int d = m.head_dim, dv = m.v_dim(), n = position + 1, row = m.num_kv_heads * d, begin = m.first_key(position);
+// n: the keys that the row sees end here.
+double worst_row(const Model& m, int sequence, int position, int n, const float* got) {
+  const int d = m.head_dim, dv = m.v_dim(), row = m.num_kv_heads * d, begin = m.first_key(position);
   const double u = std::ldexp(1, -23);
   double worst = 0;
   std::vector<double> weight(n);
@@ -124,7 +127,7 @@ void check_rows(const Model& m, const std::vector<Piece>& pieces, const std::vec
         CHECK(std::all_of(row, row + m.columns(), [](float x) { return x == 0; }));
         continue;
       }
-      const double worst = worst_row(m, p.sequence, p.first + i, row);
+      const double worst = worst_row(m, p.sequence, p.first + i, p.first + (m.view.full ? p.rows : i + 1), row);
       CHECK(worst <= 1);
       if (!(worst <= 1)) std::cerr << "  " << worst << " of the bound: " << m.text() << ", position " << p.first + i << "\n";
     }
@@ -200,6 +203,33 @@ void test_views(int every) {
       const std::vector<float> alone = run(m, Step(m, {{4, 251 + 64 * (number % 3) + 4, 1}}, 9));
       CHECK(std::memcmp(&got[row * columns], alone.data(), columns * sizeof(float)) == 0);
     }
+}
+
+// Tests rows without a causal mask, whose keys end with their sequence's last row: sequences around units and splits, and of one row.
+void test_full(int every) {
+  struct Shape {
+    int heads, kv_heads, head_dim, block_size;
+  };
+  const Shape shapes[] = {{2, 2, 72, 16}, {1, 1, 10, 3}, {4, 2, 20, 16}, {3, 1, 64, 16}};
+  int number = 0;
+  for (const Shape& s : shapes)
+    for (const Kind kind : {kRandom, kUniform, kOneKey}) {
+      if (number++ % every) continue;
+      View view;
+      view.full = true;
+      view.sinks = kind == kRandom && number % 2 == 0;
+      const Model m =
+          make_model(s.heads, s.kv_heads, s.head_dim, s.block_size, kind, {1, 17, 64, 65, 300}, unsigned(number), view);
+      const std::vector<Piece> pieces = {{4, 0, 300}, {-1, 0, 1}, {0, 0, 1}, {2, 0, 64}, {1, 0, 17}, {3, 0, 65}};
+      const std::vector<float> got = run(m, Step(m, pieces, unsigned(number)), kBoth, 2);
+      check_rows(m, pieces, got);
+      const std::vector<float> alone = run(m, Step(m, {{3, 0, 65}}, 9));
+      CHECK(std::memcmp(&got[got.size() - alone.size()], alone.data(), alone.size() * sizeof(float)) == 0);
+    }
+  cuda::PagedAttentionArgs a = {};
+  const int32_t starts[] = {0, 0};
+  a.num_heads = 4, a.cache = {nullptr, nullptr, DType::kBF16, 1, 16, 2, 64}, a.window = 3, a.query_start = starts;
+  CHECK_THROWS(cuda::attention(a, {}), ErrorCode::kUnsupported, "attention", {"causal", "3"});
 }
 
 bool same_bits(const std::vector<float>& all, size_t row, const std::vector<float>& one, size_t columns) {
@@ -389,6 +419,7 @@ int main(int argc, char** argv) {
   const int every = argc > 1 ? std::atoi(argv[1]) : 1;
   test_against_reference(every);
   test_views(every);
+  test_full(every);
   test_order(every);
   test_outputs();
   test_replay();

@@ -88,6 +88,7 @@ class CpuBackend : public Backend {
   // Writes the rows of a tile from their merged states, whose sums are in split pairs, or not.
   void finish_rows(const AttentionCall&, const AttentionTile&, int64_t head, int thread, bool pairs, float* states);
   void attend_fully(const AttentionCall&);
+  template <class Form>
   void attend_tile_fully(const AttentionCall&, const AttentionTile&, int64_t head, int thread, float* states);
 
   // Weight rows per task: few enough that no thread is idle for long while the last tasks run, on a slow core for example.

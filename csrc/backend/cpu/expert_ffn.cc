@@ -17,7 +17,7 @@ namespace lynx_rt {
 
 namespace {
 
-constexpr int64_t kTileRows = 64;      // x rows per gate/up tile: the tile stays in cache
+constexpr int64_t kTileRows = 96;      // x rows per gate/up tile: the tile stays in cache, and is whole register tiles of 6 rows
 constexpr int64_t kPackColumns = 512;  // columns of an expert's rows that one task packs
 
 // Returns the address of element `begin` of a bias.
@@ -135,7 +135,7 @@ void CpuBackend::gate_up(const ExpertCall& call, std::span<const int32_t> list) 
     const ExpertWeights& w = call.experts[size_t(e)];
     const Product& into = product(w.gate);
     const int64_t most = std::min(call.width, balanced_rows(num_experts * call.width));
-    block = std::min(block, into.rows_per_task((w.up.empty() ? 1 : 2) * w.gate.row_bytes(), most));
+    block = std::min(block, into.rows_per_task((w.up.empty() ? 1 : 2) * w.gate.row_bytes(), most, call.num_rows(e)));
     step = std::max({step, into.tile_rows(), product(w.down).pack_step()});  // powers of two: the largest is a multiple of each
   }
   block = round_up(block, step);
@@ -192,7 +192,8 @@ void CpuBackend::down(const ExpertCall& call, std::span<const int32_t> list) {
   int64_t block = INT64_MAX, step = 1;
   for (const int32_t e : list) {
     const WeightView& w = call.experts[size_t(e)].down;
-    block = std::min(block, product(w).rows_per_task(w.row_bytes(), std::min(columns, balanced_rows(num_experts * columns))));
+    block = std::min(block, product(w).rows_per_task(w.row_bytes(), std::min(columns, balanced_rows(num_experts * columns)),
+                                                     call.num_rows(e)));
     step = std::max(step, product(w).tile_rows());
   }
   block = round_up(block, step);

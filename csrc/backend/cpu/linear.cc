@@ -13,10 +13,12 @@ namespace {
 void add_bias(const cpu::Kernels& kernels, const WeightView& bias, int64_t begin, int64_t count, int64_t num_rows, float* out,
               int64_t stride) {
   if (bias.empty()) return;
-  for (int64_t i = 0; i < count; ++i) {
-    float b;
-    kernels.to_f32(static_cast<const char*>(bias.data) + (begin + i) * dtype_size(bias.dtype), bias.dtype, 1, &b);
-    for (int64_t t = 0; t < num_rows; ++t) out[t * stride + i] += b;
+  constexpr int64_t kColumns = 256;
+  float values[kColumns];
+  for (int64_t i = 0; i < count; i += kColumns) {
+    const int64_t n = std::min(kColumns, count - i);
+    kernels.to_f32(static_cast<const char*>(bias.data) + (begin + i) * dtype_size(bias.dtype), bias.dtype, n, values);
+    for (int64_t t = 0; t < num_rows; ++t) kernels.axpy(1.0f, values, n, out + t * stride + i);
   }
 }
 
@@ -34,7 +36,7 @@ void CpuBackend::do_linear(const RowsIn& x, int64_t num_rows, std::span<const Li
   }
   int64_t block = INT64_MAX;
   for (const LinearPart& p : parts)
-    block = std::min(block, product(p.weight).rows_per_task(p.weight.row_bytes(), balanced_rows(total)));
+    block = std::min(block, product(p.weight).rows_per_task(p.weight.row_bytes(), balanced_rows(total), num_rows));
   int64_t tasks = 0;
   for (const LinearPart& p : parts) tasks += ceil_div(p.weight.rows, block);
   // A product that is scaled before it is added needs memory of its own.
@@ -88,7 +90,7 @@ void CpuBackend::do_router(const float* x, const WeightView& weight, const Weigh
   // Rows are not rounded to the compute dtype: a small error in a score can change a row's experts.
   const Product exact(kernels_, DType::kF32, weight.dtype);
   const RowGroup rows = pack_rows(exact, x, num_rows, weight.cols, packed_[WeightKind::kF32]);
-  int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows));
+  int64_t block = exact.rows_per_task(weight.row_bytes(), balanced_rows(weight.rows), num_rows);
   pool_.parallel_for(ceil_div(weight.rows, block), [&](int64_t task, int) {
     int64_t begin = task * block, count = std::min(block, weight.rows - begin);
     exact.run(weight, begin, count, rows, num_rows, scores + begin, weight.rows, false, nullptr);

@@ -75,9 +75,11 @@ void Product::run_decoded(const WeightView& w, int64_t first, int64_t n, RowGrou
   }
 }
 
-int64_t Product::rows_per_task(int64_t row_bytes, int64_t most) const {
+int64_t Product::rows_per_task(int64_t row_bytes, int64_t most, int64_t num_rows) const {
   // The first rows of a task are not prefetched, so tasks are large; less so where passes of 16 rows of x read a task's weights again.
-  const int64_t tile = tile_rows(), bytes = form_ == Form::kBF16 ? 64 << 10 : 256 << 10;
+  // Many rows of x do not stay in the cache: each task reads them anew, so that tasks are large again.
+  constexpr int64_t kManyRows = 256;
+  const int64_t tile = tile_rows(), bytes = form_ == Form::kBF16 && num_rows < kManyRows ? 64 << 10 : 256 << 10;
   const int64_t by_bytes = std::max(tile, bytes / std::max<int64_t>(1, row_bytes) / tile * tile);
   return std::min(by_bytes, std::max(tile, round_up(most, tile)));
 }

@@ -75,8 +75,8 @@ class Product {
   // The parts of a weight that run() multiplies begin at multiples of this.
   int64_t tile_rows() const { return pack_ ? 16 : 4; }
   // Weight rows of `row_bytes` for one task: whole register tiles, few enough that they stay in the second-level cache while the
-  // task multiplies them with all rows of x. At most `most`, rounded up to a whole tile.
-  int64_t rows_per_task(int64_t row_bytes, int64_t most) const;
+  // task multiplies them with all rows of x, of which there are num_rows. At most `most`, rounded up to a whole tile.
+  int64_t rows_per_task(int64_t row_bytes, int64_t most, int64_t num_rows) const;
 
   // Decodes a row of weights in blocks to float32, rounded to the weights' dtype.
   void decode_row(const WeightView& w, int64_t row, float* out) const;

@@ -203,6 +203,7 @@ void CudaBackend::do_attention(const AttentionArgs& a, const BatchView& batch, c
   args.chunk = int(std::min<int64_t>(a.chunk, INT32_MAX));
   args.sinks = floats(a.sinks);
   args.gated = a.gated;
+  args.query_start = a.causal ? nullptr : batch.query_start;
   args.positions = batch.positions;
   args.block_tables = batch.block_tables;
   args.max_blocks = batch.max_blocks;
@@ -330,7 +331,7 @@ ExpertSum CudaBackend::do_expert_ffn(const RowsIn& x, int64_t num_rows, const Ex
 }
 
 void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights& weights, const WeightView& row_gate, float* out,
-                         Activation activation, bool accumulate, float scale) {
+                         Activation activation, bool accumulate, float scale, int64_t out_stride) {
   GateUpArgs up = {};
   up.ffn.activation = activation;
   up.x = rounded(x, num_rows, weights.gate.cols);
@@ -349,10 +350,10 @@ void CudaBackend::do_mlp(const RowsIn& x, int64_t num_rows, const ExpertWeights&
   args.x = up.hidden;
   args.num_rows = up.num_rows;
   args.num_columns = up.width;
-  args.parts[0] = {weights.down.data, floats(weights.down_bias), up.hidden_size, 0, up.dense.down_form};
+  args.parts[0] = {weights.down.data, floats(weights.down_bias), int(weights.down.rows), 0, up.dense.down_form};
   args.num_parts = 1;
   args.out = out;
-  args.out_stride = up.hidden_size;
+  args.out_stride = out_stride;
   args.accumulate = accumulate;
   args.scale = scale;
   if (!row_gate.empty()) {

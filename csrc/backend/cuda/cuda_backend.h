@@ -70,7 +70,7 @@ class CudaBackend final : public Backend {
   ExpertSum do_expert_ffn(const RowsIn&, int64_t num_rows, const ExpertTable&, const RouterRule&, const FfnRule&, const Routing&,
                           const DispatchPlan&, float*, bool accumulate) override;
   void do_mlp(const RowsIn&, int64_t num_rows, const ExpertWeights&, const WeightView& row_gate, float*, Activation,
-              bool accumulate, float scale) override;
+              bool accumulate, float scale, int64_t out_stride) override;
   void do_soft_cap(float*, int64_t count, float cap) override;
   void do_gather_rows(const float*, std::span<const int32_t>, int64_t, float*) override;
   void do_set_rows(const float*, int64_t from_stride, int64_t num_rows, int64_t num_columns, bool accumulate, float*) override;

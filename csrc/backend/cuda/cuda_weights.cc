@@ -85,10 +85,11 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
   if (experts.empty() || experts[0].gate.empty()) return;
   set_device(device_);
   const int64_t width = experts[0].gate.rows, hidden = experts[0].gate.cols, count = int64_t(experts.size());
+  const int64_t out = experts[0].down.rows;  // hidden, but for an MLP with another number of outputs
   const bool gated = !experts[0].up.empty();
   const int parts = gated ? 2 : 1;  // gate and up share an array
   const auto gate_up_bytes = [&](const ExpertWeights& e) { return parts * packed_bytes(width, hidden, form_of(e.gate)); };
-  const auto down_bytes = [&](const ExpertWeights& e) { return packed_bytes(hidden, width, form_of(e.down)); };
+  const auto down_bytes = [&](const ExpertWeights& e) { return packed_bytes(out, width, form_of(e.down)); };
   int64_t gate_ups = 0, downs = 0;
   for (const ExpertWeights& e : experts) {
     if (e.up.empty() == gated) invalid("experts", "all experts of a layer must have up or none");
@@ -104,7 +105,7 @@ void CudaBackend::place_experts(std::span<ExpertWeights> experts) {
     const int64_t bytes = round_up(gate_up_bytes(e), kAlignment), more = round_up(down_bytes(e), kAlignment);
     load(e.gate, {gate_up_at, parts, 0}, width, hidden);
     if (gated) load(e.up, {gate_up_at, 2, 1}, width, hidden);
-    load(e.down, {down_at, 1, 0}, hidden, width);
+    load(e.down, {down_at, 1, 0}, out, width);
     gate_up_at += bytes;
     down_at += more;
   }

@@ -29,6 +29,14 @@ std::vector<float> values_of(Backend& backend, const WeightView& weight) {
   return values;
 }
 
+// A device sizes the memory of its ops by the steps of the decoder (Backend::reserve()), which an image's patches may exceed.
+Backend& require_host(Backend& backend) {
+  if (!backend.host_memory())
+    fail(ErrorCode::kUnsupported, "device", "device: images are read on the CPU only so far, got ", backend.description(),
+         "; use device=\"cpu\"");
+  return backend;
+}
+
 // Returns the radians per row or column of each pair of columns that turns with it.
 std::vector<float> axial_angles(const VisionConfig& config) {
   RopeConfig rope;
@@ -56,7 +64,7 @@ std::vector<Tap> taps(int64_t size, int64_t side) {
 }  // namespace
 
 VisionTower::VisionTower(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_patches)
-    : backend_(backend),
+    : backend_(require_host(backend)),
       config_(config),
       weights_(weights),
       max_patches_(max_patches),

@@ -16,7 +16,7 @@ namespace lynx_rt {
 class VisionTower {
  public:
   // `config` and `weights` (placed) must outlive the tower. Allocates bytes(config, .., max_patches); on the CPU an image takes the part
-  // that it needs.
+  // that it needs. Throws kUnsupported for a device.
   VisionTower(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_patches);
   // Bytes that a tower allocates.
   static int64_t bytes(const VisionConfig& config, DType compute_dtype, int64_t max_patches);

@@ -23,6 +23,10 @@ using GemmFn = void (*)(const void* w, int64_t w_stride, int64_t n, const void* 
 // x_stride = 2 * round_up(k, 32).
 using PackTilesFn = void (*)(const float* const* x, int64_t m, int64_t begin, int64_t n, void* out, int64_t x_stride);
 
+// acc[j][i] += sum_t p[j][2 t] * v[t][i][0] + p[j][2 t + 1] * v[t][i][1] for j < m, i < 32, t < pairs ascending; v is bf16
+// [pairs, 32, 2]; a row of p is pairs of bf16, whose address is that of a float for want of a common type.
+using PairsFn = void (*)(const void* v, int64_t pairs, const float* const* p, int64_t m, float* const* acc);
+
 // A GemmFn without adding, for rows of w in pieces anywhere in memory: n[i] <= 16 rows at w[i], w_stride bytes apart. The results of
 // the pieces follow each other.
 using GemmPiecesFn = void (*)(const void* const* w, const int32_t* n, int64_t pieces, int64_t w_stride, const void* x,
@@ -106,6 +110,7 @@ struct Kernels {
   double (*read_sum)(const void* p, int64_t bytes);  // reads all bytes, to measure bandwidth
   DrawKernels draw;
 
+  PairsFn weighted_pairs = nullptr;  // null where the instruction set has no bf16 dot product
   GemmFn gemm_bf16_tiles = nullptr;  // x: bf16 in tile form, weights bf16; null where the instruction set has no tiles
   PackTilesFn pack_bf16_tiles = nullptr;
   GemmPiecesFn gemm_bf16_pieces = nullptr;

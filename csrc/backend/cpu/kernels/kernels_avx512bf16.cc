@@ -1,6 +1,7 @@
 #include "backend/cpu/kernels/simd_avx512.h"
 // The simd header must come first: the kernels are written over its types.
 #include "backend/cpu/kernels/kernels_inl.h"
+#include "backend/cpu/kernels/pairs_avx512_inl.h"
 
 // bf16 x bf16 dot products with vdpbf16ps: 32 elements a step, lane l takes elements 2l and 2l + 1; the tail is masked to zeros. The
 // order depends on K alone.
@@ -84,5 +85,5 @@ struct Bf16Tile {
 }  // namespace
 
 namespace lynx_rt::cpu {
-const Kernels kAvx512Bf16Kernels = make_kernels(Isa::kAvx512Bf16, gemm<Bf16Tile>);
+const Kernels kAvx512Bf16Kernels = make_kernels(Isa::kAvx512Bf16, gemm<Bf16Tile>, weighted_pairs);
 }

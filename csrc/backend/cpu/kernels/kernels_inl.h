@@ -362,7 +362,7 @@ double read_sum(const void* p, int64_t bytes) {
   return sum;
 }
 
-constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16) {
+constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::GemmFn bf16, lynx_rt::cpu::PairsFn pairs = nullptr) {
   return {isa,
           {gemm<PlainTile<DType::kF32>>, gemm<PlainTile<DType::kBF16>>, gemm<PlainTile<DType::kF16>>},
           kBlockColumns,
@@ -388,7 +388,8 @@ constexpr lynx_rt::cpu::Kernels make_kernels(lynx_rt::Isa isa, lynx_rt::cpu::Gem
           axpy,
           {short_conv, unit_norm, run_state<true, false>, run_state<true, true>, run_state<false, false>, delta_row},
           read_sum,
-          lynx_rt::kDrawKernels};
+          lynx_rt::kDrawKernels,
+          pairs};
 }
 
 }  // namespace

@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   if (work.tile.rows == 0) return;
   const bool is_split = work.tile.split >= 0;
   work.begin = first_key(a, a.positions[work.tile.row]);
-  work.end = a.positions[work.tile.row + work.tile.rows - 1] + 1;
+  work.end = last_key(a, work.tile.sequence, a.positions[work.tile.row + work.tile.rows - 1]) + 1;
   work.first_split = is_split ? work.tile.split : work.begin / kSplitKeys;
   work.end_split = is_split ? work.tile.split + 1 : (work.end + kSplitKeys - 1) / kSplitKeys;
   if (is_split && work.end_split * kSplitKeys <= work.begin) return;  // no row sees the split; merge_kernel skips it, too
@@ -171,7 +171,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(const __grid_con
   LYNX_UNROLL
   for (int h = 0; h < 2; ++h) {
     query[h] = lane_id() / 4 + 8 * h;
-    last[h] = query[h] < work.num_queries ? a.positions[work.tile.row + query[h] / work.width] : -1;
+    last[h] = -1;
+    if (query[h] < work.num_queries)
+      last[h] = last_key(a, work.tile.sequence, a.positions[work.tile.row + query[h] / work.width]);
     first[h] = first_key(a, last[h]);
   }
   sync_block();  // queries
@@ -317,6 +319,8 @@ void attention(const PagedAttentionArgs& args, Stream stream) {
   if (args.num_heads > 65535) unsupported("heads: expected at most 65535, got ", args.num_heads);
   if (args.window < 0 || args.chunk < 0)
     unsupported("window and chunk: expected at least 0, got ", args.window, " and ", args.chunk);
+  if (args.query_start && (args.window > 0 || args.chunk > 0))
+    unsupported("window and chunk without a causal mask: expected 0, got ", args.window, " and ", args.chunk);
   if (int64_t(args.num_partials) * args.num_heads * (dv + 2) > INT_MAX)
     unsupported("partial results: expected at most 2^31 - 1 values, got ", args.num_partials, " * ", args.num_heads, " heads");
   if (args.num_rows <= 0 || args.num_tiles <= 0) return;

@@ -60,6 +60,8 @@ struct PagedAttentionArgs {
   int window = 0, chunk = 0;     // see lynx_rt::AttentionArgs
   const float* sinks = nullptr;  // [A] or null
   bool gated = false;            // see lynx_rt::AttentionArgs
+  // [S + 1] first row of each sequence: then a row sees all keys up to its sequence's last row, without window or chunk; null = causal
+  const int32_t* query_start = nullptr;
   const AttentionTile* tiles;
   int num_tiles;
   const int32_t* first_partial;  // [T + 1]

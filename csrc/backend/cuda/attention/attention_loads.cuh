@@ -73,6 +73,11 @@ __device__ inline int first_key(const PagedAttentionArgs& a, int position) {
   return first;
 }
 
+// Returns the last key that the row at `position` of a sequence sees.
+__device__ inline int last_key(const PagedAttentionArgs& a, int sequence, int position) {
+  return a.query_start ? a.positions[a.query_start[sequence + 1] - 1] : position;
+}
+
 // Returns whether some row of the tile sees some key of the unit.
 __device__ inline bool is_seen(const Work& work, int unit_begin) {
   return unit_begin < work.end && unit_begin + kUnitKeys > work.begin;

@@ -23,15 +23,24 @@ struct GateUpParams {
 template <int kBits, int kTokenBlocks, int kParts>
 using GateUpGemm = PackedGemm<kBits, kParts, kTokenBlocks, kWarps, pipeline_depth(kBits, kTokenBlocks), kParts == 2>;
 
+__device__ float gelu_tanh(float x) {
+  constexpr float kTwiceRoot = 1.5957691216f;  // 2 * sqrt(2 / pi); gelu(x) = x / (1 + e^-2u)
+  return x / (1.0f + fast_exp(-kTwiceRoot * (x + 0.044715f * (x * x * x))));
+}
+
 __device__ float activate(const FfnRule& ffn, float gate, float up) {
   if (ffn.activation == Activation::kSilu) return gate / (1.0f + fast_exp(-gate)) * up;  // where exp is infinite the result is -0
-  if (ffn.activation == Activation::kGeluTanh) {
-    constexpr float kTwiceRoot = 1.5957691216f;  // 2 * sqrt(2 / pi); gelu(x) = x / (1 + e^-2u)
-    return gate / (1.0f + fast_exp(-kTwiceRoot * (gate + 0.044715f * (gate * gate * gate)))) * up;
-  }
+  if (ffn.activation == Activation::kGeluTanh) return gelu_tanh(gate) * up;
   // A NaN passes these comparisons unchanged.
   const float g = gate > ffn.limit ? ffn.limit : gate, u = up > ffn.limit ? ffn.limit : up < -ffn.limit ? -ffn.limit : up;
   return g / (1.0f + fast_exp(-ffn.alpha * g)) * (u + 1.0f);
+}
+
+// The activation of gate alone.
+__device__ float activate(const FfnRule& ffn, float gate) {
+  if (ffn.activation == Activation::kGeluTanh) return gelu_tanh(gate);
+  if (ffn.activation == Activation::kGelu) return 0.5f * gate * (1.0f + accurate_erf(gate * 0.70710678f));
+  return gate < 0 ? 0.0f : gate * gate;  // a NaN stays one
 }
 
 // kParts: 2 of gate and up, 1 of gate alone.
@@ -93,7 +102,7 @@ __global__ void __launch_bounds__(32 * kWarps, GateUpGemm<kBits, kTokenBlocks, k
         gate += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::gate_bias)[column];
         if (kParts == 2) up += of_expert(a.experts, a.dense, done.expert, &ExpertEntry::up_bias)[column];
       }
-      const float value = kParts == 2 ? activate(a.ffn, gate, up) : gate < 0 ? 0.0f : gate * gate;  // a NaN stays one
+      const float value = kParts == 2 ? activate(a.ffn, gate, up) : activate(a.ffn, gate);
       uint16_t* hidden = a.hidden + int64_t(done.first + token) * hidden_columns + column;
       *hidden = column < a.width ? to_bf16(value) : uint16_t{0};
       // The last block of 32 columns may have one block of 16 weight rows.

@@ -181,7 +181,8 @@ __device__ __forceinline__ float from_f16(uint16_t v) {
 __device__ __forceinline__ float accurate_exp(float v) {
   return expf(v);
 }  // 1 ulp, where a host's own is off by half; exp(0) = 1
-__device__ __forceinline__ float fast_exp(float v) { return __expf(v); }  // about 2 ulp + 1e-7 |v|; exp(-inf) = 0
+__device__ __forceinline__ float accurate_erf(float v) { return erff(v); }  // 2 ulp
+__device__ __forceinline__ float fast_exp(float v) { return __expf(v); }    // about 2 ulp + 1e-7 |v|; exp(-inf) = 0
 
 __device__ __forceinline__ int count_bits(uint32_t v) { return __popc(v); }
 __device__ __forceinline__ int lowest_bit(uint32_t v) { return __ffs(int(v)) - 1; }  // v != 0

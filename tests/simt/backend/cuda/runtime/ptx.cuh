@@ -118,6 +118,7 @@ inline float accurate_exp(float v) {
   if (v == 0 || exact == 0 || exact > 3e38f || step == 2) return exact;
   return std::nextafter(exact, step == 0 ? 0.0f : HUGE_VALF);
 }
+inline float accurate_erf(float v) { return std::erf(v); }
 inline float fast_exp(float v) { return std::exp(v); }
 
 inline int count_bits(uint32_t v) { return std::popcount(v); }
