@@ -105,7 +105,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     items = load_items(Path(__file__).parent / "tasks", arguments.limit)
     plain = measure(shipped_model(), items, arguments.batch, arguments.num_threads)
-    marks = {"bf16": plain.correct}
+    marks = {"bf16": plain.scores}
     print(
         f"{len(items)} items; bf16: {100 * plain.accuracy:.2f} +- {100 * plain.standard_error:.2f}, perplexity {plain.perplexity:.4f}\n"
     )
@@ -120,7 +120,7 @@ def main() -> None:
             continue
         ours = measure(model, items, arguments.batch, arguments.num_threads)
         decoded = measure(model, items, arguments.batch, arguments.num_threads, quantization="dequantize")
-        marks |= {f"{name} in place": ours.correct, f"{name} decoded": decoded.correct}
+        marks |= {f"{name} in place": ours.scores, f"{name} decoded": decoded.scores}
         print(f"| {name} | {weights(model) / weights(shipped_model()):.2f} | {100 * ours.accuracy:.2f} | {100 * decoded.accuracy:.2f} "
               f"| {points(ours.difference(decoded))} | {points(decoded.difference(plain))} "
               f"| {ours.perplexity:.4f} | {decoded.perplexity:.4f} |", flush=True)  # fmt: skip

@@ -47,13 +47,15 @@ def add_command(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     import numpy as np
 
-    from lynx_rt import Engine
+    from lynx_rt import Engine, ValidationError
     from lynx_rt.research.calibrate import calibrate, text_sequences
     from lynx_rt.research.eval import load_items
 
     check_output(args.out, "out")
     text = "" if args.text is None else read_input(args.text, "text")
     items = [] if args.tasks is None else load_items(args.tasks, seed=args.seed)[: args.sequences]
+    if any(item.image for item in items):
+        raise ValidationError("tasks: calibration reads text alone, got questions about pictures", "tasks")
     with Engine(model_folder(args), **engine_options(args)) as engine:
         if args.text is not None:
             sequences = text_sequences(engine, text, args.length, args.sequences)

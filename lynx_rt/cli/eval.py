@@ -99,11 +99,11 @@ def _format(results: list[PolicyResult], batch: int) -> str:
                 f"{100 * result.decode_only_share:.1f}",
             ]
         )
-    count = sum(len(marks) for marks in base.correct.values())
+    count = sum(len(scores) for scores in base.scores.values())
     tasks = [[task, *[f"{100 * result.task_accuracy[task]:.1f}" for result in results]] for task in base.task_accuracy]
     return "\n".join(
         [
-            f"{count} items of {len(base.correct)} tasks, batch {batch}; +- is one standard error (? = of one item), "
+            f"{count} items of {len(base.scores)} tasks, batch {batch}; +- is one standard error (? = of one item), "
             f"differences are to {base.name}, item by item;",
             "perplexity of a token of the expected answers;",
             "decode-only % = share of the generated tokens from decode-only steps: selection acts on these alone",

@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValidationError("give --out, --routed-experts or both", "out")
     check_output(args.out, "out")
     check_output(args.routed_experts, "routed-experts")
-    prompts = [item.prompt for item in load_items(args.tasks, seed=args.seed)[: args.items]]
+    items = load_items(args.tasks, seed=args.seed)[: args.items]
+    prompts = [{"prompt": item.prompt, **item.media()} for item in items]
     if args.routed_experts is not None and len(prompts) < args.batch:
         raise ValidationError(f"{len(prompts)} items never fill a step of --batch {args.batch}", "batch")
     # Mixed steps are off, so that every decode row is in a decode-only step: only these are recorded.

@@ -1,6 +1,8 @@
 """Measures the accuracy of expert-selection policies and quantised weights on task sets, in greedy, mixed, always full batches.
 
-A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`.
+A task set is a folder of JSON-lines files with `task`, `prompt`, `answer` and, where only the result counts, `final`. Questions about
+a picture have `image`, the name of a file beside theirs, and one placeholder in the prompt. `metric` names another score than exact match
+(metrics.py), and `answers` further texts that count as right (for "vqa": one per person).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from lynx_rt.engine.engine import Engine
 from lynx_rt.engine.outputs import ExpertStats, sum_prompt_logprobs
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
+from lynx_rt.research.metrics import METRICS
 from lynx_rt.text.text_file import read_text
 
 _FINAL_MARK = "####"  # stands before the result in a worked answer
@@ -31,6 +34,19 @@ class Item:
     answer: str  # the exact continuation, stripped
     final: str | None  # the result after "####", where that is enough
     number: int = 0  # place among its task's items, in the order of the files
+    metric: str = "exact"  # or a name of METRICS
+    answers: tuple[str, ...] = ()  # of that metric
+    image: Path | None = None
+
+    def media(self) -> dict[str, Any]:
+        """Returns the part of a prompt that holds the picture: {} or {"multi_modal_data": {"image": bytes of the file}}."""
+        return {} if self.image is None else {"multi_modal_data": {"image": self.image.read_bytes()}}
+
+    def score(self, completion: str) -> float:
+        """Returns the score of an answer, 0..1."""
+        if self.metric == "exact":
+            return float(is_correct(self, completion))
+        return METRICS[self.metric](completion.strip(), self.answers)
 
 
 @dataclass(slots=True)
@@ -39,7 +55,7 @@ class PolicyResult:
 
     quantization: str  # of the engine's weights
     selection: str
-    correct: dict[str, list[bool]]  # task -> per item, in the order of the list
+    scores: dict[str, list[float]]  # task -> per item 0..1, in the order of the list
     experts: ExpertStats
     decode_only_share: float  # share of generated tokens from decode-only steps, where selection acts, 0..1
     seconds: float
@@ -53,8 +69,8 @@ class PolicyResult:
 
     @property
     def task_accuracy(self) -> dict[str, float]:
-        """Accuracy per task, 0..1."""
-        return {task: sum(marks) / len(marks) for task, marks in sorted(self.correct.items())}
+        """Mean score per task, 0..1."""
+        return {task: _mean(scores) for task, scores in sorted(self.scores.items())}
 
     @property
     def accuracy(self) -> float:
@@ -64,13 +80,13 @@ class PolicyResult:
     @property
     def standard_error(self) -> float:
         """The standard error of `accuracy` by the variance within tasks; NaN where a task has one item only."""
-        return _error_of_mean({task: [float(mark) for mark in marks] for task, marks in self.correct.items()})
+        return _error_of_mean(self.scores)
 
     def difference(self, other: PolicyResult) -> tuple[float, float]:
         """accuracy - other.accuracy, and its standard error (or NaN) from the items' paired differences."""
         pairs = {
-            task: [float(a) - float(b) for a, b in zip(marks, other.correct[task], strict=True)]
-            for task, marks in self.correct.items()
+            task: [a - b for a, b in zip(scores, other.scores[task], strict=True)]
+            for task, scores in self.scores.items()
         }
         return self.accuracy - other.accuracy, _error_of_mean(pairs)
 
@@ -83,7 +99,7 @@ class PolicyResult:
             "accuracy": self.accuracy,
             "standard_error": None if math.isnan(error := self.standard_error) else error,
             "task_accuracy": self.task_accuracy,
-            "items": sum(len(marks) for marks in self.correct.values()),
+            "items": sum(len(scores) for scores in self.scores.values()),
             "decode_only_share": self.decode_only_share,
             "seconds": self.seconds,
             "experts": asdict(self.experts),
@@ -99,7 +115,7 @@ def load_tasks(folder: str | Path) -> dict[str, list[Item]]:
     for file in files:
         for number, line in enumerate(read_text(file, "tasks").split("\n"), 1):
             if line.strip():
-                item = _parse_item(line, f"{file}:{number}")
+                item = _parse_item(line, f"{file}:{number}", file.parent)
                 items = by_task.setdefault(item.task, [])
                 items.append(replace(item, number=len(items)))
     return by_task
@@ -133,9 +149,15 @@ def answer_perplexity(engine: Engine, items: Sequence[Item], *, use_tqdm: bool |
     starts = [len(encode(item.prompt)) for item in items]
     prompts = [encode(f"{item.prompt} {item.answer}") for item in items]
     params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-    outputs = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=use_tqdm)
-    total = sum(sum_prompt_logprobs(output, start) for output, start in zip(outputs, starts, strict=True))
-    return math.exp(-total / sum(len(ids) - start for ids, start in zip(prompts, starts, strict=True)))
+    requests = [{"prompt_token_ids": ids, **item.media()} for ids, item in zip(prompts, items, strict=True)]
+    outputs = engine.generate(requests, params, use_tqdm=use_tqdm)
+    counts = [len(ids) - start for ids, start in zip(prompts, starts, strict=True)]
+    # A picture's placeholder becomes many tokens, so that an answer is found from the end.
+    total = sum(
+        sum_prompt_logprobs(output, len(output.prompt_token_ids) - count)
+        for output, count in zip(outputs, counts, strict=True)
+    )
+    return math.exp(-total / sum(counts))
 
 
 def evaluate(
@@ -157,18 +179,19 @@ def evaluate(
     """
     engine.set_expert_selection(selection)
     engine.reset_stats()
-    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"])
-    outputs = engine.generate([item.prompt for item in items], params, use_tqdm=use_tqdm)
-    correct: dict[str, list[bool]] = {}
+    # The salt keeps a policy from finding the pictures of an earlier one in the encoder cache.
+    params = SamplingParams(temperature=0.0, max_tokens=max_tokens, stop=["\n"], cache_salt=selection)
+    outputs = engine.generate([{"prompt": item.prompt, **item.media()} for item in items], params, use_tqdm=use_tqdm)
+    scores: dict[str, list[float]] = {}
     for item, output in zip(items, outputs, strict=True):
         if output.outputs[0].error:
             raise LynxError(f"{item.task}: {output.outputs[0].error}")
-        correct.setdefault(item.task, []).append(is_correct(item, output.text))
+        scores.setdefault(item.task, []).append(item.score(output.text))
     stats = engine.stats()
     return PolicyResult(
         quantization=quantization,
         selection=selection,
-        correct=correct,
+        scores=scores,
         experts=engine.expert_stats(),
         decode_only_share=stats.decode_rows / max(stats.generation_tokens, 1),
         seconds=stats.step_seconds,
@@ -176,19 +199,30 @@ def evaluate(
     )
 
 
-def _parse_item(line: str, place: str) -> Item:
+def _parse_item(line: str, place: str, folder: Path) -> Item:
     try:
         fields = json.loads(line)
-        final = fields.get("final")
+        final, metric = fields.get("final"), fields.get("metric", "exact")
         if not isinstance(fields["prompt"], str) or not fields["prompt"]:
             raise ValueError("the prompt must be text")
+        if metric not in ("exact", *METRICS):
+            raise ValueError(f"metric must be one of exact, {', '.join(METRICS)}, got {metric!r}")
+        answers = fields.get("answers", [fields["answer"]])
+        if not isinstance(answers, list) or not answers:
+            raise ValueError("answers must be a list of texts")
+        image = None if fields.get("image") is None else folder / fields["image"]
+        if image is not None and not image.is_file():
+            raise ValueError(f"no image {fields['image']!r} beside the file")
         return Item(
             str(fields["task"]),
             fields["prompt"],
             str(fields["answer"]).strip(),
             None if final is None else str(final).strip(),
+            metric=metric,
+            answers=tuple(str(answer) for answer in answers),
+            image=image,
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValidationError(f"{place}: expected an object with task, prompt and answer: {error!r}", "tasks") from None
 
 

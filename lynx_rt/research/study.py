@@ -1,6 +1,6 @@
 """Runs a study of expert selection: policies x batch sizes x compositions of the batch x seeds, measured on task sets.
 
-A run measures exact match per task; perplexity of held-out text, which enters token by token so that the policy acts on it; and
+A run measures exact match, or another metric, per task; perplexity of held-out text, which enters token by token so that the policy acts on it; and
 experts, bytes and time of the decode-only steps.
 """
 
@@ -28,14 +28,15 @@ from lynx_rt.engine.progress import WorkBar
 from lynx_rt.engine.sampling_params import SamplingParams
 from lynx_rt.errors import LynxError, ValidationError
 from lynx_rt.research.eval import Item, is_correct, load_tasks
-from lynx_rt.research.study_records import FORMAT, Record, RunKey, RunLog
+from lynx_rt.research.study_records import FORMAT, Record, RunKey, RunLog, scores_of
 from lynx_rt.text.text_file import read_text
 
 REFERENCE = "topk"
 MINORITY = "minority:"
 _MINORITY_SHARE = 1 / 16  # share of decode rows that belong to the minority task
 _TEXT_CHUNK = 256  # tokens of a text per sequence
-TokenText = tuple[list[int], list[int]]  # given tokens, and the tokens that follow
+Prompt = dict[str, Any]  # of Engine.add_request()
+TokenText = tuple[list[int] | Prompt, list[int]]  # given tokens, and the tokens that follow
 
 
 @dataclass(kw_only=True)
@@ -80,7 +81,7 @@ class StudyOptions:
 
     def settings(self) -> dict[str, Any]:
         """Settings that two runs must share to be compared."""
-        content = json.dumps([[task, item.prompt, item.answer] for task, items in self.pool.items() for item in items])
+        content = json.dumps([_content(item) for items in self.pool.values() for item in items])
         engine = self.engine
         cache = {name: engine[name] for name in ("virtual_residents", "virtual_residency") if name in engine}
         return {
@@ -216,16 +217,21 @@ def _run(
     engine.reset_stats()
     meter = StepMeter(engine)
     answers: dict[str, dict[str, Any]] = {}
-    params = SamplingParams(temperature=0.0, max_tokens=options.max_tokens, stop=["\n"])
+    waits: list[float] = []  # ms from the first step of a request to its first token
+    # The salt keeps a run from finding the pictures of an earlier one in the encoder cache: each policy runs the tower itself.
+    params = SamplingParams(temperature=0.0, max_tokens=options.max_tokens, stop=["\n"], cache_salt=str(key))
     for queue in queues:
-        prompts = [encode(item.prompt) for item in queue]
-        outputs = _work_off(engine, [(prompt, params) for prompt in prompts], meter, lambda: add_work(per_item))
+        requests = [({"prompt_token_ids": encode(item.prompt), **item.media()}, params) for item in queue]
+        outputs = _work_off(engine, requests, meter, lambda: add_work(per_item))
+        waits += [1e3 * time_taken for output in outputs if (time_taken := output.metrics.prefill_time) is not None]
         for item, output in zip(queue, outputs, strict=True):
             entry = answers.setdefault(item.task, {"ids": [], "correct": "", "tokens": 0})
             entry["ids"].append(item.number)
             entry["correct"] += "01"[is_correct(item, output.text)]
             entry["tokens"] += len(output.outputs[0].token_ids)
-    results: dict[str, Any] = {"items": dict(sorted(answers.items())), **_measured(engine, meter)}
+            if item.metric != "exact":
+                entry.setdefault("scores", []).append(item.score(output.text))
+    results: dict[str, Any] = {"items": dict(sorted(answers.items())), **_measured(engine, meter, waits)}
     if options.perplexity:
         sums: dict[str, list[float]] = {}
         for queue in queues:
@@ -278,7 +284,7 @@ def _expert_bytes(stats: EngineStats) -> int:
 
 def _work_off(
     engine: Engine,
-    requests: Sequence[tuple[list[int], SamplingParams]],
+    requests: Sequence[tuple[Prompt, SamplingParams]],
     meter: StepMeter | None,
     on_finish: Callable[[], None] = lambda: None,
 ) -> list[RequestOutput]:
@@ -286,7 +292,7 @@ def _work_off(
     order: dict[str, int] = {}  # id of a request -> its place in the list
     try:
         for prompt, params in requests:
-            order[engine.add_request({"prompt_token_ids": prompt}, params)] = len(order)
+            order[engine.add_request(prompt, params)] = len(order)
         finished: dict[int, RequestOutput] = {}
         while len(finished) < len(order):
             changed = engine.step()
@@ -304,7 +310,7 @@ def _work_off(
     return [finished[place] for place in range(len(order))]
 
 
-def _measured(engine: Engine, meter: StepMeter) -> dict[str, Any]:
+def _measured(engine: Engine, meter: StepMeter, waits: Sequence[float]) -> dict[str, Any]:
     stats, experts = engine.stats(), engine.expert_stats()
     steps = max(stats.decode_steps, 1)
     return {
@@ -330,6 +336,11 @@ def _measured(engine: Engine, meter: StepMeter) -> dict[str, Any]:
         "expert_bytes_per_step": meter.expert_bytes / steps,
         "decode_tokens_per_s": stats.decode_rows / stats.decode_seconds if stats.decode_seconds else 0.0,
         "tokens_per_s": stats.generation_tokens / stats.step_seconds if stats.step_seconds else 0.0,
+        "ttft_ms_mean": statistics.fmean(waits) if waits else 0.0,
+        "ttft_ms_median": statistics.median(waits) if waits else 0.0,
+        "images_encoded": stats.images_encoded,
+        "tower_share": stats.encoder_seconds / stats.step_seconds if stats.step_seconds else 0.0,
+        "decode_share": stats.decode_seconds / stats.step_seconds if stats.step_seconds else 0.0,
     }
 
 
@@ -341,7 +352,10 @@ def forced_logprobs(
     The policy acts on these steps. The first of these tokens comes from the prompt's last row, which is prefill.
     """
     requests = [
-        (given, SamplingParams(temperature=0.0, forced_token_ids=forced, logprobs=0, detokenize=False))
+        (
+            given if isinstance(given, dict) else {"prompt_token_ids": given},
+            SamplingParams(temperature=0.0, forced_token_ids=forced, logprobs=0, detokenize=False),
+        )
         for given, forced in texts
     ]
     outputs = _work_off(engine, requests, None, on_finish)
@@ -360,7 +374,7 @@ def text_chunks(engine: Engine, text: str) -> list[TokenText]:
     ids = engine.encode(text)
     size = min(_TEXT_CHUNK, engine.max_model_len)
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
-    chunks = [(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
+    chunks: list[TokenText] = [(piece[:1], piece[1:]) for piece in pieces if len(piece) > 1]
     if not chunks:
         raise ValidationError("text: expected at least two tokens", "text")
     return chunks
@@ -368,13 +382,21 @@ def text_chunks(engine: Engine, text: str) -> list[TokenText]:
 
 def _answer_text(item: Item, encode: Callable[[str], list[int]]) -> TokenText:
     given = encode(item.prompt)
-    return given, encode(f"{item.prompt} {item.answer}")[len(given) :]
+    return {"prompt_token_ids": given, **item.media()}, encode(f"{item.prompt} {item.answer}")[len(given) :]
+
+
+def _content(item: Item) -> list[Any]:
+    """Returns what two runs on the same item share."""
+    text = [item.task, item.prompt, item.answer]
+    if item.metric == "exact" and item.image is None:
+        return text
+    image = None if item.image is None else hashlib.sha256(item.image.read_bytes()).hexdigest()
+    return [*text, item.metric, list(item.answers), image]
 
 
 def _summary(record: Record) -> str:
     results, key = record["results"], RunKey(**record["key"])
-    marks = [entry["correct"] for entry in results["items"].values()]
-    accuracy = statistics.fmean(mark.count("1") / len(mark) for mark in marks)
+    accuracy = statistics.fmean(statistics.fmean(scores_of(entry)) for entry in results["items"].values())
     return f"{key}: {100 * accuracy:.1f} %, {results['active']:.1f} experts, {results['seconds']:.0f} s"
 
 

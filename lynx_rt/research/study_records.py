@@ -38,6 +38,12 @@ def identity(key: RunKey, settings: Mapping[str, Any]) -> str:
     return json.dumps([asdict(key), settings], sort_keys=True)
 
 
+def scores_of(entry: Mapping[str, Any]) -> list[float]:
+    """Returns the scores of a task's items in a run: those of the task's metric, or else whether each was met exactly."""
+    scores: list[float] | None = entry.get("scores")
+    return [float(mark == "1") for mark in entry["correct"]] if scores is None else scores
+
+
 class RunLog:
     """Appends runs to a file, which is locked while open: one process at a time."""
 

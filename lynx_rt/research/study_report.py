@@ -15,9 +15,10 @@ _HEADER = [
     "remapped %", "guard %", "MB/step", "of experts", "ms/step", "median", "tok/s", "rows/step", "decode-only %",
 ]  # fmt: skip
 _MISSES = ["misses before", "misses", "x fewer", "changed rows %"]
+_PICTURES = ["TTFT ms", "tok/s of all steps", "tower %", "decode-only steps %"]
 _OTHERS = "the others"  # name of a column
 _LEGEND = """\
-- accuracy: exact match, mean over tasks; difference: to topk on the same items under the same seeds, in points, with its standard
+- accuracy: exact match, or the metric that a task names; mean over tasks; difference: to topk on the same items under the same seeds, in points, with its standard
   error over items and over seeds. **bold**: on the Pareto front of accuracy against experts.
 - perplexity: of a token of the expected answers, which enter token by token after their prompts, under the policy.
 - experts: per layer and decode-only step, before and after selection; mass: the rows' own gate mass that is kept; remapped: (row, slot)
@@ -26,6 +27,8 @@ _LEGEND = """\
   decode-only steps; decode-only: generated tokens that came from such steps, where a policy acts.
 - with a cache: misses per layer and decode-only step, of the model's own routing on the cache as the policy leaves it, and of what was
   read; x fewer: than topk on a cache of its own; changed rows: (row, layer) pairs that did not get their own choice.
+- with pictures: TTFT from the first step that worked on a request to its first token, mean; tower, decode-only steps: shares of the
+  time of all steps.
 """
 
 
@@ -111,6 +114,9 @@ def _batch_lines(setup: Setup, groups: list[Group], heading: str) -> list[str]:
     if setup.settings.get("virtual_residents"):
         header += _MISSES
         rows = [[*cells, *_miss_cells(setup, group)] for cells, group in zip(rows, groups, strict=True)]
+    if any(group.mean("images_encoded") > 0 for group in groups):
+        header = [*header, *_PICTURES]
+        rows = [[*cells, *_picture_cells(group)] for cells, group in zip(rows, groups, strict=True)]
     seeds = len(groups[0].runs)
     lines = [f"#### {heading}", "", f"{seeds} seeds", "", *_markdown(header, rows), ""]
     tasks = groups[0].tasks
@@ -159,6 +165,15 @@ def _miss_cells(setup: Setup, group: Group) -> list[str]:
     fewer = math.nan if reference is None or misses == 0 else reference.mean("misses") / misses
     changed = f"{100 * group.mean('changed_share'):.1f}"
     return [f"{group.mean('misses_before'):.2f}", f"{misses:.2f}", _number(fewer, 2), changed]
+
+
+def _picture_cells(group: Group) -> list[str]:
+    return [
+        f"{group.mean('ttft_ms_mean'):.2f}",
+        f"{group.mean('tokens_per_s'):.0f}",
+        f"{100 * group.mean('tower_share'):.1f}",
+        f"{100 * group.mean('decode_share'):.1f}",
+    ]
 
 
 def _difference_cells(change: Estimate | None) -> list[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lynx_rt.research.study import MINORITY, REFERENCE, canonical
-from lynx_rt.research.study_records import Record, key_of, unique
+from lynx_rt.research.study_records import Record, key_of, scores_of, unique
 
 # task -> item -> one value per run that had the item
 Observations = Mapping[str, Mapping[int, Sequence[float]]]
@@ -103,7 +103,7 @@ def _observed(run: Record, task: str | None) -> dict[str, dict[int, list[float]]
     observed = {}
     for name, entry in run["results"]["items"].items():
         if task in (None, name):
-            observed[name] = {n: [float(mark == "1")] for n, mark in zip(entry["ids"], entry["correct"], strict=True)}
+            observed[name] = {n: [score] for n, score in zip(entry["ids"], scores_of(entry), strict=True)}
     return observed
 
 

@@ -53,7 +53,7 @@ METRICS = {
     "table": "anls",
     "form": "anls",
     "receipt": "anls",
-    "shapes": "accuracy",
+    "shapes": "vqa",
 }
 
 
@@ -66,7 +66,9 @@ class Item:
     answer: str
 
 
-Draw = Callable[[random.Random], tuple[Image.Image, list[Item]]]
+# A picture, the questions about it, and what is on it in reading order, which questions of training ask for too: READ.
+Draw = Callable[[random.Random], tuple[Image.Image, list[Item], str]]
+READ = "What do you see?"
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
@@ -98,7 +100,8 @@ def bars(r: random.Random) -> tuple[Image.Image, list[Item]]:
     draw.line((3, base, 125, base), fill=(0, 0, 0))
     one, two = r.sample(range(len(names)), 2)
     ordered = sorted(zip(values, names, strict=True))
-    return image, [
+    seen = " ".join(f"{name} {value}" for name, value in zip(names, values, strict=True))
+    items = [
         Item("bars", f"What is the value of {names[one]}?", str(values[one])),
         Item("bars", "Which bar is the highest?", ordered[-1][1]),
         Item("bars", "Which bar is the lowest?", ordered[0][1]),
@@ -108,6 +111,7 @@ def bars(r: random.Random) -> tuple[Image.Image, list[Item]]:
             str(abs(values[one] - values[two])),
         ),
     ]
+    return image, items, seen
 
 
 def lines(r: random.Random) -> tuple[Image.Image, list[Item]]:
@@ -124,7 +128,7 @@ def lines(r: random.Random) -> tuple[Image.Image, list[Item]]:
         draw.text((x, base + 3), str(start + place), fill=(0, 0, 0), font=font(11), anchor="ma")
     one = r.randrange(count)
     two = r.randrange(count - 1)
-    return image, [
+    items = [
         Item("lines", f"What is the value at {start + one}?", str(values[one])),
         Item("lines", "Where is the line highest?", str(start + values.index(max(values)))),
         Item(
@@ -133,6 +137,7 @@ def lines(r: random.Random) -> tuple[Image.Image, list[Item]]:
             "yes" if values[two + 1] > values[two] else "no",
         ),
     ]
+    return image, items, " ".join(f"{start + place} {value}" for place, value in enumerate(values))
 
 
 def table(r: random.Random) -> tuple[Image.Image, list[Item]]:
@@ -149,11 +154,13 @@ def table(r: random.Random) -> tuple[Image.Image, list[Item]]:
             draw.text((70 + 40 * place, y + 8), str(value), fill=(0, 0, 0), font=font(12), anchor="mm")
     line, place = r.randrange(len(rows)), r.randrange(2)
     column = [row[place] for row in values]
-    return image, [
+    seen = [*columns, *[f"{name} {row[0]} {row[1]}" for name, row in zip(rows, values, strict=True)]]
+    items = [
         Item("table", f"What is {columns[place]} of {rows[line]}?", str(values[line][place])),
         Item("table", f"What is the sum of {columns[place]}?", str(sum(column))),
         Item("table", "How many rows are there?", str(len(rows))),
     ]
+    return image, items, " ".join(seen)
 
 
 def form(r: random.Random) -> tuple[Image.Image, list[Item]]:
@@ -171,7 +178,8 @@ def form(r: random.Random) -> tuple[Image.Image, list[Item]]:
         draw.text((8, 16 * line + 16), f"{key}:", fill=(60, 60, 60), font=font(12), anchor="lm")
         draw.text((52, 16 * line + 16), fields[key], fill=(0, 0, 0), font=font(12), anchor="lm")
     key = r.choice(keys)
-    return image, [Item("form", f"What is the {key.lower()}?", fields[key])]
+    seen = " ".join(f"{key} {fields[key]}" for key in keys)
+    return image, [Item("form", f"What is the {key.lower()}?", fields[key])], seen
 
 
 def receipt(r: random.Random) -> tuple[Image.Image, list[Item]]:
@@ -187,11 +195,12 @@ def receipt(r: random.Random) -> tuple[Image.Image, list[Item]]:
     y = 16 * (len(goods) + 1)
     draw.line((4, y, 92, y), fill=(0, 0, 0))
     one = r.randrange(len(goods))
-    return image, [
+    items = [
         Item("receipt", f"What does {goods[one]} cost?", str(prices[one])),
         Item("receipt", "What is the total?", str(sum(prices))),
         Item("receipt", "What costs the most?", goods[prices.index(max(prices))]),
     ]
+    return image, items, " ".join(f"{name} {price}" for name, price in lines_of)
 
 
 def shapes(r: random.Random) -> tuple[Image.Image, list[Item]]:
@@ -223,7 +232,7 @@ def shapes(r: random.Random) -> tuple[Image.Image, list[Item]]:
     if single:
         shape = r.choice(single)
         items.append(Item("shapes", f"What colour is the {shape}?", next(c for c, found in placed if found == shape)))
-    return image, items
+    return image, items, " ".join(f"{colour} {shape}" for colour, shape in placed) or "nothing"
 
 
 FAMILIES: dict[str, Draw] = {
@@ -238,7 +247,13 @@ FAMILIES: dict[str, Draw] = {
 
 def picture(family: str, seed: int) -> tuple[Image.Image, list[Item]]:
     """Returns a picture of a family and the questions about it. Equal arguments give equal pixels."""
-    return FAMILIES[family](random.Random(f"{family} {seed}"))
+    return FAMILIES[family](random.Random(f"{family} {seed}"))[:2]
+
+
+def reading(family: str, seed: int) -> tuple[Image.Image, list[Item]]:
+    """Returns the same picture, and the question that asks for everything on it."""
+    image, _, seen = FAMILIES[family](random.Random(f"{family} {seed}"))
+    return image, [Item(family, READ, seen)]
 
 
 def main() -> None:

@@ -82,8 +82,10 @@ class Muon:
                 i += pv.shape[0]
 
 
-def splits(name, c):
-    """Rows of each matrix that a fused weight consists of."""
+def splits(name, c, rows):
+    """Rows of each matrix that a fused weight of so many rows consists of."""
+    if name == "qkv":
+        return [rows // 3] * 3
     if name == "wqkv":
         kv = c.kv_heads * c.head_dim
         return [c.heads * c.head_dim] * (2 if isinstance(c, HybridConfig) else 1) + [kv, kv]
@@ -95,15 +97,16 @@ def splits(name, c):
 
 def optimizers(m, c, lr_adam):
     """Muon for every matrix, those of one shape in one batch; AdamW for the rest."""
-    last = lambda n: n.split(".")[-1]
+    last = lambda n: n.removesuffix(".weight").split(".")[-1]
     muon = {"wqkv", "wqkvz", "wo", "w1", "w2", "s1", "s2"}
+    muon |= {"patch_embed", "qkv", "proj", "fc1", "fc2"}  # of a vision tower
     groups, rest, routers = {}, [], []
     for n, p in m.named_parameters():
         if last(n) not in muon:
             (routers if last(n) == "wr" else rest).append(p)
             continue
         start = 0
-        for rows in splits(last(n), c) or [p.shape[-2]]:
+        for rows in splits(last(n), c, p.shape[-2]) or [p.shape[-2]]:
             place = lambda t, s=start, r=rows: t[..., s : s + r, :] if t.dim() == 3 else t[None, s : s + r, :]
             groups.setdefault((rows, p.shape[-1]), []).append((p, place))
             start += rows

@@ -22,7 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from hybrid import HybridConfig  # noqa: F401  (train.py's optimizers look at it)
 from model import BF, LM, AttnFn, Config, HeadLoss, MoEFn, _post, _pre, _route, norm
-from pictures import FAMILIES, picture
+from pictures import FAMILIES, picture, reading
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from train import optimizers
@@ -31,9 +31,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lynx_rt.vision.preprocess import ImageProcessorConfig, patches_of
 
 KEPT = (0, 1, 2, 5, 6, 7)  # layers of lynx-nano
+READINGS = (
+    0.5  # share of pictures whose question asks for everything on it: many tokens to learn from, each next to its place
+)
 SECTION = (12, 10, 10)  # frequencies of time, height and width, of 32
 IMAGE = ImageProcessorConfig(patch_size=8, min_pixels=256, max_pixels=256 * 256)
 START, PAD, END = 4096, 4097, 4098  # ids of <|vision_start|>, <|image_pad|>, <|vision_end|>
+TEXT = Config(vocab=END + 1, layers=len(KEPT), heads=4, kv_heads=2, head_dim=64)
 
 
 @dataclasses.dataclass
@@ -153,8 +157,7 @@ class VisionLM(LM):
 def from_nano(folder, seed):
     """Returns a VisionLM whose text part is lynx-nano's, without two layers."""
     torch.manual_seed(seed)
-    c = Config(vocab=4099, layers=len(KEPT), heads=4, kv_heads=2, head_dim=64)
-    m = VisionLM(c, TowerConfig())
+    c, m = TEXT, VisionLM(TEXT, TowerConfig())
     t = {k: v.float() for k, v in load_file(f"{folder}/model.safetensors").items()}
     with torch.no_grad():
         m.emb[:4096] = t["model.embed_tokens.weight"]
@@ -183,7 +186,8 @@ class Samples:
 
     def one(self):
         family = self.r.choice(list(FAMILIES))
-        image, items = picture(family, 2 * self.r.randrange(1 << 40))
+        ask = reading if self.r.random() < READINGS else picture
+        image, items = ask(family, 2 * self.r.randrange(1 << 40))
         patches = patches_of(np.asarray(image), IMAGE)
         h, w = patches.grid_height, patches.grid_width
         count = h * w // 4
