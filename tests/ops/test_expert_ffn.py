@@ -232,8 +232,8 @@ def test_mlp_with_gate_and_biases(backend, dtype, weight_dtype, shape):
 @pytest.mark.parametrize("hidden, width", [(1, 33), (31, 17), (32, 16), (33, 15), (63, 1), (100, 33), (100, 100)])
 @pytest.mark.parametrize("down_dtype", ["float32", "bfloat16"])
 def test_partial_tiles(backend, dtype, weight_dtype, down_dtype, hidden, width):
-    """Experts with 1, 2, 15, 16, 17, 33, 55 and 70 rows give each row the bits that it gets alone."""
-    counts = (1, 2, 15, 16, 17, 33, 55, 70)
+    """Experts with 1, 2, 15, 16, 17, 33, 55 and 110 rows give each row the bits that it gets alone."""
+    counts = (1, 2, 15, 16, 17, 33, 55, 110)
     w = make_experts(len(counts), hidden, width, weight_dtype, down_dtype)
     rng = np.random.default_rng(hidden + width)
     ids = rng.permutation(np.repeat(np.arange(len(counts), dtype=np.int32), counts))[:, None].copy()
