@@ -123,7 +123,7 @@ class EngineCore {
   std::unique_ptr<ExpertStore> store_;
   std::unique_ptr<ExpertPrefetch> prefetch_;
   Decoder decoder_;
-  std::unique_ptr<EncoderCache> encoder_;  // null where the model reads text alone
+  std::unique_ptr<EncoderCache> encoder_;  // null where the model reads text alone, and on devices
   DeviceArray<float> logits_;              // [max logit rows, V]
   MemoryPlan plan_;                        // after the members that take memory, before those sized by what is left
   KvCache cache_;

@@ -156,6 +156,7 @@ std::unique_ptr<EncoderCache> EngineCore::make_encoder() {
               options_.encoder_cache_memory_bytes);
     return nullptr;
   }
+  if (!backend_->host_memory()) return nullptr;
   if (!shares_) encoder_memory_ = encoder_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget().chosen);
   return std::make_unique<EncoderCache>(*backend_, *config_.vision, *weights_->vision, encoder_memory_);
 }

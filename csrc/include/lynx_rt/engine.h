@@ -80,7 +80,8 @@ struct EngineOptions {
   int64_t kv_cache_memory_bytes = 0;  // 0 = chosen from free memory and max_model_len
   int64_t block_size = 16;            // tokens per KV page
   // Memory for what the vision tower says of images, for requests that need it and later ones with the same images; an image that needs
-  // more is refused. 0 = chosen: room for 16384 tokens of images, at most an eighth of the KV cache's memory.
+  // more is refused. 0 = chosen: room for 16384 tokens of images, at most an eighth of the KV cache's memory together with
+  // the tower's own.
   int64_t encoder_cache_memory_bytes = 0;
   // Whether prompts share the pages of equal prefixes. Models with states of constant size keep snapshots of them, in at most as many
   // slots again as max_num_seqs, and cut prompts at the page boundaries where they take one.
