@@ -36,7 +36,7 @@ class ExpertTier {
   const uint8_t* cost(int64_t layer) const { return at<uint8_t>(device_.get(), layer, cost_at_); }  // [E], on the device
   uint8_t* uses(int64_t layer) const {
     return static_cast<uint8_t*>(uses_.get()) + layer * options_.num_experts;
-  }                                               // see RouteArgs
+  }  // see RouteArgs
   void read_uses(int64_t num_layers);             // queues the copy to the host
   void end_step(int64_t num_layers, bool learn);  // after a wait for the stream: takes the uses, and changes residents and tables
 
