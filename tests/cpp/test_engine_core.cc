@@ -106,7 +106,7 @@ void test_masked_greedy(EngineCore& core) {
   CHECK_EQ(calls, 9);
   Ids tokens = kPrompt;
   tokens.insert(tokens.end(), got.tokens.begin(), got.tokens.end());
-  const std::vector<float> logits = core.forward(tokens, 0);
+  const std::vector<float> logits = core.forward(tokens, 0, {});
   int64_t not_likeliest = 0;
   for (size_t i = kPrompt.size(); i < tokens.size(); ++i) {
     const float* row = logits.data() + int64_t(i - 1) * vocab;
