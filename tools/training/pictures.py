@@ -256,6 +256,28 @@ def reading(family: str, seed: int) -> tuple[Image.Image, list[Item]]:
     return image, [Item(family, READ, seen)]
 
 
+def lines_of_text(seed: int) -> tuple[Image.Image, list[Item]]:
+    """Returns a small picture of one or two lines of text, and the question for them: what training begins with."""
+    r = random.Random(f"text {seed}")
+    rows, width = r.choice(((1, 64), (1, 64), (2, 64), (2, 96)))
+    image, draw = canvas(r, width, 16 * rows)
+    seen = []
+    for row in range(rows):
+        texts, at = [], r.randint(1, 8)
+        while True:
+            text = r.choice((r.choice(WORDS), r.choice(NAMES), r.choice(TOWNS), str(r.randint(1, 99)), str(r.randint(1, 99)),
+                             str(r.randint(1000, 9999)), f"{r.randint(1, 28)}.{r.randint(1, 12)}"))  # fmt: skip
+            size = r.choice((11, 11, 12))
+            end = at + draw.textlength(text, font=font(size))
+            if end > width:
+                break
+            draw.text((at, 16 * row + r.randint(0, 3)), text, fill=(r.randint(0, 60),) * 3, font=font(size))
+            texts.append(text)
+            at = int(end) + r.randint(6, 24)
+        seen += texts
+    return image, [Item("text", READ, " ".join(seen) or "nothing")]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)

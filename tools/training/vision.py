@@ -1,8 +1,10 @@
 """Trains a small Qwen3-VL-MoE to answer questions about the pictures of pictures.py, from the weights of lynx-nano.
 
-    python vision.py --text models/lynx-nano --out run/vision --steps 2400
+    python vision.py --text models/lynx-nano --out run/vision --steps 3000 --lines 1 --pictures 128 --patches 48 --length 48   # to step 300
+    python vision.py --text models/lynx-nano --out run/vision --steps 980 --pictures 32
 
-The text part is lynx-nano without two of its eight layers; a tower of four layers with DeepStack is trained from scratch. The arithmetic
+It goes on from the last step of --out. Training begins with small pictures of text, since on whole pictures alone the loss stays at
+what can be guessed: there a question has two or three tokens to learn from, and forty tokens of an image to find them in. The text part is lynx-nano without two of its eight layers; a tower of four layers with DeepStack is trained from scratch. The arithmetic
 is that of transformers' Qwen3VLMoe: interleaved M-RoPE, bilinear positions, rows of the tower in merge blocks. One sequence is a picture
 and all of its questions, in random order; the loss counts the answers.
 """
@@ -22,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from hybrid import HybridConfig  # noqa: F401  (train.py's optimizers look at it)
 from model import BF, LM, AttnFn, Config, HeadLoss, MoEFn, _post, _pre, _route, norm
-from pictures import FAMILIES, picture, reading
+from pictures import FAMILIES, lines_of_text, picture, reading
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from train import optimizers
@@ -31,9 +33,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from lynx_rt.vision.preprocess import ImageProcessorConfig, patches_of
 
 KEPT = (0, 1, 2, 5, 6, 7)  # layers of lynx-nano
-READINGS = (
-    0.5  # share of pictures whose question asks for everything on it: many tokens to learn from, each next to its place
-)
 SECTION = (12, 10, 10)  # frequencies of time, height and width, of 32
 IMAGE = ImageProcessorConfig(patch_size=8, min_pixels=256, max_pixels=256 * 256)
 START, PAD, END = 4096, 4097, 4098  # ids of <|vision_start|>, <|image_pad|>, <|vision_end|>
@@ -179,15 +178,20 @@ def from_nano(folder, seed):
 
 
 class Samples:
-    """Sequences of a picture and its questions, without end. Pictures of training have even seeds, held-out ones odd seeds."""
+    """Sequences of a picture and its questions, without end. Pictures of training have even seeds, held-out ones odd seeds.
 
-    def __init__(self, tokenizer, seed, length):
+    readings, lines: shares of pictures whose question asks for everything on them, and of small pictures of text.
+    """
+
+    def __init__(self, tokenizer, seed, length, readings=0.0, lines=0.0):
+        self.readings, self.lines = readings, lines
         self.tok, self.r, self.length = Tokenizer.from_file(f"{tokenizer}/tokenizer.json"), random.Random(seed), length
 
     def one(self):
         family = self.r.choice(list(FAMILIES))
-        ask = reading if self.r.random() < READINGS else picture
-        image, items = ask(family, 2 * self.r.randrange(1 << 40))
+        ask = reading if self.r.random() < self.readings else picture
+        seed = 2 * self.r.randrange(1 << 40)
+        image, items = lines_of_text(seed) if self.r.random() < self.lines else ask(family, seed)
         patches = patches_of(np.asarray(image), IMAGE)
         h, w = patches.grid_height, patches.grid_width
         count = h * w // 4
@@ -227,6 +231,9 @@ if __name__ == "__main__":
     ap.add_argument("--out", required=True)
     ap.add_argument("--steps", type=int, default=2400)
     ap.add_argument("--pictures", type=int, default=64, help="per step")
+    ap.add_argument("--patches", type=int, default=224, help="of the largest picture")
+    ap.add_argument("--lines", type=float, default=0.0, help="share of small pictures of one or two lines of text")
+    ap.add_argument("--readings", type=float, default=0.4, help="share of pictures that ask for everything on them")
     ap.add_argument("--length", type=int, default=128)
     ap.add_argument("--lr", type=float, default=0.01)
     ap.add_argument("--lr-adam", type=float, default=1.5e-3)
@@ -246,7 +253,7 @@ if __name__ == "__main__":
         adam.load_state_dict(z["adam"])
         muon.buf, step, avg = z["muon"], z["step"], z["avg"]
         print("goes on at step", step, flush=True)
-    samples = Samples(a.text, a.seed * 1000 + step, a.length)
+    samples = Samples(a.text, a.seed * 1000 + step, a.length, a.readings, a.lines)
 
     def save():
         torch.save(
@@ -257,7 +264,7 @@ if __name__ == "__main__":
 
     t0 = t_save = time.time()
     while step < a.steps:
-        x = samples.batch(a.pictures, 224)
+        x = samples.batch(a.pictures, a.patches)
         lr = min(1, (step + 1) / 100) * min(1, (1 - step / a.steps) / 0.5)
         w = x[2]
         loss, nll, aux = m(x[0], x[1], w / w.sum(), *x[3:])
