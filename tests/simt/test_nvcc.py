@@ -62,6 +62,7 @@ CEILINGS: dict[str, dict[str, int]] = {
     "gather": {
         "embed_kernel": 30,
         "gather_kernel": 25,
+        "set_rows_kernel": 27,
     },
     "gate_up": {
         "gate_up_kernel<16, 1, 1>": 76,
