@@ -16,8 +16,8 @@ def server() -> Iterator[LiveServer]:
         yield live
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parrot(nano_path: str) -> Iterator[str]:
-    """The URL of a server whose model answers with the last question."""
+    """The URL of a server whose model answers with the last question. While it runs, so do those of all servers of this process."""
     with parrot_server(nano_path) as url:
         yield url

@@ -169,7 +169,7 @@ def test_uniform_quota(slots: int, layers: int, experts: int, quota: list[int]) 
         ("lfo", 'expected one of lfu, lru, lfru, score, random, static, none, hi_lo, ring, belady; got "lfo"'),
         ("lfu:decay=0", 'decay: expected a number above 0, at most 1, got "0"'),
         ("lfu:decay=nan", "decay: expected a number"),
-        ("lfu:", 'expected lfu with decay=VALUE, miss=low, got "lfu:"'),
+        ("lfu:", 'expected lfu with decay=VALUE, miss=low, full=VALUE, skip=VALUE, got "lfu:"'),
         ("lru:miss=never", 'miss: expected wait or low, got "never"'),
         ("belady:miss=low", "expected belady alone, got"),
         ("hi_lo:seed=1", "expected hi_lo with decay=VALUE, period=N"),
