@@ -1,6 +1,6 @@
-// The choice of the waiting request that takes a free place. Requests that use the same experts share reads, and prompts of one kind use the same experts
-// (arXiv 2607.00466), so that a batch of like prompts reads fewer. Alike are prompts with the same tokens, which needs no history of
-// routing; bench/results/admission-lynx-nano.md compares it with orders that know experts.
+// The choice of the waiting request that takes a free place. Requests that use the same experts share reads, and prompts of one kind use
+// the same experts (arXiv 2607.00466), so that a batch of like prompts reads fewer. Alike are prompts with the same tokens, which needs no
+// history of routing; bench/results/admission-lynx-nano.md compares it with orders that know experts.
 #pragma once
 #include <array>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Which precision an absent expert needs, where copies of all experts in low precision are in memory.
+// The precision that an absent expert needs, where copies of all experts in low precision are in memory.
 #pragma once
 #include <cstdint>
 #include <vector>

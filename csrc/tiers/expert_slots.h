@@ -8,7 +8,7 @@
 
 namespace lynx_rt {
 
-// Which experts are resident is a function of routing alone (Residency). Where an expert lies follows with a delay: it is moved to a slot
+// Residents are chosen by routing alone (Residency). The place of an expert follows with a delay: it is moved to a slot
 // in the background, and used from there from the end of the step on in which the move is found to be done. Results are the same wherever it
 // lies, so that the time of moves changes none.
 //

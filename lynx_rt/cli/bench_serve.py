@@ -23,6 +23,7 @@ from lynx_rt.cli.options import (
     format_bytes,
     format_table,
     integer,
+    json_object,
     non_negative_int,
     number,
     positive_int,
@@ -96,7 +97,7 @@ def _add_requests(group: Any) -> None:
     group.add_argument(
         "--no-ignore-eos", action="store_true", help="answers may end early, and have no field of vLLM's"
     )
-    group.add_argument("--extra-body", type=_json_object, default={}, metavar="JSON", help="fields of every request")
+    group.add_argument("--extra-body", type=json_object, default={}, metavar="JSON", help="fields of every request")
     group.add_argument("--seed", type=non_negative_int, default=0, help="of times, lengths and prompts (default: 0)")
 
 
@@ -359,13 +360,3 @@ def _objective(text: str) -> tuple[str, float]:
     if name not in GOODPUT_METRICS:
         raise argparse.ArgumentTypeError(f"must be NAME:MS with a name of {', '.join(GOODPUT_METRICS)}, got {text!r}")
     return name, _positive(limit)
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a JSON object, got {text!r}")
-    return value

@@ -22,7 +22,7 @@ std::vector<int32_t> draw(std::mt19937& random, int32_t num_experts, unsigned mo
   return experts;
 }
 
-// What is resident and what is counted is Residency's, however long moves take; in the end every resident lies in a slot.
+// Residents and counts are those of Residency, however long moves take; in the end every resident lies in a slot.
 void test_walk(const std::string& policy, int64_t num_slots, uint32_t seed) {
   constexpr int64_t kLayers = 3;
   constexpr int32_t kExperts = 12;

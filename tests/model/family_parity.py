@@ -148,10 +148,17 @@ def greedy(
         params.temperature, params.max_tokens, params.ignore_eos, params.logprobs = 0.0, count, True, 0
         params.exact = i in exact
         ids.append(e.add_request(prompt, params))
-    out = {i: [] for i in ids}
+    return finish(e, ids)
+
+
+def finish(e: _C.Engine, ids: list[int]) -> list[list[tuple[int, float]]]:
+    """Runs the engine until it has no requests; returns the tokens and log probabilities of those of `ids`."""
+    out: dict[int, list[tuple[int, float]]] = {i: [] for i in ids}
     while e.has_unfinished():
         for o in e.step():
-            out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
+            assert not o.error, o.error
+            if o.request_id in out:
+                out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
     return [out[i] for i in ids]
 
 

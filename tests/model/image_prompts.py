@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from family_parity import Row
+from family_parity import Row, finish
 
 from lynx_rt import _C
 
@@ -87,13 +87,3 @@ def greedy(
         params.bad_words = [[IMAGE]]  # transformers counts those that are generated, too
         ids.append(e.add_request(p.ids, params, None, p.images))
     return finish(e, ids)
-
-
-def finish(e: _C.Engine, ids: list[int]) -> list[list[tuple[int, float]]]:
-    out: dict[int, list[tuple[int, float]]] = {i: [] for i in ids}
-    while e.has_unfinished():
-        for o in e.step():
-            assert not o.error, o.error
-            if o.request_id in out:
-                out[o.request_id] += [(t, lp[0][1]) for t, lp in zip(o.token_ids, o.logprobs)]
-    return [out[i] for i in ids]

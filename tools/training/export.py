@@ -76,7 +76,7 @@ def attention(p, s, sd, c, out):
     out[p + "self_attn.o_proj.weight"] = sd[s + "wo"]
 
 
-def moe_tensors(sd, c, prefix="model."):
+def moe_tensors(sd, c, prefix="model.", add_experts=experts):
     o = {prefix + "embed_tokens.weight": sd["emb"], prefix + "norm.weight": sd["nf"]}
     for i in range(c.layers):
         s, p = f"layers.{i}.", f"{prefix}layers.{i}."
@@ -84,7 +84,7 @@ def moe_tensors(sd, c, prefix="model."):
         o[p + "self_attn.q_norm.weight"], o[p + "self_attn.k_norm.weight"] = sd[s + "qn"], sd[s + "kn"]
         attention(p, s, sd, c, o)
         o[p + "mlp.gate.weight"] = sd[s + "wr"]
-        experts(p, sd[s + "w1"], sd[s + "w2"], o)
+        add_experts(p, sd[s + "w1"], sd[s + "w2"], o)
     return o
 
 

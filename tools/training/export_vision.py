@@ -9,7 +9,7 @@ import argparse
 import json
 
 import torch
-from export import attention, common_config, write
+from export import common_config, moe_tensors, write
 from vision import END, IMAGE, PAD, SECTION, START, TEXT, TowerConfig
 
 # Pictures stand before the question, as in training, wherever the message has them.
@@ -55,17 +55,14 @@ def config_of(text, tower):
     }
 
 
+def fused_experts(p, w1, w2, out):
+    out[p + "mlp.experts.gate_up_proj"], out[p + "mlp.experts.down_proj"] = w1.mT, w2.mT
+
+
 def tensors_of(sd, text, tower):
     """Returns the tensors by their names on the Hub, where experts are fused and transposed."""
-    words, sight = "model.language_model.", "model.visual."
-    o = {words + "embed_tokens.weight": sd["emb"], words + "norm.weight": sd["nf"]}
-    for i in range(text.layers):
-        s, p = f"layers.{i}.", f"{words}layers.{i}."
-        o[p + "input_layernorm.weight"], o[p + "post_attention_layernorm.weight"] = sd[s + "n1"], sd[s + "n2"]
-        o[p + "self_attn.q_norm.weight"], o[p + "self_attn.k_norm.weight"] = sd[s + "qn"], sd[s + "kn"]
-        attention(p, s, sd, text, o)
-        o[p + "mlp.gate.weight"] = sd[s + "wr"]
-        o[p + "mlp.experts.gate_up_proj"], o[p + "mlp.experts.down_proj"] = (sd[s + n].mT for n in ("w1", "w2"))
+    sight = "model.visual."
+    o = moe_tensors(sd, text, "model.language_model.", fused_experts)
 
     def linear(name, source):
         o[f"{sight}{name}.weight"], o[f"{sight}{name}.bias"] = sd[source + ".weight"], sd[source + ".bias"]
