@@ -33,6 +33,7 @@
 #include "backend/mamba2.h"
 #include "backend/pending_sum.h"
 #include "backend/sampling.h"
+#include "backend/step_limits.h"
 #include "base/tensor.h"
 #include "routing/policy.h"
 #include "routing/routing.h"
@@ -80,6 +81,7 @@ struct BatchView {
   // rows were alone in the batch.
   const int32_t* groups = nullptr;
   bool isolated = false;  // some row's request has an isolation group: residents, which others chose, are not looked at
+  int64_t group = 0;      // A / G of the step's attention; 0 = that of StepLimits
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;
@@ -103,24 +105,6 @@ struct LinearPart {
 
 // Matrices of the same shape [N, K], one per head.
 using HeadWeights = std::span<const WeightView>;
-
-// Upper bounds of the sizes of a model's steps, from which a backend allocates its scratch memory.
-struct StepLimits {
-  int64_t max_rows = 0;        // T
-  int64_t max_logit_rows = 0;  // rows of one logits() or sample() call
-  int64_t hidden_size = 0;     // H
-  int64_t num_heads = 0;       // A
-  int64_t num_kv_heads = 0;    // G, the fewest of any layer
-  int64_t head_dim = 0;        // D of the KV cache
-  int64_t v_head_dim = 0;      // Dv
-  int64_t max_columns = 0;     // columns of a row that enters linear() or head_linear(), all heads together
-  int64_t num_experts = 0;     // E; 0 = no experts
-  int64_t top_k = 0;           // k
-  int64_t expert_width = 0;    // I
-  int64_t mlp_width = 0;       // width of the dense MLP; 0 = none
-  int64_t num_moe_layers = 0;  // route() calls of one step
-  int64_t vocab_size = 0;      // V
-};
 
 // The op that uses a weight.
 enum class WeightUse : uint8_t {

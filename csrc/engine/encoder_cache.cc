@@ -21,11 +21,11 @@ int64_t bytes_of(const VisionConfig& vision, int64_t num_tokens) {
 
 }  // namespace
 
-EncoderMemory encoder_memory(const ModelConfig& m, DType dtype, const EngineOptions& o, int64_t rest) {
+EncoderMemory encoder_memory(const ModelConfig& m, const Backend& backend, const EngineOptions& o, int64_t rest) {
   EncoderMemory memory;
   if (!m.vision || m.image_token_id < 0) return memory;
   const int64_t per_token = bytes_of(*m.vision, 1), patches = m.vision->merge_size * m.vision->merge_size;
-  const auto tower = [&](int64_t tokens) { return VisionTower::bytes(*m.vision, dtype, tokens * patches); };
+  const auto tower = [&](int64_t tokens) { return VisionTower::bytes(*m.vision, backend, tokens * patches); };
   if (o.encoder_cache_memory_bytes) {
     memory.outputs = o.encoder_cache_memory_bytes;
     memory.max_tokens = std::min(memory.outputs / per_token, m.max_position_embeddings);

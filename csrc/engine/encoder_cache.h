@@ -21,7 +21,7 @@ struct EncoderMemory {
 };
 // `rest`: what the KV cache would get without images, of which outputs and tower together get at most an eighth unasked. Nothing for a
 // model that reads text alone.
-EncoderMemory encoder_memory(const ModelConfig& config, DType compute_dtype, const EngineOptions& options, int64_t rest);
+EncoderMemory encoder_memory(const ModelConfig& config, const Backend& backend, const EngineOptions& options, int64_t rest);
 
 // An output that no request holds stays until its room is needed, the one that was given back first going first. The tower finishes
 // the image that it has begun. While requests decode it runs a limited number of patches through its blocks in a step, so that they go on; the

@@ -204,9 +204,6 @@ uint64_t EngineCore::add(std::vector<int32_t> prompt, const SamplingParams& para
     invalid("prompt_token_ids", "expected fewer than max_model_len = ", plan_.max_model_len,
             " tokens, so that one can be generated, got ", prompt.size(), limit_reason());
   check_tokens("prompt_token_ids", prompt, config_.vocab_size);
-  if (!images.empty() && !backend_->host_memory())
-    fail(ErrorCode::kUnsupported, "images", "images: they are read on the CPU only so far, got ", backend_->description(),
-         "; use device=\"cpu\"");
   std::vector<RequestImage> checked_images = check_images(config_, encoder_ != nullptr, prompt, std::move(images));
   for (const RequestImage& image : checked_images) encoder_->check_size(image);
   if (params.exact && low_experts_)

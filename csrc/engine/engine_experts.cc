@@ -70,7 +70,7 @@ void EngineCore::divide_memory(const ModelWeights& weights, int64_t low_bytes) {
          " bytes of memory are free; pass no more than that, or \"auto\"");
   if (weights.vision) {
     const int64_t rest = std::max<int64_t>(0, total - demand.weights - demand.steps);
-    encoder_memory_ = encoder_memory(config_, backend_->compute_dtype(), options_, rest);
+    encoder_memory_ = encoder_memory(config_, *backend_, options_, rest);
     demand.steps += encoder_memory_.all();
   }
   shares_ = lynx_rt::divide_memory(total, config_, backend_->compute_dtype(), options_, demand);
@@ -139,10 +139,11 @@ std::unique_ptr<ExpertPrefetch> EngineCore::make_prefetch() {
   return std::make_unique<ExpertPrefetch>(*backend_, config_, *weights_, store_.get(), rule, options_.max_num_batched_tokens);
 }
 
-// Slots are memory that is taken but not touched yet, so the system counts it as free. Copies in low precision have been written.
+// Slots, and the tower's memory on the CPU, are taken but not touched yet, so that the system counts them as free. Copies in low
+// precision have been written.
 Backend::MemoryBudget EngineCore::memory_budget() const {
   Backend::MemoryBudget memory = backend_->memory_budget();
-  const int64_t images = encoder_memory_.all();
+  const int64_t images = backend_->host_memory() ? encoder_memory_.all() : encoder_memory_.outputs;
   memory.free = std::max<int64_t>(0, memory.free - images - expert_memory_ + (low_experts_ ? low_experts_->bytes : 0));
   memory.chosen = std::max<int64_t>(0, memory.chosen - images);
   memory.chosen = std::min(shares_ ? shares_->kv : memory.chosen, memory.free);
@@ -156,8 +157,7 @@ std::unique_ptr<EncoderCache> EngineCore::make_encoder() {
               options_.encoder_cache_memory_bytes);
     return nullptr;
   }
-  if (!backend_->host_memory()) return nullptr;
-  if (!shares_) encoder_memory_ = encoder_memory(config_, backend_->compute_dtype(), options_, backend_->memory_budget().chosen);
+  if (!shares_) encoder_memory_ = encoder_memory(config_, *backend_, options_, backend_->memory_budget().chosen);
   return std::make_unique<EncoderCache>(*backend_, *config_.vision, *weights_->vision, encoder_memory_);
 }
 

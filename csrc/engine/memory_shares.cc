@@ -97,7 +97,7 @@ std::vector<ForetoldMemory> foretell_memory(const std::string& path, int64_t tot
     f.quantization = weights.quantization;
     f.demand.weights = weights.mapped_bytes + weights.anonymous_bytes - weights.expert_bytes;
     f.demand.steps = step_bytes(*backend, m, options);
-    f.demand.steps += encoder_memory(m, m.dtype, options, std::max<int64_t>(0, total - f.demand.weights - f.demand.steps)).all();
+    f.demand.steps += encoder_memory(m, *backend, options, std::max<int64_t>(0, total - f.demand.weights - f.demand.steps)).all();
     f.demand.state_slot = StateCache::slot_bytes(state_bytes(m, m.dtype));
     f.demand.slot = weights.slot_bytes;
     f.demand.num_experts = m.num_moe_layers() * m.num_experts;

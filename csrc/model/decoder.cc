@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "model/norm.h"
+#include "model/vision/vision_tower.h"
 
 namespace lynx_rt {
 
@@ -51,6 +52,7 @@ Decoder::Decoder(Backend& backend, const ModelConfig& config, const ModelWeights
   limits.mlp_width = std::max(config.has_dense_mlp() ? config.intermediate_size : 0, config.shared_expert_width);
   limits.num_moe_layers = num_moe_layers_;
   limits.vocab_size = config.vocab_size;
+  if (weights.vision) limits.tower = VisionTower::limits(*config.vision);
   backend.reserve(limits);
 }
 

@@ -238,19 +238,20 @@ void test_memory() {
   v.hidden_size = 32, v.num_heads = 2, v.out_hidden_size = 16, v.deepstack = {0};
   const int64_t per_token = 2 * 16 * 4;
   EngineOptions options;
-  const EncoderMemory large = encoder_memory(m, DType::kF32, options, int64_t(1) << 40);
+  const auto backend = make_backend({"cpu", DType::kF32, 1, ""});
+  const EncoderMemory large = encoder_memory(m, *backend, options, int64_t(1) << 40);
   CHECK_EQ(large.max_tokens, 4096);  // no prompt has more
   CHECK_EQ(large.outputs, 4096 * per_token);
-  CHECK_EQ(large.tower, VisionTower::bytes(v, DType::kF32, 4 * 4096));
-  const EncoderMemory small = encoder_memory(m, DType::kF32, options, 1 << 20);
+  CHECK_EQ(large.tower, VisionTower::bytes(v, *backend, 4 * 4096));
+  const EncoderMemory small = encoder_memory(m, *backend, options, 1 << 20);
   CHECK(small.all() <= (1 << 20) / 8 && small.all() > (1 << 20) / 10);
   CHECK_EQ(small.outputs, small.max_tokens * per_token);
   options.encoder_cache_memory_bytes = 10 * per_token + 5;
-  const EncoderMemory given = encoder_memory(m, DType::kF32, options, 0);
+  const EncoderMemory given = encoder_memory(m, *backend, options, 0);
   CHECK_EQ(given.outputs, 10 * per_token + 5);
   CHECK_EQ(given.max_tokens, 10);
   m.vision.reset();
-  CHECK_EQ(encoder_memory(m, DType::kF32, options, 1 << 20).all(), 0);
+  CHECK_EQ(encoder_memory(m, *backend, options, 1 << 20).all(), 0);
 }
 
 }  // namespace

@@ -31,6 +31,12 @@ def run(script: str, out: Path, *options: str, **environment: object) -> subproc
     )
 
 
+def test_programs() -> None:
+    """What runs on the emulated device runs on a GPU, but for the emulator's own test."""
+    emulated = {path.stem for path in (ROOT / "tests" / "simt").glob("test_*.cc")}
+    assert set(PROGRAMS) == {name for name in emulated if not name.startswith("test_engine_")} - {"test_emulator"}
+
+
 @pytest.mark.parametrize("script, options", [("tests/gpu/run", ["--bench"]), ("bench/gpu/run", [])])
 def test_dry(script: str, options: list[str], tmp_path: Path) -> None:
     """All that a run names is there, it fits into one call of 590 s, and comes in the order in which it would be missed."""

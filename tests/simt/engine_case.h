@@ -46,7 +46,7 @@ inline std::vector<int32_t> prompt(int number, int64_t vocab, int length) {
 
 struct Answer {
   std::vector<int32_t> tokens;
-  std::vector<float> logprobs;  // log probabilities of the tokens, where asked for
+  std::vector<float> logprobs, prompt_logprobs;  // log probabilities of the tokens, where asked for
   FinishReason reason = FinishReason::kNone;
   bool operator==(const Answer&) const = default;
 };
@@ -56,20 +56,27 @@ struct Ask {
   SamplingParams params;
 };
 
-inline std::vector<Answer> generate(Engine& engine, const std::vector<Ask>& asks) {
-  std::vector<uint64_t> ids;
-  for (const Ask& a : asks) ids.push_back(engine.add_request(a.prompt, a.params));
-  std::vector<Answer> answers(asks.size());
+// Runs the engine until all requests have ended, and returns the answers of `ids`.
+inline std::vector<Answer> answers_of(Engine& engine, const std::vector<uint64_t>& ids) {
+  std::vector<Answer> answers(ids.size());
   while (engine.has_unfinished()) {
     for (const StepOutput& out : engine.step()) {
       Answer& a = answers[size_t(std::find(ids.begin(), ids.end(), out.request_id) - ids.begin())];
       a.tokens.insert(a.tokens.end(), out.token_ids.begin(), out.token_ids.end());
       for (const TokenLogprobs& l : out.logprobs) a.logprobs.push_back(l[0].logprob);
+      for (const TokenLogprobs& l : out.prompt_logprobs)
+        if (!l.empty()) a.prompt_logprobs.push_back(l[0].logprob);
       if (out.finish_reason != FinishReason::kNone) a.reason = out.finish_reason;
     }
   }
   engine.check_integrity();
   return answers;
+}
+
+inline std::vector<Answer> generate(Engine& engine, const std::vector<Ask>& asks) {
+  std::vector<uint64_t> ids;
+  for (const Ask& a : asks) ids.push_back(engine.add_request(a.prompt, a.params));
+  return answers_of(engine, ids);
 }
 
 inline std::vector<Ask> batch(int64_t vocab, int count, SamplingParams params = greedy()) {
@@ -97,9 +104,10 @@ std::string safetensors(const std::string& name, const std::string& dtype, const
   return file;
 }
 
-void test_policies();  // test_engine_policies.cc
-void test_tiers();     // test_engine_tiers.cc
-void test_logits();    // test_engine.cc
+void test_policies();                         // test_engine_policies.cc
+void test_tiers();                            // test_engine_tiers.cc
+void test_logits();                           // test_engine.cc
+void test_images(const std::string& folder);  // test_engine_images.cc
 // test_engine_families.cc: makes a few requests to each model in the folder.
 void test_families(const std::string& folder);
 void test_quantized(const std::string& folder);

@@ -438,6 +438,11 @@ int main(int argc, char** argv) {
     test_tiers();
     return check::result("test_engine");
   }
+  if (std::string(argv[1]) == "--images") {
+    if (argc < 3) return 2;
+    test_images(argv[2]);
+    return check::result("test_engine");
+  }
   if (std::string(argv[1]) == "--quantized") {
     if (argc < 3) return 2;
     test_quantized(argv[2]);

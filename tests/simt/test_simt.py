@@ -229,8 +229,8 @@ def test_engine_of_quantized_weights(quantized_models: Path) -> None:
     passes([build("plain") / "test_engine_emulated", "--quantized", quantized_models], timeout=300)
 
 
-def test_engine_of_families() -> None:
-    """Runs tiny models of families that have ops of their own."""
+@pytest.mark.parametrize("part", ["families", "images"])
+def test_engine_parts(part: str) -> None:
+    """Runs tiny models of families that have ops of their own, and one that reads images."""
     environment = {**os.environ, "SIMT_COPY": "lazy", "SIMT_SEED": "0"}
-    program = build("plain") / "test_engine_emulated"
-    passes([program, "--families", HERE / "families"], env=environment, timeout=300)
+    passes([build("plain") / "test_engine_emulated", f"--{part}", HERE / part], env=environment, timeout=300)

@@ -54,19 +54,24 @@ void CudaBackend::reserve(const StepLimits& l) {
   };
   check_dim("head sizes (with MLA: of the latent and the rotated columns together)", l.head_dim, kMaxKeyDim);
   check_dim("head sizes of values (with MLA: of the latent)", v_head_dim, kMaxValueDim);
-  if (attention_shared_bytes(l.head_dim) > properties_.max_shared_per_block)
-    fail(ErrorCode::kUnsupported, "device", "device: heads of ", l.head_dim, " columns need ", attention_shared_bytes(l.head_dim),
+  check_dim("head sizes of the vision tower", l.tower.head_dim, kMaxValueDim);
+  const int64_t widest = std::max(l.head_dim, l.tower.head_dim);
+  if (attention_shared_bytes(widest) > properties_.max_shared_per_block)
+    fail(ErrorCode::kUnsupported, "device", "device: heads of ", widest, " columns need ", attention_shared_bytes(widest),
          " bytes of shared memory, device \"cuda:", device_, "\" has ", properties_.max_shared_per_block);
   const int64_t t = l.max_rows;
   // Columns of rows that are rounded for one op: linear(), or head_linear(), in which each head is padded.
   const int64_t rounded_columns =
       std::max({padded_columns(l.hidden_size), padded_columns(l.num_heads * v_head_dim), padded_columns(l.max_columns),
                 l.num_heads * padded_columns(ceil_div(l.max_columns, l.num_heads))});
-  rounded_ = allocate_step_memory(checked_mul(t, rounded_columns * 2, "workspace"), "workspace");
+  const int64_t rounded_values = std::max(checked_mul(t, rounded_columns, "workspace"),
+                                          checked_mul(l.tower.max_rows, padded_columns(l.tower.max_columns), "workspace"));
+  rounded_ = allocate_step_memory(checked_mul(rounded_values, 2, "workspace"), "workspace");
   row_scales_ = allocate_step_memory(t * 2 * 4, "workspace");
   const int64_t pairs = t * l.top_k;
-  hidden_ =
-      allocate_step_memory(std::max(pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width)) * 2, "workspace");
+  const int64_t hidden_values = std::max({pairs * padded_columns(l.expert_width), t * padded_columns(l.mlp_width),
+                                          l.tower.max_rows * padded_columns(l.tower.mlp_width)});
+  hidden_ = allocate_step_memory(hidden_values * 2, "workspace");
   partial_ = allocate_step_memory(checked_mul(pairs, l.hidden_size, "workspace") * 4, "workspace");
   pair_weights_ = allocate_step_memory(std::max<int64_t>(1, pairs) * int64_t(sizeof(float)), "workspace");
   const int64_t partial_bytes = l.num_heads * (v_head_dim + 2) * 4;
@@ -150,7 +155,7 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   pending_tokens_.clear();
   step_ = {};
   if (b.num_rows == 0) return b;
-  plan_attention(b, int(limits_.num_heads / limits_.num_kv_heads), max_partials_, plan_);
+  plan_attention(b, int(b.group ? b.group : limits_.num_heads / limits_.num_kv_heads), max_partials_, plan_);
 
   StepArrays& s = step_;
   s.graph = b.phase == Phase::kDecodeOnly && b.num_rows == b.num_seqs && b.num_rows <= kMaxGraphRows;
@@ -276,7 +281,8 @@ void CudaBackend::do_end_step(std::span<SelectionStats> stats) {
   if (stats_bytes) copy_async(host_stats_.get(), stats_.get(), stats_bytes, stream_);
   const int64_t num_tokens = pending_tokens_.empty() ? 0 : pending_tokens_.back().first + pending_tokens_.back().count;
   if (num_tokens) copy_async(host_tokens_.get(), tokens_.get(), size_t(num_tokens) * sizeof(int32_t), stream_);
-  if (tier_) tier_->read_uses(route_calls_);
+  const bool routed = route_calls_ > 0;  // steps of a vision tower are not
+  if (tier_ && routed) tier_->read_uses(route_calls_);
   wait();
   in_step_ = false;
 
@@ -289,7 +295,7 @@ void CudaBackend::do_end_step(std::span<SelectionStats> stats) {
                    str_cat("router scores: row ", row, ", expert ", expert, ": expected a finite value, got NaN or infinity"));
   }
   std::copy_n(counted, std::min(stats.size(), size_t(route_calls_)), stats.begin());
-  if (tier_) tier_->end_step(route_calls_, decodes_);
+  if (tier_ && routed) tier_->end_step(route_calls_, decodes_);
   const auto* tokens = static_cast<const int32_t*>(host_tokens_.get());
   for (const PendingTokens& p : pending_tokens_) std::copy_n(tokens + p.first, p.count, p.to);
   pending_tokens_.clear();

@@ -29,13 +29,8 @@ std::vector<float> values_of(Backend& backend, const WeightView& weight) {
   return values;
 }
 
-// A device sizes the memory of its ops by the steps of the decoder (Backend::reserve()), which an image's patches may exceed.
-Backend& require_host(Backend& backend) {
-  if (!backend.host_memory())
-    fail(ErrorCode::kUnsupported, "device", "device: images are read on the CPU only so far, got ", backend.description(),
-         "; use device=\"cpu\"");
-  return backend;
-}
+// Returns the rows that norms and products take at a time.
+int64_t part_rows(int64_t merged) { return std::max<int64_t>(1, kPartRows / merged) * merged; }
 
 // Returns the radians per row or column of each pair of columns that turns with it.
 std::vector<float> axial_angles(const VisionConfig& config) {
@@ -64,12 +59,12 @@ std::vector<Tap> taps(int64_t size, int64_t side) {
 }  // namespace
 
 VisionTower::VisionTower(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_patches)
-    : backend_(require_host(backend)),
+    : backend_(backend),
       config_(config),
       weights_(weights),
       max_patches_(max_patches),
       merged_(config.merge_size * config.merge_size),
-      part_(std::max<int64_t>(1, kPartRows / merged_) * merged_),
+      part_(part_rows(merged_)),
       table_(values_of(backend, weights.positions)),
       inverse_(axial_angles(config)),
       x_(backend, checked_mul(max_patches, config.hidden_size, "vision tower"), "vision tower"),
@@ -165,6 +160,7 @@ bool VisionTower::advance(int64_t num_blocks) {
   batch.query_start = query_start_;
   batch.block_tables = pages_.data();
   batch.max_blocks = pages_of(num_patches_);
+  batch.group = 1;
   const std::string name = "vision";
   const auto blocks = [&](const BatchView& rows) {
     for (; next_block_ < end; ++next_block_) {
@@ -228,11 +224,22 @@ void VisionTower::output(float* out) {
   backend_.copy(out, result_.get(), num_rows() * config_.out_columns() * int64_t(sizeof(float)));
 }
 
-int64_t VisionTower::bytes(const VisionConfig& c, DType compute_dtype, int64_t max_patches) {
+int64_t VisionTower::bytes(const VisionConfig& c, const Backend& backend, int64_t max_patches) {
   const int64_t merged = c.merge_size * c.merge_size;
   const int64_t floats = 5 * c.hidden_size + c.head_dim();  // x, qkv and attended; cos and sin
-  return max_patches * (floats * int64_t(sizeof(float)) + 2 * c.hidden_size * dtype_size(compute_dtype)) +
+  const int64_t keys_and_values = 2 * c.hidden_size * dtype_size(backend.compute_dtype());
+  return max_patches * (floats * int64_t(sizeof(float)) + backend.rounded_row_bytes(c.hidden_size) + keys_and_values) +
          max_patches / merged * c.out_columns() * int64_t(sizeof(float));
+}
+
+// The rows of begin() and of the mergers' MLPs are rounded by their products.
+TowerLimits VisionTower::limits(const VisionConfig& c) {
+  TowerLimits limits;
+  limits.max_rows = part_rows(c.merge_size * c.merge_size);
+  limits.max_columns = std::max(c.hidden_size, c.patch_columns());
+  limits.mlp_width = std::max(c.hidden_size, c.intermediate_size);
+  limits.head_dim = c.head_dim();
+  return limits;
 }
 
 }  // namespace lynx_rt

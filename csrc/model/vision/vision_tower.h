@@ -15,11 +15,13 @@ namespace lynx_rt {
 // advance() cuts the work. Thread-safety: one call at a time. Source: transformers' qwen3_vl_moe. Test: tests/model/test_vision_tower.py.
 class VisionTower {
  public:
-  // `config` and `weights` (placed) must outlive the tower. Allocates bytes(config, .., max_patches); on the CPU an image takes the part
-  // that it needs. Throws kUnsupported for a device.
+  // `config` and `weights` (placed) must outlive the tower. Allocates bytes(config, .., max_patches) and a little; on the CPU an image takes
+  // the part that it needs.
   VisionTower(Backend& backend, const VisionConfig& config, const VisionWeights& weights, int64_t max_patches);
-  // Bytes that a tower allocates.
-  static int64_t bytes(const VisionConfig& config, DType compute_dtype, int64_t max_patches);
+  // Bytes that a tower allocates for `max_patches` patches. Without its memory for max_rows rows, which limits() sets.
+  static int64_t bytes(const VisionConfig& config, const Backend& backend, int64_t max_patches);
+  // For Backend::reserve().
+  static TowerLimits limits(const VisionConfig& config);
 
   // Starts an image. patches [grid_height * grid_width, patch_columns()] in host memory, in the order of merge blocks: block row, block
   // column, row in the block, column in the block. Throws kInvalidArgument for a grid that is empty, that is no multiple of merge_size, or
