@@ -25,7 +25,7 @@ import lynx_rt
 from lynx_rt.cli.options import positive_ints, selections
 
 _LAYERS, _EXPERTS, _TOP_K, _WIDTH = 8, 32, 4, 1536
-_SHAPE = {
+SHAPE = {
     "hidden_size": 1024,
     "num_hidden_layers": _LAYERS,
     "num_attention_heads": 16,
@@ -41,7 +41,7 @@ _SHAPE = {
     "hidden_act": "silu",
     "attention_bias": False,
 }
-_MODELS: dict[str, dict[str, Any]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "moe": {
         "model_type": "qwen3_moe",
         "num_experts": _EXPERTS,
@@ -73,10 +73,10 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
 
     rows = []
-    for name, config in _MODELS.items():
+    for name, config in MODELS.items():
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({**_SHAPE, **config}, indent=1), encoding="utf-8")
+        (folder / "config.json").write_text(json.dumps({**SHAPE, **config}, indent=1), encoding="utf-8")
         # A dense model has no routing, so that all its batch sizes fit one run.
         runs = [(args.batch, {"topk": "topk"})] if name != "moe" else [([b], _recorded(args, b)) for b in args.batch]
         for batches, policies in runs:

@@ -17,7 +17,7 @@ static_assert(LYNX_RT_INTERNAL == int(ErrorCode::kInternal) + 1 && LYNX_RT_QUEUE
 static_assert(LYNX_RT_TIMEOUT == int(FinishReason::kTimeout) && LYNX_RT_STOP == int(FinishReason::kStop));
 static_assert(LYNX_RT_LOG_WARNING == int(LogLevel::kWarning));
 // A struct that callers fill must not end in padding: callers need not zero it, and a field added later would lie there.
-static_assert(offsetof(lynx_rt_options, encoder_cache_memory_bytes) + sizeof(int64_t) == sizeof(lynx_rt_options));
+static_assert(offsetof(lynx_rt_options, language_model_only) + sizeof(int64_t) == sizeof(lynx_rt_options));
 static_assert(offsetof(lynx_rt_params, isolation_group) + sizeof(char*) == sizeof(lynx_rt_params));
 
 // Returns the caller's struct, cut or extended with zeros to the size that this library knows.

@@ -46,6 +46,15 @@ const EngineOptions& checked(const EngineOptions& o) {
   return o;
 }
 
+ModelConfig model_config(const std::string& path, const EngineOptions& o) {
+  ModelConfig config = read_model_config(path);
+  if (o.language_model_only) {
+    config.vision.reset();
+    config.image_token_id = -1;
+  }
+  return config;
+}
+
 bool is_dummy(const EngineOptions& o) {
   if (o.load_format != "auto" && o.load_format != "safetensors" && o.load_format != "dummy")
     invalid("load_format", "expected \"auto\", \"safetensors\" or \"dummy\", got \"", o.load_format, "\"");
@@ -82,7 +91,7 @@ BackendOptions backend_options(const EngineOptions& o, const ModelConfig& config
 
 EngineCore::EngineCore(const std::string& path, const EngineOptions& o)
     : options_(checked(o)),
-      config_(read_model_config(path)),
+      config_(model_config(path, options_)),
       checkpoint_(is_dummy(o) ? Checkpoint() : Checkpoint::open(path)),
       backend_(make_backend(backend_options(o, config_, checkpoint_))),
       expert_file_(open_expert_file(path, o, config_, checkpoint_, backend_->host_memory())),

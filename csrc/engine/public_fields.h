@@ -11,7 +11,7 @@
   F(expert_memory) F(memory) F(expert_policy) F(expert_prefetch) F(io_timeout_s) F(max_model_len) F(max_num_seqs) \
   F(max_num_batched_tokens) F(max_num_queued_reqs) F(max_num_queued_tokens) F(admission) F(kv_cache_memory_bytes) \
   F(block_size) F(expert_selection) F(num_threads) F(isa) F(seed) F(disable_dependent_launch) F(enable_return_routed_experts) \
-  F(encoder_cache_memory_bytes)
+  F(encoder_cache_memory_bytes) F(language_model_only)
 // Fields of EngineOptions that lynx_rt_options inverts, because 0 must mean the default, or lacks.
 #define LYNX_RT_OPTION_FIELDS_UNLIKE_C(F) F(enable_prefix_caching) F(enable_mixed_chunk) F(record_router_logits) \
   F(virtual_residents) F(virtual_residency)

@@ -143,6 +143,13 @@ def _add_generation(group: Any) -> None:
         metavar="JSON",
         help="makes images smaller: '{\"max_pixels\": 262144}'",
     )
+    group.add_argument(
+        "--encoder-cache-memory-bytes",
+        type=positive_int,
+        metavar="N",
+        help="memory for what the vision tower says of images (default: chosen)",
+    )
+    group.add_argument("--language-model-only", action="store_true", help="load no vision tower, and read text only")
     group.add_argument("--allowed-local-media-path", metavar="DIR", help="a folder whose files file: URLs may name")
     group.add_argument("--tool-parser", default="auto", help="how tool calls are written (default: auto)")
     group.add_argument("--reasoning-parser", default="auto", help="how reasoning is written (default: auto)")
@@ -216,6 +223,8 @@ def run(args: argparse.Namespace) -> int:
         "limit_mm_per_prompt": args.limit_mm_per_prompt,
         "mm_processor_kwargs": args.mm_processor_kwargs,
         "allowed_local_media_path": args.allowed_local_media_path,
+        "encoder_cache_memory_bytes": args.encoder_cache_memory_bytes,
+        "language_model_only": args.language_model_only,
     }
     if args.max_num_batched_tokens is not None:
         engine["max_num_batched_tokens"] = args.max_num_batched_tokens

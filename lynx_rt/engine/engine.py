@@ -61,6 +61,7 @@ class Engine(EngineText, EngineState):
     enable_mixed_chunk: prompts may share a step with decoding; False = expert_selection acts on every decode row.
     block_size: tokens per KV page.  kv_cache_memory_bytes: None = from free memory and max_model_len.
     encoder_cache_memory_bytes: for what the vision tower says of images, whose largest must fit; None = chosen.
+    language_model_only: the vision tower is not loaded, and the engine reads text only.
     expert_selection: None, "off" or "topk" = the model's own routing; "lynx", "oea:k0=2", ... = batch-aware, in steps
     that only decode; results then depend on the rest of the batch, except for requests with expert_selection="exact".
     virtual_residents: for research: counts what a cache of so many experts of each layer (below 1 a share) would read, and lets
@@ -107,6 +108,7 @@ class Engine(EngineText, EngineState):
         enable_mixed_chunk: bool = True,
         kv_cache_memory_bytes: int | None = None,
         encoder_cache_memory_bytes: int | None = None,
+        language_model_only: bool = False,
         expert_selection: str | None = None,
         virtual_residents: float = 0,
         virtual_residency: str = "lfu",

@@ -293,3 +293,17 @@ def test_models_that_read_text_alone(path_of, tmp_path_factory):
         e.add_request([1, 2], _C.SamplingParams(), None, [image])
     with pytest.raises(ValidationError, match="encoder_cache_memory_bytes"):
         engine(text, encoder_cache_memory_bytes=1000)
+
+
+@pytest.mark.parametrize("row", [f"{family}-0" for family in FAMILIES])
+def test_language_model_only(path_of, row):
+    """The tower is not loaded; text is answered as with it, and images are refused."""
+    whole, alone = engine(path_of(row), dtype="float32"), engine(path_of(row), dtype="float32", language_model_only=True)
+    assert alone.model_info()["image_token_id"] == -1
+    assert alone.model_info()["weight_bytes"] < whole.model_info()["weight_bytes"]
+    np.testing.assert_array_equal(alone.forward([5, 1, 7]), whole.forward([5, 1, 7]))
+    [image] = prompt(1, [(4, 6)], ROWS[row].vision).images
+    with pytest.raises(UnsupportedModelError, match="reads text alone"):
+        alone.add_request([1, 2], _C.SamplingParams(), None, [image])
+    with pytest.raises(ValidationError, match="encoder_cache_memory_bytes: expected 0"):
+        engine(path_of(row), language_model_only=True, encoder_cache_memory_bytes=1000)

@@ -83,6 +83,8 @@ struct EngineOptions {
   // more is refused. 0 = chosen: room for 16384 tokens of images, at most an eighth of the KV cache's memory together with
   // the tower's own.
   int64_t encoder_cache_memory_bytes = 0;
+  // A model that reads images is loaded without its vision tower and reads text alone; other models are as they are.
+  bool language_model_only = false;
   // Whether prompts share the pages of equal prefixes. Models with states of constant size keep snapshots of them, in at most as many
   // slots again as max_num_seqs, and cut prompts at the page boundaries where they take one.
   bool enable_prefix_caching = true;

@@ -104,6 +104,7 @@ typedef struct lynx_rt_options {
   const char* memory;
   const char* admission; /* which waiting request takes a free place: "first_come", "affinity:skips=128"; NULL = first_come */
   int64_t encoder_cache_memory_bytes; /* for what the vision tower says of images; 0 = chosen */
+  int64_t language_model_only;        /* 1 = the vision tower is not loaded, and images are refused */
 } lynx_rt_options;
 
 typedef struct lynx_rt_token_bias {
