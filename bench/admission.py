@@ -9,21 +9,17 @@ in steps, so every figure but the milliseconds is the same on every machine.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 import lynx_rt
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import selections
 from lynx_rt.research.eval import Item, is_correct, load_items
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
 
 
 def run(engine: lynx_rt.Engine, items: Sequence[Item], rate: float) -> dict[str, float]:
@@ -50,8 +46,8 @@ def run(engine: lynx_rt.Engine, items: Sequence[Item], rate: float) -> dict[str,
         step += 1
     out = {"accuracy": sum(sum(marks) / len(marks) for marks in correct.values()) / len(correct), "steps": float(step)}
     for share in (0.5, 0.99):
-        out[f"ttft_steps_p{100 * share:g}"] = percentile([wait for wait, _ in waits], share)
-        out[f"ttft_ms_p{100 * share:g}"] = 1e3 * percentile([wait for _, wait in waits], share)
+        out[f"ttft_steps_p{100 * share:g}"] = float(np.percentile([wait for wait, _ in waits], 100 * share))
+        out[f"ttft_ms_p{100 * share:g}"] = 1e3 * float(np.percentile([wait for _, wait in waits], 100 * share))
     return out
 
 

@@ -24,7 +24,7 @@ from recorded_routing import lynx_rt_command, record
 import lynx_rt
 from lynx_rt.cli.options import positive_ints, selections
 
-_LAYERS, _EXPERTS, _TOP_K, _WIDTH = 8, 32, 4, 1536
+_LAYERS, _EXPERTS, _TOP_K = 8, 32, 4
 SHAPE = {
     "hidden_size": 1024,
     "num_hidden_layers": _LAYERS,
@@ -41,20 +41,24 @@ SHAPE = {
     "hidden_act": "silu",
     "attention_bias": False,
 }
-MODELS: dict[str, dict[str, Any]] = {
-    "moe": {
-        "model_type": "qwen3_moe",
-        "num_experts": _EXPERTS,
-        "num_experts_per_tok": _TOP_K,
-        "moe_intermediate_size": _WIDTH,
-        "intermediate_size": _WIDTH,
-        "norm_topk_prob": True,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    },
-    "dense, equal active size": {"model_type": "qwen3", "intermediate_size": _TOP_K * _WIDTH},
-    "dense, equal total size": {"model_type": "qwen3", "intermediate_size": _EXPERTS * _WIDTH},
-}
+
+
+def models(width: int) -> dict[str, dict[str, Any]]:
+    """Returns the keys of config.json in which the models differ; experts have this width."""
+    return {
+        "moe": {
+            "model_type": "qwen3_moe",
+            "num_experts": _EXPERTS,
+            "num_experts_per_tok": _TOP_K,
+            "moe_intermediate_size": width,
+            "intermediate_size": width,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        },
+        "dense, equal active size": {"model_type": "qwen3", "intermediate_size": _TOP_K * width},
+        "dense, equal total size": {"model_type": "qwen3", "intermediate_size": _EXPERTS * width},
+    }
 
 
 def main() -> int:
@@ -73,7 +77,7 @@ def main() -> int:
     args.out.mkdir(parents=True, exist_ok=True)
 
     rows = []
-    for name, config in MODELS.items():
+    for name, config in models(1536).items():
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps({**SHAPE, **config}, indent=1), encoding="utf-8")

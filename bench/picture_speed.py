@@ -2,8 +2,8 @@
 
     python bench/picture_speed.py --out DIR --tasks pictures [--model bench/models/lynx-nano-vl] [--batch 1,4,8,16,32]
 
-The text models are those of dense_against_moe.py: 1.2 billion parameters, made up, 4 of 32 experts, and dense models that differ in the
-width of their MLP alone. All have the tower of Qwen3-VL-2B, and every request has a picture of its own. B requests arrive together.
+The text models are those of dense_against_moe.py, with the 6 layers of lynx-nano-vl: 1.2 billion parameters, made up, 4 of 32 experts, and
+dense models that differ in the width of their MLP alone. All have the tower of Qwen3-VL-2B, and every request has a picture of its own. B requests arrive together.
 Then they decode together, each policy in turn, with the routing of a trained model: --model answers --tasks in full batches under the
 policy, and its routing is replayed.
 
@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dense_against_moe import MODELS, SHAPE
+from dense_against_moe import SHAPE, models
 from recorded_routing import record
 
 from lynx_rt import _C
-from lynx_rt.cli.options import format_table, positive_ints, selections
+from lynx_rt.cli.options import positive_ints, selections
 
+LAYERS, WIDTH = 6, 2048  # of an expert
 SIDE, MERGE = 32, 2  # patches of a side of 16 pixels: 512 x 512 pixels; those of a side that become one token
 TOWER = {
     "depth": 24,
@@ -65,7 +66,9 @@ class Row:
 
 def config(text: dict[str, Any]) -> dict[str, Any]:
     kind = "qwen3_vl_moe" if "num_experts" in text else "qwen3_vl"
-    shape = {key: value for key, value in SHAPE.items() if key not in ("rope_theta", "torch_dtype", "tie_word_embeddings")}
+    shape = {
+        key: value for key, value in SHAPE.items() if key not in ("rope_theta", "torch_dtype", "tie_word_embeddings")
+    }
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [12, 10, 10], "mrope_interleaved": True}
     return {
         "model_type": kind,
@@ -75,7 +78,13 @@ def config(text: dict[str, Any]) -> dict[str, Any]:
         "video_token_id": IMAGE_TOKEN + 1,
         "vision_start_token_id": IMAGE_TOKEN + 2,
         "vision_end_token_id": IMAGE_TOKEN + 3,
-        "text_config": {**shape, **text, "model_type": f"{kind}_text", "rope_parameters": rope},
+        "text_config": {
+            **shape,
+            **text,
+            "num_hidden_layers": LAYERS,
+            "model_type": f"{kind}_text",
+            "rope_parameters": rope,
+        },
         "vision_config": {"model_type": kind, **TOWER},
     }
 
@@ -92,7 +101,9 @@ def request(seed: list[int]) -> tuple[list[int], list[dict[str, Any]]]:
 def measure(core: Any, name: str, batch: int, policies: dict[str, str], steps: int) -> list[Row]:
     params = _C.SamplingParams()
     params.temperature, params.ignore_eos = 0.0, True
-    params.max_tokens = 2 * batch + WARMUP + steps * len(policies) + TURN  # the first ones decode while the last ones' prompts are read
+    params.max_tokens = (
+        2 * batch + WARMUP + steps * len(policies) + TURN
+    )  # the first ones decode while the last ones' prompts are read
     core.set_expert_selection("topk")
     core.reset_stats()
     requests = [request([batch, number]) for number in range(batch)]  # none is in the encoder cache
@@ -134,7 +145,16 @@ def measure(core: Any, name: str, batch: int, policies: dict[str, str], steps: i
 
 
 def table(rows: list[Row]) -> str:
-    header = ["model", "B", "policy", "TTFT ms", "tower %", "ms/step", "experts", *[f"tok/s, {n} tokens" for n in ANSWERS]]
+    header = [
+        "model",
+        "B",
+        "policy",
+        "TTFT ms",
+        "tower %",
+        "ms/step",
+        "experts",
+        *[f"tok/s, {n} tokens" for n in ANSWERS],
+    ]
     cells = [
         [row.model, str(row.batch), row.policy, f"{row.ttft_ms:.0f}", f"{100 * row.tower_share:.0f}", f"{row.step_ms:.1f}",
          f"{row.experts:.1f}", *[f"{row.tokens_per_s(n):.2f}" for n in ANSWERS]]
@@ -154,11 +174,13 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     routed = {
-        batch: record(args.out, args.model, args.tasks, args.selection if batch > 1 else ["topk"], batch, 16 * batch + 64)
+        batch: record(
+            args.out, args.model, args.tasks, args.selection if batch > 1 else ["topk"], batch, 16 * batch + 64
+        )
         for batch in args.batch
     }
     rows: list[Row] = []
-    for name, text in MODELS.items():
+    for name, text in models(WIDTH).items():
         folder = args.out / name.replace(", ", "-").replace(" ", "-")
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(config(text), indent=1), encoding="utf-8")

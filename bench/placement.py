@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
 import lynx_rt
 from lynx_rt.cli.machine import measured_on
 from lynx_rt.cli.options import selections
@@ -23,11 +25,6 @@ from lynx_rt.integrations.placement import Placement, prompt_key
 from lynx_rt.research.eval import load_items
 
 TOKENS = 32
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def run(engines: Sequence[lynx_rt.Engine], policy: str, prompts: Sequence[str], rate: float, fill: int) -> str:
@@ -72,9 +69,8 @@ def run(engines: Sequence[lynx_rt.Engine], policy: str, prompts: Sequence[str], 
     experts = sum(layer.active for layer in layers) / len(stats[0].layers) / rows
     batch = rows / sum(one.decode_steps for one in stats)
     mass = layer_mean(layers, "retained_mass", "rows")
-    times = (
-        f"{1e3 * percentile(per_token, 0.5):.2f} | {1e3 * percentile(per_token, 0.99):.2f} | {percentile(waits, 0.99)}"
-    )
+    median, high = 1e3 * np.percentile(per_token, [50, 99])
+    times = f"{median:.2f} | {high:.2f} | {np.percentile(waits, 99):.0f}"
     share = 100 * stats[0].decode_rows / rows
     return f"| `{policy}` | {batch:.1f} | {share:.0f} | {experts:.2f} | {mass:.4f} | {sum(clock):.1f} | {times} |"
 

@@ -1,7 +1,6 @@
 #include "engine/encoder_cache.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "base/clock.h"
@@ -12,7 +11,7 @@ namespace lynx_rt {
 namespace {
 
 constexpr int64_t kChosenTokens = 16384;
-// Patches times blocks of a step beside decode rows. An image of 1024 x 1024 pixels, 4096 patches in 27 blocks, takes four steps.
+// Patches times blocks of a step. An image of 1024 x 1024 pixels, 4096 patches in 27 blocks, takes four steps beside decode rows.
 constexpr int64_t kPatchBlocks = 1 << 15;
 
 int64_t bytes_of(const VisionConfig& vision, int64_t num_tokens) {
@@ -71,8 +70,8 @@ void EncoderCache::drop_current() {
 }
 
 void EncoderCache::begin_step(bool decoding) {
-  patch_blocks_left_ = decoding ? kPatchBlocks : std::numeric_limits<int64_t>::max();
-  advanced_ = false;
+  patch_blocks_left_ = kPatchBlocks;
+  least_blocks_ = decoding ? 1 : config_.depth;
 }
 
 void EncoderCache::hold(Entry& entry, RequestImage& image) {
@@ -133,10 +132,10 @@ bool EncoderCache::begin(const RequestImage& image) {
 }
 
 bool EncoderCache::advance() {
-  const int64_t blocks = std::min(config_.depth, std::max<int64_t>(patch_blocks_left_ / num_patches_, advanced_ ? 0 : 1));
+  const int64_t blocks = std::min(config_.depth, std::max(patch_blocks_left_ / num_patches_, least_blocks_));
   if (blocks == 0) return false;
   patch_blocks_left_ = std::max<int64_t>(0, patch_blocks_left_ - blocks * num_patches_);
-  advanced_ = true;
+  least_blocks_ = 0;
   const double start = now();
   bool done = false;
   try {

@@ -24,8 +24,9 @@ struct EncoderMemory {
 EncoderMemory encoder_memory(const ModelConfig& config, const Backend& backend, const EngineOptions& options, int64_t rest);
 
 // An output that no request holds stays until its room is needed, the one that was given back first going first. The tower finishes
-// the image that it has begun. While requests decode it runs a limited number of patches through its blocks in a step, so that they go on; the
-// number does not depend on time, so neither do the batches. Thread-safety: none; the engine's lock covers it.
+// the image that it has begun. It runs a limited number of patches through its blocks in a step, so that requests that decode go on, and
+// the prompt of an image need not wait for the images of other requests; while nobody decodes, a whole image at least. The number does not
+// depend on time, so neither do the batches. Thread-safety: none; the engine's lock covers it.
 class EncoderCache final : public ImageOutputs {
  public:
   EncoderCache(Backend& backend, const VisionConfig& config, const VisionWeights& weights, const EncoderMemory& memory);
@@ -75,8 +76,8 @@ class EncoderCache final : public ImageOutputs {
   Entries::iterator current_;  // entries_.end(): none
   std::shared_ptr<const std::vector<float>> patches_;
   int64_t num_patches_ = 0;
-  int64_t patch_blocks_left_ = 0;  // of this step: patches times blocks
-  bool advanced_ = false;          // in this step
+  // Of this step: patches times blocks, and blocks that the next image runs at least.
+  int64_t patch_blocks_left_ = 0, least_blocks_ = 0;
   int64_t num_encoded_ = 0, num_found_ = 0;
   double seconds_ = 0;
 };

@@ -181,6 +181,21 @@ def test_decoding_goes_on_while_the_tower_runs(name, mixed, path_of):
     e.check_integrity()
 
 
+def test_an_answer_begins_before_the_images_of_other_requests_are_done(path_of):
+    e = engine(path_of("deep-qwen3_vl_moe"), dtype="float32", max_num_seqs=4)
+    params = _C.SamplingParams()
+    params.temperature, params.max_tokens, params.ignore_eos = 0.0, 2, True
+    ids = []
+    for seed in range(3):
+        p = prompt(seed, [4, (56, 52), 5], MADE["deep-qwen3_vl_moe"].vision)
+        ids.append(e.add_request(p.ids, params, None, p.images))
+    begun = [o.request_id for o in e.step() if o.token_ids]
+    assert begun == ids[:1] and e.stats()["images_encoded"] == 1
+    while e.has_unfinished():
+        e.step()
+    assert e.stats()["images_encoded"] == 3
+
+
 def test_preemption_keeps_the_image(path_of):
     path = path_of(MOE)
     prompts = [prompt(seed, [5, (4, 6), 4], ROWS[MOE].vision) for seed in range(4)]
