@@ -80,8 +80,8 @@ struct BatchView {
   // [T] number of the row's isolation group, from 0 on without a gap; null = one group. Experts are selected for each group as if its
   // rows were alone in the batch.
   const int32_t* groups = nullptr;
-  bool isolated = false;  // some row's request has an isolation group: residents, which others chose, are not looked at
-  int64_t group = 0;      // A / G of the step's attention; 0 = that of StepLimits
+  bool isolated = false;          // some row's request has an isolation group: residents, which others chose, are not looked at
+  int64_t heads_per_kv_head = 0;  // A / G of the step's attention; 0 = that of StepLimits
   Phase phase = Phase::kPrefill;
   // [MoE layers, T, k] recorded ids, where a layer's policy is replay. Selection::replay points to one layer's ids.
   const int32_t* replayed = nullptr;

@@ -155,7 +155,8 @@ BatchView CudaBackend::do_begin_step(const BatchView& b) {
   pending_tokens_.clear();
   step_ = {};
   if (b.num_rows == 0) return b;
-  plan_attention(b, int(b.group ? b.group : limits_.num_heads / limits_.num_kv_heads), max_partials_, plan_);
+  const int64_t group = b.heads_per_kv_head ? b.heads_per_kv_head : limits_.num_heads / limits_.num_kv_heads;
+  plan_attention(b, int(group), max_partials_, plan_);
 
   StepArrays& s = step_;
   s.graph = b.phase == Phase::kDecodeOnly && b.num_rows == b.num_seqs && b.num_rows <= kMaxGraphRows;

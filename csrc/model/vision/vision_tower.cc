@@ -160,7 +160,7 @@ bool VisionTower::advance(int64_t num_blocks) {
   batch.query_start = query_start_;
   batch.block_tables = pages_.data();
   batch.max_blocks = pages_of(num_patches_);
-  batch.group = 1;
+  batch.heads_per_kv_head = 1;
   const std::string name = "vision";
   const auto blocks = [&](const BatchView& rows) {
     for (; next_block_ < end; ++next_block_) {
