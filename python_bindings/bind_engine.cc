@@ -415,8 +415,11 @@ void register_engine(py::module_& m) {
         py::arg("expert_seconds") = 0.0, py::arg("read_seconds") = 0.0, py::arg("guesses") = py::none(),
         py::arg("num_guesses") = 0, py::arg("distance") = 1, py::arg("seeds") = py::none());
   m.def(
-      "parse_selection", [](const std::string& text) { return to_string(parse_selection(text)); },
-      "The canonical form of an expert-selection text; ValidationError for an unknown policy, key or value.", py::arg("text"));
+      "parse_selection", [](const std::string& text, int top_k) { return to_string(parse_selection(text, top_k)); },
+      "The canonical form of an expert-selection text for a model of top_k experts per token, which lynx's alpha depends on (0 = "
+      "not "
+      "known); ValidationError for an unknown policy, key or value.",
+      py::arg("text"), py::arg("top_k") = 0);
 }
 
 }  // namespace lynx_rt

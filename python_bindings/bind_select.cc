@@ -110,7 +110,7 @@ py::dict select(Selector& selector, const SelectArgs& a) {
   std::optional<Array<float>> bias;
   const RouterRule rule = rule_of(a, num_experts, bias);
   const uint8_t* exact = table(a.exact, "exact", {num_rows});
-  Selection selection = parse_policy(a.selection);
+  Selection selection = parse_policy(a.selection, int(top_k));
   selection.similarity = table(a.similarity, "similarity", {num_experts, num_experts});
   selection.alias = table(a.alias, "alias", {num_experts});
   selection.replay = table(a.replay, "replay", {num_rows, top_k});

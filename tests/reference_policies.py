@@ -50,7 +50,7 @@ class Votes:
     confident: list  # [T] the one expert in bin 0, or None
 
 
-def lynx_votes(scores, alpha=6.0, beta=4):
+def lynx_votes(scores, alpha, beta=4):
     """S[e] = sum_j n_j[e] * B**(beta-1-j), where n_j[e] rows have expert e in bin j = floor(alpha * (max z - z[e]))."""
     scores = np.asarray(scores, np.float64)
     num_rows, num_experts = scores.shape
@@ -77,10 +77,10 @@ class LynxSets:
         return self.thresholded | self.confident | self.filled
 
 
-def lynx_sets(scores, k, alpha=6.0, beta=4, theta=1.0):
+def lynx_sets(scores, k, alpha=None, beta=4, theta=1.0):
     """LYNX threshold rule: admitted are S >= theta * B**(beta-1) and the first choices of confident rows, those with one expert
     in bin 0. The rest up to k is filled by best S, then lower expert."""
-    v = lynx_votes(scores, alpha, beta)
+    v = lynx_votes(scores, round(96 / k**2, 2) if alpha is None else alpha, beta)
     experts = range(len(v.votes))
     thresholded = {e for e in experts if v.votes[e] >= Fraction(theta) * v.top_vote}
     confident = {e for e in v.confident if e is not None}

@@ -233,7 +233,7 @@ void bench_moe_layer(Context& context) {
       for (const bool dependent : {true, false}) {
         const Stream stream = context.stream(dependent);
         if (dependent && !stream.dependent_launch) continue;
-        const Selection selection = parse_policy(name);
+        const Selection selection = parse_policy(name, shape.top_k);
         const Times times = time_graph(context, stream, calls, [&](int i) {
           const Routed& r = *step.routings[size_t(i % kDistinct)];
           const uint16_t* weight = router_weight.get() + size_t(i) * size_t(shape.num_experts * shape.hidden_size);
@@ -270,7 +270,7 @@ void bench_route(Context& context) {
         for (const bool dependent : {true, false}) {
           const Stream stream = context.stream(dependent);
           if (dependent && !stream.dependent_launch) continue;
-          Selection selection = parse_policy(name);
+          Selection selection = parse_policy(name, 8);
           selection.similarity = similarity.get();
           const Times times =
               time_graph(context, stream, 64, [&](int i) { routings[size_t(i % kDistinct)]->route(selection, stream); });

@@ -59,7 +59,7 @@ void SelectionTables::commit() {
 }
 
 LayerSelections SelectionTables::resolve(const std::string& text) {
-  const SelectionPlan plan = parse_selection(text, kField);
+  const SelectionPlan plan = parse_selection(text, int(config_.num_experts_per_tok), kField);
   for (const SelectionPlan::Part& part : plan.parts) {
     if (config_.num_experts > 0)
       check_selection(part.selection, int(config_.num_experts), int(config_.num_experts_per_tok), kField);

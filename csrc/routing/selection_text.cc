@@ -28,11 +28,17 @@ struct PolicyText {
 };
 
 const Parameter refill{"refill", &Selection::refill, 0, 1}, damp{"damp", &Selection::damp, 0, 1},
-    resident{"resident", &Selection::resident, 0, 1000};
+    resident{"resident", &Selection::resident, 0, 1000}, alpha{"alpha", &Selection::alpha, 0, INFINITY, true};
+
+// lynx's bins per nat. The more experts share a row's weight, the less does the first of them stand out, and the fewer must be denied for
+// the same loss. The law goes through what costs less than a point at 2 of 8, 4 of 32 and 8 of 64 experts: docs/study.md (l).
+double default_alpha(int top_k) {
+  return top_k > 0 ? std::max(0.01, std::round(100 * 96.0 / top_k / top_k) / 100) : 0;  // two decimals, to be read
+}
 
 const std::vector<PolicyText>& policies() {
-  static const Parameter alpha{"alpha", &Selection::alpha, 0, INFINITY, true}, beta{"beta", &Selection::beta, 1, 16},
-      k0{"k0", &Selection::k0, 1}, budget{"m", &Selection::budget, 0, INFINITY, true};
+  static const Parameter beta{"beta", &Selection::beta, 1, 16}, k0{"k0", &Selection::k0, 1},
+      budget{"m", &Selection::budget, 0, INFINITY, true};
   static const std::vector<PolicyText> table = {
       {Policy::kTopk, "topk", {resident, refill, damp}},
       {Policy::kLynx, "lynx", {alpha, beta, {"theta", &Selection::theta}, refill, damp, resident}},
@@ -130,7 +136,7 @@ std::vector<PolicySetting> parse_settings(std::string_view text, const char* fie
   return settings;
 }
 
-Selection parse_policy(const std::string& text, std::string* file, const char* field) {
+Selection parse_policy(const std::string& text, int top_k, std::string* file, const char* field) {
   const size_t colon = std::min(text.find(':'), text.size());
   std::string name = text.substr(0, colon);
   Selection selection;
@@ -145,7 +151,7 @@ Selection parse_policy(const std::string& text, std::string* file, const char* f
             ", slo");
   selection.policy = found->policy;
   // These defaults differ from those of Selection, which are the published rules; docs/study.md explains them.
-  if (selection.policy == Policy::kLynx) selection.alpha = 6, selection.refill = 0.25, selection.damp = 0.5;
+  if (selection.policy == Policy::kLynx) selection.alpha = default_alpha(top_k), selection.refill = 0.25, selection.damp = 0.5;
   if (selection.policy == Policy::kLynxLiteral) selection.alpha = 16;
   if (selection.policy == Policy::kCover) selection.budget = 1, selection.refill = 1, selection.damp = 0.7;
   if (selection.policy == Policy::kTopk) selection.damp = 0.5;
@@ -192,7 +198,7 @@ std::string to_string(const Selection& selection, const std::string& file) {
   for (const Parameter& p : policy.parameters) {
     const bool weighs = p.member == refill.member || p.member == damp.member;
     const std::string value = std::visit([&](auto member) { return text_of_number(selection.*member); }, p.member);
-    const bool optional = p.member == resident.member || (weighs && !shows_all);
+    const bool optional = p.member == resident.member || p.member == alpha.member || (weighs && !shows_all);
     if (!optional || value != "0") add(p.key, value);
   }
   if (!file.empty()) add("file", file);
@@ -215,6 +221,7 @@ void check_selection(const Selection& s, int num_experts, int top_k, const char*
   if (p == Policy::kXshare || p == Policy::kDesVote || p == Policy::kCover)
     check("m", s.budget < 1 ? 1 : int64_t(std::min(s.budget, 1e9)), 1, num_experts, "experts of this model");
   if (p == Policy::kLynx || p == Policy::kLynxLiteral) check("beta", s.beta, 1, 16, "bins that vote");
+  if (p == Policy::kLynx && !(s.alpha > 0)) invalid(field, "alpha: expected more than 0, got ", shortest(s.alpha));
 }
 
 const SelectionPlan::Part& SelectionPlan::of_layer(int layer) const {
@@ -224,7 +231,7 @@ const SelectionPlan::Part& SelectionPlan::of_layer(int layer) const {
   return parts[0];
 }
 
-SelectionPlan parse_selection(const std::string& text, const char* field) {
+SelectionPlan parse_selection(const std::string& text, int top_k, const char* field) {
   SelectionPlan plan;
   size_t begin = 0;
   for (size_t i = 0; begin <= text.size(); ++i) {
@@ -237,7 +244,7 @@ SelectionPlan parse_selection(const std::string& text, const char* field) {
       part.erase(0, equals + 1);
       if (part.empty()) invalid(field, "expected a policy after \"=\" of \"", text, "\", got none");
     }
-    plan.parts.back().selection = parse_policy(part, &plan.parts.back().file, field);
+    plan.parts.back().selection = parse_policy(part, top_k, &plan.parts.back().file, field);
     begin = end + 1;
   }
   return plan;

@@ -18,8 +18,10 @@ std::vector<PolicySetting> parse_settings(std::string_view text, const char* fie
 
 // Parses the text of a policy, "name:key=value,...": "topk" (also "off", ""), "lynx:alpha=8,beta=4,theta=1", "oea:k0=2", "top1"
 // (= top_j:j=1), "topk:resident=1". `file` receives the value of the key "file" ("" = not given), which the policies have that read
-// a table: sere, alias, replay. Throws kInvalidArgument naming `field`, and the unknown policy or key and those that exist.
-Selection parse_policy(const std::string& text, std::string* file = nullptr, const char* field = "selection");
+// a table: sere, alias, replay. `top_k`: experts per token of the model, which lynx's alpha depends on where it is not given; 0 = not
+// known, and alpha is then 0, which stands for that. Throws kInvalidArgument naming `field`, and the unknown policy or key and those that
+// exist.
+Selection parse_policy(const std::string& text, int top_k, std::string* file = nullptr, const char* field = "selection");
 std::string to_string(const Selection& selection, const std::string& file = "");  // parse_policy's canonical form
 
 // The policies of all layers of a model: "POLICY" or "POLICY@LAYERS=POLICY@...", as in "lynx:alpha=4@0-1+7=topk@5=oea:k0=2".
@@ -34,7 +36,7 @@ struct SelectionPlan {
 
   const Part& of_layer(int layer) const;  // the last part that names the layer
 };
-SelectionPlan parse_selection(const std::string& text, const char* field = "selection");  // throws as parse_policy()
+SelectionPlan parse_selection(const std::string& text, int top_k, const char* field = "selection");  // throws as parse_policy()
 std::string to_string(const SelectionPlan& plan);
 
 }  // namespace lynx_rt

@@ -98,14 +98,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_missing(args: argparse.Namespace) -> None:
+    from lynx_rt import _C
     from lynx_rt.errors import ValidationError
     from lynx_rt.research.study import StudyOptions, run_study
     from lynx_rt.research.study_records import RunLog
 
     if args.tasks is None:
         raise ValidationError("--tasks DIR is needed, except with --report-only", "tasks")
+    folder = model_folder(args)
     options = StudyOptions(
-        model=model_folder(args),
+        model=folder,
         tasks=args.tasks,
         selections=args.selection,
         batch_sizes=args.batch,
@@ -117,6 +119,7 @@ def _run_missing(args: argparse.Namespace) -> None:
         text=args.text,
         perplexity=not args.no_perplexity,
         engine={**engine_options(args), **virtual_cache_options(args)},
+        num_experts_per_tok=_C.inspect(folder).get("num_experts_per_tok", 0),
     )
     with RunLog(args.out / "runs.jsonl") as log:
         try:

@@ -55,6 +55,7 @@ class StudyOptions:
     text: Path | None = None  # held-out text, besides the expected answers
     perplexity: bool = True
     engine: Mapping[str, Any] = field(default_factory=dict)  # device, dtype, quantization, virtual_residents, ...
+    num_experts_per_tok: int = 0  # of the model, on which defaults of policies depend; 0 = not known
 
     def __post_init__(self) -> None:
         pool = load_tasks(self.tasks)
@@ -72,7 +73,7 @@ class StudyOptions:
         # topk is the reference of all differences. It runs first, so that an interrupted study has it.
         self.policies: dict[str, str] = {}  # canonical form -> form as it was given
         for selection in (REFERENCE, *self.selections):
-            self.policies.setdefault(canonical(selection), selection)
+            self.policies.setdefault(canonical(selection, self.num_experts_per_tok), selection)
         self.given_text = None if self.text is None else read_text(self.text, "text")
 
     @property
@@ -112,11 +113,11 @@ class StudyOptions:
         ]
 
 
-def canonical(selection: str) -> str:
-    """Returns the full form of a policy, with its defaults. Raises ValidationError."""
+def canonical(selection: str, num_experts_per_tok: int = 0) -> str:
+    """Returns the full form of a policy, with its defaults for such a model. Raises ValidationError."""
     from lynx_rt import _C
 
-    return _C.parse_selection(selection)
+    return _C.parse_selection(selection, num_experts_per_tok)
 
 
 def check_batches(text: str) -> str:

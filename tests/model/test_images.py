@@ -313,7 +313,10 @@ def test_models_that_read_text_alone(path_of, tmp_path_factory):
 @pytest.mark.parametrize("row", [f"{family}-0" for family in FAMILIES])
 def test_language_model_only(path_of, row):
     """The tower is not loaded; text is answered as with it, and images are refused."""
-    whole, alone = engine(path_of(row), dtype="float32"), engine(path_of(row), dtype="float32", language_model_only=True)
+    whole, alone = (
+        engine(path_of(row), dtype="float32"),
+        engine(path_of(row), dtype="float32", language_model_only=True),
+    )
     assert alone.model_info()["image_token_id"] == -1
     assert alone.model_info()["weight_bytes"] < whole.model_info()["weight_bytes"]
     np.testing.assert_array_equal(alone.forward([5, 1, 7]), whole.forward([5, 1, 7]))

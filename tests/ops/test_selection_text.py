@@ -23,8 +23,8 @@ SCORES = np.zeros((2, 4), np.float32)
         ("topk:damp=0,resident=1,phase=all", "topk:resident=1,refill=0,damp=0,phase=all"),
         ("oea:resident=2", "oea:k0=1,resident=2"),
         ("cover:resident=1", "cover:delta=0.1,m=1,refill=1,damp=0.7,resident=1"),
-        ("lynx", "lynx:alpha=6,beta=4,theta=1,refill=0.25,damp=0.5"),
-        ("lynx:theta=1.5", "lynx:alpha=6,beta=4,theta=1.5,refill=0.25,damp=0.5"),
+        ("lynx", "lynx:beta=4,theta=1,refill=0.25,damp=0.5"),
+        ("lynx:theta=1.5", "lynx:beta=4,theta=1.5,refill=0.25,damp=0.5"),
         ("lynx:beta=16,alpha=0.1,theta=0", "lynx:alpha=0.1,beta=16,theta=0,refill=0.25,damp=0.5"),
         ("lynx:alpha=1e-3", "lynx:alpha=0.001,beta=4,theta=1,refill=0.25,damp=0.5"),
         ("oea", "oea:k0=1"),
@@ -41,7 +41,7 @@ SCORES = np.zeros((2, 4), np.float32)
         ("xshare:k0=0", "xshare:m=0.5,k0=0"),
         ("des_vote:m=12", "des_vote:m=12"),
         ("lynx_literal:lambda=0", "lynx_literal:alpha=16,beta=4,lambda=0"),
-        ("lynx:phase=all", "lynx:alpha=6,beta=4,theta=1,refill=0.25,damp=0.5,phase=all"),
+        ("lynx:phase=all", "lynx:beta=4,theta=1,refill=0.25,damp=0.5,phase=all"),
         ("top_j:phase=all,j=2", "top_j:j=2,phase=all"),
         ("oea:phase=decode", "oea:k0=1"),
         ("sere", "sere:s=1,rho=0"),
@@ -58,6 +58,16 @@ SCORES = np.zeros((2, 4), np.float32)
 def test_selection_text(given, canonical):
     assert _C.parse_selection(given) == canonical
     assert _C.parse_selection(canonical) == canonical
+
+
+@pytest.mark.parametrize(
+    "top_k, alpha", [(1, "96"), (2, "24"), (4, "6"), (6, "2.67"), (8, "1.5"), (10, "0.96"), (512, "0.01")]
+)
+def test_alpha_depends_on_the_experts_per_token(top_k, alpha):
+    rest = "beta=4,theta=1,refill=0.25,damp=0.5"
+    assert _C.parse_selection("lynx", top_k) == f"lynx:alpha={alpha},{rest}"
+    assert _C.parse_selection("topk@1=lynx", top_k) == f"topk@1=lynx:alpha={alpha},{rest}"
+    assert _C.parse_selection("lynx:alpha=6", top_k) == f"lynx:alpha=6,{rest}"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +225,7 @@ def read(text):
 
 def expected(policy, settings):
     """What the text of these settings says, defaults included."""
-    _, defaults = read(_C.parse_selection(policy))
+    _, defaults = read(_C.parse_selection(policy, 4))
     settings = {key: float(value) if not isinstance(value, str) else value for key, value in settings.items()}
     if settings.get("phase") == "decode":
         del settings["phase"]
@@ -233,14 +243,14 @@ def expected(policy, settings):
 def test_every_policy_has_a_text():
     assert set(KEYS) == {"topk", *POLICIES}
     for policy, keys in KEYS.items():
-        assert list(read(_C.parse_selection(policy))[1]) == list(keys)  # all keys in their order, and no other
+        assert list(read(_C.parse_selection(policy, 4))[1]) == list(keys)  # all keys in their order, and no other
 
 
 @given(policy_texts())
 def test_a_policy_reads_back(policy_and_settings):
-    canonical = _C.parse_selection(written(*policy_and_settings))
+    canonical = _C.parse_selection(written(*policy_and_settings), 4)
     assert read(canonical) == expected(*policy_and_settings)
-    assert _C.parse_selection(canonical) == canonical
+    assert _C.parse_selection(canonical, 4) == canonical
 
 
 RANGES = st.tuples(st.integers(0, 200), st.integers(0, 5), st.booleans())
@@ -254,8 +264,8 @@ def test_a_plan_reads_back(first, parts):
         given = [f"{a}-{a + n}" if n or spelled_out else f"{a}" for a, n, spelled_out in layers]
         text += f"@{'+'.join(given)}={written(*policy)}"
         canonical.append("+".join(f"{a}-{a + n}" if n else f"{a}" for a, n, _ in layers))
-    got = _C.parse_selection(text)
-    assert _C.parse_selection(got) == got
+    got = _C.parse_selection(text, 4)
+    assert _C.parse_selection(got, 4) == got
     head, *rest = got.split("@")
     assert read(head) == expected(*first)
     assert [part.split("=", 1)[0] for part in rest] == canonical

@@ -86,7 +86,7 @@ void test_vanishing_gates() {
 Case cover_case(int num_experts, const std::vector<std::vector<int>>& serves) {
   const int rows = int(serves.size());
   Case c{rows, num_experts, 1, {}, true, Phase::kDecodeOnly, std::vector<float>(size_t(rows * num_experts), -100.0f), {}};
-  c.selection = parse_policy("cover:delta=0");
+  c.selection = parse_policy("cover:delta=0", 0);
   for (int t = 0; t < rows; ++t)
     for (const int e : serves[size_t(t)]) c.scores[size_t(t * num_experts + e)] = 0;
   return c;
