@@ -51,7 +51,13 @@ void measure(Context& context, const Shape& shape, int batch_size) {
       call.args.v = {2 * d.key_heads * d.key_dim, d.values_per_key() * d.value_dim};
       call.args.z = {z, d.values_per_key() * d.value_dim};
       call.args.b = {b, d.values_per_key()}, call.args.a = {a, d.values_per_key()};
-      call.args.conv = vector(conv, d.conv_width), call.args.rate = vector(rate, 1), call.args.dt_bias = vector(dt_bias, 1);
+      const float* taps = conv.get();
+      for (int part = 0; part < 3; ++part) {
+        const int64_t part_columns = part < 2 ? d.key_heads * d.key_dim : d.values();
+        call.args.conv[part] = {taps, DType::kF32, d.conv_width, part_columns};
+        taps += d.conv_width * part_columns;
+      }
+      call.args.rate = vector(rate, 1), call.args.dt_bias = vector(dt_bias, 1);
       call.args.norm = vector(norm, 1), call.args.eps = 1e-6f;
       call.states = {reinterpret_cast<char*>(states.get() + copy * batch_size * size), size * 4};
       call.query_start = query_start.get(), call.slots = slots.get(), call.num_rows = call.num_seqs = batch_size;

@@ -37,6 +37,23 @@ def test_programs() -> None:
     assert set(PROGRAMS) == {name for name in emulated if not name.startswith("test_engine_")} - {"test_emulator"}
 
 
+SOURCES = [*(ROOT / "bench" / "gpu").glob("*.cc"), ROOT / "tests" / "gpu" / "start.cc"]
+SOURCES += [
+    path for path in (ROOT / "tests" / "simt").glob("test_*.cc") if path.stem not in ("test_simt", "test_emulator")
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs c++ on PATH")
+@pytest.mark.parametrize("source", sorted(SOURCES), ids=lambda path: path.stem)
+def test_sources_are_understood(source: Path) -> None:
+    """By the host's compiler, with the include path of the GPU project: no other build compiles them so. test_simt is CUDA."""
+    folders = [ROOT / "csrc", ROOT / "csrc" / "include", ROOT / "tests" / "cpp", ROOT / "bench" / "gpu"]
+    command = ["c++", "-std=c++20", "-fsyntax-only", *(f"-I{folder}" for folder in folders), source]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("script, options", [("tests/gpu/run", ["--bench"]), ("bench/gpu/run", [])])
 def test_dry(script: str, options: list[str], tmp_path: Path) -> None:
     """All that a run names is there, it fits into one call of 590 s, and comes in the order in which it would be missed."""
