@@ -23,9 +23,11 @@ from typing import Any
 
 import numpy as np
 from dense_against_moe import SHAPE, models
+from picture_study import table
 from recorded_routing import record
 
 from lynx_rt import _C
+from lynx_rt.cli.bench import timed_turns
 from lynx_rt.cli.options import positive_ints, selections
 
 LAYERS, WIDTH = 6, 2048  # of an expert
@@ -46,7 +48,7 @@ TOWER = {
 }
 IMAGE_TOKEN = 31000
 ANSWERS = (3, 64)  # tokens: those of the trained model's task sets, and a sentence or three
-TURN, WARMUP = 4, 2  # decode steps
+WARMUP = 2  # untimed decode steps
 
 
 @dataclass
@@ -101,9 +103,8 @@ def request(seed: list[int]) -> tuple[list[int], list[dict[str, Any]]]:
 def measure(core: Any, name: str, batch: int, policies: dict[str, str], steps: int) -> list[Row]:
     params = _C.SamplingParams()
     params.temperature, params.ignore_eos = 0.0, True
-    params.max_tokens = (
-        2 * batch + WARMUP + steps * len(policies) + TURN
-    )  # the first ones decode while the last ones' prompts are read
+    # The first ones decode while the last ones' prompts are read.
+    params.max_tokens = 2 * batch + WARMUP + steps * len(policies) + 1
     core.set_expert_selection("topk")
     core.reset_stats()
     requests = [request([batch, number]) for number in range(batch)]  # none is in the encoder cache
@@ -123,18 +124,10 @@ def measure(core: Any, name: str, batch: int, policies: dict[str, str], steps: i
         core.step()
     times: dict[str, list[float]] = {policy: [] for policy in policies}
     active: dict[str, list[float]] = {policy: [] for policy in policies}
-    for _ in range(0, steps, TURN):
-        for policy, selection in policies.items():
-            core.set_expert_selection(selection)
-            core.reset_stats()
-            for _ in range(TURN):
-                start = time.perf_counter()
-                core.step()
-                times[policy].append(time.perf_counter() - start)
-            stats = core.stats()
-            if stats["decode_rows"] != TURN * batch:
-                raise RuntimeError(f"expected {TURN} decode steps of {batch} rows, got {stats['decode_rows']} rows")
-            active[policy] += [layer["active"] / layer["steps"] for layer in stats["layers"]]
+    names = {selection: policy for policy, selection in policies.items()}
+    for selection, seconds, stats in timed_turns(core, names, batch, steps):
+        times[names[selection]] += seconds
+        active[names[selection]] += [layer["active"] / layer["steps"] for layer in stats["layers"]]
     for number in ids:
         core.abort(number)
     mean = {policy: statistics.fmean(values) if values else 0.0 for policy, values in active.items()}
@@ -144,7 +137,7 @@ def measure(core: Any, name: str, batch: int, policies: dict[str, str], steps: i
     ]  # fmt: skip
 
 
-def table(rows: list[Row]) -> str:
+def report_of(rows: list[Row]) -> str:
     header = [
         "model",
         "B",
@@ -160,7 +153,7 @@ def table(rows: list[Row]) -> str:
          f"{row.experts:.1f}", *[f"{row.tokens_per_s(n):.2f}" for n in ANSWERS]]
         for row in rows
     ]  # fmt: skip
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *cells]) + "\n"
+    return "\n".join(table(header, cells))
 
 
 def main() -> int:
@@ -194,17 +187,17 @@ def main() -> int:
         )
         try:
             device = core.model_info()["device"]
-            measure(core, name, 2, {"topk": "topk"}, TURN)  # touches the weights
+            measure(core, name, 2, {"topk": "topk"}, 4)  # touches the weights
             for batch in args.batch:
                 policies = routed[batch] if name == "moe" else {"topk": "topk"}
                 rows += measure(core, name, batch, policies, args.steps)
-                print(table(rows[-len(policies) :]), file=sys.stderr)
+                print(report_of(rows[-len(policies) :]), file=sys.stderr)
         finally:
             core.close()
     report = {"device": device, "cpu": _C.build_info()["cpu_model"], "rows": [asdict(row) for row in rows]}
     (args.out / "picture-speed.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    (args.out / "picture-speed.md").write_text(f"{report['cpu']}; {device}\n\n{table(rows)}", encoding="utf-8")
-    print(table(rows))
+    (args.out / "picture-speed.md").write_text(f"{report['cpu']}; {device}\n\n{report_of(rows)}", encoding="utf-8")
+    print(report_of(rows))
     return 0
 
 

@@ -76,8 +76,8 @@ class EncoderCache final : public ImageOutputs {
   Entries::iterator current_;  // entries_.end(): none
   std::shared_ptr<const std::vector<float>> patches_;
   int64_t num_patches_ = 0;
-  // Of this step: patches times blocks, and blocks that the next image runs at least.
-  int64_t patch_blocks_left_ = 0, least_blocks_ = 0;
+  int64_t patch_blocks_left_ = 0;  // patches times blocks that this step may still run
+  int64_t least_blocks_ = 0;       // blocks that the next image runs in this step at least
   int64_t num_encoded_ = 0, num_found_ = 0;
   double seconds_ = 0;
 };

@@ -12,7 +12,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -197,26 +197,37 @@ def _measure(core: Any, probe: Any, batch: int, args: argparse.Namespace, vocab_
     for _ in range(_WARMUP):
         core.step()
     tallies = {selection: _Tally() for selection in args.selection}
-    done = 0
-    while done < args.steps:
-        turn = min(_TURN, args.steps - done)
-        for selection, tally in tallies.items():
-            core.set_expert_selection(selection)
-            core.reset_stats()
-            for _ in range(turn):
-                start = time.perf_counter()
-                core.step()
-                tally.times.append(time.perf_counter() - start)
-            stats = core.stats()
-            if probe is not None:
-                tally.read_gb_s.append(probe.measure())
-            if stats["decode_rows"] != turn * batch:
-                raise RuntimeError(f"expected {turn} decode steps of {batch} rows, got {stats['decode_rows']} rows")
-            tally.add(stats)
-        done += turn
+    for selection, times, stats in timed_turns(core, args.selection, batch, args.steps):
+        tally = tallies[selection]
+        tally.times += times
+        if probe is not None:
+            tally.read_gb_s.append(probe.measure())
+        tally.add(stats)
     for number in ids:
         core.abort(number)
     return [tally.row(batch, selection) for selection, tally in tallies.items()]
+
+
+def timed_turns(
+    core: Any, policies: Iterable[str], batch: int, steps: int
+) -> Iterator[tuple[str, list[float], dict[str, Any]]]:
+    """Runs `steps` steps under each policy, a few at a time in turn. Yields a turn's policy, the seconds of its steps, and their statistics.
+    Raises RuntimeError where the steps do not decode `batch` rows alone."""
+    policies = list(dict.fromkeys(policies))
+    for done in range(0, steps, _TURN):
+        turn = min(_TURN, steps - done)
+        for policy in policies:
+            core.set_expert_selection(policy)
+            core.reset_stats()
+            times = []
+            for _ in range(turn):
+                start = time.perf_counter()
+                core.step()
+                times.append(time.perf_counter() - start)
+            stats = core.stats()
+            if stats["decode_rows"] != turn * batch:
+                raise RuntimeError(f"expected {turn} decode steps of {batch} rows, got {stats['decode_rows']} rows")
+            yield policy, times, stats
 
 
 def start_sequences(core: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[int]:
