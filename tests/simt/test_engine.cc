@@ -153,7 +153,11 @@ void test_requests_of_their_own_kind() {
   CHECK(got[0] == plain[0]);
   CHECK(got[1].tokens == std::vector<int32_t>(got[1].tokens.size(), 5));
   CHECK_EQ(int(got[2].reason), int(FinishReason::kError));
-  CHECK(got[3] == plain[3]);
+  CHECK_EQ(got[3].prompt_logprobs.size(), asks[3].prompt.size() - 1);
+  CHECK(generate(*engine, {asks[3]})[0] == got[3]);
+  Answer answer = got[3];
+  answer.prompt_logprobs.clear();
+  CHECK(answer == plain[3]);
 }
 
 void test_errors() {
