@@ -42,7 +42,7 @@ class LoadedTower {
     require_columns(patches, config_.vision->patch_columns());
     if (grid_height > 0 && grid_width > 0 && patches.shape(0) != grid_height * grid_width)
       invalid("patches", "expected ", grid_height * grid_width, " rows, got ", patches.shape(0));
-    const float* rows = patches.data();
+    const ImagePatches rows(*config_.vision, {patches.data(), patches.data() + patches.size()});
     {
       const ReleaseGil nogil;
       tower_->begin(rows, grid_height, grid_width);

@@ -54,7 +54,7 @@ void EncoderCache::check_size(const RequestImage& image) const {
 DeviceArray<float> EncoderCache::encode(const RequestImage& image) {
   drop_current();
   DeviceArray<float> output(backend_, bytes_of(config_, image.num_tokens) / int64_t(sizeof(float)), "encoder cache");
-  tower_.begin(image.patches->data(), image.grid_height, image.grid_width);
+  tower_.begin(image.patches, image.grid_height, image.grid_width);
   while (!tower_.advance(config_.depth)) {
   }
   tower_.output(output.get());
@@ -66,7 +66,6 @@ void EncoderCache::drop_current() {
   if (current_ == entries_.end()) return;
   bytes_ -= current_->second.output.bytes();
   entries_.erase(std::exchange(current_, entries_.end()));
-  patches_.reset();
 }
 
 void EncoderCache::begin_step(bool decoding) {
@@ -122,9 +121,8 @@ bool EncoderCache::begin(const RequestImage& image) {
   Entry entry;
   entry.output = DeviceArray<float>(backend_, bytes / int64_t(sizeof(float)), "encoder cache");
   const double start = now();
-  patches_ = image.patches;
   num_patches_ = int64_t(image.grid_height) * image.grid_width;
-  tower_.begin(patches_->data(), image.grid_height, image.grid_width);
+  tower_.begin(image.patches, image.grid_height, image.grid_width);
   seconds_ += now() - start;
   current_ = entries_.emplace(image.name, std::move(entry)).first;
   bytes_ += bytes;
@@ -148,7 +146,6 @@ bool EncoderCache::advance() {
   seconds_ += now() - start;
   if (!done) return false;
   ++num_encoded_;
-  patches_.reset();
   current_->second.released = ++num_released_;
   current_ = entries_.end();
   return true;

@@ -74,7 +74,6 @@ class EncoderCache final : public ImageOutputs {
   uint64_t num_released_ = 0;
   // The image in the tower.
   Entries::iterator current_;  // entries_.end(): none
-  std::shared_ptr<const std::vector<float>> patches_;
   int64_t num_patches_ = 0;
   int64_t patch_blocks_left_ = 0;  // patches times blocks that this step may still run
   int64_t least_blocks_ = 0;       // blocks that the next image runs in this step at least

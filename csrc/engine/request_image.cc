@@ -63,7 +63,7 @@ std::vector<RequestImage> check_images(const ModelConfig& m, bool reads_images, 
     rope_position += int32_t(std::max(image.grid_height, image.grid_width) / merge);
     to.next_rope_position = rope_position;
     to.name = str_cat(image.grid_height, " ", image.grid_width, " ", image.digest);
-    to.patches = std::make_shared<const std::vector<float>>(std::move(image.patches));
+    to.patches = ImagePatches(*m.vision, std::move(image.patches));
     next += num_tokens;
   }
   check_text(int64_t(prompt.size()));

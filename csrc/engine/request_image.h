@@ -1,13 +1,13 @@
 // Images of a request: where they lie in its prompt, what their tokens' rotary positions are, and their keys in the prefix cache.
 #pragma once
 #include <cstdint>
-#include <memory>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "lynx_rt/engine.h"
 #include "model/model_config.h"
+#include "model/vision/image_patches.h"
 
 namespace lynx_rt {
 
@@ -19,8 +19,7 @@ struct RequestImage {
   // with their row and column added to it as the others.
   int32_t first_rope_position = 0, next_rope_position = 0;
   std::string name;  // of the content and the grid
-  // [grid_height * grid_width, patch columns]; shared, since the tower may still read them when the request has ended.
-  std::shared_ptr<const std::vector<float>> patches;
+  ImagePatches patches;
   const float* output = nullptr;  // of the tower, as long as the request holds it; see EncoderCache
 
   int64_t end() const { return position + num_tokens; }

@@ -131,7 +131,7 @@ void VisionTower::write_positions(const std::vector<Patch>& places, int64_t grid
   });
 }
 
-void VisionTower::begin(const float* patches, int64_t grid_height, int64_t grid_width) {
+void VisionTower::begin(const ImagePatches& patches, int64_t grid_height, int64_t grid_width) {
   const int64_t h = config_.hidden_size, columns = config_.patch_columns();
   for (const auto& [field, size] : {std::pair("grid_height", grid_height), std::pair("grid_width", grid_width)})
     if (size < 1 || size % config_.merge_size != 0)
@@ -143,8 +143,10 @@ void VisionTower::begin(const float* patches, int64_t grid_height, int64_t grid_
   query_start_[1] = int32_t(num_patches_);
   write_positions(places(grid_height, grid_width), grid_height, grid_width);
   const LinearPart part{weights_.patch, weights_.patch_bias};
+  std::vector<float> values(size_t(std::min(part_, num_patches_) * columns));
   for_each_part([&](int64_t first, int64_t count) {
-    backend_.write(patches_.get(), patches + first * columns, count * columns * int64_t(sizeof(float)));
+    patches.copy_rows(first, count, values.data());
+    backend_.write(patches_.get(), values.data(), count * columns * int64_t(sizeof(float)));
     backend_.linear(Activations(patches_.get(), count, columns), {&part, 1}, true, x_.get() + first * h, h);
   });
 }

@@ -5,6 +5,7 @@
 
 #include "backend/backend.h"
 #include "backend/device_array.h"
+#include "model/vision/image_patches.h"
 #include "model/vision/vision_config.h"
 #include "model/vision/vision_weights.h"
 
@@ -23,10 +24,10 @@ class VisionTower {
   // For Backend::reserve().
   static TowerLimits limits(const VisionConfig& config);
 
-  // Starts an image. patches [grid_height * grid_width, patch_columns()] in host memory, in the order of merge blocks: block row, block
-  // column, row in the block, column in the block. Throws kInvalidArgument for a grid that is empty, that is no multiple of merge_size, or
-  // that has more than max_patches patches.
-  void begin(const float* patches, int64_t grid_height, int64_t grid_width);
+  // Starts an image, whose grid_height * grid_width patches are in the order of merge blocks: block row, block column, row in the block,
+  // column in the block. Throws kInvalidArgument for a grid that is empty, that is no multiple of merge_size, or that has more than
+  // max_patches patches.
+  void begin(const ImagePatches& patches, int64_t grid_height, int64_t grid_width);
   // Runs at most `num_blocks` blocks, the mergers with those that they follow. Returns whether all are done.
   bool advance(int64_t num_blocks);
   // Copies the result to out [num_rows(), out_columns()] in the backend's memory: the merger's row, then those of deepstack. Throws
