@@ -1,4 +1,4 @@
-"""The vision model that tools/training trains and exports computes what transformers' class computes from the same files."""
+"""The vision models that tools/training trains and exports compute what transformers' classes compute from the same files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ import torch
 import model
 model.BF = torch.float32
 import vision, export_vision
-from transformers import Qwen3VLMoeForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLMoeForConditionalGeneration
 
 torch.manual_seed(3)
-words = model.Config(vocab=4099, hidden=64, layers=4, heads=2, kv_heads=1, head_dim=64, experts=8, topk=2, inter=24)
+words = model.Config(vocab=4099, hidden=64, layers=4, heads=2, kv_heads=1, head_dim=64, experts=int(sys.argv[3]), topk=2, inter=24)
 tower = vision.TowerConfig(depth=3, hidden=48, heads=2, inter=80, side=6, out=64, deepstack=(0, 1))
 trained = vision.VisionLM(words, tower)
 for name, values in trained.named_parameters():
     values.data += 0.1 * torch.randn_like(values)
 export_vision.export(trained.state_dict(), sys.argv[1], sys.argv[2], torch.float32, words, tower)
-theirs = Qwen3VLMoeForConditionalGeneration.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
+stock = Qwen3VLMoeForConditionalGeneration if words.experts else Qwen3VLForConditionalGeneration
+theirs = stock.from_pretrained(sys.argv[1], dtype=torch.float32).eval()
 samples = vision.Samples(sys.argv[2], 5, 96)
 vision.TowerConfig.patch = tower.patch
 
@@ -59,10 +60,11 @@ for _ in range(4):
 
 
 @pytest.mark.slow
-def test_exported_vision_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [8, 0])
+def test_exported_vision_model(experts: int, tmp_path: Path) -> None:
     pytest.importorskip("PIL")
     nano = ROOT / "lynx_rt" / "models" / "lynx-nano"
-    command = [sys.executable, "-c", CODE, str(tmp_path / "model"), str(nano)]
+    command = [sys.executable, "-c", CODE, str(tmp_path / "model"), str(nano), str(experts)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tools" / "training"), str(ROOT)])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]

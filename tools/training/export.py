@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 
 def common_config(c):
-    return {
+    config = {
         "vocab_size": c.vocab,
         "hidden_size": c.hidden,
         "num_hidden_layers": c.layers,
@@ -32,6 +32,10 @@ def common_config(c):
         "bos_token_id": 1,
         "eos_token_id": 2,
         "pad_token_id": 0,
+    }
+    if not c.experts:
+        return config | {"intermediate_size": c.inter}
+    return config | {
         "num_experts": c.experts,
         "num_experts_per_tok": c.topk,
         "moe_intermediate_size": c.inter,
@@ -76,15 +80,19 @@ def attention(p, s, sd, c, out):
     out[p + "self_attn.o_proj.weight"] = sd[s + "wo"]
 
 
-def moe_tensors(sd, c, prefix="model.", add_experts=experts):
+def transformer_tensors(sd, c, prefix="model.", add_experts=experts):
     o = {prefix + "embed_tokens.weight": sd["emb"], prefix + "norm.weight": sd["nf"]}
     for i in range(c.layers):
         s, p = f"layers.{i}.", f"{prefix}layers.{i}."
         o[p + "input_layernorm.weight"], o[p + "post_attention_layernorm.weight"] = sd[s + "n1"], sd[s + "n2"]
         o[p + "self_attn.q_norm.weight"], o[p + "self_attn.k_norm.weight"] = sd[s + "qn"], sd[s + "kn"]
         attention(p, s, sd, c, o)
-        o[p + "mlp.gate.weight"] = sd[s + "wr"]
-        add_experts(p, sd[s + "w1"], sd[s + "w2"], o)
+        if c.experts:
+            o[p + "mlp.gate.weight"] = sd[s + "wr"]
+            add_experts(p, sd[s + "w1"], sd[s + "w2"], o)
+        else:
+            o[p + "mlp.gate_proj.weight"], o[p + "mlp.up_proj.weight"] = sd[s + "w1"].split(c.inter)
+            o[p + "mlp.down_proj.weight"] = sd[s + "w2"]
     return o
 
 
@@ -150,7 +158,7 @@ def export(checkpoint, out, tokenizer, dtype=torch.bfloat16):
         write(hybrid_tensors(sd, c), hybrid_config(c), out, tokenizer, dtype)
     else:
         c = Config(**checkpoint["config"])
-        write(moe_tensors(sd, c), moe_config(c), out, tokenizer, dtype)
+        write(transformer_tensors(sd, c), moe_config(c), out, tokenizer, dtype)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Writes the vision model in Hugging Face format: qwen3_vl_moe with its tokenizer, image processor and chat template.
+"""Writes the vision model in Hugging Face format: qwen3_vl_moe, or qwen3_vl for a dense one, with tokenizer, image processor and chat template.
 
     python export_vision.py --ckpt run/vision/ckpt.pt --tokenizer models/lynx-nano --out models/lynx-nano-vision
 
-tests/python/test_training_vision.py compares the result with transformers' Qwen3VLMoeForConditionalGeneration.
+tests/python/test_training_vision.py compares the result with transformers' classes.
 """
 
 import argparse
 import json
 
 import torch
-from export import common_config, moe_tensors, write
+from export import common_config, transformer_tensors, write
+from model import Config
 from vision import END, IMAGE, PAD, SECTION, START, TEXT, TowerConfig
 
 # Pictures stand before the question, as in training, wherever the message has them.
@@ -24,13 +25,14 @@ TEMPLATE = (
 
 def config_of(text, tower):
     """Returns config.json of a model with this text part and tower."""
-    words = common_config(text) | {"model_type": "qwen3_vl_moe_text"}
+    kind, name = ("qwen3_vl_moe", "Qwen3VLMoe") if text.experts else ("qwen3_vl", "Qwen3VL")
+    words = common_config(text) | {"model_type": kind + "_text"}
     theta = words.pop("rope_theta")
     words["rope_scaling"] = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": list(SECTION)}
     words["rope_theta"] = theta
     return {
-        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
-        "model_type": "qwen3_vl_moe",
+        "architectures": [name + "ForConditionalGeneration"],
+        "model_type": kind,
         "tie_word_embeddings": True,
         "vision_start_token_id": START,
         "image_token_id": PAD,
@@ -38,7 +40,7 @@ def config_of(text, tower):
         "video_token_id": -1,
         "text_config": words,
         "vision_config": {
-            "model_type": "qwen3_vl_moe",
+            "model_type": kind,
             "depth": tower.depth,
             "hidden_size": tower.hidden,
             "intermediate_size": tower.inter,
@@ -62,7 +64,7 @@ def fused_experts(p, w1, w2, out):
 def tensors_of(sd, text, tower):
     """Returns the tensors by their names on the Hub, where experts are fused and transposed."""
     sight = "model.visual."
-    o = moe_tensors(sd, text, "model.language_model.", fused_experts)
+    o = transformer_tensors(sd, text, "model.language_model.", fused_experts)
 
     def linear(name, source):
         o[f"{sight}{name}.weight"], o[f"{sight}{name}.bias"] = sd[source + ".weight"], sd[source + ".bias"]
@@ -125,4 +127,5 @@ if __name__ == "__main__":
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--out", required=True)
     options = parser.parse_args()
-    export(torch.load(options.ckpt, weights_only=False)["model"], options.out, options.tokenizer)
+    checkpoint = torch.load(options.ckpt, weights_only=False)
+    export(checkpoint["model"], options.out, options.tokenizer, text=Config(**checkpoint["config"]))

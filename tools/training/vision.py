@@ -1,12 +1,15 @@
 """Trains a small Qwen3-VL-MoE to answer questions about the pictures of pictures.py, from the weights of lynx-nano.
 
-    python vision.py --text models/lynx-nano --out run/vision --steps 3000 --lines 1 --pictures 128 --patches 48 --length 48   # to step 300
-    python vision.py --text models/lynx-nano --out run/vision --steps 980 --pictures 32
+    go="python vision.py --text models/lynx-nano --out run/vision"
+    $go --steps 3000 --until 293 --lines 1 --pictures 128 --patches 48 --length 48
+    $go --steps 1600 --until 653 --pictures 32
+    $go --steps 980 --pictures 32 --readings 0.2
 
 It goes on from the last step of --out. Training begins with small pictures of text, since on whole pictures alone the loss stays at
-what can be guessed: there a question has two or three tokens to learn from, and forty tokens of an image to find them in. The text part is lynx-nano without two of its eight layers; a tower of four layers with DeepStack is trained from scratch. The arithmetic
-is that of transformers' Qwen3VLMoe: interleaved M-RoPE, bilinear positions, rows of the tower in merge blocks. One sequence is a picture
-and all of its questions, in random order; the loss counts the answers.
+what can be guessed: there a question has two or three tokens to learn from, and forty tokens of an image to find them in. The text part
+is lynx-nano without two of its eight layers; a tower of four layers with DeepStack is trained from scratch. The arithmetic is that of
+transformers' Qwen3VLMoe: interleaved M-RoPE, bilinear positions, rows of the tower in merge blocks. One sequence is a picture and all of
+its questions, in random order; the loss counts the answers. With --dense the text part is a dense one (Qwen3-VL), to compare.
 """
 
 import argparse
@@ -23,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from hybrid import HybridConfig  # noqa: F401  (train.py's optimizers look at it)
-from model import BF, LM, AttnFn, Config, HeadLoss, MoEFn, _post, _pre, _route, norm
+from model import BF, LM, AttnFn, Config, HeadLoss, MoEFn, _post, _pre, _route, _swiglu, norm
 from pictures import FAMILIES, lines_of_text, picture, reading
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -142,10 +145,13 @@ class VisionLM(LM):
         moe, aux = torch.zeros(B * S, c.hidden, dtype=BF), 0.0
         for l, m in enumerate(self.layers):
             x, q, k, v = _pre(x, moe, m.n1, m.wqkv.to(BF), m.qn, m.kn, cos, sin, dims)
-            x, h, logits = _post(x, AttnFn.apply(q, k, v), m.wo.to(BF), m.n2, m.wr, dims)
-            gates, idx, a, _ = _route(logits, c.topk)
-            aux = aux + a / c.layers
-            moe = MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF))
+            x, h, logits = _post(x, AttnFn.apply(q, k, v), m.wo.to(BF), m.n2, m.wr if c.experts else None, dims)
+            if c.experts:
+                gates, idx, a, _ = _route(logits, c.topk)
+                aux = aux + a / c.layers
+                moe = MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF))
+            else:
+                moe = _swiglu(h @ m.w1.to(BF).t()) @ m.w2.to(BF).t()
             if l < len(deep):
                 x = x.index_add(0, place, deep[l][real].float())
         h = norm(x + moe.float(), self.nf, c.eps).to(BF)
@@ -153,10 +159,19 @@ class VisionLM(LM):
         return loss, nll, aux
 
 
-def from_nano(folder, seed):
-    """Returns a VisionLM whose text part is lynx-nano's, without two layers."""
+def dense(width):
+    """Returns the configuration of a text part whose MLPs are dense and so wide."""
+    return dataclasses.replace(TEXT, experts=0, inter=width)
+
+
+def from_nano(folder, seed, c=TEXT):
+    """Returns a VisionLM whose text part is lynx-nano's, without two layers.
+
+    A dense MLP begins as the first experts side by side, as many as fit. Their sum is scaled to the size that the chosen ones' mean has if
+    experts are not correlated.
+    """
     torch.manual_seed(seed)
-    c, m = TEXT, VisionLM(TEXT, TowerConfig())
+    m, count = VisionLM(c, TowerConfig()), TEXT.experts if c.experts else c.inter // TEXT.inter
     t = {k: v.float() for k, v in load_file(f"{folder}/model.safetensors").items()}
     with torch.no_grad():
         m.emb[:4096] = t["model.embed_tokens.weight"]
@@ -169,11 +184,16 @@ def from_nano(folder, seed):
             layer.kn.copy_(t[p + "self_attn.k_norm.weight"])
             layer.wqkv.copy_(torch.cat([t[f"{p}self_attn.{n}_proj.weight"] for n in "qkv"]))
             layer.wo.copy_(t[p + "self_attn.o_proj.weight"])
-            layer.wr.copy_(t[p + "mlp.gate.weight"])
-            for e in range(c.experts):
-                x = f"{p}mlp.experts.{e}."
-                layer.w1[e] = torch.cat([t[x + "gate_proj.weight"], t[x + "up_proj.weight"]])
-                layer.w2[e] = t[x + "down_proj.weight"]
+            gates, ups, downs = (
+                [t[f"{p}mlp.experts.{e}.{n}_proj.weight"] for e in range(count)] for n in ("gate", "up", "down")
+            )
+            if c.experts:
+                layer.wr.copy_(t[p + "mlp.gate.weight"])
+                layer.w1.copy_(torch.cat([torch.stack(gates), torch.stack(ups)], 1))
+                layer.w2.copy_(torch.stack(downs))
+            else:
+                layer.w1.copy_(torch.cat([*gates, *ups]))
+                layer.w2.copy_(torch.cat(downs, 1) / (TEXT.topk * count) ** 0.5)
     return m
 
 
@@ -229,7 +249,11 @@ if __name__ == "__main__":
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("--text", required=True, help="folder of lynx-nano")
     ap.add_argument("--out", required=True)
-    ap.add_argument("--steps", type=int, default=2400)
+    ap.add_argument(
+        "--steps", type=int, default=2400, help="of the learning rate: constant, then falling over the last half"
+    )
+    ap.add_argument("--until", type=int, help="step to end at, before the last one")
+    ap.add_argument("--dense", type=int, metavar="WIDTH", help="MLPs of this width, a multiple of 96, for experts")
     ap.add_argument("--pictures", type=int, default=64, help="per step")
     ap.add_argument("--patches", type=int, default=224, help="of the largest picture")
     ap.add_argument("--lines", type=float, default=0.0, help="share of small pictures of one or two lines of text")
@@ -242,7 +266,7 @@ if __name__ == "__main__":
     ap.add_argument("--save-minutes", type=float, default=10)
     a = ap.parse_args()
     os.makedirs(a.out, exist_ok=True)
-    m = from_nano(a.text, a.seed)
+    m = from_nano(a.text, a.seed, dense(a.dense) if a.dense else TEXT)
     print("parameters:", sum(p.numel() for p in m.parameters()), flush=True)
     muon, adam = optimizers(m, m.c, a.lr_adam)
     step, avg = 0, {}
@@ -257,13 +281,14 @@ if __name__ == "__main__":
 
     def save():
         torch.save(
-            {"model": m.state_dict(), "adam": adam.state_dict(), "muon": muon.buf, "step": step, "avg": avg},
+            {"model": m.state_dict(), "adam": adam.state_dict(), "muon": muon.buf, "step": step, "avg": avg}
+            | {"config": dataclasses.asdict(m.c)},
             path + ".tmp",
         )
         os.replace(path + ".tmp", path)
 
     t0 = t_save = time.time()
-    while step < a.steps:
+    while step < min(a.steps, a.until or a.steps):
         x = samples.batch(a.pictures, a.patches)
         lr = min(1, (step + 1) / 100) * min(1, (1 - step / a.steps) / 0.5)
         w = x[2]
