@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from model import BF, AttnFn, Config, HeadLoss, MoEFn, _rope, _route, _swiglu, add_experts, norm, random_parameter
+from model import BF, AttnFn, Config, HeadLoss, _rope, _swiglu, add_experts, feed_forward, norm, random_parameter
 
 CHUNK = 64
 
@@ -180,10 +180,10 @@ class HybridLM(nn.Module):
                 x, q, k, v, g, beta, z = _delta_in(x, moe, m.n1, m.wqkvz.to(BF), m.wba, m.conv, m.a_log, m.dt, delta)
                 o = _delta_out(delta_rule(q, k, v, g, beta), z, m.on, delta)
             x, h, logits = _mid(x, o, m.wo.to(BF), m.n2, m.wr, c.eps)
-            gates, idx, a_, f_ = _route(logits, c.topk)
+            routed, a_, f_ = feed_forward(m, c, h, logits)
             aux = aux + a_ / c.layers
-            load.append(f_.detach())
-            moe = MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF)) + _shared(h, m.s1.to(BF), m.s2.to(BF), m.sg)
+            load.append(f_)
+            moe = routed + _shared(h, m.s1.to(BF), m.s2.to(BF), m.sg)
         h = norm(x + moe.float(), self.nf, c.eps).to(BF)
         loss, nll = HeadLoss.apply(h, self.emb.to(BF), y.reshape(-1), w.reshape(-1), 1024)
         return loss, nll, aux, load

@@ -232,6 +232,14 @@ def _swiglu(h):
     return (F.silu(g) * u).to(BF)
 
 
+def feed_forward(m, c, h, logits):
+    """h [N,H] bf16 -> output [N,H] bf16; of experts also the auxiliary loss and the load of each."""
+    if c.experts:
+        gates, idx, aux, load = _route(logits, c.topk)
+        return MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF)), aux, load.detach()
+    return _swiglu(h @ m.w1.to(BF).t()) @ m.w2.to(BF).t(), 0.0, None
+
+
 def random_parameter(*shape, std):
     return nn.Parameter(torch.randn(*shape) * std)
 
@@ -285,13 +293,10 @@ class LM(nn.Module):
         for m in self.layers:
             x, q, k, v = _pre(x, moe, m.n1, m.wqkv.to(BF), m.qn, m.kn, cos, sin, dims)
             x, h, logits = _post(x, AttnFn.apply(q, k, v), m.wo.to(BF), m.n2, m.wr if c.experts else None, dims)
+            moe, a, f = feed_forward(m, c, h, logits)
+            aux = aux + a / c.layers
             if c.experts:
-                gates, idx, a, f = _route(logits, c.topk)
-                aux = aux + a / c.layers
-                load.append(f.detach())
-                moe = MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF))
-            else:
-                moe = _swiglu(h @ m.w1.to(BF).t()) @ m.w2.to(BF).t()
+                load.append(f)
         h = norm(x + moe.float(), self.nf, c.eps).to(BF)
         loss, nll = HeadLoss.apply(h, emb, y.reshape(-1), w.reshape(-1), 1024)
         return loss, nll, aux, load

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from hybrid import HybridConfig  # noqa: F401  (train.py's optimizers look at it)
-from model import BF, LM, AttnFn, Config, HeadLoss, MoEFn, _post, _pre, _route, _swiglu, norm
+from model import BF, LM, AttnFn, Config, HeadLoss, _post, _pre, feed_forward, norm
 from pictures import FAMILIES, lines_of_text, picture, reading
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -146,12 +146,8 @@ class VisionLM(LM):
         for l, m in enumerate(self.layers):
             x, q, k, v = _pre(x, moe, m.n1, m.wqkv.to(BF), m.qn, m.kn, cos, sin, dims)
             x, h, logits = _post(x, AttnFn.apply(q, k, v), m.wo.to(BF), m.n2, m.wr if c.experts else None, dims)
-            if c.experts:
-                gates, idx, a, _ = _route(logits, c.topk)
-                aux = aux + a / c.layers
-                moe = MoEFn.apply(h, gates, idx, m.w1.to(BF), m.w2.to(BF))
-            else:
-                moe = _swiglu(h @ m.w1.to(BF).t()) @ m.w2.to(BF).t()
+            moe, a, _ = feed_forward(m, c, h, logits)
+            aux = aux + a / c.layers
             if l < len(deep):
                 x = x.index_add(0, place, deep[l][real].float())
         h = norm(x + moe.float(), self.nf, c.eps).to(BF)
