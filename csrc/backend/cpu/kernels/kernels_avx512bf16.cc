@@ -74,7 +74,7 @@ struct Bf16Tile {
       for (int j = 0; j < MR; ++j) acc[i][j] = _mm512_setzero_ps();
     const char* const end = w + k / kColumns * kBlockBytes;
     for (; w < end; w += kBlockBytes, x += kBlockBytes, ahead.at += ahead.bytes) {
-      for (int l = 0; l < kLines; ++l) prefetch(ahead.at + l * 64);
+      fetch<kLines>(ahead.at, ahead.apart);
       multiply_columns(w, w_stride, x, x_stride, acc);
     }
     if (const int64_t rest = k % kColumns) multiply_columns(w, w_stride, x, x_stride, acc, __mmask32((1u << rest) - 1));

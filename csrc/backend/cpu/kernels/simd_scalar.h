@@ -104,5 +104,6 @@ inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
 }
 
 inline void prefetch(const void*) {}
+inline void prefetch_far(const void*) {}
 
 }  // namespace
