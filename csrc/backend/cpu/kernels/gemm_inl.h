@@ -131,7 +131,7 @@ void PlainTile<W>::run(const char* w, int64_t w_stride, const char* x, int64_t x
   }
 }
 
-// NR weight rows against m rows of x. next, far: groups that are multiplied after this one.
+// NR weight rows against m rows of x. next, far: groups that are multiplied after this one; next = w: nothing is fetched.
 template <class Tile, int NR>
 inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x_stride, int64_t m, int64_t k, const char* next,
                        const char* far, float* out, int64_t out_stride, bool accumulate) {
@@ -142,7 +142,9 @@ inline void gemm_group(const char* w, int64_t w_stride, const char* x, int64_t x
   in_passes<Tile::kMostRows>(m, [&](auto rows, int64_t j) {
     const char* const xj = x + j * x_stride;
     float* const to = out + j * out_stride;
-    if (passes == 1)
+    if (NR == 1 || next == w)
+      Tile::template run<NR, rows.number, 0>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
+    else if (passes == 1)
       Tile::template run<NR, rows.number, kLines>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
     else
       Tile::template run<NR, rows.number, (kLines + 1) / 2>(w, w_stride, xj, x_stride, k, ahead, to, out_stride, accumulate);
@@ -168,7 +170,7 @@ void gemm(const void* weights, int64_t w_stride, int64_t n, const void* rows, in
       const auto later = [&](int64_t other) {
         if (other < groups && j == 0) return w + other * group_bytes;
         if (other >= groups && j + at_once >= m && next) return static_cast<const char*>(next) + (other - groups) * group_bytes;
-        return from;  // which is there, so that fetching it costs nothing
+        return from;
       };
       gemm_group<Tile, kGroupRows>(from, w_stride, x, x_stride, count, k, later(g + 1), later(g + far), to + g * kGroupRows,
                                    out_stride, accumulate);
