@@ -42,6 +42,7 @@ struct Ahead {
   int64_t apart, bytes;
 };
 
+// Prefetches kLines lines of each.
 template <int kLines>
 [[gnu::always_inline]] inline void fetch(const char* at, int64_t apart) {
 #pragma GCC unroll 4

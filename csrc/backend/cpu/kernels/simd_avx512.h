@@ -75,10 +75,9 @@ inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
   _mm_storeu_ps(out, accumulate ? _mm_add_ps(_mm_loadu_ps(out), sums) : sums);
 }
 
-// Always inlined, since gcc 12 takes a function that only prefetches for one without effects, and drops some calls of it.
+// Into the first-level cache, and the second. Always inlined, since gcc 12 takes a function that only prefetches for one without effects,
+// and drops some calls of it.
 [[gnu::always_inline]] inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-[[gnu::always_inline]] inline void prefetch_far(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
-}  // into the second level
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace

@@ -100,8 +100,9 @@ inline void put4(const Vec (&v)[4], float* out, bool accumulate) {
   vst1q_f32(out, accumulate ? vaddq_f32(vld1q_f32(out), sums) : sums);
 }
 
-// Always inlined, since gcc 12 takes a function that only prefetches for one without effects, and drops some calls of it.
+// Into the first-level cache, and the second. Always inlined, since gcc 12 takes a function that only prefetches for one without effects,
+// and drops some calls of it.
 [[gnu::always_inline]] inline void prefetch(const void* p) { __builtin_prefetch(p); }
-[[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }  // into the second level
+[[gnu::always_inline]] inline void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace
