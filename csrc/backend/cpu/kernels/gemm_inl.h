@@ -13,8 +13,8 @@
 // x before the next group, so that weights are read from memory once, and the rows of x come from the second-level cache, from which
 // a tile takes a register for every 4 multiplications. The passes over a group share the prefetch of later ones: memory then works
 // during all of them, not only during the first. Lines come from memory into the second-level cache some groups ahead, and into the first
-// one group ahead. Prefetched from memory into the first at once, they wait in its few miss buffers, which the products' loads need: on
-// Zen 4 a tile of 4 to 12 rows then reads at half of the rate.
+// one group ahead. Prefetched from memory into the first at once, tiles of 4 to 12 rows read at little more than half of the rate on
+// Zen 4; probably since lines wait in its few miss buffers, which the products' loads need too.
 #pragma once
 #include <cstdint>
 #include <cstring>
