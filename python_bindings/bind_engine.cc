@@ -416,9 +416,8 @@ void register_engine(py::module_& m) {
         py::arg("num_guesses") = 0, py::arg("distance") = 1, py::arg("seeds") = py::none());
   m.def(
       "parse_selection", [](const std::string& text, int top_k) { return to_string(parse_selection(text, top_k)); },
-      "The canonical form of an expert-selection text for a model of top_k experts per token, which lynx's alpha depends on (0 = "
-      "not "
-      "known); ValidationError for an unknown policy, key or value.",
+      "The canonical form of an expert-selection text for a model of top_k experts per token (0 = not known), which lynx's alpha "
+      "depends on; ValidationError for an unknown policy, key or value.",
       py::arg("text"), py::arg("top_k") = 0);
 }
 

@@ -1,5 +1,5 @@
 // Tests csrc/model/vision/image_patches.h: what comes out are the bits that went in, and pixels of 8 bits take a byte each.
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <vector>

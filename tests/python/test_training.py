@@ -20,7 +20,8 @@ import export, hybrid
 from transformers import AutoModelForCausalLM
 
 torch.manual_seed(3)
-sizes = dict(vocab=200, hidden=64, layers=4, heads=2, kv_heads=1, head_dim=32, experts=8, topk=2, inter=32)
+sizes = dict(vocab=200, hidden=64, layers=4, heads=2, kv_heads=1, head_dim=32, topk=2, inter=32)
+sizes["experts"] = 0 if sys.argv[1] == "dense" else 8
 if sys.argv[1] == "hybrid":
     config = hybrid.HybridConfig(**sizes, key_heads=2, value_heads=4, key_dim=16, value_dim=16, shared=32)
     trained = hybrid.HybridLM(config)
@@ -42,7 +43,7 @@ print(float((found - expected).abs().max()))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["moe", "hybrid"])
+@pytest.mark.parametrize("kind", ["moe", "dense", "hybrid"])
 def test_exported_models(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", CODE, kind, str(tmp_path / "model")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tools" / "training")}

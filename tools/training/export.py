@@ -1,4 +1,4 @@
-"""Writes a trained model in Hugging Face format: qwen3_moe, qwen3_next for a hybrid, qwen3_vl_moe for a vision model.
+"""Writes a trained model in Hugging Face format: qwen3_moe, qwen3 without experts, qwen3_next for a hybrid.
 
     python export.py --ckpt run/e8/ckpt.pt --tokenizer models/lynx-nano --out models/lynx-nano-e8
 
@@ -46,8 +46,9 @@ def common_config(c):
     }
 
 
-def moe_config(c):
-    return common_config(c) | {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"}
+def transformer_config(c):
+    name, kind = ("Qwen3Moe", "qwen3_moe") if c.experts else ("Qwen3", "qwen3")
+    return common_config(c) | {"architectures": [name + "ForCausalLM"], "model_type": kind}
 
 
 def hybrid_config(c):
@@ -158,7 +159,7 @@ def export(checkpoint, out, tokenizer, dtype=torch.bfloat16):
         write(hybrid_tensors(sd, c), hybrid_config(c), out, tokenizer, dtype)
     else:
         c = Config(**checkpoint["config"])
-        write(transformer_tensors(sd, c), moe_config(c), out, tokenizer, dtype)
+        write(transformer_tensors(sd, c), transformer_config(c), out, tokenizer, dtype)
 
 
 if __name__ == "__main__":
